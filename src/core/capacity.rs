@@ -1,0 +1,195 @@
+//! The index of free capacity: nodes with equal free vectors form a class, so
+//! that the placer scores once per class and never walks every node. Derived,
+//! kept current by the state. It does not know policies or scores.
+
+use crate::id::{DeviceType, Label, NodeNo};
+use crate::ledger::NodeUse;
+use crate::node::{Device, DeviceKind, Node, NodeState};
+use crate::resources::WHOLE;
+use imbl::{OrdMap, OrdSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What never changes while a node runs, shared by all nodes that are alike.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flavor {
+    pub cpu_milli: u64,
+    pub memory: u64,
+    pub disk: u64,
+    pub devices: Vec<DeviceFlavor>,
+    pub labels: BTreeMap<Label, Label>,
+    pub region: Option<Label>,
+    pub zone: Option<Label>,
+    pub rack: Option<Label>,
+    pub cost_per_hour: BTreeMap<DeviceType, u64>,
+    pub has_ports: bool,
+    pub simulated: bool,
+}
+
+/// A device without its identity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceFlavor {
+    pub kind: DeviceKind,
+    pub device_type: DeviceType,
+    pub memory: u64,
+    pub island: u16,
+    pub mig_profile: Option<DeviceType>,
+}
+
+impl From<&Device> for DeviceFlavor {
+    fn from(d: &Device) -> Self {
+        Self {
+            kind: d.kind,
+            device_type: d.device_type.clone(),
+            memory: d.memory,
+            island: d.island,
+            mig_profile: d.mig_profile.clone(),
+        }
+    }
+}
+
+/// Free part of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FreeDevice {
+    /// Thousandths; 0 when the device is not healthy.
+    pub milli: u16,
+    /// Bytes.
+    pub memory: u64,
+}
+
+/// What placement needs to know of a node. Nodes with equal classes are interchangeable.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Class {
+    pub flavor: Arc<Flavor>,
+    pub state: NodeState,
+    pub cordoned: bool,
+    pub cpu_milli: u64,
+    pub memory: u64,
+    pub disk: u64,
+    pub devices: Vec<FreeDevice>,
+    pub port_free: bool,
+}
+
+impl Class {
+    /// New replicas may be placed here.
+    pub fn takes_work(&self) -> bool {
+        self.state == NodeState::Ready && !self.cordoned
+    }
+
+    /// Free thousandths of GPUs in all.
+    pub fn free_gpu_milli(&self) -> u64 {
+        let gpus = self.flavor.devices.iter().zip(&self.devices).filter(|(f, _)| f.kind == DeviceKind::Gpu);
+        gpus.map(|(_, free)| u64::from(free.milli)).sum()
+    }
+}
+
+/// Class → its nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CapacityIndex {
+    pub classes: OrdMap<Arc<Class>, OrdSet<NodeNo>>,
+    of: OrdMap<NodeNo, Arc<Class>>,
+    /// Interned, so that equal flavors compare by pointer first.
+    flavors: OrdMap<Arc<Flavor>, u32>,
+}
+
+impl CapacityIndex {
+    pub fn class(&self, node: NodeNo) -> Option<&Arc<Class>> {
+        self.of.get(&node)
+    }
+
+    /// Moves the node to the class of its present free vector.
+    pub fn update(&mut self, node: &Node, used: &NodeUse) {
+        let flavor = match self.of.get(&node.no) {
+            Some(class) if same_flavor(&class.flavor, node) => class.flavor.clone(),
+            _ => self.intern(flavor_of(node)),
+        };
+        let class = Arc::new(class_of(flavor, node, used));
+        if self.of.get(&node.no).is_some_and(|old| **old == *class) {
+            return;
+        }
+        self.remove(node.no);
+        self.classes.entry(class.clone()).or_default().insert(node.no);
+        self.of.insert(node.no, class);
+    }
+
+    pub fn remove(&mut self, node: NodeNo) {
+        let Some(old) = self.of.remove(&node) else { return };
+        let Some(nodes) = self.classes.get_mut(&old) else { return };
+        nodes.remove(&node);
+        if nodes.is_empty() {
+            self.classes.remove(&old);
+        }
+    }
+
+    fn intern(&mut self, flavor: Flavor) -> Arc<Flavor> {
+        let flavor = Arc::new(flavor);
+        if let Some((known, _)) = self.flavors.get_key_value(&flavor) {
+            return known.clone();
+        }
+        self.flavors.insert(flavor.clone(), 0);
+        flavor
+    }
+}
+
+fn flavor_of(node: &Node) -> Flavor {
+    let s = &node.spec;
+    Flavor {
+        cpu_milli: s.cpu_milli,
+        memory: s.memory,
+        disk: s.disk,
+        devices: s.devices.iter().map(DeviceFlavor::from).collect(),
+        labels: s.labels.clone(),
+        region: s.region.clone(),
+        zone: s.zone.clone(),
+        rack: s.rack.clone(),
+        cost_per_hour: s.cost_per_hour.clone(),
+        has_ports: s.ports.is_some(),
+        simulated: s.simulated,
+    }
+}
+
+/// Whether the flavor still describes the node, without building a new one.
+fn same_flavor(f: &Flavor, node: &Node) -> bool {
+    let s = &node.spec;
+    let device = |(f, d): (&DeviceFlavor, &Device)| {
+        f.kind == d.kind
+            && f.device_type == d.device_type
+            && f.memory == d.memory
+            && f.island == d.island
+            && f.mig_profile == d.mig_profile
+    };
+    f.cpu_milli == s.cpu_milli
+        && f.memory == s.memory
+        && f.disk == s.disk
+        && f.devices.len() == s.devices.len()
+        && f.devices.iter().zip(&s.devices).all(device)
+        && f.labels == s.labels
+        && (&f.region, &f.zone, &f.rack) == (&s.region, &s.zone, &s.rack)
+        && f.cost_per_hour == s.cost_per_hour
+        && f.has_ports == s.ports.is_some()
+        && f.simulated == s.simulated
+}
+
+fn class_of(flavor: Arc<Flavor>, node: &Node, used: &NodeUse) -> Class {
+    let s = &node.spec;
+    let free = |(i, d): (usize, &Device)| {
+        let held = used.devices.get(i).copied().unwrap_or_default();
+        match d.healthy {
+            true => FreeDevice {
+                milli: WHOLE as u16 - held.milli,
+                memory: d.memory.saturating_sub(held.memory),
+            },
+            false => FreeDevice { milli: 0, memory: 0 },
+        }
+    };
+    Class {
+        flavor,
+        state: node.state,
+        cordoned: node.cordon.is_some(),
+        cpu_milli: s.cpu_milli.saturating_sub(used.cpu_milli),
+        memory: s.memory.saturating_sub(used.memory),
+        disk: s.disk.saturating_sub(used.disk),
+        devices: s.devices.iter().enumerate().map(free).collect(),
+        port_free: s.ports.is_none_or(|r| used.ports.len() <= usize::from(r.last - r.first)),
+    }
+}

@@ -1,0 +1,299 @@
+//! A job: one schedule request, its replicas, and the legal transitions between
+//! their phases. The job's own state is derived from its replicas, so the two
+//! can't disagree. It does not know nodes or quotas.
+
+use crate::id::{DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId};
+use crate::reason::Reason;
+use crate::resources::Resources;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The most replicas one job can have.
+pub const MAX_REPLICAS: u16 = 1024;
+/// How many transitions a job remembers; older ones are in the events.
+pub const HISTORY: usize = 16;
+
+/// Spread over nodes, or pack onto few.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Arrangement {
+    #[default]
+    Pack,
+    Spread,
+}
+
+/// When a replica that ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Restart {
+    #[default]
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Where and how a job may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Constraints {
+    /// Bound on the model's p95 latency, for the placer and later the autoscaler.
+    pub latency_ms: Option<u32>,
+    pub region: Option<Label>,
+    pub zone: Option<Label>,
+    pub rack: Option<Label>,
+    pub labels: BTreeMap<Label, Label>,
+    pub arrangement: Arrangement,
+    /// All devices of a replica share one NVLink island.
+    pub same_island: bool,
+    /// Millionths of the currency unit, all replicas together.
+    pub max_cost_per_hour: Option<u64>,
+    /// Exactly this node.
+    pub node: Option<NodeName>,
+    /// Never two copies at once, also when a node is cut off.
+    pub exclusive: bool,
+    pub preemptible: bool,
+    pub restart: Restart,
+    pub max_run_ms: Option<u64>,
+}
+
+/// Which program runs the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Runtime {
+    Simulated,
+    Process,
+}
+
+/// What is wanted. Immutable once accepted, hence shared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    pub tenant: TenantId,
+    pub model: ModelId,
+    pub version: VersionId,
+    pub resources: Resources,
+    pub replicas: u16,
+    /// All replicas at once, or none.
+    pub gang: bool,
+    pub constraints: Constraints,
+    /// Higher goes first; -1000..=1000.
+    pub priority: i16,
+    pub runtime: Runtime,
+    /// SHA-256 of the model's manifest as the admitting member read it; None when
+    /// no store knows the version, which only simulation allows.
+    pub manifest: Option<[u8; 32]>,
+    pub approved_by: Option<Arc<str>>,
+}
+
+/// Part of a device held by a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Share {
+    /// Index into the node's devices.
+    pub device: u16,
+    /// Thousandths, 1..=1000.
+    pub milli: u16,
+}
+
+/// What a replica holds, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    pub node: NodeNo,
+    /// Sorted by device.
+    pub shares: Vec<Share>,
+    pub port: Option<u16>,
+    pub at_ms: u64,
+}
+
+/// How far a placed replica has come, as its agent says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Stage {
+    /// Placed; the agent has not spoken yet.
+    Scheduled,
+    Downloading,
+    Verifying,
+    Starting,
+    Ready,
+    NotReady,
+}
+
+/// Where a replica is in its life. Each phase owns its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Waits for a place; not before `not_before_ms` (back-off after a failure).
+    Waiting { not_before_ms: u64, last: Option<Reason> },
+    /// Holds an allocation and should run.
+    Held { alloc: Allocation, stage: Stage },
+    /// Holds an allocation and should stop; `then` says what follows.
+    Stopping { alloc: Allocation, why: Reason, then: Next },
+    Succeeded,
+    Failed { why: Reason },
+    Cancelled,
+}
+
+/// What follows a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Next {
+    Again,
+    End,
+}
+
+/// One running copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    pub generation: Generation,
+    /// Times it was started again after a failure of its own.
+    pub restarts: u16,
+    pub phase: Phase,
+}
+
+impl Replica {
+    pub fn waiting() -> Self {
+        Self { generation: Generation(0), restarts: 0, phase: Phase::Waiting { not_before_ms: 0, last: None } }
+    }
+
+    /// The allocation, while one is held.
+    pub fn allocation(&self) -> Option<&Allocation> {
+        match &self.phase {
+            Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Some(alloc),
+            _ => None,
+        }
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.phase, Phase::Waiting { .. })
+    }
+
+    pub fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled)
+    }
+}
+
+/// A job's state, in the words of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum JobState {
+    Pending,
+    Admitted,
+    Starting,
+    Running,
+    Draining,
+    Succeeded,
+    Failed,
+    Cancelled,
+    Preempted,
+    Lost,
+}
+
+impl JobState {
+    pub const ALL: &[JobState] = &[
+        JobState::Pending,
+        JobState::Admitted,
+        JobState::Starting,
+        JobState::Running,
+        JobState::Draining,
+        JobState::Succeeded,
+        JobState::Failed,
+        JobState::Cancelled,
+        JobState::Preempted,
+        JobState::Lost,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            JobState::Pending => "Pending",
+            JobState::Admitted => "Admitted",
+            JobState::Starting => "Starting",
+            JobState::Running => "Running",
+            JobState::Draining => "Draining",
+            JobState::Succeeded => "Succeeded",
+            JobState::Failed => "Failed",
+            JobState::Cancelled => "Cancelled",
+            JobState::Preempted => "Preempted",
+            JobState::Lost => "Lost",
+        }
+    }
+
+    pub fn is_final(self) -> bool {
+        self >= JobState::Succeeded
+    }
+}
+
+/// One line of a job's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transition {
+    pub at_ms: u64,
+    pub state: JobState,
+    pub why: Option<Reason>,
+}
+
+/// A schedule request and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    pub no: JobNo,
+    pub request: RequestId,
+    pub tenant: TenantNo,
+    pub spec: Arc<JobSpec>,
+    pub replicas: Vec<Replica>,
+    /// Someone asked for it to end.
+    pub stopped: bool,
+    pub created_ms: u64,
+    pub changed_ms: u64,
+    /// The last [`HISTORY`] transitions, oldest first.
+    pub history: Vec<Transition>,
+}
+
+impl Job {
+    /// Derived from the replicas; see the table in docs/architecture.md.
+    pub fn state(&self) -> JobState {
+        let any = |test: fn(&Phase) -> bool| self.replicas.iter().any(|r| test(&r.phase));
+        let all = |test: fn(&Phase) -> bool| self.replicas.iter().all(|r| test(&r.phase));
+        if self.replicas.iter().all(Replica::has_ended) {
+            return match () {
+                () if any(|p| matches!(p, Phase::Failed { why: Reason::NodeFailure })) => JobState::Lost,
+                () if any(|p| matches!(p, Phase::Failed { why: Reason::Preempted })) => JobState::Preempted,
+                () if any(|p| matches!(p, Phase::Failed { .. })) => JobState::Failed,
+                () if any(|p| matches!(p, Phase::Cancelled)) => JobState::Cancelled,
+                () => JobState::Succeeded,
+            };
+        }
+        if self.stopped {
+            return JobState::Draining;
+        }
+        if any(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })) {
+            return JobState::Running;
+        }
+        let started = |p: &Phase| matches!(p, Phase::Held { stage, .. } if *stage != Stage::Scheduled);
+        if any(started) {
+            return JobState::Starting;
+        }
+        if all(|p| !matches!(p, Phase::Waiting { .. })) && any(|p| matches!(p, Phase::Held { .. })) {
+            return JobState::Admitted;
+        }
+        JobState::Pending
+    }
+
+    /// A replica waits for a place (whether or not its back-off is over).
+    pub fn wants_place(&self) -> bool {
+        !self.stopped && self.replicas.iter().any(Replica::is_waiting)
+    }
+
+    /// Replicas that could be placed at `now_ms`.
+    pub fn placeable(&self, now_ms: u64) -> impl Iterator<Item = u16> + '_ {
+        let ready = move |r: &Replica| matches!(r.phase, Phase::Waiting { not_before_ms, .. } if not_before_ms <= now_ms);
+        self.replicas.iter().enumerate().filter(move |(_, r)| !self.stopped && ready(r)).map(|(i, _)| i as u16)
+    }
+
+    /// Appends to the history when the state changed.
+    pub fn note(&mut self, at_ms: u64, before: JobState, why: Option<Reason>) {
+        self.changed_ms = at_ms;
+        let state = self.state();
+        if state != before {
+            if self.history.len() == HISTORY {
+                self.history.remove(0);
+            }
+            self.history.push(Transition { at_ms, state, why });
+        }
+    }
+}
+
+/// The device types of a request, sorted and without duplicates.
+pub fn device_types(mut types: Vec<DeviceType>) -> Vec<DeviceType> {
+    types.sort();
+    types.dedup();
+    types
+}

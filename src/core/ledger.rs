@@ -1,0 +1,188 @@
+//! Which allocation holds what on which node, and what each tenant uses, in
+//! integers. Derived from the jobs, never stored: it is rebuilt at load and
+//! compared by the invariants. It does not decide where anything goes.
+
+use crate::id::{JobNo, NodeNo, TenantNo};
+use crate::job::{Allocation, Share};
+use crate::node::{DeviceKind, NodeSpec};
+use crate::resources::{Gpus, Resources, WHOLE};
+use imbl::{OrdMap, OrdSet};
+use std::sync::Arc;
+
+/// What is held of one device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceUse {
+    /// Thousandths, at most 1000.
+    pub milli: u16,
+    /// Bytes.
+    pub memory: u64,
+}
+
+/// What is held on one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeUse {
+    pub cpu_milli: u64,
+    pub memory: u64,
+    pub disk: u64,
+    pub devices: Vec<DeviceUse>,
+    pub ports: OrdSet<u16>,
+    pub replicas: OrdSet<(JobNo, u16)>,
+    /// Rises whenever what the node's agent should do may have changed.
+    pub revision: u64,
+}
+
+/// What one tenant holds and waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantUse {
+    pub gpu_milli: u64,
+    pub tpu: u64,
+    pub cpu_milli: u64,
+    pub memory: u64,
+    /// Jobs that live.
+    pub jobs: u32,
+    /// Jobs of which a replica waits.
+    pub waiting: u32,
+}
+
+/// All that is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    pub nodes: OrdMap<NodeNo, Arc<NodeUse>>,
+    pub tenants: OrdMap<TenantNo, TenantUse>,
+}
+
+impl Ledger {
+    pub fn node(&self, node: NodeNo) -> Option<&Arc<NodeUse>> {
+        self.nodes.get(&node)
+    }
+
+    pub fn tenant(&self, tenant: TenantNo) -> TenantUse {
+        self.tenants.get(&tenant).copied().unwrap_or_default()
+    }
+
+    /// Makes room for a node's devices; what is held stays.
+    pub fn resize(&mut self, node: NodeNo, devices: usize) {
+        let used = Arc::make_mut(self.nodes.entry(node).or_default());
+        if used.devices.len() < devices {
+            used.devices.resize(devices, DeviceUse::default());
+        }
+        used.revision += 1;
+    }
+
+    /// Changes one tenant's totals.
+    pub fn tenant_mut(&mut self, tenant: TenantNo) -> &mut TenantUse {
+        self.tenants.entry(tenant).or_default()
+    }
+
+    /// Books `alloc`, which must fit (see [`fits`]).
+    pub fn hold(&mut self, tenant: TenantNo, who: (JobNo, u16), ask: &Resources, alloc: &Allocation, spec: &NodeSpec) {
+        let used = Arc::make_mut(self.nodes.entry(alloc.node).or_default());
+        used.cpu_milli += ask.cpu_milli;
+        used.memory += ask.memory;
+        used.disk += ask.disk;
+        for share in &alloc.shares {
+            let device = &mut used.devices[usize::from(share.device)];
+            device.milli += share.milli;
+            device.memory += share_memory(ask, *share, spec);
+        }
+        if let Some(port) = alloc.port {
+            used.ports.insert(port);
+        }
+        used.replicas.insert(who);
+        used.revision += 1;
+        let totals = self.tenant_mut(tenant);
+        totals.gpu_milli += ask.gpu.milli();
+        totals.tpu += u64::from(ask.tpu);
+        totals.cpu_milli += ask.cpu_milli;
+        totals.memory += ask.memory;
+    }
+
+    /// Undoes [`Ledger::hold`].
+    pub fn release(&mut self, tenant: TenantNo, who: (JobNo, u16), ask: &Resources, alloc: &Allocation, spec: &NodeSpec) {
+        let used = Arc::make_mut(self.nodes.entry(alloc.node).or_default());
+        used.cpu_milli -= ask.cpu_milli;
+        used.memory -= ask.memory;
+        used.disk -= ask.disk;
+        for share in &alloc.shares {
+            let device = &mut used.devices[usize::from(share.device)];
+            device.milli -= share.milli;
+            device.memory -= share_memory(ask, *share, spec);
+        }
+        if let Some(port) = alloc.port {
+            used.ports.remove(&port);
+        }
+        used.replicas.remove(&who);
+        used.revision += 1;
+        let totals = self.tenant_mut(tenant);
+        totals.gpu_milli -= ask.gpu.milli();
+        totals.tpu -= u64::from(ask.tpu);
+        totals.cpu_milli -= ask.cpu_milli;
+        totals.memory -= ask.memory;
+    }
+
+    /// What an agent should do on the node may have changed without a change of what is held.
+    pub fn touch(&mut self, node: NodeNo) {
+        Arc::make_mut(self.nodes.entry(node).or_default()).revision += 1;
+    }
+}
+
+/// Device memory that a share books: what was asked, else its part of the device.
+pub fn share_memory(ask: &Resources, share: Share, spec: &NodeSpec) -> u64 {
+    let device = &spec.devices[usize::from(share.device)];
+    match (u32::from(share.milli), ask.gpu_memory) {
+        (WHOLE, _) => device.memory,
+        (milli, 0) => (u128::from(device.memory) * u128::from(milli) / u128::from(WHOLE)) as u64,
+        (_, asked) => asked,
+    }
+}
+
+/// Whether `alloc` is what `ask` needs and is free on the node, in every dimension.
+/// The judgement of apply: it shares no code with the placer that proposes.
+///
+/// # Errors
+/// What does not fit, in words.
+pub fn fits(ask: &Resources, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse) -> Result<(), String> {
+    let room = |what: &str, used: u64, ask: u64, all: u64| match used.checked_add(ask) {
+        Some(sum) if sum <= all => Ok(()),
+        _ => Err(format!("{what}: {ask} asked, {} free", all.saturating_sub(used))),
+    };
+    room("cpu", used.cpu_milli, ask.cpu_milli, spec.cpu_milli)?;
+    room("memory", used.memory, ask.memory, spec.memory)?;
+    room("disk", used.disk, ask.disk, spec.disk)?;
+    if !alloc.shares.windows(2).all(|pair| pair[0].device < pair[1].device) {
+        return Err("a device is named twice".into());
+    }
+    let (mut gpu_milli, mut tpus) = (0u64, 0u64);
+    for share in &alloc.shares {
+        let device = spec.devices.get(usize::from(share.device)).ok_or("no such device")?;
+        let held = used.devices.get(usize::from(share.device)).copied().unwrap_or_default();
+        if !device.healthy {
+            return Err(format!("device {} is not healthy", share.device));
+        }
+        if share.milli == 0 || u32::from(held.milli) + u32::from(share.milli) > WHOLE {
+            return Err(format!("device {}: {} of 1000 held, {} asked", share.device, held.milli, share.milli));
+        }
+        room("device memory", held.memory, share_memory(ask, *share, spec), device.memory)?;
+        match device.kind {
+            DeviceKind::Tpu => tpus += 1,
+            DeviceKind::Gpu => {
+                let type_fits = ask.device_types.is_empty() || ask.device_types.contains(&device.device_type);
+                if !type_fits || device.memory < ask.gpu_memory || device.mig_profile != ask.mig_profile {
+                    return Err(format!("device {} is not of the kind asked for", share.device));
+                }
+                gpu_milli += u64::from(share.milli);
+            }
+        }
+        if matches!(ask.gpu, Gpus::Whole(_)) && u32::from(share.milli) != WHOLE {
+            return Err("a whole device was asked for".into());
+        }
+    }
+    if gpu_milli != ask.gpu.milli() || tpus != u64::from(ask.tpu) {
+        return Err(format!("{gpu_milli} thousandths of GPUs and {tpus} TPUs given, {} and {} asked", ask.gpu.milli(), ask.tpu));
+    }
+    match (alloc.port, spec.ports) {
+        (None, None) => Ok(()),
+        (Some(port), Some(range)) if (range.first..=range.last).contains(&port) && !used.ports.contains(&port) => Ok(()),
+        (port, _) => Err(format!("port {port:?} is not free on this node")),
+    }
+}

@@ -1,0 +1,28 @@
+//! Every decision Neural Fabric makes, and nothing else: no I/O, no clock, no
+//! threads, no randomness. Given the same commands, each member computes the
+//! same state; given the same state, the same plan. See docs/architecture.md.
+
+#![forbid(unsafe_code)]
+
+pub mod apply;
+pub mod capacity;
+pub mod codec;
+pub mod command;
+pub mod control;
+pub mod event;
+pub mod id;
+pub mod invariants;
+pub mod job;
+pub mod ledger;
+pub mod node;
+pub mod placement;
+pub mod plan;
+pub mod proposer;
+pub mod quota;
+pub mod reason;
+pub mod reconcile;
+pub mod resources;
+pub mod rows;
+pub mod state;
+pub mod tenant;
+pub mod view;

@@ -1,0 +1,131 @@
+//! A node: a place to run. What it has, where it is, how it is; three separate
+//! fields say state, schedulable and (later) drain. It does not know what runs on it.
+
+use crate::id::{DeviceType, Incarnation, Label, MemberId, NodeName, NodeNo};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// GPU or TPU; decides which ask of a job a device can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum DeviceKind {
+    Gpu,
+    Tpu,
+}
+
+/// One device of a node. Its position in [`NodeSpec::devices`] is its index everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Device {
+    pub uuid: Arc<str>,
+    pub kind: DeviceKind,
+    pub device_type: DeviceType,
+    /// Bytes.
+    pub memory: u64,
+    /// Devices with the same number share fast links (NVLink).
+    pub island: u16,
+    /// Set when the device is a MIG slice of this profile.
+    pub mig_profile: Option<DeviceType>,
+    pub healthy: bool,
+}
+
+/// First and last port that replicas on the node may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+}
+
+/// What a node has. Reported by its agent at registration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Host name or address at which its replicas are reached.
+    pub host: Arc<str>,
+    /// None: replicas get no port (they do not listen).
+    pub ports: Option<PortRange>,
+    /// Thousandths of a CPU.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub disk: u64,
+    pub devices: Vec<Device>,
+    pub labels: BTreeMap<Label, Label>,
+    pub region: Option<Label>,
+    pub zone: Option<Label>,
+    pub rack: Option<Label>,
+    /// Price of one device of a type per hour, in millionths of the currency unit.
+    pub cost_per_hour: BTreeMap<DeviceType, u64>,
+    /// Its devices and replicas are played, not real.
+    pub simulated: bool,
+}
+
+/// Who runs the node's agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NodeKind {
+    /// The agent inside a member.
+    Member(MemberId),
+    /// A process without a vote.
+    Worker,
+    /// Played by that member, in simulation only.
+    Played(MemberId),
+}
+
+/// Liveness, as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum NodeState {
+    Ready,
+    /// Beats are late; nothing changes yet.
+    Suspect,
+    /// Silent; no new replicas, its replicas may still serve.
+    Unknown,
+    /// Given up: its allocations are released.
+    Down,
+    Maintenance,
+}
+
+impl NodeState {
+    pub fn name(self) -> &'static str {
+        match self {
+            NodeState::Ready => "Ready",
+            NodeState::Suspect => "Suspect",
+            NodeState::Unknown => "Unknown",
+            NodeState::Down => "Down",
+            NodeState::Maintenance => "Maintenance",
+        }
+    }
+}
+
+/// Why a node takes no new work, and who said so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Cordon {
+    pub by: Arc<str>,
+    pub reason: Arc<str>,
+    pub at_ms: u64,
+}
+
+/// A registered node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub no: NodeNo,
+    pub name: NodeName,
+    pub kind: NodeKind,
+    pub incarnation: Incarnation,
+    pub spec: Arc<NodeSpec>,
+    pub state: NodeState,
+    pub cordon: Option<Cordon>,
+    /// When `state` last changed.
+    pub since_ms: u64,
+}
+
+impl Node {
+    /// New replicas may be placed here.
+    pub fn takes_work(&self) -> bool {
+        self.state == NodeState::Ready && self.cordon.is_none()
+    }
+}

@@ -1,0 +1,143 @@
+//! Placement: a pure function from the state's index of free capacity to a
+//! place, with the terms of its score and the runner-up. Filter each class of
+//! equal nodes, score it once, take the best; ties go to the lowest node number.
+//! It decides where; whether (quota, order) is decided in `plan`, and apply
+//! judges the result again with code of its own.
+
+pub mod devices;
+pub mod explain;
+pub mod filter;
+pub mod queue;
+pub mod score;
+
+use crate::capacity::Class;
+use crate::id::NodeNo;
+use crate::job::{Allocation, Arrangement, JobSpec};
+use crate::node::Node;
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use score::{Term, Terms};
+
+/// Why a node was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// Higher is better; the sum of the weighted terms.
+    pub score: i64,
+    pub terms: Terms,
+    /// The best node that was not chosen, and its score.
+    pub runner_up: Option<(NodeNo, i64)>,
+    /// Nodes that passed the filter.
+    pub candidates: u32,
+}
+
+/// A place for one replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    pub alloc: Allocation,
+    pub why: Why,
+}
+
+/// What limits a search besides the job's own constraints.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// Nodes kept for jobs that are ahead in the queue.
+    pub held: Vec<NodeNo>,
+    /// Replicas of the same job that already have a place, per node.
+    pub siblings: BTreeMap<NodeNo, u32>,
+}
+
+/// The best place for one replica of `spec`, or None when it fits nowhere now.
+pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
+    let mut best: Option<(i64, NodeNo, Terms, Arc<Class>)> = None;
+    let mut runner_up: Option<(NodeNo, i64)> = None;
+    let mut candidates = 0;
+    let pinned = match &spec.constraints.node {
+        Some(name) => Some(state.node_named(name)?.no),
+        None => None,
+    };
+    let mut consider = |class: &Arc<Class>, nodes: &mut dyn Iterator<Item = NodeNo>| {
+        if filter::rejects(class, spec) {
+            return;
+        }
+        let Some(terms) = score::terms(class, spec) else { return };
+        for node in nodes {
+            if limits.held.contains(&node) {
+                continue;
+            }
+            candidates += 1;
+            let terms = terms.with_siblings(spec, limits.siblings.get(&node).copied().unwrap_or(0));
+            let score = terms.total();
+            let better = best.as_ref().is_none_or(|(s, n, ..)| (score, std::cmp::Reverse(node)) > (*s, std::cmp::Reverse(*n)));
+            if better {
+                runner_up = best.take().map(|(s, n, ..)| (n, s)).or(runner_up);
+                best = Some((score, node, terms, class.clone()));
+            } else if runner_up.is_none_or(|(n, s)| (score, std::cmp::Reverse(node)) > (s, std::cmp::Reverse(n))) {
+                runner_up = Some((node, score));
+            }
+        }
+    };
+    match pinned {
+        Some(node) => consider(state.capacity().class(node)?, &mut std::iter::once(node)),
+        None => {
+            // All nodes of a class score alike, unless some already run a sibling or are held.
+            let each = !limits.siblings.is_empty() || !limits.held.is_empty();
+            let enough = if each { usize::MAX } else { 2 };
+            for (class, nodes) in &state.capacity().classes {
+                consider(class, &mut nodes.iter().copied().take(enough));
+            }
+        }
+    }
+    let (score, node, terms, class) = best?;
+    let alloc = allocate(state, spec, state.node(node)?, &class)?;
+    Some(Pick { alloc, why: Why { score, terms, runner_up, candidates } })
+}
+
+/// The devices and the port that the replica gets on its node.
+fn allocate(state: &State, spec: &JobSpec, node: &Node, class: &Class) -> Option<Allocation> {
+    let choice = devices::choose(class, &spec.resources, spec.constraints.same_island)?;
+    let port = match node.spec.ports {
+        None => None,
+        Some(range) => {
+            let used = &state.ledger().node(node.no)?.ports;
+            // Above the highest in use first: a port just released may still linger in TIME_WAIT.
+            let next = used.get_max().map_or(range.first, |max| max.saturating_add(1));
+            let free = |port: &u16| !used.contains(port);
+            Some((next..=range.last).chain(range.iter()).find(free)?)
+        }
+    };
+    Some(Allocation { node: node.no, shares: choice.shares, port, at_ms: state.meta().now_ms })
+}
+
+/// Places for `wanted` replicas of a job: all of them, or as many as fit (none
+/// for a gang of which one does not fit).
+pub fn place(state: &State, spec: &JobSpec, wanted: &[u16], mut limits: Limits) -> Vec<(u16, Pick)> {
+    if let [only] = wanted {
+        return place_one(state, spec, &limits).map(|pick| (*only, pick)).into_iter().collect();
+    }
+    let mut scratch = state.speculative();
+    let mut out = Vec::new();
+    for replica in wanted {
+        let Some(pick) = place_one(&scratch, spec, &limits) else { break };
+        scratch.book(spec, *replica, &pick.alloc);
+        *limits.siblings.entry(pick.alloc.node).or_default() += 1;
+        out.push((*replica, pick));
+    }
+    if spec.gang && out.len() < wanted.len() {
+        out.clear();
+    }
+    out
+}
+
+/// Nodes on which replicas of a job already are, for spreading the others.
+pub fn siblings(replicas: &[crate::job::Replica], arrangement: Arrangement) -> BTreeMap<NodeNo, u32> {
+    let mut out = BTreeMap::new();
+    if arrangement == Arrangement::Spread {
+        for alloc in replicas.iter().filter_map(|r| r.allocation()) {
+            *out.entry(alloc.node).or_default() += 1;
+        }
+    }
+    out
+}

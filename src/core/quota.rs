@@ -1,0 +1,104 @@
+//! Quotas: what a tenant may hold, and what stands in the way of a request. The
+//! same arithmetic serves apply (which refuses) and explanations (which tell).
+
+use crate::id::TenantNo;
+use crate::job::JobSpec;
+use crate::ledger::TenantUse;
+use crate::reason::{Blocker, Reason};
+use crate::resources::Resources;
+use crate::state::State;
+use crate::tenant::Quota;
+
+/// Most jobs of one tenant that may wait, where its quota does not say.
+pub const DEFAULT_WAITING: u32 = 10_000;
+
+/// One limited quantity: what it is called, what is used, asked and allowed.
+struct Line {
+    what: &'static str,
+    used: u64,
+    ask: u64,
+    limit: Option<u64>,
+    unit: fn(u64) -> String,
+}
+
+fn milli(m: u64) -> String {
+    match m % 1000 {
+        0 => (m / 1000).to_string(),
+        rest => format!("{}.{:03}", m / 1000, rest),
+    }
+}
+
+fn plain(n: u64) -> String {
+    n.to_string()
+}
+
+/// The tenant's quota, if it exists.
+pub fn quota(state: &State, tenant: TenantNo) -> Quota {
+    state.tenant(tenant).map(|t| t.quota.clone()).unwrap_or_default()
+}
+
+/// The tenant's GPU limit in thousandths; the group's default when it has none of its own.
+pub fn gpu_limit(state: &State, tenant: TenantNo) -> u64 {
+    quota(state, tenant).gpu_milli.unwrap_or(state.meta().default_gpu_milli)
+}
+
+/// Most jobs of the tenant that may wait at once.
+pub fn waiting_limit(quota: &Quota) -> u32 {
+    quota.waiting.unwrap_or(DEFAULT_WAITING)
+}
+
+fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
+    let gpu = quota.gpu_milli.unwrap_or(default_gpu_milli);
+    [
+        Line { what: "GPUs", used: used.gpu_milli, ask: ask.gpu.milli() * times, limit: Some(gpu), unit: milli },
+        Line { what: "TPUs", used: used.tpu, ask: u64::from(ask.tpu) * times, limit: quota.tpu, unit: plain },
+        Line { what: "CPUs", used: used.cpu_milli, ask: ask.cpu_milli.saturating_mul(times), limit: quota.cpu_milli, unit: milli },
+        Line { what: "bytes of memory", used: used.memory, ask: ask.memory.saturating_mul(times), limit: quota.memory, unit: plain },
+    ]
+}
+
+/// Whether `times` more replicas of `ask` stay inside the quota. A tenant that
+/// does not exist yet is judged as one with none of its own.
+pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
+    let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
+    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
+    let over = |l: &Line| l.ask > 0 && l.limit.is_some_and(|limit| l.used.saturating_add(l.ask) > limit);
+    !lines(&quota, state.meta().default_gpu_milli, used, ask, times).iter().any(over)
+}
+
+/// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.
+pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting: u64) -> Vec<Blocker> {
+    let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
+    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
+    let times = if spec.gang { waiting } else { 1 };
+    let mut out = Vec::new();
+    for line in lines(&quota, state.meta().default_gpu_milli, used, &spec.resources, times) {
+        let Some(limit) = line.limit else { continue };
+        if line.ask == 0 || line.used.saturating_add(line.ask) <= limit {
+            continue;
+        }
+        let (ask, used, shown) = ((line.unit)(line.ask), (line.unit)(line.used), (line.unit)(limit));
+        let never = line.ask > limit;
+        let (reason, detail) = if never {
+            (
+                Reason::ExceedsMaxQuota,
+                format!(
+                    "asks for {ask} {what}, tenant {tenant} may hold {shown} in all, so it can never run; ask for less or raise the quota (nf quota set)",
+                    what = line.what,
+                    tenant = spec.tenant
+                ),
+            )
+        } else {
+            (
+                Reason::WaitingForQuota,
+                format!(
+                    "asks for {ask} {what}, tenant {tenant} holds {used} of {shown}; runs when the tenant's own jobs release some or the quota is raised",
+                    what = line.what,
+                    tenant = spec.tenant
+                ),
+            )
+        };
+        out.push(Blocker { reason, detail, nodes: 0, permanent: never });
+    }
+    out
+}

@@ -1,0 +1,93 @@
+//! One vocabulary for waiting, refusing and erring: the tokens users see in
+//! REST, gRPC, CLI and metrics. It does not know HTTP or gRPC codes.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// A stable token; its spelling is part of the API.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Reason { $($(#[$doc])* $name),+ }
+        impl Reason {
+            /// Every token, for tests and documents.
+            pub const ALL: &[Reason] = &[$(Reason::$name),+];
+            pub fn token(self) -> &'static str {
+                match self { $(Reason::$name => stringify!($name)),+ }
+            }
+        }
+    };
+}
+
+// The order is part of the log format: append, never insert.
+reasons! {
+    // Waiting: quota.
+    WaitingForQuota, ExceedsMaxQuota, BudgetExhausted,
+    // Waiting: capacity.
+    Resources, NoMatchingDevice, BadConstraints, Priority, NodeDown, NodeCordoned, FragmentedCapacity,
+    FractionNotEnforced,
+    // Waiting: gang and topology.
+    NotEnoughForGang, TopologyPlacementFailed,
+    // Waiting: in progress.
+    WaitingForPreemptedJobs, WaitingForReplicasReady, PreemptionDelayNotElapsed, NoLeader,
+    // Waiting: held.
+    OnHold, BeginTime, Dependency,
+    /// A replica failed and its next start is a little later.
+    Backoff,
+    // Refusals.
+    InvalidArgument, UnknownField, TooLarge, Timeout, NotFound, Conflict, IdempotencyConflict, StaleIndex,
+    PlanChanged, QuotaExceeded, QueueFull, NoCapacity, IndexCompacted, UnsupportedMediaType, MethodNotAllowed,
+    Unauthenticated, Forbidden, NodeIdentityMismatch, JoinTokenInvalid, ConfigInvalid, ModelNotFound,
+    NotVoter, NotCaughtUp, FeatureLevel, NotSupported, Internal, TooManyRequests, Draining,
+    // Why a replica ended.
+    ArtifactMismatch, RuntimeFailed, ReadyTimeout, ExitedNonZero, PortTaken, NodeFailure, NodeDrain, DeviceFault,
+    Preempted, QuotaReclaimed, ScaledDown, Defragmentation, MaxRunTime, StoppedByUser,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.token())
+    }
+}
+
+/// A refusal is a normal reply with its numbers, not an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub reason: Reason,
+    /// What happened, why, and what to do next.
+    pub detail: String,
+    /// Path of the field at fault, e.g. `resources.gpu`.
+    pub field: Option<String>,
+}
+
+impl Refusal {
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), field: None }
+    }
+
+    pub fn field(reason: Reason, field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), field: Some(field.into()) }
+    }
+
+    pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::field(Reason::InvalidArgument, field, detail)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.detail)
+    }
+}
+
+/// One blocker of a waiting job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Blocker {
+    pub reason: Reason,
+    /// What blocks, with its numbers, and what would lift it.
+    pub detail: String,
+    /// How many nodes it rules out; 0 when it is not about nodes.
+    pub nodes: u32,
+    /// Only a change of quota or hardware can lift it.
+    pub permanent: bool,
+}

@@ -1,0 +1,268 @@
+//! State ↔ rows. Rows are what a member stores; the state hash is the wrapping
+//! sum of the hashes of all live rows, kept current from each row's bytes before
+//! and after, so members can compare their states with one number.
+
+use crate::codec::{self, body, exact};
+use crate::command::Member;
+use crate::event::Event;
+use crate::id::{Digest16, RequestId};
+use crate::job::{Job, Phase, Replica};
+use crate::node::Node;
+use crate::state::{Before, Changes, Meta, Request, RowKey, State};
+use crate::tenant::Tenant;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// Tables on disk. The numbers are part of the format: never reuse one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Table {
+    Meta = 1,
+    Job = 2,
+    Node = 3,
+    Tenant = 4,
+    Request = 5,
+    Member = 6,
+    /// Finished jobs, by the order in which they finished. Not in memory, not hashed.
+    History = 7,
+    /// Request → position in the history.
+    HistoryOf = 8,
+    /// Events by sequence number. Not in memory, not hashed.
+    Event = 9,
+}
+
+impl Table {
+    pub const ALL: &[Table] = &[
+        Table::Meta,
+        Table::Job,
+        Table::Node,
+        Table::Tenant,
+        Table::Request,
+        Table::Member,
+        Table::History,
+        Table::HistoryOf,
+        Table::Event,
+    ];
+    /// The tables that [`State::from_rows`] wants.
+    pub const LIVE: &[Table] =
+        &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member];
+}
+
+/// One row to write, or (None) to delete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowChange {
+    pub table: Table,
+    pub key: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// Why rows could not be loaded. The member must not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("table {table:?}: {source}")]
+    Row { table: Table, source: codec::Error },
+    #[error("table {table:?}: key of {length} bytes")]
+    Key { table: Table, length: usize },
+    #[error("job {job} holds node {node}, which is not stored")]
+    Dangling { job: String, node: String },
+    #[error("the rows do not add up to the stored hash: the data is damaged; restore this member from the others")]
+    Hash,
+}
+
+/// Row format version, the first byte of each value.
+const VERSION: u8 = 1;
+/// Finished jobs that are kept; older ones are deleted, and answered 404, on every member alike.
+pub const HISTORY_KEPT: u64 = 1_000_000;
+/// Events that are kept.
+pub const EVENTS_KEPT: u64 = 1_000_000;
+
+fn value<T: Serialize>(row: &T) -> Vec<u8> {
+    body(row, vec![VERSION])
+}
+
+fn read<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, Error> {
+    let kind = table as u16;
+    let wrap = |source| Error::Row { table, source };
+    match bytes.split_first() {
+        Some((&VERSION, rest)) => exact(kind, rest).map_err(wrap),
+        Some((&other, _)) => {
+            Err(wrap(codec::Error::Version { kind, version: other.into(), max: VERSION.into() }))
+        }
+        None => Err(wrap(codec::Error::Short { have: 0, need: 1 })),
+    }
+}
+
+/// A finished job from its row.
+///
+/// # Errors
+/// When the bytes are not such a row.
+pub fn read_history(bytes: &[u8]) -> Result<Job, Error> {
+    read(Table::History, bytes)
+}
+
+/// An event from its row.
+///
+/// # Errors
+/// When the bytes are not such a row.
+pub fn read_event(bytes: &[u8]) -> Result<Event, Error> {
+    read(Table::Event, bytes)
+}
+
+/// Key of a row in [`Table::HistoryOf`]; its value is the big-endian position.
+pub fn history_key(request: &RequestId) -> [u8; 16] {
+    crate::state::request_key(request).0
+}
+
+fn row_hash(table: Table, key: &[u8], value: &[u8]) -> u128 {
+    u128::from_be_bytes(Digest16::of(&[&[table as u8], key, value]).0)
+}
+
+impl RowKey {
+    fn table(self) -> Table {
+        match self {
+            RowKey::Job(_) => Table::Job,
+            RowKey::Node(_) => Table::Node,
+            RowKey::Tenant(_) => Table::Tenant,
+            RowKey::Request(_) => Table::Request,
+            RowKey::Member(_) => Table::Member,
+        }
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
+            RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
+            RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
+            RowKey::Request(key) => key.0.to_vec(),
+            RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
+        }
+    }
+}
+
+impl Before {
+    fn value(&self) -> Option<Vec<u8>> {
+        match self {
+            Before::Job(row) => row.as_deref().map(value),
+            Before::Node(row) => row.as_deref().map(value),
+            Before::Tenant(row) => row.as_deref().map(value),
+            Before::Request(row) => row.as_ref().map(value),
+            Before::Member(row) => row.as_deref().map(value),
+        }
+    }
+}
+
+impl State {
+    /// The rows that changed since the last call, for one atomic write. Updates the state hash.
+    pub fn take_changes(&mut self) -> Vec<RowChange> {
+        let Some(changes) = &mut self.changes else { return Vec::new() };
+        let changes = std::mem::take(changes);
+        let mut out = Vec::with_capacity(changes.rows.len() + changes.events.len() + 2 * changes.finished.len() + 1);
+        for (key, before) in &changes.rows {
+            let (table, bytes, after) = (key.table(), key.bytes(), self.row(*key));
+            self.rehash(table, &bytes, before.value().as_deref(), after.as_deref());
+            out.push(RowChange { table, key: bytes, value: after });
+        }
+        append_finished(&changes, &mut out);
+        for event in &changes.events {
+            out.push(RowChange { table: Table::Event, key: event.seq.to_be_bytes().to_vec(), value: Some(value(event)) });
+            if let Some(old) = event.seq.checked_sub(EVENTS_KEPT) {
+                out.push(RowChange { table: Table::Event, key: old.to_be_bytes().to_vec(), value: None });
+            }
+        }
+        if changes.meta.is_some() {
+            // The hash rides in the row and is therefore not part of it.
+            let stored = (&self.meta, self.hash);
+            out.push(RowChange { table: Table::Meta, key: vec![0], value: Some(value(&stored)) });
+        }
+        out
+    }
+
+    fn row(&self, key: RowKey) -> Option<Vec<u8>> {
+        match key {
+            RowKey::Job(no) => self.jobs.get(&no).map(|row| value(&**row)),
+            RowKey::Node(no) => self.nodes.get(&no).map(|row| value(&**row)),
+            RowKey::Tenant(no) => self.tenants.get(&no).map(|row| value(&**row)),
+            RowKey::Request(key) => self.requests.get(&key).map(value),
+            RowKey::Member(id) => self.members.get(&id).map(|row| value(&**row)),
+        }
+    }
+
+    fn rehash(&mut self, table: Table, key: &[u8], before: Option<&[u8]>, after: Option<&[u8]>) {
+        if let Some(before) = before {
+            self.hash = self.hash.wrapping_sub(row_hash(table, key, before));
+        }
+        if let Some(after) = after {
+            self.hash = self.hash.wrapping_add(row_hash(table, key, after));
+        }
+    }
+
+    /// The state whose live rows these are, in any order.
+    ///
+    /// # Errors
+    /// When a row can't be read, or the rows don't add up to the stored hash.
+    pub fn from_rows(rows: impl IntoIterator<Item = (Table, Vec<u8>, Vec<u8>)>) -> Result<Self, Error> {
+        let mut state = State::default();
+        let mut jobs = Vec::new();
+        let (mut hash, mut stored) = (0u128, 0u128);
+        for (table, key, bytes) in rows {
+            if table != Table::Meta {
+                hash = hash.wrapping_add(row_hash(table, &key, &bytes));
+            }
+            match table {
+                Table::Meta => (state.meta, stored) = read::<(Meta, u128)>(table, &bytes)?,
+                Table::Node => state.put_node(read::<Node>(table, &bytes)?),
+                Table::Tenant => state.put_tenant(read::<Tenant>(table, &bytes)?),
+                Table::Member => state.put_member(read::<Member>(table, &bytes)?),
+                // Jobs need the nodes, which may come later.
+                Table::Job => jobs.push(read::<Job>(table, &bytes)?),
+                Table::Request => {
+                    let length = key.len();
+                    let key = key.try_into().map_err(|_| Error::Key { table, length })?;
+                    state.put_request(Digest16(key), read::<Request>(table, &bytes)?);
+                }
+                Table::History | Table::HistoryOf | Table::Event => {}
+            }
+        }
+        for job in jobs {
+            check_allocations(&state, &job)?;
+            state.put_job(job);
+        }
+        if hash != stored {
+            return Err(Error::Hash);
+        }
+        state.hash = hash;
+        state.changes = Some(Changes::default());
+        Ok(state)
+    }
+}
+
+/// Booking an allocation on a node or device that is not there would panic.
+fn check_allocations(state: &State, job: &Job) -> Result<(), Error> {
+    for alloc in job.replicas.iter().filter_map(Replica::allocation) {
+        let devices = state.nodes.get(&alloc.node).map(|node| node.spec.devices.len());
+        let there = |devices: usize| alloc.shares.iter().all(|share| usize::from(share.device) < devices);
+        if !devices.is_some_and(there) {
+            return Err(Error::Dangling { job: job.no.to_string(), node: alloc.node.to_string() });
+        }
+    }
+    Ok(())
+}
+
+fn append_finished(changes: &Changes, out: &mut Vec<RowChange>) {
+    for (position, job) in &changes.finished {
+        debug_assert!(job.replicas.iter().all(|r| !matches!(r.phase, Phase::Held { .. })));
+        let key = position.to_be_bytes().to_vec();
+        out.push(RowChange { table: Table::History, key: key.clone(), value: Some(value::<Job>(job)) });
+        out.push(RowChange { table: Table::HistoryOf, key: history_key(&job.request).to_vec(), value: Some(key) });
+        if let Some(old) = position.checked_sub(HISTORY_KEPT) {
+            out.push(RowChange { table: Table::History, key: old.to_be_bytes().to_vec(), value: None });
+        }
+    }
+}
+
+/// Keeps `Arc` rows shareable across threads; fails to compile otherwise.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Arc<State>>();
+};

@@ -1,0 +1,396 @@
+//! The replicated state: stored tables, and what is derived from them (ledger,
+//! capacity index, queues). All writes go through the setters here, which keep
+//! both in step and remember the row as it was, so that the caller can later
+//! ask which rows changed. It does not decide anything.
+
+use crate::capacity::CapacityIndex;
+use crate::command::{Member, Mode};
+use crate::event::{Event, EventKind};
+use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
+use crate::job::{Job, Phase, Replica};
+use crate::ledger::Ledger;
+use crate::node::Node;
+use crate::tenant::Tenant;
+use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Counters and settings of the group; one row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    pub cluster: Arc<str>,
+    pub mode: Mode,
+    /// Quota of a tenant with none of its own, in thousandths of a GPU.
+    pub default_gpu_milli: u64,
+    /// Feature level; log entries of a newer level are not written.
+    pub level: u32,
+    /// Raised by every accepted entry.
+    pub base: u64,
+    /// Log time: the largest stamp seen, milliseconds since the epoch.
+    pub now_ms: u64,
+    pub next_job: u64,
+    pub next_node: u32,
+    pub next_tenant: u32,
+    pub next_event: u64,
+    /// Position of the next finished job in the history.
+    pub next_history: u64,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        Self {
+            cluster: "".into(),
+            mode: Mode::Simulation,
+            default_gpu_milli: 2000,
+            level: 1,
+            base: 0,
+            now_ms: 0,
+            next_job: 1,
+            next_node: 1,
+            next_tenant: 1,
+            next_event: 1,
+            next_history: 1,
+        }
+    }
+}
+
+/// Remembers which request made which job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub job: JobNo,
+    pub tenant: TenantNo,
+    pub body: Digest16,
+    pub keyed: bool,
+    /// Log time after which it is forgotten; `u64::MAX` while the job lives.
+    pub expires_ms: u64,
+}
+
+/// A row as it was before the first change since the last [`State::take_changes`].
+#[derive(Clone, Debug)]
+pub(crate) enum Before {
+    Job(Option<Arc<Job>>),
+    Node(Option<Arc<Node>>),
+    Tenant(Option<Arc<Tenant>>),
+    Request(Option<Request>),
+    Member(Option<Arc<Member>>),
+}
+
+/// Names the row of a [`Before`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RowKey {
+    Job(JobNo),
+    Node(NodeNo),
+    Tenant(TenantNo),
+    Request(Digest16),
+    Member(MemberId),
+}
+
+/// What changed since the rows were last taken.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Changes {
+    pub rows: BTreeMap<RowKey, Before>,
+    pub finished: Vec<(u64, Arc<Job>)>,
+    pub events: Vec<Event>,
+    pub meta: Option<Meta>,
+}
+
+/// The replicated state. Cloning copies pointers.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(crate) meta: Meta,
+    pub(crate) jobs: OrdMap<JobNo, Arc<Job>>,
+    pub(crate) nodes: OrdMap<NodeNo, Arc<Node>>,
+    pub(crate) tenants: OrdMap<TenantNo, Arc<Tenant>>,
+    pub(crate) requests: OrdMap<Digest16, Request>,
+    pub(crate) members: OrdMap<MemberId, Arc<Member>>,
+    // Derived.
+    pub(crate) ledger: Ledger,
+    pub(crate) capacity: CapacityIndex,
+    pub(crate) node_names: OrdMap<NodeName, NodeNo>,
+    pub(crate) tenant_names: OrdMap<TenantId, TenantNo>,
+    /// (tenant, priority inverted, age): each tenant's waiters, first first.
+    pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
+    /// When a waiter's back-off ends.
+    pub(crate) wakes: OrdSet<(u64, JobNo)>,
+    /// When a request is forgotten.
+    pub(crate) expiries: OrdSet<(u64, Digest16)>,
+    /// Rises whenever room appears or rules change, so that waiters are worth another look.
+    pub(crate) room: u64,
+    /// Wrapping sum of the row hashes; see `rows`.
+    pub(crate) hash: u128,
+    /// None on speculative copies, which nobody stores.
+    pub(crate) changes: Option<Changes>,
+}
+
+/// The key under which a request is remembered.
+pub fn request_key(request: &RequestId) -> Digest16 {
+    Digest16::of(&[b"request", request.as_str().as_bytes()])
+}
+
+impl State {
+    /// An empty state that records its changes.
+    pub fn new() -> Self {
+        Self { changes: Some(Changes::default()), ..Self::default() }
+    }
+
+    /// A copy to speculate on; it records no changes.
+    pub fn speculative(&self) -> Self {
+        Self { changes: None, ..self.clone() }
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+    pub fn jobs(&self) -> &OrdMap<JobNo, Arc<Job>> {
+        &self.jobs
+    }
+    pub fn nodes(&self) -> &OrdMap<NodeNo, Arc<Node>> {
+        &self.nodes
+    }
+    pub fn tenants(&self) -> &OrdMap<TenantNo, Arc<Tenant>> {
+        &self.tenants
+    }
+    pub fn members(&self) -> &OrdMap<MemberId, Arc<Member>> {
+        &self.members
+    }
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+    pub fn capacity(&self) -> &CapacityIndex {
+        &self.capacity
+    }
+    /// Equal on members that applied the same log. Covers all live rows.
+    pub fn hash(&self) -> u128 {
+        self.hash
+    }
+
+    pub fn job(&self, no: JobNo) -> Option<&Arc<Job>> {
+        self.jobs.get(&no)
+    }
+    pub fn node(&self, no: NodeNo) -> Option<&Arc<Node>> {
+        self.nodes.get(&no)
+    }
+    pub fn tenant(&self, no: TenantNo) -> Option<&Arc<Tenant>> {
+        self.tenants.get(&no)
+    }
+    pub fn node_named(&self, name: &NodeName) -> Option<&Arc<Node>> {
+        self.node_names.get(name).and_then(|no| self.nodes.get(no))
+    }
+    pub fn tenant_named(&self, id: &TenantId) -> Option<&Arc<Tenant>> {
+        self.tenant_names.get(id).and_then(|no| self.tenants.get(no))
+    }
+    pub fn request(&self, request: &RequestId) -> Option<&Request> {
+        self.requests.get(&request_key(request)).filter(|r| r.expires_ms > self.meta.now_ms)
+    }
+    /// The live job that the request made.
+    pub fn job_of(&self, request: &RequestId) -> Option<&Arc<Job>> {
+        self.request(request).and_then(|r| self.jobs.get(&r.job)).filter(|job| job.request == *request)
+    }
+    /// Replicas that hold something on the node, by job and replica number.
+    pub fn replicas_on(&self, node: NodeNo) -> impl Iterator<Item = (&Arc<Job>, u16, &Replica)> {
+        let held = self.ledger.node(node).into_iter().flat_map(|used| used.replicas.iter());
+        held.filter_map(|(job, replica)| {
+            let job = self.jobs.get(job)?;
+            Some((job, *replica, job.replicas.get(usize::from(*replica))?))
+        })
+    }
+    /// Rises whenever the desired slice of the node may have changed.
+    pub fn revision(&self, node: NodeNo) -> u64 {
+        self.ledger.node(node).map_or(0, |used| used.revision)
+    }
+    /// Tenants of which a job waits.
+    pub fn has_waiters(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+    /// Rises whenever a waiter may have become placeable.
+    pub fn room(&self) -> u64 {
+        self.room
+    }
+    /// The earliest end of a back-off.
+    pub fn next_wake_ms(&self) -> Option<u64> {
+        self.wakes.get_min().map(|(at, _)| *at)
+    }
+
+    // ---- setters: the only way to change a table ----
+
+    /// Inserts or replaces a job, and books what its replicas hold.
+    pub(crate) fn put_job(&mut self, job: Job) {
+        let old = self.jobs.get(&job.no).cloned();
+        self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
+        if let Some(old) = &old {
+            self.unindex_job(old);
+        }
+        let job = Arc::new(job);
+        self.index_job(&job, old.as_deref());
+        self.jobs.insert(job.no, job);
+    }
+
+    /// Moves a job whose replicas have all ended to the history.
+    pub(crate) fn finish_job(&mut self, job: Job) {
+        let old = self.jobs.remove(&job.no);
+        self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
+        if let Some(old) = &old {
+            self.unindex_job(old);
+            self.rebook(old, &[], &old.replicas);
+        }
+        self.change_meta(|meta| meta.next_history += 1);
+        let position = self.meta.next_history - 1;
+        if let Some(changes) = &mut self.changes {
+            changes.finished.push((position, Arc::new(job)));
+        }
+    }
+
+    fn index_job(&mut self, job: &Arc<Job>, old: Option<&Job>) {
+        self.rebook(job, &job.replicas, old.map_or(&[], |old| &old.replicas));
+        let totals = self.ledger.tenant_mut(job.tenant);
+        totals.jobs += 1;
+        if job.wants_place() {
+            totals.waiting += 1;
+            self.waiting.insert((job.tenant, -i32::from(job.spec.priority), job.no));
+            if let Some(at) = wake_of(job) {
+                self.wakes.insert((at, job.no));
+            }
+        }
+    }
+
+    fn unindex_job(&mut self, job: &Job) {
+        let totals = self.ledger.tenant_mut(job.tenant);
+        totals.jobs -= 1;
+        if job.wants_place() {
+            totals.waiting -= 1;
+            self.waiting.remove(&(job.tenant, -i32::from(job.spec.priority), job.no));
+            if let Some(at) = wake_of(job) {
+                self.wakes.remove(&(at, job.no));
+            }
+        }
+    }
+
+    /// Brings ledger and index from the allocations of `old` to those of `new`.
+    fn rebook(&mut self, job: &Job, new: &[Replica], old: &[Replica]) {
+        let ask = &job.spec.resources;
+        let mut touched: Vec<NodeNo> = Vec::new();
+        for i in 0..new.len().max(old.len()) {
+            let (was, is) = (old.get(i), new.get(i));
+            if was == is {
+                continue;
+            }
+            let (held, holds) = (was.and_then(Replica::allocation), is.and_then(Replica::allocation));
+            let who = (job.no, i as u16);
+            if held == holds {
+                // Same allocation, another phase: the agent has to look again.
+                if let Some(alloc) = holds {
+                    self.ledger.touch(alloc.node);
+                }
+                continue;
+            }
+            if let Some(alloc) = held {
+                let spec = self.nodes[&alloc.node].spec.clone();
+                self.ledger.release(job.tenant, who, ask, alloc, &spec);
+                self.room += 1;
+                touched.push(alloc.node);
+            }
+            if let Some(alloc) = holds {
+                let spec = self.nodes[&alloc.node].spec.clone();
+                self.ledger.hold(job.tenant, who, ask, alloc, &spec);
+                touched.push(alloc.node);
+            }
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for node in touched {
+            self.reclass(node);
+        }
+    }
+
+    fn reclass(&mut self, no: NodeNo) {
+        if let (Some(node), Some(used)) = (self.nodes.get(&no), self.ledger.nodes.get(&no)) {
+            self.capacity.update(node, used);
+        }
+    }
+
+    pub(crate) fn put_node(&mut self, node: Node) {
+        let no = node.no;
+        self.remember(RowKey::Node(no), |state| Before::Node(state.nodes.get(&no).cloned()));
+        self.node_names.insert(node.name.clone(), no);
+        self.ledger.resize(no, node.spec.devices.len());
+        self.nodes.insert(no, Arc::new(node));
+        self.reclass(no);
+        self.room += 1;
+    }
+
+    pub(crate) fn put_tenant(&mut self, tenant: Tenant) {
+        let no = tenant.no;
+        self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
+        self.tenant_names.insert(tenant.id.clone(), no);
+        self.tenants.insert(no, Arc::new(tenant));
+        self.room += 1;
+    }
+
+    pub(crate) fn remove_tenant(&mut self, no: TenantNo) {
+        self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
+        if let Some(tenant) = self.tenants.remove(&no) {
+            self.tenant_names.remove(&tenant.id);
+        }
+        self.ledger.tenants.remove(&no);
+    }
+
+    pub(crate) fn put_member(&mut self, member: Member) {
+        let id = member.id;
+        self.remember(RowKey::Member(id), |state| Before::Member(state.members.get(&id).cloned()));
+        self.members.insert(id, Arc::new(member));
+    }
+
+    pub(crate) fn put_request(&mut self, key: Digest16, request: Request) {
+        self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
+        let expires = request.expires_ms;
+        if let Some(old) = self.requests.insert(key, request) {
+            self.expiries.remove(&(old.expires_ms, key));
+        }
+        if expires != u64::MAX {
+            self.expiries.insert((expires, key));
+        }
+    }
+
+    pub(crate) fn remove_request(&mut self, key: Digest16) {
+        self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
+        if let Some(old) = self.requests.remove(&key) {
+            self.expiries.remove(&(old.expires_ms, key));
+        }
+    }
+
+    pub(crate) fn change_meta(&mut self, change: impl FnOnce(&mut Meta)) {
+        if let Some(changes) = &mut self.changes {
+            changes.meta.get_or_insert_with(|| self.meta.clone());
+        }
+        change(&mut self.meta);
+    }
+
+    /// Appends an event. Speculative copies count them but keep none.
+    pub(crate) fn emit(&mut self, kind: EventKind) {
+        let (seq, at_ms) = (self.meta.next_event, self.meta.now_ms);
+        self.change_meta(|meta| meta.next_event += 1);
+        if let Some(changes) = &mut self.changes {
+            changes.events.push(Event { seq, at_ms, kind });
+        }
+    }
+
+    fn remember(&mut self, key: RowKey, before: impl FnOnce(&State) -> Before) {
+        if self.changes.as_ref().is_none_or(|c| c.rows.contains_key(&key)) {
+            return;
+        }
+        let before = before(self);
+        if let Some(changes) = &mut self.changes {
+            changes.rows.insert(key, before);
+        }
+    }
+}
+
+/// When the first of a job's waiting replicas may be placed, if that is later than at once.
+fn wake_of(job: &Job) -> Option<u64> {
+    let times = job.replicas.iter().filter_map(|r| match r.phase {
+        Phase::Waiting { not_before_ms, .. } if not_before_ms > 0 => Some(not_before_ms),
+        _ => None,
+    });
+    times.min()
+}
