@@ -1,1 +1,24 @@
-//! x
+//! Neural Fabric: everything that touches the world. Decisions live in `nf-core`.
+//!
+//! | row | modules | may import |
+//! |---|---|---|
+//! | 0 | `nf_core`, `nf_proto` | std and small crates |
+//! | 1 | `config` `telemetry` `security` `storage` `models` | row 0 |
+//! | 2 | `raft` (with the proposer), `exchange` | rows 0–1; openraft in `raft` alone |
+//! | 3 | `controller` `agent` `api` `integrations` | rows 0–1, `raft`'s own types, `exchange`; not one another |
+//! | 4 | `daemon` `cli` `main` | everything |
+//!
+//! `tests/it/layers.rs` holds the code against this table.
+
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod controller;
+pub mod daemon;
+pub mod exchange;
+pub mod models;
+pub mod raft;
+pub mod security;
+pub mod storage;
+pub mod telemetry;

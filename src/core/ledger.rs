@@ -42,6 +42,8 @@ pub struct TenantUse {
     pub jobs: u32,
     /// Jobs of which a replica waits.
     pub waiting: u32,
+    /// Client-chosen ids that are remembered.
+    pub keyed: u32,
 }
 
 /// All that is held.

@@ -25,4 +25,6 @@ pub mod resources;
 pub mod rows;
 pub mod state;
 pub mod tenant;
+#[doc(hidden)]
+pub mod testing;
 pub mod view;

@@ -8,7 +8,7 @@ use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
 use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
 use crate::job::{Job, Phase, Replica};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
@@ -113,6 +113,8 @@ pub struct State {
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
+    /// Live jobs with a maximum run time.
+    pub(crate) limited: OrdSet<JobNo>,
     /// When a request is forgotten.
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
     /// Rises whenever room appears or rules change, so that waiters are worth another look.
@@ -243,6 +245,9 @@ impl State {
 
     fn index_job(&mut self, job: &Arc<Job>, old: Option<&Job>) {
         self.rebook(job, &job.replicas, old.map_or(&[], |old| &old.replicas));
+        if job.spec.constraints.max_run_ms.is_some() {
+            self.limited.insert(job.no);
+        }
         let totals = self.ledger.tenant_mut(job.tenant);
         totals.jobs += 1;
         if job.wants_place() {
@@ -255,6 +260,7 @@ impl State {
     }
 
     fn unindex_job(&mut self, job: &Job) {
+        self.limited.remove(&job.no);
         let totals = self.ledger.tenant_mut(job.tenant);
         totals.jobs -= 1;
         if job.wants_place() {
@@ -332,7 +338,9 @@ impl State {
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
         }
-        self.ledger.tenants.remove(&no);
+        if self.ledger.tenant(no) == TenantUse::default() {
+            self.ledger.tenants.remove(&no);
+        }
     }
 
     pub(crate) fn put_member(&mut self, member: Member) {
@@ -344,8 +352,9 @@ impl State {
     pub(crate) fn put_request(&mut self, key: Digest16, request: Request) {
         self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
         let expires = request.expires_ms;
+        self.ledger.tenant_mut(request.tenant).keyed += u32::from(request.keyed);
         if let Some(old) = self.requests.insert(key, request) {
-            self.expiries.remove(&(old.expires_ms, key));
+            self.unindex_request(key, &old);
         }
         if expires != u64::MAX {
             self.expiries.insert((expires, key));
@@ -355,8 +364,13 @@ impl State {
     pub(crate) fn remove_request(&mut self, key: Digest16) {
         self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
         if let Some(old) = self.requests.remove(&key) {
-            self.expiries.remove(&(old.expires_ms, key));
+            self.unindex_request(key, &old);
         }
+    }
+
+    fn unindex_request(&mut self, key: Digest16, old: &Request) {
+        self.ledger.tenant_mut(old.tenant).keyed -= u32::from(old.keyed);
+        self.expiries.remove(&(old.expires_ms, key));
     }
 
     pub(crate) fn change_meta(&mut self, change: impl FnOnce(&mut Meta)) {

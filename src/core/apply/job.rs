@@ -1,0 +1,275 @@
+//! Commands about jobs and their replicas.
+
+use super::tenant;
+use crate::command::{Answer, Placement, Report, ReportKind, Submission};
+use crate::event::EventKind;
+use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
+use crate::job::{Allocation, Job, JobSpec, JobState, Next, Phase, Replica, Restart, Stage};
+use crate::ledger::{self, NodeUse};
+use crate::quota;
+use crate::reason::{Reason, Refusal};
+use crate::state::{Request, State, request_key};
+use std::collections::BTreeMap;
+
+/// How long a client-chosen id is remembered after the job's last change.
+pub const KEYED_MS: u64 = 15 * 60 * 1000;
+/// How long a minted id is: longer than any call, with its retries, may live.
+pub const MINTED_MS: u64 = 60 * 1000;
+/// Client-chosen ids remembered per tenant. At the cap a new one is refused;
+/// an old one is never dropped early, since its retry would then run twice.
+pub const KEYED_MAX: u32 = 100_000;
+/// First back-off after a failure; doubles up to [`BACKOFF_MAX_MS`].
+const BACKOFF_MS: u64 = 1_000;
+const BACKOFF_MAX_MS: u64 = 300_000;
+
+pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[Placement]) -> Result<Answer, Refusal> {
+    if let Some(known) = state.request(&submission.request) {
+        if known.body == submission.body {
+            return Ok(Answer::Job { no: known.job, replayed: true });
+        }
+        let detail = format!("{} was used before with another request; choose a new id", submission.request);
+        return Err(Refusal::field(Reason::IdempotencyConflict, "request_id", detail));
+    }
+    let spec = &submission.spec;
+    let known = state.tenant_named(&spec.tenant).map(|t| t.no);
+    may_wait(state, known, submission, placements)?;
+    fits(state, known, spec, placements)?;
+
+    let tenant = tenant::ensure(state, &spec.tenant);
+    let no = JobNo(state.meta().next_job);
+    state.change_meta(|meta| meta.next_job += 1);
+    let now = state.meta().now_ms;
+    let mut job = Job {
+        no,
+        request: submission.request.clone(),
+        tenant,
+        spec: spec.clone(),
+        replicas: vec![Replica::waiting(); usize::from(spec.replicas)],
+        stopped: false,
+        created_ms: now,
+        changed_ms: now,
+        history: Vec::new(),
+    };
+    occupy(&mut job, placements);
+    job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
+    emit(state, &job, None, None);
+    let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
+    state.put_request(request_key(&submission.request), request);
+    state.put_job(job);
+    Ok(Answer::Job { no, replayed: false })
+}
+
+/// Bounds of the tenant's queue and of its remembered ids.
+fn may_wait(state: &State, tenant: Option<TenantNo>, submission: &Submission, placements: &[Placement]) -> Result<(), Refusal> {
+    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
+    let quota = tenant.map(|no| quota::quota(state, no)).unwrap_or_default();
+    let limit = quota::waiting_limit(&quota);
+    if placements.len() < usize::from(submission.spec.replicas) && used.waiting >= limit {
+        let detail = format!("tenant {} has {limit} waiting jobs, its limit; retry when some run", submission.spec.tenant);
+        return Err(Refusal::new(Reason::QueueFull, detail));
+    }
+    if submission.keyed && used.keyed >= KEYED_MAX {
+        let detail = format!("tenant {} has {KEYED_MAX} remembered ids; retry later or without a key", submission.spec.tenant);
+        return Err(Refusal::new(Reason::TooManyRequests, detail));
+    }
+    Ok(())
+}
+
+/// The judgement on a plan: quota and every dimension of every node.
+fn fits(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
+    let bad = |detail: String| Err(Refusal::new(Reason::PlanChanged, detail));
+    if !quota::allows(state, tenant, &spec.resources, placements.len() as u64) {
+        return bad(format!("tenant {} would pass its quota", spec.tenant));
+    }
+    // What earlier placements of this command will hold.
+    let mut uses: BTreeMap<NodeNo, NodeUse> = BTreeMap::new();
+    for placement in placements {
+        let alloc = &placement.alloc;
+        let Some(node) = state.node(alloc.node).filter(|node| node.takes_work()) else {
+            return bad(format!("node {} takes no work", alloc.node));
+        };
+        let Some(held) = state.ledger().node(alloc.node) else { return bad(format!("node {} has no ledger", alloc.node)) };
+        let used = uses.get(&alloc.node).unwrap_or(held);
+        if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
+            return bad(format!("node {}: {text}", node.name));
+        }
+        if placements.len() > 1 {
+            let mut scratch = ledger::Ledger::default();
+            scratch.nodes.insert(alloc.node, used.clone().into());
+            scratch.hold(TenantNo(0), (JobNo(0), placement.replica), &spec.resources, alloc, &node.spec);
+            uses.extend(scratch.nodes.get(&alloc.node).map(|used| (alloc.node, (**used).clone())));
+        }
+    }
+    Ok(())
+}
+
+fn occupy(job: &mut Job, placements: &[Placement]) {
+    for placement in placements {
+        if let Some(replica) = job.replicas.get_mut(usize::from(placement.replica)) {
+            replica.generation.0 += 1;
+            replica.phase = Phase::Held { alloc: placement.alloc.clone(), stage: Stage::Scheduled };
+        }
+    }
+}
+
+pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
+    let waits = |p: &Placement| job.replicas.get(usize::from(p.replica)).is_some_and(Replica::is_waiting);
+    if job.stopped || !placements.iter().all(waits) {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
+    }
+    fits(state, Some(job.tenant), &job.spec, placements)?;
+    let mut job = (**job).clone();
+    let before = job.state();
+    occupy(&mut job, placements);
+    save(state, job, before, None);
+    Ok(Answer::Count(placements.len() as u32))
+}
+
+pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
+    if job.stopped {
+        return Ok(Answer::Count(0));
+    }
+    let mut job = (**job).clone();
+    let before = job.state();
+    job.stopped = true;
+    for replica in &mut job.replicas {
+        replica.phase = match std::mem::replace(&mut replica.phase, Phase::Cancelled) {
+            Phase::Waiting { .. } => Phase::Cancelled,
+            Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Phase::Stopping { alloc, why, then: Next::End },
+            ended => ended,
+        };
+    }
+    save(state, job, before, Some(why));
+    Ok(Answer::Count(1))
+}
+
+pub(super) fn reports(state: &mut State, node: NodeNo, incarnation: Incarnation, reports: &[Report]) -> Result<Answer, Refusal> {
+    // An agent of an earlier start has no say any more.
+    if state.node(node).is_none_or(|n| n.incarnation != incarnation) {
+        return Ok(Answer::Count(0));
+    }
+    Ok(Answer::Count(reports.iter().map(|r| u32::from(report(state, node, r))).sum()))
+}
+
+/// Whether the report was about something that is so and changed it.
+fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
+    let Some(job) = state.job(report.job) else { return false };
+    let Some(replica) = job.replicas.get(usize::from(report.replica)) else { return false };
+    let speaks_of_it = replica.generation == report.generation && replica.allocation().is_some_and(|a| a.node == node);
+    if !speaks_of_it {
+        return false;
+    }
+    let now = state.meta().now_ms;
+    let mut next = replica.clone();
+    let (ended, why) = match (&replica.phase, &report.kind) {
+        (Phase::Held { alloc, stage }, ReportKind::Stage(new)) if stage != new => {
+            next.phase = Phase::Held { alloc: alloc.clone(), stage: *new };
+            (None, None)
+        }
+        (_, ReportKind::Stage(_)) => return false,
+        (_, ReportKind::Ended { ok, why }) => {
+            next = after_end(replica, *ok, *why, job.spec.constraints.restart, now);
+            (Some((replica.generation, *ok)), Some(*why))
+        }
+    };
+    let mut job = (**job).clone();
+    let before = job.state();
+    job.replicas[usize::from(report.replica)] = next;
+    if let (Some((generation, ok)), Some(why)) = (ended, why) {
+        let node = state.nodes[&node].name.clone();
+        let (request, tenant) = (job.request.clone(), job.spec.tenant.clone());
+        state.emit(EventKind::Replica { request, tenant, replica: report.replica, generation, node, ok, why });
+    }
+    save(state, job, before, why);
+    true
+}
+
+/// What becomes of a replica that its agent saw end.
+fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u64) -> Replica {
+    let stopping = match &replica.phase {
+        Phase::Stopping { then, .. } => Some(*then),
+        _ => None,
+    };
+    let again = |restarts: u16, not_before_ms: u64| Replica {
+        generation: replica.generation,
+        restarts,
+        phase: Phase::Waiting { not_before_ms, last: Some(why) },
+    };
+    let end = |phase: Phase| Replica { phase, ..replica.clone() };
+    match (stopping, ok, restart) {
+        (Some(Next::End), ..) => end(Phase::Cancelled),
+        (Some(Next::Again), ..) => again(replica.restarts, 0),
+        // Bytes that don't match their digest won't match them next time.
+        (None, false, _) if why == Reason::ArtifactMismatch || why == Reason::ModelNotFound => end(Phase::Failed { why }),
+        (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
+        (None, false, Restart::Never) => end(Phase::Failed { why }),
+        (None, ..) => {
+            let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(replica.restarts.min(16)));
+            again(replica.restarts.saturating_add(1), now + backoff)
+        }
+    }
+}
+
+/// The node is Down: what it held is free, and its replicas start elsewhere.
+pub(super) fn lose_node(state: &mut State, node: NodeNo) {
+    let mut jobs: Vec<JobNo> = state.replicas_on(node).map(|(job, ..)| job.no).collect();
+    jobs.dedup();
+    for no in jobs {
+        let mut job = (*state.jobs[&no]).clone();
+        let before = job.state();
+        let restart = job.spec.constraints.restart;
+        for replica in job.replicas.iter_mut().filter(|r| r.allocation().is_some_and(|a| a.node == node)) {
+            replica.phase = after_loss(&replica.phase, restart);
+        }
+        save(state, job, before, Some(Reason::NodeFailure));
+    }
+}
+
+fn after_loss(phase: &Phase, restart: Restart) -> Phase {
+    match (phase, restart) {
+        (Phase::Stopping { then: Next::End, .. }, _) => Phase::Cancelled,
+        (Phase::Held { .. }, Restart::Never) => Phase::Failed { why: Reason::NodeFailure },
+        // The next launch counts the generation up, so the lost one can be told apart when it returns.
+        _ => Phase::Waiting { not_before_ms: 0, last: Some(Reason::NodeFailure) },
+    }
+}
+
+/// Writes the job back, tells what changed, and moves it to the history when it is over.
+fn save(state: &mut State, mut job: Job, before: JobState, why: Option<Reason>) {
+    let now = state.meta().now_ms;
+    job.note(now, before, why);
+    if job.state() != before {
+        emit(state, &job, Some(before), why);
+    }
+    if !job.replicas.iter().all(Replica::has_ended) {
+        state.put_job(job);
+        return;
+    }
+    let key = request_key(&job.request);
+    if let Some(request) = state.requests.get(&key).cloned() {
+        let expires_ms = now + if request.keyed { KEYED_MS } else { MINTED_MS };
+        state.put_request(key, Request { expires_ms, ..request });
+    }
+    state.finish_job(job);
+}
+
+fn emit(state: &mut State, job: &Job, from: Option<JobState>, why: Option<Reason>) {
+    let (no, request, tenant, to) = (job.no, job.request.clone(), job.spec.tenant.clone(), job.state());
+    state.emit(EventKind::Job { no, request, tenant, from, to, why });
+}
+
+impl State {
+    /// Books a place on a scratch copy, for planning several at once. The job need not exist.
+    pub(crate) fn book(&mut self, spec: &JobSpec, replica: u16, alloc: &Allocation) {
+        let tenant = self.tenant_named(&spec.tenant).map_or(TenantNo(0), |t| t.no);
+        let Some(node) = self.nodes.get(&alloc.node).cloned() else { return };
+        // Numbers from the top can't meet those of real jobs.
+        let who = (JobNo(u64::MAX), replica);
+        self.ledger.hold(tenant, who, &spec.resources, alloc, &node.spec);
+        if let Some(used) = self.ledger.nodes.get(&alloc.node) {
+            self.capacity.update(&node, used);
+        }
+    }
+}

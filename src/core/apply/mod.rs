@@ -1,0 +1,69 @@
+//! apply: the only code that changes the state, reading nothing but its
+//! arguments. Each handler checks everything first and changes then; after the
+//! first change there is no early return. It does not plan.
+
+mod cluster;
+mod job;
+mod node;
+mod tenant;
+
+use crate::command::{Answer, Batch, Command};
+use crate::reason::Refusal;
+use crate::state::State;
+
+/// The feature levels that this build can run.
+pub const LEVELS: std::ops::RangeInclusive<u32> = 1..=1;
+
+/// What an entry did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatchOutcome {
+    /// Planned on another state: nothing changed, plan again.
+    Superseded { base: u64 },
+    /// One answer per command.
+    Applied(Vec<Result<Answer, Refusal>>),
+}
+
+/// Forgotten requests per entry, so that one entry after a long pause stays short.
+const FORGET: usize = 256;
+
+/// Applies one log entry.
+pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
+    if batch.base != state.meta().base {
+        return BatchOutcome::Superseded { base: state.meta().base };
+    }
+    state.change_meta(|meta| {
+        meta.base += 1;
+        // Log time never goes back, whatever a new leader's clock says.
+        meta.now_ms = meta.now_ms.max(batch.at_ms);
+    });
+    forget(state);
+    BatchOutcome::Applied(batch.commands.iter().map(|command| apply(state, command)).collect())
+}
+
+/// Applies one command.
+pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refusal> {
+    match command {
+        Command::Init { cluster, mode, default_gpu_milli } => cluster::init(state, cluster, *mode, *default_gpu_milli),
+        Command::Member(member) => cluster::member(state, member),
+        Command::RaiseLevel { to } => cluster::raise_level(state, *to),
+        Command::Register { name, kind, incarnation, spec } => node::register(state, name, *kind, *incarnation, spec),
+        Command::SetNodeState { node, incarnation, to } => node::set_state(state, *node, *incarnation, *to),
+        Command::SetCordon { node, cordon } => node::set_cordon(state, *node, cordon.as_ref()),
+        Command::CreateTenant { tenant } => tenant::create(state, tenant),
+        Command::DeleteTenant { tenant } => tenant::delete(state, tenant),
+        Command::SetQuota { tenant, quota } => tenant::set_quota(state, tenant, quota),
+        Command::Submit { submission, placements } => job::submit(state, submission, placements),
+        Command::Place { job, placements } => job::place(state, *job, placements),
+        Command::Stop { job, why } => job::stop(state, *job, *why),
+        Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
+    }
+}
+
+/// Forgets requests whose time is over.
+fn forget(state: &mut State) {
+    let now = state.meta().now_ms;
+    let due: Vec<_> = state.expiries.iter().take(FORGET).take_while(|(at, _)| *at <= now).map(|(_, key)| *key).collect();
+    for key in due {
+        state.remove_request(key);
+    }
+}

@@ -1,0 +1,83 @@
+//! Commands about nodes.
+
+use super::job;
+use crate::command::Answer;
+use crate::event::EventKind;
+use crate::id::{Incarnation, NodeName, NodeNo};
+use crate::node::{Cordon, Node, NodeKind, NodeSpec, NodeState};
+use crate::reason::{Reason, Refusal};
+use crate::state::State;
+use std::sync::Arc;
+
+pub(super) fn register(
+    state: &mut State,
+    name: &NodeName,
+    kind: NodeKind,
+    incarnation: Incarnation,
+    spec: &Arc<NodeSpec>,
+) -> Result<Answer, Refusal> {
+    let Some(known) = state.node_named(name).cloned() else {
+        let no = NodeNo(state.meta().next_node);
+        state.change_meta(|meta| meta.next_node += 1);
+        let since_ms = state.meta().now_ms;
+        let (name, spec) = (name.clone(), spec.clone());
+        state.emit(EventKind::Node { node: name.clone(), from: None, to: NodeState::Ready });
+        state.put_node(Node { no, name, kind, incarnation, spec, state: NodeState::Ready, cordon: None, since_ms });
+        return Ok(Answer::Node { no, new: true });
+    };
+    if incarnation < known.incarnation {
+        let detail = format!("node {name} has started again since (incarnation {} < {})", incarnation.0, known.incarnation.0);
+        return Err(Refusal::new(Reason::Conflict, detail));
+    }
+    keeps_what_is_held(state, &known, spec)?;
+    let (no, from) = (known.no, known.state);
+    let changed = *known.spec != **spec || known.incarnation != incarnation || known.kind != kind;
+    let to = if from == NodeState::Maintenance { from } else { NodeState::Ready };
+    if changed || from != to {
+        let since_ms = if from == to { known.since_ms } else { state.meta().now_ms };
+        state.put_node(Node { kind, incarnation, spec: spec.clone(), state: to, since_ms, ..(*known).clone() });
+    }
+    if from != to {
+        state.emit(EventKind::Node { node: name.clone(), from: Some(from), to });
+    }
+    Ok(Answer::Node { no, new: false })
+}
+
+/// Devices are held by index: a node may not change or lose one that is in use.
+fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<(), Refusal> {
+    for (_, _, replica) in state.replicas_on(known.no) {
+        let shares = replica.allocation().map(|alloc| alloc.shares.as_slice()).unwrap_or_default();
+        for share in shares {
+            let (was, is) = (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
+            let same = was.zip(is).is_some_and(|(was, is)| was.uuid == is.uuid && was.memory == is.memory);
+            if !same {
+                let detail = format!("device {} of node {} is in use and would change; drain the node first", share.device, known.name);
+                return Err(Refusal::field(Reason::Conflict, "devices", detail));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set_state(state: &mut State, no: NodeNo, incarnation: Incarnation, to: NodeState) -> Result<Answer, Refusal> {
+    let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
+    // A verdict on an earlier start says nothing about this one.
+    if node.incarnation != incarnation || node.state == to {
+        return Ok(Answer::Count(0));
+    }
+    let since_ms = state.meta().now_ms;
+    state.put_node(Node { state: to, since_ms, ..(*node).clone() });
+    state.emit(EventKind::Node { node: node.name.clone(), from: Some(node.state), to });
+    if to == NodeState::Down {
+        job::lose_node(state, no);
+    }
+    Ok(Answer::Count(1))
+}
+
+pub(super) fn set_cordon(state: &mut State, no: NodeNo, cordon: Option<&Cordon>) -> Result<Answer, Refusal> {
+    let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
+    state.put_node(Node { cordon: cordon.cloned(), ..(*node).clone() });
+    let (by, reason) = (cordon.map(|c| c.by.clone()), cordon.map(|c| c.reason.clone()));
+    state.emit(EventKind::Cordon { node: node.name.clone(), by, reason });
+    Ok(Answer::Count(1))
+}

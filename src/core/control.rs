@@ -1,0 +1,189 @@
+//! The leader's loop as a pure function: the state, what was heard from nodes,
+//! and the time → intents. What it observes dies with the term. Liveness has two
+//! guards: a leader that was itself late judges nobody, and a node gets a full
+//! time-out after each change of leader.
+
+use crate::id::NodeNo;
+use crate::job::JobState;
+use crate::node::{Node, NodeState};
+use crate::plan::Intent;
+use crate::reason::Reason;
+use crate::state::State;
+use std::collections::BTreeMap;
+
+/// When silence becomes which state, in milliseconds since the last beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    pub suspect_ms: u64,
+    pub unknown_ms: u64,
+    pub down_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { suspect_ms: 5_000, unknown_ms: 15_000, down_ms: 60_000 }
+    }
+}
+
+/// What the leader has heard since its term began. Times are of its own monotonic clock.
+#[derive(Clone, Debug, Default)]
+pub struct Observations {
+    /// Last beat of each node, and of which incarnation.
+    beats: BTreeMap<NodeNo, u64>,
+    /// Since when a silent node's silence counts.
+    grace_from_ms: u64,
+    last_step_ms: u64,
+    /// The state's `room` when the queue was last tried.
+    tried_room: Option<u64>,
+    tried_at_ms: u64,
+}
+
+/// A step later than this says that the leader itself stood still.
+const LATE_MS: u64 = 2_000;
+/// The queue is tried again after this long even if nothing seems to have changed.
+const RETRY_MS: u64 = 5_000;
+
+impl Observations {
+    /// At the start of a term.
+    pub fn new(now_ms: u64) -> Self {
+        Self { grace_from_ms: now_ms, last_step_ms: now_ms, ..Self::default() }
+    }
+
+    /// A beat of the node's present incarnation arrived.
+    pub fn heard(&mut self, node: NodeNo, now_ms: u64) {
+        self.beats.insert(node, now_ms);
+    }
+
+    fn silence_ms(&self, node: NodeNo, now_ms: u64) -> u64 {
+        let heard = self.beats.get(&node).copied().unwrap_or(0).max(self.grace_from_ms);
+        now_ms.saturating_sub(heard)
+    }
+}
+
+/// The leader's two clocks, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Never steps; silence is measured on it.
+    pub mono_ms: u64,
+    /// Since the epoch, as the next log entry would be stamped.
+    pub wall_ms: u64,
+}
+
+/// What the leader should do now.
+pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: Now) -> Vec<Intent> {
+    let now_ms = now.mono_ms;
+    if now_ms.saturating_sub(seen.last_step_ms) > LATE_MS {
+        // Beats may have waited outside while we stood still.
+        seen.grace_from_ms = now_ms;
+    }
+    seen.last_step_ms = now_ms;
+    let mut out = Vec::new();
+    let changes = verdicts(state, seen, timeouts, now_ms);
+    if !changes.is_empty() {
+        out.push(Intent::NodeStates(changes));
+    }
+    out.extend(overdue(state, now.wall_ms));
+    if queue_is_due(state, seen, now) {
+        seen.tried_room = Some(state.room());
+        seen.tried_at_ms = now_ms;
+        out.push(Intent::PlaceWaiting);
+    }
+    out
+}
+
+fn verdicts(state: &State, seen: &Observations, timeouts: &Timeouts, now_ms: u64) -> Vec<(NodeNo, crate::id::Incarnation, NodeState)> {
+    let verdict = |node: &Node| {
+        let silence = seen.silence_ms(node.no, now_ms);
+        let to = match silence {
+            s if s >= timeouts.down_ms => NodeState::Down,
+            s if s >= timeouts.unknown_ms => NodeState::Unknown,
+            s if s >= timeouts.suspect_ms => NodeState::Suspect,
+            _ => NodeState::Ready,
+        };
+        let heard = seen.beats.contains_key(&node.no);
+        let change = match (node.state, to) {
+            (NodeState::Maintenance, _) => false,
+            // Down ends only with a beat; the others heal with one, too.
+            (from, NodeState::Ready) => from != NodeState::Ready && heard,
+            // Worse only, step by step: silence never makes a node look better.
+            (from, to) => to > from,
+        };
+        change.then_some((node.no, node.incarnation, to))
+    };
+    state.nodes().values().filter_map(|node| verdict(node)).collect()
+}
+
+/// Jobs that have run for as long as they may.
+fn overdue(state: &State, now: u64) -> Vec<Intent> {
+    let over = |job: &&std::sync::Arc<crate::job::Job>| {
+        let since = job.history.iter().find(|t| t.state == JobState::Running).map(|t| t.at_ms);
+        let limit = job.spec.constraints.max_run_ms;
+        !job.stopped && limit.zip(since).is_some_and(|(limit, since)| now.saturating_sub(since) >= limit)
+    };
+    let limited = state.limited.iter().filter_map(|no| state.job(*no));
+    let stop = |job: &std::sync::Arc<crate::job::Job>| Intent::Stop { request: job.request.clone(), tenant: None, why: Reason::MaxRunTime };
+    limited.filter(over).map(stop).collect()
+}
+
+fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {
+    let woken = state.next_wake_ms().is_some_and(|at| at <= now.wall_ms);
+    let late = now.mono_ms.saturating_sub(seen.tried_at_ms) >= RETRY_MS;
+    state.has_waiters() && (seen.tried_room != Some(state.room()) || woken || late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Incarnation, NodeName};
+    use crate::node::{NodeKind, NodeSpec};
+    use crate::testing;
+
+    const TIMEOUTS: Timeouts = Timeouts { suspect_ms: 5_000, unknown_ms: 15_000, down_ms: 60_000 };
+
+    fn at(mono_ms: u64) -> Now {
+        Now { mono_ms, wall_ms: mono_ms }
+    }
+
+    fn one_node() -> State {
+        let mut state = State::new();
+        let spec: NodeSpec = testing::node_spec(8);
+        let name = NodeName::new("n1").unwrap();
+        testing::run(&mut state, Intent::Register { name, kind: NodeKind::Worker, incarnation: Incarnation(1), spec: spec.into() });
+        state
+    }
+
+    /// Lets `seconds` pass in steps of one second, without beats.
+    fn silence(state: &mut State, seen: &mut Observations, from: u64, seconds: u64) -> Vec<NodeState> {
+        let mut states = Vec::new();
+        for second in 0..seconds {
+            for intent in step(state, seen, &TIMEOUTS, at(from + second * 1000)) {
+                testing::run(state, intent);
+            }
+            let now = state.nodes().values().next().unwrap().state;
+            if states.last() != Some(&now) {
+                states.push(now);
+            }
+        }
+        states
+    }
+
+    #[test]
+    fn silence_goes_suspect_unknown_down_and_a_beat_heals() {
+        let (mut state, mut seen) = (one_node(), Observations::new(0));
+        let states = silence(&mut state, &mut seen, 0, 62);
+        assert_eq!(states, [NodeState::Ready, NodeState::Suspect, NodeState::Unknown, NodeState::Down]);
+        seen.heard(NodeNo(1), 62_000);
+        for intent in step(&state, &mut seen, &TIMEOUTS, at(62_500)) {
+            testing::run(&mut state, intent);
+        }
+        assert_eq!(state.node(NodeNo(1)).unwrap().state, NodeState::Ready);
+    }
+
+    #[test]
+    fn a_leader_that_stood_still_judges_nobody() {
+        let (state, mut seen) = (one_node(), Observations::new(0));
+        seen.heard(NodeNo(1), 0);
+        assert!(step(&state, &mut seen, &TIMEOUTS, at(1_000)).is_empty());
+        assert!(step(&state, &mut seen, &TIMEOUTS, at(600_000)).is_empty(), "its own pause is not the node's silence");
+    }
+}

@@ -1,0 +1,171 @@
+//! The checker, apart from the doer: what must hold in every state, computed
+//! from the stored rows alone and compared with what the setters kept. Used by
+//! tests, the simulation, start-up and `nf doctor`.
+
+use crate::capacity::CapacityIndex;
+use crate::job::{Phase, Replica};
+use crate::ledger::{self, Ledger};
+use crate::resources::{Gpus, WHOLE};
+use crate::state::{State, request_key};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Something that must hold and does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+/// All violations; empty for a sound state.
+pub fn check(state: &State) -> Vec<Violation> {
+    let mut out = Vec::new();
+    let mut bad = |text: String| out.push(Violation(text));
+    devices(state, &mut bad);
+    jobs(state, &mut bad);
+    quotas(state, &mut bad);
+    derived(state, &mut bad);
+    out
+}
+
+/// No device, port, CPU, memory or disk is held beyond what is there.
+fn devices(state: &State, bad: &mut impl FnMut(String)) {
+    #[derive(Default)]
+    struct Sum {
+        cpu: u64,
+        memory: u64,
+        disk: u64,
+        milli: BTreeMap<u16, u64>,
+        device_memory: BTreeMap<u16, u64>,
+        ports: BTreeSet<u16>,
+    }
+    let mut sums: BTreeMap<_, Sum> = BTreeMap::new();
+    for job in state.jobs().values() {
+        let ask = &job.spec.resources;
+        for alloc in job.replicas.iter().filter_map(Replica::allocation) {
+            let Some(node) = state.node(alloc.node) else {
+                bad(format!("{} holds {}, which does not exist", job.no, alloc.node));
+                continue;
+            };
+            let sum = sums.entry(alloc.node).or_default();
+            sum.cpu += ask.cpu_milli;
+            sum.memory += ask.memory;
+            sum.disk += ask.disk;
+            for share in &alloc.shares {
+                *sum.milli.entry(share.device).or_default() += u64::from(share.milli);
+                *sum.device_memory.entry(share.device).or_default() += ledger::share_memory(ask, *share, &node.spec);
+            }
+            if alloc.port.is_some_and(|port| !sum.ports.insert(port)) {
+                bad(format!("{}: port {:?} is given twice", node.name, alloc.port));
+            }
+        }
+    }
+    for (no, sum) in sums {
+        let Some(node) = state.node(no) else { continue };
+        let spec = &node.spec;
+        if sum.cpu > spec.cpu_milli || sum.memory > spec.memory || sum.disk > spec.disk {
+            bad(format!("{}: more cpu, memory or disk is held than it has", node.name));
+        }
+        for (device, milli) in &sum.milli {
+            let memory = sum.device_memory.get(device).copied().unwrap_or(0);
+            let has = spec.devices.get(usize::from(*device)).map_or(0, |d| d.memory);
+            if *milli > u64::from(WHOLE) || memory > has {
+                bad(format!("{}: device {device} is over-committed ({milli} of 1000, {memory} of {has} bytes)", node.name));
+            }
+        }
+    }
+}
+
+/// Each job is known by its request, holds what it asks for, and lives.
+fn jobs(state: &State, bad: &mut impl FnMut(String)) {
+    for job in state.jobs().values() {
+        if state.requests.get(&request_key(&job.request)).is_none_or(|r| r.job != job.no) {
+            bad(format!("{} is not the job of its request {}", job.no, job.request));
+        }
+        if job.replicas.iter().all(Replica::has_ended) {
+            bad(format!("{} has ended and is not in the history", job.no));
+        }
+        let ask = &job.spec.resources;
+        let count = match ask.gpu {
+            Gpus::None => 0,
+            Gpus::Milli(_) => 1,
+            Gpus::Whole(n) => usize::from(n),
+        } + usize::from(ask.tpu);
+        for (i, replica) in job.replicas.iter().enumerate() {
+            if replica.allocation().is_some_and(|alloc| alloc.shares.len() != count) {
+                bad(format!("{} replica {i} does not hold what it asks for", job.no));
+            }
+            if matches!(replica.phase, Phase::Held { .. } if job.stopped) {
+                bad(format!("{} was stopped and replica {i} should still run", job.no));
+            }
+        }
+    }
+}
+
+/// What each tenant holds adds up. (A quota lowered under what is held is legal;
+/// what may not happen is a placement beyond it, which apply refuses.)
+fn quotas(state: &State, bad: &mut impl FnMut(String)) {
+    let mut held: BTreeMap<_, u64> = BTreeMap::new();
+    for job in state.jobs().values() {
+        let holding = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+        *held.entry(job.tenant).or_default() += holding * job.spec.resources.gpu.milli();
+    }
+    for (tenant, used) in &state.ledger().tenants {
+        let sum = held.get(tenant).copied().unwrap_or(0);
+        if used.gpu_milli != sum {
+            bad(format!("{tenant} holds {sum} thousandths of GPUs, the ledger says {}", used.gpu_milli));
+        }
+    }
+}
+
+/// Everything derived equals what the rows give.
+fn derived(state: &State, bad: &mut impl FnMut(String)) {
+    let fresh = rebuild(state);
+    if comparable(&fresh.ledger) != comparable(&state.ledger) {
+        bad("the ledger differs from the jobs".into());
+    }
+    if class_list(&fresh.capacity) != class_list(&state.capacity) {
+        bad("the capacity index differs from the ledger".into());
+    }
+    let queues = [
+        ("waiting", fresh.waiting == state.waiting),
+        ("wakes", fresh.wakes == state.wakes),
+        ("limited", fresh.limited == state.limited),
+        ("expiries", fresh.expiries == state.expiries),
+        ("node names", fresh.node_names == state.node_names),
+        ("tenant names", fresh.tenant_names == state.tenant_names),
+    ];
+    for (what, _) in queues.iter().filter(|(_, same)| !same) {
+        bad(format!("{what} differ from the rows"));
+    }
+}
+
+/// The same rows through the same setters, from nothing.
+fn rebuild(state: &State) -> State {
+    let mut fresh = State { meta: state.meta.clone(), ..State::default() };
+    state.nodes().values().for_each(|node| fresh.put_node((**node).clone()));
+    state.tenants().values().for_each(|tenant| fresh.put_tenant((**tenant).clone()));
+    state.requests.iter().for_each(|(key, request)| fresh.put_request(*key, request.clone()));
+    state.jobs().values().for_each(|job| fresh.put_job((**job).clone()));
+    fresh
+}
+
+/// The ledger without revisions and empty rows, which only say how we got here.
+fn comparable(ledger: &Ledger) -> String {
+    let mut text = String::new();
+    for (no, used) in &ledger.nodes {
+        let mut used = (**used).clone();
+        used.revision = 0;
+        // A node that once had more devices keeps empty lines for them.
+        while used.devices.last().is_some_and(|d| *d == Default::default()) {
+            used.devices.pop();
+        }
+        if used != Default::default() {
+            text.push_str(&format!("{no}{used:?}"));
+        }
+    }
+    for (no, used) in ledger.tenants.iter().filter(|(_, used)| **used != Default::default()) {
+        text.push_str(&format!("{no}{used:?}"));
+    }
+    text
+}
+
+fn class_list(index: &CapacityIndex) -> Vec<(&crate::capacity::Class, Vec<crate::id::NodeNo>)> {
+    index.classes.iter().map(|(class, nodes)| (&**class, nodes.iter().copied().collect())).collect()
+}

@@ -1,0 +1,183 @@
+//! Why a job waits: every blocker at once, each with how many nodes it rules
+//! out and what would lift it. Uses the same checks as the placer.
+
+use super::{Limits, filter, place, queue};
+use crate::capacity::Class;
+use crate::id::TenantNo;
+use crate::job::{Job, JobSpec};
+use crate::quota;
+use crate::reason::{Blocker, Reason};
+use crate::resources::Gpus;
+use crate::state::State;
+use std::collections::BTreeMap;
+
+/// The blockers of a waiting job, most blocking first. Empty when it could be placed now.
+pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
+    let now = state.meta().now_ms;
+    let waiting = job.replicas.iter().filter(|r| r.is_waiting()).count() as u64;
+    if job.stopped || waiting == 0 {
+        return Vec::new();
+    }
+    let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
+    if job.placeable(now).next().is_none()
+        && let Some(at) = state.wakes.iter().find(|(_, no)| *no == job.no).map(|(at, _)| *at)
+    {
+        let seconds = at.saturating_sub(now).div_ceil(1000);
+        let detail = format!("a replica failed; its next start is in {seconds} s (nf logs shows why it failed)");
+        out.push(Blocker { reason: Reason::Backoff, detail, nodes: 0, permanent: false });
+    }
+    if out.is_empty() && !queue::kept_nodes(state, job.spec.priority).is_empty() {
+        let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
+        out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
+    }
+    out
+}
+
+/// The blockers of `replicas` waiting replicas of a job that need not exist yet.
+pub fn blockers_of(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
+    let mut out = quota::blockers(state, tenant, spec, replicas);
+    let wanted: Vec<u16> = (0..replicas.min(1024) as u16).collect();
+    let placed = place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
+    if placed.is_empty() {
+        out.extend(capacity_blockers(state, spec, replicas));
+    }
+    out.sort_by_key(|b| (!b.permanent, b.reason == Reason::NotEnoughForGang));
+    out
+}
+
+/// Nodes ruled out, per reason, and what they have free in all.
+#[derive(Default)]
+struct Census {
+    nodes: u32,
+    out: BTreeMap<Reason, u32>,
+    /// Free thousandths of suitable GPUs on nodes that lack nothing but room.
+    free_milli: u64,
+    roomy: u32,
+    ever: u32,
+    constraints_hold: u32,
+}
+
+fn census(state: &State, spec: &JobSpec) -> Census {
+    let mut census = Census::default();
+    for (class, nodes) in &state.capacity().classes {
+        let count = pinned_count(state, spec, class, nodes.len() as u32);
+        if count == 0 {
+            continue;
+        }
+        census.nodes += count;
+        let reasons = filter::verdict(class, spec);
+        if reasons == [Reason::Resources] {
+            census.free_milli += u64::from(count) * suitable_free(class, spec);
+        }
+        if reasons.is_empty() {
+            census.roomy += count;
+        }
+        if !reasons.contains(&Reason::NoMatchingDevice) {
+            census.ever += count;
+        }
+        if !reasons.contains(&Reason::BadConstraints) {
+            census.constraints_hold += count;
+        }
+        for reason in reasons {
+            *census.out.entry(reason).or_default() += count;
+        }
+    }
+    census
+}
+
+/// Nodes of the class that the job's node constraint leaves.
+fn pinned_count(state: &State, spec: &JobSpec, class: &Class, all: u32) -> u32 {
+    match &spec.constraints.node {
+        None => all,
+        Some(name) => {
+            let pinned = state.node_named(name).and_then(|node| state.capacity().class(node.no));
+            u32::from(pinned.is_some_and(|c| **c == *class))
+        }
+    }
+}
+
+fn suitable_free(class: &Class, spec: &JobSpec) -> u64 {
+    let both = class.flavor.devices.iter().zip(&class.devices);
+    both.filter(|(f, _)| super::devices::suits(f, &spec.resources)).map(|(_, d)| u64::from(d.milli)).sum()
+}
+
+fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
+    let census = census(state, spec);
+    let mut out = Vec::new();
+    let mut push = |reason, nodes, permanent, detail: String| out.push(Blocker { reason, detail, nodes, permanent });
+    if census.nodes == 0 {
+        let detail = match &spec.constraints.node {
+            Some(name) => format!("node {name} is not registered; register it (nf node register) or drop the constraint"),
+            None => "no node is registered; start an agent or register one (nf node register)".to_owned(),
+        };
+        push(Reason::NoMatchingDevice, 0, true, detail);
+        return out;
+    }
+    for (reason, nodes) in &census.out {
+        let of = format!("{nodes} of {} nodes", census.nodes);
+        match reason {
+            Reason::NoMatchingDevice => {
+                let never = census.ever == 0;
+                let text = if never { "no node that is registered can ever hold it; ask for less, or add such a node" } else { "the others can" };
+                push(*reason, *nodes, never, format!("{of} don't have {}, even when empty; {text}", ask(spec)));
+            }
+            Reason::BadConstraints => {
+                let never = census.constraints_hold == 0;
+                let text = if never { "none meets them: change the constraints or label a node" } else { "the others do" };
+                push(*reason, *nodes, never, format!("{of} don't meet the constraints (region, zone, rack, labels, cost); {text}"));
+            }
+            Reason::NodeDown => push(*reason, *nodes, false, format!("{of} are not Ready; see nf get nodes")),
+            Reason::NodeCordoned => push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it")),
+            _ => push(*reason, *nodes, false, format!("{of} have no room for {} now; runs when something there ends", ask(spec))),
+        }
+    }
+    let total = census.free_milli;
+    if spec.resources.gpu.milli() > 0 && total >= spec.resources.gpu.milli() {
+        let detail = format!(
+            "{}.{:03} suitable GPUs are free in all, but no single node has {}",
+            total / 1000,
+            total % 1000,
+            ask(spec)
+        );
+        push(Reason::FragmentedCapacity, 0, false, detail);
+    }
+    if spec.gang && census.roomy > 0 {
+        let detail = format!("{} nodes have room for a replica, not for all {replicas} at once", census.roomy);
+        push(Reason::NotEnoughForGang, 0, false, detail);
+    }
+    out
+}
+
+/// The ask of one replica, in words.
+fn ask(spec: &JobSpec) -> String {
+    let r = &spec.resources;
+    let mut parts = Vec::new();
+    let types = match r.device_types.as_slice() {
+        [] => "GPU".to_owned(),
+        some => some.iter().map(|t| t.as_str()).collect::<Vec<_>>().join("|"),
+    };
+    match r.gpu {
+        Gpus::None => {}
+        Gpus::Whole(n) => parts.push(format!("{n} × {types}")),
+        Gpus::Milli(m) => parts.push(format!("0.{m:03} {types}")),
+    }
+    if r.gpu_memory > 0 {
+        parts.push(format!("{} MB of device memory", r.gpu_memory / 1_000_000));
+    }
+    if r.tpu > 0 {
+        parts.push(format!("{} TPU", r.tpu));
+    }
+    if r.cpu_milli > 0 {
+        parts.push(format!("{}.{:03} CPU", r.cpu_milli / 1000, r.cpu_milli % 1000));
+    }
+    if r.memory > 0 {
+        parts.push(format!("{} MB of memory", r.memory / 1_000_000));
+    }
+    if r.disk > 0 {
+        parts.push(format!("{} MB of disk", r.disk / 1_000_000));
+    }
+    if spec.constraints.same_island {
+        parts.push("one NVLink island".to_owned());
+    }
+    parts.join(", ")
+}

@@ -1,0 +1,152 @@
+//! Who is next. Waiting jobs are tried by priority, then by fair share (the
+//! tenant that uses least of its quota), then by age. The first few that wait for
+//! room keep a node each, so that later and smaller work can't starve them.
+
+use super::{Limits, filter, place};
+use crate::capacity::Class;
+use crate::id::{JobNo, NodeNo, TenantNo};
+use crate::job::{Constraints, Job, JobSpec};
+use crate::quota;
+use crate::resources::Resources;
+use crate::state::State;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::sync::Arc;
+
+/// How many of the first waiters keep a node for themselves.
+pub const KEPT: usize = 4;
+/// How many waiters one pass looks at, so that a pass stays short.
+pub const LOOKED_AT: usize = 512;
+
+/// Place in the order; the greatest goes first.
+type Rank = (i32, Reverse<u64>, Reverse<JobNo>);
+
+/// The share of its GPU quota that a tenant uses, in millionths.
+fn share(state: &State, tenant: TenantNo) -> u64 {
+    let used = state.ledger().tenant(tenant).gpu_milli;
+    used.saturating_mul(1_000_000) / quota::gpu_limit(state, tenant).max(1)
+}
+
+fn rank(state: &State, job: &Job) -> Rank {
+    (i32::from(job.spec.priority), Reverse(share(state, job.tenant)), Reverse(job.no))
+}
+
+/// Waiting jobs in order, up to `limit`. Reads the head of each tenant's queue and
+/// the next one only when that is taken.
+pub fn waiters(state: &State, limit: usize) -> Vec<Arc<Job>> {
+    let mut heap: BinaryHeap<(Rank, TenantNo)> = BinaryHeap::new();
+    let next = |after: (TenantNo, i32, JobNo)| {
+        let (tenant, ..) = after;
+        let found = state.waiting.get_next(&after).copied();
+        found.filter(|(t, ..)| *t == tenant).and_then(|(_, _, no)| state.job(no))
+    };
+    let mut tenant = state.waiting.get_min().map(|(t, ..)| *t);
+    while let Some(no) = tenant {
+        if let Some(job) = next((no, i32::MIN, JobNo(0))) {
+            heap.push((rank(state, job), no));
+        }
+        tenant = state.waiting.get_next(&(TenantNo(no.0 + 1), i32::MIN, JobNo(0))).map(|(t, ..)| *t);
+    }
+    let mut out = Vec::new();
+    while out.len() < limit
+        && let Some(((priority, _, Reverse(no)), tenant)) = heap.pop()
+    {
+        out.extend(state.job(no).cloned());
+        if let Some(job) = next((tenant, -priority, JobNo(no.0 + 1))) {
+            heap.push((rank(state, job), tenant));
+        }
+    }
+    out
+}
+
+/// Whether the job waits for room, and not for its quota or the end of a back-off.
+fn waits_for_room(state: &State, job: &Job) -> bool {
+    let now = state.meta().now_ms;
+    let wanted = job.placeable(now).count() as u64;
+    let times = if job.spec.gang { wanted } else { 1 };
+    wanted > 0 && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+}
+
+/// The nodes kept for those of the first waiters that go before `priority`
+/// (equal priority included: they came first).
+pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
+    if !state.has_waiters() {
+        return Vec::new();
+    }
+    let first = waiters(state, KEPT);
+    let mut kept = Vec::new();
+    for job in first.iter().filter(|job| job.spec.priority >= priority && waits_for_room(state, job)) {
+        kept.extend(target(state, &job.spec, &kept));
+    }
+    kept
+}
+
+/// The node that will most likely have room for the job first: of those that could
+/// hold it when empty, the one with the most free GPU, then CPU; ties by number.
+fn target(state: &State, spec: &JobSpec, taken: &[NodeNo]) -> Option<NodeNo> {
+    let could = |class: &Class| {
+        class.takes_work()
+            && filter::constraints_hold(&class.flavor, spec)
+            && filter::could_ever_hold(&class.flavor, spec)
+    };
+    let mut best: Option<(u64, u64, Reverse<NodeNo>)> = None;
+    for (class, nodes) in state.capacity().classes.iter().filter(|(class, _)| could(class)) {
+        let Some(node) = nodes.iter().find(|node| !taken.contains(node)) else { continue };
+        let rank = (class.free_gpu_milli(), class.cpu_milli, Reverse(*node));
+        if best.as_ref().is_none_or(|b| rank > *b) {
+            best = Some(rank);
+        }
+    }
+    best.map(|(.., Reverse(node))| node)
+}
+
+/// One pass over the waiters: places for those that can run now, at most `limit` jobs.
+pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
+    let mut scratch = state.speculative();
+    let mut hopeless: BTreeSet<(Resources, Constraints)> = BTreeSet::new();
+    let mut kept: Vec<NodeNo> = Vec::new();
+    let mut out = Vec::new();
+    for job in waiters(state, LOOKED_AT) {
+        if out.len() == limit {
+            break;
+        }
+        let shape = (job.spec.resources.clone(), job.spec.constraints.clone());
+        if !waits_for_room(&scratch, &job) || hopeless.contains(&shape) {
+            continue;
+        }
+        let placements = fill(&scratch, &job, &kept);
+        if placements.is_empty() {
+            // Nothing is released within a pass, so an equal ask fails as well.
+            hopeless.insert(shape);
+            if kept.len() < KEPT {
+                kept.extend(target(&scratch, &job.spec, &kept));
+            }
+            continue;
+        }
+        for placement in &placements {
+            scratch.book(&job.spec, placement.replica, &placement.alloc);
+        }
+        out.push(crate::command::Command::Place { job: job.no, placements });
+    }
+    out
+}
+
+/// Places for as many waiting replicas of the job as quota and room allow.
+fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placement> {
+    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
+    let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
+    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
+    let picks = place(state, &job.spec, &wanted, Limits { held: kept.to_vec(), siblings });
+    picks.into_iter().map(|(replica, pick)| crate::command::Placement { replica, alloc: pick.alloc }).collect()
+}
+
+/// Cuts `wanted` to what the quota allows: for a gang all or none.
+pub fn within_quota(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, mut wanted: Vec<u16>) -> Vec<u16> {
+    while !wanted.is_empty() && !quota::allows(state, tenant, &spec.resources, wanted.len() as u64) {
+        match spec.gang {
+            true => wanted.clear(),
+            false => drop(wanted.pop()),
+        }
+    }
+    wanted
+}

@@ -1,0 +1,176 @@
+//! reconcile: what a node's agent should do now, from what is desired (its own
+//! slice of the state) and what is actually there. Runs for ever; any step may be
+//! lost and is found again the next time. It does not act.
+
+use crate::id::{Generation, JobNo, NodeNo, RequestId};
+use crate::job::{JobSpec, Phase, Share};
+use crate::reason::Reason;
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One replica of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaId {
+    pub job: JobNo,
+    pub replica: u16,
+}
+
+/// What the group wants of one replica on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Want {
+    pub request: RequestId,
+    pub generation: Generation,
+    pub spec: Arc<JobSpec>,
+    /// Devices by index and by uuid.
+    pub shares: Vec<Share>,
+    pub uuids: Vec<Arc<str>>,
+    pub host: Arc<str>,
+    pub port: Option<u16>,
+    /// None: it should run. Some: it should stop, and why.
+    pub stop: Option<Reason>,
+}
+
+/// A node's slice of the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    pub replicas: BTreeMap<ReplicaId, Want>,
+}
+
+/// What the agent knows of a replica that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Condition {
+    /// Being fetched, started, or up: it exists.
+    Alive,
+    /// Told to stop, not gone yet.
+    Stopping,
+    /// Gone, and what it used is free again.
+    Gone { ok: bool, why: Reason },
+}
+
+/// What is there, by replica and generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Actual {
+    pub replicas: BTreeMap<ReplicaId, BTreeMap<Generation, Condition>>,
+}
+
+/// A step for the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Start(ReplicaId, Generation),
+    Stop(ReplicaId, Generation, Reason),
+    /// Tell the group that it is gone.
+    Report(ReplicaId, Generation, bool, Reason),
+    /// Nobody asks for it any more: remove what is left of it.
+    Forget(ReplicaId, Generation),
+}
+
+/// A node's slice, from the state.
+pub fn desired(state: &State, node: NodeNo) -> Desired {
+    let mut out = Desired::default();
+    let Some(row) = state.node(node) else { return out };
+    for (job, no, replica) in state.replicas_on(node) {
+        let (alloc, stop) = match &replica.phase {
+            Phase::Held { alloc, .. } => (alloc, None),
+            Phase::Stopping { alloc, why, .. } => (alloc, Some(*why)),
+            _ => continue,
+        };
+        let uuid = |share: &Share| row.spec.devices.get(usize::from(share.device)).map(|d| d.uuid.clone());
+        let want = Want {
+            request: job.request.clone(),
+            generation: replica.generation,
+            spec: job.spec.clone(),
+            shares: alloc.shares.clone(),
+            uuids: alloc.shares.iter().filter_map(uuid).collect(),
+            host: row.spec.host.clone(),
+            port: alloc.port,
+            stop,
+        };
+        out.replicas.insert(ReplicaId { job: job.no, replica: no }, want);
+    }
+    out
+}
+
+/// The steps from `actual` towards `desired`, stops before starts.
+pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
+    let mut out = Vec::new();
+    for (id, generations) in &actual.replicas {
+        let want = desired.replicas.get(id);
+        for (generation, condition) in generations {
+            let current = want.filter(|w| w.generation == *generation);
+            match (condition, current) {
+                (Condition::Alive, Some(Want { stop: Some(why), .. })) => out.push(Action::Stop(*id, *generation, *why)),
+                (Condition::Alive, Some(_)) => {}
+                // Not wanted at this generation: an older launch, or a job that is gone.
+                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::StoppedByUser)),
+                (Condition::Stopping, _) => {}
+                (Condition::Gone { ok, why }, Some(_)) => out.push(Action::Report(*id, *generation, *ok, *why)),
+                (Condition::Gone { .. }, None) => out.push(Action::Forget(*id, *generation)),
+            }
+        }
+    }
+    for (id, want) in &desired.replicas {
+        let here = actual.replicas.get(id);
+        let known = here.is_some_and(|generations| generations.contains_key(&want.generation));
+        // An older generation must be gone first: it may hold the port and the devices.
+        let lingers = here.is_some_and(|g| g.values().any(|c| !matches!(c, Condition::Gone { .. })));
+        match (known, want.stop) {
+            (true, _) => {}
+            // Never started here, and not wanted any more.
+            (false, Some(why)) => out.push(Action::Report(*id, want.generation, true, why)),
+            (false, None) if !lingers => out.push(Action::Start(*id, want.generation)),
+            (false, None) => {}
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::Gpus;
+    use crate::testing;
+
+    fn one_job() -> (Desired, ReplicaId) {
+        let mut state = State::new();
+        testing::run(&mut state, testing::register("n1", testing::node_spec(8)));
+        testing::run(&mut state, testing::schedule("r1", testing::job_spec("t1", Gpus::Whole(2))));
+        (desired(&state, NodeNo(1)), ReplicaId { job: JobNo(1), replica: 0 })
+    }
+
+    fn actual(id: ReplicaId, generation: u32, condition: Condition) -> Actual {
+        Actual { replicas: [(id, [(Generation(generation), condition)].into())].into() }
+    }
+
+    #[test]
+    fn a_wanted_replica_is_started_once() {
+        let (desired, id) = one_job();
+        assert_eq!(desired.replicas[&id].uuids.len(), 2);
+        assert_eq!(diff(&desired, &Actual::default()), [Action::Start(id, Generation(1))]);
+        assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), []);
+    }
+
+    #[test]
+    fn an_older_generation_goes_before_the_new_one_comes() {
+        let (mut desired, id) = one_job();
+        desired.replicas.get_mut(&id).unwrap().generation = Generation(2);
+        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser);
+        assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), [stop]);
+        assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), []);
+        let gone = Condition::Gone { ok: true, why: Reason::StoppedByUser };
+        assert_eq!(
+            diff(&desired, &actual(id, 1, gone)),
+            [Action::Forget(id, Generation(1)), Action::Start(id, Generation(2))]
+        );
+    }
+
+    #[test]
+    fn what_nobody_wants_is_stopped_and_forgotten() {
+        let (_, id) = one_job();
+        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser);
+        assert_eq!(diff(&Desired::default(), &actual(id, 1, Condition::Alive)), [stop]);
+        let gone = Condition::Gone { ok: false, why: Reason::RuntimeFailed };
+        assert_eq!(diff(&Desired::default(), &actual(id, 1, gone)), [Action::Forget(id, Generation(1))]);
+    }
+}

@@ -1,0 +1,98 @@
+//! Small builders for tests here and in the packages above. Not part of the product.
+
+use crate::apply::{BatchOutcome, apply_batch};
+use crate::command::{Answer, Batch, Submission};
+use crate::id::{DeviceType, Digest16, Incarnation, ModelId, NodeName, RequestId, TenantId, VersionId};
+use crate::job::{Constraints, JobSpec, Runtime};
+use crate::node::{Device, DeviceKind, NodeKind, NodeSpec, PortRange};
+use crate::plan::{Intent, Queueing, plan};
+use crate::reason::Refusal;
+use crate::resources::{Gpus, Resources};
+use crate::state::State;
+use std::sync::Arc;
+
+/// A node of `gpus` H100s in islands of four, 64 CPUs, 512 GiB.
+pub fn node_spec(gpus: u16) -> NodeSpec {
+    let device = |i: u16| Device {
+        uuid: format!("GPU-{i:04}").into(),
+        kind: DeviceKind::Gpu,
+        device_type: DeviceType::new("H100-80G").expect("a valid name"),
+        memory: 80 << 30,
+        island: i / 4,
+        mig_profile: None,
+        healthy: true,
+    };
+    NodeSpec {
+        host: "127.0.0.1".into(),
+        ports: Some(PortRange { first: 31000, last: 31999 }),
+        cpu_milli: 64_000,
+        memory: 512 << 30,
+        disk: 4 << 40,
+        devices: (0..gpus).map(device).collect(),
+        labels: Default::default(),
+        region: None,
+        zone: None,
+        rack: None,
+        cost_per_hour: Default::default(),
+        simulated: true,
+    }
+}
+
+/// Registers worker `name`.
+pub fn register(name: &str, spec: NodeSpec) -> Intent {
+    let name = NodeName::new(name).expect("a valid name");
+    Intent::Register { name, kind: NodeKind::Worker, incarnation: Incarnation(1), spec: Arc::new(spec) }
+}
+
+/// A one-replica job of `tenant` that asks for `gpu`.
+pub fn job_spec(tenant: &str, gpu: Gpus) -> JobSpec {
+    JobSpec {
+        tenant: TenantId::new(tenant).expect("a valid name"),
+        model: ModelId::new("m1").expect("a valid name"),
+        version: VersionId::new("v1").expect("a valid name"),
+        resources: Resources { gpu, ..Resources::default() },
+        replicas: 1,
+        gang: false,
+        constraints: Constraints::default(),
+        priority: 0,
+        runtime: Runtime::Simulated,
+        manifest: None,
+        approved_by: None,
+    }
+}
+
+/// Schedules `spec` under a client-chosen id.
+pub fn schedule(request: &str, spec: JobSpec) -> Intent {
+    let body = Digest16::of(&[format!("{spec:?}").as_bytes()]);
+    let request = RequestId::new(request).expect("a valid name");
+    let submission = Submission { request, body, keyed: true, spec: Arc::new(spec) };
+    Intent::Schedule { submission, queueing: Queueing::Wait, check_plan: None }
+}
+
+/// Plans and applies one intent at the state's own time.
+///
+/// # Errors
+/// The refusal of the plan or of the first refused command.
+pub fn try_run(state: &mut State, intent: Intent) -> Result<Vec<Answer>, Refusal> {
+    let at_ms = state.meta().now_ms;
+    try_run_at(state, intent, at_ms)
+}
+
+/// Plans and applies one intent at `at_ms`.
+///
+/// # Errors
+/// The refusal of the plan or of the first refused command.
+pub fn try_run_at(state: &mut State, intent: Intent, at_ms: u64) -> Result<Vec<Answer>, Refusal> {
+    let tick = Batch { base: state.meta().base, at_ms, commands: Vec::new() };
+    apply_batch(state, &tick);
+    let commands = plan(state, &intent)?.commands;
+    match apply_batch(state, &Batch { base: state.meta().base, at_ms, commands }) {
+        BatchOutcome::Applied(answers) => answers.into_iter().collect(),
+        BatchOutcome::Superseded { base } => unreachable!("planned at base {base}"),
+    }
+}
+
+/// Like [`try_run`], for what must work.
+pub fn run(state: &mut State, intent: Intent) -> Vec<Answer> {
+    try_run(state, intent.clone()).unwrap_or_else(|refusal| panic!("{intent:?}: {refusal}"))
+}

@@ -1,0 +1,135 @@
+//! Views: what the API shows of a job, with names instead of numbers. One place
+//! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
+
+use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
+use crate::job::{Job, JobSpec, JobState, Phase, Replica, Stage, Transition};
+use crate::node::NodeState;
+use crate::placement::explain;
+use crate::reason::{Blocker, Reason};
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A job, for people and clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobView {
+    pub request: RequestId,
+    pub tenant: TenantId,
+    pub model: ModelId,
+    pub version: VersionId,
+    pub spec: Arc<JobSpec>,
+    pub state: JobState,
+    pub created_ms: u64,
+    pub changed_ms: u64,
+    pub replicas: Vec<ReplicaView>,
+    /// Why it waits, most blocking first; empty when it does not.
+    pub blockers: Vec<Blocker>,
+    /// 1 is the next of its tenant's waiting jobs.
+    pub position: Option<u32>,
+    pub history: Vec<Transition>,
+}
+
+/// A replica, for people and clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaView {
+    pub no: u16,
+    pub generation: u32,
+    pub restarts: u16,
+    /// In the words of CONVENTIONS.md: Scheduled, Ready, Draining, …
+    pub status: Arc<str>,
+    /// Why it ended, or why its last run did.
+    pub why: Option<Reason>,
+    pub place: Option<PlaceView>,
+}
+
+/// Where a replica is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceView {
+    pub node: NodeName,
+    pub node_no: NodeNo,
+    pub devices: Vec<DeviceView>,
+    /// `host:port` at which it is reached, when it listens.
+    pub address: Option<String>,
+    pub simulated: bool,
+}
+
+/// A device, or part of one, that a replica holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceView {
+    pub uuid: Arc<str>,
+    pub index: u16,
+    pub device_type: Arc<str>,
+    pub milli: u16,
+}
+
+/// The view of a live or finished job.
+pub fn job(state: &State, job: &Job) -> JobView {
+    let waits = job.wants_place();
+    JobView {
+        request: job.request.clone(),
+        tenant: job.spec.tenant.clone(),
+        model: job.spec.model.clone(),
+        version: job.spec.version.clone(),
+        spec: job.spec.clone(),
+        state: job.state(),
+        created_ms: job.created_ms,
+        changed_ms: job.changed_ms,
+        replicas: job.replicas.iter().enumerate().map(|(i, r)| replica(state, i as u16, r)).collect(),
+        blockers: if waits { explain::blockers(state, job) } else { Vec::new() },
+        position: waits.then(|| position(state, job)),
+        history: job.history.clone(),
+    }
+}
+
+/// Place in the tenant's own queue.
+fn position(state: &State, job: &Job) -> u32 {
+    let own = (job.tenant, -i32::from(job.spec.priority), job.no);
+    let first = (job.tenant, i32::MIN, crate::id::JobNo(0));
+    state.waiting.range(first..=own).count() as u32
+}
+
+fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
+    let node = r.allocation().and_then(|alloc| state.node(alloc.node));
+    let silent = node.is_some_and(|node| matches!(node.state, NodeState::Unknown | NodeState::Down));
+    let (status, why) = match &r.phase {
+        Phase::Waiting { last, .. } => ("Waiting", *last),
+        Phase::Held { .. } if silent => ("Unknown", None),
+        Phase::Held { stage, .. } => (stage_name(*stage), None),
+        Phase::Stopping { why, .. } => ("Draining", Some(*why)),
+        Phase::Succeeded => ("Stopped", None),
+        Phase::Failed { why } => ("Failed", Some(*why)),
+        Phase::Cancelled => ("Stopped", None),
+    };
+    let place = r.allocation().zip(node).map(|(alloc, node)| PlaceView {
+        node: node.name.clone(),
+        node_no: node.no,
+        devices: alloc
+            .shares
+            .iter()
+            .filter_map(|share| {
+                let device = node.spec.devices.get(usize::from(share.device))?;
+                Some(DeviceView {
+                    uuid: device.uuid.clone(),
+                    index: share.device,
+                    device_type: device.device_type.as_str().into(),
+                    milli: share.milli,
+                })
+            })
+            .collect(),
+        address: alloc.port.map(|port| format!("{}:{port}", node.spec.host)),
+        simulated: node.spec.simulated,
+    });
+    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place }
+}
+
+/// The word for a stage.
+pub fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Scheduled => "Scheduled",
+        Stage::Downloading => "Downloading",
+        Stage::Verifying => "Verifying",
+        Stage::Starting => "Starting",
+        Stage::Ready => "Ready",
+        Stage::NotReady => "NotReady",
+    }
+}
