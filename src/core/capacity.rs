@@ -175,10 +175,7 @@ fn class_of(flavor: Arc<Flavor>, node: &Node, used: &NodeUse) -> Class {
     let free = |(i, d): (usize, &Device)| {
         let held = used.devices.get(i).copied().unwrap_or_default();
         match d.healthy {
-            true => FreeDevice {
-                milli: WHOLE as u16 - held.milli,
-                memory: d.memory.saturating_sub(held.memory),
-            },
+            true => FreeDevice { milli: WHOLE as u16 - held.milli, memory: d.memory.saturating_sub(held.memory) },
             false => FreeDevice { milli: 0, memory: 0 },
         }
     };

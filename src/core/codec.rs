@@ -62,8 +62,7 @@ pub fn encode<T: Framed>(value: &T) -> Vec<u8> {
 /// # Errors
 /// [`Error`], with what is wrong; never a panic, whatever the bytes.
 pub fn decode<T: Framed>(bytes: &[u8]) -> Result<T, Error> {
-    let header: &[u8; HEADER] =
-        bytes.first_chunk().ok_or(Error::Short { have: bytes.len(), need: HEADER })?;
+    let header: &[u8; HEADER] = bytes.first_chunk().ok_or(Error::Short { have: bytes.len(), need: HEADER })?;
     let kind = u16::from_be_bytes([header[0], header[1]]);
     let version = u16::from_be_bytes([header[2], header[3]]);
     let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]) as usize;
@@ -82,8 +81,7 @@ pub fn decode<T: Framed>(bytes: &[u8]) -> Result<T, Error> {
 
 /// A bare body without a header, as rows are stored.
 pub(crate) fn exact<T: DeserializeOwned>(kind: u16, body: &[u8]) -> Result<T, Error> {
-    let (value, rest) =
-        postcard::take_from_bytes(body).map_err(|e| Error::Body { kind, text: e.to_string() })?;
+    let (value, rest) = postcard::take_from_bytes(body).map_err(|e| Error::Body { kind, text: e.to_string() })?;
     match rest.len() {
         0 => Ok(value),
         rest => Err(Error::Left { kind, rest }),

@@ -51,7 +51,10 @@ pub struct Placement {
 pub enum ReportKind {
     Stage(Stage),
     /// It is gone: what it held is free.
-    Ended { ok: bool, why: Reason },
+    Ended {
+        ok: bool,
+        why: Reason,
+    },
 }
 
 /// An agent's word on one replica of one generation.
@@ -83,21 +86,59 @@ pub struct Member {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// First command of a group.
-    Init { cluster: Arc<str>, mode: Mode, default_gpu_milli: u64 },
+    Init {
+        cluster: Arc<str>,
+        mode: Mode,
+        default_gpu_milli: u64,
+    },
     Member(Member),
-    RaiseLevel { to: u32 },
-    Register { name: NodeName, kind: NodeKind, incarnation: Incarnation, spec: Arc<NodeSpec> },
-    SetNodeState { node: NodeNo, incarnation: Incarnation, to: NodeState },
-    SetCordon { node: NodeNo, cordon: Option<Cordon> },
-    CreateTenant { tenant: TenantId },
-    DeleteTenant { tenant: TenantId },
-    SetQuota { tenant: TenantId, quota: Quota },
+    RaiseLevel {
+        to: u32,
+    },
+    Register {
+        name: NodeName,
+        kind: NodeKind,
+        incarnation: Incarnation,
+        spec: Arc<NodeSpec>,
+    },
+    SetNodeState {
+        node: NodeNo,
+        incarnation: Incarnation,
+        to: NodeState,
+    },
+    SetCordon {
+        node: NodeNo,
+        cordon: Option<Cordon>,
+    },
+    CreateTenant {
+        tenant: TenantId,
+    },
+    DeleteTenant {
+        tenant: TenantId,
+    },
+    SetQuota {
+        tenant: TenantId,
+        quota: Quota,
+    },
     /// A new job, with places for as many of its replicas as fit now.
-    Submit { submission: Submission, placements: Vec<Placement> },
+    Submit {
+        submission: Submission,
+        placements: Vec<Placement>,
+    },
     /// Places for waiting replicas.
-    Place { job: JobNo, placements: Vec<Placement> },
-    Stop { job: JobNo, why: Reason },
-    Reports { node: NodeNo, incarnation: Incarnation, reports: Vec<Report> },
+    Place {
+        job: JobNo,
+        placements: Vec<Placement>,
+    },
+    Stop {
+        job: JobNo,
+        why: Reason,
+    },
+    Reports {
+        node: NodeNo,
+        incarnation: Incarnation,
+        reports: Vec<Report>,
+    },
 }
 
 /// What a command did, for the caller.
@@ -105,8 +146,14 @@ pub enum Command {
 pub enum Answer {
     Done,
     /// A new job, or the one that the same request made earlier.
-    Job { no: JobNo, replayed: bool },
-    Node { no: NodeNo, new: bool },
+    Job {
+        no: JobNo,
+        replayed: bool,
+    },
+    Node {
+        no: NodeNo,
+        new: bool,
+    },
     /// How many of the commanded changes took effect.
     Count(u32),
 }

@@ -91,7 +91,12 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
     out
 }
 
-fn verdicts(state: &State, seen: &Observations, timeouts: &Timeouts, now_ms: u64) -> Vec<(NodeNo, crate::id::Incarnation, NodeState)> {
+fn verdicts(
+    state: &State,
+    seen: &Observations,
+    timeouts: &Timeouts,
+    now_ms: u64,
+) -> Vec<(NodeNo, crate::id::Incarnation, NodeState)> {
     let verdict = |node: &Node| {
         let silence = seen.silence_ms(node.no, now_ms);
         let to = match silence {
@@ -121,7 +126,11 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
         !job.stopped && limit.zip(since).is_some_and(|(limit, since)| now.saturating_sub(since) >= limit)
     };
     let limited = state.limited.iter().filter_map(|no| state.job(*no));
-    let stop = |job: &std::sync::Arc<crate::job::Job>| Intent::Stop { request: job.request.clone(), tenant: None, why: Reason::MaxRunTime };
+    let stop = |job: &std::sync::Arc<crate::job::Job>| Intent::Stop {
+        request: job.request.clone(),
+        tenant: None,
+        why: Reason::MaxRunTime,
+    };
     limited.filter(over).map(stop).collect()
 }
 
@@ -148,7 +157,10 @@ mod tests {
         let mut state = State::new();
         let spec: NodeSpec = testing::node_spec(8);
         let name = NodeName::new("n1").unwrap();
-        testing::run(&mut state, Intent::Register { name, kind: NodeKind::Worker, incarnation: Incarnation(1), spec: spec.into() });
+        testing::run(
+            &mut state,
+            Intent::Register { name, kind: NodeKind::Worker, incarnation: Incarnation(1), spec: spec.into() },
+        );
         state
     }
 

@@ -37,11 +37,27 @@ pub enum EventKind {
         ok: bool,
         why: Reason,
     },
-    Node { node: NodeName, from: Option<NodeState>, to: NodeState },
-    Cordon { node: NodeName, by: Option<Arc<str>>, reason: Option<Arc<str>> },
-    Tenant { tenant: TenantId, what: TenantEvent },
-    Member { name: NodeName, version: Arc<str> },
-    Level { to: u32 },
+    Node {
+        node: NodeName,
+        from: Option<NodeState>,
+        to: NodeState,
+    },
+    Cordon {
+        node: NodeName,
+        by: Option<Arc<str>>,
+        reason: Option<Arc<str>>,
+    },
+    Tenant {
+        tenant: TenantId,
+        what: TenantEvent,
+    },
+    Member {
+        name: NodeName,
+        version: Arc<str>,
+    },
+    Level {
+        to: u32,
+    },
 }
 
 /// What happened to a tenant.

@@ -66,7 +66,10 @@ fn devices(state: &State, bad: &mut impl FnMut(String)) {
             let memory = sum.device_memory.get(device).copied().unwrap_or(0);
             let has = spec.devices.get(usize::from(*device)).map_or(0, |d| d.memory);
             if *milli > u64::from(WHOLE) || memory > has {
-                bad(format!("{}: device {device} is over-committed ({milli} of 1000, {memory} of {has} bytes)", node.name));
+                bad(format!(
+                    "{}: device {device} is over-committed ({milli} of 1000, {memory} of {has} bytes)",
+                    node.name
+                ));
             }
         }
     }

@@ -2,7 +2,9 @@
 //! their phases. The job's own state is derived from its replicas, so the two
 //! can't disagree. It does not know nodes or quotas.
 
-use crate::id::{DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId};
+use crate::id::{
+    DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId,
+};
 use crate::reason::Reason;
 use crate::resources::Resources;
 use serde::{Deserialize, Serialize};
@@ -116,13 +118,25 @@ pub enum Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     /// Waits for a place; not before `not_before_ms` (back-off after a failure).
-    Waiting { not_before_ms: u64, last: Option<Reason> },
+    Waiting {
+        not_before_ms: u64,
+        last: Option<Reason>,
+    },
     /// Holds an allocation and should run.
-    Held { alloc: Allocation, stage: Stage },
+    Held {
+        alloc: Allocation,
+        stage: Stage,
+    },
     /// Holds an allocation and should stop; `then` says what follows.
-    Stopping { alloc: Allocation, why: Reason, then: Next },
+    Stopping {
+        alloc: Allocation,
+        why: Reason,
+        then: Next,
+    },
     Succeeded,
-    Failed { why: Reason },
+    Failed {
+        why: Reason,
+    },
     Cancelled,
 }
 
@@ -274,7 +288,8 @@ impl Job {
 
     /// Replicas that could be placed at `now_ms`.
     pub fn placeable(&self, now_ms: u64) -> impl Iterator<Item = u16> + '_ {
-        let ready = move |r: &Replica| matches!(r.phase, Phase::Waiting { not_before_ms, .. } if not_before_ms <= now_ms);
+        let ready =
+            move |r: &Replica| matches!(r.phase, Phase::Waiting { not_before_ms, .. } if not_before_ms <= now_ms);
         self.replicas.iter().enumerate().filter(move |(_, r)| !self.stopped && ready(r)).map(|(i, _)| i as u16)
     }
 

@@ -100,7 +100,14 @@ impl Ledger {
     }
 
     /// Undoes [`Ledger::hold`].
-    pub fn release(&mut self, tenant: TenantNo, who: (JobNo, u16), ask: &Resources, alloc: &Allocation, spec: &NodeSpec) {
+    pub fn release(
+        &mut self,
+        tenant: TenantNo,
+        who: (JobNo, u16),
+        ask: &Resources,
+        alloc: &Allocation,
+        spec: &NodeSpec,
+    ) {
         let used = Arc::make_mut(self.nodes.entry(alloc.node).or_default());
         used.cpu_milli -= ask.cpu_milli;
         used.memory -= ask.memory;
@@ -180,11 +187,17 @@ pub fn fits(ask: &Resources, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse
         }
     }
     if gpu_milli != ask.gpu.milli() || tpus != u64::from(ask.tpu) {
-        return Err(format!("{gpu_milli} thousandths of GPUs and {tpus} TPUs given, {} and {} asked", ask.gpu.milli(), ask.tpu));
+        return Err(format!(
+            "{gpu_milli} thousandths of GPUs and {tpus} TPUs given, {} and {} asked",
+            ask.gpu.milli(),
+            ask.tpu
+        ));
     }
     match (alloc.port, spec.ports) {
         (None, None) => Ok(()),
-        (Some(port), Some(range)) if (range.first..=range.last).contains(&port) && !used.ports.contains(&port) => Ok(()),
+        (Some(port), Some(range)) if (range.first..=range.last).contains(&port) && !used.ports.contains(&port) => {
+            Ok(())
+        }
         (port, _) => Err(format!("port {port:?} is not free on this node")),
     }
 }

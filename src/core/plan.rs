@@ -26,19 +26,52 @@ pub enum Queueing {
 /// What a caller wants. Forwarded to the leader; submitting it twice is safe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Intent {
-    Init { cluster: Arc<str>, mode: Mode, default_gpu_milli: u64 },
+    Init {
+        cluster: Arc<str>,
+        mode: Mode,
+        default_gpu_milli: u64,
+    },
     Member(Member),
-    RaiseLevel { to: u32 },
-    Register { name: NodeName, kind: NodeKind, incarnation: Incarnation, spec: Arc<NodeSpec> },
+    RaiseLevel {
+        to: u32,
+    },
+    Register {
+        name: NodeName,
+        kind: NodeKind,
+        incarnation: Incarnation,
+        spec: Arc<NodeSpec>,
+    },
     NodeStates(Vec<(NodeNo, Incarnation, NodeState)>),
-    Cordon { node: NodeName, cordon: Option<Cordon> },
-    CreateTenant { tenant: TenantId },
-    DeleteTenant { tenant: TenantId },
-    SetQuota { tenant: TenantId, quota: Quota },
-    Schedule { submission: Submission, queueing: Queueing, check_plan: Option<Digest16> },
+    Cordon {
+        node: NodeName,
+        cordon: Option<Cordon>,
+    },
+    CreateTenant {
+        tenant: TenantId,
+    },
+    DeleteTenant {
+        tenant: TenantId,
+    },
+    SetQuota {
+        tenant: TenantId,
+        quota: Quota,
+    },
+    Schedule {
+        submission: Submission,
+        queueing: Queueing,
+        check_plan: Option<Digest16>,
+    },
     /// `tenant` limits whose job it may be.
-    Stop { request: RequestId, tenant: Option<TenantId>, why: Reason },
-    Reports { node: NodeName, incarnation: Incarnation, reports: Vec<Report> },
+    Stop {
+        request: RequestId,
+        tenant: Option<TenantId>,
+        why: Reason,
+    },
+    Reports {
+        node: NodeName,
+        incarnation: Incarnation,
+        reports: Vec<Report>,
+    },
     /// One pass over the queue.
     PlaceWaiting,
 }
@@ -94,7 +127,11 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             Planned::one(Command::Register { name, kind, incarnation, spec })
         }
         Intent::NodeStates(states) => {
-            let command = |(node, incarnation, to): &(_, _, _)| Command::SetNodeState { node: *node, incarnation: *incarnation, to: *to };
+            let command = |(node, incarnation, to): &(_, _, _)| Command::SetNodeState {
+                node: *node,
+                incarnation: *incarnation,
+                to: *to,
+            };
             Ok(Planned { commands: states.iter().map(command).collect(), why: Vec::new() })
         }
         Intent::Cordon { node, cordon } => {
@@ -103,7 +140,9 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         }
         Intent::CreateTenant { tenant } => Planned::one(Command::CreateTenant { tenant: tenant.clone() }),
         Intent::DeleteTenant { tenant } => Planned::one(Command::DeleteTenant { tenant: tenant.clone() }),
-        Intent::SetQuota { tenant, quota } => Planned::one(Command::SetQuota { tenant: tenant.clone(), quota: quota.clone() }),
+        Intent::SetQuota { tenant, quota } => {
+            Planned::one(Command::SetQuota { tenant: tenant.clone(), quota: quota.clone() })
+        }
         Intent::Schedule { submission, queueing, check_plan } => schedule(state, submission, *queueing, *check_plan),
         Intent::Stop { request, tenant, why } => stop(state, request, tenant.as_ref(), *why),
         Intent::Reports { node, incarnation, reports } => {
@@ -121,11 +160,17 @@ fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
 
 fn stop(state: &State, request: &RequestId, tenant: Option<&TenantId>, why: Reason) -> Result<Planned, Refusal> {
     let job = state.job_of(request).filter(|job| tenant.is_none_or(|t| *t == job.spec.tenant));
-    let missing = || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
+    let missing =
+        || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
     Planned::one(Command::Stop { job: job.ok_or_else(missing)?.no, why })
 }
 
-fn schedule(state: &State, submission: &Submission, queueing: Queueing, check: Option<Digest16>) -> Result<Planned, Refusal> {
+fn schedule(
+    state: &State,
+    submission: &Submission,
+    queueing: Queueing,
+    check: Option<Digest16>,
+) -> Result<Planned, Refusal> {
     check_spec(&submission.spec)?;
     // A retry: apply answers with the job that the first one made, or with a conflict.
     if state.request(&submission.request).is_some() {

@@ -151,7 +151,8 @@ impl Proposer {
             last.planted.extend(entry.planted);
             return Vec::new();
         }
-        let done = |p: Planted| (p.call.ticket, Reply { result: Ok(Answer::Count(0)), job: None, why: Vec::new(), index: 0 });
+        let done =
+            |p: Planted| (p.call.ticket, Reply { result: Ok(Answer::Count(0)), job: None, why: Vec::new(), index: 0 });
         let refused = |(call, refusal): (Call, Refusal)| (call.ticket, Reply::refused(refusal));
         entry.refused.into_iter().map(refused).chain(entry.planted.into_iter().map(done)).collect()
     }
@@ -239,7 +240,9 @@ fn replies(entry: Entry, answers: &[Result<Answer, Refusal>], after: &State, ind
         let job = job.map(|job| Box::new(view::job(after, job)));
         out.push((call.ticket, Reply { result, job, why, index }));
     }
-    out.extend(entry.refused.into_iter().map(|(call, refusal)| (call.ticket, Reply { index, ..Reply::refused(refusal) })));
+    out.extend(
+        entry.refused.into_iter().map(|(call, refusal)| (call.ticket, Reply { index, ..Reply::refused(refusal) })),
+    );
     out
 }
 

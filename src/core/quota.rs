@@ -52,8 +52,20 @@ fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources
     [
         Line { what: "GPUs", used: used.gpu_milli, ask: ask.gpu.milli() * times, limit: Some(gpu), unit: milli },
         Line { what: "TPUs", used: used.tpu, ask: u64::from(ask.tpu) * times, limit: quota.tpu, unit: plain },
-        Line { what: "CPUs", used: used.cpu_milli, ask: ask.cpu_milli.saturating_mul(times), limit: quota.cpu_milli, unit: milli },
-        Line { what: "bytes of memory", used: used.memory, ask: ask.memory.saturating_mul(times), limit: quota.memory, unit: plain },
+        Line {
+            what: "CPUs",
+            used: used.cpu_milli,
+            ask: ask.cpu_milli.saturating_mul(times),
+            limit: quota.cpu_milli,
+            unit: milli,
+        },
+        Line {
+            what: "bytes of memory",
+            used: used.memory,
+            ask: ask.memory.saturating_mul(times),
+            limit: quota.memory,
+            unit: plain,
+        },
     ]
 }
 

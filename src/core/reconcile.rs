@@ -100,7 +100,9 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
         for (generation, condition) in generations {
             let current = want.filter(|w| w.generation == *generation);
             match (condition, current) {
-                (Condition::Alive, Some(Want { stop: Some(why), .. })) => out.push(Action::Stop(*id, *generation, *why)),
+                (Condition::Alive, Some(Want { stop: Some(why), .. })) => {
+                    out.push(Action::Stop(*id, *generation, *why))
+                }
                 (Condition::Alive, Some(_)) => {}
                 // Not wanted at this generation: an older launch, or a job that is gone.
                 (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::StoppedByUser)),

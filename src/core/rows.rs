@@ -45,8 +45,7 @@ impl Table {
         Table::Event,
     ];
     /// The tables that [`State::from_rows`] wants.
-    pub const LIVE: &[Table] =
-        &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member];
+    pub const LIVE: &[Table] = &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member];
 }
 
 /// One row to write, or (None) to delete.
@@ -86,9 +85,7 @@ fn read<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, Error> {
     let wrap = |source| Error::Row { table, source };
     match bytes.split_first() {
         Some((&VERSION, rest)) => exact(kind, rest).map_err(wrap),
-        Some((&other, _)) => {
-            Err(wrap(codec::Error::Version { kind, version: other.into(), max: VERSION.into() }))
-        }
+        Some((&other, _)) => Err(wrap(codec::Error::Version { kind, version: other.into(), max: VERSION.into() })),
         None => Err(wrap(codec::Error::Short { have: 0, need: 1 })),
     }
 }
@@ -165,7 +162,11 @@ impl State {
         }
         append_finished(&changes, &mut out);
         for event in &changes.events {
-            out.push(RowChange { table: Table::Event, key: event.seq.to_be_bytes().to_vec(), value: Some(value(event)) });
+            out.push(RowChange {
+                table: Table::Event,
+                key: event.seq.to_be_bytes().to_vec(),
+                value: Some(value(event)),
+            });
             if let Some(old) = event.seq.checked_sub(EVENTS_KEPT) {
                 out.push(RowChange { table: Table::Event, key: old.to_be_bytes().to_vec(), value: None });
             }

@@ -149,7 +149,13 @@ impl Replica {
     pub async fn initialize(&self, _members: Vec<(MemberId, String, String)>) -> Result<(), Error> {
         Err(Error::Stopping)
     }
-    pub async fn add_learner(&self, _id: MemberId, _name: String, _peer: String, _deadline: Instant) -> Result<(), Error> {
+    pub async fn add_learner(
+        &self,
+        _id: MemberId,
+        _name: String,
+        _peer: String,
+        _deadline: Instant,
+    ) -> Result<(), Error> {
         Err(Error::Stopping)
     }
     pub async fn promote(&self, _id: MemberId, _deadline: Instant) -> Result<(), Error> {

@@ -6,7 +6,12 @@ use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use std::sync::Arc;
 
-pub(super) fn init(state: &mut State, cluster: &Arc<str>, mode: Mode, default_gpu_milli: u64) -> Result<Answer, Refusal> {
+pub(super) fn init(
+    state: &mut State,
+    cluster: &Arc<str>,
+    mode: Mode,
+    default_gpu_milli: u64,
+) -> Result<Answer, Refusal> {
     if !state.meta().cluster.is_empty() {
         return Err(Refusal::new(Reason::Conflict, format!("the group {} exists already", state.meta().cluster)));
     }
@@ -42,7 +47,8 @@ pub(super) fn raise_level(state: &mut State, to: u32) -> Result<Answer, Refusal>
     }
     let behind = state.members().values().find(|m| m.max_level < to);
     if to < level || behind.is_some() {
-        let who = behind.map_or("the level only rises".to_owned(), |m| format!("member {} runs up to {}", m.name, m.max_level));
+        let who = behind
+            .map_or("the level only rises".to_owned(), |m| format!("member {} runs up to {}", m.name, m.max_level));
         return Err(Refusal::new(Reason::FeatureLevel, format!("cannot go from feature level {level} to {to}: {who}")));
     }
     state.change_meta(|meta| meta.level = to);

@@ -60,16 +60,23 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
 }
 
 /// Bounds of the tenant's queue and of its remembered ids.
-fn may_wait(state: &State, tenant: Option<TenantNo>, submission: &Submission, placements: &[Placement]) -> Result<(), Refusal> {
+fn may_wait(
+    state: &State,
+    tenant: Option<TenantNo>,
+    submission: &Submission,
+    placements: &[Placement],
+) -> Result<(), Refusal> {
     let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
     let quota = tenant.map(|no| quota::quota(state, no)).unwrap_or_default();
     let limit = quota::waiting_limit(&quota);
     if placements.len() < usize::from(submission.spec.replicas) && used.waiting >= limit {
-        let detail = format!("tenant {} has {limit} waiting jobs, its limit; retry when some run", submission.spec.tenant);
+        let detail =
+            format!("tenant {} has {limit} waiting jobs, its limit; retry when some run", submission.spec.tenant);
         return Err(Refusal::new(Reason::QueueFull, detail));
     }
     if submission.keyed && used.keyed >= KEYED_MAX {
-        let detail = format!("tenant {} has {KEYED_MAX} remembered ids; retry later or without a key", submission.spec.tenant);
+        let detail =
+            format!("tenant {} has {KEYED_MAX} remembered ids; retry later or without a key", submission.spec.tenant);
         return Err(Refusal::new(Reason::TooManyRequests, detail));
     }
     Ok(())
@@ -88,7 +95,9 @@ fn fits(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, placements: &[P
         let Some(node) = state.node(alloc.node).filter(|node| node.takes_work()) else {
             return bad(format!("node {} takes no work", alloc.node));
         };
-        let Some(held) = state.ledger().node(alloc.node) else { return bad(format!("node {} has no ledger", alloc.node)) };
+        let Some(held) = state.ledger().node(alloc.node) else {
+            return bad(format!("node {} has no ledger", alloc.node));
+        };
         let used = uses.get(&alloc.node).unwrap_or(held);
         if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));
@@ -137,7 +146,9 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     for replica in &mut job.replicas {
         replica.phase = match std::mem::replace(&mut replica.phase, Phase::Cancelled) {
             Phase::Waiting { .. } => Phase::Cancelled,
-            Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Phase::Stopping { alloc, why, then: Next::End },
+            Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => {
+                Phase::Stopping { alloc, why, then: Next::End }
+            }
             ended => ended,
         };
     }
@@ -145,7 +156,12 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     Ok(Answer::Count(1))
 }
 
-pub(super) fn reports(state: &mut State, node: NodeNo, incarnation: Incarnation, reports: &[Report]) -> Result<Answer, Refusal> {
+pub(super) fn reports(
+    state: &mut State,
+    node: NodeNo,
+    incarnation: Incarnation,
+    reports: &[Report],
+) -> Result<Answer, Refusal> {
     // An agent of an earlier start has no say any more.
     if state.node(node).is_none_or(|n| n.incarnation != incarnation) {
         return Ok(Answer::Count(0));
@@ -202,7 +218,9 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (Some(Next::End), ..) => end(Phase::Cancelled),
         (Some(Next::Again), ..) => again(replica.restarts, 0),
         // Bytes that don't match their digest won't match them next time.
-        (None, false, _) if why == Reason::ArtifactMismatch || why == Reason::ModelNotFound => end(Phase::Failed { why }),
+        (None, false, _) if why == Reason::ArtifactMismatch || why == Reason::ModelNotFound => {
+            end(Phase::Failed { why })
+        }
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
         (None, ..) => {

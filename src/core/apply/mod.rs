@@ -62,7 +62,8 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
 /// Forgets requests whose time is over.
 fn forget(state: &mut State) {
     let now = state.meta().now_ms;
-    let due: Vec<_> = state.expiries.iter().take(FORGET).take_while(|(at, _)| *at <= now).map(|(_, key)| *key).collect();
+    let due: Vec<_> =
+        state.expiries.iter().take(FORGET).take_while(|(at, _)| *at <= now).map(|(_, key)| *key).collect();
     for key in due {
         state.remove_request(key);
     }

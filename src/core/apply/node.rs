@@ -26,7 +26,8 @@ pub(super) fn register(
         return Ok(Answer::Node { no, new: true });
     };
     if incarnation < known.incarnation {
-        let detail = format!("node {name} has started again since (incarnation {} < {})", incarnation.0, known.incarnation.0);
+        let detail =
+            format!("node {name} has started again since (incarnation {} < {})", incarnation.0, known.incarnation.0);
         return Err(Refusal::new(Reason::Conflict, detail));
     }
     keeps_what_is_held(state, &known, spec)?;
@@ -48,10 +49,14 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
     for (_, _, replica) in state.replicas_on(known.no) {
         let shares = replica.allocation().map(|alloc| alloc.shares.as_slice()).unwrap_or_default();
         for share in shares {
-            let (was, is) = (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
+            let (was, is) =
+                (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
             let same = was.zip(is).is_some_and(|(was, is)| was.uuid == is.uuid && was.memory == is.memory);
             if !same {
-                let detail = format!("device {} of node {} is in use and would change; drain the node first", share.device, known.name);
+                let detail = format!(
+                    "device {} of node {} is in use and would change; drain the node first",
+                    share.device, known.name
+                );
                 return Err(Refusal::field(Reason::Conflict, "devices", detail));
             }
         }
@@ -59,7 +64,12 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
     Ok(())
 }
 
-pub(super) fn set_state(state: &mut State, no: NodeNo, incarnation: Incarnation, to: NodeState) -> Result<Answer, Refusal> {
+pub(super) fn set_state(
+    state: &mut State,
+    no: NodeNo,
+    incarnation: Incarnation,
+    to: NodeState,
+) -> Result<Answer, Refusal> {
     let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
     // A verdict on an earlier start says nothing about this one.
     if node.incarnation != incarnation || node.state == to {

@@ -27,7 +27,11 @@ pub(super) fn create(state: &mut State, id: &TenantId) -> Result<Answer, Refusal
 
 pub(super) fn delete(state: &mut State, id: &TenantId) -> Result<Answer, Refusal> {
     let Some(tenant) = state.tenant_named(id) else {
-        return Err(Refusal::field(Reason::NotFound, "tenant_id", format!("no tenant {id}; nf get tenants lists them")));
+        return Err(Refusal::field(
+            Reason::NotFound,
+            "tenant_id",
+            format!("no tenant {id}; nf get tenants lists them"),
+        ));
     };
     let (no, jobs) = (tenant.no, state.ledger().tenant(tenant.no).jobs);
     if jobs > 0 {

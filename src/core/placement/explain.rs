@@ -37,7 +37,8 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
 pub fn blockers_of(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
     let mut out = quota::blockers(state, tenant, spec, replicas);
     let wanted: Vec<u16> = (0..replicas.min(1024) as u16).collect();
-    let placed = place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
+    let placed =
+        place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
     if placed.is_empty() {
         out.extend(capacity_blockers(state, spec, replicas));
     }
@@ -107,7 +108,9 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
     let mut push = |reason, nodes, permanent, detail: String| out.push(Blocker { reason, detail, nodes, permanent });
     if census.nodes == 0 {
         let detail = match &spec.constraints.node {
-            Some(name) => format!("node {name} is not registered; register it (nf node register) or drop the constraint"),
+            Some(name) => {
+                format!("node {name} is not registered; register it (nf node register) or drop the constraint")
+            }
             None => "no node is registered; start an agent or register one (nf node register)".to_owned(),
         };
         push(Reason::NoMatchingDevice, 0, true, detail);
@@ -118,17 +121,34 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
         match reason {
             Reason::NoMatchingDevice => {
                 let never = census.ever == 0;
-                let text = if never { "no node that is registered can ever hold it; ask for less, or add such a node" } else { "the others can" };
+                let text = if never {
+                    "no node that is registered can ever hold it; ask for less, or add such a node"
+                } else {
+                    "the others can"
+                };
                 push(*reason, *nodes, never, format!("{of} don't have {}, even when empty; {text}", ask(spec)));
             }
             Reason::BadConstraints => {
                 let never = census.constraints_hold == 0;
-                let text = if never { "none meets them: change the constraints or label a node" } else { "the others do" };
-                push(*reason, *nodes, never, format!("{of} don't meet the constraints (region, zone, rack, labels, cost); {text}"));
+                let text =
+                    if never { "none meets them: change the constraints or label a node" } else { "the others do" };
+                push(
+                    *reason,
+                    *nodes,
+                    never,
+                    format!("{of} don't meet the constraints (region, zone, rack, labels, cost); {text}"),
+                );
             }
             Reason::NodeDown => push(*reason, *nodes, false, format!("{of} are not Ready; see nf get nodes")),
-            Reason::NodeCordoned => push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it")),
-            _ => push(*reason, *nodes, false, format!("{of} have no room for {} now; runs when something there ends", ask(spec))),
+            Reason::NodeCordoned => {
+                push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it"))
+            }
+            _ => push(
+                *reason,
+                *nodes,
+                false,
+                format!("{of} have no room for {} now; runs when something there ends", ask(spec)),
+            ),
         }
     }
     let total = census.free_milli;

@@ -70,7 +70,8 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
             candidates += 1;
             let terms = terms.with_siblings(spec, limits.siblings.get(&node).copied().unwrap_or(0));
             let score = terms.total();
-            let better = best.as_ref().is_none_or(|(s, n, ..)| (score, std::cmp::Reverse(node)) > (*s, std::cmp::Reverse(*n)));
+            let better =
+                best.as_ref().is_none_or(|(s, n, ..)| (score, std::cmp::Reverse(node)) > (*s, std::cmp::Reverse(*n)));
             if better {
                 runner_up = best.take().map(|(s, n, ..)| (n, s)).or(runner_up);
                 best = Some((score, node, terms, class.clone()));
