@@ -40,6 +40,8 @@ pub struct Observations {
 
 /// A step later than this says that the leader itself stood still.
 const LATE_MS: u64 = 2_000;
+/// Verdicts of one step, so that the loss of a rack is several entries, not one huge one.
+const MOST_VERDICTS: usize = 256;
 /// The queue is tried again after this long even if nothing seems to have changed.
 const RETRY_MS: u64 = 5_000;
 
@@ -115,7 +117,7 @@ fn verdicts(
         };
         change.then_some((node.no, node.incarnation, to))
     };
-    state.nodes().values().filter_map(|node| verdict(node)).collect()
+    state.nodes().values().filter_map(|node| verdict(node)).take(MOST_VERDICTS).collect()
 }
 
 /// Jobs that have run for as long as they may.
