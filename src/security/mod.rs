@@ -1,1 +1,3 @@
-//! To be written.
+//! Who is who: keys and certificates. It does not know what the connections carry.
+
+pub mod tls;

@@ -1,0 +1,218 @@
+//! Changes of the group, made by its leader: learners in, learners to voters, members out,
+//! leadership over. Each is refused rather than begun when it could not end well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use nf_core::reason::{Reason, Refusal};
+use openraft::ChangeMembers;
+use openraft::errors::{ClientWriteError, RaftError};
+
+use super::replica::Shared;
+use super::status::{Role, Status};
+use super::types::Peer;
+use super::{Core, Error, Member, MemberId};
+
+/// A learner further behind than this is not made a voter: it would slow every commit.
+const PROMOTE_LAG: u64 = 1_000;
+/// How long the target of a transfer may take to catch up while writes are held back.
+const CATCH_UP: Duration = Duration::from_millis(500);
+/// How often the metrics are looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What to change.
+#[derive(Clone, Debug)]
+pub enum Change {
+    AddLearner(Member),
+    Promote(MemberId),
+    Remove(MemberId),
+    Transfer(MemberId),
+}
+
+type WriteError = RaftError<Core, ClientWriteError<Core>>;
+
+/// Why a change was not made here.
+#[derive(Debug)]
+pub enum Failure {
+    /// To be asked elsewhere.
+    NotLeader(Option<u64>),
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+fn refused(reason: Reason, text: impl Into<String>) -> Failure {
+    Error::Refused(Refusal::new(reason, text)).into()
+}
+
+fn write_error(error: WriteError) -> Failure {
+    match error {
+        RaftError::Fatal(_) => Error::Stopping.into(),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => Failure::NotLeader(to.leader_id),
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => Error::Timeout.into(),
+        RaftError::APIError(other) => refused(Reason::Conflict, other.to_string()),
+    }
+}
+
+fn find(status: &Status, id: MemberId) -> Result<&super::MemberStatus, Failure> {
+    let found = status.members.iter().find(|m| m.id == id);
+    let text = format!("member {} is not in the group; nf cluster members lists them", id.0);
+    found.ok_or_else(|| refused(Reason::NotFound, text))
+}
+
+impl Shared {
+    /// Makes the change, as leader.
+    pub async fn change_here(&self, change: &Change, deadline: Instant) -> Result<(), Failure> {
+        let status = self.status();
+        if status.role != Role::Leader {
+            return Err(Failure::NotLeader(status.leader.map(|id| id.0)));
+        }
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let made = tokio::time::timeout(limit, async {
+            match change {
+                Change::AddLearner(member) => self.add_learner(&status, member).await,
+                Change::Promote(id) => self.promote(&status, *id).await,
+                Change::Remove(id) => self.remove(&status, *id).await,
+                Change::Transfer(id) => self.transfer(&status, *id).await,
+            }
+        });
+        made.await.unwrap_or(Err(Error::Timeout.into()))
+    }
+
+    async fn add_learner(&self, status: &Status, member: &Member) -> Result<(), Failure> {
+        for known in &status.members {
+            let same_id = known.id == member.id;
+            let same = same_id && known.name == member.name && known.peer == member.peer;
+            if same {
+                return Ok(());
+            }
+            if same_id {
+                let id = member.id.0;
+                return Err(refused(Reason::Conflict, format!("id {id} is taken by {}", known.name)));
+            }
+            if known.name == member.name {
+                let name = &member.name;
+                return Err(refused(Reason::Conflict, format!("the name {name} is taken by {}", known.id.0)));
+            }
+        }
+        let peer = Peer { name: member.name.clone(), addr: member.peer.clone() };
+        let added = self.raft.add_learner(member.id.0, peer, true).await;
+        added.map(drop).map_err(write_error)
+    }
+
+    async fn promote(&self, status: &Status, id: MemberId) -> Result<(), Failure> {
+        let member = find(status, id)?;
+        if member.voter {
+            return Ok(());
+        }
+        let lag = status.last_log_index - member.matched.unwrap_or(0).min(status.last_log_index);
+        if lag > PROMOTE_LAG {
+            let text = format!("member {} is {lag} entries behind; wait and try again", id.0);
+            return Err(refused(Reason::NotCaughtUp, text));
+        }
+        self.change_voters(ChangeMembers::AddVoterIds(BTreeSet::from([id.0]))).await
+    }
+
+    async fn remove(&self, status: &Status, id: MemberId) -> Result<(), Failure> {
+        let Ok(member) = find(status, id) else {
+            return Ok(());
+        };
+        if id == status.id {
+            return Err(refused(Reason::Conflict, "this member leads: transfer leadership first"));
+        }
+        let ids = BTreeSet::from([id.0]);
+        if !member.voter {
+            return self.change_voters(ChangeMembers::RemoveNodes(ids)).await;
+        }
+        let voters = status.members.iter().filter(|m| m.voter).count();
+        if voters == 1 {
+            return Err(refused(Reason::Conflict, "the last voter cannot be removed"));
+        }
+        self.change_voters(ChangeMembers::RemoveVoters(ids)).await
+    }
+
+    async fn change_voters(&self, change: ChangeMembers<u64, Peer>) -> Result<(), Failure> {
+        let changed = self.raft.change_membership(change, false).await;
+        changed.map(drop).map_err(write_error)
+    }
+
+    /// Hands leadership to a voter that has everything, and returns when it leads.
+    ///
+    /// openraft neither waits for the target nor takes a failed attempt back, so writes are held
+    /// here until nothing is in flight and the target has it all.
+    async fn transfer(&self, status: &Status, to: MemberId) -> Result<(), Failure> {
+        if to == status.id {
+            return Ok(());
+        }
+        if !find(status, to)?.voter {
+            return Err(refused(Reason::NotVoter, format!("member {} does not vote; promote it first", to.0)));
+        }
+        let _resume = Pause::begin(self);
+        let caught_up = || {
+            let now = self.status();
+            let matched = now.members.iter().find(|m| m.id == to).and_then(|m| m.matched);
+            *self.in_flight.borrow() == 0 && matched == Some(now.last_log_index)
+        };
+        if !eventually(CATCH_UP, caught_up).await {
+            return Err(refused(Reason::NotCaughtUp, format!("member {} is behind; try again later", to.0)));
+        }
+        let triggered = self.raft.trigger().transfer_leader(to.0).await;
+        triggered.map_err(|_| Error::Stopping)?;
+        // Without a limit of its own: the caller's deadline ends it, and an election then decides.
+        while self.leader() != Some(to.0) {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Forms a new group of these voters. Only on a member that has none, and on one of them.
+    pub async fn initialize(&self, members: &[Member]) -> Result<(), Failure> {
+        let peers: BTreeMap<u64, Peer> = members
+            .iter()
+            .map(|member| {
+                let peer = Peer { name: member.name.clone(), addr: member.peer.clone() };
+                (member.id.0, peer)
+            })
+            .collect();
+        let names: BTreeSet<&str> = members.iter().map(|m| m.name.as_str()).collect();
+        if peers.len() != members.len() || names.len() != members.len() || members.len() % 2 == 0 {
+            return Err(refused(Reason::InvalidArgument, "a group begins with 1, 3 or 5 members, all different"));
+        }
+        match self.raft.initialize(peers).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::Fatal(_)) => Err(Error::Stopping.into()),
+            Err(RaftError::APIError(error)) => Err(refused(Reason::Conflict, format!("not initialized: {error}"))),
+        }
+    }
+}
+
+/// Holds writes back until dropped.
+struct Pause<'a>(&'a Shared);
+
+impl<'a> Pause<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.paused.send_replace(true);
+        Self(shared)
+    }
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.0.paused.send_replace(false);
+    }
+}
+
+async fn eventually(limit: Duration, holds: impl Fn() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    while !holds() {
+        if Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    true
+}

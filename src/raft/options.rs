@@ -1,0 +1,90 @@
+//! What a member is started with. Defaults are what production runs; tests turn some of it down.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::MemberId;
+use crate::security::tls::PeerTls;
+use crate::storage::fatal::Fatal;
+
+/// Everything [`super::start`] needs.
+pub struct Options {
+    /// Holds nothing else; locked while the member runs.
+    pub data_dir: PathBuf,
+    pub cluster: String,
+    pub id: MemberId,
+    /// A DNS label, the one in the certificate.
+    pub name: String,
+    /// Bound by the caller, so that a taken port is its error to report.
+    pub listener: TcpListener,
+    pub tls: PeerTls,
+    pub timing: Timing,
+    pub tuning: Tuning,
+    pub hooks: Hooks,
+    pub fatal: Fatal,
+}
+
+/// Elections. A follower campaigns after `election_max` + random(`election_min`..`election_max`)
+/// of silence: the first part is the leader's lease, which openraft takes from the maximum.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub heartbeat: Duration,
+    pub election_min: Duration,
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(450),
+        }
+    }
+}
+
+/// When rows are flushed and checkpoints taken, and how much log stays behind one.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Log written since the last flush of the rows.
+    pub flush_bytes: u64,
+    /// Commands applied since the last flush.
+    pub flush_commands: u64,
+    pub flush_every: Duration,
+    /// Entries applied since the last checkpoint.
+    pub snapshot_entries: u64,
+    /// Entries kept behind a checkpoint, so that a short absence needs no snapshot.
+    pub keep_entries: u64,
+    /// Entries are purged in steps of at least this many.
+    pub purge_entries: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            flush_bytes: 64 << 20,
+            flush_commands: 100_000,
+            flush_every: Duration::from_secs(30),
+            snapshot_entries: 50_000,
+            keep_entries: 10_000,
+            purge_entries: 4_096,
+        }
+    }
+}
+
+/// Where measurements go.
+#[derive(Clone)]
+pub struct Hooks {
+    /// Duration of each sync of the log.
+    pub fsync: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// Duration of each local proposal, from the call to the answer.
+    pub propose: Arc<dyn Fn(Duration) + Send + Sync>,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { fsync: Arc::new(|_| {}), propose: Arc::new(|_| {}) }
+    }
+}

@@ -1,0 +1,257 @@
+//! The member's side of the peer protocol: checks who calls and hands the message on.
+//!
+//! A call for another cluster or member, or from somebody whose certificate does not carry the
+//! name it claims, is refused before anything else. It keeps no state of its own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use nf_core::codec;
+use nf_core::plan::Intent;
+use nf_proto::internal as pb;
+use pb::peer_service_server::PeerService;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::encoding::Position;
+use super::listener::PeerInfo;
+use super::membership::{Change, Failure};
+use super::replica::{Lost, Shared};
+use super::state_machine::meta_of;
+use super::types::Snapshot;
+use super::wire;
+use super::{Error, Member, MemberId};
+use crate::security::tls;
+use crate::storage::checkpoint::Incoming;
+
+/// Longest wait a forwarded call may ask for.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub struct Service(pub Arc<Shared>);
+
+fn internal(error: impl std::fmt::Display) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn until(wait_ms: u32) -> Instant {
+    Instant::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT)
+}
+
+fn not_leader(leader: Option<u64>) -> pb::NotLeader {
+    pb::NotLeader { leader: leader.unwrap_or(0) }
+}
+
+impl Service {
+    /// Refuses a call that is not for us or not from whom it says. Returns the sender.
+    fn check(&self, info: Option<&PeerInfo>, route: Option<&pb::Route>) -> Result<u64, Status> {
+        let route = route.ok_or_else(|| Status::invalid_argument("route is missing"))?;
+        let me = &self.0.me;
+        if route.cluster != me.cluster {
+            let text = format!("this is cluster \"{}\", not \"{}\"", me.cluster, route.cluster);
+            return Err(Status::permission_denied(text));
+        }
+        if route.to != me.id.0 {
+            let text = format!("this is member {}, not {}", me.id.0, route.to);
+            return Err(Status::permission_denied(text));
+        }
+        let info = info.ok_or_else(|| Status::unauthenticated("no connection info"))?;
+        if info.member.get() == Some(&route.from) {
+            return Ok(route.from);
+        }
+        let known = self.0.peer(route.from);
+        if known.is_some_and(|peer| peer.name != route.name) {
+            return Err(Status::permission_denied("another member has this id"));
+        }
+        let dns = tls::dns_name(&me.cluster, &route.name).map_err(|e| Status::permission_denied(e.to_string()))?;
+        match &info.cert {
+            Some(cert) if tls::certifies(cert, &dns) => {
+                let first = *info.member.get_or_init(|| route.from);
+                if first == route.from {
+                    Ok(first)
+                } else {
+                    Err(Status::permission_denied("one connection, two members"))
+                }
+            }
+            _ => Err(Status::permission_denied(format!("the certificate is not one for {dns}"))),
+        }
+    }
+
+    fn open<T>(&self, request: Request<T>, route: impl Fn(&T) -> Option<&pb::Route>) -> Result<T, Status> {
+        let info = request.extensions().get::<PeerInfo>().cloned();
+        self.check(info.as_ref(), route(request.get_ref()))?;
+        Ok(request.into_inner())
+    }
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<pb::AppendReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl PeerService for Service {
+    type AppendStream = Replies;
+
+    async fn append(&self, request: Request<Streaming<pb::AppendRequest>>) -> Result<Response<Replies>, Status> {
+        let info = request.extensions().get::<PeerInfo>().cloned();
+        let mut incoming = request.into_inner();
+        let shared = self.0.clone();
+        let service = Service(self.0.clone());
+        // The stream is answered at once, before its first message: the caller need not wait.
+        let (errors_in, errors) = tokio::sync::oneshot::channel();
+        let requests = async_stream_of(move |tx| async move {
+            let mut first = true;
+            let failed = loop {
+                let message = match incoming.message().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => return,
+                    Err(status) => break status,
+                };
+                if first && let Err(status) = service.check(info.as_ref(), message.route.as_ref()) {
+                    break status;
+                }
+                first = false;
+                match wire::append(message) {
+                    Ok(request) => {
+                        shared.contact.heard(&request.vote);
+                        if tx.send(request).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(status) => break status,
+                }
+            };
+            let _ = errors_in.send(failed);
+        });
+        let replies = self.0.raft.stream_append(requests).map(|result| match result {
+            Ok(result) => Ok(wire::put_append_result(&result)),
+            Err(fatal) => Err(internal(fatal)),
+        });
+        let failed = futures::stream::once(errors)
+            .filter_map(|status| async { status.ok().map(Err::<pb::AppendReply, Status>) });
+        Ok(Response::new(Box::pin(replies.chain(failed))))
+    }
+
+    async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
+        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = wire::vote_request(&request)?;
+        let response = self.0.raft.vote(request).await.map_err(internal)?;
+        Ok(Response::new(wire::put_vote_response(&response)))
+    }
+
+    async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
+        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = wire::vote_request(&request)?;
+        let response = self.0.raft.pre_vote(request).await.map_err(internal)?;
+        Ok(Response::new(wire::put_vote_response(&response)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotRequest>>,
+    ) -> Result<Response<pb::SnapshotReply>, Status> {
+        use pb::snapshot_request::Part;
+        let info = request.extensions().get::<PeerInfo>().cloned();
+        let mut incoming = request.into_inner();
+        let head = match incoming.message().await?.and_then(|m| m.part) {
+            Some(Part::Head(head)) => head,
+            _ => return Err(Status::invalid_argument("a snapshot begins with its head")),
+        };
+        self.check(info.as_ref(), head.route.as_ref())?;
+        let vote = wire::vote(head.vote.as_ref())?;
+        let dir = self.0.tables.incoming_dir();
+        let mut receiver = Incoming::begin(&dir, &head.manifest).map_err(internal)?;
+        while let Some(message) = incoming.message().await? {
+            let Some(Part::Chunk(chunk)) = message.part else {
+                return Err(Status::invalid_argument("a chunk is missing"));
+            };
+            receiver = blocking(move || {
+                let part = usize::try_from(chunk.file).map_err(std::io::Error::other)?;
+                receiver.chunk(part, &chunk.data)?;
+                Ok(receiver)
+            })
+            .await?;
+        }
+        let snapshot = blocking(move || Ok(receiver.complete()?)).await?;
+        let position = Position::decode(&snapshot.manifest().meta).map_err(internal)?;
+        let snapshot = Snapshot { meta: meta_of(position), snapshot };
+        let response = self.0.raft.install_full_snapshot(vote, snapshot).await;
+        let response = response.map_err(internal)?;
+        Ok(Response::new(pb::SnapshotReply { vote: Some(wire::put_vote(&response.vote)) }))
+    }
+
+    async fn transfer(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {
+        let request = self.open(request, |r| r.route.as_ref())?;
+        let vote = wire::vote(request.vote.as_ref())?;
+        let last = request.last.as_ref().map(wire::log_id);
+        let message = openraft::raft::TransferLeaderRequest::new(vote, self.0.me.id.0, last);
+        let result = self.0.raft.handle_transfer_leader(message).await;
+        let refused = match result.map_err(internal)? {
+            Ok(()) => String::new(),
+            Err(reason) => format!("{reason:?}"),
+        };
+        Ok(Response::new(pb::TransferReply { refused }))
+    }
+
+    async fn forward(&self, request: Request<pb::ForwardRequest>) -> Result<Response<pb::ForwardReply>, Status> {
+        use pb::forward_reply::Result as R;
+        let request = self.open(request, |r| r.route.as_ref())?;
+        let intent = codec::decode::<Intent>(&request.intent).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let result = match self.0.propose(intent, until(request.deadline_ms)).await {
+            Ok(reply) => R::Reply(codec::encode(&reply).into()),
+            Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
+        };
+        Ok(Response::new(pb::ForwardReply { result: Some(result) }))
+    }
+
+    async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
+        use pb::read_index_reply::Result as R;
+        let request = self.open(request, |r| r.route.as_ref())?;
+        let result = match self.0.read_index_here(until(request.deadline_ms)).await {
+            Ok(index) => R::Index(index),
+            Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
+        };
+        Ok(Response::new(pb::ReadIndexReply { result: Some(result) }))
+    }
+
+    async fn manage(&self, request: Request<pb::ManageRequest>) -> Result<Response<pb::ManageReply>, Status> {
+        use pb::manage_reply::Result as R;
+        use pb::manage_request::Change as C;
+        let request = self.open(request, |r| r.route.as_ref())?;
+        let change = match request.change {
+            Some(C::AddLearner(learner)) => {
+                Change::AddLearner(Member { id: MemberId(learner.id), name: learner.name, peer: learner.addr })
+            }
+            Some(C::Promote(id)) => Change::Promote(MemberId(id)),
+            Some(C::Remove(id)) => Change::Remove(MemberId(id)),
+            Some(C::Transfer(id)) => Change::Transfer(MemberId(id)),
+            None => return Err(Status::invalid_argument("change is missing")),
+        };
+        let deadline = until(request.deadline_ms);
+        let result = match self.0.change_here(&change, deadline).await {
+            Ok(()) => R::Done(pb::Done {}),
+            Err(Failure::NotLeader(leader)) => R::NotLeader(not_leader(leader)),
+            Err(Failure::Error(Error::Refused(refusal))) => {
+                R::Refused(pb::Refusal { reason: refusal.reason.token().to_owned(), detail: refusal.detail })
+            }
+            Err(Failure::Error(other)) => return Err(Status::aborted(other.to_string())),
+        };
+        Ok(Response::new(pb::ManageReply { result: Some(result) }))
+    }
+}
+
+/// A stream fed by a task; it ends with the task. Holds at most 16 messages.
+fn async_stream_of<T, F>(
+    feed: impl FnOnce(tokio::sync::mpsc::Sender<T>) -> F,
+) -> tokio_stream::wrappers::ReceiverStream<T>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (tx, rx) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(feed(tx));
+    tokio_stream::wrappers::ReceiverStream::new(rx)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(internal)?.map_err(internal)
+}

@@ -1,0 +1,267 @@
+//! Brings a member up and takes it down, on a runtime thread of its own, so that nothing the rest
+//! of the program does delays a heartbeat. It does not know why the member is started.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::SnapshotPolicy;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use nf_proto::internal::peer_service_server::PeerServiceServer;
+
+use super::campaign::{self, Contact};
+use super::listener;
+use super::log_store::LogStore;
+use super::network::Factory;
+use super::options::{Options, Timing, Tuning};
+use super::peers::{MESSAGE_BYTES, Peers};
+use super::proposer::{self, Shell};
+use super::reads;
+use super::replica::{Me, Replica, Shared};
+use super::service::Service;
+use super::state_machine::StateMachine;
+use super::{Raft, StartError, leadership, upkeep};
+use crate::storage::fatal::Fatal;
+use crate::storage::identity::{self, Identity};
+use crate::storage::log_db::LogDb;
+use crate::storage::state_db::StateDb;
+use crate::storage::tables::Tables;
+
+/// Threads of the member's runtime: one for the core, one for the network and applying.
+const THREADS: usize = 2;
+/// How long tasks may take to end at shutdown.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Starts a member on its data directory; a fresh one waits for `initialize` or for a leader
+/// that adds it as a learner.
+///
+/// # Errors
+/// When the directory is another member's, damaged, or in use; the text names the file.
+pub async fn start(options: Options) -> Result<Replica, StartError> {
+    let (ready_in, ready) = oneshot::channel();
+    let (stopped_in, stopped) = watch::channel(false);
+    std::thread::Builder::new().name("raft".into()).spawn(move || {
+        thread(options, ready_in, &stopped);
+        stopped_in.send_replace(true);
+    })?;
+    ready.await.map_err(|_| StartError::Thread)?
+}
+
+type Ready = oneshot::Sender<Result<Replica, StartError>>;
+
+fn thread(options: Options, ready: Ready, stopped: &watch::Receiver<bool>) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).thread_name("raft-rt").enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = ready.send(Err(error.into()));
+            return;
+        }
+    };
+    let handle = runtime.handle().clone();
+    runtime.block_on(async move {
+        let fatal = options.fatal.clone();
+        let (member, stop) = match bring_up(options).await {
+            Ok(up) => up,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let replica = Replica { shared: member.shared.clone(), runtime: handle, stopped: stopped.clone() };
+        if ready.send(Ok(replica)).is_ok() {
+            run(&member.shared, stop, &fatal).await;
+        }
+        take_down(member).await;
+    });
+    runtime.shutdown_timeout(LINGER);
+}
+
+/// Until somebody stops the member, or Raft stops by itself, which is fatal.
+async fn run(shared: &Shared, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
+    let mut metrics = shared.raft.metrics();
+    let broken = metrics.wait_until(|m| m.running_state.is_err());
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        broken = broken => {
+            let reason = match broken {
+                Ok(metrics) => format!("{:?}", metrics.running_state),
+                Err(_) => "its core ended".to_owned(),
+            };
+            fatal.raise(&format!("raft stopped: {reason}"));
+        }
+    }
+}
+
+struct Up {
+    shared: Arc<Shared>,
+    server: tokio::task::JoinHandle<()>,
+    _lock: identity::Lock,
+}
+
+async fn take_down(up: Up) {
+    let Up { shared, server, _lock } = up;
+    shared.stop.send_replace(true);
+    if let Err(error) = shared.raft.shutdown().await {
+        tracing::warn!(%error, "stopping raft");
+    }
+    let _ = tokio::time::timeout(LINGER, server).await;
+    let (tables, disk) = (shared.tables.clone(), shared.disk.clone());
+    let closed = tokio::task::spawn_blocking(move || {
+        disk.close();
+        tables.flush()
+    });
+    if let Ok(Err(error)) = closed.await {
+        tracing::warn!(%error, "closing the state");
+    }
+}
+
+fn config(cluster: &str, timing: Timing, tuning: Tuning) -> Result<openraft::Config, StartError> {
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let config = openraft::Config {
+        cluster_name: cluster.to_owned(),
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
+        enable_pre_vote: Some(true),
+        // A restored leader could serve reads from before its restart.
+        enable_leader_restore: Some(false),
+        max_payload_entries: 256,
+        // Checkpoints are asked for by `upkeep`, which flushes first.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: tuning.keep_entries,
+        purge_batch_size: tuning.purge_entries,
+        install_snapshot_timeout: 60_000,
+        ..openraft::Config::default()
+    };
+    config.validate().map_err(|e| StartError::Config(e.to_string()))
+}
+
+struct Stores {
+    lock: identity::Lock,
+    disk: Arc<LogDb>,
+    log: LogStore<LogDb>,
+    tables: Arc<StateDb>,
+    machine: StateMachine<StateDb>,
+}
+
+fn open_stores(options: &Options) -> Result<Stores, StartError> {
+    let dir = &options.data_dir;
+    let lock = identity::lock(dir)?;
+    let identity = Identity { cluster: options.cluster.clone(), member: options.id.0 };
+    identity::claim(dir, &identity)?;
+    let create = !identity::formatted(dir);
+    let on_sync = options.hooks.fsync.clone();
+    let disk = LogDb::open(&dir.join("raft"), create, options.fatal.clone(), on_sync)?;
+    let tables = Arc::new(StateDb::open(dir, create, options.fatal.clone())?);
+    identity::mark_formatted(dir)?;
+    let disk = Arc::new(disk);
+    let log = LogStore::open(disk.clone())?;
+    let machine = StateMachine::open(tables.clone(), options.fatal.clone())?;
+    Ok(Stores { lock, disk, log, tables, machine })
+}
+
+async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), StartError> {
+    let (options, stores) = tokio::task::spawn_blocking(move || {
+        let stores = open_stores(&options);
+        (options, stores)
+    })
+    .await
+    .map_err(|_| StartError::Thread)?;
+    let Stores { lock, disk, log, tables, machine } = stores?;
+    let (id, name, cluster) = (options.id, options.name, options.cluster);
+    let tls = options.tls;
+    let server_tls = tls.server.clone();
+    let peers = Arc::new(Peers::new(cluster.clone(), id.0, name, tls));
+    let config = Arc::new(config(&cluster, options.timing, options.tuning)?);
+    let (applied, commands) = (machine.watch(), machine.commands());
+    let factory = Factory(peers.clone());
+    let raft = Raft::new(id.0, config, factory, log.clone(), machine).await;
+    let raft = raft.map_err(|e| StartError::Io(io::Error::other(e.to_string())))?;
+
+    let (calls, calls_out) = mpsc::channel(proposer::QUEUE);
+    let (asks, asks_out) = mpsc::channel(reads::QUEUE);
+    let (term_in, term) = watch::channel(None);
+    let (paused, paused_out) = watch::channel(false);
+    let (in_flight_in, in_flight) = watch::channel(0);
+    let (stop, stop_out) = watch::channel(false);
+    let shell = Shell {
+        raft: raft.clone(),
+        calls: calls_out,
+        applied: applied.clone(),
+        term: term.clone(),
+        paused: paused_out,
+        in_flight: in_flight_in,
+        clock: Arc::new(wall_clock_ms),
+    };
+    let shared = Arc::new(Shared {
+        me: Me { cluster, id },
+        raft: raft.clone(),
+        log,
+        disk,
+        tables,
+        peers,
+        contact: Contact::default(),
+        timing: options.timing,
+        tuning: options.tuning,
+        hooks: options.hooks,
+        commands,
+        calls,
+        asks,
+        applied: applied.clone(),
+        term,
+        paused,
+        in_flight,
+        stop,
+    });
+    let (ended_in, ended) = mpsc::unbounded_channel();
+    let server = serve(&shared, options.listener, server_tls, ended_in, &stop_out)?;
+    tokio::spawn(leadership::follow(raft, applied, term_in));
+    tokio::spawn(shell.run());
+    tokio::spawn(reads::run(shared.clone(), asks_out));
+    tokio::spawn(campaign::run(shared.clone(), ended));
+    tokio::spawn(upkeep::run(shared.clone()));
+    let up = Up { shared, server, _lock: lock };
+    Ok((up, stop_out))
+}
+
+fn serve(
+    shared: &Arc<Shared>,
+    listener: std::net::TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    ended: mpsc::UnboundedSender<u64>,
+    stop: &watch::Receiver<bool>,
+) -> Result<tokio::task::JoinHandle<()>, StartError> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let (connections_in, connections) = mpsc::channel(16);
+    tokio::spawn(listener::accept(listener, tls, connections_in, ended));
+    let service = PeerServiceServer::new(Service(shared.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let server = Server::builder()
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .add_service(service)
+        .serve_with_incoming(ReceiverStream::new(connections));
+    let mut stop = stop.clone();
+    Ok(tokio::spawn(async move {
+        // Not gracefully: peers' streams never end by themselves.
+        tokio::select! {
+            served = server => if let Err(error) = served {
+                tracing::warn!(%error, "serving peers");
+            },
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }))
+}
+
+fn wall_clock_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

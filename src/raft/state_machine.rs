@@ -1,0 +1,239 @@
+//! openraft's state machine: the core's `State` in memory, its rows in [`Tables`].
+//!
+//! Entries of one call are applied, their rows written together with the position, the new state
+//! published, and only then the callers answered. It decides nothing: `nf_core::apply` does.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::invariants;
+use nf_core::rows::{RowChange, Table};
+use nf_core::state::State;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{AsyncRuntime, OptionalSend};
+use tokio::sync::watch;
+
+use super::encoding::Position;
+use super::types::{Entry, EntryPayload, LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::storage::fatal::Fatal;
+use crate::storage::frame::invalid;
+use crate::storage::tables::{Change, Tables};
+
+/// Commands whose rows are written in one batch; bounds the memory of a catch-up.
+const BATCH_COMMANDS: usize = 4_096;
+
+/// The state after an applied batch.
+#[derive(Clone, Debug, Default)]
+pub struct Applied {
+    pub state: Arc<State>,
+    /// Log index of the last applied entry, 0 before the first.
+    pub index: u64,
+    /// Term of that entry.
+    pub term: u64,
+}
+
+/// See the module.
+pub struct StateMachine<T> {
+    tables: Arc<T>,
+    state: State,
+    position: Position,
+    published: watch::Sender<Applied>,
+    commands: Arc<AtomicU64>,
+    fatal: Fatal,
+}
+
+fn applied(state: &State, position: &Position) -> Applied {
+    let at = position.applied;
+    Applied {
+        state: Arc::new(state.speculative()),
+        index: at.map_or(0, |id| id.index),
+        term: at.map_or(0, |id| id.leader_id.term),
+    }
+}
+
+fn table(number: u8) -> io::Result<Table> {
+    let found = Table::ALL.iter().find(|t| **t as u8 == number);
+    found.copied().ok_or_else(|| invalid(format!("unknown table {number}: written by a newer version")))
+}
+
+/// Loads rows and position and holds the state against its invariants.
+fn load<T: Tables>(tables: &T) -> io::Result<(State, Position)> {
+    let live = |number: u8| Table::LIVE.iter().any(|t| *t as u8 == number);
+    let rows = tables.rows(&live)?;
+    let position = match tables.position()? {
+        Some(bytes) => Position::decode(&bytes)?,
+        None if rows.is_empty() => Position::default(),
+        None => return Err(invalid("state: rows without a position")),
+    };
+    if rows.is_empty() {
+        return Ok((State::new(), position));
+    }
+    let rows: io::Result<Vec<_>> = rows.into_iter().map(|row| Ok((table(row.table)?, row.key, row.value))).collect();
+    let state = State::from_rows(rows?).map_err(|e| invalid(format!("state: {e}")))?;
+    let violations = invariants::check(&state);
+    if let Some(first) = violations.first() {
+        let count = violations.len();
+        return Err(invalid(format!("state: {count} broken invariants, the first: {first:?}")));
+    }
+    Ok((state, position))
+}
+
+impl<T: Tables> StateMachine<T> {
+    /// Loads the state as of the last flush; openraft replays the rest of the log.
+    pub fn open(tables: Arc<T>, fatal: Fatal) -> io::Result<Self> {
+        let (state, position) = load(&*tables)?;
+        let (published, _) = watch::channel(applied(&state, &position));
+        Ok(Self { tables, state, position, published, commands: Arc::default(), fatal })
+    }
+
+    /// The state after each applied batch.
+    pub fn watch(&self) -> watch::Receiver<Applied> {
+        self.published.subscribe()
+    }
+
+    /// Counts applied commands, for deciding when to flush.
+    pub fn commands(&self) -> Arc<AtomicU64> {
+        self.commands.clone()
+    }
+
+    fn apply_one(&mut self, entry: &Entry) -> io::Result<Option<BatchOutcome>> {
+        let outcome = match &entry.payload {
+            EntryPayload::Blank => None,
+            EntryPayload::Membership(membership) => {
+                self.position.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                None
+            }
+            EntryPayload::Normal(payload) => {
+                let batch = payload.batch().map_err(|e| {
+                    let reason = format!("log entry {} cannot be applied: {e}", entry.log_id.index);
+                    // Skipping it would fork history, so the member stops here.
+                    self.fatal.raise(&reason);
+                    invalid(reason)
+                })?;
+                let count = batch.commands.len() as u64;
+                self.commands.fetch_add(count, Ordering::Relaxed);
+                Some(apply_batch(&mut self.state, batch))
+            }
+        };
+        self.position.applied = Some(entry.log_id);
+        Ok(outcome)
+    }
+
+    fn commit<RT: AsyncRuntime>(&mut self, pending: &mut Pending<RT>) -> io::Result<()> {
+        let position = Bytes::from(self.position.encode());
+        self.tables.commit(std::mem::take(&mut pending.changes), position)?;
+        self.published.send_replace(applied(&self.state, &self.position));
+        for (responder, outcome) in pending.answers.drain(..) {
+            responder.send(outcome);
+        }
+        pending.commands = 0;
+        Ok(())
+    }
+}
+
+/// Applied but not yet written or answered.
+struct Pending<RT: AsyncRuntime> {
+    changes: Vec<Change>,
+    answers: Vec<(ApplyResponder<Types<RT>>, Outcome)>,
+    commands: usize,
+}
+
+fn change(row: RowChange) -> Change {
+    Change { table: row.table as u8, key: row.key, value: row.value }
+}
+
+impl<RT: AsyncRuntime, T: Tables> RaftStateMachine<Types<RT>> for StateMachine<T> {
+    type SnapshotData = T::Snapshot;
+    type SnapshotBuilder = Builder<T>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.position.applied, self.position.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types<RT>>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut pending = Pending::<RT> { changes: Vec::new(), answers: Vec::new(), commands: 0 };
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let batch = self.apply_one(&entry)?;
+            let changes = self.state.take_changes();
+            pending.commands += changes.len().max(1);
+            pending.changes.extend(changes.into_iter().map(change));
+            if let Some(responder) = responder {
+                let outcome = Outcome { index: entry.log_id.index, batch, state: Arc::new(self.state.speculative()) };
+                pending.answers.push((responder, outcome));
+            }
+            if pending.commands >= BATCH_COMMANDS {
+                self.commit(&mut pending)?;
+            }
+        }
+        if pending.commands > 0 {
+            self.commit(&mut pending)?;
+        }
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder<T>> {
+        // Content and position are fixed here, between two applies; the build only describes.
+        let draft = self.tables.checkpoint(Bytes::from(self.position.encode()));
+        Some(Builder { tables: self.tables.clone(), draft: Some(draft), position: self.position.clone() })
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder<T> {
+        let builder = <Self as RaftStateMachine<Types<RT>>>::try_create_snapshot_builder(self, true).await;
+        builder.expect("never deferred")
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: T::Snapshot) -> Result<(), io::Error> {
+        self.tables.install(snapshot).await?;
+        let (state, position) = load(&*self.tables)?;
+        if position.applied != meta.last_log_id {
+            return Err(invalid(format!(
+                "snapshot: its rows stand at {:?}, it claims {:?}",
+                position.applied, meta.last_log_id
+            )));
+        }
+        (self.state, self.position) = (state, position);
+        self.published.send_replace(applied(&self.state, &self.position));
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<T::Snapshot>>, io::Error> {
+        let Some((snapshot, meta)) = self.tables.latest()? else {
+            return Ok(None);
+        };
+        let position = Position::decode(&meta)?;
+        Ok(Some(Snapshot { meta: meta_of(position), snapshot }))
+    }
+}
+
+/// The description openraft wants of a checkpoint.
+pub fn meta_of(position: Position) -> SnapshotMeta {
+    SnapshotMeta { last_log_id: position.applied, last_membership: position.membership }
+}
+
+/// A checkpoint whose content is fixed, on its way to being complete.
+pub struct Builder<T: Tables> {
+    tables: Arc<T>,
+    draft: Option<io::Result<T::Draft>>,
+    position: Position,
+}
+
+impl<RT: AsyncRuntime, T: Tables> RaftSnapshotBuilder<Types<RT>> for Builder<T> {
+    type SnapshotData = T::Snapshot;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<T::Snapshot>, io::Error> {
+        let draft = match self.draft.take() {
+            Some(draft) => draft?,
+            None => return Err(io::Error::other("a checkpoint is built once")),
+        };
+        let snapshot = self.tables.finish(draft).await?;
+        Ok(Snapshot { meta: meta_of(self.position.clone()), snapshot })
+    }
+}

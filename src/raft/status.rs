@@ -1,0 +1,81 @@
+//! What a member can say about the group, as plain values.
+
+use std::collections::BTreeMap;
+
+use super::MemberId;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+}
+
+/// One member as this one knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberStatus {
+    pub id: MemberId,
+    pub name: String,
+    /// Member-to-member address.
+    pub peer: String,
+    pub voter: bool,
+    /// Last log index known to be on it; only the leader knows.
+    pub matched: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub id: MemberId,
+    pub role: Role,
+    pub term: u64,
+    pub leader: Option<MemberId>,
+    pub last_log_index: u64,
+    pub commit_index: u64,
+    pub applied_index: u64,
+    /// Last index covered by a checkpoint, 0 without one.
+    pub snapshot_index: u64,
+    /// Entries up to here are no longer in the log, 0 when all are.
+    pub purged_index: u64,
+    /// Milliseconds since this member last heard from a leader (0 on the leader).
+    pub last_contact_ms: u64,
+    pub members: Vec<MemberStatus>,
+}
+
+type Metrics = openraft::RaftMetrics<super::Core>;
+
+impl Status {
+    pub(super) fn of(metrics: &Metrics, applied: u64, silence_ms: u64) -> Self {
+        let none = BTreeMap::new();
+        let replication = metrics.replication.as_ref().unwrap_or(&none);
+        let membership = metrics.membership_config.membership();
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let members = membership.nodes().map(|(id, peer)| MemberStatus {
+            id: MemberId(*id),
+            name: peer.name.clone(),
+            peer: peer.addr.clone(),
+            voter: voters.contains(id),
+            matched: replication.get(id).copied().flatten().map(|l| l.index),
+        });
+        let role = match metrics.state {
+            openraft::ServerState::Leader => Role::Leader,
+            openraft::ServerState::Follower | openraft::ServerState::Shutdown => Role::Follower,
+            openraft::ServerState::Candidate => Role::Candidate,
+            openraft::ServerState::Learner => Role::Learner,
+        };
+        let contact = if role == Role::Leader { 0 } else { silence_ms };
+        Self {
+            id: MemberId(metrics.id),
+            role,
+            term: metrics.current_term,
+            leader: metrics.current_leader.map(MemberId),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            commit_index: metrics.local_committed.map_or(0, |id| id.index),
+            applied_index: applied,
+            snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            last_contact_ms: contact,
+            members: members.collect(),
+        }
+    }
+}

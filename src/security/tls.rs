@@ -1,0 +1,257 @@
+//! Mutual TLS between members: the group's own authority, member certificates, and the two
+//! rustls configurations made of them.
+//!
+//! Links between members speak TLS 1.3 with the hybrid post-quantum exchange X25519MLKEM768 and
+//! nothing else. It does not know who listens where.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+/// How long an authority is valid, in years.
+const AUTHORITY_YEARS: i32 = 10;
+/// How long a member's certificate is valid, in years.
+const MEMBER_YEARS: i32 = 2;
+
+/// Why keys or certificates could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {source}")]
+    File {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("\"{0}\" is no DNS label: 1 to 63 of a-z, 0-9 and -, not beginning or ending with -")]
+    Name(String),
+    #[error("making a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    #[error("reading {what}: {detail}")]
+    Pem { what: &'static str, detail: String },
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("the certificate is not one for {0}; make one with `nf tls cert`")]
+    WrongName(String),
+}
+
+/// The group's certificate authority, as PEM. The key belongs on no running member.
+#[derive(Clone)]
+pub struct Authority {
+    pub cert: String,
+    pub key: String,
+}
+
+/// One member's certificate and key with the authority's certificate, as PEM.
+#[derive(Clone)]
+pub struct Credentials {
+    pub authority: String,
+    pub cert: String,
+    pub key: String,
+}
+
+/// The name a member's certificate carries.
+///
+/// # Errors
+/// When `cluster` or `name` is no DNS label.
+pub fn dns_name(cluster: &str, name: &str) -> Result<String, Error> {
+    for label in [cluster, name] {
+        let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let edges = label.starts_with('-') || label.ends_with('-');
+        if label.is_empty() || label.len() > 63 || edges || !label.chars().all(fine) {
+            return Err(Error::Name(label.to_owned()));
+        }
+    }
+    Ok(format!("{name}.server.{cluster}.nf"))
+}
+
+fn validity(params: &mut CertificateParams, years: i32) {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let (year, month) = (i32::from(today.year()), today.month().unsigned_abs());
+    // From the first of the month, which also covers members whose clock is behind; the days are
+    // few enough to exist in each month.
+    params.not_before = date_time_ymd(year, month, 1);
+    params.not_after = date_time_ymd(year + years, month, 28);
+}
+
+impl Authority {
+    /// A new authority for a cluster.
+    pub fn create(cluster: &str) -> Result<Self, Error> {
+        dns_name(cluster, "a")?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        let name = format!("Neural Fabric cluster {cluster}");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        validity(&mut params, AUTHORITY_YEARS);
+        Ok(Self { cert: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+    }
+
+    /// A certificate for member `name` of `cluster`.
+    pub fn issue(&self, cluster: &str, name: &str) -> Result<Credentials, Error> {
+        let dns = dns_name(cluster, name)?;
+        let issuer = Issuer::from_ca_cert_pem(&self.cert, KeyPair::from_pem(&self.key)?)?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(vec![dns.clone()])?;
+        params.distinguished_name.push(DnType::CommonName, dns);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        validity(&mut params, MEMBER_YEARS);
+        Ok(Credentials {
+            authority: self.cert.clone(),
+            cert: params.signed_by(&key, &issuer)?.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+
+    /// Writes `ca.pem` and `ca.key` (readable by the owner alone).
+    pub fn write(&self, dir: &Path) -> Result<(), Error> {
+        write_file(&dir.join("ca.pem"), &self.cert, 0o644)?;
+        write_file(&dir.join("ca.key"), &self.key, 0o600)
+    }
+
+    /// Reads what [`Authority::write`] wrote.
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        Ok(Self { cert: read_file(&dir.join("ca.pem"))?, key: read_file(&dir.join("ca.key"))? })
+    }
+}
+
+impl Credentials {
+    /// Writes `ca.pem`, `member.pem` and `member.key` (readable by the owner alone).
+    pub fn write(&self, dir: &Path) -> Result<(), Error> {
+        write_file(&dir.join("ca.pem"), &self.authority, 0o644)?;
+        write_file(&dir.join("member.pem"), &self.cert, 0o644)?;
+        write_file(&dir.join("member.key"), &self.key, 0o600)
+    }
+
+    /// Reads what [`Credentials::write`] wrote.
+    pub fn read(dir: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            authority: read_file(&dir.join("ca.pem"))?,
+            cert: read_file(&dir.join("member.pem"))?,
+            key: read_file(&dir.join("member.key"))?,
+        })
+    }
+}
+
+fn file_error(path: &Path, source: io::Error) -> Error {
+    Error::File { path: path.display().to_string(), source }
+}
+
+fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let write = || -> io::Result<()> {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode);
+        let mut file = options.open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|e| file_error(path, e))
+}
+
+fn read_file(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|e| file_error(path, e))
+}
+
+/// What a member needs to speak with its peers, ready for use.
+#[derive(Clone)]
+pub struct PeerTls {
+    pub cluster: String,
+    pub name: String,
+    pub server: Arc<ServerConfig>,
+    pub client: Arc<ClientConfig>,
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    Arc::new(provider)
+}
+
+fn pem_error(what: &'static str) -> impl Fn(rustls_pki_types::pem::Error) -> Error {
+    move |e| Error::Pem { what, detail: e.to_string() }
+}
+
+impl PeerTls {
+    /// Builds both configurations and checks that the certificate is this member's.
+    pub fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
+        let mut roots = RootCertStore::empty();
+        for cert in CertificateDer::pem_slice_iter(credentials.authority.as_bytes()) {
+            roots.add(cert.map_err(pem_error("the authority's certificate"))?)?;
+        }
+        let roots = Arc::new(roots);
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(credentials.cert.as_bytes()).collect();
+        let chain = chain.map_err(pem_error("the member's certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes());
+        let key = key.map_err(pem_error("the member's key"))?;
+        let dns = dns_name(cluster, name)?;
+        if !chain.first().is_some_and(|cert| certifies(cert, &dns)) {
+            return Err(Error::WrongName(dns));
+        }
+        let versions = &[&rustls::version::TLS13];
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+            .build()
+            .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let mut server = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain.clone(), key.clone_key())?;
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        let mut client = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self {
+            cluster: cluster.to_owned(),
+            name: name.to_owned(),
+            server: Arc::new(server),
+            client: Arc::new(client),
+        })
+    }
+
+    /// The name to expect in the certificate of peer `name`.
+    pub fn server_name(&self, name: &str) -> Result<ServerName<'static>, Error> {
+        let dns = dns_name(&self.cluster, name)?;
+        ServerName::try_from(dns.clone()).map_err(|_| Error::Name(dns))
+    }
+}
+
+/// Whether a certificate is valid for a DNS name. Its chain was checked in the handshake.
+pub fn certifies(cert: &CertificateDer<'_>, dns: &str) -> bool {
+    let Ok(name) = ServerName::try_from(dns) else {
+        return false;
+    };
+    webpki::EndEntityCert::try_from(cert).is_ok_and(|cert| cert.verify_is_valid_for_subject_name(&name).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_names_its_member_alone() {
+        let authority = Authority::create("blue").unwrap();
+        let credentials = authority.issue("blue", "n1").unwrap();
+        assert!(PeerTls::new(&credentials, "blue", "n1").is_ok());
+        assert!(PeerTls::new(&credentials, "blue", "n2").is_err());
+        assert!(PeerTls::new(&credentials, "green", "n1").is_err());
+        assert!(authority.issue("blue", "N1").is_err());
+        assert!(authority.issue("blue", "").is_err());
+    }
+}
