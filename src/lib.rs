@@ -4,8 +4,9 @@
 //! |---|---|---|
 //! | 0 | `nf_core`, `nf_proto` | std and small crates |
 //! | 1 | `config` `telemetry` `security` `storage` `models` | row 0 |
-//! | 2 | `raft` (with the proposer), `exchange` | rows 0–1; openraft in `raft` alone |
-//! | 3 | `controller` `agent` `api` `integrations` | rows 0–1, `raft`'s own types, `exchange`; not one another |
+//! | 2 | `raft` (with the proposer) | rows 0–1; openraft, in this room alone |
+//! | 2 | `exchange` | rows 0–1, `raft` |
+//! | 3 | `controller` `agent` `api` `integrations` | rows 0–1, `raft`, `exchange`; not one another |
 //! | 4 | `daemon` `cli` `main` | everything |
 //!
 //! `tests/it/layers.rs` holds the code against this table.

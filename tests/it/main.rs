@@ -1,1 +1,9 @@
-fn main() {}
+//! The integration binary: one program, so that RocksDB and the rest are linked
+//! once. Each file beside this one is a topic.
+
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
+
+mod documents;
+mod layers;
+mod tree;

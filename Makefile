@@ -1,0 +1,56 @@
+# Neural Fabric, for people and for CI. `make` alone lists what there is.
+#
+# One target directory outside the clone, one set of flags for every command:
+# RocksDB costs a quarter of an hour to compile, so nothing here may make Cargo
+# build it twice. That is also why every Cargo command names the whole workspace
+# (a subset would unify features differently and rebuild what it needs).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/neural-fabric/target
+export NF_VENV ?= $(HOME)/.cache/neural-fabric/venv
+NF := $(CARGO_TARGET_DIR)/debug/nf
+
+.PHONY: help run test e2e sim soak bench fmt build release prerequisites venv venv-models
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+run: build ## a three-member development cluster, from nothing; ARGS="--nodes 5" and the like go to nf dev
+	@exec '$(NF)' dev $(ARGS)
+
+test: prerequisites venv ## format, lints, every test that needs no other product (10 minutes warm)
+	tests/run test
+
+e2e: prerequisites venv-models ## real model, real trace, real processes killed (30 minutes)
+	tests/run e2e
+
+sim: prerequisites ## 10,000 simulated seeds
+	tests/run sim
+
+soak: prerequisites venv ## the long walks: etcd comparison, many leader failures
+	tests/run soak
+
+bench: prerequisites ## criterion benchmarks; figures, never pass or fail
+	tests/run bench
+
+fmt: ## format the code
+	cargo fmt --all
+
+build: prerequisites
+	cargo build --workspace --bins
+
+release: build ## one stripped binary, on the RocksDB that the build has already compiled
+	.ci/release
+
+prerequisites:
+	@.ci/prerequisites
+
+# Python is for tests alone; the product needs none. Versions are pinned here.
+venv: prerequisites
+	@.ci/venv requests==2.32.5 pytest==8.4.2
+
+venv-models: venv
+	@.ci/venv requests==2.32.5 pytest==8.4.2 onnxruntime numpy

@@ -1,0 +1,170 @@
+//! Neural Fabric and etcd in turns, A B A B A B, on one machine with one loader:
+//! calls per second, latency, and processor time per call, as medians. Absolute
+//! figures are context; the ratio is the result. Never a timed test.
+
+use crate::cluster::Cluster;
+use crate::etcd::Etcd;
+use crate::load::{Client, Figures, closed_loop, median};
+use crate::{bench, eventually::eventually, process};
+use anyhow::{Result, bail, ensure};
+use nix::unistd::Pid;
+use serde_json::json;
+use std::path::Path;
+use std::time::Duration;
+
+/// How the comparison is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub clients: Vec<usize>,
+    pub rounds: usize,
+    pub seconds: u64,
+    /// Nodes of 8 GPUs that placement chooses among.
+    pub nodes: usize,
+    /// Measure etcd alone.
+    pub only_etcd: bool,
+}
+
+/// One system's figures at one number of clients.
+#[derive(Clone, Debug, Default)]
+struct Column {
+    per_second: Vec<f64>,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    cpu_micros: Vec<f64>,
+    errors: u64,
+    first_error: Option<String>,
+}
+
+impl Column {
+    fn add(&mut self, figures: Figures, cpu: Duration) {
+        self.per_second.push(figures.per_second());
+        self.p50.push(figures.percentile(0.5));
+        self.p99.push(figures.percentile(0.99));
+        self.cpu_micros.push(cpu.as_secs_f64() * 1e6 / figures.calls.max(1) as f64);
+        self.errors += figures.errors;
+        self.first_error = self.first_error.take().or(figures.first_error);
+    }
+
+    fn line(&self, name: &str, clients: usize) -> String {
+        let m = |values: &Vec<f64>| median(values.clone());
+        format!(
+            "{name:22} {clients:7} {:10.0} {:9.2} {:9.2} {:9.0} {:7}",
+            m(&self.per_second),
+            m(&self.p50),
+            m(&self.p99),
+            m(&self.cpu_micros),
+            self.errors
+        )
+    }
+}
+
+pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
+    if which("etcd").is_none() {
+        bail!("compare: there is no etcd on PATH; install it: apt-get install etcd-server");
+    }
+    println!("compare: {plan:?}");
+    println!(
+        "{:22} {:>7} {:>10} {:>9} {:>9} {:>9} {:>7}",
+        "", "clients", "calls/s", "p50 ms", "p99 ms", "CPU µs", "errors"
+    );
+    for clients in &plan.clients {
+        let (mut theirs, mut leader, mut any) = (Column::default(), Column::default(), Column::default());
+        for round in 0..plan.rounds {
+            let at = dir.join(format!("{clients}-{round}"));
+            std::fs::create_dir_all(at.join("etcd"))?;
+            std::fs::create_dir_all(at.join("nf"))?;
+            etcd(&at.join("etcd"), *clients, plan, &mut theirs).await?;
+            if !plan.only_etcd {
+                ours(nf, &at.join("nf"), *clients, plan, &mut leader, &mut any).await?;
+            }
+        }
+        println!("{}", theirs.line("etcd", *clients));
+        if !plan.only_etcd {
+            println!("{}", leader.line("nf, leader only", *clients));
+            println!("{}", any.line("nf, any member", *clients));
+            let ratio = median(leader.per_second.clone()) / median(theirs.per_second.clone()).max(1.0);
+            let spread = median(any.per_second.clone()) / median(leader.per_second.clone()).max(1.0);
+            println!("{:22} {clients:7} nf / etcd {ratio:.2}; any member / leader only {spread:.2}", "ratio");
+        }
+        for (name, column) in [("etcd", &theirs), ("nf leader", &leader), ("nf any", &any)] {
+            if let Some(error) = &column.first_error {
+                println!("{name}: {} errors, e.g. {error}", column.errors);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Clients share connections, alike on both sides, as clients of a service do.
+fn connections(clients: usize) -> usize {
+    clients.min(16)
+}
+
+/// Warms up, measures, and adds the processor time of members and of this process.
+async fn measure<C: Client>(
+    clients: Vec<C>,
+    plan: &Plan,
+    cpu: impl Fn() -> Result<Duration>,
+) -> Result<(Figures, Duration)> {
+    let whole = || -> Result<Duration> { Ok(cpu()? + process::cpu(Pid::this())?) };
+    // The warm-up's processor time is in proportion to its share of the run, and taken out.
+    let (warm, measured) = (Duration::from_secs(1), Duration::from_secs(plan.seconds));
+    let before = whole()?;
+    let figures = closed_loop(clients, warm, measured).await;
+    let used = whole()?.saturating_sub(before);
+    let share = measured.as_secs_f64() / (warm + measured).as_secs_f64();
+    Ok((figures, used.mul_f64(share)))
+}
+
+async fn etcd(dir: &Path, clients: usize, plan: &Plan, column: &mut Column) -> Result<()> {
+    let etcd = Etcd::start(dir).await?;
+    let load = etcd.clients(clients, connections(clients)).await?;
+    let (figures, cpu) = measure(load, plan, || etcd.cpu()).await?;
+    column.add(figures, cpu);
+    etcd.stop().await
+}
+
+async fn ours(
+    nf: &Path,
+    dir: &Path,
+    clients: usize,
+    plan: &Plan,
+    leader_only: &mut Column,
+    any: &mut Column,
+) -> Result<()> {
+    let cluster = Cluster::start(nf, dir, &[("MAX_TENANT_GPUS", "10000")]).await?;
+    register(&cluster, plan.nodes).await?;
+    // Half of the thousandths of all GPUs would be millions of jobs; what matters is
+    // that the fill is steady, so each client holds a fixed share of a modest number.
+    let share = (4000 / clients).max(4);
+    let leader = cluster.leader().await?;
+    let all: Vec<String> = cluster.members.iter().map(|m| m.url.clone()).collect();
+    for (run, (urls, column)) in [(vec![leader.url], leader_only), (all, any)].into_iter().enumerate() {
+        let load = bench::clients(&urls, clients, connections(clients), run as u32, share).await?;
+        let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
+        column.add(figures, cpu);
+    }
+    cluster.stop().await
+}
+
+async fn register(cluster: &Cluster, nodes: usize) -> Result<()> {
+    for n in 0..nodes {
+        let member = &cluster.members[n % cluster.members.len()];
+        let body = json!({ "node_id": format!("b{n}"), "gpus": 8 });
+        let answer = cluster.http.post(format!("{}/node/register", member.url)).json(&body).send().await?;
+        ensure!(answer.status().is_success(), "register b{n}: {} {}", answer.status(), answer.text().await?);
+    }
+    eventually("the nodes are ready", Duration::from_secs(30), || async {
+        let resources = cluster.get(&cluster.members[0], "/resources").await?;
+        let known = resources["nodes"].as_array().map_or(0, Vec::len);
+        ensure!(known >= nodes, "{known} of {nodes} nodes are known");
+        Ok(())
+    })
+    .await
+}
+
+/// Where a program is on PATH.
+pub fn which(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}

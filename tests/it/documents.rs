@@ -1,0 +1,105 @@
+//! Holds the documents to what is there: each command in them is run by a test
+//! that is named here, each link leads somewhere, and no path or address of
+//! anybody's own machine has slipped in. It does not run the commands.
+
+use crate::tree::{self, Source};
+use std::collections::BTreeSet;
+
+/// (how the command begins, the file that runs it, what to find in that file)
+const RUN_BY: &[(&str, &str, &str)] = &[
+    ("make run", "tests/integration/test_make.py", "make\", \"run"),
+    ("make test", ".ci/run", "make test"),
+    ("make e2e", ".ci/run", "make e2e"),
+    ("make sim", "tests/budgets.toml", "\"sim\""),
+    ("make soak", "tests/budgets.toml", "\"soak\""),
+    ("make bench", "tests/budgets.toml", "\"bench\""),
+    ("make fmt", "tests/budgets.toml", "cargo fmt"),
+    ("make release", "Makefile", "release:"),
+];
+
+fn documents() -> Vec<Source> {
+    let mut out = tree::sources(&["docs", "chaos", "tests"], &["md"]);
+    out.extend([tree::read("README.md"), tree::read("CHANGELOG.md")]);
+    out
+}
+
+/// Commands in ```sh fences: one a line, continuations joined, comments dropped.
+fn commands(text: &str) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let (mut inside, mut open) = (false, false);
+    for line in text.lines() {
+        if let Some(language) = line.trim_start().strip_prefix("```") {
+            inside = !inside && language.trim() == "sh";
+            continue;
+        }
+        let code = line.split(" # ").next().unwrap_or("").trim();
+        if !inside || code.is_empty() || code.starts_with('#') {
+            continue;
+        }
+        let part = code.strip_suffix('\\').unwrap_or(code).trim();
+        match (open, out.last_mut()) {
+            (true, Some(last)) => *last = format!("{last} {part}"),
+            _ => out.push(part.to_owned()),
+        }
+        open = code.ends_with('\\');
+    }
+    out
+}
+
+#[test]
+fn every_documented_command_is_run_by_a_test() {
+    let (mut wrong, mut used) = (Vec::new(), BTreeSet::new());
+    for document in documents() {
+        for command in commands(&document.text) {
+            let matching = RUN_BY.iter().filter(|(start, ..)| command.starts_with(start));
+            match matching.max_by_key(|(start, ..)| start.len()) {
+                Some((start, ..)) => drop(used.insert(*start)),
+                None => wrong.push(format!("{}: nobody runs `{command}`; add it to RUN_BY", document.path)),
+            }
+        }
+    }
+    for (start, file, needle) in RUN_BY {
+        let there = std::fs::read_to_string(tree::root().join(file)).is_ok_and(|text| text.contains(needle));
+        if !there {
+            wrong.push(format!("`{start}` is said to be run by {file}, which does not contain {needle:?}"));
+        }
+        if !used.contains(start) {
+            wrong.push(format!("`{start}` is in RUN_BY and in no document"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut wrong = Vec::new();
+    for document in documents() {
+        let folder = tree::root().join(&document.path);
+        for (at, _) in document.text.match_indices("](") {
+            let target = document.text[at + 2..].split([')', '#', ' ']).next().unwrap();
+            let elsewhere = target.is_empty() || target.contains("://");
+            if !elsewhere && !folder.parent().unwrap().join(target).exists() {
+                wrong.push(format!("{}: {target} is not there", document.path));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_names_a_machine_of_ours() {
+    // In two parts, so that this file does not find itself.
+    let banned = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/home", "/"), concat!("BEGIN PRIV", "ATE")];
+    let kinds = ["rs", "md", "toml", "py", "proto", "sh", "json", "yml", "yaml"];
+    let mut files = tree::sources(&["src", "proto", "chaos", "tests", "docs", "cluster"], &kinds);
+    files.extend(["README.md", "CHANGELOG.md", "Makefile", "Cargo.toml"].map(tree::read));
+    let found = files.iter().flat_map(|f| banned.iter().filter(|b| f.text.contains(**b)).map(|b| (&f.path, *b)));
+    let found: Vec<_> = found.collect();
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn commands_are_found_in_fences_only() {
+    let text = "`make x`\n```sh\n# a comment\nmake test   # why\ncurl -X POST \\\n  http://h\n```\n```\noutput\n```\n";
+    assert_eq!(commands(text), ["make test", "curl -X POST http://h"]);
+}
