@@ -1,0 +1,380 @@
+//! A manifest: the files of a model version with size and SHA-256, and how the
+//! version is run. Its own SHA-256, over its bytes as stored, is the version's
+//! identity. Parsing is strict and bounded because the bytes come from outside.
+//! It does not touch files.
+
+use super::{Checksum, Error};
+use nf_core::id::{ModelId, VersionId};
+use nf_core::job::Runtime;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The longest manifest that is read.
+pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
+/// The most files of one version.
+pub const MAX_FILES: usize = 10_000;
+const MAX_ARGV: usize = 256;
+const MAX_ENV: usize = 64;
+const MAX_TEXT: usize = 4096;
+const MAX_DEPTH: usize = 16;
+const MAX_READY_S: u32 = 3600;
+/// Set by the agent; a manifest that sets them would lie to the process or to us.
+const OURS: [&str; 3] = ["PATH", "HOME", "CUDA_VISIBLE_DEVICES"];
+
+/// A file's name inside a version: relative, with `/` between parts, never climbing.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct FileName(String);
+
+impl FileName {
+    /// # Errors
+    /// The rule that the name breaks.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let part = |p: &str| !p.is_empty() && p.len() <= 255 && p != "." && p != "..";
+        let clean = |c: char| !c.is_control() && c != '\\';
+        if text.len() > 1024 || !text.split('/').all(part) || !text.chars().all(clean) {
+            let shown: String = text.chars().take(60).collect();
+            return Err(format!("{shown:?} is not a relative file name without '..', '\\' and control characters"));
+        }
+        match text.split('/').count() {
+            depth if depth > MAX_DEPTH => Err(format!("{depth} directories deep, at most {MAX_DEPTH}")),
+            _ if text == "manifest.json" => Err("manifest.json is the manifest's own name".into()),
+            _ => Ok(Self(text.into())),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Below `root`.
+    pub fn under(&self, root: &Path) -> PathBuf {
+        root.join(&self.0)
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl<'de> Deserialize<'de> for FileName {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        Self::new(&String::deserialize(d)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// One file of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    pub path: FileName,
+    /// Bytes.
+    pub size: u64,
+    pub sha256: Checksum,
+}
+
+/// When a started process counts as ready: a 2xx at `path` within `timeout_s` seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    #[serde(default = "Ready::default_path")]
+    pub path: String,
+    #[serde(default = "Ready::default_timeout")]
+    pub timeout_s: u32,
+}
+
+impl Ready {
+    fn default_path() -> String {
+        "/health".into()
+    }
+    fn default_timeout() -> u32 {
+        60
+    }
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self { path: Self::default_path(), timeout_s: Self::default_timeout() }
+    }
+}
+
+/// Where a replica's Prometheus metrics are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    pub path: String,
+}
+
+/// A program that serves the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Templates: `{port}` `{host}` `{model}` (the first file) `{dir}` `{file:NAME}` `{python}`; `{{` is a brace.
+    pub argv: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub ready: Ready,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+}
+
+/// How the version is run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Launch {
+    Process(Process),
+    Simulated {},
+}
+
+/// A model version, as published.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub model_id: ModelId,
+    pub version: VersionId,
+    /// The first is the model itself, what `{model}` and `NF_MODEL_SHA256` mean.
+    pub files: Vec<Artifact>,
+    pub format: String,
+    pub runtime: Launch,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<u32>,
+    /// Bytes that the version may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    #[serde(skip, default = "Manifest::undigested")]
+    digest: Checksum,
+}
+
+impl Manifest {
+    fn undigested() -> Checksum {
+        Checksum([0; 32])
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// [`Error::Manifest`] with the field and the rule; never a panic, whatever the bytes.
+    pub fn parse(what: &str, bytes: &[u8]) -> Result<Self, Error> {
+        let wrong = |field: &str, text: String| Error::Manifest { what: what.into(), field: field.into(), text };
+        if bytes.len() > MAX_MANIFEST_BYTES {
+            return Err(wrong("manifest.json", format!("longer than {MAX_MANIFEST_BYTES} bytes")));
+        }
+        let mut manifest: Manifest =
+            serde_json::from_slice(bytes).map_err(|e| wrong("manifest.json", e.to_string()))?;
+        manifest.check().map_err(|(field, text)| wrong(&field, text))?;
+        manifest.digest = Checksum::of(bytes);
+        Ok(manifest)
+    }
+
+    /// A manifest made here, and the bytes whose digest it carries.
+    pub(super) fn seal(mut self, what: &str) -> Result<(Self, Vec<u8>), Error> {
+        self.digest = Self::undigested();
+        let mut bytes = serde_json::to_vec_pretty(&self).map_err(|e| Error::io(what)(e.into()))?;
+        bytes.push(b'\n');
+        Ok((Self::parse(what, &bytes)?, bytes))
+    }
+
+    pub(super) fn unsealed(
+        model_id: ModelId,
+        version: VersionId,
+        files: Vec<Artifact>,
+        format: String,
+        runtime: Launch,
+    ) -> Self {
+        let digest = Self::undigested();
+        Self { model_id, version, files, format, runtime, latency_ms: None, memory: None, digest }
+    }
+
+    /// SHA-256 of the manifest's bytes: the version's identity.
+    pub fn sha256(&self) -> [u8; 32] {
+        self.digest.0
+    }
+
+    /// The same, for people.
+    pub fn digest(&self) -> Checksum {
+        self.digest
+    }
+
+    /// The model itself: the first file.
+    pub fn main(&self) -> Option<&Artifact> {
+        self.files.first()
+    }
+
+    /// Which of the agent's runtimes runs it.
+    pub fn runtime(&self) -> Runtime {
+        match self.runtime {
+            Launch::Process(_) => Runtime::Process,
+            Launch::Simulated {} => Runtime::Simulated,
+        }
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |field: String, text: &str| Err((field, text.to_string()));
+        if self.files.len() > MAX_FILES {
+            return wrong("files".into(), &format!("{} of them, at most {MAX_FILES}", self.files.len()));
+        }
+        if self.format.len() > 64 {
+            return wrong("format".into(), "longer than 64 bytes");
+        }
+        let names: BTreeSet<&str> = self.files.iter().map(|f| f.path.as_str()).collect();
+        if names.len() != self.files.len() {
+            return wrong("files".into(), "a path is listed twice");
+        }
+        for (i, file) in self.files.iter().enumerate() {
+            let parents = file.path.as_str().match_indices('/').map(|(at, _)| &file.path.as_str()[..at]);
+            if parents.into_iter().any(|parent| names.contains(parent)) {
+                return wrong(format!("files[{i}].path"), "lies below another file of the list");
+            }
+        }
+        match &self.runtime {
+            Launch::Simulated {} => Ok(()),
+            Launch::Process(process) if self.files.is_empty() && process.mentions_files() => {
+                wrong("files".into(), "empty, but runtime.argv names a file")
+            }
+            Launch::Process(process) => process.check(&names),
+        }
+    }
+}
+
+impl Process {
+    fn mentions_files(&self) -> bool {
+        self.argv.iter().any(|a| a.contains("{model}") || a.contains("{file:"))
+    }
+
+    fn check(&self, names: &BTreeSet<&str>) -> Result<(), (String, String)> {
+        let wrong = |field: &str, text: String| Err((field.to_string(), text));
+        if self.argv.is_empty() || self.argv.len() > MAX_ARGV {
+            return wrong("runtime.argv", format!("1 to {MAX_ARGV} words, not {}", self.argv.len()));
+        }
+        for (i, word) in self.argv.iter().enumerate() {
+            if let Err(text) = check_word(word, names) {
+                return wrong(&format!("runtime.argv[{i}]"), text);
+            }
+        }
+        if self.env.len() > MAX_ENV {
+            return wrong("runtime.env", format!("at most {MAX_ENV} variables"));
+        }
+        for (key, value) in &self.env {
+            let letters = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+            let named = !key.is_empty() && key.len() <= 128 && key.bytes().all(letters);
+            if !named || OURS.contains(&key.as_str()) || key.starts_with("NF_") {
+                let shown: String = key.chars().take(40).collect();
+                return wrong(&format!("runtime.env.{shown}"), format!("A-Z 0-9 _, and neither NF_* nor {OURS:?}"));
+            }
+            if value.len() > MAX_TEXT || value.contains('\0') {
+                return wrong(&format!("runtime.env.{key}"), format!("at most {MAX_TEXT} bytes, no NUL"));
+            }
+        }
+        if !(1..=MAX_READY_S).contains(&self.ready.timeout_s) {
+            return wrong("runtime.ready.timeout_s", format!("1 to {MAX_READY_S} seconds"));
+        }
+        let metrics = self.metrics.iter().map(|m| ("runtime.metrics.path", &m.path));
+        for (field, path) in metrics.chain([("runtime.ready.path", &self.ready.path)]) {
+            if !path.starts_with('/') || path.len() > 256 || !path.bytes().all(|b| b.is_ascii_graphic()) {
+                return wrong(field, "starts with /, printable ASCII, at most 256 bytes".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A part of a word of the command line.
+#[derive(Debug, PartialEq, Eq)]
+enum Piece<'a> {
+    Text(&'a str),
+    Slot(&'a str),
+}
+
+/// Splits a word at its placeholders. `{{` and `}}` stand for one brace.
+fn pieces(word: &str) -> Result<Vec<Piece<'_>>, String> {
+    let mut out = Vec::new();
+    let mut rest = word;
+    while let Some(at) = rest.find(['{', '}']) {
+        out.push(Piece::Text(&rest[..at]));
+        let tail = &rest[at..];
+        if tail.starts_with("{{") || tail.starts_with("}}") {
+            out.push(Piece::Text(&tail[..1]));
+            rest = &tail[2..];
+            continue;
+        }
+        let end = tail.find('}').filter(|_| tail.starts_with('{'));
+        let Some(end) = end else { return Err("a single brace; write {{ or }} for one".into()) };
+        out.push(Piece::Slot(&tail[1..end]));
+        rest = &tail[end + 1..];
+    }
+    out.push(Piece::Text(rest));
+    Ok(out)
+}
+
+fn check_word(word: &str, names: &BTreeSet<&str>) -> Result<(), String> {
+    if word.len() > MAX_TEXT || word.contains('\0') {
+        return Err(format!("at most {MAX_TEXT} bytes, no NUL"));
+    }
+    for piece in pieces(word)? {
+        match piece {
+            Piece::Text(_) | Piece::Slot("port" | "host" | "model" | "dir" | "python") => {}
+            Piece::Slot(slot) => match slot.strip_prefix("file:") {
+                Some(name) if names.contains(name) => {}
+                Some(name) => return Err(format!("{{file:{name}}} is not among the files")),
+                None => return Err(format!("{{{slot}}} is none of {{port}} {{host}} {{model}} {{dir}} {{file:NAME}} {{python}}; write {{{{ for a brace")),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// What the placeholders of a command line stand for on this node.
+#[derive(Clone, Debug)]
+pub struct Slots<'a> {
+    pub host: &'a str,
+    pub port: Option<u16>,
+    /// Where the version's files lie.
+    pub dir: &'a Path,
+    pub python: &'a str,
+}
+
+impl Manifest {
+    /// The command line of `process` with its placeholders filled in.
+    ///
+    /// # Errors
+    /// A text when a placeholder has no value here: a port is asked for, but the node gives none.
+    pub fn argv(&self, process: &Process, slots: &Slots<'_>) -> Result<Vec<String>, String> {
+        process.argv.iter().map(|word| self.fill(word, slots)).collect()
+    }
+
+    fn fill(&self, word: &str, slots: &Slots<'_>) -> Result<String, String> {
+        let path = |p: PathBuf| p.to_string_lossy().into_owned();
+        let mut out = String::new();
+        for piece in pieces(word)? {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Slot("host") => out.push_str(slots.host),
+                Piece::Slot("python") => out.push_str(slots.python),
+                Piece::Slot("dir") => out.push_str(&path(slots.dir.into())),
+                Piece::Slot("port") => {
+                    let port = slots.port.ok_or("{port} is asked for, but this node gives its replicas no ports")?;
+                    out.push_str(&port.to_string());
+                }
+                Piece::Slot("model") => {
+                    let main = self.main().ok_or("{model} is asked for, but the version has no file")?;
+                    out.push_str(&path(main.path.under(slots.dir)));
+                }
+                Piece::Slot(slot) => {
+                    let name = slot.strip_prefix("file:").ok_or_else(|| format!("{{{slot}}} has no meaning"))?;
+                    out.push_str(&path(slots.dir.join(name)));
+                }
+            }
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,171 @@
+//! Publishing a directory as a model version, and pulling a version into a
+//! directory: what `nf model publish` and `nf model pull` do. A version appears
+//! in the store as a whole, by one rename, and never changes afterwards.
+
+use super::cache::{put, sync_dir};
+use super::checksum::copy;
+use super::{Artifact, Asked, Checksum, Error, FileName, Launch, MAX_FILES, Manifest, Store, blocking};
+use nf_core::id::{ModelId, VersionId};
+use serde::Serialize;
+use std::fs::{self, File, Permissions};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// What a publisher says of a version; digests and sizes are computed.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub model_id: ModelId,
+    pub version: VersionId,
+    pub format: String,
+    pub runtime: Launch,
+    /// The model itself among the files; None: the largest.
+    pub main: Option<FileName>,
+    pub latency_ms: Option<u32>,
+    /// Bytes.
+    pub memory: Option<u64>,
+}
+
+/// What was pulled, as `nf model pull -o json` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pulled {
+    pub model_id: ModelId,
+    pub version: VersionId,
+    /// Of the manifest.
+    pub sha256: Checksum,
+    pub path: PathBuf,
+}
+
+/// Publishes the files below `dir`. Publishing the same again changes nothing.
+///
+/// # Errors
+/// [`Error::Exists`] when the version is there with other content; [`Error::Mismatch`] for links.
+pub async fn publish(store: &Store, dir: &Path, draft: Draft) -> Result<Manifest, Error> {
+    let (store, dir) = (store.clone(), dir.to_path_buf());
+    blocking(move |asked| publish_blocking(&store, &dir, draft, asked)).await
+}
+
+fn publish_blocking(store: &Store, dir: &Path, draft: Draft, asked: &Asked) -> Result<Manifest, Error> {
+    fs::create_dir_all(store.root()).map_err(Error::at(store.root()))?;
+    // On the store's own file system, so that the last step is a rename. Names of
+    // models start with a letter or digit, so this is never taken for one.
+    let staging = store.root().join(format!(".publish-{}", uuid::Uuid::now_v7()));
+    let done = stage(store, dir, &staging, draft, asked);
+    if done.is_err() || staging.exists() {
+        let _ = fs::remove_dir_all(&staging);
+    }
+    done
+}
+
+fn stage(store: &Store, dir: &Path, staging: &Path, draft: Draft, asked: &Asked) -> Result<Manifest, Error> {
+    fs::create_dir(staging).map_err(Error::at(staging))?;
+    let mut files = Vec::new();
+    for name in listing(dir)? {
+        files.push(take_in(dir, name, staging, asked)?);
+    }
+    // The model first, the rest by name: the same directory gives the same manifest.
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let main = match &draft.main {
+        Some(main) => files.iter().position(|f| f.path == *main).ok_or_else(|| Error::Mismatch {
+            file: main.to_string(),
+            text: "named as the model, but not in the directory".into(),
+        })?,
+        None => files.iter().enumerate().max_by_key(|(i, f)| (f.size, usize::MAX - i)).map_or(0, |(i, _)| i),
+    };
+    if main < files.len() {
+        files[..=main].rotate_right(1);
+    }
+    let what = format!("{} {}", draft.model_id, draft.version);
+    let mut manifest =
+        Manifest::unsealed(draft.model_id.clone(), draft.version.clone(), files, draft.format, draft.runtime);
+    (manifest.latency_ms, manifest.memory) = (draft.latency_ms, draft.memory);
+    let (manifest, bytes) = manifest.seal(&what)?;
+    let path = staging.join("manifest.json");
+    let mut file = File::create_new(&path).map_err(Error::at(&path))?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::at(&path))?;
+    sync_dir(staging)?;
+
+    let to = store.dir(&draft.model_id, &draft.version);
+    let parent = store.root().join(draft.model_id.as_str());
+    fs::create_dir_all(&parent).map_err(Error::at(&parent))?;
+    // A rename onto a directory that holds something fails, so two publishers can't mix.
+    match fs::rename(staging, &to) {
+        Ok(()) => sync_dir(&parent).map(|()| manifest),
+        Err(e) => match store.resolve_blocking(&draft.model_id, &draft.version)? {
+            Some(there) if there == manifest => Ok(there),
+            Some(_) => {
+                Err(Error::Exists { model: draft.model_id.to_string(), version: draft.version.to_string() })
+            }
+            None => Err(Error::at(&to)(e)),
+        },
+    }
+}
+
+/// Copies one file of `dir` into the staging directory, hashing it on the way.
+fn take_in(dir: &Path, name: FileName, staging: &Path, asked: &Asked) -> Result<Artifact, Error> {
+    let mut from = super::store::open_regular(dir, &name.under(dir))?;
+    let to = name.under(staging);
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).map_err(Error::at(parent))?;
+    }
+    let mut out = File::create_new(&to).map_err(Error::at(&to))?;
+    let (size, sha256) = copy(&mut from, &mut out, u64::MAX - 1, asked, name.as_str())?;
+    out.set_permissions(Permissions::from_mode(0o444)).map_err(Error::at(&to))?;
+    out.sync_all().map_err(Error::at(&to))?;
+    Ok(Artifact { path: name, size, sha256 })
+}
+
+/// The plain files below `dir`, by name; a manifest of an earlier pull is left out.
+fn listing(dir: &Path) -> Result<Vec<FileName>, Error> {
+    let mut out = Vec::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(at) = todo.pop() {
+        for entry in fs::read_dir(&at).map_err(Error::at(&at))? {
+            let entry = entry.map_err(Error::at(&at))?;
+            let (path, kind) = (entry.path(), entry.file_type().map_err(Error::at(&at))?);
+            let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().into_owned();
+            let wrong = |text: String| Error::Mismatch { file: name.clone(), text };
+            if kind.is_dir() {
+                todo.push(path);
+            } else if !kind.is_file() {
+                return Err(wrong("a link or special file; a version holds plain files only".into()));
+            } else if name != "manifest.json" {
+                out.push(FileName::new(&name).map_err(wrong)?);
+            }
+            if out.len() > MAX_FILES || todo.len() > MAX_FILES {
+                return Err(wrong(format!("more than {MAX_FILES} files")));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Fetches a version into `into`, each file verified, its manifest beside them.
+///
+/// # Errors
+/// [`Error::Missing`], or [`Error::Mismatch`] with the file.
+pub async fn pull(store: &Store, model: &ModelId, version: &VersionId, into: &Path) -> Result<Pulled, Error> {
+    let (store, model, version, into) = (store.clone(), model.clone(), version.clone(), into.to_path_buf());
+    blocking(move |asked| {
+        let manifest = store
+            .resolve_blocking(&model, &version)?
+            .ok_or_else(|| Error::Missing { model: model.to_string(), version: version.to_string() })?;
+        fs::create_dir_all(&into).map_err(Error::at(&into))?;
+        for artifact in &manifest.files {
+            let to = artifact.path.under(&into);
+            let parent = to.parent().unwrap_or(&into).to_path_buf();
+            fs::create_dir_all(&parent).map_err(Error::at(&parent))?;
+            put(&mut store.read(&manifest, &artifact.path)?, artifact, &into, &to, asked)?;
+        }
+        let from = store.dir(&model, &version).join("manifest.json");
+        let to = into.join("manifest.json");
+        let bytes = fs::read(&from).map_err(Error::at(&from))?;
+        if Checksum::of(&bytes) != manifest.digest() {
+            return Err(Error::Mismatch { file: "manifest.json".into(), text: "changed while it was pulled".into() });
+        }
+        fs::write(&to, bytes).map_err(Error::at(&to))?;
+        let path = into.canonicalize().map_err(Error::at(&into))?;
+        Ok(Pulled { model_id: model, version, sha256: manifest.digest(), path })
+    })
+    .await
+}

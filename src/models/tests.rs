@@ -1,0 +1,227 @@
+//! Manifests, store, cache and publishing, on temporary directories.
+
+use super::*;
+use nf_core::id::{ModelId, VersionId};
+use proptest::prelude::*;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+
+struct World {
+    _tmp: tempfile::TempDir,
+    root: PathBuf,
+    store: Store,
+    cache: Cache,
+}
+
+fn world() -> World {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path().to_path_buf();
+    fs::create_dir(root.join("in")).unwrap();
+    fs::write(root.join("in/model.bin"), vec![7; 3 << 20]).unwrap();
+    fs::create_dir(root.join("in/sub")).unwrap();
+    fs::write(root.join("in/sub/config.json"), b"{}").unwrap();
+    let store = Store::open(&format!("file://{}/store", root.display())).unwrap();
+    let cache = Cache::open(&root.join("cache")).unwrap();
+    World { _tmp: tmp, root, store, cache }
+}
+
+fn model() -> (ModelId, VersionId) {
+    (ModelId::new("m1").unwrap(), VersionId::new("v1").unwrap())
+}
+
+fn draft() -> Draft {
+    let (model_id, version) = model();
+    let process = Process {
+        argv: vec!["{python}".into(), "{model}".into(), "--port={port}".into(), "{file:sub/config.json}".into()],
+        env: Default::default(),
+        ready: Ready::default(),
+        metrics: None,
+    };
+    let runtime = Launch::Process(process);
+    Draft { model_id, version, format: "onnx".into(), runtime, main: None, latency_ms: Some(50), memory: None }
+}
+
+impl World {
+    async fn publish(&self) -> Manifest {
+        publish(&self.store, &self.root.join("in"), draft()).await.unwrap()
+    }
+
+    fn stored(&self, file: &str) -> PathBuf {
+        self.root.join("store/m1/v1").join(file)
+    }
+
+    /// Changes a published file, which is read-only.
+    fn tamper(&self, path: &std::path::Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(path).unwrap();
+        change(&mut bytes);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    fn cached(&self) -> usize {
+        ["sha256", "tmp"].iter().map(|d| fs::read_dir(self.root.join("cache").join(d)).unwrap().count()).sum()
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_is_fetched_and_laid_out() {
+    let w = world();
+    let manifest = w.publish().await;
+    let (model, version) = model();
+    let found = w.store.resolve(&model, &version).await.unwrap().unwrap();
+    assert_eq!((found.sha256(), found.main().unwrap().path.as_str()), (manifest.sha256(), "model.bin"));
+    assert_eq!(w.publish().await, manifest, "publishing the same again changes nothing");
+
+    w.cache.fetch(&w.store, &found).await.unwrap();
+    let into = w.root.join("replica");
+    w.cache.lay_out(&found, &into).await.unwrap();
+    assert_eq!(fs::read(into.join("sub/config.json")).unwrap(), b"{}");
+    assert_eq!(fs::metadata(into.join("model.bin")).unwrap().permissions().mode() & 0o777, 0o444);
+
+    let Launch::Process(process) = &found.runtime else { panic!() };
+    let slots = Slots { host: "h", port: Some(80), dir: std::path::Path::new("/d"), python: "py" };
+    assert_eq!(found.argv(process, &slots).unwrap(), ["py", "/d/model.bin", "--port=80", "/d/sub/config.json"]);
+
+    let pulled = pull(&w.store, &model, &version, &w.root.join("out")).await.unwrap();
+    assert_eq!(pulled.sha256, found.digest());
+    assert_eq!(Checksum::of(&fs::read(pulled.path.join("manifest.json")).unwrap()), found.digest());
+    fs::write(w.root.join("in/model.bin"), b"other").unwrap();
+    let again = publish(&w.store, &w.root.join("in"), draft()).await;
+    assert!(matches!(again, Err(Error::Exists { .. })), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_flipped_byte_a_cut_file_and_a_longer_one_are_refused_by_name() {
+    let changes: [fn(&mut Vec<u8>); 3] = [|b| b[1 << 20] ^= 1, |b| b.truncate(100), |b| b.push(0)];
+    for change in changes {
+        let w = world();
+        let manifest = w.publish().await;
+        w.tamper(&w.stored("model.bin"), change);
+        let error = w.cache.fetch(&w.store, &manifest).await.unwrap_err();
+        assert!(matches!(&error, Error::Mismatch { file, .. } if file == "model.bin"), "{error}");
+        assert_eq!(error.reason(), nf_core::reason::Reason::ArtifactMismatch);
+        assert_eq!(w.cached(), 0, "nothing of it stays behind");
+    }
+}
+
+#[tokio::test]
+async fn a_cached_file_that_changed_is_thrown_out() {
+    let w = world();
+    let manifest = w.publish().await;
+    w.cache.fetch(&w.store, &manifest).await.unwrap();
+    let cached = w.root.join("cache/sha256").join(manifest.main().unwrap().sha256.to_string());
+    w.tamper(&cached, |b| b[0] ^= 1);
+    let error = w.cache.lay_out(&manifest, &w.root.join("r1")).await.unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert!(!cached.exists());
+    w.cache.fetch(&w.store, &manifest).await.unwrap();
+    w.cache.lay_out(&manifest, &w.root.join("r2")).await.unwrap();
+}
+
+#[tokio::test]
+async fn links_and_strangers_in_a_store_are_refused() {
+    let w = world();
+    let manifest = w.publish().await;
+    fs::remove_file(w.stored("sub/config.json")).unwrap();
+    symlink("/etc/hostname", w.stored("sub/config.json")).unwrap();
+    assert!(matches!(w.cache.fetch(&w.store, &manifest).await, Err(Error::Mismatch { .. })));
+    fs::remove_file(w.stored("sub/config.json")).unwrap();
+    let error = w.cache.fetch(&w.store, &manifest).await.unwrap_err().to_string();
+    assert!(error.contains("sub/config.json"), "{error}");
+    symlink("/etc", w.root.join("in/link")).unwrap();
+    assert!(publish(&w.store, &w.root.join("in"), draft()).await.is_err());
+
+    let (model, _) = model();
+    assert!(w.store.resolve(&model, &VersionId::new("v2").unwrap()).await.unwrap().is_none());
+    fs::rename(w.root.join("store/m1/v1"), w.root.join("store/m1/v3")).unwrap();
+    let error = w.store.resolve(&model, &VersionId::new("v3").unwrap()).await.unwrap_err().to_string();
+    assert!(error.contains("says m1 v1"), "{error}");
+}
+
+#[test]
+fn other_stores_are_refused_with_what_is_supported() {
+    for url in ["s3://bucket/x", "http://user:secret@host/x", "models", "file://models", ""] {
+        let error = Store::open(url).unwrap_err().to_string();
+        assert!(error.contains("file:///absolute/directory") && !error.contains("secret"), "{error}");
+    }
+}
+
+const GOOD: &str = r#"{"model_id":"m1","version":"v1","format":"onnx",
+    "files":[{"path":"a/b","size":3,"sha256":"HASH"}],
+    "runtime":{"kind":"process","argv":["{python}","{file:a/b}","{port}"],"ready":{"path":"/h","timeout_s":5}}}"#;
+
+fn good() -> String {
+    GOOD.replace("HASH", &"0".repeat(64))
+}
+
+#[test]
+fn bad_manifests_are_refused_with_the_field() {
+    Manifest::parse("m1 v1", good().as_bytes()).unwrap();
+    let simulated = r#"{"kind":"simulated"}"#;
+    let process = &good()[good().find("\"runtime\":").unwrap() + 10..good().len() - 1];
+    Manifest::parse("m1 v1", good().replace(process, simulated).as_bytes()).unwrap();
+    for (from, to, says) in [
+        ("a/b", "../b", "relative file name"),
+        ("a/b", "/b", "relative file name"),
+        ("a/b", "a//b", "relative file name"),
+        ("a/b", "manifest.json", "own name"),
+        ("a/b\",\"size\"", "a/c\",\"size\"", "not among the files"),
+        ("{port}", "{prot}", "{port}"),
+        ("{port}", "{port", "single brace"),
+        ("\"format\"", "\"formal\"", "unknown field"),
+        ("\"argv\"", "\"args\"", "unknown field"),
+        ("\"timeout_s\":5", "\"timeout_s\":0", "runtime.ready.timeout_s"),
+        ("\"/h\"", "\"h\"", "runtime.ready.path"),
+        ("\"size\":3", "\"size\":-3", "invalid value"),
+        ("\"size\":3", "\"size\":18446744073709551616", "invalid"),
+        ("\"m1\"", "\"../m1\"", "model_id"),
+        ("\"kind\":\"process\"", "\"kind\":\"shell\"", "shell"),
+        ("\"ready\"", "\"env\":{\"NF_PORT\":\"1\"},\"ready\"", "runtime.env.NF_PORT"),
+        ("\"kind\":\"process\",", "\"kind\":\"simulated\",", "unknown field"),
+    ] {
+        let text = good().replace(from, to);
+        assert_ne!(text, good(), "{from}");
+        let error = Manifest::parse("m1 v1", text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(says), "{to}: {error}");
+    }
+    let twice = good().replace("}],", r#"},{"path":"a","size":0,"sha256":"HASH"}],"#).replace("HASH", &"0".repeat(64));
+    assert!(Manifest::parse("m1 v1", twice.as_bytes()).unwrap_err().to_string().contains("below another file"));
+    assert!(Manifest::parse("m1 v1", &vec![b' '; MAX_MANIFEST_BYTES + 1]).is_err());
+    assert!(Manifest::parse("m1 v1", "[".repeat(100_000).as_bytes()).is_err(), "deep JSON");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        let _ = Manifest::parse("x", &bytes);
+    }
+
+    #[test]
+    fn no_change_of_a_good_manifest_makes_it_panic(at in 0usize..300, byte in any::<u8>(), cut in 0usize..300) {
+        let mut bytes = good().into_bytes();
+        let end = bytes.len();
+        bytes[at % end] = byte;
+        let _ = Manifest::parse("x", &bytes);
+        bytes.truncate(cut);
+        let _ = Manifest::parse("x", &bytes);
+    }
+
+    #[test]
+    fn an_accepted_name_never_leaves_its_directory(name in "[a-z./\\\\]{0,12}") {
+        if let Ok(name) = FileName::new(&name) {
+            let path = name.under(std::path::Path::new("/root/dir"));
+            prop_assert!(path.starts_with("/root/dir") && path.components().all(|c| c != std::path::Component::ParentDir));
+        }
+    }
+
+    #[test]
+    fn a_word_never_makes_the_template_panic(word in "[{}a-z:]{0,16}") {
+        let text = good().replace("{port}", &word);
+        if let Ok(manifest) = Manifest::parse("x", text.as_bytes()) {
+            let Launch::Process(process) = &manifest.runtime else { unreachable!() };
+            let slots = Slots { host: "h", port: None, dir: std::path::Path::new("/d"), python: "py" };
+            let _ = manifest.argv(process, &slots);
+        }
+    }
+}
