@@ -42,6 +42,8 @@ reasons! {
     // Why a replica ended.
     ArtifactMismatch, RuntimeFailed, ReadyTimeout, ExitedNonZero, PortTaken, NodeFailure, NodeDrain, DeviceFault,
     Preempted, QuotaReclaimed, ScaledDown, Defragmentation, MaxRunTime, StoppedByUser,
+    /// Its program ended by itself and said that all is well (exit 0).
+    Completed,
 }
 
 impl fmt::Display for Reason {
