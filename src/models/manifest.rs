@@ -326,7 +326,11 @@ fn check_word(word: &str, names: &BTreeSet<&str>) -> Result<(), String> {
             Piece::Slot(slot) => match slot.strip_prefix("file:") {
                 Some(name) if names.contains(name) => {}
                 Some(name) => return Err(format!("{{file:{name}}} is not among the files")),
-                None => return Err(format!("{{{slot}}} is none of {{port}} {{host}} {{model}} {{dir}} {{file:NAME}} {{python}}; write {{{{ for a brace")),
+                None => {
+                    return Err(format!(
+                        "{{{slot}}} is none of {{port}} {{host}} {{model}} {{dir}} {{file:NAME}} {{python}}; write {{{{ for a brace"
+                    ));
+                }
             },
         }
     }

@@ -12,7 +12,9 @@ mod tests;
 
 pub use cache::Cache;
 pub use checksum::Checksum;
-pub use manifest::{Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Metrics, Process, Ready, Slots};
+pub use manifest::{
+    Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Metrics, Process, Ready, Slots,
+};
 pub use publish::{Draft, Pulled, publish, pull};
 pub use store::Store;
 

@@ -93,9 +93,7 @@ fn stage(store: &Store, dir: &Path, staging: &Path, draft: Draft, asked: &Asked)
         Ok(()) => sync_dir(&parent).map(|()| manifest),
         Err(e) => match store.resolve_blocking(&draft.model_id, &draft.version)? {
             Some(there) if there == manifest => Ok(there),
-            Some(_) => {
-                Err(Error::Exists { model: draft.model_id.to_string(), version: draft.version.to_string() })
-            }
+            Some(_) => Err(Error::Exists { model: draft.model_id.to_string(), version: draft.version.to_string() }),
             None => Err(Error::at(&to)(e)),
         },
     }

@@ -86,9 +86,10 @@ impl Store {
     pub(super) fn read(&self, manifest: &Manifest, file: &FileName) -> Result<File, Error> {
         let path = file.under(&self.dir(&manifest.model_id, &manifest.version));
         open_regular(&self.root, &path).map_err(|e| match e {
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Error::Mismatch { file: file.to_string(), text: "listed in the manifest, but the store lacks it".into() }
-            }
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::Mismatch {
+                file: file.to_string(),
+                text: "listed in the manifest, but the store lacks it".into(),
+            },
             e => e,
         })
     }

@@ -1,0 +1,372 @@
+//! The executor: starts and stops replicas, and knows what is there. One task
+//! per replica walks it through its life; this file holds what they share and the
+//! calls of the node loop, which return at once and may be repeated. It does not
+//! decide what should run: `core::reconcile` does.
+
+use super::logs;
+use super::post::{Places, Post};
+use super::probe::Probe;
+use super::record::{self, End, Record};
+use super::runtimes;
+use crate::models::{Cache, Store};
+use bytes::Bytes;
+use futures::FutureExt;
+use nf_core::id::{Generation, NodeName, RequestId};
+use nf_core::job::{Runtime, Stage};
+use nf_core::reason::Reason;
+use nf_core::reconcile::{Actual, Condition, ReplicaId, Want};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio_stream::Stream;
+
+/// Run files of ended simulated replicas that are kept; the oldest go first.
+const ENDED_RUN_FILES: usize = 1000;
+/// Log files that are kept; those of live replicas always are.
+const LOG_FILES: usize = 512;
+
+/// What an executor works with.
+#[derive(Clone)]
+pub struct ExecutorConfig {
+    /// Where simulated replicas write their run files.
+    pub run_dir: PathBuf,
+    /// Records, replicas' own directories, logs and the model cache.
+    pub data_dir: PathBuf,
+    pub node: NodeName,
+    pub store: Option<Store>,
+    /// From TERM to KILL.
+    pub stop_grace: Duration,
+    /// From KILL until a process that is still there is worth an alarm.
+    pub kill_after: Duration,
+    /// Replicas are numbers only: no file, no socket, no process. For playing many nodes.
+    pub virtual_only: bool,
+}
+
+impl ExecutorConfig {
+    pub const STOP_GRACE: Duration = Duration::from_secs(10);
+    pub const KILL_AFTER: Duration = Duration::from_secs(5);
+}
+
+pub(super) type Key = (ReplicaId, Generation);
+
+/// A replica that is here, or was and is not forgotten.
+struct Slot {
+    request: RequestId,
+    condition: Condition,
+    stage: Stage,
+    stop: watch::Sender<Option<Reason>>,
+    task: Option<AbortHandle>,
+}
+
+/// What the replicas' tasks share with the calls.
+pub(super) struct Shared {
+    pub config: ExecutorConfig,
+    pub places: Places,
+    pub cache: Option<Cache>,
+    pub client: reqwest::Client,
+    pub boot: String,
+    runtime: Handle,
+    slots: Mutex<BTreeMap<Key, Slot>>,
+    changes: watch::Sender<u64>,
+    ended_run_files: Mutex<VecDeque<PathBuf>>,
+    /// Keeps a second agent from adopting the same processes.
+    lock: Mutex<Option<File>>,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks can leave its data half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn stage(&self, key: Key, stage: Stage) {
+        let mut slots = held(&self.slots);
+        if let Some(slot) = slots.get_mut(&key)
+            && slot.stage != stage
+        {
+            slot.stage = stage;
+            drop(slots);
+            self.changed();
+        }
+    }
+
+    fn end(&self, key: Key, end: End) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            slot.condition = Condition::Gone { ok: end.ok, why: end.why };
+            slot.task = None;
+        }
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    pub(super) fn lives(&self, request: &RequestId, replica: u16) -> bool {
+        let here = |(key, slot): (&Key, &Slot)| {
+            slot.request == *request && key.0.replica == replica && !matches!(slot.condition, Condition::Gone { .. })
+        };
+        held(&self.slots).iter().any(here)
+    }
+
+    /// A run file that says "stopped" now. Keeps so many, removes older ones.
+    pub(super) fn ended_run_file(&self, path: PathBuf) -> Option<PathBuf> {
+        let mut files = held(&self.ended_run_files);
+        files.retain(|f| *f != path);
+        files.push_back(path);
+        if files.len() > ENDED_RUN_FILES { files.pop_front() } else { None }
+    }
+}
+
+/// A handle; clones are the same executor.
+#[derive(Clone)]
+pub struct Executor {
+    shared: Arc<Shared>,
+}
+
+impl Executor {
+    /// Opens the executor of a node and adopts the processes that its records say
+    /// still run. Call it inside a Tokio runtime. It reads a few small files.
+    ///
+    /// # Errors
+    /// Directories that can't be made or read, or another agent at work on them.
+    pub fn open(config: ExecutorConfig) -> io::Result<Self> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        let places = Places::new(&config);
+        let (mut cache, mut lock, mut records) = (None, None, Vec::new());
+        if !config.virtual_only {
+            places.make()?;
+            lock = Some(lock_file(&places)?);
+            cache = Some(Cache::open(&places.cache())?);
+            records = record::load_all(&places.records)?;
+            logs::prune(&places.logs, LOG_FILES, &[])?;
+        }
+        let shared = Arc::new(Shared {
+            places,
+            cache,
+            client: Probe::client()?,
+            boot: runtimes::processes::boot_id().unwrap_or_default(),
+            runtime,
+            slots: Mutex::default(),
+            changes: watch::Sender::new(0),
+            ended_run_files: Mutex::default(),
+            lock: Mutex::new(lock),
+            config,
+        });
+        let executor = Self { shared };
+        executor.sweep(&records)?;
+        records.into_iter().try_for_each(|record| executor.recall(record))?;
+        Ok(executor)
+    }
+
+    /// Removes directories of replicas that have no record: their processes never started.
+    fn sweep(&self, records: &[Record]) -> io::Result<()> {
+        let places = &self.shared.places;
+        if self.shared.config.virtual_only {
+            return Ok(());
+        }
+        let known: Vec<PathBuf> = records.iter().map(|r| places.replica(r.id, &r.want)).collect();
+        for entry in fs::read_dir(&places.replicas)? {
+            let path = entry?.path();
+            if !known.contains(&path) {
+                fs::remove_dir_all(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes up what a record of the agent's last run tells.
+    fn recall(&self, record: Record) -> io::Result<()> {
+        let (id, want) = (record.id, Arc::new(record.want.clone()));
+        match runtimes::process::recall(&record, &self.shared.boot) {
+            runtimes::process::Recalled::Never => {
+                record::remove(&self.shared.places.records, id, want.generation)?;
+                let dir = self.shared.places.replica(id, &want);
+                if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) }
+            }
+            runtimes::process::Recalled::Gone(end) => {
+                tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica ended while no agent was here");
+                self.insert(id, &want, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
+                Ok(())
+            }
+            runtimes::process::Recalled::Alive(process) => {
+                tracing::info!(job = %id.job, replica = id.replica, pid = process.pid, "adopted a running replica");
+                let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
+                let post = self.insert(id, &want, Condition::Alive, stage);
+                self.launch(id, want, async move { runtimes::process::adopt(post, record, process).await });
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts a replica. Repeating it changes nothing; a generation that is older
+    /// than one already known here is refused, so a stale leader is harmless.
+    pub fn start(&self, id: ReplicaId, want: &Want) {
+        let key = (id, want.generation);
+        let newest = held(&self.shared.slots)
+            .range((id, Generation(0))..=(id, Generation(u32::MAX)))
+            .next_back()
+            .map(|(k, _)| k.1);
+        match newest {
+            Some(newest) if newest == want.generation => return,
+            Some(newest) if newest > want.generation => {
+                tracing::warn!(job = %id.job, replica = id.replica, asked = %want.generation, %newest, "an older launch is refused");
+                return;
+            }
+            _ => {}
+        }
+        let want = Arc::new(want.clone());
+        if self.shared.config.virtual_only {
+            self.insert(id, &want, Condition::Alive, Stage::Ready);
+            return self.shared.changed();
+        }
+        let post = self.insert(id, &want, Condition::Alive, Stage::Scheduled);
+        let runtime = want.spec.runtime;
+        self.launch(key.0, want, async move {
+            match runtime {
+                Runtime::Simulated => runtimes::simulated::run(post).await,
+                Runtime::Process => runtimes::process::run(post).await,
+            }
+        });
+    }
+
+    fn insert(&self, id: ReplicaId, want: &Arc<Want>, condition: Condition, stage: Stage) -> Post {
+        let (stop, asked) = watch::channel(None);
+        let slot = Slot { request: want.request.clone(), condition, stage, stop, task: None };
+        held(&self.shared.slots).insert((id, want.generation), slot);
+        Post::new(self.shared.clone(), id, want.clone(), asked)
+    }
+
+    /// Runs a replica's life and writes down how it ended.
+    fn launch(&self, id: ReplicaId, want: Arc<Want>, life: impl Future<Output = End> + Send + 'static) {
+        let (shared, key) = (self.shared.clone(), (id, want.generation));
+        let task = self.shared.runtime.spawn(async move {
+            let end = match AssertUnwindSafe(life).catch_unwind().await {
+                Ok(end) => end,
+                // A bug of ours; what it may have left running must not keep devices that are reported free.
+                Err(_) => runtimes::process::put_down(&shared, id, &want).await,
+            };
+            shared.end(key, end);
+        });
+        if let Some(slot) = held(&self.shared.slots).get_mut(&key)
+            && !matches!(slot.condition, Condition::Gone { .. })
+        {
+            slot.task = Some(task.abort_handle());
+        }
+        self.shared.changed();
+    }
+
+    /// Begins to stop a replica. One that is not here, is stopping or is gone stays as it is.
+    pub fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+        {
+            let mut slots = held(&self.shared.slots);
+            let Some(slot) = slots.get_mut(&(id, generation)) else { return };
+            if slot.condition != Condition::Alive {
+                return;
+            }
+            slot.condition = match self.shared.config.virtual_only {
+                true => Condition::Gone { ok: true, why },
+                false => Condition::Stopping,
+            };
+            slot.stop.send_replace(Some(why));
+        }
+        self.shared.changed();
+    }
+
+    /// Lets go of a replica that is gone: its record and its directory are removed.
+    pub fn forget(&self, id: ReplicaId, generation: Generation) {
+        let key = (id, generation);
+        let request = {
+            let mut slots = held(&self.shared.slots);
+            if !slots.get(&key).is_some_and(|s| matches!(s.condition, Condition::Gone { .. })) {
+                return;
+            }
+            let Some(slot) = slots.remove(&key) else { return };
+            slot.request
+        };
+        self.shared.changed();
+        if self.shared.config.virtual_only {
+            return;
+        }
+        let shared = self.shared.clone();
+        self.shared.runtime.spawn_blocking(move || {
+            // The directory first: while there is a record, the next start tries again.
+            let dir = shared.places.replica_of(&request, id, generation);
+            let removed = match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => record::remove(&shared.places.records, id, generation),
+            };
+            let live: Vec<PathBuf> =
+                held(&shared.slots).iter().map(|(k, s)| shared.places.log(&s.request, k.0.replica)).collect();
+            if let Err(e) = removed.and_then(|()| logs::prune(&shared.places.logs, LOG_FILES, &live)) {
+                tracing::warn!(path = %dir.display(), error = %e, "what is left of a replica can't be removed");
+            }
+        });
+    }
+
+    /// What is here, by replica and generation.
+    pub fn actual(&self) -> Actual {
+        let mut actual = Actual::default();
+        for ((id, generation), slot) in held(&self.shared.slots).iter() {
+            actual.replicas.entry(*id).or_default().insert(*generation, slot.condition);
+        }
+        actual
+    }
+
+    /// How far the replicas that live have come.
+    pub fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)> {
+        let slots = held(&self.shared.slots);
+        let alive = slots.iter().filter(|(_, s)| s.condition == Condition::Alive);
+        alive.map(|((id, generation), slot)| (*id, *generation, slot.stage)).collect()
+    }
+
+    /// Changes its value whenever [`Executor::actual`] or [`Executor::stages`] does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// The last `tail` lines of a replica's log, then, with `follow`, what is added until it ends.
+    pub fn logs(
+        &self,
+        request: &RequestId,
+        replica: u16,
+        tail: usize,
+        follow: bool,
+    ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+        let (shared, request) = (Arc::downgrade(&self.shared), request.clone());
+        let path = self.shared.places.log(&request, replica);
+        logs::stream(&self.shared.runtime, path, tail, follow, move || {
+            shared.upgrade().is_some_and(|s| s.lives(&request, replica))
+        })
+    }
+
+    /// Lets go of everything without stopping a process: the next agent adopts them.
+    /// Simulated replicas live in this process and end with it.
+    pub fn shutdown_keeping_replicas(&self) {
+        for slot in held(&self.shared.slots).values_mut() {
+            if let Some(task) = slot.task.take() {
+                task.abort();
+            }
+        }
+        held(&self.shared.lock).take();
+    }
+}
+
+fn lock_file(places: &Places) -> io::Result<File> {
+    let path = places.records.join("lock");
+    let file = File::create(&path)?;
+    file.try_lock().map_err(|e| match e {
+        fs::TryLockError::WouldBlock => {
+            io::Error::new(io::ErrorKind::ResourceBusy, format!("{}: another agent of this node runs", path.display()))
+        }
+        fs::TryLockError::Error(e) => e,
+    })?;
+    Ok(file)
+}

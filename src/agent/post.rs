@@ -1,0 +1,120 @@
+//! A replica's post: what its own task holds on to. Through it the task says how
+//! far it is, hears that it should stop, finds its places on disk and writes to
+//! the replica's log.
+
+use super::executor::{ExecutorConfig, Shared};
+use super::logs;
+use nf_core::id::{Generation, RequestId};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use nf_core::reconcile::{ReplicaId, Want};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Where things are kept. By node, because one process may play several.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub records: PathBuf,
+    pub replicas: PathBuf,
+    pub logs: PathBuf,
+    pub run: PathBuf,
+    data: PathBuf,
+}
+
+impl Places {
+    pub(super) fn new(config: &ExecutorConfig) -> Self {
+        let (data, node) = (&config.data_dir, config.node.as_str());
+        Self {
+            records: data.join("records").join(node),
+            replicas: data.join("replicas").join(node),
+            logs: data.join("logs").join(node),
+            run: config.run_dir.clone(),
+            data: data.clone(),
+        }
+    }
+
+    pub(super) fn make(&self) -> io::Result<()> {
+        for dir in [&self.records, &self.replicas, &self.logs] {
+            fs::create_dir_all(dir)?;
+            fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+        }
+        Ok(())
+    }
+
+    /// Shared by all nodes of a process: what counts is the content.
+    pub(super) fn cache(&self) -> PathBuf {
+        self.data.join("cache")
+    }
+
+    /// A replica's own directory, one per launch.
+    pub(super) fn replica(&self, id: ReplicaId, want: &Want) -> PathBuf {
+        self.replica_of(&want.request, id, want.generation)
+    }
+
+    pub(super) fn replica_of(&self, request: &RequestId, id: ReplicaId, generation: Generation) -> PathBuf {
+        self.replicas.join(format!("{request}.{}.g{}", id.replica, generation.0))
+    }
+
+    /// One log for all launches of a replica, so that why the last one ended can still be read.
+    pub(super) fn log(&self, request: &RequestId, replica: u16) -> PathBuf {
+        self.logs.join(format!("{request}.{replica}.log"))
+    }
+}
+
+/// See the module.
+pub(super) struct Post {
+    pub shared: Arc<Shared>,
+    pub id: ReplicaId,
+    pub want: Arc<Want>,
+    stop: watch::Receiver<Option<Reason>>,
+}
+
+impl Post {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: ReplicaId,
+        want: Arc<Want>,
+        stop: watch::Receiver<Option<Reason>>,
+    ) -> Self {
+        Self { shared, id, want, stop }
+    }
+
+    pub(super) fn stage(&self, stage: Stage) {
+        self.shared.stage((self.id, self.want.generation), stage);
+    }
+
+    /// Waits until the replica should stop, and says why.
+    pub(super) async fn stop_asked(&self) -> Reason {
+        let mut stop = self.stop.clone();
+        loop {
+            if let Some(why) = *stop.borrow_and_update() {
+                return why;
+            }
+            if stop.changed().await.is_err() {
+                // Forgotten while it runs can't be: only what is gone is forgotten.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub(super) fn dir(&self) -> PathBuf {
+        self.shared.places.replica(self.id, &self.want)
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.shared.places.log(&self.want.request, self.id.replica)
+    }
+
+    /// Writes a line of ours into the replica's log, between those of its program.
+    pub(super) async fn note(&self, text: &str) {
+        let (path, line) = (self.log(), format!("{} nf: {text}\n", jiff::Timestamp::now().strftime("%FT%TZ")));
+        let written = tokio::task::spawn_blocking(move || logs::append(&path, &line)).await;
+        if let Ok(Err(e)) = written {
+            tracing::warn!(request = %self.want.request, error = %e, "a replica's log can't be written");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the agent writes down about a process replica, so that its next start
+//! finds the process again: before the spawn (with a key that the process carries
+//! in its environment) and after it (with pid and start time). Each write is on
+//! disk before the next step, so a kill -9 between any two leaves a process that
+//! is either found by its record or was never started.
+
+use super::runtimes::processes::Identity;
+use nf_core::id::{Generation, NodeName};
+use nf_core::reason::Reason;
+use nf_core::reconcile::{ReplicaId, Want};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// The longest record that is read.
+const MAX_BYTES: u64 = 1 << 20;
+const FORMAT: u32 = 1;
+
+/// How a replica ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct End {
+    pub ok: bool,
+    pub why: Reason,
+}
+
+impl End {
+    pub(super) fn failed(why: Reason) -> Self {
+        Self { ok: false, why }
+    }
+}
+
+/// A process replica, as its agent's next start must know it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    format: u32,
+    pub node: NodeName,
+    pub id: ReplicaId,
+    pub want: Want,
+    /// Random; the process has it in its environment as `NF_REPLICA_KEY`.
+    pub key: String,
+    /// The machine's boot: after another one the process cannot be there.
+    pub boot: String,
+    /// None until it is spawned.
+    pub process: Option<Identity>,
+    /// Path of the readiness probe.
+    pub probe: String,
+    pub ready_timeout_s: u32,
+    /// It was ready once: the next agent asks how it is, not whether it begins.
+    pub was_ready: bool,
+    pub ended: Option<End>,
+}
+
+impl Record {
+    pub(super) fn new(node: NodeName, id: ReplicaId, want: Want, boot: String, probe: String, timeout_s: u32) -> Self {
+        let key = uuid::Uuid::now_v7().simple().to_string();
+        Self {
+            format: FORMAT,
+            node,
+            id,
+            want,
+            key,
+            boot,
+            process: None,
+            probe,
+            ready_timeout_s: timeout_s,
+            was_ready: false,
+            ended: None,
+        }
+    }
+
+    /// Durable when it returns.
+    pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
+        let path = path(dir, self.id, self.want.generation);
+        let partial = path.with_extension("tmp");
+        let mut file = File::create(&partial)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&partial, &path)?;
+        File::open(dir)?.sync_all()
+    }
+}
+
+/// Where the record of a replica is kept.
+pub(super) fn path(dir: &Path, id: ReplicaId, generation: Generation) -> PathBuf {
+    dir.join(format!("{}.{}.{}.json", id.job.0, id.replica, generation.0))
+}
+
+/// Removes a record; one that is not there is fine.
+pub(super) fn remove(dir: &Path, id: ReplicaId, generation: Generation) -> io::Result<()> {
+    match fs::remove_file(path(dir, id, generation)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+/// The record of one replica, if there is a readable one.
+pub(super) fn load(dir: &Path, id: ReplicaId, generation: Generation) -> Option<Record> {
+    read(&path(dir, id, generation)).ok()
+}
+
+/// All records. One that cannot be read is set aside by name, not deleted: its
+/// process, if it lives, needs a person.
+pub(super) fn load_all(dir: &Path) -> io::Result<Vec<Record>> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("json") => match read(&path) {
+                Ok(record) => out.push(record),
+                Err(e) => {
+                    tracing::error!(path = %path.display(), error = %e, "replica record unreadable, set aside as .bad");
+                    fs::rename(&path, path.with_extension("bad"))?;
+                }
+            },
+            // A write that did not finish; the record before it still stands.
+            Some("tmp") => fs::remove_file(&path)?,
+            _ => {}
+        }
+    }
+    out.sort_by_key(|r| (r.id, r.want.generation));
+    Ok(out)
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    let record: Record = serde_json::from_slice(&bytes)?;
+    match record.format {
+        FORMAT => Ok(record),
+        other => Err(io::Error::other(format!("format {other}, this build reads {FORMAT}"))),
+    }
+}

@@ -1,0 +1,87 @@
+//! The programs that replicas run as: `simulated` lives in the agent and answers
+//! HTTP; `process` is a real program. Both walk the same way to their bytes,
+//! which is here: resolve, fetch, verify, lay out.
+
+mod answers;
+pub(super) mod process;
+pub(super) mod processes;
+mod session;
+pub(super) mod simulated;
+
+use super::post::Post;
+use super::record::End;
+use crate::models::{Error, Manifest};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use std::path::PathBuf;
+
+/// How often bytes are brought anew when the cached ones turn out to be wrong.
+const REFETCHES: usize = 1;
+
+/// Below a replica's own directory: the model's files.
+fn model_dir(post: &Post) -> PathBuf {
+    post.dir().join("model")
+}
+
+/// Brings the replica's model into its directory, every byte verified. None when
+/// the job names no manifest, which only simulation allows.
+async fn prepare(post: &Post) -> Result<Option<Manifest>, End> {
+    let Some(admitted) = post.want.spec.manifest else { return Ok(None) };
+    post.stage(Stage::Downloading);
+    match bring(post, admitted).await {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(e) => {
+            post.note(&format!("refused: {}: {e}", e.reason())).await;
+            tracing::warn!(request = %post.want.request, reason = %e.reason(), error = %e, "a replica's model is refused");
+            Err(End::failed(e.reason()))
+        }
+    }
+}
+
+async fn bring(post: &Post, admitted: [u8; 32]) -> Result<Manifest, Error> {
+    let spec = &post.want.spec;
+    let missing = || Error::Missing { model: spec.model.to_string(), version: spec.version.to_string() };
+    let (Some(store), Some(cache)) = (&post.shared.config.store, &post.shared.cache) else { return Err(missing()) };
+    let manifest = store.resolve(&spec.model, &spec.version).await?.ok_or_else(missing)?;
+    if manifest.sha256() != admitted {
+        let text = format!(
+            "the store's manifest is {} now, the job was admitted with {}",
+            manifest.digest(),
+            crate::models::Checksum(admitted)
+        );
+        return Err(Error::Mismatch { file: "manifest.json".into(), text });
+    }
+    let into = model_dir(post);
+    let mut tries = 0;
+    loop {
+        cache.fetch(store, &manifest).await?;
+        post.stage(Stage::Verifying);
+        match cache.lay_out(&manifest, &into).await {
+            Err(e @ Error::Mismatch { .. }) if tries < REFETCHES => {
+                post.note(&format!("the cached copy is wrong and is fetched again: {e}")).await;
+                tries += 1;
+                // A half laid out directory would be in the way of the second try.
+                let into = into.clone();
+                let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(into)).await;
+                post.stage(Stage::Downloading);
+            }
+            Err(e) => return Err(e),
+            Ok(()) => break,
+        }
+    }
+    post.note(&format!("model {} {} verified, manifest {}", spec.model, spec.version, manifest.digest())).await;
+    Ok(manifest)
+}
+
+/// Whether the replica's port can be had. A program that listens there already
+/// would answer the readiness probe in the replica's name.
+async fn port_is_taken(host: &str, port: u16) -> bool {
+    match tokio::net::TcpListener::bind((host, port)).await {
+        Err(e) => e.kind() == std::io::ErrorKind::AddrInUse,
+        Ok(_) => false,
+    }
+}
+
+fn port_taken() -> End {
+    End::failed(Reason::PortTaken)
+}

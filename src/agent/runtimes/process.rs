@@ -1,0 +1,377 @@
+//! A replica as a real program: a session of its own, a cleared environment, its
+//! own directory, output into a file. It outlives the agent; the next agent finds
+//! it by its record. Stopped by TERM, then KILL, and gone only when every process
+//! that it started is gone.
+
+use super::processes::{Family, Identity, KEY};
+use super::{model_dir, port_is_taken, port_taken, prepare, session};
+use crate::agent::executor::Shared;
+use crate::agent::logs;
+use crate::agent::post::Post;
+use crate::agent::probe::Probe;
+use crate::agent::record::{self, End, Record};
+use crate::models::{Launch, Manifest, Process, Slots};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use nf_core::reconcile::{ReplicaId, Want};
+use nix::sys::signal::Signal;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::process::{Child, Command};
+
+/// Between two questions to a program that is not ready yet.
+const PROBE_STARTING: Duration = Duration::from_millis(100);
+/// Between two questions to one that is.
+const PROBE_RUNNING: Duration = Duration::from_secs(2);
+/// Unanswered questions in a row that make a replica NotReady.
+const MISSES: u32 = 3;
+/// Between two looks at processes that are not children of ours, or should go away.
+const LOOK: Duration = Duration::from_millis(50);
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// What a record of an earlier agent has come to.
+pub(in crate::agent) enum Recalled {
+    /// Its process was never spawned.
+    Never,
+    Alive(Identity),
+    Gone(End),
+}
+
+/// Looks for the process that a record tells of.
+pub(in crate::agent) fn recall(record: &Record, boot: &str) -> Recalled {
+    if let Some(end) = record.ended {
+        return Recalled::Gone(end);
+    }
+    if record.boot != boot {
+        return Recalled::Gone(End::failed(Reason::NodeFailure));
+    }
+    match record.process {
+        Some(process) if process.lives() => Recalled::Alive(process),
+        Some(_) => {
+            // Its first process ended unseen; what that left behind still carries the key.
+            Family { key: record.key.clone(), leader: None }.signal(Signal::SIGKILL);
+            Recalled::Gone(End::failed(Reason::RuntimeFailed))
+        }
+        None => match (Family { key: record.key.clone(), leader: None }).find_leader() {
+            Some(process) => Recalled::Alive(process),
+            None => Recalled::Never,
+        },
+    }
+}
+
+/// The program's first process.
+enum Leader {
+    Child(Child),
+    /// Started by an earlier agent: its end can be seen, its exit status not.
+    Adopted(Identity),
+}
+
+impl Leader {
+    /// Waits until it is gone; None when nobody could tell how it ended.
+    async fn gone(&mut self) -> Option<ExitStatus> {
+        match self {
+            Leader::Child(child) => child.wait().await.ok(),
+            Leader::Adopted(identity) => {
+                // One read of /proc, which never waits for a disk.
+                while identity.lives() {
+                    tokio::time::sleep(LOOK).await;
+                }
+                None
+            }
+        }
+    }
+}
+
+/// A program that runs.
+struct Running {
+    post: Post,
+    record: Record,
+    leader: Leader,
+    family: Family,
+}
+
+/// The whole life of a process replica.
+pub(in crate::agent) async fn run(post: Post) -> End {
+    let prepared = tokio::select! {
+        prepared = start(&post) => prepared,
+        why = post.stop_asked() => return End { ok: true, why },
+    };
+    let (manifest, process) = match prepared {
+        Ok(both) => both,
+        Err(end) => return end,
+    };
+    post.stage(Stage::Starting);
+    // From here on a stop waits its turn: a spawn is never abandoned half way.
+    match spawn(&post, manifest, process).await {
+        Ok((record, child, leader)) => {
+            let family = Family { key: record.key.clone(), leader: Some(leader) };
+            Running { post, record, leader: Leader::Child(child), family }.live().await
+        }
+        Err(e) => {
+            post.note(&format!("can't start: {e}")).await;
+            let end = End::failed(Reason::RuntimeFailed);
+            discard(&post).await;
+            end
+        }
+    }
+}
+
+/// Goes on with a process that an earlier agent started.
+pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Identity) -> End {
+    post.note(&format!("adopted by a new agent, pid {}", process.pid)).await;
+    record.process = Some(process);
+    save(&post.shared, &record).await;
+    let family = Family { key: record.key.clone(), leader: Some(process) };
+    Running { post, record, leader: Leader::Adopted(process), family }.live().await
+}
+
+/// After a panic of the replica's task: whatever runs by its record is killed.
+pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, id: ReplicaId, want: &Arc<Want>) -> End {
+    let (records, generation) = (shared.places.records.clone(), want.generation);
+    let end = End::failed(Reason::RuntimeFailed);
+    let found = tokio::task::spawn_blocking(move || record::load(&records, id, generation)).await;
+    if let Ok(Some(mut record)) = found {
+        let family = Family { key: record.key.clone(), leader: record.process.filter(Identity::lives) };
+        clear(&family, shared.config.kill_after).await;
+        record.ended = Some(end);
+        save(shared, &record).await;
+    }
+    end
+}
+
+/// What must be there before a process can be: its model and its port.
+async fn start(post: &Post) -> Result<(Manifest, Process), End> {
+    make_own_dir(post).await.map_err(|_| End::failed(Reason::RuntimeFailed))?;
+    let manifest = prepare(post).await?;
+    let Some(manifest) = manifest else {
+        post.note("no model version to run: the job names no manifest").await;
+        return Err(End::failed(Reason::ModelNotFound));
+    };
+    let Launch::Process(process) = manifest.runtime.clone() else {
+        post.note("the manifest's runtime is simulated, the job's is process").await;
+        return Err(End::failed(Reason::ArtifactMismatch));
+    };
+    if let Some(port) = post.want.port
+        && port_is_taken(&post.want.host, port).await
+    {
+        post.note(&format!("port {port} is taken by a program that is not ours")).await;
+        return Err(port_taken());
+    }
+    Ok((manifest, process))
+}
+
+async fn make_own_dir(post: &Post) -> io::Result<()> {
+    let dir = post.dir();
+    let made = tokio::task::spawn_blocking(move || {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&dir)?;
+        builder.create(dir.join("tmp"))
+    });
+    let made = made.await.map_err(io::Error::other).flatten();
+    if let Err(e) = &made {
+        post.note(&format!("can't make the replica's directory: {e}")).await;
+    }
+    made
+}
+
+/// Writes the record, spawns, and writes the record again, all on one blocking thread.
+async fn spawn(post: &Post, manifest: Manifest, process: Process) -> io::Result<(Record, Child, Identity)> {
+    let (probe, timeout_s) = (process.ready.path.clone(), process.ready.timeout_s);
+    let (shared, want) = (post.shared.clone(), (*post.want).clone());
+    let mut record = Record::new(shared.config.node.clone(), post.id, want, shared.boot.clone(), probe, timeout_s);
+    let (dir, model, log) = (post.dir(), model_dir(post), post.log());
+    let spawned = tokio::task::spawn_blocking(move || {
+        let mut command = command(&record, &manifest, &process, &dir, &model)?;
+        let out = logs::open(&log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        session::lead_session(&mut command);
+        record.save(&shared.places.records)?;
+        let child = Command::from(command).spawn()?;
+        let pid = child.id().ok_or_else(|| io::Error::other("ended before it began"))?;
+        // A child that nobody waited for keeps its pid, so this can't be another's.
+        let identity = Identity::of(pid).unwrap_or(Identity { pid, start: u64::MAX });
+        record.process = Some(identity);
+        if let Err(e) = record.save(&shared.places.records) {
+            // Unrecorded it would outlive us unseen.
+            Family { key: record.key.clone(), leader: Some(identity) }.signal(Signal::SIGKILL);
+            return Err(e);
+        }
+        Ok((record, child, identity))
+    });
+    spawned.await.map_err(io::Error::other)?
+}
+
+/// The command with the environment that a replica gets: nothing of the agent's own.
+fn command(
+    record: &Record,
+    manifest: &Manifest,
+    process: &Process,
+    dir: &Path,
+    model: &Path,
+) -> io::Result<std::process::Command> {
+    let want = &record.want;
+    let python = std::env::var("NF_PYTHON").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
+    let slots = Slots { host: &want.host, port: want.port, dir: model, python: &python };
+    let argv = manifest.argv(process, &slots).map_err(io::Error::other)?;
+    let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("an empty command line"))?;
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).current_dir(dir).env_clear().envs(&process.env);
+    command.env("PATH", PATH).env("LANG", "C.UTF-8").env("HOME", dir).env("TMPDIR", dir.join("tmp"));
+    command.env(KEY, &record.key);
+    command.env("NF_MODEL", manifest.model_id.as_str()).env("NF_MODEL_VERSION", manifest.version.as_str());
+    command.env("NF_MODEL_DIR", model).env("NF_HOST", &*want.host);
+    command.env("NF_RANK", record.id.replica.to_string()).env("NF_SIZE", want.spec.replicas.to_string());
+    if let Some(main) = manifest.main() {
+        command.env("NF_MODEL_SHA256", main.sha256.to_string());
+    }
+    if let Some(port) = want.port {
+        command.env("NF_PORT", port.to_string());
+    }
+    // By uuid, never by index: an index names another device after a hot plug, and can't name a MIG slice.
+    // Empty hides all devices from a replica that holds none.
+    command.env("CUDA_VISIBLE_DEVICES", want.uuids.join(","));
+    Ok(command)
+}
+
+impl Running {
+    async fn live(mut self) -> End {
+        let want = self.post.want.clone();
+        let probe = Probe::new(self.post.shared.client.clone(), &want.host, want.port, &self.record.probe);
+        let deadline = Instant::now() + Duration::from_secs(self.record.ready_timeout_s.into());
+        if let Some(identity) = self.record.process {
+            self.post.note(&format!("runs as pid {}, generation {}", identity.pid, want.generation.0)).await;
+        }
+        let mut misses = 0;
+        let end = loop {
+            let was_ready = self.record.was_ready;
+            let pause = if was_ready && misses == 0 { PROBE_RUNNING } else { PROBE_STARTING.max(LOOK * misses) };
+            let asked = async {
+                tokio::time::sleep(pause).await;
+                probe.is_well().await
+            };
+            tokio::select! {
+                status = self.leader.gone() => break self.exited(status).await,
+                why = self.post.stop_asked() => break self.stop(End { ok: true, why }).await,
+                well = asked => match well {
+                    true => {
+                        misses = 0;
+                        self.post.stage(Stage::Ready);
+                        if !was_ready {
+                            self.record.was_ready = true;
+                            save(&self.post.shared, &self.record).await;
+                            self.post.note("ready").await;
+                        }
+                    }
+                    false if !was_ready && Instant::now() >= deadline => {
+                        self.post.note(&format!("not ready within {} s, stopped", self.record.ready_timeout_s)).await;
+                        break self.stop(End::failed(Reason::ReadyTimeout)).await;
+                    }
+                    false => {
+                        misses = MISSES.min(misses + 1);
+                        if was_ready && misses == MISSES {
+                            self.post.stage(Stage::NotReady);
+                        }
+                    }
+                },
+            }
+            self.rotate().await;
+        };
+        self.record.ended = Some(end);
+        save(&self.post.shared, &self.record).await;
+        self.post.note(&format!("ended: {}", end.why)).await;
+        end
+    }
+
+    async fn rotate(&self) {
+        let path = self.post.log();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || logs::rotate(&path)).await {
+            tracing::warn!(request = %self.post.want.request, error = %e, "a replica's log can't be rotated");
+        }
+    }
+
+    /// The first process ended by itself: what it left behind goes, too.
+    async fn exited(&mut self, status: Option<ExitStatus>) -> End {
+        clear(&self.family, self.post.shared.config.kill_after).await;
+        let (end, text) = match status {
+            Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
+            Some(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
+                (None, signal) => (End::failed(Reason::RuntimeFailed), format!("signal {}", signal.unwrap_or(0))),
+            },
+            None => (End::failed(Reason::RuntimeFailed), "how is unknown, it was adopted".to_string()),
+        };
+        self.post.note(&format!("its program ended by itself: {text}")).await;
+        end
+    }
+
+    /// TERM, a while, KILL; returns when nothing of it is left.
+    async fn stop(&mut self, end: End) -> End {
+        let config = &self.post.shared.config;
+        self.post.note(&format!("stopping: {}; TERM, and KILL after {:?}", end.why, config.stop_grace)).await;
+        signal(&self.family, Signal::SIGTERM).await;
+        let deadline = Instant::now() + config.stop_grace;
+        // Waiting for the child, too, takes the zombie away.
+        let all_gone = async {
+            tokio::join!(self.leader.gone(), gone(&self.family));
+        };
+        if tokio::time::timeout_at(deadline.into(), all_gone).await.is_err() {
+            self.post.note("did not end in time, KILL").await;
+            tokio::join!(self.leader.gone(), clear(&self.family, config.kill_after));
+        }
+        end
+    }
+}
+
+async fn signal(family: &Family, signal: Signal) -> usize {
+    let family = family.clone();
+    // If the runtime goes down, so do we; the processes stay for the next agent.
+    tokio::task::spawn_blocking(move || family.signal(signal)).await.unwrap_or(0)
+}
+
+/// Waits until no process of the family lives.
+async fn gone(family: &Family) {
+    loop {
+        let look = family.clone();
+        if let Ok(0) = tokio::task::spawn_blocking(move || look.members().len()).await {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Kills until none is left. A process that the kernel does not let go of keeps
+/// its devices, so this waits as long as it takes and says so every `alarm`.
+async fn clear(family: &Family, alarm: Duration) {
+    let mut next = Instant::now() + alarm;
+    loop {
+        let left = signal(family, Signal::SIGKILL).await;
+        if left == 0 {
+            return;
+        }
+        if Instant::now() >= next {
+            tracing::error!(left, "processes of a replica survive KILL; its devices stay held");
+            next += alarm.max(Duration::from_secs(1));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn save(shared: &Arc<Shared>, record: &Record) {
+    let (dir, record) = (shared.places.records.clone(), record.clone());
+    let request = record.want.request.clone();
+    if let Ok(Err(e)) = tokio::task::spawn_blocking(move || record.save(&dir)).await {
+        tracing::error!(%request, error = %e, "a replica's record can't be written");
+    }
+}
+
+/// A record without a process is of no use to the next agent.
+async fn discard(post: &Post) {
+    let (dir, id, generation) = (post.shared.places.records.clone(), post.id, post.want.generation);
+    let _ = tokio::task::spawn_blocking(move || record::remove(&dir, id, generation)).await;
+}

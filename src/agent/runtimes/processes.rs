@@ -1,0 +1,116 @@
+//! Processes as the kernel shows them: who is who, and which belong to a replica.
+//! A pid alone names nobody, since pids are used again; a pid with its start time
+//! does, until the machine boots anew. It decides nothing about replicas.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+
+/// Carried by every process of a replica in its environment.
+pub(in crate::agent) const KEY: &str = "NF_REPLICA_KEY";
+/// The longest environment that is searched for the key.
+const MAX_ENVIRON: u64 = 1 << 20;
+
+/// One process, told from any later one with the same pid by its start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::agent) struct Identity {
+    pub pid: u32,
+    /// Clock ticks since boot (field 22 of /proc/PID/stat).
+    pub start: u64,
+}
+
+impl Identity {
+    /// Whoever has that pid now. None when nobody has, or only a zombie nobody waited for.
+    pub(in crate::agent) fn of(pid: u32) -> Option<Self> {
+        stat(pid).map(|s| Self { pid, start: s.start })
+    }
+
+    pub(in crate::agent) fn lives(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+}
+
+struct Stat {
+    session: u32,
+    start: u64,
+}
+
+/// None when the process is gone or dead but not waited for.
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in parentheses and may itself hold any of them.
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
+    match *fields.first()? {
+        "Z" | "X" | "x" => None,
+        _ => Some(Stat { session: fields.get(3)?.parse().ok()?, start: fields.get(19)?.parse().ok()? }),
+    }
+}
+
+/// Identifies this boot of the machine.
+pub(in crate::agent) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
+}
+
+/// All processes of one replica: those that carry its key, wherever they moved,
+/// and those in the session of its first process.
+#[derive(Clone, Debug)]
+pub(in crate::agent) struct Family {
+    pub key: String,
+    /// The first process; it leads the session. Only set when this agent saw it
+    /// alive: a session number seen on disk alone may be a stranger's by now.
+    pub leader: Option<Identity>,
+}
+
+impl Family {
+    /// Those alive now. Reads all of /proc: not for a runtime thread.
+    pub(in crate::agent) fn members(&self) -> Vec<Identity> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let (me, mine) = (std::process::id(), geteuid().as_raw());
+        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| *pid != me && *pid > 1)
+            .filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == mine))
+            .filter_map(|pid| stat(pid).map(|s| (pid, s)))
+            .filter(|(pid, stat)| self.in_session(stat) || carries(*pid, &self.key))
+            .map(|(pid, stat)| Identity { pid, start: stat.start })
+            .collect()
+    }
+
+    fn in_session(&self, stat: &Stat) -> bool {
+        let Some(leader) = self.leader else { return false };
+        let taken_over = Identity::of(leader.pid).is_some_and(|now| now != leader);
+        stat.session == leader.pid && stat.start >= leader.start && !taken_over
+    }
+
+    /// Signals all that live now; says how many there were.
+    pub(in crate::agent) fn signal(&self, signal: Signal) -> usize {
+        let members = self.members();
+        for member in &members {
+            // Between the look and the signal a pid would have to end and be dealt out
+            // again, through the whole range of pids; looking again narrows it to nothing.
+            if member.lives()
+                && let Ok(pid) = i32::try_from(member.pid)
+                && let Err(e) = kill(Pid::from_raw(pid), signal)
+                && e != nix::errno::Errno::ESRCH
+            {
+                tracing::warn!(pid, %signal, error = %e, "a replica's process can't be signalled");
+            }
+        }
+        members.len()
+    }
+
+    /// The first process by its key, after a crash between spawn and record. A
+    /// session's leader is preferred to what it started.
+    pub(in crate::agent) fn find_leader(&self) -> Option<Identity> {
+        self.members().into_iter().find(|m| stat(m.pid).is_some_and(|s| s.session == m.pid))
+    }
+}
+
+fn carries(pid: u32, key: &str) -> bool {
+    let mut environ = Vec::new();
+    let read = File::open(format!("/proc/{pid}/environ")).and_then(|f| f.take(MAX_ENVIRON).read_to_end(&mut environ));
+    let wanted = format!("{KEY}={key}");
+    read.is_ok() && environ.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+}

@@ -1,0 +1,171 @@
+//! A replica that is played inside the agent: real HTTP on its own port with real
+//! metrics, a run file that says what it is, and answers that say they are
+//! simulated. Only the model is missing. It ends with the agent.
+
+use super::{answers, prepare};
+use crate::agent::post::Post;
+use crate::agent::record::End;
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// How long a stopped replica may take over the answers that it has begun.
+const FINISH: Duration = Duration::from_secs(2);
+
+/// The file in the run directory: these names are part of the contract.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct RunFile {
+    job: String,
+    model: String,
+    /// When `status` last changed, RFC 3339.
+    ts: String,
+    version: String,
+    tenant: String,
+    node: String,
+    devices: Vec<String>,
+    generation: u32,
+    /// starting, running, stopped or failed.
+    status: String,
+    sim: bool,
+}
+
+impl RunFile {
+    fn of(post: &Post) -> Self {
+        let (want, spec) = (&post.want, &post.want.spec);
+        Self {
+            job: want.request.to_string(),
+            model: spec.model.to_string(),
+            ts: String::new(),
+            version: spec.version.to_string(),
+            tenant: spec.tenant.to_string(),
+            node: post.shared.config.node.to_string(),
+            devices: want.uuids.iter().map(|u| u.to_string()).collect(),
+            generation: want.generation.0,
+            status: String::new(),
+            sim: true,
+        }
+    }
+
+    fn path(post: &Post) -> PathBuf {
+        let request = &post.want.request;
+        post.shared.places.run.join(match post.id.replica {
+            0 => format!("{request}.json"),
+            n => format!("{request}.{n}.json"),
+        })
+    }
+
+    /// Whole at any time: readers see the old file or the new one.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        // A launch that began later, perhaps by another agent of this machine, has the last word.
+        let there = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<RunFile>(&bytes).ok());
+        if there.is_some_and(|f| f.job == self.job && f.generation > self.generation) {
+            return Ok(());
+        }
+        let partial = path.with_extension(format!("json.{}.g{}.tmp", self.node, self.generation));
+        fs::write(&partial, serde_json::to_vec_pretty(self)?)?;
+        fs::rename(&partial, path)
+    }
+}
+
+/// Writes the run file with `status`; its failure is told, and does not stop the replica.
+async fn tell(post: &Post, status: &str) {
+    let mut file = RunFile::of(post);
+    (file.status, file.ts) = (status.into(), jiff::Timestamp::now().strftime("%FT%TZ").to_string());
+    let path = RunFile::path(post);
+    let over = status == "stopped" || status == "failed";
+    let surplus = if over { post.shared.ended_run_file(path.clone()) } else { None };
+    let written = tokio::task::spawn_blocking(move || {
+        if let Some(surplus) = surplus {
+            // Someone may have removed it already.
+            let _ = fs::remove_file(surplus);
+        }
+        file.write(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    });
+    if let Ok(Err(e)) = written.await {
+        tracing::warn!(request = %post.want.request, error = %e, "run file not written");
+    }
+}
+
+/// The whole life of a simulated replica.
+pub(in crate::agent) async fn run(post: Post) -> End {
+    tell(&post, "starting").await;
+    let started = tokio::select! {
+        started = start(&post) => started,
+        why = post.stop_asked() => Err(End { ok: true, why }),
+    };
+    let end = match started {
+        Err(end) => end,
+        Ok(None) => End { ok: true, why: post.stop_asked().await },
+        Ok(Some(mut server)) => tokio::select! {
+            why = post.stop_asked() => {
+                server.stop().await;
+                End { ok: true, why }
+            }
+            _ = &mut server.task => End::failed(Reason::RuntimeFailed),
+        },
+    };
+    tell(&post, if end.ok { "stopped" } else { "failed" }).await;
+    post.note(&format!("simulated replica ended: {}", end.why)).await;
+    end
+}
+
+/// Everything until it is ready. None: it has no port, so there is nothing to serve.
+async fn start(post: &Post) -> Result<Option<Server>, End> {
+    prepare(post).await?;
+    post.stage(Stage::Starting);
+    let (host, spec) = (&*post.want.host, &post.want.spec);
+    let (server, address) = match post.want.port {
+        None => (None, "no port".to_string()),
+        Some(port) => match Server::start(host, port, spec.model.as_str(), spec.version.as_str()).await {
+            Ok(server) => (Some(server), format!("http://{host}:{port}")),
+            Err(e) => {
+                post.note(&format!("can't serve on {host}:{port}: {e}")).await;
+                let why = if e.kind() == io::ErrorKind::AddrInUse { Reason::PortTaken } else { Reason::RuntimeFailed };
+                return Err(End::failed(why));
+            }
+        },
+    };
+    tell(post, "running").await;
+    let devices = post.want.uuids.join(" ");
+    let what = format!("{} {} for {}", spec.model, spec.version, spec.tenant);
+    post.note(&format!("SIMULATED {what} on {address}; devices: {devices}; no model is loaded")).await;
+    post.stage(Stage::Ready);
+    Ok(server)
+}
+
+/// The replica's HTTP server. Dropped without [`Server::stop`] it ends a moment later.
+struct Server {
+    task: JoinHandle<io::Result<()>>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Server {
+    async fn start(host: &str, port: u16, model: &str, version: &str) -> io::Result<Self> {
+        let listener = TcpListener::bind((host, port)).await?;
+        let router = answers::router(model.into(), version.into()).map_err(io::Error::other)?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let graceful = axum::serve(listener, router).with_graceful_shutdown(async {
+            // Sent or dropped: both mean the end.
+            let _ = stopped.await;
+        });
+        Ok(Self { task: tokio::spawn(graceful.into_future()), stop: Some(stop) })
+    }
+
+    /// Answers what it is answering, and gives its port back.
+    async fn stop(&mut self) {
+        self.stop.take();
+        if tokio::time::timeout(FINISH, &mut self.task).await.is_err() {
+            self.task.abort();
+        }
+    }
+}
