@@ -77,7 +77,7 @@ pub(super) struct Shared {
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
     /// Keeps a second agent from adopting the same processes.
-    lock: Mutex<Option<File>>,
+    lock: Mutex<Option<Arc<File>>>,
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -95,6 +95,11 @@ impl Shared {
             drop(slots);
             self.changed();
         }
+    }
+
+    /// None once the executor was shut down: nothing may be started any more.
+    pub(super) fn lock(&self) -> Option<Arc<File>> {
+        held(&self.lock).clone()
     }
 
     fn end(&self, key: Key, end: End) {
@@ -143,7 +148,7 @@ impl Executor {
         let (mut cache, mut lock, mut records) = (None, None, Vec::new());
         if !config.virtual_only {
             places.make()?;
-            lock = Some(lock_file(&places)?);
+            lock = Some(Arc::new(lock_file(&places)?));
             cache = Some(Cache::open(&places.cache())?);
             records = record::load_all(&places.records)?;
             logs::prune(&places.logs, LOG_FILES, &[])?;
@@ -192,8 +197,15 @@ impl Executor {
                 if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) }
             }
             runtimes::process::Recalled::Gone(end) => {
-                tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica ended while no agent was here");
+                tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica is gone, its end not yet told");
                 self.insert(id, &want, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
+                Ok(())
+            }
+            runtimes::process::Recalled::Left => {
+                tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
+                self.insert(id, &want, Condition::Stopping, Stage::Starting);
+                let (shared, gone) = (self.shared.clone(), want.clone());
+                self.launch(id, want, async move { runtimes::process::put_down(&shared, id, &gone).await });
                 Ok(())
             }
             runtimes::process::Recalled::Alive(process) => {
@@ -370,3 +382,6 @@ fn lock_file(places: &Places) -> io::Result<File> {
     })?;
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests;

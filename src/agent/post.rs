@@ -56,7 +56,7 @@ impl Places {
     }
 
     pub(super) fn replica_of(&self, request: &RequestId, id: ReplicaId, generation: Generation) -> PathBuf {
-        self.replicas.join(format!("{request}.{}.g{}", id.replica, generation.0))
+        self.replicas.join(format!("{request}.{}.{}.{generation}", id.replica, id.job))
     }
 
     /// One log for all launches of a replica, so that why the last one ended can still be read.

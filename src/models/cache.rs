@@ -82,6 +82,7 @@ impl Cache {
     }
 
     fn lay_out_one(&self, artifact: &Artifact, into: &Path, asked: &Asked) -> Result<(), Error> {
+        asked.check()?;
         let (from, to) = (self.path(&artifact.sha256), artifact.path.under(into));
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(Error::at(parent))?;

@@ -76,11 +76,6 @@ impl Asked {
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
-
-    #[cfg(test)]
-    pub(crate) fn always() -> Self {
-        Self(Arc::default())
-    }
 }
 
 /// Runs file work off the runtime's threads. When the returned future is dropped

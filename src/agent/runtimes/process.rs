@@ -40,6 +40,8 @@ pub(in crate::agent) enum Recalled {
     /// Its process was never spawned.
     Never,
     Alive(Identity),
+    /// Its first process ended while no agent was here; others of it may be left.
+    Left,
     Gone(End),
 }
 
@@ -53,11 +55,7 @@ pub(in crate::agent) fn recall(record: &Record, boot: &str) -> Recalled {
     }
     match record.process {
         Some(process) if process.lives() => Recalled::Alive(process),
-        Some(_) => {
-            // Its first process ended unseen; what that left behind still carries the key.
-            Family { key: record.key.clone(), leader: None }.signal(Signal::SIGKILL);
-            Recalled::Gone(End::failed(Reason::RuntimeFailed))
-        }
+        Some(_) => Recalled::Left,
         None => match (Family { key: record.key.clone(), leader: None }).find_leader() {
             Some(process) => Recalled::Alive(process),
             None => Recalled::Never,
@@ -131,7 +129,8 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Ide
     Running { post, record, leader: Leader::Adopted(process), family }.live().await
 }
 
-/// After a panic of the replica's task: whatever runs by its record is killed.
+/// For a replica that nobody watches (its first process ended while no agent was
+/// here, or its task panicked): whatever of it runs is killed.
 pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, id: ReplicaId, want: &Arc<Want>) -> End {
     let (records, generation) = (shared.places.records.clone(), want.generation);
     let end = End::failed(Reason::RuntimeFailed);
@@ -186,7 +185,10 @@ async fn spawn(post: &Post, manifest: Manifest, process: Process) -> io::Result<
     let (shared, want) = (post.shared.clone(), (*post.want).clone());
     let mut record = Record::new(shared.config.node.clone(), post.id, want, shared.boot.clone(), probe, timeout_s);
     let (dir, model, log) = (post.dir(), model_dir(post), post.log());
+    // Held until both records are written, though the executor may be shut down meanwhile.
+    let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
     let spawned = tokio::task::spawn_blocking(move || {
+        let _lock = lock;
         let mut command = command(&record, &manifest, &process, &dir, &model)?;
         let out = logs::open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
@@ -261,12 +263,13 @@ impl Running {
                 well = asked => match well {
                     true => {
                         misses = 0;
-                        self.post.stage(Stage::Ready);
                         if !was_ready {
+                            // On disk before it is told, so that the next agent doesn't take it back.
                             self.record.was_ready = true;
                             save(&self.post.shared, &self.record).await;
                             self.post.note("ready").await;
                         }
+                        self.post.stage(Stage::Ready);
                     }
                     false if !was_ready && Instant::now() >= deadline => {
                         self.post.note(&format!("not ready within {} s, stopped", self.record.ready_timeout_s)).await;

@@ -1,0 +1,517 @@
+//! The executor with real small processes. Every test ends what it started:
+//! `World::drop` kills by key whatever is left, and `clear` asserts that nothing is.
+
+use super::*;
+use crate::agent::runtimes::processes::{Family, Identity};
+use crate::models::{Draft, Launch, Process, Ready, publish};
+use futures::StreamExt;
+use nf_core::id::{JobNo, ModelId, VersionId};
+use nf_core::resources::Gpus;
+use nf_core::testing;
+use nix::sys::signal::Signal;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Instant;
+
+/// A server in Python that answers /health, as long as its directory has no file `sick`.
+const SERVER: &str = r#"
+import http.server, os, sys
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        sick = os.path.exists(os.path.join(os.environ["HOME"], "sick"))
+        self.send_response(500 if sick else 200); self.send_header("content-length", "0"); self.end_headers()
+    def log_message(self, *a): pass
+print("hello from", os.environ["NF_MODEL"], sorted(os.environ), flush=True)
+http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
+"#;
+
+struct World {
+    tmp: tempfile::TempDir,
+    store: Store,
+    grace: Duration,
+}
+
+impl World {
+    fn new() -> Self {
+        let tmp = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("file://{}/store", tmp.path().display())).unwrap();
+        Self { tmp, store, grace: Duration::from_secs(5) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    fn config(&self) -> ExecutorConfig {
+        ExecutorConfig {
+            run_dir: self.path("run"),
+            data_dir: self.path("data"),
+            node: NodeName::new("n1").unwrap(),
+            store: Some(self.store.clone()),
+            stop_grace: self.grace,
+            kill_after: Duration::from_secs(5),
+            virtual_only: false,
+        }
+    }
+
+    fn open(&self) -> Executor {
+        Executor::open(self.config()).unwrap()
+    }
+
+    /// Publishes `program` and returns what to want of it.
+    async fn publish(&self, program: &str, argv: &[&str], timeout_s: u32) -> Want {
+        let dir = self.path("in");
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("program"), program).unwrap();
+        let draft = Draft {
+            model_id: ModelId::new("m1").unwrap(),
+            version: VersionId::new("v1").unwrap(),
+            format: "test".into(),
+            runtime: Launch::Process(Process {
+                argv: argv.iter().map(|a| a.to_string()).collect(),
+                env: [("EXTRA".to_string(), "from the manifest".to_string())].into(),
+                ready: Ready { timeout_s, ..Ready::default() },
+                metrics: None,
+            }),
+            main: None,
+            latency_ms: None,
+            memory: None,
+        };
+        let manifest = publish(&self.store, &dir, draft).await.unwrap();
+        let mut want = simulated_want();
+        let spec = Arc::make_mut(&mut want.spec);
+        (spec.runtime, spec.manifest) = (Runtime::Process, Some(manifest.sha256()));
+        want
+    }
+
+    async fn server(&self) -> Want {
+        self.publish(SERVER, &["{python}", "{model}", "{host}", "{port}"], 30).await
+    }
+
+    async fn shell(&self, script: &str) -> Want {
+        let mut want = self.publish(script, &["/bin/sh", "{model}"], 30).await;
+        want.port = None;
+        want
+    }
+
+    fn record(&self, want: &Want) -> Record {
+        record::load(&self.path("data/records/n1"), ID, want.generation).expect("a record")
+    }
+
+    /// Only the keys in the world's own records: processes of other tests stay.
+    fn living(&self) -> usize {
+        let Ok(records) = record::load_all(&self.path("data/records/n1")) else { return 0 };
+        records.iter().map(|r| Family { key: r.key.clone(), leader: None }.members().len()).sum()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for record in record::load_all(&self.path("data/records/n1")).unwrap_or_default() {
+            Family { key: record.key, leader: None }.signal(Signal::SIGKILL);
+        }
+    }
+}
+
+const ID: ReplicaId = ReplicaId { job: JobNo(1), replica: 0 };
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn simulated_want() -> Want {
+    Want {
+        request: RequestId::new("r1").unwrap(),
+        generation: Generation(1),
+        spec: Arc::new(testing::job_spec("t1", Gpus::Whole(1))),
+        shares: vec![],
+        uuids: vec!["GPU-7".into()],
+        host: "127.0.0.1".into(),
+        port: Some(free_port()),
+        stop: None,
+    }
+}
+
+impl Executor {
+    /// Waits until the replica is so, by the executor's own changes.
+    async fn until<T>(&self, what: &str, test: impl Fn(&Self) -> Option<T>) -> T {
+        let mut changes = self.changes();
+        let seen = async {
+            loop {
+                if let Some(found) = test(self) {
+                    return found;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(60), seen).await {
+            Ok(found) => found,
+            Err(_) => panic!("never {what}: {:?} {:?}", self.actual(), self.stages()),
+        }
+    }
+
+    async fn stage_is(&self, generation: u32, stage: Stage) {
+        let wanted = (ID, Generation(generation), stage);
+        self.until(&format!("{stage:?}"), |e| e.stages().contains(&wanted).then_some(())).await;
+    }
+
+    async fn gone(&self) -> End {
+        self.until("gone", |e| match e.actual().replicas.get(&ID)?.values().next()? {
+            Condition::Gone { ok, why } => Some(End { ok: *ok, why: *why }),
+            _ => None,
+        })
+        .await
+    }
+}
+
+/// Polls what has no channel, up to a bound.
+async fn eventually(what: &str, test: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !test() {
+        assert!(Instant::now() < end, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn log(executor: &Executor, tail: usize) -> String {
+    let parts = executor.logs(&RequestId::new("r1").unwrap(), 0, tail, false).collect::<Vec<_>>().await;
+    parts.into_iter().map(|p| String::from_utf8_lossy(&p.unwrap()).into_owned()).collect()
+}
+
+fn stopped() -> End {
+    End { ok: true, why: Reason::StoppedByUser }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_gets_ready_and_is_stopped() {
+    let w = World::new();
+    let (executor, want) = (w.open(), w.server().await);
+    executor.start(ID, &want);
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let pid = w.record(&want).process.unwrap().pid;
+
+    let environ = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let names: Vec<&str> = environ.split('\0').filter_map(|e| e.split_once('=')).map(|(k, _)| k).collect();
+    for name in ["PATH", "HOME", "NF_MODEL", "NF_MODEL_SHA256", "NF_PORT", "EXTRA", "CUDA_VISIBLE_DEVICES"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    assert!(environ.contains("CUDA_VISIBLE_DEVICES=GPU-7\0") && !names.contains(&"CARGO_TARGET_DIR"), "{environ}");
+    let dir = w.path("data/replicas/n1/r1.0.j1.g1");
+    assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(log(&executor, 50).await.contains("hello from m1"));
+    assert_eq!(log(&executor, 1).await.lines().count(), 1);
+
+    // The model is sick, then well again.
+    fs::write(dir.join("sick"), "").unwrap();
+    executor.stage_is(1, Stage::NotReady).await;
+    fs::remove_file(dir.join("sick")).unwrap();
+    executor.stage_is(1, Stage::Ready).await;
+
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.actual().replicas[&ID][&want.generation], Condition::Stopping);
+    assert_eq!(executor.gone().await, stopped());
+    assert_eq!(Identity::of(pid), None);
+    executor.forget(ID, want.generation);
+    assert_eq!(executor.actual().replicas.len(), 0);
+    eventually("its directory and record are removed", || {
+        !dir.exists() && !record::path(&w.path("data/records/n1"), ID, want.generation).exists()
+    })
+    .await;
+    assert!(log(&executor, 1).await.contains("StoppedByUser"), "logs outlive the replica");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ignores_term_is_killed() {
+    let mut w = World::new();
+    w.grace = Duration::from_millis(300);
+    let (executor, want) = (w.open(), w.shell("trap '' TERM; echo up; while :; do sleep 1; done").await);
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let log_path = w.path("data/logs/n1/r1.0.log");
+    eventually("the trap is set", || fs::read_to_string(&log_path).is_ok_and(|t| t.contains("up"))).await;
+    executor.stop(ID, want.generation, Reason::Preempted);
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::Preempted });
+    assert_eq!(w.living(), 0);
+    assert!(log(&executor, 9).await.contains("KILL"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_child_survives_however_it_hid() {
+    let mut w = World::new();
+    w.grace = Duration::from_millis(300);
+    // One grandchild in the background, one in a session of its own, both deaf to TERM.
+    let script = "trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep 300; sleep 300' &) ; (sh -c 'sleep 300; sleep 300' &); sleep 300; sleep 300";
+    let (executor, want) = (w.open(), w.shell(script).await);
+    executor.start(ID, &want);
+    eventually("all have started", || w.path("data/records/n1").exists() && w.living() >= 5).await;
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.gone().await, stopped());
+    assert_eq!(w.living(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_is_told_with_its_cause() {
+    let w = World::new();
+    let executor = w.open();
+    for (script, end, says) in [
+        ("echo so; (sleep 300 &); exit 7", End::failed(Reason::ExitedNonZero), "exit 7"),
+        ("kill -SEGV $$", End::failed(Reason::RuntimeFailed), "signal 11"),
+        ("exit 0", End { ok: true, why: Reason::Completed }, "exit 0"),
+    ] {
+        let _ = fs::remove_dir_all(w.path("store"));
+        let want = w.shell(script).await;
+        executor.start(ID, &want);
+        assert_eq!(executor.gone().await, end);
+        assert_eq!(w.living(), 0, "what it left behind goes, too");
+        assert!(log(&executor, 2).await.contains(says));
+        executor.forget(ID, want.generation);
+        eventually("forgotten", || !w.path("data/replicas/n1/r1.0.j1.g1").exists()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_never_gets_ready_is_given_up() {
+    let w = World::new();
+    let executor = w.open();
+    let mut want = w.publish("sleep 300", &["/bin/sh", "{model}"], 1).await;
+    executor.start(ID, &want);
+    assert_eq!(executor.gone().await, End::failed(Reason::ReadyTimeout));
+    assert_eq!(w.living(), 0);
+    // And an older launch than one known is refused.
+    want.generation = Generation(0);
+    executor.start(ID, &want);
+    assert_eq!(executor.actual().replicas[&ID].len(), 1);
+}
+
+/// The next agent finds the process by its record, pid unchanged, and can stop it.
+#[test]
+fn a_process_outlives_its_agent_and_is_adopted() {
+    let w = World::new();
+    let agent = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let first = agent();
+    let want = first.block_on(async {
+        let (executor, want) = (w.open(), w.server().await);
+        executor.start(ID, &want);
+        executor.stage_is(1, Stage::Ready).await;
+        let second = Executor::open(w.config()).err().expect("one agent at a time");
+        assert!(second.to_string().contains("another agent"), "{second}");
+        want
+    });
+    // As a kill would: nothing is told to anyone.
+    first.shutdown_timeout(Duration::from_secs(5));
+    let process = w.record(&want).process.unwrap();
+    assert!(process.lives());
+
+    // A crash between spawn and record: only the key leads to the process.
+    let mut record = w.record(&want);
+    record.process = None;
+    record.save(&w.path("data/records/n1")).unwrap();
+
+    let second = agent();
+    second.block_on(async {
+        let executor = w.open();
+        assert_eq!(executor.stages(), [(ID, Generation(1), Stage::Ready)], "known as ready, no flap");
+        executor.start(ID, &want);
+        eventually("written down again", || w.record(&want).process == Some(process)).await;
+        assert!(TcpStream::connect(("127.0.0.1", want.port.unwrap())).is_ok());
+        executor.shutdown_keeping_replicas();
+        assert!(process.lives());
+    });
+    second.shutdown_timeout(Duration::from_secs(5));
+
+    let third = agent();
+    third.block_on(async {
+        let executor = w.open();
+        executor.stop(ID, want.generation, Reason::StoppedByUser);
+        assert_eq!(executor.gone().await, stopped());
+        assert!(!process.lives());
+    });
+    third.shutdown_timeout(Duration::from_secs(5));
+
+    let fourth = agent();
+    fourth.block_on(async {
+        let executor = w.open();
+        assert_eq!(executor.gone().await, stopped(), "told until it is forgotten");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_with_the_pid_is_left_alone() {
+    let w = World::new();
+    let want = w.shell("sleep 300").await;
+    drop(w.open());
+    let mut stranger = std::process::Command::new("sleep").arg("300").spawn().unwrap();
+    let them = Identity::of(stranger.id()).unwrap();
+    let boot = crate::agent::runtimes::processes::boot_id().unwrap();
+    let mut record = Record::new(w.config().node, ID, want.clone(), boot, "/health".into(), 30);
+    record.process = Some(Identity { start: them.start - 1, ..them });
+    record.save(&w.path("data/records/n1")).unwrap();
+
+    let executor = eventually_open(&w).await;
+    assert_eq!(executor.gone().await, End::failed(Reason::RuntimeFailed));
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert!(them.lives());
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+
+    // The same pid and start of another boot prove nothing.
+    record.process = Some(Identity::of(std::process::id()).unwrap());
+    record.boot = "another".into();
+    record.save(&w.path("data/records/n1")).unwrap();
+    executor.shutdown_keeping_replicas();
+    assert_eq!(eventually_open(&w).await.gone().await, End::failed(Reason::NodeFailure));
+}
+
+async fn eventually_open(w: &World) -> Executor {
+    eventually("the lock is free", || Executor::open(w.config()).is_ok()).await;
+    w.open()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_bytes_and_a_taken_port_are_refused() {
+    let w = World::new();
+    let (executor, mut want) = (w.open(), w.server().await);
+    let program = w.path("store/m1/v1/program");
+    let good = fs::read(&program).unwrap();
+    let mut bad = good.clone();
+    bad[0] ^= 1;
+    fs::set_permissions(&program, std::fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(&program, bad).unwrap();
+    executor.start(ID, &want);
+    assert_eq!(executor.gone().await, End::failed(Reason::ArtifactMismatch));
+    assert!(log(&executor, 5).await.contains("file program: SHA-256"));
+    executor.forget(ID, want.generation);
+    fs::write(&program, good).unwrap();
+
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    (want.generation, want.port) = (Generation(2), Some(listener.local_addr().unwrap().port()));
+    executor.start(ID, &want);
+    assert_eq!(executor.gone().await, End::failed(Reason::PortTaken));
+    executor.forget(ID, want.generation);
+
+    want.generation = Generation(3);
+    Arc::make_mut(&mut want.spec).manifest = Some([9; 32]);
+    executor.start(ID, &want);
+    assert_eq!(executor.gone().await, End::failed(Reason::ArtifactMismatch), "the version was changed in the store");
+    executor.forget(ID, want.generation);
+
+    (want.generation, Arc::make_mut(&mut want.spec).model) = (Generation(4), ModelId::new("other").unwrap());
+    executor.start(ID, &want);
+    assert_eq!(executor.gone().await, End::failed(Reason::ModelNotFound));
+}
+
+fn run_file(path: &Path) -> serde_json::Value {
+    fs::read(path).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_simulated_replica_writes_its_file_and_answers() {
+    let w = World::new();
+    let (executor, want) = (w.open(), simulated_want());
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let path = w.path("run/r1.json");
+    let file = run_file(&path);
+    let mut fields: Vec<&str> = file.as_object().unwrap().keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    let wanted = ["devices", "generation", "job", "model", "node", "sim", "status", "tenant", "ts", "version"];
+    assert_eq!(fields, wanted);
+    assert_eq!((&file["status"], &file["job"], &file["sim"]), (&"running".into(), &"r1".into(), &true.into()));
+
+    let url = |path: &str| format!("http://127.0.0.1:{}{path}", want.port.unwrap());
+    let client = Probe::client().unwrap();
+    assert!(client.get(url("/health")).send().await.unwrap().status().is_success());
+    let body = serde_json::json!({ "model": "m1", "messages": [{ "role": "user", "content": "hi" }] });
+    let answer = client.post(url("/v1/chat/completions")).json(&body).send().await.unwrap();
+    let answer: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!((&answer["object"], &answer["simulated"]), (&"chat.completion".into(), &true.into()));
+    assert!(answer["choices"][0]["message"]["content"].as_str().unwrap().contains("simulated"));
+    let bad = client.post(url("/v1/completions")).body("{").send().await.unwrap();
+    assert_eq!(bad.status(), 400);
+    let echo = client.post(url("/infer")).body("abc").send().await.unwrap().text().await.unwrap();
+    assert!(echo.contains("\"echo\":\"abc\""), "{echo}");
+    let metrics = client.get(url("/metrics")).send().await.unwrap().text().await.unwrap();
+    for name in ["requests_waiting 0", "requests_running 0", "request_duration_seconds_count 2"] {
+        assert!(metrics.contains(&format!("nf_model_{name}")), "{metrics}");
+    }
+
+    // A second replica that gets the same port is told so.
+    let other = ReplicaId { replica: 1, ..ID };
+    executor.start(other, &want);
+    executor
+        .until("taken", |e| {
+            (e.actual().replicas[&other][&Generation(1)] == Condition::Gone { ok: false, why: Reason::PortTaken })
+                .then_some(())
+        })
+        .await;
+    assert_eq!(run_file(&w.path("run/r1.1.json"))["status"], "failed");
+
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.gone().await, stopped());
+    assert_eq!(run_file(&path)["status"], "stopped");
+    assert!(TcpListener::bind(("127.0.0.1", want.port.unwrap())).is_ok(), "its port is free again");
+}
+
+#[tokio::test]
+async fn a_log_is_followed_until_its_replica_ends() {
+    let w = World::new();
+    let (executor, mut want) = (w.open(), simulated_want());
+    want.port = None;
+    executor.start(ID, &want);
+    let lines = executor.logs(&want.request, 0, 10, true);
+    executor.stage_is(1, Stage::Ready).await;
+    executor.stop(ID, want.generation, Reason::ScaledDown);
+    let all: Vec<_> = tokio::time::timeout(Duration::from_secs(20), lines.collect()).await.expect("it ends");
+    let text: String = all.into_iter().map(|p| String::from_utf8_lossy(&p.unwrap()).into_owned()).collect();
+    assert!(text.contains("SIMULATED") && text.contains("ScaledDown"), "{text}");
+    let missing: Vec<_> = executor.logs(&RequestId::new("no").unwrap(), 0, 10, false).collect().await;
+    assert!(matches!(&missing[..], [Err(e)] if e.kind() == io::ErrorKind::NotFound));
+}
+
+#[tokio::test]
+async fn a_virtual_replica_is_only_a_number() {
+    let w = World::new();
+    let executor = Executor::open(ExecutorConfig { virtual_only: true, ..w.config() }).unwrap();
+    let want = simulated_want();
+    executor.start(ID, &want);
+    assert_eq!(executor.stages(), [(ID, Generation(1), Stage::Ready)]);
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.gone().await, stopped());
+    executor.forget(ID, want.generation);
+    assert_eq!(executor.actual(), Actual::default());
+    assert!(!w.path("data").exists() && !w.path("run").exists());
+}
+
+/// A real model through the real executor: `cargo test -p neural-fabric --lib real_model -- --ignored`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs what tests/e2e/fetch_magika.sh fetches"]
+async fn a_real_model_labels_rust() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let fetched = std::process::Command::new("sh").arg(root.join("tests/e2e/fetch_magika.sh")).output().unwrap();
+    let text = String::from_utf8(fetched.stdout).unwrap();
+    let value = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap();
+    let w = World::new();
+    fs::create_dir(w.path("in")).unwrap();
+    fs::copy(value("model"), w.path("in/model.onnx")).unwrap();
+    fs::copy(value("config"), w.path("in/config.min.json")).unwrap();
+    let server = fs::read_to_string(root.join("docs/examples/onnx/onnx_server.py")).unwrap();
+    let argv = [value("python"), "{file:program}", "{model}", "{file:config.min.json}", "{host}", "{port}"];
+    let want = w.publish(&server, &argv, 60).await;
+
+    let executor = w.open();
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let url = format!("http://127.0.0.1:{}", want.port.unwrap());
+    let source = fs::read(root.join("src/core/state.rs")).unwrap();
+    let client = Probe::client().unwrap();
+    let answer = client.post(format!("{url}/infer")).body(source).send().await.unwrap().text().await.unwrap();
+    assert!(answer.contains("\"label\": \"rust\""), "{answer}");
+    let metrics = client.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("nf_model_request_duration_seconds_count 1.0"), "{metrics}");
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.gone().await, stopped());
+    let log = log(&executor, 20).await;
+    assert!(log.contains("drained") && !log.contains("did not end in time"), "{log}");
+}
