@@ -172,7 +172,10 @@ async fn pump(
             return Ok(());
         }
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         // Asked before reading: what was written before the end is then still seen.
         let alive = lives();
         let file = path.clone();
@@ -191,7 +194,6 @@ async fn pump(
             (false, _) => {}
         }
     }
-    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
