@@ -1,7 +1,8 @@
 #!/bin/sh
 # Brings what the end-to-end test with a real model needs, and prints where it is:
 # a Python with onnxruntime, and magika's model out of its package. Runs again
-# without doing anything. Directory: ${NF_TEST_CACHE:-$HOME/.cache/neural-fabric}.
+# without doing anything. Directory: ${NF_TEST_CACHE:-$HOME/.cache/neural-fabric};
+# the Python is that of NF_VENV, as in the Makefile.
 set -eu
 
 cache="${NF_TEST_CACHE:-$HOME/.cache/neural-fabric}"
@@ -13,9 +14,10 @@ mkdir -p "$cache"
 exec 9>"$cache/.fetch_magika.lock"
 flock 9
 
-python="$cache/venv/bin/python"
+venv="${NF_VENV:-$cache/venv}"
+python="$venv/bin/python"
 if ! "$python" -c 'import onnxruntime, numpy, prometheus_client' 2>/dev/null; then
-    python3 -m venv "$cache/venv"
+    [ -x "$python" ] || python3 -m venv "$venv"
     "$python" -m pip --quiet install 'onnxruntime==1.*' 'numpy==2.*' 'prometheus-client==0.*' >&2
 fi
 

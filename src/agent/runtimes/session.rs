@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Makes the command's process the leader of a new session (and process group).
+#[allow(unsafe_code)]
 pub(super) fn lead_session(command: &mut Command) {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed.
     // setsid(2) is one of them; converting its errno allocates nothing.
