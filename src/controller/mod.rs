@@ -1,1 +1,248 @@
-//! To be written.
+//! The leader's loop: while this member leads, it feeds what was heard from nodes
+//! to `nf_core::control` and submits what that decides. Everything it knows dies
+//! with the term; it may be killed at any line and simply run again. It decides
+//! nothing itself.
+
+use crate::exchange::{Group, Heard};
+use crate::raft;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use nf_core::command::Answer;
+use nf_core::control::{self, Now, Observations, Timeouts};
+use nf_core::plan::{Intent, Reply};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::time::MissedTickBehavior;
+
+/// How long an intent may wait for the group.
+const SUBMIT: Duration = Duration::from_secs(5);
+/// Intents of one step that are submitted; the next step finds the others again.
+const INTENTS: usize = 256;
+/// A change of the state is looked at so long after the last step at the earliest.
+const COALESCE: Duration = Duration::from_millis(5);
+/// Pause after a pass over the queue that got no answer.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How the loop is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub timeouts: Timeouts,
+    /// A step is made at least this often.
+    pub tick: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { timeouts: Timeouts::default(), tick: Duration::from_millis(250) }
+    }
+}
+
+/// Runs until the group's handle stops. Give it a task of its own.
+pub async fn run(group: Arc<dyn Group>, heard: Heard, options: Options) {
+    let mut leading = group.leading();
+    loop {
+        let term = *leading.borrow_and_update();
+        match term {
+            None => {
+                if leading.changed().await.is_err() {
+                    return;
+                }
+            }
+            Some(term) => {
+                tracing::info!(term, "leading: the control loop starts");
+                let mut over = leading.clone();
+                tokio::select! {
+                    () = lead(&*group, &heard, options) => return,
+                    ended = over.wait_for(|now| *now != Some(term)) => match ended {
+                        Ok(_) => tracing::info!(term, "the term is over: the control loop ends"),
+                        Err(_) => return,
+                    },
+                }
+            }
+        }
+    }
+}
+
+type Submitted<'a> = BoxFuture<'a, Result<Reply, raft::Error>>;
+
+fn submit(group: &dyn Group, intent: Intent) -> Submitted<'_> {
+    group.submit(intent, Instant::now() + SUBMIT)
+}
+
+/// What is under way in the group.
+#[derive(Default)]
+struct UnderWay<'a> {
+    /// Verdicts and stops. New ones wait until these are settled: the next step
+    /// finds again what still holds.
+    judged: FuturesUnordered<Submitted<'a>>,
+    placing: Option<Submitted<'a>>,
+    /// Something changed while a pass was under way.
+    again: bool,
+}
+
+/// One term. Returns when the group's handle stops.
+async fn lead(group: &dyn Group, heard: &Heard, options: Options) {
+    // What was heard before the term is not this leader's to judge by.
+    heard.drain();
+    let origin = Instant::now();
+    let mut seen = Observations::new(0);
+    let mut applied = group.watch();
+    let mut tick = tokio::time::interval(options.tick);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut under_way = UnderWay::default();
+    loop {
+        let mono = |at: Instant| at.saturating_duration_since(origin).as_millis() as u64;
+        for (node, at) in heard.drain() {
+            seen.heard(node, mono(at));
+        }
+        let (intents, known) = {
+            let state = applied.borrow_and_update().state.clone();
+            let known = (state.room(), state.has_waiters());
+            let now = Now { mono_ms: mono(Instant::now()), wall_ms: wall_ms().max(state.meta().now_ms) };
+            (control::step(&state, &mut seen, &options.timeouts, now), known)
+        };
+        under_way.take(group, intents);
+        let stepped = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                _ = tick.tick() => break,
+                Some(outcome) = under_way.judged.next(), if !under_way.judged.is_empty() => log_failure(&outcome),
+                outcome = next_of(&mut under_way.placing) => under_way.placed(group, &outcome),
+                changed = applied.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let state = applied.borrow_and_update().state.clone();
+                    if known != (state.room(), state.has_waiters()) {
+                        drop(state);
+                        tokio::time::sleep_until(stepped + COALESCE).await;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<'a> UnderWay<'a> {
+    fn take(&mut self, group: &'a dyn Group, intents: Vec<Intent>) {
+        let judging = !self.judged.is_empty();
+        for intent in intents.into_iter().take(INTENTS) {
+            match intent {
+                Intent::PlaceWaiting if self.placing.is_some() => self.again = true,
+                Intent::PlaceWaiting => self.placing = Some(submit(group, Intent::PlaceWaiting)),
+                _ if judging => {}
+                intent => self.judged.push(submit(group, intent)),
+            }
+        }
+    }
+
+    /// A pass is over; the next one follows at once when it placed something, or when room appeared meanwhile.
+    fn placed(&mut self, group: &'a dyn Group, outcome: &Result<Reply, raft::Error>) {
+        log_failure(outcome);
+        let some = matches!(outcome, Ok(Reply { result: Ok(Answer::Count(1..)), .. }));
+        let failed = outcome.is_err();
+        self.placing = (some || failed || self.again).then(|| {
+            let wait = if failed { RETRY } else { Duration::ZERO };
+            let pass: Submitted<'a> = Box::pin(async move {
+                tokio::time::sleep(wait).await;
+                submit(group, Intent::PlaceWaiting).await
+            });
+            pass
+        });
+        self.again = false;
+    }
+}
+
+async fn next_of(placing: &mut Option<Submitted<'_>>) -> Result<Reply, raft::Error> {
+    match placing {
+        Some(pass) => {
+            let outcome = pass.await;
+            *placing = None;
+            outcome
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What fails is found again by a later step.
+fn log_failure(outcome: &Result<Reply, raft::Error>) {
+    match outcome {
+        Err(error) => tracing::debug!(%error, "an intent of the control loop"),
+        Ok(Reply { result: Err(refusal), .. }) => tracing::debug!(%refusal, "an intent of the control loop"),
+        Ok(_) => {}
+    }
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::testing::{Memory, eventually};
+    use crate::exchange::{Beat, Hub};
+    use nf_core::id::{Incarnation, NodeName, NodeNo};
+    use nf_core::node::NodeState;
+    use nf_core::resources::Gpus;
+    use nf_core::testing;
+
+    const FAST: Options = Options {
+        timeouts: Timeouts { suspect_ms: 100, unknown_ms: 200, down_ms: 400 },
+        tick: Duration::from_millis(20),
+    };
+
+    fn started(group: &Memory, options: Options) -> (Hub, tokio::task::JoinHandle<()>) {
+        let hub = Hub::new(group.clone(), Default::default());
+        let task = tokio::spawn(run(Arc::new(group.clone()), hub.beats(), options));
+        (hub, task)
+    }
+
+    fn state_of(group: &Memory, node: u32) -> NodeState {
+        group.state().node(NodeNo(node)).unwrap().state
+    }
+
+    #[tokio::test]
+    async fn a_silent_node_goes_down_and_a_beat_brings_it_back() {
+        let group = Memory::new();
+        group.run(testing::register("n1", testing::node_spec(2)));
+        let (hub, task) = started(&group, FAST);
+        eventually("the node is down", || state_of(&group, 1) == NodeState::Down).await;
+        let beat = Beat { node: NodeName::new("n1").unwrap(), incarnation: Incarnation(1), revision_seen: 0 };
+        let answer = hub.beat(vec![beat]).await.unwrap();
+        assert_eq!((answer.term, answer.lease_ms), (1, 45_000));
+        eventually("the node is ready", || state_of(&group, 1) == NodeState::Ready).await;
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn waiting_jobs_are_placed_when_a_node_comes() {
+        let group = Memory::new();
+        let (_hub, task) = started(&group, Options { tick: Duration::from_secs(60), ..Options::default() });
+        for i in 0..300 {
+            group.run(testing::schedule(&format!("r{i}"), testing::job_spec(&format!("t{i}"), Gpus::Milli(100))));
+        }
+        assert!(group.state().has_waiters());
+        // More than one pass takes: the loop goes on while a pass places something.
+        group.run(testing::register("n1", testing::node_spec(32)));
+        eventually("all are placed", || !group.state().has_waiters()).await;
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_decided_without_the_lead() {
+        let group = Memory::new();
+        group.lead(None);
+        group.run(testing::register("n1", testing::node_spec(2)));
+        let (_hub, task) = started(&group, FAST);
+        group.lead(Some(2));
+        eventually("it decides in its term", || state_of(&group, 1) == NodeState::Down).await;
+        group.lead(None);
+        tokio::task::yield_now().await;
+        task.abort();
+        let of_others = |i: &Intent| matches!(i, Intent::NodeStates(_));
+        assert!(group.intents().iter().filter(|i| of_others(i)).count() >= 3, "step by step");
+    }
+}

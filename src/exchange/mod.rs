@@ -1,1 +1,247 @@
-//! To be written.
+//! What members and workers tell each other outside the log: registrations, beats
+//! and their leases, slices of desired state, reports, log tails.
+//!
+//! A [`Hub`] lives on each member; agents in the same process use it directly, all
+//! others through `service` on the peer port. Nothing here is remembered beyond the
+//! process. It does not know what an agent does with a slice, nor what the leader
+//! concludes from a silence.
+
+mod beats;
+pub mod client;
+pub mod dial;
+mod feed;
+pub mod group;
+pub mod logs;
+pub mod message;
+mod service;
+#[cfg(test)]
+pub mod testing;
+mod wire;
+
+pub use beats::Heard;
+pub use dial::{Address, Dial, Plain};
+pub use group::Group;
+pub use logs::{LogSource, LogStream};
+pub use message::{
+    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices,
+};
+pub use service::{Caller, Identify};
+pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
+
+use beats::Rounds;
+use client::Peers;
+use feed::Feed;
+use futures::stream::{self, StreamExt};
+use nf_core::id::{MemberId, NodeName, RequestId};
+use nf_core::node::NodeKind;
+use nf_core::plan::Intent;
+use nf_core::reason::{Reason, Refusal};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// How long a registration or a report may wait for the group.
+const SUBMIT: Duration = Duration::from_secs(5);
+/// Intents of one message that are submitted at a time.
+const SUBMITTING: usize = 64;
+/// Changes are gathered for this long before a listener is told.
+const COALESCE: Duration = Duration::from_millis(20);
+/// A stream with nothing to say says so this often, so that its listener knows that it lives.
+const IDLE: Duration = Duration::from_secs(2);
+/// Messages that wait for a slow listener.
+const UNSENT: usize = 8;
+
+/// What a hub is started with.
+#[derive(Clone)]
+pub struct Options {
+    /// Length of the lease that a beat renews.
+    pub lease: Duration,
+    /// How to reach the other members.
+    pub dial: Arc<dyn Dial>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(45), dial: Arc::new(Plain) }
+    }
+}
+
+/// A member's end of all that is told outside the log.
+#[derive(Clone)]
+pub struct Hub {
+    group: Arc<dyn Group>,
+    heard: Heard,
+    rounds: Rounds,
+    peers: Peers,
+    sources: logs::Sources,
+}
+
+impl Hub {
+    /// Must be called on a runtime; its task ends with the last clone.
+    pub fn new(group: impl Group, options: Options) -> Self {
+        Self::on(Arc::new(group), options)
+    }
+
+    /// Like [`Hub::new`], for a group that others hold, too.
+    pub fn on(group: Arc<dyn Group>, options: Options) -> Self {
+        let heard = Heard::default();
+        let peers = Peers::new(options.dial);
+        let rounds = Rounds::start(group.clone(), peers.clone(), heard.clone(), options.lease);
+        Self { group, heard, rounds, peers, sources: logs::Sources::default() }
+    }
+
+    pub fn group(&self) -> &Arc<dyn Group> {
+        &self.group
+    }
+
+    /// What the leader's loop reads: when each node was last heard.
+    pub fn beats(&self) -> Heard {
+        self.heard.clone()
+    }
+
+    /// The node service, for the peer port. `identify` says who makes a call.
+    pub fn serve(&self, identify: Identify) -> tonic::service::Routes {
+        service::routes(self.clone(), identify)
+    }
+
+    /// Makes nodes known to the group; one answer each, in order.
+    ///
+    /// # Errors
+    /// When the group did not answer for one of them: all may be tried again.
+    pub async fn register(&self, nodes: Vec<Registration>) -> Result<Vec<Registered>, Error> {
+        let calls = stream::iter(nodes.into_iter().map(|node| self.register_one(node)));
+        calls.buffered(SUBMITTING).collect::<Vec<_>>().await.into_iter().collect()
+    }
+
+    async fn register_one(&self, node: Registration) -> Result<Registered, Error> {
+        let Registration { node: name, kind, incarnation, spec } = node;
+        let intent = Intent::Register { name, kind, incarnation, spec };
+        let reply = self.submit(intent).await?;
+        Ok(match reply.result {
+            Ok(_) => Registered::At(reply.index),
+            Err(refusal) if refusal.field.as_deref() == Some("incarnation") => Registered::Superseded,
+            Err(refusal) => Registered::Refused(refusal),
+        })
+    }
+
+    async fn submit(&self, intent: Intent) -> Result<nf_core::plan::Reply, Error> {
+        let reply = self.group.submit(intent, Instant::now() + SUBMIT).await;
+        reply.map_err(|error| Error::Unavailable(error.to_string()))
+    }
+
+    /// Tells the leader that nodes are alive.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when no leader could confirm itself in time.
+    pub async fn beat(&self, beats: Vec<Beat>) -> Result<BeatAnswer, Error> {
+        self.rounds.beat(beats, false).await
+    }
+
+    /// Tells the group what became of replicas. Returns the index that reflects it.
+    ///
+    /// # Errors
+    /// When not all were committed: all may be told again.
+    pub async fn report(&self, reports: Vec<NodeReports>) -> Result<u64, Error> {
+        let calls = reports.into_iter().map(|NodeReports { node, incarnation, reports }| {
+            self.submit(Intent::Reports { node, incarnation, reports })
+        });
+        let replies: Vec<_> = stream::iter(calls).buffered(SUBMITTING).collect().await;
+        let mut index = 0;
+        for reply in replies {
+            let reply = reply?;
+            // A node that is gone has nothing to say; what it said is settled.
+            index = index.max(reply.index);
+        }
+        Ok(index)
+    }
+
+    /// The slices of `nodes`: all of them first, then what changes. Ends when the receiver is dropped.
+    pub fn watch(&self, nodes: Vec<NodeStart>) -> mpsc::Receiver<Slices> {
+        let (to_listener, slices) = mpsc::channel(UNSENT);
+        tokio::spawn(feed(self.group.watch(), Feed::new(nodes), to_listener));
+        slices
+    }
+
+    /// Lets an agent of this process answer for the logs of `nodes`, until the handle is dropped.
+    pub fn attach_logs(&self, nodes: impl IntoIterator<Item = NodeName>, source: LogSource) -> logs::Attached {
+        self.sources.attach_local(nodes, source)
+    }
+
+    /// The log of a replica, from whichever process runs it.
+    pub fn logs(&self, node: &NodeName, job: &RequestId, replica: u16, follow: bool, tail: usize) -> LogStream {
+        let query = LogQuery { node: node.clone(), request: job.clone(), replica, follow, tail };
+        if let Some(log) = self.sources.read(&query) {
+            return log;
+        }
+        let hub = self.clone();
+        let elsewhere = async move {
+            match hub.logs_elsewhere(&query).await {
+                Ok(log) => log,
+                Err(error) => stream::once(async move { Err(error) }).boxed(),
+            }
+        };
+        stream::once(elsewhere).flatten().boxed()
+    }
+
+    /// Asks the other members, since any of them may serve the node's agent.
+    async fn logs_elsewhere(&self, query: &LogQuery) -> Result<LogStream, Error> {
+        let state = self.group.watch().borrow().state.clone();
+        let kind = state.node_named(&query.node).map(|node| node.kind);
+        drop(state);
+        let kind = kind.ok_or_else(|| {
+            let detail = format!("no node {}; nf get nodes lists them", query.node);
+            Error::Refused(Refusal::field(Reason::NotFound, "node_id", detail))
+        })?;
+        let status = self.group.status();
+        let asked: Vec<MemberId> = match kind {
+            NodeKind::Member(id) | NodeKind::Played(id) => vec![id],
+            NodeKind::Worker => status.members.iter().map(|member| member.id).collect(),
+        };
+        let mut outcome = Error::Unavailable(format!("no agent of node {} is connected to a member", query.node));
+        for id in asked.into_iter().filter(|id| *id != status.id) {
+            let client = self.peers.member(&*self.group, id)?;
+            match tokio::time::timeout(SUBMIT, client.read_logs(query)).await {
+                Ok(Ok(log)) => return Ok(log),
+                Ok(Err(error)) if error.is_not_found() => {}
+                Ok(Err(error)) => outcome = error,
+                Err(_) => outcome = Error::Unavailable(format!("member {id} did not answer")),
+            }
+        }
+        Err(outcome)
+    }
+
+    /// Only what agents connected to this member answer, for a member that asks.
+    fn logs_here(&self, query: &LogQuery) -> Result<LogStream, Error> {
+        let missing = || Error::not_found(format!("no agent of node {} is connected to this member", query.node));
+        self.sources.read(query).ok_or_else(missing)
+    }
+}
+
+/// Sends a listener what changes, at most every [`COALESCE`].
+async fn feed(
+    mut applied: tokio::sync::watch::Receiver<crate::raft::Applied>,
+    mut feed: Feed,
+    to: mpsc::Sender<Slices>,
+) {
+    loop {
+        // Nothing of the old state is held while a slow listener is waited for.
+        let messages = feed.advance(&applied.borrow_and_update().clone());
+        for message in messages {
+            if to.send(message).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(COALESCE).await;
+        let quiet = tokio::select! {
+            changed = applied.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
+            },
+            () = tokio::time::sleep(IDLE) => true,
+            () = to.closed() => return,
+        };
+        if quiet && to.send(Slices::default()).await.is_err() {
+            return;
+        }
+    }
+}

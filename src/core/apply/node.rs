@@ -28,7 +28,7 @@ pub(super) fn register(
     if incarnation < known.incarnation {
         let detail =
             format!("node {name} has started again since (incarnation {} < {})", incarnation.0, known.incarnation.0);
-        return Err(Refusal::new(Reason::Conflict, detail));
+        return Err(Refusal::field(Reason::Conflict, "incarnation", detail));
     }
     keeps_what_is_held(state, &known, spec)?;
     let (no, from) = (known.no, known.state);

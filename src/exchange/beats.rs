@@ -1,0 +1,173 @@
+//! Beats, answered in rounds: whatever arrived while one round was under way is
+//! the next round. On the leader a round confirms the leadership once, for all of
+//! its beats; elsewhere it is one message to the leader. It judges no node: the
+//! leader's loop takes what was heard from [`Heard`].
+
+use super::client::Peers;
+use super::group::Group;
+use super::message::{Beat, BeatAnswer, Error};
+use nf_core::id::NodeNo;
+use nf_core::state::State;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// Messages that may wait for the next round; beyond it agents are told to try again.
+const WAITING: usize = 1024;
+/// Messages in one round.
+const ROUND: usize = 1024;
+/// How long a round may take. A slower one leaves its agents without an answer, and they beat again.
+const ROUND_TIME: Duration = Duration::from_secs(1);
+
+/// When each node was last heard, since somebody last looked. The last beat of a
+/// node replaces the earlier ones, so it never holds more than one per registered node.
+#[derive(Clone, Debug, Default)]
+pub struct Heard(Arc<Mutex<BTreeMap<NodeNo, Instant>>>);
+
+impl Heard {
+    fn note(&self, nodes: impl IntoIterator<Item = NodeNo>, at: Instant) {
+        let mut heard = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        heard.extend(nodes.into_iter().map(|node| (node, at)));
+    }
+
+    /// Takes what was heard since the last call.
+    pub fn drain(&self) -> BTreeMap<NodeNo, Instant> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+/// A message of beats that waits for its answer.
+#[derive(Debug)]
+struct Call {
+    beats: Vec<Beat>,
+    /// Passed on by another member.
+    forwarded: bool,
+    arrived: Instant,
+    answer: oneshot::Sender<Result<BeatAnswer, Error>>,
+}
+
+/// A handle on the task that runs the rounds. The task ends with the last handle.
+#[derive(Clone, Debug)]
+pub struct Rounds {
+    calls: mpsc::Sender<Call>,
+}
+
+impl Rounds {
+    pub fn start(group: Arc<dyn Group>, peers: Peers, heard: Heard, lease: Duration) -> Self {
+        let (calls, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(run(Desk { group, peers, heard, lease }, waiting));
+        Self { calls }
+    }
+
+    /// The leader's answer to `beats`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when no leader could confirm itself in time.
+    pub async fn beat(&self, beats: Vec<Beat>, forwarded: bool) -> Result<BeatAnswer, Error> {
+        let (answer, answered) = oneshot::channel();
+        let call = Call { beats, forwarded, arrived: Instant::now(), answer };
+        self.calls.try_send(call).map_err(|_| Error::Unavailable("too many beats wait on this member".into()))?;
+        answered.await.unwrap_or_else(|_| Err(Error::Unavailable("this member is stopping".into())))
+    }
+}
+
+/// What a round needs.
+struct Desk {
+    group: Arc<dyn Group>,
+    peers: Peers,
+    heard: Heard,
+    lease: Duration,
+}
+
+async fn run(desk: Desk, mut waiting: mpsc::Receiver<Call>) {
+    let mut calls = Vec::new();
+    while waiting.recv_many(&mut calls, ROUND).await > 0 {
+        calls.retain(|call| !call.answer.is_closed());
+        let leading = *desk.group.leading().borrow();
+        match leading {
+            Some(term) => desk.lead_round(term, calls.drain(..).collect()).await,
+            None => desk.forward_round(calls.drain(..).collect()).await,
+        }
+    }
+}
+
+impl Desk {
+    /// A beat counts as heard on arrival; its lease needs a leadership confirmed since.
+    async fn lead_round(&self, term: u64, calls: Vec<Call>) {
+        let state = self.group.watch().borrow().state.clone();
+        let sorted: Vec<Sorted> = calls.iter().map(|call| Sorted::of(&state, &call.beats)).collect();
+        drop(state);
+        for (call, sorted) in calls.iter().zip(&sorted) {
+            self.heard.note(sorted.known.iter().copied(), call.arrived);
+        }
+        let confirmed = self.group.confirm_leadership(Instant::now() + ROUND_TIME).await;
+        let still = *self.group.leading().borrow() == Some(term);
+        let commit_index = self.group.status().commit_index;
+        for (call, sorted) in calls.into_iter().zip(sorted) {
+            let answer = match &confirmed {
+                Ok(()) if still => Ok(BeatAnswer {
+                    term,
+                    commit_index,
+                    lease_ms: self.lease.as_millis() as u64,
+                    superseded: sorted.superseded,
+                    unknown: sorted.unknown,
+                }),
+                Ok(()) => Err(Error::Unavailable("leadership has just changed".into())),
+                Err(error) => Err(Error::Unavailable(error.to_string())),
+            };
+            // An agent that has given up beats again.
+            let _ = call.answer.send(answer);
+        }
+    }
+
+    async fn forward_round(&self, calls: Vec<Call>) {
+        let (passed_on, calls): (Vec<Call>, Vec<Call>) = calls.into_iter().partition(|call| call.forwarded);
+        for call in passed_on {
+            let _ = call.answer.send(Err(Error::Unavailable("not the leader".into())));
+        }
+        if calls.is_empty() {
+            return;
+        }
+        let beats: Vec<Beat> = calls.iter().flat_map(|call| call.beats.iter().cloned()).collect();
+        let answer = match tokio::time::timeout(ROUND_TIME, self.peers.beat_leader(&*self.group, beats)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::Unavailable("the leader did not answer in time".into())),
+        };
+        for call in calls {
+            let own = answer.as_ref().map(|answer| only_own(answer, &call.beats));
+            let _ = call.answer.send(own.map_err(Clone::clone));
+        }
+    }
+}
+
+/// The nodes of a message, by what the group knows of them.
+struct Sorted {
+    known: Vec<NodeNo>,
+    superseded: Vec<nf_core::id::NodeName>,
+    unknown: Vec<nf_core::id::NodeName>,
+}
+
+impl Sorted {
+    fn of(state: &State, beats: &[Beat]) -> Self {
+        let mut out = Self { known: Vec::new(), superseded: Vec::new(), unknown: Vec::new() };
+        for beat in beats {
+            match state.node_named(&beat.node) {
+                Some(node) if node.incarnation == beat.incarnation => out.known.push(node.no),
+                Some(node) if node.incarnation > beat.incarnation => out.superseded.push(beat.node.clone()),
+                _ => out.unknown.push(beat.node.clone()),
+            }
+        }
+        out
+    }
+}
+
+/// The part of a round's answer that is about the nodes of one message.
+fn only_own(answer: &BeatAnswer, beats: &[Beat]) -> BeatAnswer {
+    if answer.superseded.is_empty() && answer.unknown.is_empty() {
+        return answer.clone();
+    }
+    let own: BTreeSet<_> = beats.iter().map(|beat| &beat.node).collect();
+    let keep = |names: &[nf_core::id::NodeName]| names.iter().filter(|name| own.contains(name)).cloned().collect();
+    BeatAnswer { superseded: keep(&answer.superseded), unknown: keep(&answer.unknown), ..answer.clone() }
+}

@@ -1,0 +1,39 @@
+//! The replicated group, as exchange, controller and agent need it: a handful of
+//! [`raft::Replica`]'s calls. The seam lets their tests run on a group in memory.
+
+use crate::raft::{self, Applied, Replica, Status};
+use futures::future::BoxFuture;
+use nf_core::plan::{Intent, Reply};
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// A handle on this member's part in the group.
+pub trait Group: Send + Sync + 'static {
+    /// See [`Replica::submit`].
+    fn submit(&self, intent: Intent, deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>>;
+    /// See [`Replica::watch`].
+    fn watch(&self) -> watch::Receiver<Applied>;
+    /// See [`Replica::leading`].
+    fn leading(&self) -> watch::Receiver<Option<u64>>;
+    /// See [`Replica::confirm_leadership`].
+    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<(), raft::Error>>;
+    fn status(&self) -> Status;
+}
+
+impl Group for Replica {
+    fn submit(&self, intent: Intent, deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>> {
+        Box::pin(Replica::submit(self, intent, deadline))
+    }
+    fn watch(&self) -> watch::Receiver<Applied> {
+        Replica::watch(self)
+    }
+    fn leading(&self) -> watch::Receiver<Option<u64>> {
+        Replica::leading(self)
+    }
+    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<(), raft::Error>> {
+        Box::pin(Replica::confirm_leadership(self, deadline))
+    }
+    fn status(&self) -> Status {
+        Replica::status(self)
+    }
+}

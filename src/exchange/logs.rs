@@ -1,0 +1,274 @@
+//! Log tails: a member asks the process that runs a replica for its log. An agent in
+//! this process is asked directly; a remote agent keeps a stream open, over which
+//! orders go out and pieces come back, a bounded number ahead of the reader.
+
+use super::message::{Error, LogQuery, NodeStart};
+use super::wire;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use nf_core::id::NodeName;
+use nf_proto::internal as pb;
+use pb::log_order::What;
+use pb::log_piece::Piece;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+/// Logs that one agent is asked for at a time.
+const ORDERS: usize = 64;
+/// Pieces that an agent may send ahead of the reader.
+const AHEAD: usize = 16;
+/// Bytes in one piece.
+const PIECE: usize = 32 << 10;
+
+/// Reads the log of a replica that runs in this process.
+pub type LogSource = Arc<dyn Fn(&LogQuery) -> BoxStream<'static, io::Result<Bytes>> + Send + Sync>;
+/// A log on its way to a reader.
+pub type LogStream = BoxStream<'static, Result<Bytes, Error>>;
+
+type Reader = Arc<dyn Fn(LogQuery) -> LogStream + Send + Sync>;
+
+/// Who can be asked for the logs of which node.
+#[derive(Clone, Default)]
+pub struct Sources {
+    by_node: Arc<Mutex<BTreeMap<NodeName, (u64, Reader)>>>,
+    next: Arc<AtomicU64>,
+}
+
+/// Ends when dropped.
+pub struct Attached {
+    sources: Sources,
+    id: u64,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.sources.lock().retain(|_, (id, _)| *id != self.id);
+    }
+}
+
+impl Sources {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, (u64, Reader)>> {
+        self.by_node.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn attach(&self, nodes: impl IntoIterator<Item = NodeName>, reader: Reader) -> Attached {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().extend(nodes.into_iter().map(|node| (node, (id, reader.clone()))));
+        Attached { sources: self.clone(), id }
+    }
+
+    /// An agent in this process answers for `nodes`, until the handle is dropped.
+    pub fn attach_local(&self, nodes: impl IntoIterator<Item = NodeName>, source: LogSource) -> Attached {
+        let reader = move |query: LogQuery| -> LogStream {
+            let failed = |e: io::Error| match e.kind() {
+                io::ErrorKind::NotFound => Error::not_found(e.to_string()),
+                _ => Error::Unavailable(e.to_string()),
+            };
+            source(&query).map(move |piece| piece.map_err(failed)).boxed()
+        };
+        self.attach(nodes, Arc::new(reader))
+    }
+
+    /// The log, when an agent of that node is connected to this member.
+    pub fn read(&self, query: &LogQuery) -> Option<LogStream> {
+        let reader = self.lock().get(&query.node).map(|(_, reader)| reader.clone())?;
+        Some(reader(query.clone()))
+    }
+
+    /// Serves one remote agent's stream: returns the orders to send it, and a task
+    /// that sorts what comes back, which ends with the stream.
+    pub fn serve_agent<S>(
+        &self,
+        nodes: Vec<NodeStart>,
+        mut pieces: S,
+    ) -> (mpsc::Receiver<pb::LogOrder>, impl Future<Output = ()> + Send + use<S>)
+    where
+        S: Stream<Item = Result<pb::LogPiece, tonic::Status>> + Send + Unpin + 'static,
+    {
+        let (orders, to_agent) = mpsc::channel(ORDERS);
+        let desk = Arc::new(Desk { orders, open: Mutex::default(), next: AtomicU64::new(1) });
+        let attached = {
+            let desk = desk.clone();
+            self.attach(nodes.into_iter().map(|n| n.node), Arc::new(move |query| desk.clone().order(&query)))
+        };
+        let sorting = async move {
+            let _attached = attached;
+            while let Some(Ok(piece)) = pieces.next().await {
+                desk.sort(piece);
+            }
+            desk.open().clear();
+        };
+        (to_agent, sorting)
+    }
+}
+
+/// A member's side of one agent's log stream.
+struct Desk {
+    orders: mpsc::Sender<pb::LogOrder>,
+    open: Mutex<BTreeMap<u64, mpsc::Sender<Result<Bytes, Error>>>>,
+    next: AtomicU64,
+}
+
+impl Desk {
+    fn open(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Result<Bytes, Error>>>> {
+        self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn order(self: Arc<Self>, query: &LogQuery) -> LogStream {
+        let order = self.next.fetch_add(1, Ordering::Relaxed);
+        // One more than the agent may send ahead, for the word that ends the log.
+        let (to_reader, pieces) = mpsc::channel(AHEAD + 1);
+        {
+            let mut open = self.open();
+            if open.len() >= ORDERS {
+                return once_failed("too many logs of this agent are being read; try again later");
+            }
+            open.insert(order, to_reader);
+        }
+        let what = Some(What::Read(wire::put_query("", query)));
+        let reading = Reading { desk: self.clone(), order, pieces };
+        if self.orders.try_send(pb::LogOrder { order, what }).is_err() {
+            return once_failed("the agent does not take orders now; try again later");
+        }
+        futures::stream::unfold(reading, |mut reading| async move {
+            let piece = reading.pieces.recv().await?;
+            let more = pb::LogOrder { order: reading.order, what: Some(What::More(1)) };
+            // Without credit the agent would only pause; it is gone when this fails.
+            let _ = reading.desk.orders.send(more).await;
+            Some((piece, reading))
+        })
+        .boxed()
+    }
+
+    /// Hands a piece to its reader. Pieces beyond the credit end that log, not the others.
+    fn sort(&self, piece: pb::LogPiece) {
+        match piece.piece {
+            Some(Piece::Data(data)) => {
+                let to = self.open().get(&data.order).cloned();
+                if to.is_some_and(|to| to.try_send(Ok(data.data)).is_err()) {
+                    self.open().remove(&data.order);
+                }
+            }
+            Some(Piece::End(end)) => {
+                let to = self.open().remove(&end.order);
+                if let Some(to) = to.filter(|_| !end.error.is_empty()) {
+                    // A reader that has gone does not need to know.
+                    let _ = to.try_send(Err(Error::not_found(end.error)));
+                }
+            }
+            Some(Piece::Hello(_)) | None => {}
+        }
+    }
+}
+
+/// A reader's place; leaving it cancels the order.
+struct Reading {
+    desk: Arc<Desk>,
+    order: u64,
+    pieces: mpsc::Receiver<Result<Bytes, Error>>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if self.desk.open().remove(&self.order).is_some() {
+            let cancel = pb::LogOrder { order: self.order, what: Some(What::Cancel(true)) };
+            // When it can't be told, the agent runs out of credit and stops there.
+            let _ = self.desk.orders.try_send(cancel);
+        }
+    }
+}
+
+fn once_failed(text: &str) -> LogStream {
+    let error = Error::Unavailable(text.to_owned());
+    futures::stream::once(async move { Err(error) }).boxed()
+}
+
+/// The agent's side: answers orders from `source` until the stream of orders ends.
+pub async fn answer_orders<S>(mut orders: S, pieces: mpsc::Sender<pb::LogPiece>, source: LogSource)
+where
+    S: Stream<Item = Result<pb::LogOrder, tonic::Status>> + Unpin,
+{
+    let mut credits: BTreeMap<u64, (Arc<Semaphore>, tokio::task::AbortHandle)> = BTreeMap::new();
+    let mut readers: JoinSet<u64> = JoinSet::new();
+    loop {
+        let order = tokio::select! {
+            order = orders.next() => order,
+            Some(done) = readers.join_next(), if !readers.is_empty() => {
+                // A cancelled reader was already taken off the list.
+                if let Ok(order) = done {
+                    credits.remove(&order);
+                }
+                continue;
+            }
+        };
+        let Some(Ok(order)) = order else { return };
+        match order.what {
+            Some(What::Read(query)) if credits.len() < ORDERS => {
+                let credit = Arc::new(Semaphore::new(AHEAD));
+                let task = read_for(order.order, query, source.clone(), pieces.clone(), credit.clone());
+                let handle = readers.spawn(task);
+                credits.insert(order.order, (credit, handle));
+            }
+            Some(What::Read(_)) => {
+                let end = pb::LogEnd { order: order.order, error: "too many logs are being read".into() };
+                if pieces.send(pb::LogPiece { piece: Some(Piece::End(end)) }).await.is_err() {
+                    return;
+                }
+            }
+            Some(What::More(more)) => {
+                if let Some((credit, _)) = credits.get(&order.order) {
+                    credit.add_permits((more as usize).min(AHEAD.saturating_sub(credit.available_permits())));
+                }
+            }
+            Some(What::Cancel(_)) => {
+                if let Some((_, handle)) = credits.remove(&order.order) {
+                    handle.abort();
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+async fn read_for(
+    order: u64,
+    query: pb::ReadLogsRequest,
+    source: LogSource,
+    pieces: mpsc::Sender<pb::LogPiece>,
+    credit: Arc<Semaphore>,
+) -> u64 {
+    let mut error = String::new();
+    match wire::query(&query) {
+        Err(refused) => error = refused.to_string(),
+        Ok(query) => {
+            let mut log = source(&query);
+            'log: while let Some(piece) = log.next().await {
+                let mut bytes = match piece {
+                    Ok(bytes) => bytes,
+                    Err(failed) => {
+                        error = failed.to_string();
+                        break;
+                    }
+                };
+                while !bytes.is_empty() {
+                    let data = bytes.split_to(bytes.len().min(PIECE));
+                    let Ok(permit) = credit.acquire().await else { break 'log };
+                    permit.forget();
+                    let data = pb::LogPiece { piece: Some(Piece::Data(pb::LogData { order, data })) };
+                    if pieces.send(data).await.is_err() {
+                        return order;
+                    }
+                }
+            }
+        }
+    }
+    let end = pb::LogPiece { piece: Some(Piece::End(pb::LogEnd { order, error })) };
+    // Nobody waits for it when the stream is gone.
+    let _ = pieces.send(end).await;
+    order
+}

@@ -1,0 +1,115 @@
+//! The messages between agents and members, as types. Both ends use them; how they
+//! travel is the business of `wire`, `service` and `client`.
+
+use nf_core::command::Report;
+use nf_core::id::{Incarnation, NodeName, RequestId};
+use nf_core::node::{NodeKind, NodeSpec};
+use nf_core::reason::{Reason, Refusal};
+use nf_core::reconcile::Desired;
+use std::sync::Arc;
+
+/// Why a message got no good answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nobody could answer now; another member, or the same one later, may.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The answer is no, and stays no until something changes.
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+impl Error {
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Error::Refused(Refusal::new(Reason::NotFound, detail))
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::Refused(refusal) if refusal.reason == Reason::NotFound)
+    }
+}
+
+/// A node, as one start of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeStart {
+    pub node: NodeName,
+    pub incarnation: Incarnation,
+}
+
+/// What an agent says to make a node known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    pub node: NodeName,
+    pub kind: NodeKind,
+    pub incarnation: Incarnation,
+    pub spec: Arc<NodeSpec>,
+}
+
+/// What became of a registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Registered {
+    /// Committed at this index; older knowledge of the node is void.
+    At(u64),
+    /// A later start of the node has registered. This one has no say any more.
+    Superseded,
+    Refused(Refusal),
+}
+
+/// "This node is alive."
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    pub node: NodeName,
+    pub incarnation: Incarnation,
+    pub revision_seen: u64,
+}
+
+/// The leader's word on a message of beats.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BeatAnswer {
+    pub term: u64,
+    pub commit_index: u64,
+    /// Length of the lease, which runs from when the beat was sent.
+    pub lease_ms: u64,
+    /// Nodes without a lease: a later start has registered.
+    pub superseded: Vec<NodeName>,
+    /// Nodes without a lease: not registered, or not this start.
+    pub unknown: Vec<NodeName>,
+}
+
+/// What one node should run, from the member that sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub node: NodeName,
+    /// Comparable only within one stream: each member counts for itself.
+    pub revision: u64,
+    /// Applied index of the state it was read from.
+    pub index: u64,
+    pub desired: Arc<Desired>,
+}
+
+/// A message of a stream of slices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slices {
+    pub slices: Vec<Slice>,
+    /// All slices of the stream are current up to this applied index; None: more of the same follow.
+    pub index: Option<u64>,
+}
+
+/// What an agent says of its replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReports {
+    pub node: NodeName,
+    pub incarnation: Incarnation,
+    pub reports: Vec<Report>,
+}
+
+/// Whose log, and how much of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    pub node: NodeName,
+    pub request: RequestId,
+    pub replica: u16,
+    pub follow: bool,
+    /// Lines from the end.
+    pub tail: usize,
+}

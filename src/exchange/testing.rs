@@ -1,0 +1,144 @@
+//! A group of one in memory, for the tests of what hangs on a group. It plans and
+//! applies at once, with nf-core's own code, and can be told to lose its leader.
+
+use super::Group;
+use crate::raft::{self, Applied, MemberStatus, Role, Status};
+use futures::future::BoxFuture;
+use nf_core::command::Answer;
+use nf_core::id::MemberId;
+use nf_core::plan::{Intent, Reply};
+use nf_core::state::State;
+use nf_core::testing;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
+
+struct Inner {
+    state: Mutex<State>,
+    applied: watch::Sender<Applied>,
+    leading: watch::Sender<Option<u64>>,
+    /// Every intent, in order.
+    intents: Mutex<Vec<Intent>>,
+    confirmations: AtomicU64,
+    confirms: AtomicBool,
+    leader: Mutex<MemberStatus>,
+}
+
+/// See the module's text. Clones are the same group.
+#[derive(Clone)]
+pub struct Memory(Arc<Inner>);
+
+impl Memory {
+    /// Leads in term 1.
+    pub fn new() -> Self {
+        let leader = MemberStatus { id: MemberId(1), name: "m1".into(), peer: String::new(), voter: true, matched: None };
+        Self(Arc::new(Inner {
+            state: Mutex::new(State::new()),
+            applied: watch::channel(Applied::default()).0,
+            leading: watch::channel(Some(1)).0,
+            intents: Mutex::default(),
+            confirmations: AtomicU64::new(0),
+            confirms: AtomicBool::new(true),
+            leader: Mutex::new(leader),
+        }))
+    }
+
+    pub fn lead(&self, term: Option<u64>) {
+        self.0.leading.send_replace(term);
+    }
+
+    /// Whether a quorum answers.
+    pub fn confirm(&self, confirms: bool) {
+        self.0.confirms.store(confirms, Ordering::SeqCst);
+    }
+
+    /// Where another process finds the leader.
+    pub fn leader_at(&self, peer: String) {
+        *self.0.leader.lock().unwrap() =
+            MemberStatus { id: MemberId(9), name: "m9".into(), peer, voter: true, matched: None };
+    }
+
+    pub fn confirmations(&self) -> u64 {
+        self.0.confirmations.load(Ordering::SeqCst)
+    }
+
+    pub fn intents(&self) -> Vec<Intent> {
+        self.0.intents.lock().unwrap().clone()
+    }
+
+    pub fn state(&self) -> Arc<State> {
+        self.0.applied.borrow().state.clone()
+    }
+
+    /// Plans, applies, publishes.
+    pub fn run(&self, intent: Intent) -> Reply {
+        self.0.intents.lock().unwrap().push(intent.clone());
+        let mut state = self.0.state.lock().unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+        let result = testing::try_run_at(&mut state, intent, now).map(|answers| match answers.as_slice() {
+            [only] => only.clone(),
+            many => Answer::Count(many.iter().map(|a| if let Answer::Count(n) = a { *n } else { 0 }).sum()),
+        });
+        let index = self.0.applied.borrow().index + 1;
+        state.take_changes();
+        self.0.applied.send_replace(Applied { state: Arc::new(state.clone()), index });
+        Reply { result, job: None, why: Vec::new(), index }
+    }
+}
+
+impl Group for Memory {
+    fn submit(&self, intent: Intent, _deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>> {
+        Box::pin(async move { Ok(self.run(intent)) })
+    }
+
+    fn watch(&self) -> watch::Receiver<Applied> {
+        self.0.applied.subscribe()
+    }
+
+    fn leading(&self) -> watch::Receiver<Option<u64>> {
+        self.0.leading.subscribe()
+    }
+
+    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<(), raft::Error>> {
+        self.0.confirmations.fetch_add(1, Ordering::SeqCst);
+        let confirms = self.0.confirms.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if confirms {
+                tokio::task::yield_now().await;
+                return Ok(());
+            }
+            tokio::time::sleep_until(deadline.into()).await;
+            Err(raft::Error::Timeout)
+        })
+    }
+
+    fn status(&self) -> Status {
+        let leading = *self.0.leading.borrow();
+        let leader = self.0.leader.lock().unwrap().clone();
+        let index = self.0.applied.borrow().index;
+        Status {
+            id: MemberId(1),
+            role: if leading.is_some() { Role::Leader } else { Role::Follower },
+            term: leading.unwrap_or(0),
+            leader: Some(leader.id),
+            commit_index: index,
+            applied_index: index,
+            last_contact_ms: 0,
+            members: vec![leader],
+        }
+    }
+}
+
+/// Waits until `test` holds.
+///
+/// # Panics
+/// When it does not within ten seconds.
+pub async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !test() {
+        assert!(Instant::now() < until, "not within ten seconds: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+

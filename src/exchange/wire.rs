@@ -1,0 +1,312 @@
+//! Messages ↔ protobuf. Everything that comes from the wire is checked here, once;
+//! bytes that are not what they should be are refused, never a panic.
+
+use super::message::{
+    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices,
+};
+use nf_core::codec::{self, Framed};
+use nf_core::command::Report;
+use nf_core::id::{Incarnation, NodeName, RequestId};
+use nf_core::node::{NodeKind, NodeSpec};
+use nf_core::reason::{Reason, Refusal};
+use nf_core::reconcile::Desired;
+use nf_proto::internal as pb;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tonic::{Code, Status};
+
+/// Largest message either way.
+pub const MESSAGE_BYTES: usize = 16 << 20;
+/// Nodes in one message.
+pub const NODES: usize = 4096;
+/// Reports of one node in one message.
+pub const REPORTS: usize = 1024;
+
+#[derive(Serialize, Deserialize)]
+struct SpecBody(NodeSpec);
+#[derive(Serialize, Deserialize)]
+struct DesiredBody(Arc<Desired>);
+#[derive(Serialize, Deserialize)]
+struct ReportsBody(Vec<Report>);
+
+// Numbers from 32 on are the exchange's; nf-core has those below.
+impl Framed for SpecBody {
+    const KIND: u16 = 32;
+}
+impl Framed for DesiredBody {
+    const KIND: u16 = 33;
+}
+impl Framed for ReportsBody {
+    const KIND: u16 = 34;
+}
+
+fn bad(field: &str, text: impl std::fmt::Display) -> Error {
+    Error::Refused(Refusal::invalid(field, text.to_string()))
+}
+
+fn name(field: &str, text: &str) -> Result<NodeName, Error> {
+    NodeName::new(text).map_err(|e| bad(field, e))
+}
+
+fn body<T: Framed>(field: &str, bytes: &[u8]) -> Result<T, Error> {
+    codec::decode(bytes).map_err(|e| bad(field, e))
+}
+
+/// Refuses lists that are longer than `most`.
+pub fn at_most(field: &str, length: usize, most: usize) -> Result<(), Error> {
+    if length > most {
+        return Err(bad(field, format!("at most {most} in one message, not {length}")));
+    }
+    Ok(())
+}
+
+// ---- errors ----
+
+/// The status that carries `error`; the refusal's token and field ride in its metadata.
+pub fn put_error(error: &Error) -> Status {
+    match error {
+        Error::Unavailable(text) => Status::unavailable(text.clone()),
+        Error::Refused(refusal) => {
+            let code = match refusal.reason {
+                Reason::NotFound => Code::NotFound,
+                Reason::InvalidArgument => Code::InvalidArgument,
+                Reason::NodeIdentityMismatch | Reason::Forbidden => Code::PermissionDenied,
+                _ => Code::FailedPrecondition,
+            };
+            let mut status = Status::new(code, refusal.detail.clone());
+            let token = tonic::metadata::MetadataValue::from_static(refusal.reason.token());
+            status.metadata_mut().insert(REASON, token);
+            if let Some(field) = refusal.field.as_deref().and_then(|field| field.parse().ok()) {
+                status.metadata_mut().insert(FIELD, field);
+            }
+            status
+        }
+    }
+}
+
+const REASON: &str = "nf-reason";
+const FIELD: &str = "nf-field";
+
+fn reason(token: &str) -> Option<Reason> {
+    Reason::ALL.iter().copied().find(|reason| reason.token() == token)
+}
+
+/// What a status says: a refusal that names its reason, else that nobody could answer.
+pub fn error(status: &Status) -> Error {
+    let text = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
+    match text(REASON).and_then(reason) {
+        Some(reason) => Error::Refused(Refusal {
+            reason,
+            detail: status.message().to_owned(),
+            field: text(FIELD).map(str::to_owned),
+        }),
+        None => Error::Unavailable(format!("{}: {}", status.code(), status.message())),
+    }
+}
+
+// ---- nodes ----
+
+pub fn put_start(start: &NodeStart) -> pb::NodeStart {
+    pb::NodeStart { name: start.node.to_string(), incarnation: start.incarnation.0 }
+}
+
+pub fn start(start: Option<pb::NodeStart>) -> Result<NodeStart, Error> {
+    let start = start.ok_or_else(|| bad("node", "missing"))?;
+    Ok(NodeStart { node: name("node.name", &start.name)?, incarnation: Incarnation(start.incarnation) })
+}
+
+pub fn starts(list: Vec<pb::NodeStart>) -> Result<Vec<NodeStart>, Error> {
+    at_most("nodes", list.len(), NODES)?;
+    list.into_iter().map(|one| start(Some(one))).collect()
+}
+
+pub fn put_registration(registration: &Registration) -> pb::NodeRegistration {
+    pb::NodeRegistration {
+        node: Some(pb::NodeStart {
+            name: registration.node.to_string(),
+            incarnation: registration.incarnation.0,
+        }),
+        spec: codec::encode(&SpecBody((*registration.spec).clone())).into(),
+    }
+}
+
+/// Who registers over the wire is a worker.
+pub fn registration(message: pb::NodeRegistration) -> Result<Registration, Error> {
+    let NodeStart { node, incarnation } = start(message.node)?;
+    let SpecBody(spec) = body("spec", &message.spec)?;
+    Ok(Registration { node, kind: NodeKind::Worker, incarnation, spec: Arc::new(spec) })
+}
+
+pub fn put_registered(registered: &Registered) -> pb::NodeRegistered {
+    use pb::node_registered::Result as R;
+    let result = match registered {
+        Registered::At(index) => R::Index(*index),
+        Registered::Superseded => R::Superseded(true),
+        Registered::Refused(refusal) => R::Refused(pb::NodeRefusal {
+            reason: refusal.reason.token().into(),
+            detail: refusal.detail.clone(),
+            field: refusal.field.clone().unwrap_or_default(),
+        }),
+    };
+    pb::NodeRegistered { result: Some(result) }
+}
+
+pub fn registered(message: pb::NodeRegistered) -> Result<Registered, Error> {
+    use pb::node_registered::Result as R;
+    match message.result {
+        Some(R::Index(index)) => Ok(Registered::At(index)),
+        Some(R::Superseded(_)) => Ok(Registered::Superseded),
+        Some(R::Refused(refusal)) => Ok(Registered::Refused(Refusal {
+            reason: reason(&refusal.reason).unwrap_or(Reason::Internal),
+            detail: refusal.detail,
+            field: Some(refusal.field).filter(|field| !field.is_empty()),
+        })),
+        None => Err(Error::Unavailable("an answer of a newer version".into())),
+    }
+}
+
+// ---- beats ----
+
+pub fn put_beat(beat: &Beat) -> pb::NodeBeat {
+    let node = pb::NodeStart { name: beat.node.to_string(), incarnation: beat.incarnation.0 };
+    pb::NodeBeat { node: Some(node), revision_seen: beat.revision_seen }
+}
+
+pub fn beats(list: Vec<pb::NodeBeat>) -> Result<Vec<Beat>, Error> {
+    at_most("beats", list.len(), NODES)?;
+    let one = |beat: pb::NodeBeat| {
+        let NodeStart { node, incarnation } = start(beat.node)?;
+        Ok(Beat { node, incarnation, revision_seen: beat.revision_seen })
+    };
+    list.into_iter().map(one).collect()
+}
+
+pub fn put_answer(answer: BeatAnswer) -> pb::BeatReply {
+    let names = |list: Vec<NodeName>| list.iter().map(NodeName::to_string).collect();
+    pb::BeatReply {
+        term: answer.term,
+        commit_index: answer.commit_index,
+        lease_ms: answer.lease_ms,
+        superseded: names(answer.superseded),
+        unknown: names(answer.unknown),
+    }
+}
+
+pub fn answer(reply: pb::BeatReply) -> Result<BeatAnswer, Error> {
+    let names = |list: Vec<String>| list.iter().map(|text| name("node", text)).collect::<Result<Vec<_>, _>>();
+    Ok(BeatAnswer {
+        term: reply.term,
+        commit_index: reply.commit_index,
+        lease_ms: reply.lease_ms,
+        superseded: names(reply.superseded)?,
+        unknown: names(reply.unknown)?,
+    })
+}
+
+// ---- slices ----
+
+pub fn put_slices(slices: Slices) -> pb::SlicesReply {
+    let one = |slice: Slice| pb::NodeSlice {
+        node: slice.node.to_string(),
+        revision: slice.revision,
+        index: slice.index,
+        desired: codec::encode(&DesiredBody(slice.desired)).into(),
+    };
+    pb::SlicesReply { slices: slices.slices.into_iter().map(one).collect(), index: slices.index.unwrap_or(0) }
+}
+
+pub fn slices(reply: pb::SlicesReply) -> Result<Slices, Error> {
+    at_most("slices", reply.slices.len(), NODES)?;
+    let one = |slice: pb::NodeSlice| {
+        let DesiredBody(desired) = body("desired", &slice.desired)?;
+        let node = name("node", &slice.node)?;
+        Ok(Slice { node, revision: slice.revision, index: slice.index, desired })
+    };
+    let slices = reply.slices.into_iter().map(one).collect::<Result<_, Error>>()?;
+    Ok(Slices { slices, index: Some(reply.index).filter(|index| *index > 0) })
+}
+
+// ---- reports ----
+
+pub fn put_reports(reports: &NodeReports) -> pb::NodeReports {
+    pb::NodeReports {
+        node: Some(pb::NodeStart { name: reports.node.to_string(), incarnation: reports.incarnation.0 }),
+        reports: codec::encode(&ReportsBody(reports.reports.clone())).into(),
+    }
+}
+
+pub fn reports(message: pb::NodeReports) -> Result<NodeReports, Error> {
+    let NodeStart { node, incarnation } = start(message.node)?;
+    let ReportsBody(reports) = body("reports", &message.reports)?;
+    at_most("reports", reports.len(), REPORTS)?;
+    Ok(NodeReports { node, incarnation, reports })
+}
+
+// ---- logs ----
+
+pub fn put_query(cluster: &str, query: &LogQuery) -> pb::ReadLogsRequest {
+    pb::ReadLogsRequest {
+        cluster: cluster.to_owned(),
+        node: query.node.to_string(),
+        request: query.request.to_string(),
+        replica: u32::from(query.replica),
+        follow: query.follow,
+        tail: query.tail as u64,
+    }
+}
+
+pub fn query(message: &pb::ReadLogsRequest) -> Result<LogQuery, Error> {
+    Ok(LogQuery {
+        node: name("node", &message.node)?,
+        request: RequestId::new(&message.request).map_err(|e| bad("request", e))?,
+        replica: u16::try_from(message.replica).map_err(|e| bad("replica", e))?,
+        follow: message.follow,
+        tail: usize::try_from(message.tail).unwrap_or(usize::MAX),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nf_core::testing;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_sent_is_what_arrives() {
+        let sent = Registration {
+            node: NodeName::new("n1").unwrap(),
+            kind: NodeKind::Worker,
+            incarnation: Incarnation(7),
+            spec: Arc::new(testing::node_spec(8)),
+        };
+        assert_eq!(registration(put_registration(&sent)), Ok(sent));
+        for one in [
+            Registered::At(9),
+            Registered::Superseded,
+            Registered::Refused(Refusal::field(Reason::Conflict, "devices", "in use")),
+        ] {
+            assert_eq!(registered(put_registered(&one)), Ok(one));
+        }
+        let refused = Error::Refused(Refusal::field(Reason::NotFound, "node_id", "no node n1"));
+        assert_eq!(error(&put_error(&refused)), refused);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 32u16..35) {
+            let mut framed = Vec::new();
+            framed.extend(kind.to_be_bytes());
+            framed.extend(1u16.to_be_bytes());
+            framed.extend((bytes.len() as u32).to_be_bytes());
+            framed.extend(&bytes);
+            for bytes in [bytes, framed] {
+                let bytes = bytes::Bytes::from(bytes);
+                let node = Some(pb::NodeStart { name: "n1".into(), incarnation: 1 });
+                let _ = registration(pb::NodeRegistration { node: node.clone(), spec: bytes.clone() });
+                let _ = reports(pb::NodeReports { node, reports: bytes.clone() });
+                let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes };
+                let _ = slices(pb::SlicesReply { slices: vec![slice], index: 1 });
+            }
+        }
+    }
+}
