@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `nf`: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    neural_fabric::cli::main()
+}

@@ -1,1 +1,269 @@
-//! To be written.
+//! The command line: argv → one command, its outcome → an exit code. Commands are
+//! REST clients of any member, except `serve`, `dev` and `sim`, which start processes.
+//! It does not know how the group decides.
+
+mod bench;
+mod client;
+mod cluster;
+mod completion;
+mod context;
+mod contexts;
+mod dev;
+mod exit;
+mod get;
+mod job;
+mod kinds;
+mod logs;
+mod model;
+mod node;
+mod output;
+mod settings;
+mod signals;
+mod sim;
+mod tenant;
+mod version;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use exit::{Exit, Failure};
+use output::{Format, Style};
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+/// Distributed GPU scheduler for model serving.
+#[derive(Debug, Parser)]
+#[command(name = "nf", version = version::LINE, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Examples:\n  nf dev\n  nf run llama-8b --tenant demo --gpus 2 --wait\n  nf get jobs")]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Public addresses of members, comma separated (environment: NF_ADDR)
+    #[arg(long, global = true, value_name = "URLS")]
+    addr: Option<String>,
+    /// Use this context instead of the selected one
+    #[arg(long, global = true, value_name = "NAME", env = "NF_CONTEXT")]
+    context: Option<String>,
+    /// How data is written to stdout
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    output: Format,
+    /// Leave the heads of tables out
+    #[arg(long, global = true)]
+    no_headers: bool,
+}
+
+impl Global {
+    fn style(&self) -> Style {
+        Style { format: self.output, no_headers: self.no_headers }
+    }
+
+    fn client(&self) -> anyhow::Result<client::Client> {
+        client::Client::new(&context::resolve(self.addr.as_deref(), self.context.as_deref())?)
+    }
+
+    /// Data is for people.
+    fn for_people(&self) -> bool {
+        matches!(self.output, Format::Table | Format::Wide)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a member of the group (or a worker) in this process
+    #[command(
+        after_help = "Examples:\n  nf serve\n  nf serve --config /etc/neural-fabric/nf.toml --listen 127.0.0.1:8600"
+    )]
+    Serve(settings::Serve),
+    /// Run a development group of three members on this machine
+    #[command(after_help = "Examples:\n  nf dev\n  nf dev --nodes 5 --gpus h100:8,a100:4\n  nf dev kill leader")]
+    Dev(dev::Dev),
+    /// Schedule a model
+    #[command(after_help = "Examples:\n  nf run llama-8b --tenant demo --gpus 2 --wait\n  nf run -f job.json")]
+    Run(job::Run),
+    /// Show where a model would be placed, and commit nothing
+    #[command(after_help = "Examples:\n  nf plan llama-8b --tenant demo --gpus 2\n  nf plan -f job.json -o json")]
+    Plan(job::Plan),
+    /// List jobs, nodes, gpus, tenants, events or members
+    #[command(after_help = "Examples:\n  nf get jobs --tenant demo\n  nf get nodes -o wide --watch")]
+    Get(get::Get),
+    /// Show everything about one object
+    #[command(after_help = "Examples:\n  nf describe job 01j8\n  nf describe node node-2")]
+    Describe(get::Describe),
+    /// Say why a job runs where it runs, or every reason why it waits
+    #[command(after_help = "Examples:\n  nf explain 01j8\n  nf explain 01j8 -o json")]
+    Explain(job::Explain),
+    /// Stop a job
+    #[command(after_help = "Examples:\n  nf stop 01j8\n  nf stop 01j8 --yes")]
+    Stop(job::Stop),
+    /// Print what a replica writes
+    #[command(after_help = "Examples:\n  nf logs 01j8\n  nf logs 01j8 --replica 1 -f")]
+    Logs(logs::Logs),
+    /// Register, cordon and uncordon nodes
+    #[command(
+        after_help = "Examples:\n  nf node register n1 --gpus 8 --device-type H100-80G\n  nf node cordon n1 --reason 'new fans'"
+    )]
+    Node(node::Node),
+    /// Create, delete and list tenants
+    #[command(after_help = "Examples:\n  nf tenant create demo\n  nf tenant list")]
+    Tenant(tenant::Tenant),
+    /// Show and set a tenant's quota
+    #[command(after_help = "Examples:\n  nf quota get demo\n  nf quota set demo --gpus 16")]
+    Quota(tenant::Quota),
+    /// Form and change the group of members
+    #[command(after_help = "Examples:\n  nf cluster members\n  nf cluster transfer node-2")]
+    Cluster(cluster::Cluster),
+    /// Publish and pull model versions
+    #[command(
+        after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model pull magika@v1 --store file:///srv/models -o json"
+    )]
+    Model(model::Model),
+    /// Choose which group the commands speak to
+    #[command(after_help = "Examples:\n  nf context list\n  nf context use dev")]
+    Context(contexts::Contexts),
+    /// Show and check settings
+    #[command(after_help = "Examples:\n  nf config view\n  nf config validate --config nf.toml")]
+    Config(settings::Config),
+    /// Measure schedule calls per second, or the gap around a failover
+    #[command(after_help = "Examples:\n  nf bench --clients 64 --seconds 10\n  nf bench gap --seconds 20 -o json")]
+    Bench(bench::Bench),
+    /// Play many worker nodes in one process
+    #[command(
+        after_help = "Examples:\n  nf sim nodes --from nodes.csv\n  nf sim nodes --from nodes.csv --addr http://127.0.0.1:8600"
+    )]
+    Sim(sim::Sim),
+    /// Print a shell's completion script
+    #[command(
+        after_help = "Examples:\n  nf completion bash > /etc/bash_completion.d/nf\n  nf completion zsh > ~/.zfunc/_nf"
+    )]
+    Completion(completion::Completion),
+    /// Print version, commit and phase
+    #[command(after_help = "Examples:\n  nf version\n  nf version -o json")]
+    Version,
+}
+
+/// Runs the process' own command line.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { 0 });
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Serve(serve) => return serve.run(),
+        Command::Config(config) => return config.run(&global),
+        Command::Context(contexts) => return contexts.run(&global),
+        Command::Completion(completion) => {
+            completion.run(&mut Cli::command());
+            return Ok(());
+        }
+        Command::Version => return version::run(&global),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
+    let outcome = runtime.block_on(async {
+        match command {
+            Command::Dev(dev) => dev.run(&global).await,
+            Command::Run(run) => run.run(&global).await,
+            Command::Plan(plan) => plan.run(&global).await,
+            Command::Get(get) => get.run(&global).await,
+            Command::Describe(describe) => describe.run(&global).await,
+            Command::Explain(explain) => explain.run(&global).await,
+            Command::Stop(stop) => stop.run(&global).await,
+            Command::Logs(logs) => logs.run(&global).await,
+            Command::Node(node) => node.run(&global).await,
+            Command::Tenant(tenant) => tenant.run(&global).await,
+            Command::Quota(quota) => quota.run(&global).await,
+            Command::Cluster(cluster) => cluster.run(&global).await,
+            Command::Model(model) => model.run(&global).await,
+            Command::Bench(bench) => bench.run(&global).await,
+            Command::Sim(sim) => sim.run(&global).await,
+            Command::Serve(_)
+            | Command::Config(_)
+            | Command::Context(_)
+            | Command::Completion(_)
+            | Command::Version => Ok(()),
+        }
+    });
+    // A task that still waits on a file or a terminal must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    let failure = error.downcast_ref::<Failure>();
+    let exit = match (failure, error.downcast_ref::<crate::config::Error>()) {
+        (Some(failure), _) => failure.exit,
+        (None, Some(_)) => Exit::Usage,
+        (None, None) => Exit::Failed,
+    };
+    let text = format!("{error:#}");
+    if !text.is_empty() {
+        let _ = writeln!(std::io::stderr(), "nf: {text}");
+    }
+    exit.into()
+}
+
+/// Says something that is not data.
+fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Asks on a terminal; elsewhere only `--yes` is a yes.
+fn confirm(what: &str, yes: bool) -> anyhow::Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        return Err(exit::fail(
+            Exit::Usage,
+            format!("{what} needs --yes when nobody can be asked; --dry-run shows what it would do"),
+        ));
+    }
+    let _ = write!(std::io::stderr(), "{what}? [y/N] ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    match line.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(exit::fail(Exit::Failed, "nothing done")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(command: &clap::Command, path: &str, seen: &mut Vec<String>) {
+        let name = format!("{path} {}", command.get_name()).trim().to_owned();
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let examples = help.lines().filter(|line| line.starts_with("  nf ")).count();
+        assert!(examples >= 2, "{name} has {examples} examples in its help");
+        seen.push(name.clone());
+        for sub in command.get_subcommands().filter(|c| c.get_name() != "help") {
+            walk(sub, &name, seen);
+        }
+    }
+
+    #[test]
+    fn every_help_has_two_examples_that_parse() {
+        let mut seen = Vec::new();
+        let command = Cli::command();
+        walk(&command, "", &mut seen);
+        assert!(seen.len() > 30, "{seen:?}");
+        command.debug_assert();
+    }
+}

@@ -1,0 +1,210 @@
+//! `nf cluster`: forms a group of members and changes it.
+
+use super::client::escape;
+use super::exit::{Exit, fail};
+use super::kinds::Kind;
+use super::output::{self, at};
+use super::{Global, confirm, say};
+use crate::config::parse::{self, Member};
+use crate::security::tls::Authority;
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub struct Cluster {
+    #[command(subcommand)]
+    command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Make keys and one config file for each member of a new group
+    #[command(
+        after_help = "Examples:\n  nf cluster init --dir ./lab --members node-1=127.0.0.1:8601,node-2=127.0.0.1:8611,node-3=127.0.0.1:8621\n  nf cluster init --dir ./one --members node-1=127.0.0.1:8601 --cluster lab"
+    )]
+    Init(Init),
+    /// Make keys and a config file for one more member, and let the group know it
+    #[command(
+        after_help = "Examples:\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631 -o json"
+    )]
+    Join(Join),
+    /// List the members
+    #[command(after_help = "Examples:\n  nf cluster members\n  nf cluster members -o wide")]
+    Members,
+    /// Make a learner a voter
+    #[command(after_help = "Examples:\n  nf cluster promote node-4\n  nf cluster promote node-4 -o json")]
+    Promote { member: String },
+    /// Take a member out of the group
+    #[command(after_help = "Examples:\n  nf cluster remove node-3 --dry-run\n  nf cluster remove node-3 --yes")]
+    Remove {
+        member: String,
+        /// Don't ask
+        #[arg(short, long)]
+        yes: bool,
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Move leadership, and return when it is so
+    #[command(after_help = "Examples:\n  nf cluster transfer node-2\n  nf cluster transfer node-2 --dry-run")]
+    Transfer {
+        member: String,
+        /// Say whether it could be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take a Raft snapshot on the member that takes the call
+    #[command(after_help = "Examples:\n  nf cluster snapshot\n  nf cluster snapshot --addr http://127.0.0.1:8610")]
+    Snapshot,
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// Where keys and config files are written
+    #[arg(long)]
+    dir: PathBuf,
+    /// name=host:peer-port of each member, comma separated
+    #[arg(long, value_parser = parse::members)]
+    members: std::vec::Vec<Member>,
+    /// The group's name
+    #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
+    cluster: String,
+}
+
+#[derive(Debug, Args)]
+struct Join {
+    /// name=host:peer-port of the new member
+    #[arg(value_parser = parse::members)]
+    member: std::vec::Vec<Member>,
+    /// The directory that nf cluster init wrote (it holds the group's authority)
+    #[arg(long)]
+    dir: PathBuf,
+    /// The group's name
+    #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
+    cluster: String,
+}
+
+impl Cluster {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        match self.command {
+            ClusterCommand::Init(init) => init.run(global),
+            ClusterCommand::Join(join) => join.run(global).await,
+            ClusterCommand::Members => members(global).await,
+            ClusterCommand::Promote { member } => {
+                let path = format!("/cluster/members/{}/promote", escape(&member));
+                change(global, Method::POST, &path, json!({}), &format!("{member} votes")).await
+            }
+            ClusterCommand::Remove { member, dry_run: true, .. } => {
+                say(format!("would take {member} out of the group; its data directory stays as it is"));
+                Ok(())
+            }
+            ClusterCommand::Remove { member, yes, .. } => {
+                confirm(&format!("take {member} out of the group"), yes)?;
+                let path = format!("/cluster/members/{}", escape(&member));
+                change(global, Method::DELETE, &path, Value::Null, &format!("{member} is out of the group")).await
+            }
+            ClusterCommand::Transfer { member, dry_run } => {
+                let body = json!({ "member": member, "dry_run": dry_run });
+                let done = if dry_run { format!("{member} could lead") } else { format!("{member} leads") };
+                change(global, Method::POST, "/failover/promote", body, &done).await
+            }
+            ClusterCommand::Snapshot => {
+                change(global, Method::POST, "/cluster/snapshot", json!({}), "snapshot taken").await
+            }
+        }
+    }
+}
+
+async fn change(global: &Global, method: Method, path: &str, body: Value, done: &str) -> anyhow::Result<()> {
+    let (_, answer) = global.client()?.change(method, path, body).await?;
+    output::put(&output::object(global.style(), &answer, done, || format!("{done}\n"))?);
+    Ok(())
+}
+
+async fn members(global: &Global) -> anyhow::Result<()> {
+    let items = global.client()?.list(Kind::Members.path()).await?;
+    output::put(&output::list(global.style(), &items, Kind::Members.columns(), Kind::Members.id())?);
+    Ok(())
+}
+
+impl Init {
+    fn run(self, global: &Global) -> anyhow::Result<()> {
+        let authority_dir = self.dir.join("ca");
+        if authority_dir.join("ca.key").exists() {
+            let text = format!(
+                "{} holds a group's keys already: choose another --dir, or nf cluster join adds a member",
+                self.dir.display()
+            );
+            return Err(fail(Exit::Conflict, text));
+        }
+        if ![1, 3, 5, 7].contains(&self.members.len()) {
+            return Err(fail(
+                Exit::Usage,
+                format!("1, 3, 5 or 7 members, not {}: an even number adds no safety", self.members.len()),
+            ));
+        }
+        let authority = Authority::create(&self.cluster)?;
+        authority.write(&authority_dir)?;
+        let list: Vec<_> = self.members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
+        let mut files = Vec::new();
+        for member in &self.members {
+            let extra = [("members", list.join(","))];
+            files.push(member_files(&self.dir, &authority, &self.cluster, member, &extra)?);
+        }
+        tell(global, &self.dir, &files)
+    }
+}
+
+impl Join {
+    async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let [member] = self.member.as_slice() else {
+            return Err(fail(Exit::Usage, "one new member as name=host:peer-port"));
+        };
+        let authority = Authority::read(&self.dir.join("ca"))?;
+        let client = global.client()?;
+        let extra = [("join", client.addrs().join(","))];
+        let file = member_files(&self.dir, &authority, &self.cluster, member, &extra)?;
+        tell(global, &self.dir, &[file])
+    }
+}
+
+/// Keys and the config file of one member.
+fn member_files(
+    dir: &Path,
+    authority: &Authority,
+    cluster: &str,
+    member: &Member,
+    extra: &[(&str, String)],
+) -> anyhow::Result<PathBuf> {
+    let home = std::path::absolute(dir.join(&member.name))?;
+    authority.issue(cluster, &member.name)?.write(&home.join("tls"))?;
+    let (_, port) = member.peer.rsplit_once(':').context("a peer address has a port")?;
+    let port: u16 = port.parse()?;
+    let mut config = toml::Table::new();
+    let texts = [
+        ("cluster", cluster.to_owned()),
+        ("node_name", member.name.clone()),
+        ("listen", format!("127.0.0.1:{}", port.saturating_sub(1))),
+        ("peer_listen", member.peer.clone()),
+        ("data_dir", home.join("data").display().to_string()),
+        ("tls_dir", home.join("tls").display().to_string()),
+    ];
+    let extra = extra.iter().map(|(key, value)| (*key, value.clone()));
+    config.extend(texts.into_iter().chain(extra).map(|(key, value)| (key.to_owned(), toml::Value::String(value))));
+    let path = home.join("nf.toml");
+    std::fs::write(&path, toml::to_string(&config)?).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+fn tell(global: &Global, dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+    let commands: Vec<_> = files.iter().map(|file| format!("nf serve --config {}", file.display())).collect();
+    let value = json!({ "dir": dir.display().to_string(), "commands": commands });
+    let people = || commands.iter().map(|line| format!("{line}\n")).collect();
+    output::put(&output::object(global.style(), &value, &at(&value, "dir"), people)?);
+    say(format!("keys are in {}; copy each member's directory to its machine, and keep ca/ off them", dir.display()));
+    say("start each member with its line above");
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Runs the group: brings it up, says so, notices who dies, starts again whom it
+//! is asked to, and at the end stops everybody by process id.
+
+use super::group::{self, Plan};
+use super::record::Record;
+use super::{Up, health};
+use crate::cli::context::{self, Context};
+use crate::cli::exit::{Exit, fail};
+use crate::cli::output::at;
+use crate::cli::{say, signals, version};
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A group that is not ready by then has a fault worth reading about.
+const READY: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
+/// From TERM to KILL.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// A member with its process, if it runs.
+struct Seat {
+    plan: Plan,
+    child: Option<Child>,
+    pid: u32,
+}
+
+/// Removes a temporary data directory at the end, however that comes.
+struct Data {
+    dir: PathBuf,
+    keep: bool,
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if !self.keep {
+            // What can't be removed is under the temporary directory anyway.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+fn data(up: &Up) -> Result<Data> {
+    let (dir, keep) = match &up.data_dir {
+        Some(dir) => (std::path::absolute(dir)?, true),
+        None => (std::env::temp_dir().join(format!("nf-dev-{}", std::process::id())), false),
+    };
+    if let Ok(old) = Record::read(Some(&dir))
+        && old.members.iter().any(super::record::Member::alive)
+    {
+        let text = format!("a group runs in {} already\n  try: nf dev status --data-dir {0}", dir.display());
+        return Err(fail(Exit::Conflict, text));
+    }
+    std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    Ok(Data { dir, keep })
+}
+
+/// Until Ctrl-C or TERM.
+pub async fn run(up: Up) -> Result<()> {
+    let begun = Instant::now();
+    let mut wishes = signal(SignalKind::user_defined1())?;
+    let stop = signals::stop();
+    tokio::pin!(stop);
+    let data = data(&up)?;
+    let plans = group::plan(&up, &data.dir)?;
+    let mut seats = Vec::new();
+    for plan in plans {
+        let child = plan.start()?;
+        let pid = child.id().unwrap_or_default();
+        seats.push(Seat { plan, child: Some(child), pid });
+    }
+    let record = record(&data.dir, &seats);
+    record.write()?;
+    record.point()?;
+    let ready = tokio::select! {
+        ready = ready(&mut seats) => ready,
+        stopped = &mut stop => stopped.map(|()| Vec::new()).map_err(Into::into),
+    };
+    let outcome = match ready {
+        Ok(healths) if healths.is_empty() => Ok(()),
+        Ok(healths) => {
+            let tell = tell(&up, &record, &seats, &healths, begun);
+            match tell {
+                Ok(()) => supervise(&data.dir, &mut seats, &mut wishes, stop.as_mut()).await,
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    stop_all(&mut seats).await;
+    record.erase();
+    outcome
+}
+
+fn record(dir: &Path, seats: &[Seat]) -> Record {
+    let members = seats.iter().map(|seat| seat.plan.member(seat.pid)).collect();
+    Record { pid: std::process::id(), data_dir: dir.to_owned(), members }
+}
+
+/// Waits until every member answers, knows the leader, and sees all nodes.
+async fn ready(seats: &mut [Seat]) -> Result<Vec<Value>> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let end = Instant::now() + READY;
+    loop {
+        for seat in seats.iter_mut() {
+            if let Some(status) = seat.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                let words = seat.plan.last_words();
+                return Err(fail(
+                    Exit::Failed,
+                    format!("{} ended at its start ({status}):\n  {words}", seat.plan.name),
+                ));
+            }
+        }
+        let mut healths = Vec::new();
+        for seat in seats.iter() {
+            let there = health(&http, &seat.plan.api()).await;
+            let ready = http.get(format!("{}/health/ready", seat.plan.api())).timeout(super::ASK).send().await;
+            let ready = ready.is_ok_and(|response| response.status().is_success());
+            healths.extend(there.filter(|_| ready));
+        }
+        let led = healths.iter().any(|health| at(health, "role") == "leader");
+        if healths.len() == seats.len() && led && nodes(&http, &seats[0].plan.api()).await >= seats.len() {
+            return Ok(healths);
+        }
+        if Instant::now() > end {
+            let silent: Vec<_> = seats.iter().map(|s| format!("{}: {}", s.plan.name, s.plan.last_words())).collect();
+            let text = format!("not ready after {}s:\n  {}", READY.as_secs(), silent.join("\n  "));
+            return Err(fail(Exit::Failed, text));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How many nodes are ready for work.
+async fn nodes(http: &reqwest::Client, api: &str) -> usize {
+    let list = http.get(format!("{api}/resources")).timeout(super::ASK).send().await;
+    let Ok(list) = list else { return 0 };
+    let list: Value = list.json().await.unwrap_or(Value::Null);
+    let nodes = list.get("nodes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    nodes.iter().filter(|node| at(node, "state") == "Ready").count()
+}
+
+/// The ready line, the context, and the file for scripts.
+fn tell(up: &Up, record: &Record, seats: &[Seat], healths: &[Value], begun: Instant) -> Result<()> {
+    say(format!("  Neural Fabric {} · development cluster, not for production", version::VERSION));
+    for (seat, health) in seats.iter().zip(healths) {
+        let (device_type, count) = &seat.plan.gpus;
+        let role = at(health, "role");
+        say(format!("  ● {}  {role:<8}  {}   {count} × {device_type} (simulated)", seat.plan.name, seat.plan.api()));
+    }
+    let first = seats[0].plan.api();
+    let seconds = begun.elapsed().as_secs_f64();
+    say(format!("  Ready in {seconds:.1} s.  Health {first}/health   API {first}/openapi.json   Metrics /metrics"));
+    let addrs: Vec<_> = seats.iter().map(|seat| seat.plan.api()).collect();
+    if !up.no_context {
+        context::write("dev", &Context { addrs: addrs.clone(), token: None })?;
+        context::select("dev")?;
+        say("  Context \"dev\" selected.  Try:   nf run llama-8b --tenant demo --gpus 2 --wait");
+    } else {
+        say(format!("  Try:   nf run llama-8b --tenant demo --gpus 2 --wait --addr {}", addrs.join(",")));
+    }
+    let all = match seats.len() {
+        1 => "it".to_owned(),
+        3 => "all three".to_owned(),
+        n => format!("all {n}"),
+    };
+    say(format!("  Ctrl-C stops {all}.  Kill one yourself: nf dev kill leader"));
+    if let Some(path) = &up.ready_file {
+        let value = json!({ "addrs": addrs, "data_dir": record.data_dir, "pid": record.pid,
+            "seconds": seconds, "members": record.members });
+        let temporary = path.with_extension("new");
+        std::fs::write(&temporary, value.to_string()).with_context(|| path.display().to_string())?;
+        std::fs::rename(&temporary, path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+async fn supervise(
+    dir: &Path,
+    seats: &mut [Seat],
+    wishes: &mut tokio::signal::unix::Signal,
+    mut stop: std::pin::Pin<&mut impl Future<Output = std::io::Result<()>>>,
+) -> Result<()> {
+    loop {
+        tokio::select! {
+            (index, status) = any_death(seats) => {
+                let seat = &mut seats[index];
+                seat.child = None;
+                say(format!("✗ {} died ({}); nf dev restart {0} brings it back", seat.plan.name, how(status)));
+            }
+            _ = wishes.recv() => {
+                for name in record(dir, seats).wishes() {
+                    begin_again(seats, &name)?;
+                }
+                record(dir, seats).write()?;
+            }
+            stopped = &mut stop => {
+                stopped?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn begin_again(seats: &mut [Seat], name: &str) -> Result<()> {
+    let Some(seat) = seats.iter_mut().find(|seat| seat.plan.name == name) else { return Ok(()) };
+    if let Some(child) = &mut seat.child
+        && matches!(child.try_wait(), Ok(None))
+    {
+        return Ok(());
+    }
+    let child = seat.plan.start()?;
+    seat.pid = child.id().unwrap_or_default();
+    seat.child = Some(child);
+    say(format!("● {name} starts again (pid {})", seat.pid));
+    Ok(())
+}
+
+/// The next of the running children that ends.
+async fn any_death(seats: &mut [Seat]) -> (usize, std::io::Result<ExitStatus>) {
+    let waits = seats.iter_mut().enumerate().filter_map(|(i, seat)| {
+        let child = seat.child.as_mut()?;
+        Some(Box::pin(async move { (i, child.wait().await) }))
+    });
+    let waits: Vec<_> = waits.collect();
+    if waits.is_empty() {
+        return std::future::pending().await;
+    }
+    futures::future::select_all(waits).await.0
+}
+
+fn how(status: std::io::Result<ExitStatus>) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match status {
+        Ok(status) => match (status.signal(), status.code()) {
+            (Some(signal), _) => format!("signal {signal}"),
+            (None, code) => format!("exit {}", code.unwrap_or_default()),
+        },
+        Err(error) => error.to_string(),
+    }
+}
+
+/// TERM to all, and KILL to whoever is still there after the grace.
+async fn stop_all(seats: &mut [Seat]) {
+    let running: Vec<_> = seats.iter_mut().filter(|seat| seat.child.is_some()).collect();
+    if running.is_empty() {
+        return;
+    }
+    say("stopping …");
+    for seat in &running {
+        if let Err(error) = seat.plan.member(seat.pid).signal(Signal::SIGTERM) {
+            say(format!("{error:#}"));
+        }
+    }
+    let end = tokio::time::Instant::now() + GRACE;
+    for seat in running {
+        let Some(child) = &mut seat.child else { continue };
+        if tokio::time::timeout_at(end, child.wait()).await.is_err() {
+            say(format!("{} did not stop in {}s; killed", seat.plan.name, GRACE.as_secs()));
+            if let Err(error) = child.kill().await {
+                say(error);
+            }
+        }
+        seat.child = None;
+    }
+}

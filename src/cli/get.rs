@@ -1,0 +1,206 @@
+//! `nf get` and `nf describe`.
+
+use super::client::{Client, escape};
+use super::exit::{Exit, fail};
+use super::kinds::{self, Kind};
+use super::output::{self, Format};
+use super::{Global, say};
+use clap::Args;
+use serde_json::Value;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Between two looks of `--watch`.
+const LOOK: Duration = Duration::from_secs(1);
+/// An ambiguous prefix shows this many of the ids that it fits.
+const SHOWN: usize = 8;
+
+#[derive(Debug, Args)]
+pub struct Get {
+    /// What to list
+    kind: Kind,
+    /// Only this one (a unique prefix of its id suffices)
+    id: Option<String>,
+    /// Only this tenant's
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only jobs in this state
+    #[arg(long)]
+    state: Option<String>,
+    /// Finished jobs, too
+    #[arg(short, long)]
+    all: bool,
+    /// Keep looking until Ctrl-C
+    #[arg(short, long)]
+    watch: bool,
+}
+
+impl Get {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.client()?;
+        if !self.watch {
+            return self.show(global, &self.items(&client).await?);
+        }
+        let end = super::signals::stop();
+        tokio::pin!(end);
+        let mut before: Vec<Value> = Vec::new();
+        loop {
+            let items = self.items(&client).await?;
+            if items != before {
+                self.redraw(global, &items, &before)?;
+                before = items;
+            }
+            tokio::select! {
+                stopped = &mut end => {
+                    stopped?;
+                    say("watching ended; nothing in the cluster was changed");
+                    return Err(fail(Exit::Interrupted, ""));
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    fn path(&self) -> String {
+        let mut query = Vec::new();
+        query.extend(self.tenant.iter().map(|t| format!("tenant_id={}", escape(t))));
+        query.extend(self.state.iter().map(|s| format!("state={}", escape(s))));
+        query.extend(self.all.then(|| "finished=true".to_owned()));
+        match query.is_empty() {
+            true => self.kind.path().to_owned(),
+            false => format!("{}?{}", self.kind.path(), query.join("&")),
+        }
+    }
+
+    async fn items(&self, client: &Client) -> anyhow::Result<Vec<Value>> {
+        let mut items = client.list(&self.path()).await?;
+        if self.kind == Kind::Gpus {
+            items = kinds::gpus(&items);
+        }
+        if let Some(prefix) = &self.id {
+            let id = self.kind.id();
+            items.retain(|item| id(item).starts_with(prefix.as_str()));
+            if items.is_empty() {
+                return Err(nothing(self.kind, prefix));
+            }
+        }
+        Ok(items)
+    }
+
+    fn show(&self, global: &Global, items: &[Value]) -> anyhow::Result<()> {
+        output::put(&output::list(global.style(), items, self.kind.columns(), self.kind.id())?);
+        if items.is_empty() {
+            say(self.kind.hint());
+        }
+        Ok(())
+    }
+
+    /// On a terminal the whole table again; elsewhere what is new or changed.
+    fn redraw(&self, global: &Global, items: &[Value], before: &[Value]) -> anyhow::Result<()> {
+        if global.for_people() && std::io::stdout().is_terminal() {
+            output::put("\u{1b}[H\u{1b}[2J");
+            return self.show(global, items);
+        }
+        let news: Vec<Value> = items.iter().filter(|item| !before.contains(item)).cloned().collect();
+        let mut style = global.style();
+        style.no_headers |= !before.is_empty();
+        if style.format == Format::Json {
+            style.format = Format::Jsonl;
+        }
+        output::put(&output::list(style, &news, self.kind.columns(), self.kind.id())?);
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Describe {
+    /// job, node, gpu, tenant, event or member
+    kind: Kind,
+    /// Its id, or a unique prefix
+    id: String,
+}
+
+impl Describe {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.client()?;
+        let value = match self.kind {
+            Kind::Jobs => job(&client, &self.id).await?,
+            kind => one(&client, kind, &self.id).await?,
+        };
+        let name = (self.kind.id())(&value);
+        let people = || serde_yaml_ng::to_string(&value).unwrap_or_else(|e| format!("{e}\n"));
+        output::put(&output::object(global.style(), &value, &name, people)?);
+        Ok(())
+    }
+}
+
+/// The one object that an id or its prefix names.
+async fn one(client: &Client, kind: Kind, prefix: &str) -> anyhow::Result<Value> {
+    let mut items = client.list(kind.path()).await?;
+    if kind == Kind::Gpus {
+        items = kinds::gpus(&items);
+    }
+    let id = kind.id();
+    pick(kind, prefix, items, id)
+}
+
+fn pick(kind: Kind, prefix: &str, items: Vec<Value>, id: fn(&Value) -> String) -> anyhow::Result<Value> {
+    if let Some(exact) = items.iter().find(|item| id(item) == prefix) {
+        return Ok(exact.clone());
+    }
+    let mut fitting: Vec<Value> = items.into_iter().filter(|item| id(item).starts_with(prefix)).collect();
+    match fitting.len() {
+        0 => Err(nothing(kind, prefix)),
+        1 => Ok(fitting.remove(0)),
+        n => {
+            let some: Vec<_> = fitting.iter().take(SHOWN).map(id).collect();
+            let text = format!("{n} {}s begin with {prefix}: {}; give more of it", kind.one(), some.join(", "));
+            Err(fail(Exit::Usage, text))
+        }
+    }
+}
+
+fn nothing(kind: Kind, prefix: &str) -> anyhow::Error {
+    let list = kind.path().trim_start_matches('/');
+    let list = if kind == Kind::Jobs { "jobs --all" } else { list.rsplit('/').next().unwrap_or(list) };
+    fail(Exit::NotFound, format!("no {} {prefix}\n  try: nf get {list}", kind.one()))
+}
+
+/// A job in full, by its id or a unique prefix.
+pub async fn job(client: &Client, prefix: &str) -> anyhow::Result<Value> {
+    let exact = client.get(&format!("/schedule/{}", escape(prefix))).await;
+    let missing =
+        |e: &anyhow::Error| e.downcast_ref::<super::exit::Failure>().is_some_and(|f| f.exit == Exit::NotFound);
+    match exact {
+        Err(error) if missing(&error) => {
+            let rows = client.list("/schedule?finished=true").await?;
+            let row = pick(Kind::Jobs, prefix, rows, Kind::Jobs.id())?;
+            let id = (Kind::Jobs.id())(&row);
+            client.get(&format!("/schedule/{}", escape(&id))).await
+        }
+        other => other,
+    }
+}
+
+/// The full id of a job.
+pub async fn job_id(client: &Client, prefix: &str) -> anyhow::Result<String> {
+    Ok((Kind::Jobs.id())(&job(client, prefix).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_prefix_must_be_unique() {
+        let items = || vec![json!({"request_id":"ab1"}), json!({"request_id":"ab2"}), json!({"request_id":"ab"})];
+        let id = Kind::Jobs.id();
+        assert_eq!(id(&pick(Kind::Jobs, "ab1", items(), id).unwrap()), "ab1");
+        assert_eq!(id(&pick(Kind::Jobs, "ab", items(), id).unwrap()), "ab", "an exact id beats longer ones");
+        let many = pick(Kind::Jobs, "a", items(), id).unwrap_err();
+        assert_eq!(many.downcast_ref::<super::super::exit::Failure>().unwrap().exit, Exit::Usage);
+        let none = pick(Kind::Jobs, "x", items(), id).unwrap_err();
+        assert_eq!(none.downcast_ref::<super::super::exit::Failure>().unwrap().exit, Exit::NotFound);
+    }
+}

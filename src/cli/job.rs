@@ -1,0 +1,308 @@
+//! `nf run`, `plan`, `explain`, `stop`: one job's life from the outside.
+
+mod request;
+
+use super::client::{Client, escape};
+use super::exit::{Exit, fail};
+use super::kinds::any;
+use super::output::{self, at, state};
+use super::{Global, confirm, get, say};
+use clap::Args;
+use request::Request;
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// Between two looks while waiting.
+const LOOK: Duration = Duration::from_millis(150);
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    request: Request,
+    /// Wait until it runs
+    #[arg(short, long)]
+    wait: bool,
+    /// How long --wait waits, e.g. 90s
+    #[arg(long, default_value = "120s", value_parser = crate::config::parse::duration)]
+    timeout: Duration,
+    /// Refuse instead of waiting for quota or capacity
+    #[arg(long)]
+    no_queue: bool,
+    /// Run only if planning again gives the plan with this digest
+    #[arg(long, value_name = "DIGEST")]
+    check_plan: Option<String>,
+}
+
+impl Run {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.client()?;
+        let mut body = self.request.body()?;
+        if self.no_queue {
+            body["queue"] = json!("never");
+        }
+        if let Some(digest) = &self.check_plan {
+            body["check_plan"] = json!(digest);
+        }
+        let answer = submit(&client, body).await?;
+        let id = at(&answer, "request_id");
+        if !self.wait {
+            output::put(&output::object(global.style(), &answer, &id, || placed(&answer))?);
+            return match at(&answer, "status").as_str() {
+                "queued" => Err(fail(Exit::Queued, "")),
+                _ => Ok(()),
+            };
+        }
+        if global.for_people() {
+            say(placed(&answer).trim_end());
+        }
+        let job = wait(&client, &id, self.timeout, global.for_people()).await?;
+        output::put(&output::object(global.style(), &job, &id, || running(&job))?);
+        Ok(())
+    }
+}
+
+/// Commits the request. It carries its own name or a key of ours, so every try is the same job.
+async fn submit(client: &Client, body: Value) -> anyhow::Result<Value> {
+    let answer = match body.get("request_id") {
+        Some(_) => client.call(Method::POST, "/schedule", Some(body), None).await?,
+        None => client.change(Method::POST, "/schedule", body).await?,
+    };
+    Ok(answer.1)
+}
+
+/// What the answer to a schedule call says, for people.
+fn placed(answer: &Value) -> String {
+    let id = at(answer, "request_id");
+    let simulated = if at(answer, "simulation") == "true" { " (simulation)" } else { "" };
+    if at(answer, "status") == "queued" {
+        let mut out = format!("○ job {id} waits, position {}{simulated}\n", at(answer, "position"));
+        out.push_str(&reasons(answer));
+        return out;
+    }
+    let mut out = format!("job {id} placed on {}{simulated}\n", place(answer));
+    for placement in answer.get("placements").and_then(Value::as_array).into_iter().flatten().skip(1) {
+        out.push_str(&format!("  replica {} on {}\n", at(placement, "replica"), place_of(placement)));
+    }
+    out
+}
+
+fn place(answer: &Value) -> String {
+    let first = answer.get("placement").or_else(|| answer.get("placements").and_then(|p| p.get(0)));
+    first.map_or("-".to_owned(), place_of)
+}
+
+fn place_of(placement: &Value) -> String {
+    let devices = placement.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let index = |device: &Value| match device {
+        Value::String(uuid) => uuid.clone(),
+        device => any(device, &["index", "uuid"]),
+    };
+    let devices: Vec<_> = devices.iter().map(index).collect();
+    let gpus = if devices.is_empty() { String::new() } else { format!(" gpu {}", devices.join(",")) };
+    let why = match placement.get("why") {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(why)) => format!(" ({why})"),
+        Some(why) => format!(" ({why})"),
+    };
+    format!("{}{gpus}{why}", at(placement, "node"))
+}
+
+/// All reasons, one a line.
+fn reasons(value: &Value) -> String {
+    let list = value.get("reasons").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let line = |r: &Value| {
+        let permanent = if at(r, "permanent") == "true" { " [permanent]" } else { "" };
+        format!("  {}{permanent}: {}\n", at(r, "reason"), at(r, "detail"))
+    };
+    list.iter().map(line).collect()
+}
+
+/// Looks until the job runs or ended; each change of state is said.
+async fn wait(client: &Client, id: &str, timeout: Duration, loud: bool) -> anyhow::Result<Value> {
+    let end = Instant::now() + timeout;
+    let stop = super::signals::stop();
+    tokio::pin!(stop);
+    let mut last = String::new();
+    loop {
+        let job = client.get(&format!("/schedule/{}", escape(id))).await?;
+        let now = at(&job, "state");
+        if now != last && loud {
+            say(state(&now));
+        }
+        match now.as_str() {
+            "Running" | "Succeeded" => return Ok(job),
+            "Failed" | "Cancelled" | "Lost" | "Preempted" => {
+                let text = format!("job {id} ended as {now}{}\n  try: nf explain {id}", why_ended(&job));
+                return Err(fail(Exit::Failed, text));
+            }
+            _ if Instant::now() >= end => {
+                let text = format!(
+                    "job {id} is still {now} after {}s; it goes on\n{}  try: nf explain {id}",
+                    timeout.as_secs(),
+                    reasons(&job)
+                );
+                return Err(fail(Exit::WaitRanOut, text));
+            }
+            _ => last = now,
+        }
+        tokio::select! {
+            stopped = &mut stop => {
+                stopped?;
+                say(format!("waiting ended; job {id} goes on (nf stop {id} stops it)"));
+                return Err(fail(Exit::Interrupted, ""));
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+fn replicas(job: &Value) -> &[Value] {
+    job.get("replicas").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn why_ended(job: &Value) -> String {
+    let why = replicas(job).iter().map(|r| at(r, "why")).find(|why| why != "-");
+    why.map_or(String::new(), |why| format!(": {why}"))
+}
+
+fn running(job: &Value) -> String {
+    let mut out = String::new();
+    for replica in replicas(job) {
+        let address = any(replica, &["placement.address", "place.address", "address"]);
+        let node = any(replica, &["placement.node", "place.node", "node"]);
+        let endpoint = if address == "-" { String::new() } else { format!(" · endpoint http://{address}") };
+        out.push_str(&format!("{} on {node}{endpoint}\n", state(&at(replica, "status"))));
+    }
+    out
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    #[command(flatten)]
+    request: Request,
+}
+
+impl Plan {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.client()?;
+        let mut body = self.request.body()?;
+        body["dry_run"] = json!(true);
+        let (_, plan) = client.call(Method::POST, "/schedule", Some(body), None).await?;
+        let digest = at(&plan, "digest");
+        let people = || {
+            let mut out = match at(&plan, "status").as_str() {
+                "queued" => format!("○ would wait\n{}", reasons(&plan)),
+                _ => format!("● would be placed on {}\n", place(&plan)),
+            };
+            out.push_str(&format!(
+                "digest {digest}\nnothing was committed; run with --check-plan {digest} to get exactly this\n"
+            ));
+            out
+        };
+        output::put(&output::object(global.style(), &plan, &digest, people)?);
+        match at(&plan, "status").as_str() {
+            "queued" => Err(fail(Exit::Queued, "")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Its id, or a unique prefix
+    job: String,
+}
+
+impl Explain {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let job = get::job(&global.client()?, &self.job).await?;
+        let id = at(&job, "request_id");
+        output::put(&output::object(global.style(), &job, &id, || explain(&job))?);
+        Ok(())
+    }
+}
+
+fn explain(job: &Value) -> String {
+    let id = at(job, "request_id");
+    let mut out =
+        format!("job {id}: {}@{} of {}\n", at(job, "model_id"), at(job, "model_version"), at(job, "tenant_id"));
+    out.push_str(&format!("{}\n", state(&at(job, "state"))));
+    let waits = reasons(job);
+    if !waits.is_empty() {
+        out.push_str(&format!("waits at position {} because of\n{waits}", at(job, "position")));
+    }
+    for replica in replicas(job) {
+        let place = replica.get("placement").or_else(|| replica.get("place")).unwrap_or(replica);
+        let why = match at(replica, "why").as_str() {
+            "-" => String::new(),
+            why => format!(" ({why})"),
+        };
+        let number = any(replica, &["no", "replica"]);
+        out.push_str(&format!("  replica {number}: {} on {}{why}\n", at(replica, "status"), place_of(place)));
+    }
+    for step in job.get("history").and_then(Value::as_array).into_iter().flatten() {
+        let why = match any(step, &["why", "reason"]).as_str() {
+            "-" => String::new(),
+            why => format!(" ({why})"),
+        };
+        out.push_str(&format!("  {} {}{why}\n", any(step, &["at", "at_ms"]), at(step, "state")));
+    }
+    out
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Its id, or a unique prefix
+    job: String,
+    /// Don't ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Say what would be stopped, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Stop {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.client()?;
+        let job = get::job(&client, &self.job).await?;
+        let id = at(&job, "request_id");
+        let what = format!(
+            "stop job {id} ({}@{} of {})",
+            at(&job, "model_id"),
+            at(&job, "model_version"),
+            at(&job, "tenant_id")
+        );
+        if self.dry_run {
+            output::put(&output::object(global.style(), &job, &id, || {
+                format!("would {what}, {} replica(s)\n", replicas(&job).len())
+            })?);
+            return Ok(());
+        }
+        confirm(&what, self.yes)?;
+        let (_, answer) = client.change(Method::DELETE, &format!("/schedule/{}", escape(&id)), Value::Null).await?;
+        output::put(&output::object(global.style(), &answer, &id, || format!("job {id} stops\n"))?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_reads_as_a_sentence() {
+        let answer = json!({"request_id":"r1","status":"scheduled","simulation":true,
+            "placement":{"node":"n2","devices":["GPU-a","GPU-b"],"why":"same island"}});
+        assert_eq!(placed(&answer), "job r1 placed on n2 gpu GPU-a,GPU-b (same island) (simulation)\n");
+        let queued = json!({"request_id":"r2","status":"queued","position":3,
+            "reasons":[{"reason":"Resources","detail":"0 of 3 nodes","permanent":false},
+                       {"reason":"ExceedsMaxQuota","detail":"4 > 2","permanent":true}]});
+        let text = placed(&queued);
+        assert!(
+            text.contains("position 3") && text.contains("Resources: 0 of 3") && text.contains("[permanent]"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! The kinds of objects that can be listed: where each is read, how it is shown,
+//! what names it. It does not know how lists are fetched.
+
+use super::output::{Column, age_of, at, bytes, col, milli, state, wide};
+use serde_json::{Value, json};
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    #[value(alias = "job", alias = "j")]
+    Jobs,
+    #[value(alias = "node", alias = "n")]
+    Nodes,
+    #[value(alias = "gpu")]
+    Gpus,
+    #[value(alias = "tenant", alias = "t")]
+    Tenants,
+    #[value(alias = "event")]
+    Events,
+    #[value(alias = "member", alias = "m")]
+    Members,
+}
+
+impl Kind {
+    pub fn path(self) -> &'static str {
+        match self {
+            Kind::Jobs => "/schedule",
+            Kind::Nodes | Kind::Gpus => "/nodes",
+            Kind::Tenants => "/tenants",
+            Kind::Events => "/events",
+            Kind::Members => "/cluster/members",
+        }
+    }
+
+    pub fn one(self) -> &'static str {
+        match self {
+            Kind::Jobs => "job",
+            Kind::Nodes => "node",
+            Kind::Gpus => "gpu",
+            Kind::Tenants => "tenant",
+            Kind::Events => "event",
+            Kind::Members => "member",
+        }
+    }
+
+    /// What names an item of this kind.
+    pub fn id(self) -> fn(&Value) -> String {
+        match self {
+            Kind::Jobs => |v| at(v, "request_id"),
+            Kind::Nodes => |v| at(v, "node_id"),
+            Kind::Gpus => |v| at(v, "uuid"),
+            Kind::Tenants => |v| at(v, "tenant_id"),
+            Kind::Events => |v| at(v, "seq"),
+            Kind::Members => |v| at(v, "name"),
+        }
+    }
+
+    /// Said when there is nothing.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Kind::Jobs => "no jobs; nf run MODEL --tenant T --gpus 1 schedules one",
+            Kind::Nodes | Kind::Gpus => "no nodes; nf node register n1 --gpus 8 adds one (in simulation)",
+            Kind::Tenants => "no tenants; one exists once it is named",
+            Kind::Events => "no events",
+            Kind::Members => "no members",
+        }
+    }
+
+    pub fn columns(self) -> &'static [Column] {
+        match self {
+            Kind::Jobs => JOBS,
+            Kind::Nodes => NODES,
+            Kind::Gpus => GPUS,
+            Kind::Tenants => TENANTS,
+            Kind::Events => EVENTS,
+            Kind::Members => MEMBERS,
+        }
+    }
+}
+
+const JOBS: &[Column] = &[
+    col("JOB", |v| at(v, "request_id")),
+    col("TENANT", |v| at(v, "tenant_id")),
+    col("MODEL", |v| format!("{}@{}", at(v, "model_id"), at(v, "model_version"))),
+    col("STATE", |v| state(&at(v, "state"))),
+    col("READY", |v| format!("{}/{}", at(v, "ready").replace('-', "0"), replicas(v))),
+    col("GPU", |v| any(v, &["gpu", "resources.gpu"])),
+    col("NODES", |v| any(v, &["nodes", "placement.node"])),
+    col("AGE", |v| age_of(v, &["created_at", "created_ms"])),
+    wide("PRIORITY", |v| at(v, "priority")),
+    wide("REASONS", reasons),
+];
+const NODES: &[Column] = &[
+    col("NODE", |v| at(v, "node_id")),
+    col("STATE", |v| state(&at(v, "state"))),
+    col("SCHEDULABLE", |v| if at(v, "schedulable") == "false" { "no".into() } else { "yes".into() }),
+    col("GPUS", |v| any(v, &["total.gpu", "gpus"])),
+    col("FREE", |v| any(v, &["free.gpu", "gpus_free"])),
+    col("REPLICAS", |v| at(v, "replicas")),
+    col("KIND", |v| at(v, "kind")),
+    wide("CPU", |v| any(v, &["free.cpu", "cpu"])),
+    wide("MEM", |v| size(v, &["free.mem_bytes", "free.mem"])),
+    wide("ZONE", |v| at(v, "zone")),
+    wide("HOST", |v| at(v, "host")),
+];
+const GPUS: &[Column] = &[
+    col("NODE", |v| at(v, "node_id")),
+    col("GPU", |v| at(v, "index")),
+    col("TYPE", |v| at(v, "device_type")),
+    col("MEMORY", |v| size(v, &["memory_bytes", "memory"])),
+    col("USED", |v| used(v)),
+    col("ISLAND", |v| at(v, "island")),
+    wide("UUID", |v| at(v, "uuid")),
+    wide("HEALTHY", |v| at(v, "healthy")),
+];
+const TENANTS: &[Column] = &[
+    col("TENANT", |v| at(v, "tenant_id")),
+    col("GPUS", |v| any(v, &["used.gpu", "reserved.gpu"])),
+    col("QUOTA", |v| any(v, &["gpu_quota", "quota.gpu", "quota.gpus"])),
+    col("JOBS", |v| at(v, "jobs")),
+    col("WAITING", |v| at(v, "waiting")),
+];
+const EVENTS: &[Column] = &[
+    col("SEQ", |v| at(v, "seq")),
+    col("AGE", |v| age_of(v, &["at", "at_ms"])),
+    col("KIND", |v| at(v, "kind")),
+    col("OBJECT", |v| any(v, &["request_id", "node", "node_id", "tenant_id", "member", "name"])),
+    col("FROM", |v| at(v, "from")),
+    col("TO", |v| at(v, "to")),
+    col("WHY", |v| any(v, &["why", "reason"])),
+];
+const MEMBERS: &[Column] = &[
+    col("MEMBER", |v| at(v, "name")),
+    col("ROLE", |v| state(&at(v, "role"))),
+    col("API", |v| at(v, "api")),
+    col("PEER", |v| at(v, "peer")),
+    col("MATCHED", |v| at(v, "matched")),
+    wide("ID", |v| at(v, "id")),
+    wide("VERSION", |v| at(v, "version")),
+];
+
+/// The first path that is there.
+pub fn any(v: &Value, paths: &[&str]) -> String {
+    paths.iter().map(|path| at(v, path)).find(|text| text != "-").unwrap_or_else(|| "-".to_owned())
+}
+
+fn replicas(v: &Value) -> String {
+    match v.get("replicas") {
+        Some(Value::Array(list)) => list.len().to_string(),
+        _ => at(v, "replicas"),
+    }
+}
+
+fn size(v: &Value, paths: &[&str]) -> String {
+    let text = any(v, paths);
+    text.parse().map_or(text, bytes)
+}
+
+fn used(v: &Value) -> String {
+    let text = any(v, &["used_milli", "reserved_milli"]);
+    text.parse().map_or_else(|_| any(v, &["used", "reserved"]), milli)
+}
+
+pub fn reasons(v: &Value) -> String {
+    let Some(Value::Array(list)) = v.get("reasons") else { return "-".to_owned() };
+    let words: Vec<_> = list.iter().map(|r| any(r, &["reason"])).collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(",") }
+}
+
+/// The devices of nodes as items of their own.
+pub fn gpus(nodes: &[Value]) -> Vec<Value> {
+    let mut out = Vec::new();
+    for node in nodes {
+        let devices = node.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        for (index, device) in devices.iter().enumerate() {
+            let mut device = device.clone();
+            if let Some(fields) = device.as_object_mut() {
+                fields.insert("node_id".to_owned(), json!(at(node, "node_id")));
+                fields.entry("index").or_insert(json!(index));
+            }
+            out.push(device);
+        }
+    }
+    out
+}

@@ -1,0 +1,145 @@
+//! `nf model`: publishes a directory as a version, and pulls one. It works on the
+//! store directly; members read the same store.
+
+use super::exit::{Exit, fail};
+use super::output;
+use super::{Global, say};
+use crate::models::{self, Draft, FileName, Launch, Process, Store};
+use clap::{Args, Subcommand};
+use nf_core::id::{ModelId, VersionId};
+use nf_core::reason::Reason;
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Model {
+    #[command(subcommand)]
+    command: ModelCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Publish the files of a directory as a model version
+    #[command(
+        after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model publish ./m --model m --version v2 --runtime runtime.json"
+    )]
+    Publish(Publish),
+    /// Fetch a version, check every byte, and print where it is
+    #[command(
+        after_help = "Examples:\n  nf model pull magika@v1 --store file:///srv/models -o json\n  nf model pull magika@v1 --to ./magika"
+    )]
+    Pull(Pull),
+}
+
+#[derive(Debug, Args)]
+struct Publish {
+    /// The directory with the files
+    dir: PathBuf,
+    #[arg(long)]
+    model: ModelId,
+    #[arg(long)]
+    version: VersionId,
+    /// The store, file:// and a directory
+    #[arg(long, env = "MODEL_STORE_URL")]
+    store: String,
+    /// How it is run, as JSON ({"argv":[…],"ready":{…}}); simulated when absent
+    #[arg(long, value_name = "FILE")]
+    runtime: Option<PathBuf>,
+    /// Which file is the model; the largest when absent
+    #[arg(long, value_name = "PATH")]
+    main: Option<String>,
+    /// What the files are, e.g. onnx
+    #[arg(long, default_value = "onnx")]
+    format: String,
+    /// The version's latency budget in milliseconds
+    #[arg(long)]
+    latency_ms: Option<u32>,
+    /// The version's memory budget, e.g. 2GiB
+    #[arg(long, value_parser = nf_core::resources::parse_bytes)]
+    memory: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+struct Pull {
+    /// MODEL@VERSION
+    version: String,
+    /// The store, file:// and a directory
+    #[arg(long, env = "MODEL_STORE_URL")]
+    store: String,
+    /// Where to put it; MODEL-VERSION in the current directory when absent
+    #[arg(long)]
+    to: Option<PathBuf>,
+}
+
+impl Model {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        match self.command {
+            ModelCommand::Publish(publish) => publish.run(global).await,
+            ModelCommand::Pull(pull) => pull.run(global).await,
+        }
+    }
+}
+
+/// A store's error with the exit of its reason.
+fn told(error: models::Error) -> anyhow::Error {
+    let exit = match error.reason() {
+        Reason::ModelNotFound => Exit::NotFound,
+        Reason::Conflict => Exit::Conflict,
+        Reason::ConfigInvalid => Exit::Usage,
+        Reason::ArtifactMismatch => Exit::Denied,
+        _ => Exit::Failed,
+    };
+    fail(exit, format!("{}: {error}", error.reason()))
+}
+
+impl Publish {
+    async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let store = Store::open(&self.store).map_err(told)?;
+        let runtime = match &self.runtime {
+            None => Launch::Simulated {},
+            Some(path) => {
+                let bad = |e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
+                let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
+                Launch::Process(serde_json::from_str::<Process>(&text).map_err(|e| bad(&e))?)
+            }
+        };
+        let main = self
+            .main
+            .as_deref()
+            .map(FileName::new)
+            .transpose()
+            .map_err(|e| fail(Exit::Usage, format!("--main: {e}")))?;
+        let draft = Draft {
+            model_id: self.model.clone(),
+            version: self.version.clone(),
+            format: self.format,
+            runtime,
+            main,
+            latency_ms: self.latency_ms,
+            memory: self.memory,
+        };
+        let manifest = models::publish(&store, &self.dir, draft).await.map_err(told)?;
+        let (model, version, digest) = (&self.model, &self.version, manifest.digest().to_string());
+        let value = json!({ "model_id": model, "version": version, "sha256": digest, "files": manifest.files.len() });
+        let people = || format!("{model}@{version} published, sha256 {digest}\n");
+        output::put(&output::object(global.style(), &value, &format!("{model}@{version}"), people)?);
+        say(format!("run it with: nf run {model}@{version} --tenant demo --gpus 1 --wait"));
+        Ok(())
+    }
+}
+
+impl Pull {
+    async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let bad = || fail(Exit::Usage, format!("{}: MODEL@VERSION, such as magika@v1", self.version));
+        let (model, version) = self.version.split_once('@').ok_or_else(bad)?;
+        let model = ModelId::new(model).map_err(|e| fail(Exit::Usage, e.to_string()))?;
+        let version = VersionId::new(version).map_err(|e| fail(Exit::Usage, e.to_string()))?;
+        let store = Store::open(&self.store).map_err(told)?;
+        let to = self.to.unwrap_or_else(|| PathBuf::from(format!("{model}-{version}")));
+        let pulled = models::pull(&store, &model, &version, &to).await.map_err(told)?;
+        let value = serde_json::to_value(&pulled)?;
+        let people = || format!("{model}@{version} is in {}, sha256 {}\n", pulled.path.display(), pulled.sha256);
+        output::put(&output::object(global.style(), &value, &format!("{model}@{version}"), people)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,13 @@
+//! Ctrl-C and TERM.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Returns at the first TERM or INT.
+pub async fn stop() -> std::io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Which values fit together: the mode and what it needs, the bind address, the
+//! liveness times. Pure; it reads nothing but the settings.
+
+use super::parse::{Mode, Role};
+use super::{Error, Origin, Setting, Settings};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The guard looks at the clock this often.
+const GUARD_TICK: Duration = Duration::from_millis(100);
+
+impl Settings {
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.check_times()?;
+        self.check_binding()?;
+        self.check_membership()
+    }
+
+    /// What production needs and these settings lack.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let trust = self.cosign_key_path.is_some() || self.vault_addr.is_some();
+        let needs = [
+            (self.model_store_url.is_some(), "MODEL_STORE_URL"),
+            (trust, "COSIGN_KEY_PATH or VAULT_ADDR"),
+            (self.jwks.is_some(), "NF_JWKS"),
+            (self.tls_dir.is_some(), "NF_TLS_DIR"),
+        ];
+        needs.into_iter().filter(|(there, _)| !there).map(|(_, name)| name).collect()
+    }
+
+    /// The mode of this process. With nothing said, simulation when something is missing.
+    pub fn mode(&self) -> Mode {
+        match (self.simulation_mode.value, self.neural_fabric_mode.value) {
+            (Some(true), _) => Mode::Simulation,
+            (Some(false), _) => Mode::Production,
+            (None, Some(mode)) => mode,
+            (None, None) if self.missing().is_empty() => Mode::Production,
+            (None, None) => Mode::Simulation,
+        }
+    }
+
+    /// Whether this build can run these settings.
+    ///
+    /// # Errors
+    /// For production: what is missing, and in this build always.
+    pub fn can_serve(&self) -> Result<(), Error> {
+        match (self.mode(), self.missing()) {
+            (Mode::Simulation, _) => Ok(()),
+            (Mode::Production, missing) if missing.is_empty() => Err(Error::NoIdentity),
+            (Mode::Production, missing) => Err(Error::Missing(missing)),
+        }
+    }
+
+    /// The public address.
+    pub fn public(&self) -> SocketAddr {
+        self.listen.value.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, self.scheduler_port.value)))
+    }
+
+    /// The address for members and workers.
+    pub fn peer(&self) -> SocketAddr {
+        let next = self.public().port().saturating_add(1);
+        self.peer_listen.value.unwrap_or_else(|| SocketAddr::new(self.public().ip(), next))
+    }
+
+    /// The name, or the only member's name when none is set.
+    pub fn name(&self) -> String {
+        self.node_name.value.clone().unwrap_or_else(|| "node-1".to_owned())
+    }
+
+    /// Where this process keeps its data.
+    pub fn data(&self) -> PathBuf {
+        let home = || {
+            let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+            let share = from("XDG_DATA_HOME").or_else(|| from("HOME").map(|home| home.join(".local/share")));
+            share.unwrap_or_else(std::env::temp_dir).join("neural-fabric")
+        };
+        let own = || home().join(format!("{}-{}", self.name(), self.public().port()));
+        self.data_dir.value.clone().unwrap_or_else(own)
+    }
+
+    fn check_times(&self) -> Result<(), Error> {
+        let clash = |text: String| Err(Error::Clash(text));
+        if self.election_min.value > self.election_max.value {
+            return clash("NF_ELECTION_MIN must not be longer than NF_ELECTION_MAX".into());
+        }
+        if self.heartbeat.value * 3 > self.election_min.value + self.election_max.value {
+            return clash("NF_HEARTBEAT is too long: three of them must fit before a follower campaigns".into());
+        }
+        let order = [self.beat.value, self.suspect_after.value, self.unknown_after.value, self.down_after.value];
+        if !order.is_sorted_by(|a, b| a < b) {
+            return clash("NF_BEAT < NF_SUSPECT_AFTER < NF_UNKNOWN_AFTER < NF_DOWN_AFTER must hold".into());
+        }
+        // The lease runs on the node's clock, which may be 1 % slow; see DESIGN.md section 3.
+        let needed = self.lease.value.mul_f64(1.01) + GUARD_TICK + Duration::from_secs(5);
+        if self.down_after.value < needed {
+            let text =
+                "NF_DOWN_AFTER must be at least 1.01 × NF_LEASE + 5.1s, or a node is given up while its lease runs";
+            return clash(format!("{text} (here {}s)", needed.as_secs_f64()));
+        }
+        if self.lease.value < self.kill_budget.value + Duration::from_secs(30) + Duration::from_millis(1) {
+            return clash("NF_LEASE must be more than 30s longer than NF_KILL_BUDGET".into());
+        }
+        Ok(())
+    }
+
+    /// Plain text never leaves the machine.
+    fn check_binding(&self) -> Result<(), Error> {
+        let public = self.public();
+        if public.ip().is_loopback() {
+            return Ok(());
+        }
+        let name = if matches!(self.listen.origin, Origin::Default) { "SCHEDULER_PORT" } else { "NF_LISTEN" };
+        Err(Error::Clash(format!(
+            "{name} ({public}) is not loopback, and this build has no TLS on the public port: \
+             listen on 127.0.0.1 and put a TLS proxy in front"
+        )))
+    }
+
+    fn check_membership(&self) -> Result<(), Error> {
+        let clash = |text: String| Err(Error::Clash(text));
+        let set = |setting: &Setting<Vec<String>>| !setting.value.is_empty();
+        if !self.members.value.is_empty() && set(&self.join) {
+            return clash("NF_MEMBERS forms a new group and NF_JOIN joins one: set one of the two".into());
+        }
+        if self.role.value == Role::Worker && !set(&self.join) {
+            return clash("a worker needs NF_JOIN: the public addresses of members, e.g. --join 127.0.0.1:8600".into());
+        }
+        let named = |name: &String| self.members.value.iter().any(|m| m.name == *name);
+        match &self.node_name.value {
+            None if !self.members.value.is_empty() || set(&self.join) => {
+                clash("NF_NODE_NAME is needed with NF_MEMBERS and NF_JOIN: set --node-name".into())
+            }
+            Some(name) if !self.members.value.is_empty() && !named(name) => {
+                clash(format!("NF_NODE_NAME {name} is not in NF_MEMBERS: add it there or change the name"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

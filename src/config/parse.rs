@@ -1,0 +1,316 @@
+//! One parser per kind of setting: text in, typed value or a sentence out. An
+//! empty text means "not set". They do not know which setting they serve.
+
+use nf_core::id::{DeviceType, NodeName};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Fixed at the group's start; see SPEC.md section 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Production,
+    Simulation,
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Production => "production",
+            Mode::Simulation => "simulation",
+        }
+    }
+}
+
+/// What this process is in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Member,
+    Worker,
+}
+
+/// Key exchange on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pqc {
+    Hybrid,
+    Classical,
+    Off,
+}
+
+/// A first member of a new group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub name: String,
+    /// `host:port` for other members.
+    pub peer: String,
+}
+
+/// A node that this process plays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlayedNode {
+    pub name: NodeName,
+    pub device_type: Option<DeviceType>,
+    pub count: u16,
+}
+
+/// Which devices this process brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GpuNodes {
+    Auto,
+    Played(Vec<PlayedNode>),
+}
+
+/// Most GPUs of one node, and of a default quota; bounds the arithmetic.
+const MOST_GPUS: u64 = 1_000_000;
+/// A wait longer than this is a slip of the pen.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+pub fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a port from 1 to 65535".into()),
+        Ok(port) => Ok(port),
+    }
+}
+
+pub fn address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let local = text.replace("localhost:", "127.0.0.1:");
+    local.parse().map(Some).map_err(|_| "an address and port such as 127.0.0.1:8600 or [::1]:8600".into())
+}
+
+pub fn host(text: &str) -> Result<Option<String>, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    match text {
+        "" => Ok(None),
+        text if text.len() <= 255 && text.chars().all(fine) => Ok(Some(text.to_owned())),
+        _ => Err("a host name or address without port".into()),
+    }
+}
+
+/// A DNS label: certificates carry the name.
+fn label(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let edges = text.starts_with('-') || text.ends_with('-');
+    match !text.is_empty() && text.len() <= 63 && !edges && text.chars().all(fine) {
+        true => Ok(text.to_owned()),
+        false => Err("1 to 63 of a-z 0-9 and -, not beginning or ending with -".into()),
+    }
+}
+
+pub fn cluster(text: &str) -> Result<String, String> {
+    label(text)
+}
+
+pub fn node_name(text: &str) -> Result<Option<String>, String> {
+    (!text.is_empty()).then(|| label(text)).transpose()
+}
+
+pub fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "member" => Ok(Role::Member),
+        "worker" => Ok(Role::Worker),
+        _ => Err("member or worker".into()),
+    }
+}
+
+pub fn mode(text: &str) -> Result<Option<Mode>, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "" => Ok(None),
+        "production" => Ok(Some(Mode::Production)),
+        "simulation" => Ok(Some(Mode::Simulation)),
+        _ => Err("production or simulation".into()),
+    }
+}
+
+pub fn switch(text: &str) -> Result<Option<bool>, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "" => Ok(None),
+        "1" | "true" | "yes" | "on" => Ok(Some(true)),
+        "0" | "false" | "no" | "off" => Ok(Some(false)),
+        _ => Err("true or false".into()),
+    }
+}
+
+pub fn pqc(text: &str) -> Result<Pqc, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "hybrid" => Ok(Pqc::Hybrid),
+        "classical" => Ok(Pqc::Classical),
+        "off" => Ok(Pqc::Off),
+        _ => Err("hybrid, classical or off".into()),
+    }
+}
+
+pub fn list(text: &str) -> Result<Vec<String>, String> {
+    Ok(parts(text).map(str::to_owned).collect())
+}
+
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+pub fn members(text: &str) -> Result<Vec<Member>, String> {
+    const FORM: &str = "name=host:port, comma separated, e.g. node-1=10.0.0.1:8601,node-2=10.0.0.2:8601";
+    let mut out: Vec<Member> = Vec::new();
+    for part in parts(text) {
+        let (name, peer) = part.split_once('=').ok_or(FORM)?;
+        let (host, port_text) = peer.rsplit_once(':').ok_or(FORM)?;
+        let name = label(name).map_err(|why| format!("{FORM}; the name {name:?} is not {why}"))?;
+        if host.is_empty() || port(port_text).is_err() {
+            return Err(FORM.into());
+        }
+        if out.iter().any(|m| m.name == name || m.peer == peer) {
+            return Err(format!("{FORM}; {part} is there twice"));
+        }
+        out.push(Member { name, peer: peer.to_owned() });
+    }
+    match out.len() {
+        0..=7 => Ok(out),
+        n => Err(format!("at most 7 members, not {n}: more machines join as workers")),
+    }
+}
+
+pub fn gpu_nodes(text: &str) -> Result<GpuNodes, String> {
+    const FORM: &str = "auto, or name[:device_type[:count]], comma separated, e.g. n1:H100-80G:8,n2";
+    if text.is_empty() || text.eq_ignore_ascii_case("auto") {
+        return Ok(GpuNodes::Auto);
+    }
+    let mut out: Vec<PlayedNode> = Vec::new();
+    for part in parts(text) {
+        let mut fields = part.split(':');
+        let name = NodeName::new(fields.next().unwrap_or_default()).map_err(|e| format!("{FORM}; {e}"))?;
+        let device_type = fields.next().filter(|t| !t.is_empty());
+        let device_type = device_type.map(DeviceType::new).transpose().map_err(|e| format!("{FORM}; {e}"))?;
+        let count = match fields.next().map(str::parse::<u16>) {
+            None => 1,
+            Some(Ok(count)) if count <= 1024 => count,
+            Some(_) => return Err(format!("{FORM}; the count is 0 to 1024")),
+        };
+        if fields.next().is_some() {
+            return Err(FORM.into());
+        }
+        if out.iter().any(|n| n.name == name) {
+            return Err(format!("{FORM}; {name} is there twice"));
+        }
+        out.push(PlayedNode { name, device_type, count });
+    }
+    Ok(GpuNodes::Played(out))
+}
+
+/// Thousandths of a GPU from a decimal count.
+pub fn gpu_milli(text: &str) -> Result<u64, String> {
+    let bad = || "a number of GPUs such as 2 or 0.5".to_owned();
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |t: &str| t.chars().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || whole.len() > 9 || fraction.len() > 3 || !digits(whole) || !digits(fraction) {
+        return Err(bad());
+    }
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let milli: u64 = format!("{fraction:0<3}").parse().map_err(|_| bad())?;
+    match whole {
+        0..MOST_GPUS => Ok(whole * 1000 + milli),
+        _ => Err(format!("at most {MOST_GPUS} GPUs")),
+    }
+}
+
+pub fn ports(text: &str) -> Result<(u16, u16), String> {
+    let bad = || "a range of ports such as 31000-31999".to_owned();
+    let (first, last) = text.split_once('-').ok_or_else(bad)?;
+    let (first, last) = (port(first).map_err(|_| bad())?, port(last).map_err(|_| bad())?);
+    if first > last { Err(bad()) } else { Ok((first, last)) }
+}
+
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || "a time with its unit, such as 250ms, 5s or 1m".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let number: u64 = text[..split].parse().map_err(|_| bad())?;
+    let ms = match &text[split..] {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => return Err(bad()),
+    };
+    match ms.map(Duration::from_millis) {
+        Some(time) if time.is_zero() => Err("more than nothing: a time such as 250ms".into()),
+        Some(time) if time <= LONGEST => Ok(time),
+        _ => Err("at most 24h".into()),
+    }
+}
+
+pub fn path(text: &str) -> Result<Option<PathBuf>, String> {
+    Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+}
+
+pub fn dir(text: &str) -> Result<PathBuf, String> {
+    path(text)?.ok_or_else(|| "a directory".into())
+}
+
+pub fn text(text: &str) -> Result<Option<String>, String> {
+    Ok((!text.is_empty()).then(|| text.to_owned()))
+}
+
+pub fn plain(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+fn with_scheme(text: &str, schemes: &[&str]) -> Result<Option<String>, String> {
+    let rest = |scheme: &&str| text.strip_prefix(*scheme).and_then(|r| r.strip_prefix("://"));
+    match schemes.iter().find_map(rest) {
+        _ if text.is_empty() => Ok(None),
+        Some(rest) if !rest.is_empty() && !text.contains(char::is_whitespace) => Ok(Some(text.to_owned())),
+        _ => Err(format!("a URL that begins with {}://", schemes.join(":// or "))),
+    }
+}
+
+pub fn url(text: &str) -> Result<Option<String>, String> {
+    with_scheme(text, &["http", "https", "redis", "rediss"])
+}
+
+pub fn urls(text: &str) -> Result<Option<String>, String> {
+    for part in parts(text) {
+        with_scheme(part, &["http", "https"])?;
+    }
+    self::text(text)
+}
+
+pub fn store(text: &str) -> Result<Option<String>, String> {
+    with_scheme(text, &["file", "http", "https", "s3", "gs", "az"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in ["", "0", "65536", "-1", "NaN", "8600x"] {
+            assert!(port(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "-1", "NaN", "1e3", "2.0001", "9223372036854775808", ".5"] {
+            assert!(gpu_milli(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "5", "0s", "-5s", "5 s", "99999999999999999999s", "25h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        for bad in ["../x", "n1:H100:x", "n1:H100:1:2", "n1,n1", "n1::99999"] {
+            assert!(gpu_nodes(bad).is_err(), "{bad}");
+        }
+        for bad in ["n1", "n1=host", "N1=h:1", "a=h:1,a=h:2", "a=h:0"] {
+            assert!(members(bad).is_err(), "{bad}");
+        }
+        assert!(ports("9-1").is_err() && store("nfs://x").is_err() && url("prom:9090").is_err());
+    }
+
+    #[test]
+    fn what_people_write_is_read() {
+        assert_eq!(gpu_milli("0.5"), Ok(500));
+        assert_eq!(switch("TRUE"), Ok(Some(true)));
+        assert_eq!(duration("1m"), Ok(Duration::from_secs(60)));
+        let nodes = gpu_nodes("n1:H100-80G:8, n2").unwrap();
+        let GpuNodes::Played(nodes) = nodes else { panic!("{nodes:?}") };
+        assert_eq!((nodes[0].count, nodes[1].count), (8, 1));
+        assert_eq!(members("a=h:1,b=h:2").unwrap().len(), 2);
+    }
+}

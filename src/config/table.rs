@@ -1,0 +1,152 @@
+//! The table of all settings: one row names the field, the environment variable,
+//! the flag, the default and the meaning. Struct, flags, `nf config view` and the
+//! test of the example file are made of it, so they can't disagree. It does not
+//! know which values fit together.
+
+use super::parse;
+use super::value::{Raw, Setting};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// What the tools need to know of one setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Field of [`Settings`] and key in the config file.
+    pub key: &'static str,
+    /// Environment variable.
+    pub env: &'static str,
+    /// Default as text; "" means not set.
+    pub default: &'static str,
+    /// Never printed.
+    pub secret: bool,
+    pub doc: &'static str,
+}
+
+impl Row {
+    /// The flag's long name.
+    pub fn flag(&self) -> &'static str {
+        static NAMES: LazyLock<Vec<String>> =
+            LazyLock::new(|| TABLE.iter().map(|row| row.key.replace('_', "-")).collect());
+        let at = TABLE.iter().position(|row| row.key == self.key).expect("rows exist in the table alone");
+        &NAMES[at]
+    }
+}
+
+macro_rules! settings {
+    ($( $(#[$secret:ident])? $key:ident: $type:ty = $default:literal, $env:literal, $parse:path, $doc:literal; )+) => {
+        /// Every setting with its origin. Other modules are given plain values, never this.
+        #[derive(Clone, Debug)]
+        pub struct Settings { $(#[doc = $doc] pub $key: Setting<$type>,)+ }
+
+        /// All settings, in the order in which people read them.
+        pub const TABLE: &[Row] = &[$(Row {
+            key: stringify!($key),
+            env: $env,
+            default: $default,
+            secret: settings!(@secret $($secret)?),
+            doc: $doc,
+        },)+];
+
+        impl Settings {
+            /// Parses each raw value; the first that can't be parsed is the error.
+            pub(super) fn parse(raw: impl Fn(&'static Row) -> Raw) -> Result<Self, super::Error> {
+                let mut rows = TABLE.iter();
+                $(let $key = raw(rows.next().expect("one row per field")).parse($parse)?;)+
+                Ok(Self { $($key,)+ })
+            }
+
+            /// Each row with its value as text and its origin. Secrets are not hidden here.
+            pub(super) fn shown(&self) -> Vec<(&'static Row, &str, &super::Origin)> {
+                let values = [$((self.$key.text.as_str(), &self.$key.origin),)+];
+                TABLE.iter().zip(values).map(|(row, (text, origin))| (row, text, origin)).collect()
+            }
+        }
+    };
+    (@secret secret) => { true };
+    (@secret) => { false };
+}
+
+settings! {
+    scheduler_port: u16 = "8600", "SCHEDULER_PORT", parse::port,
+        "public port: REST, gRPC and dashboard on one port";
+    listen: Option<SocketAddr> = "", "NF_LISTEN", parse::address,
+        "public address and port; wins over scheduler_port, which is on 127.0.0.1";
+    peer_listen: Option<SocketAddr> = "", "NF_PEER_LISTEN", parse::address,
+        "address for members and workers, always mutual TLS; 127.0.0.1 and the public port + 1 when not set";
+    advertise: Option<String> = "", "NF_ADVERTISE", parse::host,
+        "host name or address at which other machines reach this one; the listening address when not set";
+    node_name: Option<String> = "", "NF_NODE_NAME", parse::node_name,
+        "this process' name in the group and in its certificate (a DNS label); node-1 when alone";
+    cluster: String = "neural-fabric", "NF_CLUSTER", parse::cluster,
+        "name of the group (a DNS label)";
+    role: parse::Role = "member", "NF_ROLE", parse::role,
+        "member (votes, serves the API) or worker (agent without a vote)";
+    members: Vec<parse::Member> = "", "NF_MEMBERS", parse::members,
+        "first members of a new group, the same list on each: name=host:peer-port, comma separated";
+    join: Vec<String> = "", "NF_JOIN", parse::list,
+        "public addresses of members of the group that this process joins, comma separated";
+    neural_fabric_mode: Option<parse::Mode> = "", "NEURAL_FABRIC_MODE", parse::mode,
+        "production or simulation; simulation when a setting that production needs is missing";
+    simulation_mode: Option<bool> = "", "SIMULATION_MODE", parse::switch,
+        "true or false: says the same for this one process, and wins";
+    data_dir: Option<PathBuf> = "", "NF_DATA_DIR", parse::path,
+        "where this process keeps its data; $XDG_DATA_HOME/neural-fabric/NODE-PORT when not set";
+    run_dir: PathBuf = "/tmp/neural_runs", "NF_RUN_DIR", parse::dir,
+        "where simulated replicas write their run files";
+    port_range: (u16, u16) = "31000-31999", "NF_PORT_RANGE", parse::ports,
+        "ports that replicas on this node may be given";
+    gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
+        "auto (ask the driver), or name[:device_type[:count]], comma separated: nodes played in simulation";
+    max_tenant_gpus: u64 = "2", "MAX_TENANT_GPUs", parse::gpu_milli,
+        "GPU quota of a tenant with none of its own; read when the group is formed";
+    model_store_url: Option<String> = "", "MODEL_STORE_URL", parse::store,
+        "where model versions come from: file://, http(s)://; a local directory in simulation";
+    cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
+        "public keys that sign model manifests";
+    vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
+        "Vault or OpenBao that verifies manifests";
+    jwks: Option<String> = "", "NF_JWKS", parse::text,
+        "file or URL with the keys that sign people's tokens";
+    tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
+        "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
+    pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,
+        "hybrid, classical or off for transport; off only on loopback";
+    prom_url: Option<String> = "", "PROM_URL", parse::url,
+        "Prometheus to read latency and queue depth from; without it, what agents report";
+    #[secret] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,
+        "mirror for SQL users";
+    #[secret] redis_url: Option<String> = "", "REDIS_URL", parse::url,
+        "publishes the routing table and an event stream";
+    kubeconfig: Option<PathBuf> = "", "KUBECONFIG", parse::path,
+        "makes the Kubernetes runtime available, never chooses it";
+    #[secret] openai_key: Option<String> = "", "OPENAI_KEY", parse::text,
+        "lets nf explain answer in prose";
+    neural_fabric_url: Option<String> = "", "NEURAL_FABRIC_URL", parse::urls,
+        "for clients: the members' public addresses, comma separated; NF_ADDR is the same and wins";
+    heartbeat: Duration = "50ms", "NF_HEARTBEAT", parse::duration,
+        "between heartbeats of the leader";
+    election_min: Duration = "250ms", "NF_ELECTION_MIN", parse::duration,
+        "shortest random part of the wait before a follower campaigns";
+    election_max: Duration = "450ms", "NF_ELECTION_MAX", parse::duration,
+        "longest random part of that wait; also the leader's lease";
+    beat: Duration = "1s", "NF_BEAT", parse::duration,
+        "between beats of a node";
+    suspect_after: Duration = "5s", "NF_SUSPECT_AFTER", parse::duration,
+        "silence after which a node is Suspect";
+    unknown_after: Duration = "15s", "NF_UNKNOWN_AFTER", parse::duration,
+        "silence after which a node gets no new replicas";
+    lease: Duration = "45s", "NF_LEASE", parse::duration,
+        "agent lease, from the sending of a beat";
+    kill_budget: Duration = "5s", "NF_KILL_BUDGET", parse::duration,
+        "time kept before the lease ends to stop exclusive replicas";
+    down_after: Duration = "60s", "NF_DOWN_AFTER", parse::duration,
+        "silence after which a node is given up and its replicas start elsewhere";
+    stop_grace: Duration = "10s", "NF_STOP_GRACE", parse::duration,
+        "how long a replica may drain before TERM";
+    kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,
+        "how long after TERM before KILL";
+    log: String = "info", "NF_LOG", parse::plain,
+        "what is logged, e.g. info or neural_fabric::raft=debug";
+}
