@@ -70,9 +70,10 @@ fn add_devices(job: &Value, held: &mut BTreeMap<(String, String), u64>) -> Resul
     for replica in list(&job["replicas"]) {
         let place = &replica["placement"];
         let node = place["node"].as_str().unwrap_or_default();
-        for device in list(&place["devices"]) {
-            let uuid = device["uuid"].as_str().context("a held device has a uuid")?;
-            let milli = device["milli"].as_u64().context("a held device has milli")?;
+        // Two lists in the same order: uuids, and the thousandths held of each.
+        for (uuid, milli) in list(&place["devices"]).iter().zip(list(&place["shares"])) {
+            let uuid = uuid.as_str().context("a held device has a uuid")?;
+            let milli = milli.as_u64().context("a held device has a share")?;
             *held.entry((node.to_owned(), uuid.to_owned())).or_default() += milli;
         }
     }

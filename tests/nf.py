@@ -1,0 +1,220 @@
+"""Real `nf` processes for tests: start, ask, kill, and leave nothing behind.
+
+Every process runs on free loopback ports with data, run files and contexts below
+a temporary folder. Waiting is `eventually`, never a bare sleep. It does not know
+what a test checks.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", Path.home() / ".cache/neural-fabric/target"))
+NF = Path(os.environ.get("NF", TARGET / "debug/nf"))
+STEP = 0.05  # seconds between two looks
+
+
+def eventually(what, look, limit=20.0):
+    """What `look` returns, once it is truthy and raises nothing; fails with the last reason."""
+    until = time.monotonic() + limit
+    last = "nothing yet"
+    while True:
+        try:
+            value = look()
+            if value:
+                return value
+            last = f"got {value!r}"
+        except (AssertionError, OSError, KeyError, ValueError, requests.RequestException) as error:
+            last = f"{type(error).__name__}: {error}"
+        if time.monotonic() > until:
+            raise AssertionError(f"{what}: not within {limit} s; {last}")
+        time.sleep(STEP)
+
+
+def free_ports(count):
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Process:
+    """One `nf` process and what it wrote."""
+
+    def __init__(self, folder, args, settings=None, name="nf"):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.log = folder, folder / f"{name}.log"
+        # Nothing of the tester's own settings may leak in.
+        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "NF_VENV")}
+        self.environment = {
+            **kept,
+            "XDG_CONFIG_HOME": str(folder / "config"),
+            "NF_RUN_DIR": str(folder / "runs"),
+            **{k: str(v) for k, v in (settings or {}).items()},
+        }
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [str(NF), *args], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    @property
+    def output(self):
+        return self.log.read_text(errors="replace")
+
+    def wait(self, limit):
+        """The exit code; fails when it takes longer."""
+        return self.child.wait(timeout=limit)
+
+    def stop(self, limit=15):
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGINT)
+        try:
+            self.child.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            raise AssertionError(f"did not end within {limit} s of Ctrl-C:\n{self.output[-2000:]}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+class Group(Process):
+    """A group that answers on `urls`, simulated, with a model store of its own."""
+
+    def __init__(self, folder, args, settings, name):
+        self.store = folder / "store"
+        self.store.mkdir(parents=True, exist_ok=True)
+        settings = {"MODEL_STORE_URL": f"file://{self.store}", **settings}
+        super().__init__(folder, args, settings, name)
+        self.urls = []
+        self.runs = folder / "runs"
+
+    def ready(self, url):
+        return requests.get(f"{url}/health/ready", timeout=2).status_code == 200
+
+    def wait_ready(self):
+        def look():
+            assert self.child.poll() is None, f"ended with {self.child.returncode}:\n{self.output[-2000:]}"
+            return all(self.ready(url) for url in self.urls)
+
+        try:
+            eventually("ready", look)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output[-3000:]}") from None
+
+    def url(self, member=0):
+        return self.urls[member]
+
+    def call(self, method, path, body=None, member=0, **options):
+        if body is not None:
+            options["json"] = body
+        return requests.request(method, self.url(member) + path, timeout=options.pop("timeout", 15), **options)
+
+    def get(self, path, member=0):
+        answer = self.call("GET", path, member=member)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def nf(self, *args, limit=60, code=0):
+        """Runs `nf` as a person beside this group would; returns its stdout."""
+        env = {**self.environment, "NF_ADDR": ",".join(self.urls)}
+        done = subprocess.run([str(NF), *args], env=env, capture_output=True, text=True, timeout=limit, check=False)
+        told = f"nf {' '.join(args)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, told
+        return done.stdout
+
+    def nf_json(self, *args):
+        return json.loads(self.nf(*args, "-o", "json"))
+
+    def job(self, request_id, member=0):
+        return self.get(f"/schedule/{request_id}", member)
+
+    def wait_state(self, request_id, *states, limit=30, member=0):
+        def look():
+            job = self.job(request_id, member)
+            assert job["state"] in states, f"{job['state']}, {job['replicas']}, {job['reasons']}"
+            return job
+
+        return eventually(f"job {request_id} is {' or '.join(states)}", look, limit)
+
+    def run_file(self, request_id):
+        return json.loads((self.runs / f"{request_id}.json").read_text())
+
+
+class Serve(Group):
+    """One bare `nf serve`."""
+
+    def __init__(self, folder, settings=None, args=()):
+        port = free_ports(1)[0]
+        own = {"SCHEDULER_PORT": port, "NF_DATA_DIR": folder / "data", **(settings or {})}
+        super().__init__(folder, ["serve", *args], own, "serve")
+        self.urls = [f"http://127.0.0.1:{port}"]
+
+    def __enter__(self):
+        self.wait_ready()
+        return self
+
+
+class Dev(Group):
+    """`nf dev`: three members, found by what it prints."""
+
+    def __init__(self, folder, settings=None, args=()):
+        port = free_ports(1)[0]
+        super().__init__(folder, ["dev", "--data-dir", str(folder / "data"), "--port", str(port), *args],
+                         settings or {}, "dev")
+
+    def __enter__(self):
+        def named():
+            assert self.child.poll() is None, f"ended with {self.child.returncode}:\n{self.output[-2000:]}"
+            found = dict(re.findall(r"(node-\d+).*?(http://[0-9.:]+)", self.output))
+            return [found[name] for name in sorted(found)] if len(found) >= 3 else None
+
+        self.urls = eventually("nf dev names its members", named)
+        self.wait_ready()
+        return self
+
+    def member_pid(self, member):
+        """The process that listens on that member's public port."""
+        port = int(self.urls[member].rsplit(":", 1)[1])
+        inodes = set()
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and int(columns[1].split(":")[1], 16) == port:
+                inodes.add(columns[9])
+        for link in Path("/proc").glob("[0-9]*/fd/*"):
+            try:
+                target = os.readlink(link)
+            except OSError:
+                continue
+            if target.startswith("socket:[") and target[8:-1] in inodes:
+                return int(link.parts[2])
+        raise AssertionError(f"nobody listens on {port}")
+
+    def leader(self):
+        """Index of the member that leads."""
+
+        def look():
+            for member in range(len(self.urls)):
+                try:
+                    health = self.call("GET", "/health", member=member, timeout=1).json()
+                except requests.RequestException:
+                    continue
+                if health["role"] == "leader":
+                    return (member,)
+            return None
+
+        return eventually("somebody leads", look)[0]
