@@ -23,6 +23,8 @@ pub mod reason;
 pub mod reconcile;
 pub mod resources;
 pub mod rows;
+#[doc(hidden)]
+pub mod sim;
 pub mod state;
 pub mod tenant;
 #[doc(hidden)]

@@ -1,0 +1,199 @@
+//! Callers: they schedule, stop, try again with the same id at any member, change
+//! their mind about bodies, and (one of them) set quotas and cordon nodes. An
+//! answer that does not come is an unknown outcome, and the call is made again.
+
+use super::net::{Message, Peer};
+use super::oracle::Oracle;
+use super::rng::Rng;
+use crate::command::Submission;
+use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
+use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
+use crate::node::Cordon;
+use crate::plan::{Intent, Queueing, Reply};
+use crate::reason::Reason;
+use crate::resources::{Gpus, Resources};
+use crate::tenant::Quota;
+use std::sync::Arc;
+
+const TENANTS: &[&str] = &["t1", "t2", "t3"];
+
+/// A call under way.
+#[derive(Debug)]
+struct Open {
+    intent: Arc<Intent>,
+    again_at: u64,
+}
+
+/// One caller.
+#[derive(Debug)]
+pub struct Client {
+    me: usize,
+    operator: bool,
+    open: Option<Open>,
+    calls: u64,
+    next_at: u64,
+    /// What it has scheduled, to stop it or to try it again.
+    asked: Vec<Submission>,
+    /// Told to come to an end.
+    pub winding_down: bool,
+}
+
+fn id<T>(made: Result<T, crate::id::NameError>) -> T {
+    made.expect("the simulation's names are valid")
+}
+
+impl Client {
+    pub fn new(me: usize) -> Self {
+        let operator = me == 0;
+        Self { me, operator, open: None, calls: 0, next_at: 0, asked: Vec::new(), winding_down: false }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// What it sends now, and to how many members.
+    pub fn tick(&mut self, now: u64, members: usize, nodes: usize, rng: &mut Rng) -> Vec<(Peer, Message)> {
+        if self.open.is_none() && !self.winding_down && now >= self.next_at {
+            let intent = if self.operator { self.operate(nodes, rng) } else { self.wish(nodes, rng) };
+            self.calls += 1;
+            self.open = Some(Open { intent: Arc::new(intent), again_at: now });
+            self.next_at = now + rng.between(20, if self.operator { 2_500 } else { 500 });
+        }
+        let me = self.me;
+        let call = self.calls;
+        let Some(open) = self.open.as_mut().filter(|open| now >= open.again_at) else { return Vec::new() };
+        open.again_at = now + rng.between(300, 1_500);
+        let copies = if rng.chance(100) { 2 } else { 1 };
+        let message = Message::Call { from: Peer::Client(me), call, intent: open.intent.clone(), hops: 0 };
+        (0..copies).map(|_| (Peer::Member(rng.below(members as u64) as usize), message.clone())).collect()
+    }
+
+    pub fn on_message(&mut self, message: Message, now: u64, oracle: &mut Oracle) {
+        let (call, reply) = match message {
+            Message::Reply { call, reply } => (call, Some(reply)),
+            Message::Retry { call } => (call, None),
+            _ => return,
+        };
+        let Some(open) = self.open.as_mut().filter(|_| call == self.calls) else { return };
+        match reply {
+            Some(reply) => {
+                oracle.on_reply(&open.intent, &reply);
+                self.judge(&reply, oracle);
+                self.open = None;
+            }
+            None => open.again_at = now + 100,
+        }
+    }
+
+    /// Refusals that no caller of this kind may get.
+    fn judge(&self, reply: &Reply, oracle: &mut Oracle) {
+        let Some(open) = &self.open else { return };
+        if let (Intent::Schedule { submission, .. }, Err(refusal)) = (&*open.intent, &reply.result) {
+            let changed = self.asked.iter().any(|s| s.request == submission.request && s.body != submission.body);
+            let fine = match refusal.reason {
+                Reason::IdempotencyConflict => changed,
+                Reason::QuotaExceeded | Reason::NoCapacity => true,
+                _ => false,
+            };
+            if !fine {
+                oracle.bad(format!("{} was refused with {refusal}", submission.request));
+            }
+        }
+    }
+
+    fn wish(&mut self, nodes: usize, rng: &mut Rng) -> Intent {
+        let known = (!self.asked.is_empty()).then(|| rng.pick(&self.asked).clone());
+        match (known, rng.below(100)) {
+            (Some(known), 0..30) => {
+                Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser }
+            }
+            (Some(known), 30..38) => again(known),
+            (Some(known), 38..42) => {
+                let body = Digest16::of(&[b"another", &known.body.0]);
+                let other = Submission { body, ..known };
+                self.asked.push(other.clone());
+                again(other)
+            }
+            _ => self.fresh(nodes, rng),
+        }
+    }
+
+    fn fresh(&mut self, nodes: usize, rng: &mut Rng) -> Intent {
+        let request = id(RequestId::new(&format!("c{}-{}", self.me, self.calls + 1)));
+        let spec = job(nodes, rng);
+        let body = Digest16::of(&[format!("{spec:?}").as_bytes()]);
+        let submission = Submission { request, body, keyed: rng.chance(700), spec: Arc::new(spec) };
+        self.asked.push(submission.clone());
+        let queueing = if rng.chance(100) { Queueing::Never } else { Queueing::Wait };
+        Intent::Schedule { submission, queueing, check_plan: None }
+    }
+
+    fn operate(&mut self, nodes: usize, rng: &mut Rng) -> Intent {
+        let node = id(NodeName::new(&format!("n{}", rng.below(nodes as u64) + 1)));
+        match rng.below(10) {
+            0..2 => {
+                let cordon = Cordon { by: "operator".into(), reason: "drill".into(), at_ms: 0 };
+                Intent::Cordon { node, cordon: Some(cordon) }
+            }
+            2..5 => Intent::Cordon { node, cordon: None },
+            5..9 => quota(tenant(rng), rng.between(1, 20) * 1000),
+            _ => Intent::PlaceWaiting,
+        }
+    }
+}
+
+/// Sets a tenant's GPU quota.
+fn quota(tenant: TenantId, gpu_milli: u64) -> Intent {
+    Intent::SetQuota { tenant, quota: Quota { gpu_milli: Some(gpu_milli), ..Quota::default() } }
+}
+
+fn tenant(rng: &mut Rng) -> TenantId {
+    let name: &&str = rng.pick(TENANTS);
+    id(TenantId::new(name))
+}
+
+fn again(submission: Submission) -> Intent {
+    Intent::Schedule { submission, queueing: Queueing::Wait, check_plan: None }
+}
+
+/// Some request; most can run on nodes of eight GPUs, some never can.
+fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
+    let gpu = match rng.below(10) {
+        0..4 => Gpus::Milli(rng.between(1, 9) as u16 * 100),
+        4..8 => Gpus::Whole(rng.between(1, 4) as u16),
+        8 => Gpus::Whole(rng.between(5, 9) as u16),
+        _ => Gpus::None,
+    };
+    let replicas = if rng.chance(300) { rng.between(2, 4) as u16 } else { 1 };
+    let restart = *rng.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]);
+    let pinned = rng.chance(60).then(|| id(NodeName::new(&format!("n{}", rng.below(nodes as u64) + 1))));
+    let constraints = Constraints {
+        arrangement: if rng.chance(300) { Arrangement::Spread } else { Arrangement::Pack },
+        same_island: rng.chance(100),
+        node: pinned,
+        restart,
+        max_run_ms: rng.chance(100).then(|| rng.between(500, 5_000)),
+        ..Constraints::default()
+    };
+    let resources = Resources {
+        gpu,
+        gpu_memory: if rng.chance(200) { rng.between(1, 60) << 30 } else { 0 },
+        cpu_milli: rng.between(0, 8) * 1000,
+        memory: rng.between(0, 64) << 30,
+        ..Resources::default()
+    };
+    JobSpec {
+        tenant: tenant(rng),
+        model: id(ModelId::new("m1")),
+        version: id(VersionId::new("v1")),
+        resources,
+        replicas,
+        gang: replicas > 1 && rng.chance(500),
+        constraints,
+        priority: *rng.pick(&[0, 0, 0, 10, -10]),
+        runtime: Runtime::Simulated,
+        manifest: None,
+        approved_by: None,
+    }
+}

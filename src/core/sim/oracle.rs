@@ -1,0 +1,224 @@
+//! The judge: sees every applied entry on every member and every answer that a
+//! client got, and says what must never happen. It shares no code with apply.
+
+use super::disk::Entry;
+use crate::apply::BatchOutcome;
+use crate::command::{Answer, Batch, Command};
+use crate::id::{Digest16, JobNo, RequestId, TenantNo};
+use crate::invariants;
+use crate::job::Job;
+use crate::plan::{Intent, Reply};
+use crate::quota;
+use crate::reason::Reason;
+use crate::rows::{RowChange, Table};
+use crate::state::{State, request_key};
+use std::collections::BTreeMap;
+
+/// What the first member that applied an entry saw; the others must see the same.
+#[derive(Debug)]
+struct Seen {
+    term: u64,
+    bytes: Option<Vec<u8>>,
+    hash: u128,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    log: Vec<Seen>,
+    /// Requests that were answered with a job, and with which.
+    acked: BTreeMap<RequestId, JobNo>,
+    /// The job that each request made, for ever.
+    made: BTreeMap<Digest16, JobNo>,
+    /// The newest generation of each replica, and the newest entry that changed the job.
+    generations: BTreeMap<JobNo, Vec<u32>>,
+    live: BTreeMap<RequestId, JobNo>,
+    ended: BTreeMap<RequestId, JobNo>,
+    pub violations: Vec<String>,
+    pub superseded: u64,
+}
+
+impl Oracle {
+    pub fn bad(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    pub fn acked(&self) -> usize {
+        self.acked.len()
+    }
+
+    pub fn entries(&self) -> usize {
+        self.log.len()
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+
+    /// A member applied entry `index`; `before` is its state without the entry.
+    #[allow(clippy::too_many_arguments, reason = "one call site, and each is what it is")]
+    pub fn on_applied(
+        &mut self,
+        member: usize,
+        index: usize,
+        entry: &Entry,
+        batch: Option<(&Batch, &BatchOutcome)>,
+        before: &State,
+        after: &State,
+        changes: &[RowChange],
+    ) {
+        for violation in invariants::check(after) {
+            self.bad(format!("member {member} at {index}: {}", violation.0));
+        }
+        if let Some(seen) = self.log.get(index - 1) {
+            if seen.term != entry.term || seen.bytes != entry.bytes {
+                self.bad(format!("member {member} applied another entry at {index} than the first did"));
+            } else if seen.hash != after.hash() {
+                self.bad(format!("member {member} has another state at {index} than the first had"));
+            }
+            return;
+        }
+        if index != self.log.len() + 1 {
+            self.bad(format!("member {member} applied {index} before {}", self.log.len() + 1));
+        }
+        self.log.push(Seen { term: entry.term, bytes: entry.bytes.clone(), hash: after.hash() });
+        if let Some((batch, outcome)) = batch {
+            self.superseded += u64::from(matches!(outcome, BatchOutcome::Superseded { .. }));
+            self.quotas(index, batch, before, after);
+        }
+        self.jobs(index, after, changes);
+    }
+
+    /// A restarted member found its rows; they must be those of the entry they claim.
+    pub fn on_loaded(&mut self, member: usize, index: usize, state: &State) {
+        let known = index.checked_sub(1).and_then(|i| self.log.get(i));
+        if known.is_some_and(|seen| seen.hash != state.hash()) {
+            self.bad(format!("member {member} found other rows than it had at {index}"));
+        }
+        for violation in invariants::check(state) {
+            self.bad(format!("member {member} restarted at {index}: {}", violation.0));
+        }
+    }
+
+    /// Who holds more than before is inside its quota, as it was before or after the entry.
+    fn quotas(&mut self, index: usize, batch: &Batch, before: &State, after: &State) {
+        let held = |state: &State| {
+            let mut sums: BTreeMap<TenantNo, [u64; 4]> = BTreeMap::new();
+            for job in state.jobs().values() {
+                let n = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+                let (ask, sum) = (&job.spec.resources, sums.entry(job.tenant).or_default());
+                let each = [ask.gpu.milli(), u64::from(ask.tpu), ask.cpu_milli, ask.memory];
+                sum.iter_mut().zip(each).for_each(|(sum, each)| *sum += n * each);
+            }
+            sums
+        };
+        let limits = |state: &State, tenant: TenantNo| {
+            let q = quota::quota(state, tenant);
+            let gpu = q.gpu_milli.unwrap_or(state.meta().default_gpu_milli);
+            [Some(gpu), q.tpu, q.cpu_milli, q.memory].map(|limit| limit.unwrap_or(u64::MAX))
+        };
+        // An entry may change a quota between two placements; it is judged by the wider of the two.
+        let had = held(before);
+        for (tenant, has) in held(after) {
+            let had = had.get(&tenant).copied().unwrap_or_default();
+            let (old, new) = (limits(before, tenant), limits(after, tenant));
+            let in_entry = batch.commands.iter().any(|c| matches!(c, Command::SetQuota { .. }));
+            for i in 0..4 {
+                if has[i] > had[i] && has[i] > old[i].max(new[i]) && !in_entry {
+                    self.bad(format!("entry {index}: {tenant} holds {} of kind {i}, its quota is {}", has[i], new[i]));
+                }
+            }
+        }
+    }
+
+    fn jobs(&mut self, index: usize, after: &State, changes: &[RowChange]) {
+        let mut removed = Vec::new();
+        for change in changes {
+            match (change.table, &change.value) {
+                (Table::Job, value) => {
+                    let Ok(key) = change.key.as_slice().try_into() else { continue };
+                    let no = JobNo(u64::from_be_bytes(key));
+                    match value {
+                        Some(_) => after.job(no).cloned().iter().for_each(|job| self.changed(index, job)),
+                        None => removed.push(no),
+                    }
+                }
+                (Table::History, Some(value)) => match crate::rows::read_history(value) {
+                    Ok(job) => {
+                        removed.retain(|no| *no != job.no);
+                        self.live.remove(&job.request);
+                        self.made_by(index, &job);
+                        self.ended.insert(job.request.clone(), job.no);
+                    }
+                    Err(error) => self.bad(format!("entry {index}: {error}")),
+                },
+                _ => {}
+            }
+        }
+        if !removed.is_empty() {
+            self.bad(format!("entry {index}: {removed:?} went, and not to the history"));
+        }
+    }
+
+    fn made_by(&mut self, index: usize, job: &Job) {
+        let first = *self.made.entry(request_key(&job.request)).or_insert(job.no);
+        if first != job.no {
+            self.bad(format!("entry {index}: request {} made {first} and {}", job.request, job.no));
+        }
+    }
+
+    fn changed(&mut self, index: usize, job: &Job) {
+        self.made_by(index, job);
+        self.live.insert(job.request.clone(), job.no);
+        let now: Vec<u32> = job.replicas.iter().map(|r| r.generation.0).collect();
+        if let Some(old) = self.generations.insert(job.no, now.clone()) {
+            let back = old.len() != now.len() || old.iter().zip(&now).any(|(old, now)| now < old);
+            if back {
+                self.bad(format!("entry {index}: generations of {} went from {old:?} to {now:?}", job.no));
+            }
+        }
+    }
+
+    /// A client got its answer; `ended_before` are jobs that had ended when it called.
+    pub fn on_reply(&mut self, intent: &Intent, reply: &Reply) {
+        match (intent, &reply.result) {
+            (Intent::Schedule { submission, .. }, Ok(Answer::Job { no, .. })) => {
+                let first = *self.acked.entry(submission.request.clone()).or_insert(*no);
+                if first != *no {
+                    self.bad(format!("{} was answered with {first} and with {no}", submission.request));
+                }
+                if reply.index as usize > self.log.len() {
+                    self.bad(format!("{} was answered at {}, which nobody applied", submission.request, reply.index));
+                }
+                if self.made.get(&request_key(&submission.request)) != Some(no) {
+                    self.bad(format!("{} was answered with {no}, which it did not make", submission.request));
+                }
+            }
+            (Intent::Schedule { submission, .. }, Ok(other)) => {
+                self.bad(format!("{} was answered {other:?}", submission.request))
+            }
+            (Intent::Stop { request, .. }, Err(refusal)) if refusal.reason == Reason::NotFound => {
+                // Jobs don't come back: one that lives now lived at the time of the call.
+                if self.acked.contains_key(request) && self.live.contains_key(request) {
+                    self.bad(format!("a stop of {request} was answered NotFound, and it lives"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// At the end: every acknowledged job is live or in the history, once.
+    pub fn settle(&mut self, state: &State) {
+        let missing: Vec<String> = self
+            .acked
+            .iter()
+            .filter(|(request, no)| {
+                let live = state.job(**no).is_some_and(|job| job.request == **request);
+                let ended = self.ended.get(*request) == Some(no);
+                live == ended
+            })
+            .map(|(request, no)| format!("{request} was acknowledged as {no} and is not there exactly once"))
+            .collect();
+        self.violations.extend(missing);
+    }
+}
