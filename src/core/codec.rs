@@ -76,6 +76,9 @@ pub fn decode<T: Framed>(bytes: &[u8]) -> Result<T, Error> {
     if body.len() < length {
         return Err(Error::Short { have: body.len(), need: length });
     }
+    if body.len() > length {
+        return Err(Error::Left { kind, rest: body.len() - length });
+    }
     exact(kind, body)
 }
 
