@@ -4,12 +4,12 @@ use super::tenant;
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
-use crate::job::{Allocation, Job, JobSpec, JobState, Next, Phase, Replica, Restart, Stage};
+use crate::job::{Allocation, Job, JobSpec, JobState, MAX_REPLICAS, Next, Phase, Replica, Restart, Stage};
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
 use crate::state::{Request, State, request_key};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a client-chosen id is remembered after the job's last change.
 pub const KEYED_MS: u64 = 15 * 60 * 1000;
@@ -31,6 +31,7 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
         return Err(Refusal::field(Reason::IdempotencyConflict, "request_id", detail));
     }
     let spec = &submission.spec;
+    well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
     fits(state, known, spec, placements)?;
@@ -82,6 +83,17 @@ fn may_wait(
     Ok(())
 }
 
+/// Each place is for another replica that exists, and a gang starts as one.
+fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    let sound = placements.iter().all(|p| p.replica < spec.replicas && seen.insert(p.replica));
+    let whole = !spec.gang || placements.is_empty() || placements.len() == usize::from(spec.replicas);
+    match (1..=MAX_REPLICAS).contains(&spec.replicas) && sound && whole {
+        true => Ok(()),
+        false => Err(Refusal::new(Reason::PlanChanged, "the places don't match the job's replicas")),
+    }
+}
+
 /// The judgement on a plan: quota and every dimension of every node.
 fn fits(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
     let bad = |detail: String| Err(Refusal::new(Reason::PlanChanged, detail));
@@ -123,8 +135,11 @@ fn occupy(job: &mut Job, placements: &[Placement]) {
 
 pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> Result<Answer, Refusal> {
     let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
-    let waits = |p: &Placement| job.replicas.get(usize::from(p.replica)).is_some_and(Replica::is_waiting);
-    if job.stopped || !placements.iter().all(waits) {
+    let mut seen = BTreeSet::new();
+    let mut waits = |p: &Placement| {
+        job.replicas.get(usize::from(p.replica)).is_some_and(Replica::is_waiting) && seen.insert(p.replica)
+    };
+    if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
     fits(state, Some(job.tenant), &job.spec, placements)?;

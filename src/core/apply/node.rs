@@ -44,14 +44,29 @@ pub(super) fn register(
     Ok(Answer::Node { no, new: false })
 }
 
-/// Devices are held by index: a node may not change or lose one that is in use.
+/// Devices are held by index: a node may not change or lose one that is in use,
+/// nor come back with less room or other ports than its replicas hold. (A node
+/// that does is refused, goes Down for want of beats, and may then come back.)
 fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<(), Refusal> {
+    if let Some(used) = state.ledger().node(known.no) {
+        let port_lost = |port: &u16| spec.ports.is_none_or(|range| !(range.first..=range.last).contains(port));
+        let lost = [
+            ("cpu", used.cpu_milli > spec.cpu_milli),
+            ("memory", used.memory > spec.memory),
+            ("disk", used.disk > spec.disk),
+            ("ports", used.ports.iter().any(port_lost)),
+        ];
+        if let Some((field, _)) = lost.iter().find(|(_, lost)| *lost) {
+            let detail = format!("replicas on node {} hold more {field} than it would have; drain it first", known.name);
+            return Err(Refusal::field(Reason::Conflict, *field, detail));
+        }
+    }
     for (_, _, replica) in state.replicas_on(known.no) {
         let shares = replica.allocation().map(|alloc| alloc.shares.as_slice()).unwrap_or_default();
         for share in shares {
             let (was, is) =
                 (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
-            let same = was.zip(is).is_some_and(|(was, is)| was.uuid == is.uuid && was.memory == is.memory);
+            let same = was.zip(is).is_some_and(|(was, is)| (&was.uuid, was.memory, was.kind) == (&is.uuid, is.memory, is.kind));
             if !same {
                 let detail = format!(
                     "device {} of node {} is in use and would change; drain the node first",
