@@ -27,7 +27,9 @@ pub struct NodeUse {
     pub devices: Vec<DeviceUse>,
     pub ports: OrdSet<u16>,
     pub replicas: OrdSet<(JobNo, u16)>,
-    /// Rises whenever what the node's agent should do may have changed.
+    /// The state's `base` at the last change of what the node's agent should do. A
+    /// number of the log, not a count of this process, so that an agent can compare
+    /// what it heard from different members, and from one before and after a restart.
     pub revision: u64,
 }
 
@@ -51,6 +53,8 @@ pub struct TenantUse {
 pub struct Ledger {
     pub nodes: OrdMap<NodeNo, Arc<NodeUse>>,
     pub tenants: OrdMap<TenantNo, TenantUse>,
+    /// What changes now gets this revision.
+    pub(crate) version: u64,
 }
 
 impl Ledger {
@@ -64,11 +68,12 @@ impl Ledger {
 
     /// Makes room for a node's devices; what is held stays.
     pub fn resize(&mut self, node: NodeNo, devices: usize) {
+        let version = self.version;
         let used = Arc::make_mut(self.nodes.entry(node).or_default());
         if used.devices.len() < devices {
             used.devices.resize(devices, DeviceUse::default());
         }
-        used.revision += 1;
+        used.revision = version;
     }
 
     /// Changes one tenant's totals.
@@ -78,6 +83,7 @@ impl Ledger {
 
     /// Books `alloc`, which must fit (see [`fits`]).
     pub fn hold(&mut self, tenant: TenantNo, who: (JobNo, u16), ask: &Resources, alloc: &Allocation, spec: &NodeSpec) {
+        let version = self.version;
         let used = Arc::make_mut(self.nodes.entry(alloc.node).or_default());
         used.cpu_milli += ask.cpu_milli;
         used.memory += ask.memory;
@@ -91,7 +97,7 @@ impl Ledger {
             used.ports.insert(port);
         }
         used.replicas.insert(who);
-        used.revision += 1;
+        used.revision = version;
         let totals = self.tenant_mut(tenant);
         totals.gpu_milli += ask.gpu.milli();
         totals.tpu += u64::from(ask.tpu);
@@ -108,6 +114,7 @@ impl Ledger {
         alloc: &Allocation,
         spec: &NodeSpec,
     ) {
+        let version = self.version;
         let used = Arc::make_mut(self.nodes.entry(alloc.node).or_default());
         used.cpu_milli -= ask.cpu_milli;
         used.memory -= ask.memory;
@@ -121,7 +128,7 @@ impl Ledger {
             used.ports.remove(&port);
         }
         used.replicas.remove(&who);
-        used.revision += 1;
+        used.revision = version;
         let totals = self.tenant_mut(tenant);
         totals.gpu_milli -= ask.gpu.milli();
         totals.tpu -= u64::from(ask.tpu);
@@ -131,7 +138,7 @@ impl Ledger {
 
     /// What an agent should do on the node may have changed without a change of what is held.
     pub fn touch(&mut self, node: NodeNo) {
-        Arc::make_mut(self.nodes.entry(node).or_default()).revision += 1;
+        Arc::make_mut(self.nodes.entry(node).or_default()).revision = self.version;
     }
 }
 

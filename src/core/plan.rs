@@ -7,7 +7,7 @@ use crate::job::{JobSpec, MAX_REPLICAS};
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState};
 use crate::placement::{self, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
-use crate::resources::MAX_BYTES;
+use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
@@ -252,6 +252,18 @@ fn check_spec(spec: &JobSpec) -> Result<(), Refusal> {
     let r = &spec.resources;
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
+    }
+    let devices = match r.gpu {
+        Gpus::None => true,
+        Gpus::Milli(milli) => (1..1000).contains(&milli),
+        Gpus::Whole(count) => (1..=MAX_DEVICES).contains(&count),
+    };
+    if !devices {
+        let text = format!("whole devices, 1 to {MAX_DEVICES}, or a part of one, 0.001 to 0.999");
+        return Err(Refusal::invalid("resources.gpu", text));
+    }
+    if r.tpu > MAX_DEVICES {
+        return Err(Refusal::invalid("resources.tpu", format!("at most {MAX_DEVICES}, not {}", r.tpu)));
     }
     for (field, value) in [("gpu_memory", r.gpu_memory), ("cpu", r.cpu_milli), ("mem", r.memory), ("disk", r.disk)] {
         if value > MAX_BYTES {

@@ -74,7 +74,8 @@ fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources
 pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
     let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
-    let over = |l: &Line| l.ask > 0 && l.limit.is_some_and(|limit| l.used.saturating_add(l.ask) > limit);
+    // A sum that can't be counted is refused, limit or not: the ledger has to book it.
+    let over = |l: &Line| l.ask > 0 && l.used.checked_add(l.ask).is_none_or(|sum| l.limit.is_some_and(|max| sum > max));
     !lines(&quota, state.meta().default_gpu_milli, used, ask, times).iter().any(over)
 }
 

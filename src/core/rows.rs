@@ -189,6 +189,17 @@ impl State {
         }
     }
 
+    /// All live rows, as they are stored; the hash must be current (see [`State::take_changes`]).
+    pub fn live_rows(&self) -> impl Iterator<Item = (Table, Vec<u8>, Vec<u8>)> {
+        let keys = self.nodes.keys().map(|no| RowKey::Node(*no));
+        let keys = keys.chain(self.tenants.keys().map(|no| RowKey::Tenant(*no)));
+        let keys = keys.chain(self.members.keys().map(|id| RowKey::Member(*id)));
+        let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
+        let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
+        let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
+        keys.filter_map(|key| Some((key.table(), key.bytes(), self.row(key)?))).chain([meta])
+    }
+
     fn rehash(&mut self, table: Table, key: &[u8], before: Option<&[u8]>, after: Option<&[u8]>) {
         if let Some(before) = before {
             self.hash = self.hash.wrapping_sub(row_hash(table, key, before));
@@ -232,6 +243,10 @@ impl State {
         if hash != stored {
             return Err(Error::Hash);
         }
+        // Anything may have changed since an agent last heard from here.
+        state.ledger.version = state.meta.base;
+        let nodes: Vec<_> = state.nodes.keys().copied().collect();
+        nodes.into_iter().for_each(|node| state.ledger.touch(node));
         state.hash = hash;
         state.changes = Some(Changes::default());
         Ok(state)

@@ -23,6 +23,9 @@ pub enum BatchOutcome {
     Applied(Vec<Result<Answer, Refusal>>),
 }
 
+/// The end of log time. A clock that says more is broken; sums with it must not overflow.
+pub const END_OF_TIME_MS: u64 = 1 << 53;
+
 /// Forgotten requests per entry, so that one entry after a long pause stays short.
 const FORGET: usize = 256;
 
@@ -34,8 +37,9 @@ pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
     state.change_meta(|meta| {
         meta.base += 1;
         // Log time never goes back, whatever a new leader's clock says.
-        meta.now_ms = meta.now_ms.max(batch.at_ms);
+        meta.now_ms = meta.now_ms.max(batch.at_ms.min(END_OF_TIME_MS));
     });
+    state.ledger.version = state.meta.base;
     forget(state);
     BatchOutcome::Applied(batch.commands.iter().map(|command| apply(state, command)).collect())
 }
