@@ -36,6 +36,8 @@ pub struct Observations {
     /// The state's `room` when the queue was last tried.
     tried_room: Option<u64>,
     tried_at_ms: u64,
+    /// The same in log time, in which back-offs end.
+    tried_wall_ms: u64,
 }
 
 /// A step later than this says that the leader itself stood still.
@@ -88,6 +90,7 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
     if queue_is_due(state, seen, now) {
         seen.tried_room = Some(state.room());
         seen.tried_at_ms = now_ms;
+        seen.tried_wall_ms = now.wall_ms;
         out.push(Intent::PlaceWaiting);
     }
     out
@@ -137,7 +140,8 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
 }
 
 fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {
-    let woken = state.next_wake_ms().is_some_and(|at| at <= now.wall_ms);
+    // Only what ended since the last try: a waiter may stay after its back-off, for want of room.
+    let woken = state.woke_between(seen.tried_wall_ms, now.wall_ms);
     let late = now.mono_ms.saturating_sub(seen.tried_at_ms) >= RETRY_MS;
     state.has_waiters() && (seen.tried_room != Some(state.room()) || woken || late)
 }

@@ -213,6 +213,10 @@ impl State {
     pub fn next_wake_ms(&self) -> Option<u64> {
         self.wakes.get_min().map(|(at, _)| *at)
     }
+    /// Whether a back-off ended after `from` and no later than at `to`.
+    pub fn woke_between(&self, from: u64, to: u64) -> bool {
+        self.wakes.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(at, _)| *at <= to)
+    }
 
     // ---- setters: the only way to change a table ----
 
@@ -222,6 +226,8 @@ impl State {
         self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
         if let Some(old) = &old {
             self.unindex_job(old);
+            // One waiter less may let the next one look, or give up a node kept for it.
+            self.room += u64::from(old.wants_place() && !job.wants_place());
         }
         let job = Arc::new(job);
         self.index_job(&job, old.as_deref());
@@ -235,6 +241,7 @@ impl State {
         if let Some(old) = &old {
             self.unindex_job(old);
             self.rebook(old, &[], &old.replicas);
+            self.room += u64::from(old.wants_place());
         }
         self.change_meta(|meta| meta.next_history += 1);
         let position = self.meta.next_history - 1;

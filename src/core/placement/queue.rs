@@ -10,13 +10,17 @@ use crate::quota;
 use crate::resources::Resources;
 use crate::state::State;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 /// How many of the first waiters keep a node for themselves.
 pub const KEPT: usize = 4;
-/// How many waiters one pass looks at, so that a pass stays short.
-pub const LOOKED_AT: usize = 512;
+/// How many waiters one pass looks at, so that a pass stays short. Most need no
+/// more than a look at their quota, so this is far more than it can place.
+pub const LOOKED_AT: usize = 16_384;
+/// Different asks of one tenant that may fail in a pass before the pass leaves
+/// the tenant alone: nobody may hold up the others with what can't run.
+const FAILS: u32 = 64;
 
 /// Place in the order; the greatest goes first.
 type Rank = (i32, Reverse<u64>, Reverse<JobNo>);
@@ -103,21 +107,28 @@ fn target(state: &State, spec: &JobSpec, taken: &[NodeNo]) -> Option<NodeNo> {
 /// One pass over the waiters: places for those that can run now, at most `limit` jobs.
 pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     let mut scratch = state.speculative();
-    let mut hopeless: BTreeSet<(Resources, Constraints)> = BTreeSet::new();
+    let mut hopeless: BTreeSet<Shape> = BTreeSet::new();
+    let mut fails: BTreeMap<TenantNo, u32> = BTreeMap::new();
+    let waiters = waiters(state, LOOKED_AT);
     let mut kept: Vec<NodeNo> = Vec::new();
     let mut out = Vec::new();
-    for job in waiters(state, LOOKED_AT) {
+    for job in &waiters {
         if out.len() == limit {
             break;
         }
-        let shape = (job.spec.resources.clone(), job.spec.constraints.clone());
-        if !waits_for_room(&scratch, &job) || hopeless.contains(&shape) {
+        let failed = fails.entry(job.tenant).or_default();
+        if *failed == FAILS || !waits_for_room(&scratch, job) {
             continue;
         }
-        let placements = fill(&scratch, &job, &kept);
+        let shape = shape(&job.spec, job.placeable(state.meta().now_ms).count());
+        if hopeless.contains(&shape) {
+            continue;
+        }
+        let placements = fill(&scratch, job, &kept);
         if placements.is_empty() {
             // Nothing is released within a pass, so an equal ask fails as well.
             hopeless.insert(shape);
+            *failed += 1;
             if kept.len() < KEPT {
                 kept.extend(target(&scratch, &job.spec, &kept));
             }
@@ -129,6 +140,16 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         out.push(crate::command::Command::Place { job: job.no, placements });
     }
     out
+}
+
+/// What decides whether a job finds a place: jobs of one shape fare alike.
+type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16);
+
+fn shape(spec: &JobSpec, wanted: usize) -> Shape<'_> {
+    // A gang needs room for all at once, and a price is meant for all replicas.
+    let at_once = if spec.gang { wanted } else { 1 };
+    let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.replicas } else { 1 };
+    (&spec.resources, &spec.constraints, at_once, priced)
 }
 
 /// Places for as many waiting replicas of the job as quota and room allow.
