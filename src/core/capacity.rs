@@ -7,6 +7,7 @@ use crate::ledger::NodeUse;
 use crate::node::{Device, DeviceKind, Node, NodeState};
 use crate::resources::WHOLE;
 use imbl::{OrdMap, OrdSet};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -58,7 +59,7 @@ pub struct FreeDevice {
 }
 
 /// What placement needs to know of a node. Nodes with equal classes are interchangeable.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 pub struct Class {
     pub flavor: Arc<Flavor>,
     pub state: NodeState,
@@ -69,6 +70,33 @@ pub struct Class {
     pub devices: Vec<FreeDevice>,
     pub port_free: bool,
 }
+
+/// Flavors are interned, so mostly the pointers tell that they are equal; walking
+/// through eight device types at each step down the index would be most of its cost.
+impl Ord for Class {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let flavor = match Arc::ptr_eq(&self.flavor, &other.flavor) {
+            true => Ordering::Equal,
+            false => self.flavor.cmp(&other.flavor),
+        };
+        let rest = |c: &Self| (c.cpu_milli, c.memory, c.disk, c.port_free, c.state, c.cordoned);
+        flavor.then_with(|| self.devices.cmp(&other.devices)).then_with(|| rest(self).cmp(&rest(other)))
+    }
+}
+
+impl PartialOrd for Class {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Class {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Class {}
 
 impl Class {
     /// New replicas may be placed here.
