@@ -141,6 +141,23 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// About how many bytes it takes in the log, without encoding it.
+    pub fn weight(&self) -> usize {
+        let places = |list: &[Placement]| list.iter().map(|p| 24 + 4 * p.alloc.shares.len()).sum::<usize>();
+        match self {
+            Command::Register { spec, .. } => 256 + 96 * (spec.devices.len() + spec.labels.len()),
+            Command::Submit { submission, placements } => {
+                256 + 64 * submission.spec.constraints.labels.len() + places(placements)
+            }
+            Command::Place { placements, .. } => 16 + places(placements),
+            Command::Reports { reports, .. } => 16 + 16 * reports.len(),
+            Command::SetNodeState { .. } | Command::Stop { .. } => 16,
+            _ => 256,
+        }
+    }
+}
+
 /// What a command did, for the caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {

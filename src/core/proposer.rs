@@ -22,6 +22,10 @@ pub type Ticket = u64;
 
 /// Bounds of one entry and of what is under way.
 pub const MAX_COMMANDS: usize = 256;
+/// Bytes, by estimate; the last call's commands may pass both bounds.
+pub const MAX_BYTES: usize = 512 << 10;
+/// Calls that are looked at for one entry, so that a flood of refusals can't hold everything up.
+pub const MAX_CALLS: usize = 1024;
 pub const MAX_IN_FLIGHT: usize = 8;
 /// Intents that may wait here; beyond it the shell refuses.
 pub const MAX_QUEUED: usize = 16_384;
@@ -63,6 +67,12 @@ pub struct Proposer {
     again: Vec<Call>,
     /// The speculation is void; nothing new is planned until all in flight is settled.
     void: bool,
+    /// An entry of unknown fate may yet be applied. Until a later one is settled,
+    /// which says that the log is past it, no second entry is built on a first: the
+    /// first would be superseded, and the second find the very `base` it expects.
+    cautious: bool,
+    /// Calls that were planned too often.
+    worn: Vec<Ticket>,
     /// Entries that did something else than expected; always 0 unless there is a bug.
     divergences: u64,
 }
@@ -76,6 +86,8 @@ impl Proposer {
             in_flight: VecDeque::new(),
             again: Vec::new(),
             void: false,
+            cautious: false,
+            worn: Vec::new(),
             divergences: 0,
         }
     }
@@ -112,7 +124,8 @@ impl Proposer {
     /// Plans what waits into the next entry. None when there is nothing to write
     /// now; the second part answers calls that were refused without one.
     pub fn next_entry(&mut self, now_ms: u64) -> (Option<Batch>, Vec<(Ticket, Reply)>) {
-        if self.void || self.in_flight.len() >= MAX_IN_FLIGHT || self.queue.is_empty() {
+        let room = if self.cautious { 1 } else { MAX_IN_FLIGHT };
+        if self.void || self.in_flight.len() >= room || self.queue.is_empty() {
             return (None, Vec::new());
         }
         let at_ms = now_ms.max(self.speculative.meta().now_ms);
@@ -122,19 +135,27 @@ impl Proposer {
         let mut scratch = self.speculative.clone();
         scratch.advance(at_ms);
         let mut answers = Vec::new();
+        let (mut bytes, mut looked_at) = (0, 0);
         while batch.commands.len() < MAX_COMMANDS
+            && bytes < MAX_BYTES
+            && looked_at < MAX_CALLS
             && let Some(call) = self.queue.pop_front()
         {
+            looked_at += 1;
             match plan(&scratch, &call.intent) {
                 Err(refusal) => entry.refused.push((call, refusal)),
                 Ok(Planned { commands, why }) => {
+                    bytes += commands.iter().map(Command::weight).sum::<usize>();
                     answers.extend(commands.iter().map(|command| scratch.run(command)));
                     entry.planted.push(Planted { call, commands: commands.len(), why });
                     batch.commands.extend(commands);
                 }
             }
         }
-        if batch.commands.is_empty() {
+        // A refusal that was read from the state must be confirmed by a commit, or a
+        // leader that was deposed without knowing could deny what its successor did.
+        let confirmed = self.in_flight.is_empty() && entry.refused.iter().any(|(_, refusal)| depends_on_state(refusal));
+        if batch.commands.is_empty() && !confirmed {
             return (None, self.settle_without_entry(entry));
         }
         scratch.accept();
@@ -144,7 +165,8 @@ impl Proposer {
         (Some(batch), Vec::new())
     }
 
-    /// Nothing to write: refusals and empty plans hold as soon as what is in flight does.
+    /// Nothing to write: refusals and empty plans hold as soon as what is in flight does;
+    /// with nothing in flight, only what holds in any state comes here.
     fn settle_without_entry(&mut self, entry: Entry) -> Vec<(Ticket, Reply)> {
         if let Some(last) = self.in_flight.back_mut() {
             last.refused.extend(entry.refused);
@@ -160,6 +182,7 @@ impl Proposer {
     /// The oldest entry in flight was applied, as entry `index`, and left the state `after`.
     pub fn on_applied(&mut self, outcome: &BatchOutcome, after: &State, index: u64) -> Vec<(Ticket, Reply)> {
         let Some(entry) = self.in_flight.pop_front() else { return Vec::new() };
+        self.cautious = false;
         let replies = match outcome {
             BatchOutcome::Superseded { .. } => {
                 self.make_void(entry);
@@ -182,6 +205,7 @@ impl Proposer {
     /// out, refused by Raft). It may have been committed: the same requests are
     /// planned again, and apply tells which of them were done already.
     pub fn on_unknown(&mut self, applied: &State) {
+        self.cautious = true;
         if let Some(entry) = self.in_flight.pop_front() {
             self.make_void(entry);
         }
@@ -208,16 +232,22 @@ impl Proposer {
         self.speculative = applied.speculative();
         for mut call in self.again.drain(..).rev() {
             call.tries += 1;
-            self.queue.push_front(call);
+            match call.tries > MAX_TRIES {
+                true => self.worn.push(call.ticket),
+                false => self.queue.push_front(call),
+            }
         }
     }
 
     /// Calls that were planned too often; the shell answers them "retry".
     pub fn take_exhausted(&mut self) -> Vec<Ticket> {
-        let (worn, fresh): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(|call| call.tries > MAX_TRIES);
-        self.queue = fresh.into();
-        worn.into_iter().map(|call| call.ticket).collect()
+        std::mem::take(&mut self.worn)
     }
+}
+
+/// False for what no state would allow.
+fn depends_on_state(refusal: &Refusal) -> bool {
+    refusal.reason != Reason::InvalidArgument
 }
 
 fn calls_of(entry: Entry) -> impl Iterator<Item = Call> {
