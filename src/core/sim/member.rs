@@ -50,6 +50,8 @@ pub struct Member {
     /// The shell notices nothing until then.
     pub stalled_until: u64,
     pub sync_pending: bool,
+    /// Of a thousand ticks, how many make its shell give up on a write.
+    pub impatience: u64,
     /// Planted bug: writes go into whatever term there is.
     pub unpinned: bool,
     control_at: u64,
@@ -71,6 +73,7 @@ impl Member {
             skew: 0,
             stalled_until: 0,
             sync_pending: false,
+            impatience: 20,
             unpinned: options.unpinned,
             control_at: 0,
             effects: Vec::new(),
@@ -111,6 +114,9 @@ impl Member {
     pub fn tick(&mut self, now: u64, oracle: &mut Oracle, rng: &mut Rng) {
         self.raft.tick(now, rng);
         self.after_raft(now, oracle, rng);
+        if let Some(shell) = self.shell.as_mut().filter(|_| rng.chance(self.impatience)) {
+            shell.lose_patience();
+        }
         if now >= self.stalled_until {
             self.lead(now, rng);
         }

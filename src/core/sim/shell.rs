@@ -93,6 +93,13 @@ impl Shell {
         self.settle(write, Fate::Applied(outcome, after.speculative(), index));
     }
 
+    /// Gives up waiting for the oldest write, which may yet be committed.
+    pub fn lose_patience(&mut self) {
+        if let Some((_, fate @ Fate::Pending)) = self.writes.front_mut() {
+            *fate = Fate::Unknown;
+        }
+    }
+
     pub fn unknown(&mut self, write: WriteId) {
         self.settle(write, Fate::Unknown);
     }

@@ -321,6 +321,7 @@ impl World {
         for member in 0..self.members.len() {
             self.member_up(member);
             self.members[member].stalled_until = 0;
+            self.members[member].impatience = 0;
         }
         self.clients.iter_mut().for_each(|client| client.winding_down = true);
         for worker in &mut self.workers {

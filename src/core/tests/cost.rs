@@ -1,0 +1,180 @@
+//! What the core costs: time per schedule call, memory per live job, time to
+//! load. Bounds here are loose, since machines differ and are shared; the figures
+//! are printed (`cargo test -p nf-core --test cost -- --nocapture --test-threads=1`).
+
+#![allow(clippy::disallowed_types, reason = "a test may look at the clock")]
+
+use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::command::Batch;
+use nf_core::id::{RequestId, TenantId};
+use nf_core::plan::{Intent, plan};
+use nf_core::proposer::Proposer;
+use nf_core::reason::Reason;
+use nf_core::resources::Gpus;
+use nf_core::rows::Table;
+use nf_core::sim::Rng;
+use nf_core::state::State;
+use nf_core::tenant::Quota;
+use nf_core::{invariants, testing};
+use std::time::Instant;
+
+/// Bytes of memory that this process has, as Linux counts them; 0 elsewhere.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
+
+fn cluster(nodes: usize) -> State {
+    let mut state = State::new();
+    for i in 0..nodes {
+        testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(8)));
+    }
+    let quota = Quota { gpu_milli: Some(u64::MAX), waiting: Some(u32::MAX), ..Quota::default() };
+    testing::run(&mut state, Intent::SetQuota { tenant: TenantId::new("t1").unwrap(), quota });
+    state.take_changes();
+    state
+}
+
+fn entry(state: &mut State, intent: &Intent, at_ms: u64) {
+    let commands = plan(state, intent).unwrap().commands;
+    let batch = Batch { base: state.meta().base, at_ms, commands };
+    let outcome = apply_batch(state, &batch);
+    assert!(matches!(outcome, BatchOutcome::Applied(answers) if answers.iter().all(Result::is_ok)));
+}
+
+/// Half of the devices held, by jobs of one, two and four GPUs, scattered as churn leaves them.
+fn half_full(state: &mut State, nodes: usize) {
+    let mut rng = Rng::new(1);
+    for i in 0..nodes {
+        let node = nf_core::id::NodeName::new(&format!("n{i}")).unwrap();
+        for part in 0..rng.between(1, 3) {
+            let mut spec = testing::job_spec("t1", Gpus::Whole(rng.between(1, 3) as u16));
+            spec.constraints.node = Some(node.clone());
+            spec.resources.cpu_milli = rng.below(8) * 500;
+            entry(state, &testing::schedule(&format!("fill-{i}-{part}"), spec), 1);
+        }
+    }
+    state.take_changes();
+}
+
+#[test]
+fn a_schedule_call_costs_microseconds() {
+    let mut state = cluster(1000);
+    half_full(&mut state, 1000);
+    // Steady: one stop and one report for each call, and some thousand small jobs that stay.
+    let mut live = std::collections::VecDeque::new();
+    for i in 0..4_000 {
+        let spec = testing::job_spec("t1", Gpus::Milli(1));
+        entry(&mut state, &testing::schedule(&format!("warm-{i}"), spec), 1);
+        live.push_back(format!("warm-{i}"));
+    }
+    state.take_changes();
+    println!("{} classes of nodes", state.capacity().classes.len());
+    let calls = 2_000u32;
+    let mut follower = state.clone();
+    let (mut planning, mut speculating, mut applying, mut rows) = Default::default();
+    let add = |sum: &mut std::time::Duration, since: Instant| *sum += since.elapsed();
+    let mut speculative = state.speculative();
+    for i in 0..calls {
+        let intent = testing::schedule(&format!("call-{i}"), testing::job_spec("t1", Gpus::Milli(1)));
+        let started = Instant::now();
+        let commands = plan(&speculative, &intent).unwrap().commands;
+        add(&mut planning, started);
+        let batch = Batch { base: speculative.meta().base, at_ms: 1, commands };
+        let started = Instant::now();
+        apply_batch(&mut speculative, &batch);
+        add(&mut speculating, started);
+        let started = Instant::now();
+        apply_batch(&mut follower, &batch);
+        add(&mut applying, started);
+        let started = Instant::now();
+        follower.take_changes();
+        add(&mut rows, started);
+        live.push_back(format!("call-{i}"));
+        let request = RequestId::new(&live.pop_front().unwrap()).unwrap();
+        let (no, node) = {
+            let job = speculative.job_of(&request).unwrap();
+            (job.no, job.replicas[0].allocation().unwrap().node)
+        };
+        let report = nf_core::command::Report {
+            job: no,
+            replica: 0,
+            generation: nf_core::id::Generation(1),
+            kind: nf_core::command::ReportKind::Ended { ok: true, why: Reason::StoppedByUser },
+        };
+        let incarnation = nf_core::id::Incarnation(1);
+        let commands = vec![
+            nf_core::command::Command::Stop { job: no, why: Reason::StoppedByUser },
+            nf_core::command::Command::Reports { node, incarnation, reports: vec![report] },
+        ];
+        let batch = Batch { base: speculative.meta().base, at_ms: 1, commands };
+        apply_batch(&mut speculative, &batch);
+        apply_batch(&mut follower, &batch);
+        follower.take_changes();
+    }
+    let each = |sum: std::time::Duration| sum / calls;
+    println!(
+        "per call at 1,000 nodes: plan {:?}, apply speculatively {:?}, apply {:?}, rows and hash {:?}",
+        each(planning),
+        each(speculating),
+        each(applying),
+        each(rows)
+    );
+    assert!(each(planning + speculating + applying) < std::time::Duration::from_millis(1));
+}
+
+#[test]
+fn the_proposer_costs_microseconds_a_call() {
+    let mut state = cluster(1000);
+    half_full(&mut state, 1000);
+    let mut proposer = Proposer::new(&state);
+    let calls = 4_096;
+    for i in 0..calls {
+        let spec = testing::job_spec("t1", Gpus::Milli(1));
+        assert!(proposer.offer(i, testing::schedule(&format!("call-{i}"), spec)));
+    }
+    let started = Instant::now();
+    let mut answered = 0;
+    while let (Some(batch), _) = proposer.next_entry(1) {
+        let outcome = apply_batch(&mut state, &batch);
+        state.take_changes();
+        answered += proposer.on_applied(&outcome, &state, 1).len();
+    }
+    let each = started.elapsed() / calls as u32;
+    println!("proposer: {each:?} a call, plan, speculate, apply, rows and reply together");
+    assert_eq!(answered as u64, calls);
+    assert!(each < std::time::Duration::from_millis(1));
+}
+
+#[test]
+fn a_hundred_thousand_jobs_are_small_and_load_fast() {
+    let jobs = 100_000;
+    let mut state = cluster(1213);
+    let (mut rows, started) = (0, Instant::now());
+    let mut count = |changes: Vec<nf_core::rows::RowChange>| {
+        rows += changes.iter().map(|r| r.key.len() + r.value.as_ref().map_or(0, Vec::len)).sum::<usize>();
+    };
+    let before = resident();
+    for i in 0..jobs {
+        let mut spec = testing::job_spec("t1", Gpus::Milli(50));
+        spec.resources.memory = 1 << 30;
+        entry(&mut state, &testing::schedule(&format!("019ab-{i:010}-request"), spec), i);
+        if i % 100 == 0 {
+            count(state.take_changes());
+        }
+    }
+    count(state.take_changes());
+    let each = |bytes: usize| bytes / jobs as usize;
+    println!("{:?} a job to schedule, rows included", started.elapsed() / jobs as u32);
+    println!("{} bytes of memory a live job, {} bytes of rows and events", each(resident() - before), each(rows));
+    let rows: Vec<(Table, Vec<u8>, Vec<u8>)> = state.live_rows().collect();
+    let (count, before, started) = (rows.len(), resident(), Instant::now());
+    let loaded = State::from_rows(rows.iter().cloned()).unwrap();
+    let took = started.elapsed();
+    println!("{count} rows load in {took:?}; {} bytes of memory a live job", each(resident().saturating_sub(before)));
+    let started = Instant::now();
+    assert_eq!(invariants::check(&loaded), []);
+    println!("invariants checked in {:?}", started.elapsed());
+    assert_eq!(loaded.hash(), state.hash());
+    assert!(took.as_secs() < 20);
+}

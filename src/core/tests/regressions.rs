@@ -1,0 +1,254 @@
+//! Bugs that reading, properties or the simulation found in the core, each by the
+//! smallest input that shows it. A line here is never removed.
+
+use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
+use nf_core::control::{Now, Observations, Timeouts, step};
+use nf_core::id::{Digest16, Generation, Incarnation, JobNo, NodeNo, RequestId, TenantId};
+use nf_core::job::{Allocation, JobSpec, Restart, Share};
+use nf_core::plan::{Intent, plan};
+use nf_core::proposer::Proposer;
+use nf_core::reason::Reason;
+use nf_core::resources::{Gpus, MAX_BYTES};
+use nf_core::rows::Table;
+use nf_core::state::State;
+use nf_core::tenant::Quota;
+use nf_core::testing::{job_spec, node_spec, register, run, schedule, try_run};
+use nf_core::{codec, invariants};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+fn with_nodes(gpus: &[u16]) -> State {
+    let mut state = State::new();
+    for (i, gpus) in gpus.iter().enumerate() {
+        run(&mut state, register(&format!("n{}", i + 1), node_spec(*gpus)));
+    }
+    state
+}
+
+fn quota(tenant: &str, gpus: u64) -> Intent {
+    let quota = Quota { gpu_milli: Some(gpus * 1000), ..Quota::default() };
+    Intent::SetQuota { tenant: TenantId::new(tenant).unwrap(), quota }
+}
+
+fn submission(spec: JobSpec) -> Submission {
+    let request = RequestId::new("r1").unwrap();
+    Submission { request, body: Digest16([1; 16]), keyed: true, spec: Arc::new(spec) }
+}
+
+fn place(replica: u16, device: u16) -> Placement {
+    let shares = vec![Share { device, milli: 1000 }];
+    Placement { replica, alloc: Allocation { node: NodeNo(1), shares, port: Some(31000 + device), at_ms: 0 } }
+}
+
+/// The answer to one command, which must leave a sound state.
+fn one(state: &mut State, command: Command) -> Result<Answer, Reason> {
+    let batch = Batch { base: state.meta().base, at_ms: 0, commands: vec![command] };
+    let BatchOutcome::Applied(mut answers) = apply_batch(state, &batch) else { panic!("superseded") };
+    assert_eq!(invariants::check(state), []);
+    answers.remove(0).map_err(|refusal| refusal.reason)
+}
+
+#[test]
+fn a_frame_that_understates_its_length_is_refused() {
+    let mut bytes = codec::encode(&Batch { base: 1, at_ms: 2, commands: Vec::new() });
+    bytes[7] -= 1;
+    assert!(codec::decode::<Batch>(&bytes).is_err());
+}
+
+#[test]
+fn apply_refuses_a_job_without_replicas_and_places_that_are_no_replicas() {
+    let mut state = with_nodes(&[8]);
+    run(&mut state, quota("t1", 8));
+    let none = JobSpec { replicas: 0, ..job_spec("t1", Gpus::Whole(1)) };
+    let command = Command::Submit { submission: submission(none), placements: Vec::new() };
+    assert_eq!(one(&mut state, command), Err(Reason::PlanChanged));
+    let two = JobSpec { replicas: 2, ..job_spec("t1", Gpus::Whole(1)) };
+    for places in [vec![place(0, 0), place(0, 1)], vec![place(2, 0)]] {
+        let command = Command::Submit { submission: submission(two.clone()), placements: places };
+        assert_eq!(one(&mut state, command), Err(Reason::PlanChanged));
+    }
+    let gang = JobSpec { gang: true, ..two };
+    let command = Command::Submit { submission: submission(gang), placements: vec![place(0, 0)] };
+    assert_eq!(one(&mut state, command), Err(Reason::PlanChanged), "a gang starts as one");
+}
+
+#[test]
+fn a_node_may_not_come_back_with_less_than_its_replicas_hold() {
+    let mut state = with_nodes(&[8]);
+    let mut spec = job_spec("t1", Gpus::Whole(1));
+    spec.resources.memory = 100 << 30;
+    run(&mut state, schedule("r1", spec));
+    let mut less = node_spec(8);
+    less.memory = 64 << 30;
+    assert_eq!(try_run(&mut state, register("n1", less)).unwrap_err().reason, Reason::Conflict);
+    let moved = nf_core::node::NodeSpec { ports: None, ..node_spec(8) };
+    assert_eq!(try_run(&mut state, register("n1", moved)).unwrap_err().reason, Reason::Conflict);
+    assert_eq!(invariants::check(&state), []);
+}
+
+#[test]
+fn a_price_beyond_measure_does_not_overflow() {
+    let mut state = State::new();
+    let mut spec = node_spec(8);
+    let device_type = spec.devices[0].device_type.clone();
+    spec.cost_per_hour.insert(device_type, u64::MAX);
+    run(&mut state, register("n1", spec));
+    let mut job = JobSpec { replicas: 1000, ..job_spec("t1", Gpus::Whole(1)) };
+    job.constraints.max_cost_per_hour = Some(1);
+    run(&mut state, schedule("r1", job));
+}
+
+#[test]
+fn a_tenants_total_that_would_overflow_is_refused() {
+    let mut state = State::new();
+    for i in 0..20 {
+        let spec = nf_core::node::NodeSpec { memory: MAX_BYTES, ..node_spec(1) };
+        run(&mut state, register(&format!("n{i}"), spec));
+    }
+    for i in 0..20 {
+        let mut spec = job_spec("t1", Gpus::None);
+        spec.resources.memory = MAX_BYTES;
+        run(&mut state, schedule(&format!("r{i}"), spec));
+    }
+    assert_eq!(invariants::check(&state), []);
+}
+
+#[test]
+fn a_broken_clock_does_not_overflow_log_time() {
+    let mut state = with_nodes(&[8]);
+    run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
+    let late = Batch { base: state.meta().base, at_ms: u64::MAX, commands: Vec::new() };
+    apply_batch(&mut state, &late);
+    assert!(state.request(&RequestId::new("r1").unwrap()).is_some(), "a live job's request is not forgotten");
+    let kind = ReportKind::Ended { ok: false, why: Reason::RuntimeFailed };
+    let report = Report { job: JobNo(1), replica: 0, generation: Generation(1), kind };
+    let command = Command::Reports { node: NodeNo(1), incarnation: Incarnation(1), reports: vec![report] };
+    assert_eq!(one(&mut state, command), Ok(Answer::Count(1)));
+}
+
+#[test]
+fn an_ask_that_is_neither_whole_nor_part_is_refused_by_the_plan() {
+    let state = with_nodes(&[8]);
+    for gpu in [Gpus::Whole(0), Gpus::Milli(0), Gpus::Milli(1000), Gpus::Whole(2000)] {
+        let refusal = plan(&state, &schedule("r1", job_spec("t1", gpu))).unwrap_err();
+        assert_eq!(refusal.field.as_deref(), Some("resources.gpu"), "{gpu:?}");
+    }
+}
+
+#[test]
+fn a_waiter_whose_back_off_is_over_does_not_keep_the_leader_busy() {
+    let mut state = with_nodes(&[1]);
+    let mut spec = job_spec("t1", Gpus::Whole(1));
+    spec.constraints.restart = Restart::Always;
+    run(&mut state, schedule("r1", spec.clone()));
+    let kind = ReportKind::Ended { ok: false, why: Reason::RuntimeFailed };
+    let report = Report { job: JobNo(1), replica: 0, generation: Generation(1), kind };
+    one(&mut state, Command::Reports { node: NodeNo(1), incarnation: Incarnation(1), reports: vec![report] }).unwrap();
+    // Its place is taken before the back-off is over.
+    run(&mut state, schedule("r2", spec));
+    let mut seen = Observations::new(0);
+    let mut tries = 0;
+    for ms in (0..4_000).step_by(100) {
+        let now = Now { mono_ms: ms, wall_ms: 10_000 + ms };
+        seen.heard(NodeNo(1), ms);
+        tries += step(&state, &mut seen, &Timeouts::default(), now).len();
+    }
+    assert_eq!(tries, 1, "nothing changed after the first look");
+}
+
+#[test]
+fn the_queue_is_tried_again_when_a_full_pass_has_placed() {
+    let mut state = State::new();
+    run(&mut state, quota("t1", 1000));
+    for i in 0..200 {
+        run(&mut state, schedule(&format!("r{i}"), job_spec("t1", Gpus::Milli(1))));
+    }
+    run(&mut state, register("n1", node_spec(8)));
+    let room = state.room();
+    run(&mut state, Intent::PlaceWaiting);
+    assert!(state.has_waiters(), "a pass is bounded");
+    assert_ne!(state.room(), room, "so the next one is due at once");
+}
+
+#[test]
+fn asks_that_can_never_run_do_not_hold_up_other_tenants() {
+    let mut state = State::new();
+    run(&mut state, quota("a", 1000));
+    // More than a pass ever tries, of a tenant that uses nothing and is therefore first.
+    for i in 0..600 {
+        run(&mut state, schedule(&format!("a{i}"), job_spec("a", Gpus::Whole(500))));
+    }
+    run(&mut state, quota("b", 8));
+    run(&mut state, schedule("b1", job_spec("b", Gpus::Whole(1))));
+    run(&mut state, register("n1", node_spec(8)));
+    run(&mut state, Intent::PlaceWaiting);
+    let job = state.job_of(&RequestId::new("b1").unwrap()).unwrap();
+    assert!(!job.wants_place(), "b1 waits behind what can never run");
+}
+
+#[test]
+fn a_gang_that_does_not_fit_says_nothing_about_single_jobs_of_its_shape() {
+    let mut state = State::new();
+    run(&mut state, quota("t1", 100));
+    let gang = JobSpec { replicas: 20, gang: true, ..job_spec("t1", Gpus::Whole(1)) };
+    run(&mut state, schedule("gang", gang));
+    run(&mut state, schedule("single", job_spec("t1", Gpus::Whole(1))));
+    run(&mut state, register("n1", node_spec(8)));
+    run(&mut state, register("n2", node_spec(8)));
+    run(&mut state, Intent::PlaceWaiting);
+    let job = state.job_of(&RequestId::new("single").unwrap()).unwrap();
+    assert!(!job.wants_place(), "one node is kept for the gang, the other has room");
+}
+
+#[test]
+fn a_revision_never_goes_back_when_a_member_restarts() {
+    let mut state = with_nodes(&[8]);
+    let mut rows: BTreeMap<(Table, Vec<u8>), Vec<u8>> = BTreeMap::new();
+    run(&mut state, quota("t1", 8));
+    for i in 0..5 {
+        run(&mut state, schedule(&format!("r{i}"), job_spec("t1", Gpus::Whole(1))));
+    }
+    for change in state.take_changes() {
+        match change.value {
+            Some(value) => drop(rows.insert((change.table, change.key), value)),
+            None => drop(rows.remove(&(change.table, change.key))),
+        }
+    }
+    let rows = rows.into_iter().filter(|((table, _), _)| Table::LIVE.contains(table));
+    let mut again = State::from_rows(rows.map(|((table, key), value)| (table, key, value))).unwrap();
+    assert!(again.revision(NodeNo(1)) >= state.revision(NodeNo(1)));
+    let (old, new) = (state.revision(NodeNo(1)), again.revision(NodeNo(1)));
+    run(&mut state, schedule("r9", job_spec("t1", Gpus::Whole(1))));
+    run(&mut again, schedule("r9", job_spec("t1", Gpus::Whole(1))));
+    assert!(state.revision(NodeNo(1)) > old && again.revision(NodeNo(1)) > new);
+    assert_eq!(state.revision(NodeNo(1)), again.revision(NodeNo(1)), "and members agree");
+}
+
+#[test]
+fn a_refusal_that_was_read_from_the_state_waits_for_a_commit() {
+    let mut state = with_nodes(&[8]);
+    let mut proposer = Proposer::new(&state);
+    let stop = Intent::Stop { request: RequestId::new("r1").unwrap(), tenant: None, why: Reason::StoppedByUser };
+    assert!(proposer.offer(1, stop));
+    let (entry, replies) = proposer.next_entry(0);
+    let batch = entry.expect("a leader that was deposed must not answer");
+    assert!(replies.is_empty() && batch.commands.is_empty());
+    let outcome = apply_batch(&mut state, &batch);
+    let replies = proposer.on_applied(&outcome, &state, 7);
+    assert_eq!(replies[0].1.result.as_ref().unwrap_err().reason, Reason::NotFound);
+    assert_eq!(replies[0].1.index, 7);
+}
+
+#[test]
+fn an_entry_is_bounded_in_bytes() {
+    let state = State::new();
+    let mut proposer = Proposer::new(&state);
+    for i in 0..100 {
+        assert!(proposer.offer(i, register(&format!("n{i}"), node_spec(1000))));
+    }
+    let (entry, _) = proposer.next_entry(0);
+    let bytes = codec::encode(&entry.unwrap()).len();
+    assert!(bytes < 1 << 20, "{bytes} bytes");
+    assert!(proposer.queued() > 0);
+}

@@ -1,0 +1,356 @@
+//! A small world for the properties: few names, many shapes, so that operations
+//! meet. Every step is checked; what is applied is kept for replay and reload.
+
+use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
+use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
+use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Restart, Share, Stage};
+use nf_core::node::{Cordon, DeviceKind, NodeKind, NodeSpec, NodeState, PortRange};
+use nf_core::plan::{Intent, Queueing, plan};
+use nf_core::reason::{Reason, Refusal};
+use nf_core::resources::{Gpus, Resources};
+use nf_core::rows::Table;
+use nf_core::sim::Rng;
+use nf_core::state::State;
+use nf_core::tenant::Quota;
+use nf_core::{codec, invariants, quota, testing};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// See the module's text.
+pub struct World {
+    pub state: State,
+    pub now: u64,
+    pub batches: Vec<Batch>,
+    rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
+    made: BTreeMap<RequestId, JobNo>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let (rows, made) = (BTreeMap::new(), BTreeMap::new());
+        Self { state: State::new(), now: 1_000_000, batches: Vec::new(), rows, made }
+    }
+
+    /// Does what the number says.
+    pub fn step(&mut self, op: u64) {
+        let rng = &mut Rng::new(op);
+        match rng.below(100) {
+            // Clocks of leaders differ; log time must not go back.
+            0..4 => self.now = self.now.saturating_sub(rng.below(100_000)),
+            4..8 => self.now += rng.below(20_000),
+            8..10 => self.now += rng.below(2_000_000),
+            10..24 => {
+                let command = self.garbage(rng);
+                self.command(command);
+            }
+            24..27 => self.reloads_the_same(),
+            _ => {
+                let intent = self.some_intent(rng);
+                self.intent(&intent);
+            }
+        }
+    }
+
+    /// Plans on the state and applies at the same base: nothing planned is then refused as not fitting.
+    pub fn intent(&mut self, intent: &Intent) {
+        self.apply(Vec::new());
+        let Ok(planned) = plan(&self.state, intent) else { return };
+        for command in planned.commands {
+            if let Err(refusal) = self.command(command.clone()) {
+                assert_ne!(refusal.reason, Reason::PlanChanged, "{command:?}: {refusal}");
+            }
+        }
+    }
+
+    /// Applies one command; when it is refused, it must have changed nothing.
+    pub fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
+        let mut untouched = self.state.clone();
+        let nothing = Batch { base: untouched.meta().base, at_ms: self.now, commands: Vec::new() };
+        apply_batch(&mut untouched, &nothing);
+        untouched.take_changes();
+        let before = self.held();
+        let answer = self.apply(vec![command.clone()]).remove(0);
+        match &answer {
+            Err(_) => {
+                assert_eq!(untouched.hash(), self.state.hash(), "refused, and changed something");
+                assert_eq!(untouched.meta(), self.state.meta(), "refused, and changed something");
+            }
+            Ok(Answer::Job { no, .. }) => {
+                if let Command::Submit { submission, .. } = &command {
+                    self.one_job(&submission.request, *no);
+                }
+            }
+            Ok(_) => {}
+        }
+        self.quota_held(&before);
+        answer
+    }
+
+    /// A remembered request names the job that it made, the first and only one.
+    fn one_job(&mut self, request: &RequestId, no: JobNo) {
+        let forgotten = self.made.get(request).is_none_or(|old| old != &no && self.state.job(*old).is_none());
+        if forgotten {
+            self.made.insert(request.clone(), no);
+        }
+        assert_eq!(self.made[request], no, "{request} made two jobs");
+    }
+
+    fn held(&self) -> BTreeMap<TenantId, [u64; 4]> {
+        let mut sums: BTreeMap<TenantId, [u64; 4]> = BTreeMap::new();
+        for job in self.state.jobs().values() {
+            let n = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+            let ask = &job.spec.resources;
+            let each = [ask.gpu.milli(), ask.tpu.into(), ask.cpu_milli, ask.memory];
+            let sum = sums.entry(job.spec.tenant.clone()).or_default();
+            sum.iter_mut().zip(each).for_each(|(sum, each)| *sum += n * each);
+        }
+        sums
+    }
+
+    fn quota_held(&self, before: &BTreeMap<TenantId, [u64; 4]>) {
+        for (tenant, has) in self.held() {
+            let had = before.get(&tenant).copied().unwrap_or_default();
+            let q = self.state.tenant_named(&tenant).map(|t| quota::quota(&self.state, t.no)).unwrap();
+            let gpu = q.gpu_milli.unwrap_or(self.state.meta().default_gpu_milli);
+            let limits = [Some(gpu), q.tpu, q.cpu_milli, q.memory];
+            for i in 0..4 {
+                let over = limits[i].is_some_and(|limit| has[i] > limit);
+                assert!(!over || has[i] <= had[i], "{tenant} went from {had:?} to {has:?}, beyond {limits:?}");
+            }
+        }
+    }
+
+    fn apply(&mut self, commands: Vec<Command>) -> Vec<Result<Answer, Refusal>> {
+        let batch = Batch { base: self.state.meta().base, at_ms: self.now, commands };
+        let time = self.state.meta().now_ms;
+        let BatchOutcome::Applied(answers) = apply_batch(&mut self.state, &batch) else { panic!("superseded") };
+        assert!(self.state.meta().now_ms >= time, "log time went back");
+        for change in self.state.take_changes() {
+            match change.value {
+                Some(value) => drop(self.rows.insert((change.table, change.key), value)),
+                None => drop(self.rows.remove(&(change.table, change.key))),
+            }
+        }
+        assert_eq!(invariants::check(&self.state), [], "after {batch:?}");
+        self.batches.push(batch);
+        answers
+    }
+
+    pub fn reloads_the_same(&self) {
+        let live = self.rows.iter().filter(|((table, _), _)| Table::LIVE.contains(table));
+        let rows = live.map(|((table, key), value)| (*table, key.clone(), value.clone()));
+        let again = State::from_rows(rows).expect("rows that we wrote");
+        assert_eq!(again.hash(), self.state.hash());
+        if !self.rows.is_empty() {
+            assert_eq!(again.meta(), self.state.meta());
+        }
+        assert_eq!((again.jobs(), again.nodes()), (self.state.jobs(), self.state.nodes()));
+        assert_eq!((again.tenants(), again.members()), (self.state.tenants(), self.state.members()));
+        assert_eq!(invariants::check(&again), []);
+    }
+
+    pub fn replays_the_same(&self) {
+        let mut again = State::new();
+        for batch in &self.batches {
+            let batch = codec::decode::<Batch>(&codec::encode(batch)).expect("a frame that we wrote");
+            apply_batch(&mut again, &batch);
+            // An entry that is delivered twice is void the second time.
+            assert!(matches!(apply_batch(&mut again, &batch), BatchOutcome::Superseded { .. }));
+        }
+        again.take_changes();
+        assert_eq!((again.hash(), again.meta()), (self.state.hash(), self.state.meta()));
+    }
+
+    pub fn some_intent(&self, rng: &mut Rng) -> Intent {
+        match rng.below(20) {
+            0..3 => {
+                let (name, kind) = (node_name(rng), NodeKind::Worker);
+                let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
+                Intent::Register { name, kind, incarnation, spec }
+            }
+            3 => {
+                let cordon = Cordon { by: "me".into(), reason: "test".into(), at_ms: 0 };
+                Intent::Cordon { node: node_name(rng), cordon: rng.chance(500).then_some(cordon) }
+            }
+            4 => Intent::NodeStates(vec![(node_no(rng), Incarnation(rng.between(1, 3)), node_state(rng))]),
+            5 => Intent::SetQuota { tenant: tenant(rng), quota: some_quota(rng) },
+            6 if rng.chance(300) => Intent::DeleteTenant { tenant: tenant(rng) },
+            6 => Intent::CreateTenant { tenant: tenant(rng) },
+            7..12 => {
+                let queueing = if rng.chance(150) { Queueing::Never } else { Queueing::Wait };
+                Intent::Schedule { submission: submission(rng), queueing, check_plan: None }
+            }
+            12..14 => Intent::Stop {
+                request: request(rng),
+                tenant: rng.chance(300).then(|| tenant(rng)),
+                why: Reason::StoppedByUser,
+            },
+            14..18 => self.reports(rng),
+            _ => Intent::PlaceWaiting,
+        }
+    }
+
+    /// What an agent might say: true, stale, or about nothing that is.
+    fn reports(&self, rng: &mut Rng) -> Intent {
+        let node = node_name(rng);
+        let mut reports = Vec::new();
+        let mut incarnation = Incarnation(rng.between(1, 3));
+        if let Some(row) = self.state.node_named(&node) {
+            if rng.chance(800) {
+                incarnation = row.incarnation;
+            }
+            for (job, replica, r) in self.state.replicas_on(row.no) {
+                if rng.chance(600) {
+                    reports.push(Report { job: job.no, replica, generation: r.generation, kind: kind(rng) });
+                }
+            }
+        }
+        if rng.chance(300) {
+            let (job, generation) = (JobNo(rng.below(12)), Generation(rng.below(4) as u32));
+            reports.push(Report { job, replica: rng.below(4) as u16, generation, kind: kind(rng) });
+        }
+        Intent::Reports { node, incarnation, reports }
+    }
+
+    /// Commands that no planner would make.
+    fn garbage(&self, rng: &mut Rng) -> Command {
+        let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
+        let job = JobNo(rng.below(12));
+        match rng.below(6) {
+            0..2 => Command::Submit { submission: submission(rng), placements: places },
+            2..4 => Command::Place { job, placements: places },
+            4 => Command::Stop { job, why: Reason::Preempted },
+            _ => Command::SetNodeState { node: node_no(rng), incarnation: Incarnation(1), to: node_state(rng) },
+        }
+    }
+}
+
+fn tenant(rng: &mut Rng) -> TenantId {
+    TenantId::new(&format!("t{}", rng.below(3))).unwrap()
+}
+
+fn request(rng: &mut Rng) -> RequestId {
+    RequestId::new(&format!("r{}", rng.below(10))).unwrap()
+}
+
+fn node_name(rng: &mut Rng) -> NodeName {
+    NodeName::new(&format!("n{}", rng.below(4))).unwrap()
+}
+
+fn node_no(rng: &mut Rng) -> NodeNo {
+    NodeNo(rng.below(5) as u32)
+}
+
+fn node_state(rng: &mut Rng) -> NodeState {
+    *rng.pick(&[NodeState::Ready, NodeState::Suspect, NodeState::Unknown, NodeState::Down, NodeState::Maintenance])
+}
+
+fn some_quota(rng: &mut Rng) -> Quota {
+    Quota {
+        gpu_milli: rng.chance(900).then(|| rng.below(20) * 500),
+        cpu_milli: rng.chance(200).then(|| rng.below(64_000)),
+        memory: rng.chance(200).then(|| rng.below(256) << 30),
+        tpu: rng.chance(200).then(|| rng.below(4)),
+        waiting: rng.chance(200).then(|| rng.below(3) as u32),
+    }
+}
+
+fn mig() -> DeviceType {
+    DeviceType::new("1g.10gb").unwrap()
+}
+
+fn zone(rng: &mut Rng) -> Option<Label> {
+    rng.chance(300).then(|| Label::new(*rng.pick(&["a", "b"]) as &str).unwrap())
+}
+
+fn node(rng: &mut Rng) -> NodeSpec {
+    let mut spec = testing::node_spec(rng.below(9) as u16);
+    for device in &mut spec.devices {
+        match rng.below(12) {
+            0 => device.kind = DeviceKind::Tpu,
+            1 => device.mig_profile = Some(mig()),
+            2 => device.healthy = false,
+            3 => device.memory = rng.between(1, 80) << 30,
+            4 => device.device_type = DeviceType::new("A100-40G").unwrap(),
+            _ => {}
+        }
+    }
+    spec.zone = zone(rng);
+    match rng.below(6) {
+        0 => spec.ports = None,
+        1 => spec.ports = Some(PortRange { first: 31000, last: 31001 }),
+        2 => spec.cpu_milli = rng.below(4_000),
+        3 => spec.memory = rng.below(64) << 30,
+        4 => {
+            let price = if rng.chance(200) { u64::MAX } else { rng.below(90_000_000) };
+            spec.cost_per_hour.insert(DeviceType::new("H100-80G").unwrap(), price);
+        }
+        _ => {}
+    }
+    spec
+}
+
+fn submission(rng: &mut Rng) -> Submission {
+    let spec = job(rng);
+    // Now and then the same id with the same body, although the job differs in the small.
+    let body = Digest16([rng.below(2) as u8; 16]);
+    Submission { request: request(rng), body, keyed: rng.chance(500), spec: Arc::new(spec) }
+}
+
+fn job(rng: &mut Rng) -> JobSpec {
+    let gpu = match rng.below(8) {
+        0 => Gpus::None,
+        1..4 => Gpus::Milli(rng.between(1, 999) as u16),
+        4..7 => Gpus::Whole(rng.between(1, 4) as u16),
+        _ => Gpus::Whole(rng.between(0, 12) as u16),
+    };
+    let resources = Resources {
+        gpu,
+        gpu_memory: if rng.chance(300) { rng.between(1, 90) << 30 } else { 0 },
+        device_types: if rng.chance(100) { vec![DeviceType::new("A100-40G").unwrap()] } else { Vec::new() },
+        mig_profile: rng.chance(80).then(mig),
+        tpu: if rng.chance(100) { rng.between(1, 2) as u16 } else { 0 },
+        cpu_milli: rng.below(20) * 500,
+        memory: rng.below(80) << 30,
+        disk: if rng.chance(100) { rng.between(1, 8) << 40 } else { 0 },
+    };
+    let constraints = Constraints {
+        zone: zone(rng),
+        arrangement: if rng.chance(300) { Arrangement::Spread } else { Arrangement::Pack },
+        same_island: rng.chance(200),
+        max_cost_per_hour: rng.chance(100).then(|| rng.below(100_000_000)),
+        node: rng.chance(100).then(|| node_name(rng)),
+        restart: *rng.pick(&[Restart::Always, Restart::OnFailure, Restart::Never]),
+        max_run_ms: rng.chance(100).then(|| rng.below(10_000)),
+        ..Constraints::default()
+    };
+    let replicas = rng.between(1, 4) as u16;
+    let tenant = format!("t{}", rng.below(3));
+    let priority = rng.below(3) as i16 - 1;
+    JobSpec { resources, constraints, replicas, gang: rng.chance(400), priority, ..testing::job_spec(&tenant, gpu) }
+}
+
+fn placement(rng: &mut Rng) -> Placement {
+    let share = |rng: &mut Rng| Share {
+        device: rng.below(9) as u16,
+        milli: *rng.pick(&[0, 1, 100, 500, 1000, 1000, 1000, 1001]),
+    };
+    let mut shares: Vec<Share> = (0..rng.below(3)).map(|_| share(rng)).collect();
+    if rng.chance(800) {
+        shares.sort();
+    }
+    let port = rng.chance(800).then(|| 31000 + rng.below(4) as u16);
+    Placement { replica: rng.below(4) as u16, alloc: Allocation { node: node_no(rng), shares, port, at_ms: 0 } }
+}
+
+fn kind(rng: &mut Rng) -> ReportKind {
+    let stages = [Stage::Downloading, Stage::Verifying, Stage::Starting, Stage::Ready, Stage::NotReady];
+    match rng.below(3) {
+        0 => ReportKind::Ended {
+            ok: rng.chance(500),
+            why: *rng.pick(&[Reason::RuntimeFailed, Reason::ArtifactMismatch, Reason::ExitedNonZero]),
+        },
+        _ => ReportKind::Stage(*rng.pick(&stages)),
+    }
+}
