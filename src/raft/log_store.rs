@@ -169,7 +169,7 @@ impl<D: Disk> LogStore<D> {
             let (from_disk, last) = {
                 let inner = self.lock();
                 if let Some(entries) = inner.cache.get(start..range.end, limit) {
-                    out.extend(entries);
+                    follow_on(&mut out, entries)?;
                     return Ok(out);
                 }
                 let first = inner.cache.first().unwrap_or(u64::MAX);
@@ -182,11 +182,13 @@ impl<D: Disk> LogStore<D> {
             }
             let rows = self.disk.read(from_disk.start..end).await?;
             if rows.is_empty() {
-                break;
+                // Purged, or never there; what is in memory may begin further up.
+                start = end;
+                continue;
             }
             let bytes: usize = rows.iter().map(|(_, row)| row.len()).sum();
             for (index, row) in rows {
-                out.push(open_entry(index, &row)?);
+                follow_on(&mut out, vec![open_entry(index, &row)?])?;
                 start = index + 1;
             }
             if bytes >= limit {
@@ -205,6 +207,18 @@ impl<D: Disk> LogStore<D> {
         self.disk.submit(vec![op], Some(done));
         rx.await.unwrap_or_else(|_| Err(io::Error::other("the log is closed")))
     }
+}
+
+/// Adds entries that must follow the ones there: a hole would be applied over in silence.
+fn follow_on(out: &mut Vec<Entry>, more: Vec<Entry>) -> io::Result<()> {
+    if let (Some(last), Some(next)) = (out.last(), more.first())
+        && last.log_id.index + 1 != next.log_id.index
+    {
+        let missing = last.log_id.index + 1;
+        return Err(frame::invalid(format!("raft log: entry {missing} is missing")));
+    }
+    out.extend(more);
+    Ok(())
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
@@ -240,9 +254,13 @@ impl<RT: AsyncRuntime, D: Disk> RaftLogReader<Types<RT>> for LogStore<D> {
                 return Ok(None);
             }
             let entries = store.entries(start..range.end, READ_BYTES).await?;
-            match entries.last().map(|last| last.log_id.index + 1) {
-                Some(next) => Ok(Some((entries, (store, next)))),
-                None => Err(frame::invalid(format!("raft log: entry {start} is missing"))),
+            match (entries.first(), entries.last()) {
+                (Some(first), Some(last)) if first.log_id.index == start => {
+                    let next = last.log_id.index + 1;
+                    Ok(Some((entries, (store, next))))
+                }
+                (None, _) => Ok(None),
+                _ => Err(frame::invalid(format!("raft log: entry {start} is missing"))),
             }
         });
         pieces.map_ok(|entries| stream::iter(entries.into_iter().map(Ok))).try_flatten()

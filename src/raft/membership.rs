@@ -163,10 +163,16 @@ impl Shared {
         let triggered = self.raft.trigger().transfer_leader(to.0).await;
         triggered.map_err(|_| Error::Stopping)?;
         // Without a limit of its own: the caller's deadline ends it, and an election then decides.
-        while self.leader() != Some(to.0) {
-            tokio::time::sleep(LOOK).await;
+        loop {
+            match self.leader() {
+                Some(leader) if leader == to.0 => return Ok(()),
+                // The attempt failed and somebody was elected instead: the caller goes on there.
+                Some(leader) if self.status().term > status.term => {
+                    return Err(Failure::NotLeader(Some(leader)));
+                }
+                _ => tokio::time::sleep(LOOK).await,
+            }
         }
-        Ok(())
     }
 
     /// Forms a new group of these voters. Only on a member that has none, and on one of them.

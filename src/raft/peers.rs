@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::replica::Shared;
 use super::types::Peer;
 use crate::security::tls::PeerTls;
 
@@ -97,4 +98,37 @@ fn connect(peer: Peer, tls: PeerTls) -> Channel {
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     }))
+}
+
+/// How often every peer is pinged, and how long it may take.
+const PING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+/// The first rounds come sooner, as a young group's members meet.
+const FIRST_PINGS: [Duration; 4] = [Duration::from_millis(50); 4];
+
+/// Pings all peers on the lane of votes, so that an election finds its connections made: a
+/// handshake on a busy machine takes longer than a vote may. Runs until the member stops.
+pub async fn keep_warm(shared: Arc<Shared>) {
+    let mut stop = shared.stop.subscribe();
+    let mut pauses = FIRST_PINGS.into_iter().chain(std::iter::repeat(PING.0));
+    loop {
+        let members = shared.status().members.into_iter().filter(|m| m.id != shared.me.id);
+        let pings = members.map(|member| {
+            let peer = Peer { name: member.name, addr: member.peer };
+            let mut client = shared.peers.client(member.id.0, &peer, Lane::Control);
+            let request = pb::PingRequest { route: Some(shared.peers.route(member.id.0)) };
+            async move {
+                // Only the attempt matters.
+                let _ = tokio::time::timeout(PING.1, client.ping(request)).await;
+            }
+        });
+        let pause = pauses.next().unwrap_or(PING.0);
+        tokio::select! {
+            _ = futures::future::join_all(pings) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
 }

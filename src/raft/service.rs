@@ -179,6 +179,11 @@ impl PeerService for Service {
         Ok(Response::new(pb::SnapshotReply { vote: Some(wire::put_vote(&response.vote)) }))
     }
 
+    async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
+        self.open(request, |r| r.route.as_ref())?;
+        Ok(Response::new(pb::PingReply { now_ms: super::start::wall_clock_ms() }))
+    }
+
     async fn transfer(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {
         let request = self.open(request, |r| r.route.as_ref())?;
         let vote = wire::vote(request.vote.as_ref())?;

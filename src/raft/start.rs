@@ -18,7 +18,7 @@ use super::listener;
 use super::log_store::LogStore;
 use super::network::Factory;
 use super::options::{Options, Timing, Tuning};
-use super::peers::{MESSAGE_BYTES, Peers};
+use super::peers::{self, MESSAGE_BYTES, Peers};
 use super::proposer::{self, Shell};
 use super::reads;
 use super::replica::{Me, Replica, Shared};
@@ -226,6 +226,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     tokio::spawn(reads::run(shared.clone(), asks_out));
     tokio::spawn(campaign::run(shared.clone(), ended));
     tokio::spawn(upkeep::run(shared.clone()));
+    tokio::spawn(peers::keep_warm(shared.clone()));
     let up = Up { shared, server, _lock: lock };
     Ok((up, stop_out))
 }
@@ -261,7 +262,7 @@ fn serve(
     }))
 }
 
-fn wall_clock_ms() -> u64 {
+pub fn wall_clock_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

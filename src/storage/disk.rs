@@ -58,7 +58,7 @@ pub trait Disk: Send + Sync + 'static {
     /// these writes too.
     fn submit(&self, ops: Vec<Op>, done: Option<Done>);
 
-    /// Rows of `range` that are written, in order, from its start, without holes, cut off after
-    /// [`READ_BYTES`].
+    /// Rows of `range` that are written, in order, without holes after the first one, cut off
+    /// after [`READ_BYTES`].
     fn read(&self, range: Range<u64>) -> BoxFuture<'static, io::Result<Vec<Row>>>;
 }

@@ -202,8 +202,8 @@ fn read_rows(db: &DB, range: Range<u64>) -> Result<Vec<Row>, rocksdb::Error> {
     let mut bytes = 0;
     for row in db.iterator_cf_opt(family(db, LOG), options, IteratorMode::Start) {
         let (key, value) = row?;
-        let index = range.start + rows.len() as u64;
-        if key[..] != index.to_be_bytes() {
+        let Some(index) = key[..].try_into().ok().map(u64::from_be_bytes) else { break };
+        if rows.last().is_some_and(|(last, _)| last + 1 != index) {
             break;
         }
         bytes += value.len();

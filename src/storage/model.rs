@@ -154,12 +154,12 @@ impl Disk for ModelDisk {
         let log = self.lock();
         let mut rows = Vec::new();
         let mut bytes = 0;
-        for index in range {
-            let Some(row) = log.written.rows.get(&index) else {
+        for (index, row) in log.written.rows.range(range) {
+            if rows.last().is_some_and(|(last, _): &Row| last + 1 != *index) {
                 break;
-            };
+            }
             bytes += row.len();
-            rows.push((index, row.clone()));
+            rows.push((*index, row.clone()));
             if bytes >= READ_BYTES {
                 break;
             }

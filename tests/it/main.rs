@@ -5,5 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod documents;
+mod harness;
 mod layers;
+mod raft_group;
+mod raft_members;
+mod storage_crash;
+mod storage_files;
+mod storage_suite;
 mod tree;
