@@ -14,6 +14,9 @@ mod nvml;
 pub mod played;
 pub mod virtual_nodes;
 
+#[cfg(test)]
+mod tests;
+
 pub use link::{Link, LocalLink, RemoteLink};
 pub use node::Standing;
 
