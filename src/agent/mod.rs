@@ -1,7 +1,453 @@
-//! To be written.
+//! The node agent: makes each of its nodes run what the group wants there, for ever.
+//!
+//! One task registers the nodes, beats for all of them in one message, follows their
+//! slices on one stream, and reports. `node` says what to do for one node, an
+//! [`Execute`] does it, a [`Link`] reaches the group. The agent decides nothing about
+//! placement, and keeps replicas running while no member answers.
+
 pub mod executor;
+pub mod incarnation;
+pub mod inventory;
+pub mod lease;
+pub mod link;
 mod logs;
+pub mod node;
+mod nvml;
+pub mod played;
 mod post;
 mod probe;
 mod record;
 mod runtimes;
+pub mod virtual_nodes;
+
+#[cfg(test)]
+mod tests;
+
+pub use link::{Link, LocalLink, RemoteLink};
+pub use node::Standing;
+
+use crate::exchange::{Beat, BeatAnswer, Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use nf_core::command::Report;
+use nf_core::id::{Generation, NodeName, RequestId};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use nf_core::reconcile::{Actual, ReplicaId, Want};
+use node::Node;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// Makes replicas exist on one node. All calls return at once and may be repeated.
+pub trait Execute: Send + Sync + 'static {
+    /// Does nothing when that generation is known already.
+    fn start(&self, id: ReplicaId, want: &Want);
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason);
+    /// Removes what is left of a replica that is gone.
+    fn forget(&self, id: ReplicaId, generation: Generation);
+    fn actual(&self) -> Actual;
+    /// How far each living replica has come.
+    fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)>;
+    /// Rises when `actual` or `stages` may have changed.
+    fn changes(&self) -> watch::Receiver<u64>;
+    fn logs(
+        &self,
+        request: &RequestId,
+        replica: u16,
+        tail: usize,
+        follow: bool,
+    ) -> BoxStream<'static, io::Result<Bytes>>;
+}
+
+/// A node that this process runs, and what runs its replicas.
+#[derive(Clone)]
+pub struct NodeRegistration {
+    pub registration: Registration,
+    pub executor: Arc<dyn Execute>,
+}
+
+/// What an agent is started with.
+#[derive(Clone)]
+pub struct AgentConfig {
+    pub nodes: Vec<NodeRegistration>,
+    pub link: Arc<dyn Link>,
+    pub beat_every: Duration,
+}
+
+impl AgentConfig {
+    pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
+        Self { nodes, link, beat_every: BEAT_EVERY }
+    }
+}
+
+/// Default time between beats.
+pub const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// First and longest pause before something that failed is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Nodes whose reports go into one message.
+const REPORTING: usize = 512;
+
+/// Pauses that double up to [`BACKOFF`]'s second part.
+#[derive(Clone, Copy, Debug, Default)]
+struct Backoff(u32);
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let pause = BACKOFF.0 * (1 << self.0.min(6));
+        self.0 += 1;
+        pause.min(BACKOFF.1)
+    }
+
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Why [`run`] returned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Stopped,
+    /// Later starts of all nodes have registered: another process runs them.
+    Superseded,
+}
+
+/// Runs until `stop` is true (or its sender is gone), or other processes have taken over all nodes.
+/// Replicas are left as they are.
+pub async fn run(config: AgentConfig, mut stop: watch::Receiver<bool>) -> Outcome {
+    let mut agent = Agent::new(config);
+    tokio::select! {
+        // An error says that whoever could ask for the stop is gone.
+        _ = stop.wait_for(|stop| *stop) => Outcome::Stopped,
+        () = agent.run() => Outcome::Superseded,
+    }
+}
+
+/// Nodes that should take a step, as executors' watchers note them.
+#[derive(Default)]
+struct Touched {
+    nodes: Mutex<BTreeSet<usize>>,
+    wake: Notify,
+}
+
+impl Touched {
+    fn note(&self, at: usize) {
+        self.nodes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(at);
+        self.wake.notify_one();
+    }
+
+    fn take(&self) -> BTreeSet<usize> {
+        std::mem::take(&mut *self.nodes.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+/// A call that may be under way; at most one of its kind.
+type UnderWay<T> = Option<BoxFuture<'static, T>>;
+
+async fn settled<T>(call: &mut UnderWay<T>) -> T {
+    match call {
+        Some(future) => {
+            let out = future.await;
+            *call = None;
+            out
+        }
+        None => std::future::pending().await,
+    }
+}
+
+struct Agent {
+    link: Arc<dyn Link>,
+    beat_every: Duration,
+    nodes: Vec<Node>,
+    by_name: BTreeMap<NodeName, usize>,
+    touched: Arc<Touched>,
+    /// Watches the executors for as long as the agent runs.
+    watchers: JoinSet<()>,
+    registering: UnderWay<(Vec<usize>, Result<Vec<Registered>, Error>)>,
+    register_backoff: Backoff,
+    register_at: Instant,
+    beating: UnderWay<(u64, Result<BeatAnswer, Error>)>,
+    slices: Option<mpsc::Receiver<Slices>>,
+    watch_backoff: Backoff,
+    watch_at: Instant,
+    /// What each node last said is to be told, by node.
+    outbox: BTreeMap<usize, NodeReports>,
+    reporting: UnderWay<(Vec<(usize, Vec<Report>)>, Result<u64, Error>)>,
+    report_backoff: Backoff,
+    report_at: Instant,
+    logs: UnderWay<Error>,
+    logs_at: Instant,
+}
+
+impl Agent {
+    fn new(config: AgentConfig) -> Self {
+        let now = Instant::now();
+        let nodes: Vec<Node> = config.nodes.into_iter().map(|n| Node::new(n.registration, n.executor)).collect();
+        let by_name = nodes.iter().enumerate().map(|(at, node)| (node.registration.node.clone(), at)).collect();
+        let touched = Arc::new(Touched::default());
+        let mut watchers = JoinSet::new();
+        for (at, node) in nodes.iter().enumerate() {
+            let (mut changes, touched) = (node.executor().changes(), touched.clone());
+            watchers.spawn(async move {
+                while changes.changed().await.is_ok() {
+                    touched.note(at);
+                }
+            });
+        }
+        Self {
+            link: config.link,
+            beat_every: config.beat_every,
+            nodes,
+            by_name,
+            touched,
+            watchers,
+            registering: None,
+            register_backoff: Backoff::default(),
+            register_at: now,
+            beating: None,
+            slices: None,
+            watch_backoff: Backoff::default(),
+            watch_at: now,
+            outbox: BTreeMap::new(),
+            reporting: None,
+            report_backoff: Backoff::default(),
+            report_at: now,
+            logs: None,
+            logs_at: now,
+        }
+    }
+
+    fn in_standing(&self, test: fn(Standing) -> bool) -> impl Iterator<Item = usize> + '_ {
+        self.nodes.iter().enumerate().filter(move |(_, node)| test(node.standing())).map(|(at, _)| at)
+    }
+
+    /// Returns when every node is superseded.
+    async fn run(&mut self) {
+        let mut beat = tokio::time::interval(self.beat_every);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let touched = self.touched.clone();
+        loop {
+            if self.in_standing(|s| s != Standing::Superseded).next().is_none() {
+                self.watchers.abort_all();
+                return;
+            }
+            self.begin();
+            let next = self.next_try();
+            tokio::select! {
+                _ = beat.tick() => self.beat(),
+                (sent, answer) = settled(&mut self.beating) => self.answered(sent, answer),
+                (nodes, answers) = settled(&mut self.registering) => self.registered(&nodes, answers),
+                slices = next_slices(&mut self.slices) => self.take_slices(slices),
+                (told, outcome) = settled(&mut self.reporting) => self.reported(told, outcome),
+                error = settled(&mut self.logs) => {
+                    tracing::debug!(%error, "answering requests for logs");
+                    self.logs_at = Instant::now() + BACKOFF.1;
+                }
+                () = touched.wake.notified() => self.step(&touched.take()),
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// The next time at which something that failed is tried again.
+    fn next_try(&self) -> Instant {
+        let now = Instant::now();
+        [self.register_at, self.watch_at, self.report_at, self.logs_at]
+            .into_iter()
+            .filter(|at| *at > now)
+            .min()
+            .unwrap_or(now + BACKOFF.1)
+    }
+
+    /// Starts whatever is due and not under way.
+    fn begin(&mut self) {
+        let now = Instant::now();
+        if self.registering.is_none() && now >= self.register_at {
+            let due: Vec<usize> = self.in_standing(|s| s == Standing::Unregistered).collect();
+            if !due.is_empty() {
+                let list = due.iter().map(|at| self.nodes[*at].registration.clone()).collect();
+                let link = self.link.clone();
+                self.registering = Some(Box::pin(async move { (due, link.register(list).await) }));
+            }
+        }
+        let registered = |s| matches!(s, Standing::Registered(_));
+        if self.slices.is_none() && now >= self.watch_at && self.in_standing(registered).next().is_some() {
+            let nodes = self.in_standing(registered).map(|at| self.nodes[at].start()).collect();
+            self.slices = Some(self.link.watch(nodes));
+        }
+        if self.logs.is_none() && now >= self.logs_at && self.in_standing(registered).next().is_some() {
+            let nodes = self.in_standing(registered).map(|at| self.nodes[at].start()).collect();
+            let (link, source) = (self.link.clone(), self.log_source());
+            self.logs = Some(Box::pin(async move { link.answer_logs(nodes, source).await }));
+        }
+        if self.reporting.is_none() && now >= self.report_at && !self.outbox.is_empty() {
+            self.report();
+        }
+    }
+
+    fn log_source(&self) -> LogSource {
+        let executors: BTreeMap<NodeName, Arc<dyn Execute>> =
+            self.nodes.iter().map(|node| (node.registration.node.clone(), node.executor().clone())).collect();
+        Arc::new(move |query: &LogQuery| match executors.get(&query.node) {
+            Some(executor) => executor.logs(&query.request, query.replica, query.tail, query.follow),
+            None => {
+                let text = format!("node {} is not run by this process", query.node);
+                futures::stream::once(async move { Err(io::Error::new(io::ErrorKind::NotFound, text)) }).boxed()
+            }
+        })
+    }
+
+    fn registered(&mut self, asked: &[usize], answers: Result<Vec<Registered>, Error>) {
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => {
+                tracing::warn!(%error, nodes = asked.len(), "registering; trying again");
+                self.register_at = Instant::now() + self.register_backoff.next();
+                return;
+            }
+        };
+        let mut refused = false;
+        for (at, answer) in asked.iter().zip(answers) {
+            let node = &mut self.nodes[*at];
+            match answer {
+                Registered::At(index) => node.registered(index),
+                Registered::Superseded => supersede(node),
+                Registered::Refused(refusal) => {
+                    tracing::error!(node = %node.registration.node, %refusal, "the group refuses this node");
+                    refused = true;
+                }
+            }
+        }
+        match refused {
+            true => self.register_at = Instant::now() + self.register_backoff.next(),
+            false => self.register_backoff.reset(),
+        }
+        // The stream and the log desk are about other nodes now.
+        self.slices = None;
+        self.logs = None;
+        (self.watch_at, self.logs_at) = (Instant::now(), Instant::now());
+        self.beat();
+    }
+
+    fn beat(&mut self) {
+        let alive = self.in_standing(|s| matches!(s, Standing::Registered(_)));
+        let beat = |at: usize| {
+            let node = &self.nodes[at];
+            let start = node.start();
+            Beat { node: start.node, incarnation: start.incarnation, revision_seen: node.revision() }
+        };
+        let beats: Vec<Beat> = alive.map(beat).collect();
+        if beats.is_empty() || self.beating.is_some() {
+            return;
+        }
+        let (link, sent) = (self.link.clone(), lease::boot_ms());
+        self.beating = Some(Box::pin(async move { (sent, link.beat(beats).await) }));
+    }
+
+    fn answered(&mut self, sent_ms: u64, answer: Result<BeatAnswer, Error>) {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "a beat was not answered");
+                return;
+            }
+        };
+        let superseded: BTreeSet<usize> = self.at(&answer.superseded).collect();
+        let unknown: BTreeSet<usize> = self.at(&answer.unknown).collect();
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            match () {
+                () if !matches!(node.standing(), Standing::Registered(_)) => {}
+                () if superseded.contains(&at) => supersede(node),
+                () if unknown.contains(&at) => node.unknown(),
+                () => node.take_lease(sent_ms, &answer),
+            }
+        }
+        // Starts may have waited for the lease.
+        self.step(&(0..self.nodes.len()).collect());
+    }
+
+    fn at<'a>(&'a self, names: &'a [NodeName]) -> impl Iterator<Item = usize> + 'a {
+        names.iter().filter_map(|name| self.by_name.get(name).copied())
+    }
+
+    fn take_slices(&mut self, slices: Option<Slices>) {
+        let Some(slices) = slices else {
+            self.slices = None;
+            self.watch_at = Instant::now() + self.watch_backoff.next();
+            return;
+        };
+        self.watch_backoff.reset();
+        let mut changed = BTreeSet::new();
+        for slice in &slices.slices {
+            let Some(at) = self.by_name.get(&slice.node).copied() else { continue };
+            if self.nodes[at].take_slice(slice) {
+                changed.insert(at);
+            }
+        }
+        if let Some(index) = slices.index {
+            for (at, node) in self.nodes.iter_mut().enumerate() {
+                // Only a node that waits for something has use for the step.
+                if node.current(index) && node.waits() {
+                    changed.insert(at);
+                }
+            }
+        }
+        self.step(&changed);
+    }
+
+    fn step(&mut self, nodes: &BTreeSet<usize>) {
+        let now_ms = lease::boot_ms();
+        for at in nodes {
+            let reports = self.nodes[*at].step(now_ms);
+            match reports.reports.is_empty() {
+                true => self.outbox.remove(at),
+                false => self.outbox.insert(*at, reports),
+            };
+        }
+    }
+
+    fn report(&mut self) {
+        let due: Vec<usize> = self.outbox.keys().copied().take(REPORTING).collect();
+        let reports: Vec<NodeReports> = due.iter().filter_map(|at| self.outbox.remove(at)).collect();
+        let told = due.into_iter().zip(reports.iter().map(|r| r.reports.clone())).collect();
+        let link = self.link.clone();
+        self.reporting = Some(Box::pin(async move { (told, link.report(reports).await) }));
+    }
+
+    fn reported(&mut self, told: Vec<(usize, Vec<Report>)>, outcome: Result<u64, Error>) {
+        match outcome {
+            Ok(index) => {
+                self.report_backoff.reset();
+                for (at, reports) in &told {
+                    self.nodes[*at].acknowledge(reports, index);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "reporting; trying again");
+                self.report_at = Instant::now() + self.report_backoff.next();
+            }
+        }
+        // What was not told, or is not so any more, is found again.
+        self.step(&told.into_iter().map(|(at, _)| at).collect());
+    }
+}
+
+fn supersede(node: &mut Node) {
+    let start = node.start();
+    let (name, incarnation) = (start.node, start.incarnation.0);
+    tracing::error!(node = %name, incarnation, "another process has registered this node since; it is not run here any more");
+    node.superseded();
+}
+
+async fn next_slices(slices: &mut Option<mpsc::Receiver<Slices>>) -> Option<Slices> {
+    match slices {
+        Some(slices) => slices.recv().await,
+        None => std::future::pending().await,
+    }
+}

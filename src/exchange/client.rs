@@ -3,9 +3,7 @@
 
 use super::dial::{Address, Dial};
 use super::group::Group;
-use super::message::{
-    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slices,
-};
+use super::message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slices};
 use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;

@@ -22,9 +22,7 @@ pub use beats::Heard;
 pub use dial::{Address, Dial, Plain};
 pub use group::Group;
 pub use logs::{LogSource, LogStream};
-pub use message::{
-    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices,
-};
+pub use message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices};
 pub use service::{Caller, Identify};
 pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
 

@@ -175,10 +175,7 @@ impl NodeService for Service {
 
     type ReadLogsStream = BoxStream<'static, Result<pb::LogChunk, Status>>;
 
-    async fn read_logs(
-        &self,
-        request: Request<pb::ReadLogsRequest>,
-    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+    async fn read_logs(&self, request: Request<pb::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
         let caller = self.caller(&request, &request.get_ref().cluster)?;
         if matches!(caller, Caller::Node(_)) {
             let detail = "logs of other nodes are for members".to_owned();

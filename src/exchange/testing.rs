@@ -32,7 +32,8 @@ pub struct Memory(Arc<Inner>);
 impl Memory {
     /// Leads in term 1.
     pub fn new() -> Self {
-        let leader = MemberStatus { id: MemberId(1), name: "m1".into(), peer: String::new(), voter: true, matched: None };
+        let leader =
+            MemberStatus { id: MemberId(1), name: "m1".into(), peer: String::new(), voter: true, matched: None };
         Self(Arc::new(Inner {
             state: Mutex::new(State::new()),
             applied: watch::channel(Applied::default()).0,
@@ -141,4 +142,3 @@ pub async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
-

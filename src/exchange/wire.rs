@@ -122,10 +122,7 @@ pub fn starts(list: Vec<pb::NodeStart>) -> Result<Vec<NodeStart>, Error> {
 
 pub fn put_registration(registration: &Registration) -> pb::NodeRegistration {
     pb::NodeRegistration {
-        node: Some(pb::NodeStart {
-            name: registration.node.to_string(),
-            incarnation: registration.incarnation.0,
-        }),
+        node: Some(pb::NodeStart { name: registration.node.to_string(), incarnation: registration.incarnation.0 }),
         spec: codec::encode(&SpecBody((*registration.spec).clone())).into(),
     }
 }

@@ -1,0 +1,108 @@
+//! The agent's leases: each runs from when the beat that earned it was sent, on a
+//! clock that also counts while the machine sleeps. A replica may be started only
+//! under a lease whose commit index the agent's own knowledge has reached, so that
+//! an agent fed by a member that was left behind starts nothing.
+
+use crate::exchange::BeatAnswer;
+
+/// Leases remembered that are ahead of the agent's knowledge. Beats come once a
+/// second and knowledge follows within milliseconds, so few are ever needed.
+const AHEAD: usize = 64;
+
+/// What one node may rely on.
+#[derive(Clone, Debug, Default)]
+pub struct Lease {
+    /// Until when starts are covered, by leases whose commit index is known.
+    until_ms: u64,
+    /// (commit index, until) of leases whose commit index is not yet known.
+    ahead: Vec<(u64, u64)>,
+    term: u64,
+}
+
+impl Lease {
+    /// A beat sent at `sent_ms` was answered.
+    pub fn granted(&mut self, sent_ms: u64, answer: &BeatAnswer, known_index: u64) {
+        // A leader of an older term cannot grant anything new.
+        if answer.term < self.term {
+            return;
+        }
+        self.term = answer.term;
+        if self.ahead.len() == AHEAD {
+            self.ahead.remove(0);
+        }
+        self.ahead.push((answer.commit_index, sent_ms.saturating_add(answer.lease_ms)));
+        self.known(known_index);
+    }
+
+    /// The agent's knowledge is now that of `index`.
+    pub fn known(&mut self, index: u64) {
+        let until = &mut self.until_ms;
+        self.ahead.retain(|(commit, end)| {
+            let covered = *commit <= index;
+            if covered {
+                *until = (*until).max(*end);
+            }
+            !covered
+        });
+    }
+
+    /// Whether a replica may be started now.
+    pub fn covers_start(&self, now_ms: u64) -> bool {
+        now_ms < self.until_ms
+    }
+}
+
+/// Milliseconds since the machine started, also those that it slept (CLOCK_BOOTTIME).
+pub fn boot_ms() -> u64 {
+    use nix::libc;
+    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of ours, which the call fills and does not keep.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut at) } != 0;
+    assert!(!failed, "Linux has had this clock since 2.6.39");
+    at.tv_sec as u64 * 1000 + at.tv_nsec as u64 / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(term: u64, commit_index: u64) -> BeatAnswer {
+        BeatAnswer { term, commit_index, lease_ms: 100, ..BeatAnswer::default() }
+    }
+
+    #[test]
+    fn it_runs_from_the_sending_of_the_beat() {
+        let mut lease = Lease::default();
+        assert!(!lease.covers_start(0), "nothing is covered before the first answer");
+        lease.granted(1_000, &answer(1, 5), 5);
+        assert!(lease.covers_start(1_099) && !lease.covers_start(1_100));
+    }
+
+    #[test]
+    fn it_needs_knowledge_of_its_commit_index() {
+        let mut lease = Lease::default();
+        lease.granted(0, &answer(1, 5), 4);
+        assert!(!lease.covers_start(10));
+        lease.known(5);
+        assert!(lease.covers_start(10));
+        // A later lease that is ahead of the knowledge takes nothing away.
+        lease.granted(50, &answer(1, 9), 5);
+        assert!(lease.covers_start(99) && !lease.covers_start(120));
+        lease.known(9);
+        assert!(lease.covers_start(120));
+    }
+
+    #[test]
+    fn a_deposed_leader_grants_nothing() {
+        let mut lease = Lease::default();
+        lease.granted(0, &answer(3, 5), 5);
+        lease.granted(90, &answer(2, 5), 5);
+        assert!(!lease.covers_start(150));
+    }
+
+    #[test]
+    fn the_clock_moves_forward() {
+        let first = boot_ms();
+        assert!(first > 0 && boot_ms() >= first);
+    }
+}

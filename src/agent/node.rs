@@ -1,0 +1,194 @@
+//! One node's part of the agent, without I/O of its own: takes in slices and
+//! leases, tells the executor what to do, and says what there is to report. Each
+//! step looks at everything again, so a step that was lost costs nothing.
+
+use super::Execute;
+use super::lease::Lease;
+use crate::exchange::{BeatAnswer, NodeReports, NodeStart, Registration, Slice};
+use nf_core::command::{Report, ReportKind};
+use nf_core::id::Generation;
+use nf_core::job::Stage;
+use nf_core::reconcile::{self, Action, Condition, Desired, ReplicaId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Reports in one message about one node; the others follow in the next.
+const REPORTS: usize = 256;
+
+/// Whether the group knows this start of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Unregistered,
+    /// Since that index: what is older says nothing about this start.
+    Registered(u64),
+    /// A later start has taken over. Nothing is done any more.
+    Superseded,
+}
+
+/// See the module's text.
+pub struct Node {
+    pub registration: Registration,
+    executor: Arc<dyn Execute>,
+    standing: Standing,
+    desired: Arc<Desired>,
+    /// Applied index up to which `desired` is current. None: nothing was told yet.
+    known: Option<u64>,
+    revision: u64,
+    lease: Lease,
+    /// The last step left something undone that only knowledge or a lease can free.
+    waits: bool,
+    /// What the group was last told of each replica, and the index that has it.
+    told: BTreeMap<(ReplicaId, Generation), (Told, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Stage(Stage),
+    Ended,
+}
+
+impl Node {
+    pub fn new(registration: Registration, executor: Arc<dyn Execute>) -> Self {
+        Self {
+            registration,
+            executor,
+            standing: Standing::Unregistered,
+            desired: Arc::default(),
+            known: None,
+            revision: 0,
+            lease: Lease::default(),
+            waits: false,
+            told: BTreeMap::new(),
+        }
+    }
+
+    pub fn start(&self) -> NodeStart {
+        NodeStart { node: self.registration.node.clone(), incarnation: self.registration.incarnation }
+    }
+
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether better knowledge, or a lease, could let the next step do more.
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    pub fn executor(&self) -> &Arc<dyn Execute> {
+        &self.executor
+    }
+
+    /// The group knows this start since `index`. Reports are made again: it may have forgotten.
+    pub fn registered(&mut self, index: u64) {
+        self.standing = Standing::Registered(index);
+        self.told.clear();
+    }
+
+    /// The group does not know this start (any more).
+    pub fn unknown(&mut self) {
+        self.standing = Standing::Unregistered;
+    }
+
+    pub fn superseded(&mut self) {
+        self.standing = Standing::Superseded;
+    }
+
+    /// Takes a slice, unless it is older than what is known: members can be behind one another.
+    /// Says whether it was taken.
+    pub fn take_slice(&mut self, slice: &Slice) -> bool {
+        let Standing::Registered(since) = self.standing else { return false };
+        if slice.index < since.max(self.known.unwrap_or(0)) {
+            return false;
+        }
+        self.desired = slice.desired.clone();
+        self.revision = slice.revision;
+        self.knows(slice.index);
+        true
+    }
+
+    /// The stream's slices are current up to `index`; says whether that is news.
+    pub fn current(&mut self, index: u64) -> bool {
+        let news = self.known.is_some_and(|known| known < index);
+        if news {
+            self.knows(index);
+        }
+        news
+    }
+
+    fn knows(&mut self, index: u64) {
+        self.known = Some(index);
+        self.lease.known(index);
+    }
+
+    /// A beat sent at `sent_ms` was answered, and not with a word against this node.
+    pub fn take_lease(&mut self, sent_ms: u64, answer: &BeatAnswer) {
+        self.lease.granted(sent_ms, answer, self.known.unwrap_or(0));
+    }
+
+    /// Does what is to be done now. Safe at any time and any number of times.
+    /// Returns what the group should be told; [`Node::acknowledge`] what it has been.
+    pub fn step(&mut self, now_ms: u64) -> NodeReports {
+        let NodeStart { node, incarnation } = self.start();
+        let mut reports = NodeReports { node, incarnation, reports: Vec::new() };
+        let (Some(_), Standing::Registered(_)) = (self.known, self.standing) else { return reports };
+        let actual = self.executor.actual();
+        self.waits = false;
+        for action in reconcile::diff(&self.desired, &actual) {
+            match action {
+                Action::Start(id, _) if self.lease.covers_start(now_ms) => {
+                    if let Some(want) = self.desired.replicas.get(&id) {
+                        self.executor.start(id, want);
+                    }
+                }
+                // Without a lease it waits; the next beat's answer makes another step.
+                Action::Start(..) => self.waits = true,
+                Action::Stop(id, generation, why) => self.executor.stop(id, generation, why),
+                Action::Report(id, generation, ok, why) => {
+                    self.waits = true;
+                    self.report(&mut reports, id, generation, Told::Ended, ReportKind::Ended { ok, why });
+                }
+                Action::Forget(id, generation) => self.executor.forget(id, generation),
+            }
+        }
+        for (id, generation, stage) in self.executor.stages() {
+            let want = self.desired.replicas.get(&id);
+            let wanted = want.is_some_and(|want| want.generation == generation && want.stop.is_none());
+            let alive = actual.replicas.get(&id).and_then(|g| g.get(&generation)) == Some(&Condition::Alive);
+            if wanted && alive && stage != Stage::Scheduled {
+                self.report(&mut reports, id, generation, Told::Stage(stage), ReportKind::Stage(stage));
+            }
+        }
+        let desired = &self.desired;
+        self.told.retain(|(id, _), _| desired.replicas.contains_key(id));
+        reports
+    }
+
+    fn report(&self, to: &mut NodeReports, id: ReplicaId, generation: Generation, what: Told, kind: ReportKind) {
+        let stands = match self.told.get(&(id, generation)) {
+            Some((Told::Stage(told), _)) => what == Told::Stage(*told),
+            // The slice should be without it by then; if not, it did not count.
+            Some((Told::Ended, index)) => what == Told::Ended && self.known.unwrap_or(0) < *index,
+            None => false,
+        };
+        if !stands && to.reports.len() < REPORTS {
+            to.reports.push(Report { job: id.job, replica: id.replica, generation, kind });
+        }
+    }
+
+    /// The group has committed `reports`, by `index`.
+    pub fn acknowledge(&mut self, reports: &[Report], index: u64) {
+        for report in reports {
+            let id = ReplicaId { job: report.job, replica: report.replica };
+            let told = match report.kind {
+                ReportKind::Stage(stage) => Told::Stage(stage),
+                ReportKind::Ended { .. } => Told::Ended,
+            };
+            self.told.insert((id, report.generation), (told, index));
+        }
+    }
+}

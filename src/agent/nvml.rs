@@ -1,0 +1,144 @@
+//! The GPUs of this machine, as NVML tells. The library is loaded when asked; a
+//! machine without a driver has no GPUs, which is not an error. It does not decide
+//! what is simulated.
+
+use nf_core::id::DeviceType;
+use nf_core::node::{Device, DeviceKind};
+use nvml_wrapper::Nvml;
+use nvml_wrapper::error::NvmlError;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Links that a GPU can have; NVML defines no more.
+const LINKS: u32 = 18;
+
+/// The GPUs in NVML's order; None when there is no driver.
+///
+/// # Errors
+/// When there is one, but it does not answer.
+pub fn gpus() -> Result<Option<Vec<Device>>, String> {
+    let nvml = match Nvml::init() {
+        Ok(nvml) => nvml,
+        Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded | NvmlError::LibraryNotFound) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(format!("NVML: {error}")),
+    };
+    read(&nvml).map(Some).map_err(|error| format!("NVML: {error}"))
+}
+
+fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
+    let count = nvml.device_count()?;
+    let mut out = Vec::new();
+    let mut links = Vec::new();
+    for index in 0..count {
+        let gpu = nvml.device_by_index(index)?;
+        let memory = gpu.memory_info()?.total;
+        out.push(Device {
+            uuid: gpu.uuid()?.into(),
+            kind: DeviceKind::Gpu,
+            device_type: device_type(&gpu.name()?, memory),
+            memory,
+            island: 0,
+            mig_profile: None,
+            healthy: true,
+        });
+        links.push(links_of(&gpu)?);
+    }
+    for (device, island) in out.iter_mut().zip(islands(&links)) {
+        device.island = island;
+    }
+    Ok(out)
+}
+
+/// The bus of one GPU, and the buses at the other ends of its links. A bus that is
+/// none of the GPUs' is a switch's. (NVML could say which it is, but nvml-wrapper
+/// 0.13 drops that answer.)
+struct Links {
+    own: String,
+    others: BTreeSet<String>,
+}
+
+fn links_of(gpu: &nvml_wrapper::Device<'_>) -> Result<Links, NvmlError> {
+    let mut links = Links { own: gpu.pci_info()?.bus_id, others: BTreeSet::new() };
+    for number in 0..LINKS {
+        let link = gpu.link_wrapper_for(number);
+        // A GPU without that link says so with an error.
+        if !link.is_active().unwrap_or(false) {
+            continue;
+        }
+        links.others.extend(link.remote_pci_info().map(|info| info.bus_id));
+    }
+    Ok(links)
+}
+
+/// Numbers the groups of GPUs that reach one another over fast links.
+fn islands(links: &[Links]) -> Vec<u16> {
+    let by_bus: BTreeMap<&str, usize> = links.iter().enumerate().map(|(i, l)| (l.own.as_str(), i)).collect();
+    let mut group: Vec<usize> = (0..links.len()).collect();
+    let join = |group: &mut Vec<usize>, a: usize, b: usize| {
+        let (low, high) = (group[a].min(group[b]), group[a].max(group[b]));
+        group.iter_mut().filter(|g| **g == high).for_each(|g| *g = low);
+    };
+    let on_switch = |link: &Links| link.others.iter().any(|bus| !by_bus.contains_key(bus.as_str()));
+    let switched: Vec<usize> = (0..links.len()).filter(|i| on_switch(&links[*i])).collect();
+    for pair in switched.windows(2) {
+        join(&mut group, pair[0], pair[1]);
+    }
+    for (i, link) in links.iter().enumerate() {
+        for other in link.others.iter().filter_map(|bus| by_bus.get(bus.as_str())) {
+            join(&mut group, i, *other);
+        }
+    }
+    let numbers: BTreeSet<usize> = group.iter().copied().collect();
+    let number_of: BTreeMap<usize, u16> = numbers.into_iter().zip(0..).collect();
+    group.iter().map(|g| number_of[g]).collect()
+}
+
+/// `NVIDIA H100 80GB HBM3` → `H100-80G`: the first word with a digit, and the memory in GiB,
+/// rounded up to what is on the box.
+fn device_type(name: &str, memory: u64) -> DeviceType {
+    let words = || name.split(|c: char| !(c.is_ascii_alphanumeric())).filter(|w| !w.is_empty());
+    let model =
+        words().find(|w| w.bytes().any(|b| b.is_ascii_digit())).or_else(|| words().next_back()).unwrap_or("GPU");
+    let marked = words().find_map(|w| w.to_ascii_uppercase().strip_suffix("GB").and_then(|n| n.parse::<u64>().ok()));
+    let size = marked.unwrap_or_else(|| memory.div_ceil(1 << 30));
+    let text: String = format!("{model}-{size}G").chars().take(64).collect();
+    DeviceType::new(&text).or_else(|_| DeviceType::new("GPU")).expect("a fixed name that is valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn links(own: &str, others: &[&str]) -> Links {
+        Links { own: own.into(), others: others.iter().map(|g| g.to_string()).collect() }
+    }
+
+    #[test]
+    fn names_become_types() {
+        let named = |name, gib: u64| device_type(name, (gib << 30) - (1 << 28)).to_string();
+        assert_eq!(named("NVIDIA H100 80GB HBM3", 80), "H100-80G");
+        assert_eq!(named("NVIDIA H200", 141), "H200-141G");
+        assert_eq!(named("Tesla T4", 16), "T4-16G");
+        assert_eq!(named("NVIDIA A100-SXM4-40GB", 40), "A100-40G");
+        assert_eq!(named("", 1), "GPU-1G");
+        assert_eq!(named("é…/", 1), "GPU-1G");
+    }
+
+    #[test]
+    fn islands_follow_the_links() {
+        assert_eq!(islands(&[links("a", &[]), links("b", &[])]), [0, 1]);
+        let pairs = [links("a", &["b"]), links("b", &["a"]), links("c", &["d"]), links("d", &[])];
+        assert_eq!(islands(&pairs), [0, 0, 1, 1]);
+        let switched = [links("a", &["s1"]), links("b", &[]), links("c", &["s2"])];
+        assert_eq!(islands(&switched), [0, 1, 0]);
+    }
+
+    #[test]
+    fn a_machine_without_a_driver_has_none() {
+        // Whatever machine this runs on, asking is safe.
+        if let Ok(Some(gpus)) = gpus() {
+            assert!(gpus.iter().all(|gpu| gpu.memory > 0));
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Many worker nodes played by one process (`nf sim nodes`): one registration, one
+//! beat and one stream for all, and replicas that are no more than an entry in a
+//! map. They become Ready after a stated delay and stop at once. The agent around
+//! them is the real one.
+
+use super::inventory::{Machine, memory_of, node_spec};
+use super::{AgentConfig, BEAT_EVERY, Execute, NodeRegistration, Outcome, RemoteLink};
+use crate::exchange::{Dial, Registration};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use nf_core::id::{DeviceType, Generation, Incarnation, NodeName, RequestId};
+use nf_core::job::Stage;
+use nf_core::node::{Device, DeviceKind, NodeKind};
+use nf_core::reason::Reason;
+use nf_core::reconcile::{Actual, Condition, ReplicaId, Want};
+use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+/// Nodes that one process plays.
+pub const MOST: usize = crate::exchange::MAX_NODES;
+/// The disk of a node of which the list says nothing.
+const DISK: u64 = 4 << 40;
+
+/// A line of the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualNode {
+    pub name: NodeName,
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory: u64,
+    pub gpus: u16,
+    /// As the list names the model; None when the node has no GPU.
+    pub device_type: Option<DeviceType>,
+}
+
+/// Reads CSV with the header `sn,cpu_milli,memory_mib,gpu,model`, in any order of columns.
+///
+/// # Errors
+/// A text that names the line and the column at fault.
+pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let (_, header) = lines.next().ok_or("the list is empty; its first line is sn,cpu_milli,memory_mib,gpu,model")?;
+    let columns: Vec<&str> = header.trim().trim_start_matches('\u{feff}').split(',').map(str::trim).collect();
+    let column = |name: &str| {
+        let missing = || format!("line 1: no column \"{name}\"; it is sn,cpu_milli,memory_mib,gpu,model");
+        columns.iter().position(|c| *c == name).ok_or_else(missing)
+    };
+    let (sn, cpu, memory, gpu) = (column("sn")?, column("cpu_milli")?, column("memory_mib")?, column("gpu")?);
+    let model = column("model")?;
+    let mut out = Vec::new();
+    let mut names = BTreeSet::new();
+    for (number, line) in lines {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let at = |what: &str, why: String| format!("line {}: {what}: {why}", number + 1);
+        let field = |index: usize, what: &str| {
+            fields.get(index).copied().ok_or_else(|| at(what, format!("{} of {} fields", fields.len(), columns.len())))
+        };
+        let count = |index: usize, what: &str, most: u64| {
+            let value = field(index, what)?.parse::<u64>().ok().filter(|value| *value <= most);
+            value.ok_or_else(|| at(what, format!("a number from 0 to {most}")))
+        };
+        let name = NodeName::new(&field(sn, "sn")?.to_ascii_lowercase()).map_err(|e| at("sn", e.to_string()))?;
+        if !names.insert(name.clone()) {
+            return Err(at("sn", format!("{name} is listed twice")));
+        }
+        let gpus = count(gpu, "gpu", MAX_DEVICES.into())? as u16;
+        let kind = match gpus {
+            0 => None,
+            _ => Some(DeviceType::new(field(model, "model")?).map_err(|e| at("model", e.to_string()))?),
+        };
+        out.push(VirtualNode {
+            name,
+            cpu_milli: count(cpu, "cpu_milli", MAX_BYTES)?,
+            memory: count(memory, "memory_mib", MAX_BYTES >> 20)? << 20,
+            gpus,
+            device_type: kind,
+        });
+        if out.len() > MOST {
+            return Err(format!("at most {MOST} nodes in one process; split the list"));
+        }
+    }
+    Ok(out)
+}
+
+impl VirtualNode {
+    fn registration(&self, incarnation: Incarnation) -> Registration {
+        let device = |kind: &DeviceType, i: u16| Device {
+            uuid: format!("GPU-sim-{}-{i}", self.name).into(),
+            kind: DeviceKind::Gpu,
+            device_type: kind.clone(),
+            memory: memory_of(kind.as_str()),
+            island: i / 4,
+            mig_profile: None,
+            healthy: true,
+        };
+        let devices = self.device_type.iter().flat_map(|kind| (0..self.gpus).map(move |i| device(kind, i)));
+        let machine = Machine { cpu_milli: self.cpu_milli, memory: self.memory, disk: DISK };
+        // Without a port range: nothing listens there.
+        let spec = node_spec("127.0.0.1", None, machine, devices.collect(), true);
+        Registration { node: self.name.clone(), kind: NodeKind::Worker, incarnation, spec: Arc::new(spec) }
+    }
+}
+
+/// How virtual nodes are run.
+#[derive(Clone)]
+pub struct Options {
+    /// Empty: whichever group answers.
+    pub cluster: String,
+    /// `host:port` of members' peer listeners.
+    pub members: Vec<String>,
+    pub dial: Arc<dyn Dial>,
+    /// From a replica's start until it is Ready.
+    pub ready_after: Duration,
+    pub incarnation: Incarnation,
+    pub beat_every: Duration,
+}
+
+impl Options {
+    pub fn new(members: Vec<String>, dial: Arc<dyn Dial>, incarnation: Incarnation) -> Self {
+        let ready_after = Duration::from_millis(100);
+        Self { cluster: String::new(), members, dial, ready_after, incarnation, beat_every: BEAT_EVERY }
+    }
+}
+
+/// Plays `nodes` until `stop` is true, or until other processes have taken them over.
+///
+/// # Errors
+/// When no member's address can be one.
+pub async fn run(options: Options, nodes: &[VirtualNode], stop: watch::Receiver<bool>) -> Result<Outcome, String> {
+    let link = RemoteLink::new(&options.cluster, &options.members, &*options.dial)?;
+    let clock = Clock::start(options.ready_after);
+    let list = nodes.iter().map(|node| NodeRegistration {
+        registration: node.registration(options.incarnation),
+        executor: clock.executor(),
+    });
+    let config = AgentConfig { nodes: list.collect(), link: Arc::new(link), beat_every: options.beat_every };
+    Ok(super::run(config, stop).await)
+}
+
+/// What is due to become Ready, and on which node; one task wakes them all.
+#[derive(Default)]
+struct Due {
+    at: Mutex<BTreeSet<(Instant, u64)>>,
+    nodes: Mutex<BTreeMap<u64, Weak<Replicas>>>,
+    wake: Notify,
+}
+
+/// Makes executors that share one timer. Its task ends when it is dropped.
+pub struct Clock {
+    due: Arc<Due>,
+    ready_after: Duration,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Clock {
+    /// Must be called on a runtime.
+    pub fn start(ready_after: Duration) -> Self {
+        let due = Arc::new(Due::default());
+        Self { ready_after, task: tokio::spawn(tell_when_due(due.clone())), due }
+    }
+
+    /// What runs the replicas of one more node.
+    pub fn executor(&self) -> Arc<dyn Execute> {
+        let mut nodes = lock(&self.due.nodes);
+        let id = nodes.len() as u64;
+        let replicas = Arc::new(Replicas {
+            id,
+            due: self.due.clone(),
+            ready_after: self.ready_after,
+            there: Mutex::default(),
+            changes: watch::channel(0).0,
+        });
+        nodes.insert(id, Arc::downgrade(&replicas));
+        replicas
+    }
+}
+
+async fn tell_when_due(due: Arc<Due>) {
+    loop {
+        let (ready, next) = {
+            let mut at = lock(&due.at);
+            let later = at.split_off(&(Instant::now(), u64::MAX));
+            let ready = std::mem::replace(&mut *at, later);
+            (ready, at.first().map(|(at, _)| *at))
+        };
+        let ready: BTreeSet<u64> = ready.into_iter().map(|(_, id)| id).collect();
+        for id in ready {
+            let node = lock(&due.nodes).get(&id).and_then(Weak::upgrade);
+            if let Some(node) = node {
+                node.changed();
+            }
+        }
+        tokio::select! {
+            () = due.wake.notified() => {}
+            () = async { tokio::time::sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {}
+        }
+    }
+}
+
+/// A virtual replica: since when, and whether it still is.
+#[derive(Clone, Copy)]
+struct There {
+    ready_at: Instant,
+    condition: Condition,
+}
+
+/// The replicas of one virtual node.
+struct Replicas {
+    id: u64,
+    due: Arc<Due>,
+    ready_after: Duration,
+    there: Mutex<BTreeMap<(ReplicaId, Generation), There>>,
+    changes: watch::Sender<u64>,
+}
+
+impl Replicas {
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+impl Execute for Replicas {
+    fn start(&self, id: ReplicaId, want: &Want) {
+        let ready_at = Instant::now() + self.ready_after;
+        let new = {
+            let mut there = lock(&self.there);
+            let new = !there.contains_key(&(id, want.generation));
+            there.entry((id, want.generation)).or_insert(There { ready_at, condition: Condition::Alive });
+            new
+        };
+        if new {
+            lock(&self.due.at).insert((ready_at, self.id));
+            self.due.wake.notify_one();
+        }
+    }
+
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+        if let Some(there) = lock(&self.there).get_mut(&(id, generation))
+            && there.condition == Condition::Alive
+        {
+            there.condition = Condition::Gone { ok: true, why };
+        }
+        self.changed();
+    }
+
+    fn forget(&self, id: ReplicaId, generation: Generation) {
+        lock(&self.there).remove(&(id, generation));
+    }
+
+    fn actual(&self) -> Actual {
+        let mut out = Actual::default();
+        for ((id, generation), there) in lock(&self.there).iter() {
+            out.replicas.entry(*id).or_default().insert(*generation, there.condition);
+        }
+        out
+    }
+
+    fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)> {
+        let now = Instant::now();
+        let there = lock(&self.there);
+        let alive = there.iter().filter(|(_, there)| there.condition == Condition::Alive);
+        let stage = |there: &There| if there.ready_at <= now { Stage::Ready } else { Stage::Starting };
+        alive.map(|((id, generation), there)| (*id, *generation, stage(there))).collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn logs(&self, request: &RequestId, replica: u16, _: usize, _: bool) -> BoxStream<'static, io::Result<Bytes>> {
+        let line = format!("replica {replica} of {request} is virtual (SIMULATED): it writes no log\n");
+        futures::stream::once(async move { Ok(Bytes::from(line)) }).boxed()
+    }
+}
