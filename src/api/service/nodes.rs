@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 /// Ports that nodes played on one host share out, below the range from which
 /// Linux takes ports for outgoing connections.
-const PORTS: std::ops::Range<u16> = 20_000..31_000;
+const PORTS: std::ops::Range<u16> = 20_000..30_976;
 /// Ports of one played node.
 const PORTS_EACH: u16 = 32;
 
