@@ -66,7 +66,7 @@ pub fn codes(reason: Reason) -> Codes {
         }
         R::DeviceFault => (500, Code::Internal, 1),
         R::NodeDrain | R::Preempted | R::QuotaReclaimed | R::ScaledDown | R::Defragmentation => (409, Code::Aborted, 1),
-        R::MaxRunTime | R::StoppedByUser => (409, Code::Aborted, 1),
+        R::MaxRunTime | R::StoppedByUser | R::Completed => (409, Code::Aborted, 1),
     };
     Codes { http, grpc, exit }
 }
