@@ -1,1 +1,175 @@
-//! To be written.
+//! Logs and metrics: how they are set up, and which families there are. The
+//! numbers are put in by those who know them; this module knows none of them.
+
+use nf_core::job::JobState;
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use std::io::IsTerminal;
+use std::sync::Arc;
+use tracing_subscriber::EnvFilter;
+
+/// Most tenants with a label of their own; the others share [`OTHER`].
+pub const MAX_TENANTS: usize = 50;
+/// The label of whatever is past a bound.
+pub const OTHER: &str = "other";
+/// What is logged where neither `NF_LOG` nor `RUST_LOG` says: our own words, and warnings of others.
+const DEFAULT_FILTER: &str = "warn,neural_fabric=info,nf=info";
+
+/// Starts logging to stderr: text for people on a terminal, else JSON. A second
+/// call changes nothing, so that tests can call it, too.
+pub fn init_logs() {
+    let wanted = ["NF_LOG", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    let filter = match wanted.as_deref().map(EnvFilter::try_new) {
+        Some(Ok(filter)) => filter,
+        _ => EnvFilter::new(DEFAULT_FILTER),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+}
+
+/// All metric families of a process. Cloning shares them.
+#[derive(Clone)]
+pub struct Metrics(Arc<Families>);
+
+impl std::ops::Deref for Metrics {
+    type Target = Families;
+    fn deref(&self) -> &Families {
+        &self.0
+    }
+}
+
+/// The families, by the name they have in CONVENTIONS.
+pub struct Families {
+    registry: Registry,
+    /// `nf_sched_requests_total{phase,tenant}`; counts go through [`Metrics::tenant_label`].
+    pub sched_requests: IntCounterVec,
+    pub schedule_seconds: Histogram,
+    pub http_requests: IntCounterVec,
+    pub jobs: IntGaugeVec,
+    pub pending: IntGaugeVec,
+    pub gpus: GaugeVec,
+    pub tenant_gpus: GaugeVec,
+    pub nodes: IntGaugeVec,
+    pub is_leader: IntGauge,
+    pub term: IntGauge,
+    pub commit_index: IntGauge,
+    pub apply_lag: IntGauge,
+    pub last_contact: Gauge,
+    /// For the raft module to observe.
+    pub proposal_seconds: Histogram,
+    pub fsync_seconds: Histogram,
+    pub leader_establish_seconds: Gauge,
+    /// Entries whose outcome was not the expected one; always 0 unless there is a bug.
+    pub divergences: IntCounter,
+}
+
+/// Buckets from 100 µs to 10 s.
+fn latency_buckets() -> Vec<f64> {
+    vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("names and labels are constants that the tests read");
+    registry.register(Box::new(collector.clone())).expect("each family is registered once");
+    collector
+}
+
+impl Metrics {
+    /// A registry of its own, so that several members can live in one test process.
+    pub fn new(version: &str, commit: &str) -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let counts = |name, help, labels: &[&str]| add(r, IntCounterVec::new(Opts::new(name, help), labels));
+        let levels = |name, help, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
+        let shares = |name, help, labels: &[&str]| add(r, GaugeVec::new(Opts::new(name, help), labels));
+        let level = |name, help| add(r, IntGauge::new(name, help));
+        let times =
+            |name, help| add(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(latency_buckets())));
+        levels("nf_build_info", "The build that runs; always 1.", &["version", "commit"])
+            .with_label_values(&[version, commit])
+            .set(1);
+        let families = Families {
+            sched_requests: counts(
+                "nf_sched_requests_total",
+                "Schedule calls by outcome: placed, queued, refused or replayed.",
+                &["phase", "tenant"],
+            ),
+            schedule_seconds: times("nf_schedule_duration_seconds", "Time from a schedule call to its answer."),
+            http_requests: counts(
+                "nf_http_requests_total",
+                "REST calls by route and status.",
+                &["method", "route", "code"],
+            ),
+            jobs: levels("nf_jobs", "Live jobs by state.", &["state"]),
+            pending: levels("nf_pending_jobs", "Waiting jobs by their most blocking reason.", &["reason"]),
+            gpus: shares("nf_gpus", "GPUs by state: used, free, unavailable or unhealthy.", &["state"]),
+            tenant_gpus: shares("nf_tenant_gpus", "GPUs of a tenant: used and quota.", &["tenant", "kind"]),
+            nodes: levels("nf_nodes", "Nodes by state.", &["state"]),
+            is_leader: level("nf_raft_is_leader", "1 on the member that leads."),
+            term: level("nf_raft_term", "The Raft term."),
+            commit_index: level("nf_raft_commit_index", "Last committed log index."),
+            apply_lag: level("nf_raft_apply_lag_entries", "Committed entries that are not applied yet."),
+            last_contact: add(
+                r,
+                Gauge::new("nf_raft_last_contact_seconds", "Time since this member last heard from the leader."),
+            ),
+            proposal_seconds: times(
+                "nf_raft_proposal_duration_seconds",
+                "Time from writing an entry to its application.",
+            ),
+            fsync_seconds: times("nf_raft_fsync_duration_seconds", "Time of one sync of the log."),
+            leader_establish_seconds: add(
+                r,
+                Gauge::new("nf_leader_establish_seconds", "Time this leader took from election to its first entry."),
+            ),
+            divergences: add(
+                r,
+                IntCounter::new("nf_raft_divergences_total", "Entries that did something else than planned; a bug."),
+            ),
+            registry: registry.clone(),
+        };
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("it is registered once");
+        Self(Arc::new(families))
+    }
+
+    /// Everything, in the Prometheus text format.
+    pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Sets `nf_jobs` to exactly these counts.
+    pub fn set_jobs(&self, counts: impl Fn(JobState) -> i64) {
+        for state in JobState::ALL.iter().filter(|state| !state.is_final()) {
+            self.jobs.with_label_values(&[state.name()]).set(counts(*state));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_has_help_and_a_clean_name() {
+        let metrics = Metrics::new("1.0", "abc");
+        metrics.sched_requests.with_label_values(&["placed", "t1"]).inc();
+        metrics.http_requests.with_label_values(&["GET", "/health", "200"]).inc();
+        metrics.set_jobs(|_| 0);
+        let text = metrics.render();
+        for line in text.lines().filter(|l| l.starts_with("# HELP ")) {
+            let mut words = line.splitn(4, ' ').skip(2);
+            let (name, help) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+            assert!(!help.trim().is_empty(), "{name} has no help");
+            assert!(name.starts_with("nf_") || name.starts_with("process_"), "{name}");
+        }
+        for line in text.lines().filter(|l| l.starts_with("# TYPE ") && l.ends_with(" counter")) {
+            assert!(line.contains("_total"), "{line}");
+        }
+        assert!(text.contains("nf_sched_requests_total{phase=\"placed\",tenant=\"t1\"} 1"), "{text}");
+        assert!(text.contains("nf_build_info{commit=\"abc\",version=\"1.0\"} 1"), "{text}");
+    }
+}

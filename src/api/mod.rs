@@ -1,1 +1,57 @@
-//! To be written.
+//! The public surface: REST and gRPC on one port, over one set of use cases.
+//! It knows the group only through `raft::Replica`, and neither agents nor the
+//! controller.
+
+pub mod convert;
+pub mod error;
+pub mod grpc;
+pub mod rest;
+pub mod service;
+
+use crate::raft::Replica;
+use crate::telemetry::Metrics;
+use axum::Router;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use nf_core::id::{NodeName, RequestId};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use service::Service;
+pub use service::model::Resolve;
+
+/// Where logs come from: node, job, replica, follow, tail in lines. The member
+/// wires `exchange::Hub::logs` in here.
+pub type LogSource =
+    Arc<dyn Fn(NodeName, RequestId, u16, bool, usize) -> BoxStream<'static, Result<Bytes, String>> + Send + Sync>;
+
+/// What this process says of itself.
+#[derive(Clone, Debug)]
+pub struct Info {
+    pub version: String,
+    pub commit: String,
+    pub node_name: String,
+    /// Address under which replicas of nodes that this member plays are reached.
+    pub host: String,
+    /// Where simulated replicas write their run files.
+    pub run_dir: String,
+    /// Settings that production needs and this process has not.
+    pub missing: Vec<String>,
+    pub started: Instant,
+}
+
+/// What the public surface stands on.
+pub struct ApiState {
+    pub replica: Replica,
+    pub logs: Option<LogSource>,
+    pub models: Option<Resolve>,
+    pub info: Info,
+    pub metrics: Metrics,
+}
+
+/// REST and gRPC on one router. Must be called on a runtime: it starts one small
+/// task that ends with the replica.
+pub fn router(state: ApiState) -> Router {
+    let service = Service::new(state);
+    rest::router(service.clone()).merge(grpc::router(service)).fallback(rest::not_found)
+}

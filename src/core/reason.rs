@@ -44,6 +44,9 @@ reasons! {
     Preempted, QuotaReclaimed, ScaledDown, Defragmentation, MaxRunTime, StoppedByUser,
     /// Its program ended by itself and said that all is well (exit 0).
     Completed,
+    // Refusals, continued.
+    /// The model store does not answer.
+    StoreUnavailable,
 }
 
 impl fmt::Display for Reason {

@@ -1,0 +1,556 @@
+//! What the REST API answers, as types: their serde form is the contract and
+//! their schema the OpenAPI document. It does not decide anything.
+
+use nf_core::id::TenantNo;
+use nf_core::job::{Arrangement, Constraints, Job, JobSpec, JobState, Restart};
+use nf_core::ledger::NodeUse;
+use nf_core::node::{DeviceKind, Node};
+use nf_core::placement::Why;
+use nf_core::reason::Blocker;
+use nf_core::resources::Resources;
+use nf_core::state::State;
+use nf_core::view::{JobView, PlaceView, ReplicaView};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// RFC 3339, UTC, of milliseconds since the epoch.
+pub fn time(ms: u64) -> String {
+    let stamp = i64::try_from(ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    stamp.map(|t| t.to_string()).unwrap_or_default()
+}
+
+/// Thousandths as a number.
+pub fn whole(milli: u64) -> f64 {
+    milli as f64 / 1000.0
+}
+
+/// How fresh an answer is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Freshness {
+    /// Applied log index that the answer reflects.
+    pub index: u64,
+    /// Number of the member that leads, as far as this one knows.
+    pub known_leader: Option<u64>,
+    /// Milliseconds since this member last heard from the leader.
+    pub last_contact_ms: u64,
+    /// Sequence number of the newest event; `/events?from=` the next one.
+    pub event_index: u64,
+}
+
+/// One blocker of a waiting job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReasonBody {
+    /// Stable token, such as `WaitingForQuota`.
+    pub reason: String,
+    pub detail: String,
+    /// How many nodes it rules out; 0 when it is not about nodes.
+    pub nodes: u32,
+    /// Only a change of quota or hardware can lift it.
+    pub permanent: bool,
+}
+
+impl From<&Blocker> for ReasonBody {
+    fn from(b: &Blocker) -> Self {
+        Self { reason: b.reason.token().into(), detail: b.detail.clone(), nodes: b.nodes, permanent: b.permanent }
+    }
+}
+
+pub fn reasons(blockers: &[Blocker]) -> Vec<ReasonBody> {
+    blockers.iter().map(ReasonBody::from).collect()
+}
+
+/// One term of a score.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WhyBody {
+    pub score: i64,
+    /// Each term from 0 (worst) to 1000 (best), before weighting.
+    pub terms: BTreeMap<String, i32>,
+    /// The best node that was not chosen.
+    pub runner_up: Option<String>,
+    pub runner_up_score: Option<i64>,
+    /// Nodes that would have done.
+    pub candidates: u32,
+}
+
+impl WhyBody {
+    pub fn new(state: &State, why: &Why) -> Self {
+        let name = |no| state.node(no).map(|node| node.name.to_string());
+        Self {
+            score: why.score,
+            terms: why.terms.each().into_iter().map(|(term, value)| (term.name().to_owned(), value)).collect(),
+            runner_up: why.runner_up.and_then(|(no, _)| name(no)),
+            runner_up_score: why.runner_up.map(|(_, score)| score),
+            candidates: why.candidates,
+        }
+    }
+
+    /// In one line, for gRPC and people.
+    pub fn line(&self) -> String {
+        let terms = self.terms.iter().map(|(term, value)| format!("{term} {value}")).collect::<Vec<_>>().join(", ");
+        let other = match (&self.runner_up, self.runner_up_score) {
+            (Some(node), Some(score)) => format!("; next best {node} with {score}"),
+            _ => String::new(),
+        };
+        format!("score {} ({terms}) among {} nodes{other}", self.score, self.candidates)
+    }
+}
+
+/// Where a replica is, and why there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementBody {
+    pub replica: u16,
+    pub node: String,
+    /// UUIDs of the devices.
+    pub devices: Vec<String>,
+    /// Thousandths held of each device, in the same order.
+    pub shares: Vec<u16>,
+    pub device_types: Vec<String>,
+    /// `host:port`, when the replica listens.
+    pub address: Option<String>,
+    /// The node is played, not real.
+    pub simulated: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<WhyBody>,
+}
+
+impl PlacementBody {
+    pub fn new(replica: u16, place: &PlaceView, why: Option<WhyBody>) -> Self {
+        Self {
+            replica,
+            node: place.node.to_string(),
+            devices: place.devices.iter().map(|d| d.uuid.to_string()).collect(),
+            shares: place.devices.iter().map(|d| d.milli).collect(),
+            device_types: place.devices.iter().map(|d| d.device_type.to_string()).collect(),
+            address: place.address.clone(),
+            simulated: place.simulated,
+            why,
+        }
+    }
+}
+
+/// Values of the compliance policies P1 to P7: pass, block, na, simulated or waived.
+pub type Policies = BTreeMap<String, String>;
+
+/// The matrix of an admission. In simulation what is bent says so; nothing that
+/// was not checked says pass.
+pub fn policies(spec: &JobSpec, simulation: bool) -> Policies {
+    let known = spec.manifest.is_some();
+    let value = |policy: &str| match (policy, simulation) {
+        ("P4", _) => "pass",
+        ("P2" | "P5", true) => "simulated",
+        ("P3", true) => "waived",
+        // A store's bytes are verified when the replica starts; of others there are none.
+        ("P7", true) if !known => "simulated",
+        _ => "na",
+    };
+    ["P1", "P2", "P3", "P4", "P5", "P6", "P7"].into_iter().map(|p| (p.to_owned(), value(p).to_owned())).collect()
+}
+
+/// The answer to a schedule call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleBody {
+    pub request_id: String,
+    /// Repeats `request_id`.
+    pub job_id: String,
+    /// Outcome of admission: `scheduled` or `queued`.
+    pub status: String,
+    /// The job's state.
+    pub state: String,
+    pub simulation: bool,
+    /// The same request was answered before.
+    pub replayed: bool,
+    /// Of the first replica; null while it waits.
+    pub placement: Option<PlacementBody>,
+    /// Of every replica that has a place.
+    pub placements: Vec<PlacementBody>,
+    /// Why it waits, most blocking first.
+    pub reasons: Vec<ReasonBody>,
+    /// 1 is the next of the tenant's waiting jobs.
+    pub position: Option<u32>,
+    pub policies: Policies,
+    /// Log index that the answer reflects.
+    pub index: u64,
+}
+
+/// The answer to a dry run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanBody {
+    pub dry_run: bool,
+    /// What admission would answer: `scheduled` or `queued`.
+    pub status: String,
+    pub simulation: bool,
+    pub placement: Option<PlacementBody>,
+    pub placements: Vec<PlacementBody>,
+    /// Jobs that would have to make room; always empty before preemption exists.
+    pub victims: Vec<String>,
+    pub quota: QuotaEffect,
+    pub reasons: Vec<ReasonBody>,
+    /// For `check_plan`.
+    pub digest: String,
+    pub policies: Policies,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+/// GPUs of the tenant before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct QuotaEffect {
+    pub gpu_limit: f64,
+    pub gpu_used: f64,
+    pub gpu_after: f64,
+}
+
+impl Eq for QuotaEffect {}
+
+/// What one replica asks for, as it was understood.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ResourcesBody {
+    pub gpu: f64,
+    /// Bytes of each device.
+    pub gpu_memory: u64,
+    pub device_type: Vec<String>,
+    pub mig_profile: Option<String>,
+    pub tpu: u16,
+    pub cpu: f64,
+    /// Bytes.
+    pub mem: u64,
+    /// Bytes.
+    pub disk: u64,
+}
+
+impl Eq for ResourcesBody {}
+
+impl From<&Resources> for ResourcesBody {
+    fn from(r: &Resources) -> Self {
+        Self {
+            gpu: whole(r.gpu.milli()),
+            gpu_memory: r.gpu_memory,
+            device_type: r.device_types.iter().map(ToString::to_string).collect(),
+            mig_profile: r.mig_profile.as_ref().map(ToString::to_string),
+            tpu: r.tpu,
+            cpu: whole(r.cpu_milli),
+            mem: r.memory,
+            disk: r.disk,
+        }
+    }
+}
+
+/// Where and how a job may run, as it was understood.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ConstraintsBody {
+    pub latency_ms: Option<u32>,
+    pub region: Option<String>,
+    pub zone: Option<String>,
+    pub rack: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    /// `pack` or `spread`.
+    pub arrangement: String,
+    pub same_island: bool,
+    pub max_cost_per_hour: Option<f64>,
+    pub node: Option<String>,
+    pub exclusive: bool,
+    pub preemptible: bool,
+    /// `always`, `on_failure` or `never`.
+    pub restart: String,
+    /// Seconds.
+    pub max_run_time: Option<f64>,
+}
+
+impl Eq for ConstraintsBody {}
+
+impl From<&Constraints> for ConstraintsBody {
+    fn from(c: &Constraints) -> Self {
+        let text = |label: &Option<nf_core::id::Label>| label.as_ref().map(ToString::to_string);
+        Self {
+            latency_ms: c.latency_ms,
+            region: text(&c.region),
+            zone: text(&c.zone),
+            rack: text(&c.rack),
+            labels: c.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            arrangement: match c.arrangement {
+                Arrangement::Pack => "pack".into(),
+                Arrangement::Spread => "spread".into(),
+            },
+            same_island: c.same_island,
+            max_cost_per_hour: c.max_cost_per_hour.map(|micro| micro as f64 / 1e6),
+            node: c.node.as_ref().map(ToString::to_string),
+            exclusive: c.exclusive,
+            preemptible: c.preemptible,
+            restart: match c.restart {
+                Restart::Always => "always".into(),
+                Restart::OnFailure => "on_failure".into(),
+                Restart::Never => "never".into(),
+            },
+            max_run_time: c.max_run_ms.map(whole),
+        }
+    }
+}
+
+/// One running copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaBody {
+    pub replica: u16,
+    /// Counts its launches.
+    pub generation: u32,
+    /// Starts after a failure of its own.
+    pub restarts: u16,
+    /// Waiting, Scheduled, Downloading, Verifying, Starting, Ready, NotReady, Draining, Stopped, Failed, Unknown.
+    pub status: String,
+    /// Why it ended, or why its last run did.
+    pub why: Option<String>,
+    pub placement: Option<PlacementBody>,
+}
+
+impl From<&ReplicaView> for ReplicaBody {
+    fn from(r: &ReplicaView) -> Self {
+        Self {
+            replica: r.no,
+            generation: r.generation,
+            restarts: r.restarts,
+            status: r.status.to_string(),
+            why: r.why.map(|reason| reason.token().to_owned()),
+            placement: r.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+        }
+    }
+}
+
+/// One line of a job's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TransitionBody {
+    pub at: String,
+    pub state: String,
+    pub why: Option<String>,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobBody {
+    pub request_id: String,
+    pub job_id: String,
+    pub tenant_id: String,
+    pub model_id: String,
+    pub model_version: String,
+    /// `queued` while it waits for a place, else `scheduled`.
+    pub status: String,
+    pub state: String,
+    pub simulation: bool,
+    pub priority: i16,
+    pub gang: bool,
+    /// `simulated` or `process`.
+    pub runtime: String,
+    /// SHA-256 of the model's manifest, when a store knows the version.
+    pub manifest_sha256: Option<String>,
+    pub approved_by: Option<String>,
+    pub resources: ResourcesBody,
+    pub constraints: ConstraintsBody,
+    pub replicas: Vec<ReplicaBody>,
+    /// Of the first replica that has a place.
+    pub placement: Option<PlacementBody>,
+    pub reasons: Vec<ReasonBody>,
+    pub position: Option<u32>,
+    /// The last transitions, oldest first.
+    pub history: Vec<TransitionBody>,
+    pub created_at: String,
+    pub changed_at: String,
+    pub policies: Policies,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+/// The outcome of admission, from a job's state.
+pub fn status_of(state: JobState) -> &'static str {
+    if state == JobState::Pending { "queued" } else { "scheduled" }
+}
+
+impl JobBody {
+    pub fn new(view: &JobView, simulation: bool, read: Freshness) -> Self {
+        let spec = &view.spec;
+        let line = |t: &nf_core::job::Transition| TransitionBody {
+            at: time(t.at_ms),
+            state: t.state.name().into(),
+            why: t.why.map(|reason| reason.token().to_owned()),
+        };
+        let replicas: Vec<ReplicaBody> = view.replicas.iter().map(ReplicaBody::from).collect();
+        Self {
+            request_id: view.request.to_string(),
+            job_id: view.request.to_string(),
+            tenant_id: view.tenant.to_string(),
+            model_id: view.model.to_string(),
+            model_version: view.version.to_string(),
+            status: status_of(view.state).into(),
+            state: view.state.name().into(),
+            simulation,
+            priority: spec.priority,
+            gang: spec.gang,
+            runtime: match spec.runtime {
+                nf_core::job::Runtime::Simulated => "simulated".into(),
+                nf_core::job::Runtime::Process => "process".into(),
+            },
+            manifest_sha256: spec.manifest.map(|digest| hex(&digest)),
+            approved_by: spec.approved_by.as_ref().map(ToString::to_string),
+            resources: (&spec.resources).into(),
+            constraints: (&spec.constraints).into(),
+            placement: replicas.iter().find_map(|r| r.placement.clone()),
+            replicas,
+            reasons: reasons(&view.blockers),
+            position: view.position,
+            history: view.history.iter().map(line).collect(),
+            created_at: time(view.created_ms),
+            changed_at: time(view.changed_ms),
+            policies: policies(spec, simulation),
+            read,
+        }
+    }
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// A job in a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobRow {
+    pub request_id: String,
+    pub tenant_id: String,
+    pub model_id: String,
+    pub model_version: String,
+    pub status: String,
+    pub state: String,
+    pub priority: i16,
+    pub replicas: u16,
+    /// Replicas that serve.
+    pub ready: u16,
+    /// Nodes on which it holds something.
+    pub nodes: Vec<String>,
+    /// Of one replica.
+    pub gpu: f64,
+    /// The most blocking reason; only with `reasons=true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub created_at: String,
+    pub changed_at: String,
+}
+
+impl JobRow {
+    pub fn new(state: &State, job: &Job) -> Self {
+        let ready = |r: &&nf_core::job::Replica| {
+            matches!(&r.phase, nf_core::job::Phase::Held { stage: nf_core::job::Stage::Ready, .. })
+        };
+        let mut nodes: Vec<_> = job.replicas.iter().filter_map(|r| Some(r.allocation()?.node)).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        let job_state = job.state();
+        Self {
+            request_id: job.request.to_string(),
+            tenant_id: job.spec.tenant.to_string(),
+            model_id: job.spec.model.to_string(),
+            model_version: job.spec.version.to_string(),
+            status: status_of(job_state).into(),
+            state: job_state.name().into(),
+            priority: job.spec.priority,
+            replicas: job.spec.replicas,
+            ready: job.replicas.iter().filter(ready).count() as u16,
+            nodes: nodes.into_iter().filter_map(|no| Some(state.node(no)?.name.to_string())).collect(),
+            gpu: whole(job.spec.resources.gpu.milli()),
+            reason: None,
+            created_at: time(job.created_ms),
+            changed_at: time(job.changed_ms),
+        }
+    }
+}
+
+/// A page of jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct JobList {
+    pub jobs: Vec<JobRow>,
+    /// For the next page; null on the last one.
+    pub next_token: Option<String>,
+    pub simulation: bool,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+/// Amounts of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Amounts {
+    pub gpu: f64,
+    pub tpu: u64,
+    pub cpu: f64,
+    /// Bytes.
+    pub mem: u64,
+    /// Bytes.
+    pub disk: u64,
+}
+
+/// Amounts in the core's units, so that sums are exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    pub gpu_milli: u64,
+    pub tpu: u64,
+    pub cpu_milli: u64,
+    pub memory: u64,
+    pub disk: u64,
+}
+
+impl Sum {
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            gpu_milli: self.gpu_milli.saturating_add(other.gpu_milli),
+            tpu: self.tpu.saturating_add(other.tpu),
+            cpu_milli: self.cpu_milli.saturating_add(other.cpu_milli),
+            memory: self.memory.saturating_add(other.memory),
+            disk: self.disk.saturating_add(other.disk),
+        }
+    }
+
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            gpu_milli: self.gpu_milli.saturating_sub(other.gpu_milli),
+            tpu: self.tpu.saturating_sub(other.tpu),
+            cpu_milli: self.cpu_milli.saturating_sub(other.cpu_milli),
+            memory: self.memory.saturating_sub(other.memory),
+            disk: self.disk.saturating_sub(other.disk),
+        }
+    }
+
+    pub fn total(node: &Node) -> Self {
+        let count = |kind| node.spec.devices.iter().filter(|d| d.kind == kind && d.healthy).count() as u64;
+        Self {
+            gpu_milli: count(DeviceKind::Gpu) * 1000,
+            tpu: count(DeviceKind::Tpu),
+            cpu_milli: node.spec.cpu_milli,
+            memory: node.spec.memory,
+            disk: node.spec.disk,
+        }
+    }
+
+    pub fn held(node: &Node, used: &NodeUse) -> Self {
+        let milli = |kind| {
+            let of_kind = node.spec.devices.iter().zip(&used.devices).filter(|(d, _)| d.kind == kind);
+            of_kind.map(|(_, held)| u64::from(held.milli)).sum::<u64>()
+        };
+        Self {
+            gpu_milli: milli(DeviceKind::Gpu),
+            tpu: milli(DeviceKind::Tpu) / 1000,
+            cpu_milli: used.cpu_milli,
+            memory: used.memory,
+            disk: used.disk,
+        }
+    }
+
+    pub fn tenant(state: &State, no: TenantNo) -> Self {
+        let used = state.ledger().tenant(no);
+        Self { gpu_milli: used.gpu_milli, tpu: used.tpu, cpu_milli: used.cpu_milli, memory: used.memory, disk: 0 }
+    }
+}
+
+impl From<Sum> for Amounts {
+    fn from(s: Sum) -> Self {
+        Self { gpu: whole(s.gpu_milli), tpu: s.tpu, cpu: whole(s.cpu_milli), mem: s.memory, disk: s.disk }
+    }
+}

@@ -1,0 +1,113 @@
+//! Events as clients see them: one flat shape for all kinds, so that a reader
+//! needs no union. It does not know where events come from.
+
+use super::answer::{JobRow, time};
+use nf_core::event::{Event, EventKind, TenantEvent};
+use nf_proto::v1;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Something that happened.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventBody {
+    /// Counts without gaps.
+    pub seq: u64,
+    pub at: String,
+    /// `job`, `replica`, `node`, `cordon`, `tenant`, `member` or `level`.
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The state before; absent for something new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// The job as it is now; only on `GET /schedule?watch=true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRow>,
+    pub simulation: bool,
+}
+
+impl EventBody {
+    pub fn new(event: &Event, simulation: bool) -> Self {
+        let blank = Self { seq: event.seq, at: time(event.at_ms), simulation, ..Self::default() };
+        match &event.kind {
+            EventKind::Job { request, tenant, from, to, why, .. } => Self {
+                kind: "job".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                from: from.map(|state| state.name().into()),
+                to: Some(to.name().into()),
+                why: why.map(|reason| reason.token().into()),
+                ..blank
+            },
+            EventKind::Replica { request, tenant, replica, generation, node, ok, why } => Self {
+                kind: "replica".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                node: Some(node.to_string()),
+                to: Some(if *ok { "Stopped".into() } else { "Failed".into() }),
+                why: Some(why.token().into()),
+                replica: Some(*replica),
+                generation: Some(generation.0),
+                ..blank
+            },
+            EventKind::Node { node, from, to } => Self {
+                kind: "node".into(),
+                node: Some(node.to_string()),
+                from: from.map(|state| state.name().into()),
+                to: Some(to.name().into()),
+                ..blank
+            },
+            EventKind::Cordon { node, by, reason } => Self {
+                kind: "cordon".into(),
+                node: Some(node.to_string()),
+                to: Some(if by.is_some() { "Cordoned".into() } else { "Schedulable".into() }),
+                why: reason.as_ref().map(ToString::to_string),
+                ..blank
+            },
+            EventKind::Tenant { tenant, what } => Self {
+                kind: "tenant".into(),
+                tenant_id: Some(tenant.to_string()),
+                to: Some(match what {
+                    TenantEvent::Created => "Created".into(),
+                    TenantEvent::QuotaSet => "QuotaSet".into(),
+                    TenantEvent::Deleted => "Deleted".into(),
+                }),
+                ..blank
+            },
+            EventKind::Member { name, version } => {
+                Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
+            }
+            EventKind::Level { to } => Self { kind: "level".into(), to: Some(to.to_string()), ..blank },
+        }
+    }
+
+    /// The same for gRPC.
+    pub fn into_proto(self, at_ms: u64) -> v1::WatchResponse {
+        v1::WatchResponse {
+            seq: self.seq,
+            at_ms,
+            kind: self.kind,
+            request_id: self.request_id.unwrap_or_default(),
+            tenant_id: self.tenant_id.unwrap_or_default(),
+            node: self.node.unwrap_or_default(),
+            from: self.from.unwrap_or_default(),
+            to: self.to.unwrap_or_default(),
+            why: self.why.unwrap_or_default(),
+            replica: u32::from(self.replica.unwrap_or(0)),
+            generation: self.generation.unwrap_or(0),
+            simulation: self.simulation,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! A node registered by hand: what is said of it, and what a played node has
+//! where nothing is said. And the bodies of the smaller operator calls. It does
+//! not know who plays the node.
+
+use super::json::Object;
+use super::schedule::{Schedule, from_object, labels};
+use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
+use nf_core::node::{Device, DeviceKind, NodeSpec, PortRange};
+use nf_core::reason::Refusal;
+use nf_core::tenant::Quota;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Most devices of one kind that a hand-registered node can have.
+pub const MAX_DEVICES: i64 = 1024;
+/// Devices that share fast links on a played node.
+const ISLAND: u16 = 8;
+const DEVICE_TYPE: &str = "H100-80G";
+const DEVICE_MEMORY: u64 = 80 << 30;
+
+/// What a caller says of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registration {
+    pub name: Option<NodeName>,
+    pub gpus: Option<u16>,
+    pub tpus: u16,
+    pub device_type: Option<DeviceType>,
+    pub gpu_memory: Option<u64>,
+    pub cpu_milli: Option<u64>,
+    pub memory: Option<u64>,
+    pub disk: Option<u64>,
+    pub labels: BTreeMap<Label, Label>,
+    pub region: Option<Label>,
+    pub zone: Option<Label>,
+    pub rack: Option<Label>,
+    /// Millionths of the currency unit per device and hour.
+    pub cost_per_hour: Option<u64>,
+}
+
+/// Reads a registration.
+///
+/// # Errors
+/// The first field at fault.
+pub fn registration(map: &Map<String, Value>) -> Result<Registration, Refusal> {
+    let mut o = Object::top(map);
+    let out = Registration {
+        name: o.name("node_id", NodeName::new)?,
+        gpus: o.integer("gpus", 0, MAX_DEVICES)?.map(|n| n as u16),
+        tpus: o.integer("tpus", 0, MAX_DEVICES)?.unwrap_or(0) as u16,
+        device_type: o.name("device_type", DeviceType::new)?,
+        gpu_memory: o.bytes("gpu_memory")?,
+        cpu_milli: o.milli("cpu")?,
+        memory: o.bytes("mem")?,
+        disk: o.bytes("disk")?,
+        labels: o.get("labels").map(|f| labels(&f)).transpose()?.unwrap_or_default(),
+        region: o.name("region", Label::new)?,
+        zone: o.name("zone", Label::new)?,
+        rack: o.name("rack", Label::new)?,
+        cost_per_hour: o.get("cost_per_hour").map(|f| f.micro()).transpose()?,
+    };
+    o.finish()?;
+    Ok(out)
+}
+
+impl Registration {
+    /// The node's spec. What is not said is generous, so that a first job fits.
+    pub fn spec(&self, name: &NodeName, host: &str, ports: Option<PortRange>) -> NodeSpec {
+        let gpus = self.gpus.unwrap_or(1);
+        let device_type = self.device_type.clone().unwrap_or_else(|| fixed_type(DEVICE_TYPE));
+        let memory = self.gpu_memory.filter(|bytes| *bytes > 0).unwrap_or(DEVICE_MEMORY);
+        let device = |i: u16, kind: DeviceKind, prefix: &str, device_type: &DeviceType| Device {
+            uuid: format!("{prefix}-{name}-{i}").into(),
+            kind,
+            device_type: device_type.clone(),
+            memory,
+            island: i / ISLAND,
+            mig_profile: None,
+            healthy: true,
+        };
+        let tpu_type = fixed_type("TPU");
+        let mut devices: Vec<Device> = (0..gpus).map(|i| device(i, DeviceKind::Gpu, "GPU", &device_type)).collect();
+        devices.extend((0..self.tpus).map(|i| device(i, DeviceKind::Tpu, "TPU", &tpu_type)));
+        let many = u64::from(gpus.max(1));
+        NodeSpec {
+            host: host.into(),
+            ports,
+            cpu_milli: self.cpu_milli.unwrap_or(many * 16_000),
+            memory: self.memory.unwrap_or(many * (64 << 30)),
+            disk: self.disk.unwrap_or(1 << 40),
+            devices,
+            labels: self.labels.clone(),
+            region: self.region.clone(),
+            zone: self.zone.clone(),
+            rack: self.rack.clone(),
+            cost_per_hour: self.cost_per_hour.map(|cost| (device_type, cost)).into_iter().collect(),
+            simulated: true,
+        }
+    }
+}
+
+fn fixed_type(name: &str) -> DeviceType {
+    DeviceType::new(name).expect("the constants of this file are valid names")
+}
+
+/// A launch: a schedule request pinned to a node.
+///
+/// # Errors
+/// The first field at fault.
+pub fn launch(map: &Map<String, Value>) -> Result<(Option<NodeName>, Schedule), Refusal> {
+    let mut o = Object::top(map);
+    let node = o.name("node_id", NodeName::new)?;
+    let schedule = from_object(&mut o)?;
+    o.finish()?;
+    Ok((node, schedule))
+}
+
+/// The reason of a cordon.
+///
+/// # Errors
+/// The first field at fault.
+pub fn cordon(map: &Map<String, Value>) -> Result<Arc<str>, Refusal> {
+    let mut o = Object::top(map);
+    let reason = o.get("reason").map(|f| super::schedule::approver(f.text()?).map_err(|e| f.refuse(e))).transpose()?;
+    o.finish()?;
+    Ok(reason.unwrap_or_else(|| "no reason given".into()))
+}
+
+/// # Errors
+/// The first field at fault.
+pub fn tenant(map: &Map<String, Value>) -> Result<TenantId, Refusal> {
+    let mut o = Object::top(map);
+    let tenant = o.need("tenant_id")?.name(TenantId::new)?;
+    o.finish()?;
+    Ok(tenant)
+}
+
+/// A quota; what is absent or null has no limit of its own.
+///
+/// # Errors
+/// The first field at fault.
+pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
+    let mut o = Object::top(map);
+    let out = Quota {
+        gpu_milli: o.milli("gpu")?,
+        cpu_milli: o.milli("cpu")?,
+        memory: o.bytes("mem")?,
+        tpu: o.integer("tpu", 0, 1_000_000)?.map(i64::unsigned_abs),
+        waiting: o.integer("waiting", 0, 1_000_000)?.map(|n| n as u32),
+    };
+    o.finish()?;
+    Ok(out)
+}
+
+/// Where leadership should go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Member(String),
+    Region(Label),
+}
+
+/// A request to move leadership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promote {
+    pub target: Target,
+    pub tenant: Option<TenantId>,
+    /// True unless said otherwise.
+    pub dry_run: bool,
+}
+
+/// # Errors
+/// The first field at fault.
+pub fn promote(map: &Map<String, Value>) -> Result<Promote, Refusal> {
+    let mut o = Object::top(map);
+    let region = o.name("region", Label::new)?;
+    let member = match o.get("member") {
+        None => None,
+        Some(field) if field.value.is_number() => Some(field.integer(0, i64::MAX)?.to_string()),
+        Some(field) => Some(field.name(NodeName::new)?.to_string()),
+    };
+    let tenant = o.name("tenant_id", TenantId::new)?;
+    let dry_run = o.boolean("dry_run")?.unwrap_or(true);
+    o.finish()?;
+    let target = match (region, member) {
+        (Some(region), None) => Target::Region(region),
+        (None, Some(member)) => Target::Member(member),
+        _ => return Err(Refusal::invalid("member", "give member (a name or number) or region, one of them")),
+    };
+    Ok(Promote { target, tenant, dry_run })
+}
+
+/// `3`, `m3` or a name.
+pub fn member_matches(text: &str, id: MemberId, name: &str) -> bool {
+    text == name || text == id.to_string() || text == id.0.to_string()
+}

@@ -1,0 +1,118 @@
+//! gRPC: the same use cases as REST, plus health and reflection. No JSON here.
+
+mod resource;
+mod scheduler;
+
+use super::error::Failure;
+use super::service::{Call, DEFAULT_DEADLINE, Service};
+use crate::raft::Consistency;
+use axum::Router;
+use nf_core::id::TenantId;
+use nf_proto::v1;
+use nf_proto::v1::resource_service_server::ResourceServiceServer;
+use nf_proto::v1::scheduler_service_server::SchedulerServiceServer;
+use std::time::Duration;
+use tonic::metadata::MetadataMap;
+
+/// Largest message that is read, as for REST.
+const MAX_MESSAGE: usize = super::convert::json::MAX_BODY;
+
+/// All gRPC routes. Unknown methods are answered by the caller's fallback.
+pub fn router(service: Service) -> Router {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tokio::spawn(follow_health(service.clone(), reporter));
+    let scheduler = SchedulerServiceServer::new(scheduler::Scheduler(service.clone()));
+    let resources = ResourceServiceServer::new(resource::Resources(service));
+    let mut routes = tonic::service::Routes::new(health)
+        .add_service(scheduler.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(resources.max_decoding_message_size(MAX_MESSAGE));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(nf_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name("neuralfabric.v1.SchedulerService")
+            .with_service_name("neuralfabric.v1.ResourceService")
+            .with_service_name("grpc.health.v1.Health")
+    };
+    // Older tools still ask for v1alpha. Our own descriptors are made by the build, so both succeed.
+    if let (Ok(v1), Ok(alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
+        routes = routes.add_service(v1).add_service(alpha);
+    }
+    routes.prepare().into_axum_router().reset_fallback()
+}
+
+/// Keeps the health service's word equal to `/health/ready`, until the member ends.
+async fn follow_health(service: Service, reporter: tonic_health::server::HealthReporter) {
+    const LOOK: Duration = Duration::from_secs(1);
+    let names = ["", "neuralfabric.v1.SchedulerService", "neuralfabric.v1.ResourceService"];
+    let mut watch = service.replica.watch();
+    let (mut ticks, mut last) = (tokio::time::interval(LOOK), None);
+    loop {
+        ticks.tick().await;
+        let ready = service.ready().is_ok();
+        if last != Some(ready) {
+            last = Some(ready);
+            let status = match ready {
+                true => tonic_health::ServingStatus::Serving,
+                false => tonic_health::ServingStatus::NotServing,
+            };
+            for name in names {
+                reporter.set_service_status(name, status).await;
+            }
+        }
+        watch.mark_unchanged();
+        if watch.has_changed().is_err() {
+            return;
+        }
+    }
+}
+
+/// The call that this is, with its time to live.
+fn call(metadata: &MetadataMap) -> Call {
+    let time = metadata.get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
+    Call::within(time.unwrap_or(DEFAULT_DEADLINE))
+}
+
+/// `500m`, `10S`, …: at most eight digits and a unit.
+fn timeout(text: &str) -> Option<Duration> {
+    if !text.is_ascii() || text.len() < 2 || text.len() > 9 {
+        return None;
+    }
+    let (digits, unit) = text.split_at(text.len() - 1);
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+fn consistency(number: i32) -> Result<Consistency, Failure> {
+    match v1::Consistency::try_from(number) {
+        Ok(v1::Consistency::Stale) => Ok(Consistency::Stale),
+        Ok(_) => Ok(Consistency::Linearizable),
+        Err(_) => Err(nf_core::reason::Refusal::invalid("consistency", format!("{number} is not known")).into()),
+    }
+}
+
+fn tenant(text: &str) -> Result<Option<TenantId>, Failure> {
+    Ok(super::convert::proto::maybe("tenant_id", text, TenantId::new)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_writes_them() {
+        assert_eq!(timeout("10S"), Some(Duration::from_secs(10)));
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        for bad in ["", "S", "10", "10x", "999999999S", "-1S", "é"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `SchedulerService`.
+
+use super::{call, consistency, tenant};
+use crate::api::convert::event::EventBody;
+use crate::api::convert::proto;
+use crate::api::convert::{answer, schedule::Schedule};
+use crate::api::error::Failure;
+use crate::api::service::Service;
+use crate::api::service::jobs::Found;
+use crate::api::service::list::{Cursor, Filter, MAX_PER_PAGE, job_state};
+use crate::api::service::watch::{Feed, Item};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use nf_core::id::{ModelId, NodeName, RequestId};
+use nf_core::reason::Refusal;
+use nf_proto::v1;
+use nf_proto::v1::scheduler_service_server::SchedulerService;
+use tonic::{Request, Response, Status};
+
+pub struct Scheduler(pub Service);
+
+fn request_id(text: &str) -> Result<RequestId, Failure> {
+    RequestId::new(text).map_err(|error| Refusal::invalid("request_id", error.to_string()).into())
+}
+
+#[tonic::async_trait]
+impl SchedulerService for Scheduler {
+    async fn schedule(&self, request: Request<v1::ScheduleRequest>) -> Result<Response<v1::ScheduleResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(request.metadata());
+        let (wanted, key) = proto::schedule(request.into_inner()).map_err(Failure::from)?;
+        let done = self.0.schedule(&call, wanted, key.as_deref()).await?;
+        let job = &done.job;
+        let why = |no: u16| done.why.iter().find(|(replica, _)| *replica == no).map(|(_, why)| why);
+        let placed = job.replicas.iter().filter_map(|r| Some(proto::placement(r.no, r.place.as_ref()?, why(r.no))));
+        Ok(Response::new(v1::ScheduleResponse {
+            request_id: job.request.to_string(),
+            job_id: job.request.to_string(),
+            status: answer::status_of(job.state).to_owned(),
+            state: job.state.name().to_owned(),
+            simulation: done.simulation,
+            replayed: done.replayed,
+            placements: placed.collect(),
+            reasons: job.blockers.iter().map(proto::blocker).collect(),
+            position: job.position.unwrap_or(0),
+            policies: answer::policies(&job.spec, done.simulation).into_iter().collect(),
+            index: done.index,
+        }))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(request.metadata());
+        let missing = || Failure::from(Refusal::invalid("request", "request is missing"));
+        let wanted: Schedule =
+            proto::schedule(request.into_inner().request.ok_or_else(missing)?).map_err(Failure::from)?.0;
+        let replicas = usize::from(wanted.spec.replicas);
+        let planned = self.0.plan(&call, wanted).await?;
+        let placed = planned.placements.iter();
+        Ok(Response::new(v1::PlanResponse {
+            status: if planned.placements.len() == replicas { "scheduled".into() } else { "queued".into() },
+            simulation: planned.simulation,
+            placements: placed.map(|(no, place, why)| proto::placement(*no, place, Some(why))).collect(),
+            reasons: planned.blockers.iter().map(proto::blocker).collect(),
+            digest: planned.digest.to_string(),
+            read: Some(proto::read(&planned.read)),
+        }))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(request.metadata());
+        let message = request.into_inner();
+        call.tenant = tenant(&message.tenant_id)?;
+        call.consistency = consistency(message.consistency)?;
+        let Found { job, simulation, read } = self.0.get(&call, &request_id(&message.request_id)?).await?;
+        let job = Some(proto::job(&job, simulation));
+        Ok(Response::new(v1::GetResponse { job, read: Some(proto::read(&read)) }))
+    }
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(request.metadata());
+        let message = request.into_inner();
+        call.consistency = consistency(message.consistency)?;
+        let page = self.0.list(&call, filter(&message).map_err(Failure::from)?).await?;
+        Ok(Response::new(v1::ListResponse {
+            jobs: page.rows.into_iter().map(|row| proto::row(row.row, row.created_ms, row.changed_ms)).collect(),
+            next_token: page.next.map(Cursor::token).unwrap_or_default(),
+            simulation: page.simulation,
+            read: Some(proto::read(&page.read)),
+        }))
+    }
+
+    async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(request.metadata());
+        let message = request.into_inner();
+        call.tenant = tenant(&message.tenant_id)?;
+        let found = self.0.stop(&call, &request_id(&message.request_id)?).await?;
+        let job = Some(proto::job(&found.job, found.simulation));
+        Ok(Response::new(v1::StopResponse { job, index: found.read.index }))
+    }
+
+    type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let message = request.into_inner();
+        let from = (message.from > 0).then_some(message.from);
+        let feed = self.0.watch(from, tenant(&message.tenant_id)?).await?;
+        Ok(Response::new(messages(self.0.clone(), feed).boxed()))
+    }
+}
+
+fn filter(m: &v1::ListRequest) -> Result<Filter, Refusal> {
+    if m.per_page as usize > MAX_PER_PAGE {
+        return Err(Refusal::invalid("per_page", format!("at most {MAX_PER_PAGE}, not {}", m.per_page)));
+    }
+    let state = (!m.state.is_empty()).then(|| job_state(&m.state)).transpose()?;
+    let cursor = (!m.next_token.is_empty()).then(|| Cursor::parse(&m.next_token)).transpose()?;
+    Ok(Filter {
+        tenant: proto::maybe("tenant_id", &m.tenant_id, nf_core::id::TenantId::new)?,
+        model: proto::maybe("model_id", &m.model_id, ModelId::new)?,
+        state,
+        node: proto::maybe("node", &m.node, NodeName::new)?,
+        finished: m.finished,
+        reasons: false,
+        per_page: m.per_page as usize,
+        cursor,
+    })
+}
+
+fn messages(service: Service, feed: Feed) -> impl Stream<Item = Result<v1::WatchResponse, Status>> + Send {
+    futures::stream::unfold(Some((service, feed)), |state| async move {
+        let (service, mut feed) = state?;
+        let simulation = service.simulation();
+        match feed.next().await? {
+            Ok(Item::Event(event)) => {
+                let message = EventBody::new(&event, simulation).into_proto(event.at_ms);
+                Some((Ok(message), Some((service, feed))))
+            }
+            Ok(Item::Heartbeat { next }) => {
+                let kind = "heartbeat".to_owned();
+                let message = v1::WatchResponse { seq: next.saturating_sub(1), kind, simulation, ..Default::default() };
+                Some((Ok(message), Some((service, feed))))
+            }
+            Err(failure) => Some((Err(failure.into()), None)),
+        }
+    })
+}

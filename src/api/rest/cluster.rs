@@ -1,0 +1,94 @@
+//! The group and this member: members, leadership, events, health, metrics.
+
+use super::ask::Ask;
+use super::{Answer, json, schema, watch};
+use crate::api::convert::event::EventBody;
+use crate::api::convert::node as convert;
+use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
+use crate::api::service::{Service, off_thread};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Events of a page when the caller does not say, and at most.
+const PER_PAGE: u64 = 100;
+const MAX_PER_PAGE: u64 = 1000;
+
+/// The group as this member sees it.
+#[utoipa::path(get, path = "/cluster/members", tag = "cluster",
+    responses((status = 200, description = "The members", body = MembersBody)))]
+pub async fn members(State(service): State<Service>, ask: Ask) -> Answer {
+    ask.finish()?;
+    Ok(json(StatusCode::OK, &service.members()))
+}
+
+/// Moves leadership to a member or region, and returns when it is there.
+#[utoipa::path(post, path = "/failover/promote", tag = "cluster", request_body = schema::PromoteRequest,
+    responses((status = 200, description = "Done, or what would be done", body = PromoteBody)))]
+pub async fn promote(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let wanted = convert::promote(&ask.json(false).await?)?;
+    Ok(json(StatusCode::OK, &service.promote(&call, wanted).await?))
+}
+
+/// A page of events.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EventList {
+    pub events: Vec<EventBody>,
+    /// For `from` of the next page.
+    pub next: u64,
+    pub simulation: bool,
+}
+
+/// Events from a sequence number on; with `watch=true`, a stream of them.
+#[utoipa::path(get, path = "/events", tag = "cluster",
+    params(("from" = Option<u64>, Query, description = "First sequence number; with watch, now unless said"),
+           ("per_page" = Option<u64>, Query, description = "1 to 1000; 100 unless said"),
+           ("tenant_id" = Option<String>, Query, description = "Only this tenant's"),
+           ("index" = Option<u64>, Query, description = "With watch: start after this log index"),
+           ("watch" = Option<bool>, Query, description = "Server-sent events instead of a page")),
+    responses((status = 200, description = "A page of events", body = EventList)))]
+pub async fn events(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    let watched = ask.flag("watch")?;
+    let from = ask.number("from", u64::MAX)?;
+    let per_page = ask.number("per_page", MAX_PER_PAGE)?.filter(|n| *n > 0).unwrap_or(PER_PAGE);
+    ask.finish()?;
+    if watched {
+        let from = watch::start(&service, &ask.headers, from, call.past_index)?;
+        return watch::events(&service, from, call.tenant).await;
+    }
+    let (events, next) = service.events(from.unwrap_or(1), per_page as usize, call.tenant.as_ref()).await?;
+    let simulation = service.simulation();
+    let events = events.iter().map(|event| EventBody::new(event, simulation)).collect();
+    Ok(json(StatusCode::OK, &EventList { events, next, simulation }))
+}
+
+/// How this member does; 200 while the process is alive.
+#[utoipa::path(get, path = "/health", tag = "health",
+    responses((status = 200, description = "Alive", body = HealthBody)))]
+pub async fn health(State(service): State<Service>) -> Answer {
+    Ok(json(StatusCode::OK, &service.health()))
+}
+
+/// Whether calls are better sent here than not.
+#[utoipa::path(get, path = "/health/ready", tag = "health",
+    responses((status = 200, description = "A leader is known and the lag is bounded", body = HealthBody)))]
+pub async fn ready(State(service): State<Service>) -> Answer {
+    Ok(json(StatusCode::OK, &service.ready()?))
+}
+
+/// Metrics in the Prometheus text format.
+#[utoipa::path(get, path = "/metrics", tag = "health",
+    responses((status = 200, description = "Prometheus text format", body = String, content_type = "text/plain")))]
+pub async fn metrics(State(service): State<Service>) -> Answer {
+    let text = off_thread(move || service.render_metrics()).await?;
+    let mut response = Response::new(Body::from(text.to_string()));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}

@@ -1,0 +1,183 @@
+//! The shapes of request bodies, for the OpenAPI document only: requests are
+//! read by hand in `convert`, which a test holds against these.
+
+#![allow(dead_code)]
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// A number, or the same as text.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Quantity {
+    Number(f64),
+    Text(String),
+}
+
+/// `"A|B"` or a list.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Types {
+    Text(String),
+    List(Vec<String>),
+}
+
+/// What to schedule. A number such as 6.0 is accepted where a whole one is wanted.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleRequest {
+    /// Whose work it is.
+    #[schema(pattern = "^[a-z0-9][a-z0-9_-]{0,62}$")]
+    pub tenant_id: String,
+    pub model_id: String,
+    pub model_version: String,
+    pub resources: Option<ResourcesRequest>,
+    pub constraints: Option<ConstraintsRequest>,
+    #[schema(minimum = 1, maximum = 1024)]
+    pub replicas: Option<u32>,
+    /// All replicas at once, or none.
+    pub gang: Option<bool>,
+    #[schema(minimum = -1000, maximum = 1000)]
+    pub priority: Option<i32>,
+    /// `wait` (unless said) or `never`: refuse what can't run now.
+    pub queue: Option<String>,
+    /// Digest of a plan; refused when planning again gives another.
+    pub check_plan: Option<String>,
+    /// Chosen by the client; a retry returns the same job.
+    pub request_id: Option<String>,
+    pub approved_by: Option<String>,
+    pub dry_run: Option<bool>,
+}
+
+/// What one replica asks for.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResourcesRequest {
+    /// Whole devices, or a part of one in steps of 0.001.
+    #[schema(inline)]
+    pub gpu: Option<Quantity>,
+    /// Of each device: bytes, or a size such as `16GB`.
+    #[schema(inline)]
+    pub gpu_memory: Option<Quantity>,
+    /// Any of these: `"A|B"` or a list.
+    #[schema(inline)]
+    pub device_type: Option<Types>,
+    pub mig_profile: Option<String>,
+    pub tpu: Option<u32>,
+    #[schema(inline)]
+    pub cpu: Option<Quantity>,
+    /// Bytes, or a size: GB is 10^9, GiB is 2^30.
+    #[schema(inline)]
+    pub mem: Option<Quantity>,
+    #[schema(inline)]
+    pub disk: Option<Quantity>,
+}
+
+/// Where and how a job may run.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConstraintsRequest {
+    pub latency_ms: Option<u32>,
+    pub region: Option<String>,
+    pub zone: Option<String>,
+    pub rack: Option<String>,
+    pub labels: Option<BTreeMap<String, String>>,
+    /// `pack` (unless said) or `spread`.
+    pub arrangement: Option<String>,
+    pub spread: Option<bool>,
+    pub pack: Option<bool>,
+    /// All devices of a replica share one NVLink island.
+    pub same_island: Option<bool>,
+    pub max_cost_per_hour: Option<f64>,
+    /// Exactly this node.
+    pub node: Option<String>,
+    /// Never two copies at once, also when a node is cut off.
+    pub exclusive: Option<bool>,
+    pub preemptible: Option<bool>,
+    /// `always` (unless said), `on_failure` or `never`.
+    pub restart: Option<String>,
+    /// Seconds, or a span such as `10m`.
+    #[schema(inline)]
+    pub max_run_time: Option<Quantity>,
+    #[schema(inline)]
+    pub device_type: Option<Types>,
+    #[schema(minimum = -1000, maximum = 1000)]
+    pub priority: Option<i32>,
+}
+
+/// A schedule request pinned to a node.
+#[derive(Deserialize, ToSchema)]
+pub struct LaunchRequest {
+    /// The member's own node when absent.
+    pub node_id: Option<String>,
+    #[serde(flatten)]
+    pub schedule: ScheduleRequest,
+}
+
+/// A node to be played by the member that takes the call.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegisterRequest {
+    /// Made up when absent.
+    pub node_id: Option<String>,
+    /// 1 when absent.
+    #[schema(maximum = 1024)]
+    pub gpus: Option<u32>,
+    #[schema(maximum = 1024)]
+    pub tpus: Option<u32>,
+    pub device_type: Option<String>,
+    #[schema(inline)]
+    pub gpu_memory: Option<Quantity>,
+    #[schema(inline)]
+    pub cpu: Option<Quantity>,
+    #[schema(inline)]
+    pub mem: Option<Quantity>,
+    #[schema(inline)]
+    pub disk: Option<Quantity>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub region: Option<String>,
+    pub zone: Option<String>,
+    pub rack: Option<String>,
+    /// Price of one device per hour.
+    pub cost_per_hour: Option<f64>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CordonRequest {
+    pub reason: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantRequest {
+    pub tenant_id: String,
+}
+
+/// Limits; what is absent or null has none of its own.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaRequest {
+    #[schema(inline)]
+    pub gpu: Option<Quantity>,
+    pub tpu: Option<u64>,
+    #[schema(inline)]
+    pub cpu: Option<Quantity>,
+    #[schema(inline)]
+    pub mem: Option<Quantity>,
+    /// Most jobs that may wait at once.
+    pub waiting: Option<u32>,
+}
+
+/// Where leadership should go: `member` or `region`, one of them.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromoteRequest {
+    /// Name or number.
+    pub member: Option<String>,
+    pub region: Option<String>,
+    pub tenant_id: Option<String>,
+    /// True unless said otherwise.
+    pub dry_run: Option<bool>,
+}

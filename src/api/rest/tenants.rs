@@ -1,0 +1,84 @@
+//! `/tenants` and `/quotas`.
+
+use super::ask::Ask;
+use super::{Answer, fresh, json, path, schema};
+use crate::api::convert::node as convert;
+use crate::api::service::Service;
+use crate::api::service::nodes::TenantBody;
+use crate::api::service::tenants::TenantList;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use nf_core::id::TenantId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A change that is committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DoneBody {
+    pub tenant_id: String,
+    pub ok: bool,
+    pub simulation: bool,
+    pub index: u64,
+}
+
+/// All tenants with quota and use.
+#[utoipa::path(get, path = "/tenants", tag = "tenants",
+    params(("tenant_id" = Option<String>, Query, description = "Only this one"),
+           ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale")),
+    responses((status = 200, description = "The tenants", body = TenantList)))]
+pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let body = service.tenants(&call).await?;
+    Ok(fresh(&body, &body.read))
+}
+
+/// Creates a tenant. One that exists stays as it is.
+#[utoipa::path(post, path = "/tenants", tag = "tenants", request_body = schema::TenantRequest,
+    responses((status = 201, description = "It exists", body = DoneBody)))]
+pub async fn create(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let tenant = convert::tenant(&ask.json(false).await?)?;
+    let index = service.create_tenant(&call, tenant.clone()).await?;
+    Ok(json(StatusCode::CREATED, &done(&service, &tenant, index)))
+}
+
+fn done(service: &Service, tenant: &TenantId, index: u64) -> DoneBody {
+    DoneBody { tenant_id: tenant.to_string(), ok: true, simulation: service.simulation(), index }
+}
+
+/// Deletes a tenant that has no live jobs.
+#[utoipa::path(delete, path = "/tenants/{tenant_id}", tag = "tenants",
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "It is gone", body = DoneBody)))]
+pub async fn delete(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let tenant = path("tenant_id", &id, TenantId::new)?;
+    let index = service.delete_tenant(&call, tenant.clone()).await?;
+    Ok(json(StatusCode::OK, &done(&service, &tenant, index)))
+}
+
+/// A tenant's quota and use.
+#[utoipa::path(get, path = "/quotas/{tenant_id}", tag = "tenants",
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "Quota and use", body = TenantBody)))]
+pub async fn quota(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let tenant = path("tenant_id", &id, TenantId::new)?;
+    Ok(json(StatusCode::OK, &service.tenant(&call, &tenant).await?))
+}
+
+/// Sets a tenant's quota; the tenant exists from then on.
+#[utoipa::path(put, path = "/quotas/{tenant_id}", tag = "tenants", request_body = schema::QuotaRequest,
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "Quota and use", body = TenantBody)))]
+pub async fn set_quota(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let tenant = path("tenant_id", &id, TenantId::new)?;
+    let quota = convert::quota(&ask.json(false).await?)?;
+    Ok(json(StatusCode::OK, &service.set_quota(&call, &tenant, quota).await?))
+}

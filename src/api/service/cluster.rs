@@ -1,0 +1,332 @@
+//! Use cases about the group itself: who is in it, who leads, is this member
+//! well, and moving leadership. It does not elect anyone.
+
+use super::{Call, Service};
+use crate::api::convert::node::{Promote, Target, member_matches};
+use crate::api::error::Failure;
+use crate::raft::{MemberStatus, Role, Status};
+use nf_core::command::Mode;
+use nf_core::id::MemberId;
+use nf_core::node::NodeKind;
+use nf_core::reason::{Reason, Refusal};
+use nf_core::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// A member that is this many entries behind is not ready.
+const READY_LAG: u64 = 10_000;
+/// Nor is one that has not heard from the leader for this long.
+const READY_CONTACT_MS: u64 = 5_000;
+
+/// How one part of a member does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Component {
+    /// `ok`, `simulated`, `missing` or `degraded`.
+    pub status: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// How this member does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct HealthBody {
+    /// `ok` while the process is alive.
+    pub status: String,
+    /// Seconds since the process started.
+    pub uptime: f64,
+    pub simulation: bool,
+    /// `production` or `simulation`.
+    pub mode: String,
+    /// Settings that production needs and this process has not.
+    pub missing: Vec<String>,
+    pub node_id: String,
+    /// `leader`, `follower` or `learner`.
+    pub role: String,
+    /// Name of the member that leads.
+    pub leader: Option<String>,
+    pub term: u64,
+    /// Applied log index.
+    pub index: u64,
+    pub version: String,
+    pub commit: String,
+    pub components: BTreeMap<String, Component>,
+}
+
+/// One member of the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemberBody {
+    pub id: u64,
+    pub name: String,
+    /// `leader`, `voter` or `learner`.
+    pub role: String,
+    /// Public address.
+    pub api: Option<String>,
+    /// Member-to-member address.
+    pub peer: String,
+    pub version: Option<String>,
+    /// Last log index known to be on it; only the leader knows.
+    pub matched: Option<u64>,
+}
+
+/// The group as this member sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MembersBody {
+    pub cluster: String,
+    pub members: Vec<MemberBody>,
+    pub leader: Option<String>,
+    pub term: u64,
+    pub commit_index: u64,
+    pub applied_index: u64,
+    pub feature_level: u32,
+    pub simulation: bool,
+    /// Equal on members that applied the same log.
+    pub state_hash: String,
+}
+
+/// Where leadership went, or would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PromoteBody {
+    /// Always `promote`.
+    pub action: String,
+    pub region: Option<String>,
+    pub tenant: Option<String>,
+    pub dry_run: bool,
+    pub ok: bool,
+    /// The member that led.
+    pub from: Option<String>,
+    /// The member that leads now, or would.
+    pub to: String,
+    pub simulation: bool,
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        // A candidate follows nobody and leads nobody yet; to its callers it is a follower.
+        Role::Follower | Role::Candidate => "follower",
+        Role::Learner => "learner",
+    }
+}
+
+fn name_of(status: &Status, id: MemberId) -> String {
+    let member = status.members.iter().find(|member| member.id == id);
+    member.map_or_else(|| id.to_string(), |member| member.name.clone())
+}
+
+impl Service {
+    /// How this member does. Never waits for the group.
+    pub fn health(&self) -> HealthBody {
+        let status = self.replica.status();
+        let applied = self.replica.applied();
+        let simulation = applied.state.meta().mode == Mode::Simulation;
+        HealthBody {
+            status: "ok".into(),
+            uptime: self.info.started.elapsed().as_secs_f64(),
+            simulation,
+            mode: if simulation { "simulation".into() } else { "production".into() },
+            missing: self.info.missing.clone(),
+            node_id: self.info.node_name.clone(),
+            role: role_name(status.role).into(),
+            leader: status.leader.map(|id| name_of(&status, id)),
+            term: status.term,
+            index: applied.index,
+            version: self.info.version.clone(),
+            commit: self.info.commit.clone(),
+            components: self.components(&status, &applied.state, simulation),
+        }
+    }
+
+    fn components(&self, status: &Status, state: &State, simulation: bool) -> BTreeMap<String, Component> {
+        let ok = |detail: Option<String>| Component { status: "ok".into(), detail };
+        let scheduler = match status.leader {
+            Some(_) => ok(None),
+            None => Component { status: "degraded".into(), detail: Some("no leader is known".into()) },
+        };
+        let store = match (self.models.known_store(), simulation) {
+            (true, _) => ok(None),
+            (false, true) => Component { status: "simulated".into(), detail: Some("no model store".into()) },
+            (false, false) => Component { status: "missing".into(), detail: Some("MODEL_STORE_URL".into()) },
+        };
+        let own = |node: &nf_core::node::Node| match node.kind {
+            NodeKind::Member(id) | NodeKind::Played(id) => id == status.id,
+            NodeKind::Worker => false,
+        };
+        let nodes = state.nodes().values().filter(|node| own(node)).count();
+        let agent = match simulation {
+            true => Component { status: "simulated".into(), detail: Some(format!("{nodes} nodes here")) },
+            false => ok(Some(format!("{nodes} nodes here"))),
+        };
+        let autoscaler = Component { status: "missing".into(), detail: Some("not in this version".into()) };
+        [
+            ("scheduler", scheduler),
+            ("resource_manager", ok(Some(format!("{} nodes", state.nodes().len())))),
+            ("model_store", store),
+            ("agent", agent),
+            ("placement", ok(None)),
+            ("autoscaler", autoscaler),
+        ]
+        .into_iter()
+        .map(|(name, component)| (name.to_owned(), component))
+        .collect()
+    }
+
+    /// Whether calls are better sent here than not: a leader is known and the lag is bounded.
+    pub fn ready(&self) -> Result<HealthBody, Failure> {
+        let status = self.replica.status();
+        let refuse = |detail: String| Err(Failure::new(Reason::NoLeader, detail));
+        if status.leader.is_none() {
+            return refuse("not ready: no leader is known; nf cluster members shows the group".into());
+        }
+        let lag = status.commit_index.saturating_sub(status.applied_index);
+        if lag > READY_LAG {
+            return refuse(format!("not ready: {lag} entries behind, more than {READY_LAG}"));
+        }
+        if status.last_contact_ms > READY_CONTACT_MS {
+            return refuse(format!("not ready: no word from the leader for {} ms", status.last_contact_ms));
+        }
+        Ok(self.health())
+    }
+
+    /// Who is in the group.
+    pub fn members(&self) -> MembersBody {
+        let status = self.replica.status();
+        let applied = self.replica.applied();
+        let state = &applied.state;
+        let body = |member: &MemberStatus| {
+            let known = state.members().get(&member.id);
+            let role = match (status.leader == Some(member.id), member.voter) {
+                (true, _) => "leader",
+                (false, true) => "voter",
+                (false, false) => "learner",
+            };
+            MemberBody {
+                id: member.id.0,
+                name: member.name.clone(),
+                role: role.into(),
+                api: known.map(|m| m.api.to_string()),
+                peer: member.peer.clone(),
+                version: known.map(|m| m.version.to_string()),
+                matched: member.matched,
+            }
+        };
+        MembersBody {
+            cluster: state.meta().cluster.to_string(),
+            members: status.members.iter().map(body).collect(),
+            leader: status.leader.map(|id| name_of(&status, id)),
+            term: status.term,
+            commit_index: status.commit_index,
+            applied_index: applied.index,
+            feature_level: state.meta().level,
+            simulation: state.meta().mode == Mode::Simulation,
+            state_hash: format!("{:032x}", state.hash()),
+        }
+    }
+
+    /// Moves leadership to the member or region asked for, and returns when it is so.
+    pub async fn promote(&self, call: &Call, wanted: Promote) -> Result<PromoteBody, Failure> {
+        let status = self.replica.status();
+        let state = self.replica.applied().state;
+        let to = choose(&status, &state, &wanted.target)?;
+        let simulation = state.meta().mode == Mode::Simulation;
+        drop(state);
+        if !wanted.dry_run && status.leader != Some(to) {
+            self.replica.transfer(to, call.deadline).await.map_err(|error| self.fail(error))?;
+        }
+        let region = match &wanted.target {
+            Target::Region(region) => Some(region.to_string()),
+            Target::Member(_) => None,
+        };
+        Ok(PromoteBody {
+            action: "promote".into(),
+            region,
+            tenant: wanted.tenant.map(|tenant| tenant.to_string()),
+            dry_run: wanted.dry_run,
+            ok: true,
+            from: status.leader.map(|id| name_of(&status, id)),
+            to: name_of(&status, to),
+            simulation,
+        })
+    }
+}
+
+/// Entries that a voter may lack and still be caught up: a transfer sends them on the way.
+const CAUGHT_UP: u64 = 1_000;
+
+/// The voter that should lead: the one named, or the most caught up of the region.
+fn choose(status: &Status, state: &State, target: &Target) -> Result<MemberId, Failure> {
+    let in_target = |member: &&MemberStatus| match target {
+        Target::Member(text) => member_matches(text, member.id, &member.name),
+        Target::Region(region) => state
+            .nodes()
+            .values()
+            .any(|node| node.kind == NodeKind::Member(member.id) && node.spec.region.as_ref() == Some(region)),
+    };
+    let fits: Vec<&MemberStatus> = status.members.iter().filter(in_target).collect();
+    let (field, shown) = match target {
+        Target::Member(text) => ("member", format!("member {text}")),
+        Target::Region(region) => ("region", format!("member in region {region}")),
+    };
+    if fits.is_empty() {
+        let detail = format!("no {shown}; nf cluster members lists them");
+        return Err(Refusal::field(Reason::NotFound, field, detail).into());
+    }
+    // Leadership that is there already stays.
+    if let Some(leader) = fits.iter().find(|member| status.leader == Some(member.id)) {
+        return Ok(leader.id);
+    }
+    let best =
+        fits.iter().filter(|member| member.voter).max_by_key(|member| (member.matched, std::cmp::Reverse(member.id)));
+    let Some(best) = best else {
+        let detail = format!("{shown} has no vote; promote it first (nf cluster promote)");
+        return Err(Refusal::field(Reason::NotVoter, field, detail).into());
+    };
+    if let Some(matched) = best.matched
+        && matched + CAUGHT_UP < status.commit_index
+    {
+        let behind = status.commit_index - matched;
+        let detail = format!("{shown} is {behind} entries behind; wait until it has caught up");
+        return Err(Refusal::field(Reason::NotCaughtUp, field, detail).into());
+    }
+    Ok(best.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(matched: [Option<u64>; 3]) -> Status {
+        let member = |(i, matched): (usize, Option<u64>)| MemberStatus {
+            id: MemberId(i as u64 + 1),
+            name: format!("node-{}", i + 1),
+            peer: String::new(),
+            voter: i < 2,
+            matched,
+        };
+        Status {
+            id: MemberId(1),
+            role: Role::Leader,
+            term: 1,
+            leader: Some(MemberId(1)),
+            commit_index: 5_000,
+            applied_index: 5_000,
+            last_contact_ms: 0,
+            members: matched.into_iter().enumerate().map(member).collect(),
+        }
+    }
+
+    #[test]
+    fn leadership_goes_to_a_caught_up_voter_or_nowhere() {
+        let state = State::new();
+        let to = |name: &str, matched| {
+            choose(&status(matched), &state, &Target::Member(name.into())).map_err(|f| f.refusal.reason)
+        };
+        let all = [Some(5_000), Some(5_000), Some(5_000)];
+        assert_eq!(to("node-1", all), Ok(MemberId(1)));
+        assert_eq!(to("node-2", all), Ok(MemberId(2)));
+        assert_eq!(to("2", [Some(5_000), None, None]), Ok(MemberId(2)));
+        assert_eq!(to("node-2", [Some(5_000), Some(7), Some(5_000)]), Err(Reason::NotCaughtUp));
+        assert_eq!(to("node-3", all), Err(Reason::NotVoter));
+        assert_eq!(to("node-9", all), Err(Reason::NotFound));
+    }
+}

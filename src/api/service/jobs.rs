@@ -1,0 +1,254 @@
+//! Use cases about one job: schedule it, plan it, look at it, stop it, read its
+//! logs. It does not choose places; the leader's proposer does.
+
+use super::{Call, Service, freshness};
+use crate::api::convert::answer::{Freshness, WhyBody, whole};
+use crate::api::convert::schedule::{Schedule, naming};
+use crate::api::error::Failure;
+use crate::raft::View;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use nf_core::command::{Answer, Mode};
+use nf_core::id::{Digest16, NodeName, RequestId};
+use nf_core::job::{Job, JobState};
+use nf_core::placement::Why;
+use nf_core::plan::{Intent, draft};
+use nf_core::reason::{Blocker, Reason, Refusal};
+use nf_core::state::State;
+use nf_core::view::{self, JobView, PlaceView};
+use std::sync::Arc;
+
+/// More replicas than this are planned off the runtime's threads.
+const PLANNED_INLINE: u16 = 16;
+
+/// A scheduled job.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    pub job: Box<JobView>,
+    pub replayed: bool,
+    pub why: Vec<(u16, WhyBody)>,
+    pub index: u64,
+    pub simulation: bool,
+}
+
+/// What a schedule call would do.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    pub placements: Vec<(u16, PlaceView, WhyBody)>,
+    pub blockers: Vec<Blocker>,
+    pub digest: Digest16,
+    pub gpu_limit: f64,
+    pub gpu_used: f64,
+    pub gpu_after: f64,
+    pub simulation: bool,
+    pub read: Freshness,
+}
+
+/// A job, live or finished, and how fresh the answer is.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub job: Box<JobView>,
+    pub simulation: bool,
+    pub read: Freshness,
+}
+
+impl Service {
+    /// Commits a job: placed now, or waiting with its reasons.
+    pub async fn schedule(&self, call: &Call, wanted: Schedule, key: Option<&str>) -> Result<Scheduled, Failure> {
+        let start = std::time::Instant::now();
+        let tenant = wanted.spec.tenant.clone();
+        let out = self.schedule_uncounted(call, wanted, key).await;
+        let phase = match &out {
+            Ok(done) if done.replayed => super::gauges::Phase::Replayed,
+            Ok(done) if done.job.state != JobState::Pending => super::gauges::Phase::Placed,
+            Ok(_) => super::gauges::Phase::Queued,
+            Err(_) => super::gauges::Phase::Refused,
+        };
+        self.tenants.count(&tenant, phase);
+        self.metrics.schedule_seconds.observe(start.elapsed().as_secs_f64());
+        out
+    }
+
+    async fn schedule_uncounted(&self, call: &Call, wanted: Schedule, key: Option<&str>) -> Result<Scheduled, Failure> {
+        let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
+        let facts = self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        if facts.is_none() && self.replica.applied().state.meta().mode == Mode::Production {
+            let detail = format!(
+                "no store knows version {} of model {}; publish it (nf model publish)",
+                wanted.spec.version, wanted.spec.model
+            );
+            return Err(Refusal::field(Reason::ModelNotFound, "model_version", detail).into());
+        }
+        let request = naming.request.clone();
+        let intent = wanted.into_intent(naming, facts);
+        let reply = self.replica.submit(intent, call.deadline).await.map_err(|error| self.fail(error))?;
+        let replayed = matches!(reply.result?, Answer::Job { replayed: true, .. });
+        let state = self.replica.applied().state;
+        let why = whys(&state, &reply.why);
+        let simulation = state.meta().mode == Mode::Simulation;
+        drop(state);
+        let job = match reply.job {
+            Some(job) => job,
+            // The first try's job is over already: the history has it.
+            None => self.finished_after(call, &request, reply.index).await?.ok_or_else(|| gone(&request))?,
+        };
+        Ok(Scheduled { job, replayed, why, index: reply.index, simulation })
+    }
+
+    /// What a schedule call would do on the state as it is; commits nothing.
+    pub async fn plan(&self, call: &Call, wanted: Schedule) -> Result<Planned, Failure> {
+        // A version that the store knows must be found here, too, or the plan would promise too much.
+        self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        let view = self.read(call).await?;
+        if wanted.spec.replicas <= PLANNED_INLINE {
+            return plan_on(&view, &wanted);
+        }
+        super::off_thread(move || plan_on(&view, &wanted)).await?
+    }
+
+    /// The job of that request, live or finished.
+    pub async fn get(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
+        let view = self.read(call).await?;
+        let simulation = view.state.meta().mode == Mode::Simulation;
+        let read = freshness(&view);
+        let mine = |job: &Job| call.tenant.as_ref().is_none_or(|tenant| *tenant == job.spec.tenant);
+        if let Some(job) = view.state.job_of(request) {
+            // Another tenant's job is as absent as one that never was.
+            let job = Some(job).filter(|job| mine(job)).ok_or_else(|| absent(request))?;
+            return Ok(Found { job: Box::new(view::job(&view.state, job)), simulation, read });
+        }
+        let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;
+        Ok(Found { job: Box::new(view::job(&view.state, &job)), simulation, read })
+    }
+
+    /// Asks a job to end. A job that is over already is no error.
+    pub async fn stop(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
+        let intent = Intent::Stop { request: request.clone(), tenant: call.tenant.clone(), why: Reason::StoppedByUser };
+        let reply = self.replica.submit(intent, call.deadline).await.map_err(|error| self.fail(error))?;
+        let refusal = match reply.result {
+            Ok(_) => None,
+            Err(refusal) if refusal.reason == Reason::NotFound => Some(refusal),
+            Err(refusal) => return Err(refusal.into()),
+        };
+        let job = match (reply.job, refusal) {
+            (Some(job), _) => job,
+            (None, refusal) => {
+                let found = self.finished_after(call, request, reply.index).await?;
+                let mine = |job: &Box<JobView>| call.tenant.as_ref().is_none_or(|tenant| *tenant == job.tenant);
+                found.filter(mine).ok_or_else(|| refusal.map_or_else(|| gone(request), Failure::from))?
+            }
+        };
+        let status = self.replica.status();
+        let meta = self.replica.applied().state.meta().clone();
+        let read = Freshness {
+            index: reply.index,
+            known_leader: status.leader.map(|id| id.0),
+            last_contact_ms: status.last_contact_ms,
+            event_index: meta.next_event.saturating_sub(1),
+        };
+        Ok(Found { job, simulation: meta.mode == Mode::Simulation, read })
+    }
+
+    /// The finished job of that request, as of `index` or later.
+    async fn finished_after(
+        &self,
+        call: &Call,
+        request: &RequestId,
+        index: u64,
+    ) -> Result<Option<Box<JobView>>, Failure> {
+        self.applied_past(index.saturating_sub(1), call.deadline).await;
+        let Some(job) = self.replica.finished(request).await else { return Ok(None) };
+        Ok(Some(Box::new(view::job(&self.replica.applied().state, &job))))
+    }
+
+    /// A replica's log, from whichever process runs it.
+    pub async fn logs(
+        &self,
+        call: &Call,
+        request: &RequestId,
+        replica: u16,
+        follow: bool,
+        tail: usize,
+    ) -> Result<BoxStream<'static, Result<Bytes, String>>, Failure> {
+        let found = self.get(call, request).await?;
+        let Some(one) = found.job.replicas.iter().find(|r| r.no == replica) else {
+            let detail = format!("job {request} has {} replicas, counted from 0", found.job.replicas.len());
+            return Err(Refusal::field(Reason::NotFound, "replica", detail).into());
+        };
+        let Some(place) = &one.place else {
+            let detail =
+                format!("replica {replica} of {request} is {} and on no node, so it has no log now", one.status);
+            return Err(Refusal::new(Reason::NotFound, detail).into());
+        };
+        let Some(source) = &self.logs else {
+            return Err(Failure::new(Reason::NotSupported, "this process serves no logs; ask a member"));
+        };
+        let node: NodeName = place.node.clone();
+        Ok(source(node, request.clone(), replica, follow, tail).boxed())
+    }
+}
+
+fn absent(request: &RequestId) -> Failure {
+    Refusal::field(Reason::NotFound, "request_id", format!("no job {request}; nf get jobs lists them")).into()
+}
+
+fn gone(request: &RequestId) -> Failure {
+    let detail = format!("job {request} is over, and its record is past the history that is kept");
+    Refusal::field(Reason::NotFound, "request_id", detail).into()
+}
+
+fn whys(state: &State, why: &[(u16, Why)]) -> Vec<(u16, WhyBody)> {
+    why.iter().map(|(replica, why)| (*replica, WhyBody::new(state, why))).collect()
+}
+
+fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
+    let (state, spec) = (&view.state, &wanted.spec);
+    let draft = draft(state, spec);
+    let digest = draft.digest();
+    if let Some(expected) = wanted.check_plan
+        && expected != digest
+    {
+        let detail = format!("planning again gives {digest}, not {expected}; run nf plan again");
+        return Err(Refusal::field(Reason::PlanChanged, "check_plan", detail).into());
+    }
+    let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
+    let limit = tenant.map_or(state.meta().default_gpu_milli, |no| nf_core::quota::gpu_limit(state, no));
+    let used = tenant.map_or(0, |no| state.ledger().tenant(no).gpu_milli);
+    let after = used + spec.resources.gpu.milli() * draft.picks.len() as u64;
+    let placements = draft.picks.iter().filter_map(|(replica, pick)| {
+        let place = place_of(state, &pick.alloc)?;
+        Some((*replica, place, WhyBody::new(state, &pick.why)))
+    });
+    Ok(Planned {
+        placements: placements.collect(),
+        blockers: draft.blockers(state, spec),
+        digest,
+        gpu_limit: whole(limit),
+        gpu_used: whole(used),
+        gpu_after: whole(after),
+        simulation: state.meta().mode == Mode::Simulation,
+        read: freshness(view),
+    })
+}
+
+/// The place that an allocation would be, through the same view as a real one.
+fn place_of(state: &State, alloc: &nf_core::job::Allocation) -> Option<PlaceView> {
+    let node = state.node(alloc.node)?;
+    let device = |share: &nf_core::job::Share| {
+        let device = node.spec.devices.get(usize::from(share.device))?;
+        Some(view::DeviceView {
+            uuid: device.uuid.clone(),
+            index: share.device,
+            device_type: Arc::from(device.device_type.as_str()),
+            milli: share.milli,
+        })
+    };
+    Some(PlaceView {
+        node: node.name.clone(),
+        node_no: node.no,
+        devices: alloc.shares.iter().filter_map(device).collect(),
+        address: alloc.port.map(|port| format!("{}:{port}", node.spec.host)),
+        simulated: node.spec.simulated,
+    })
+}

@@ -1,0 +1,170 @@
+//! The use cases, free of any protocol: REST and gRPC call the same functions,
+//! so they can't disagree. Each takes checked input and answers core values or a
+//! failure. It does not know HTTP, JSON or protobuf.
+
+pub mod cluster;
+pub mod gauges;
+pub mod jobs;
+pub mod list;
+pub mod model;
+pub mod nodes;
+pub mod tenants;
+pub mod watch;
+
+use super::convert::answer::Freshness;
+use super::error::Failure;
+use super::{ApiState, Info};
+use crate::raft::{Consistency, Replica, View};
+use crate::telemetry::Metrics;
+use nf_core::command::Mode;
+use nf_core::id::TenantId;
+use nf_core::reason::{Reason, Refusal};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// How long a call may take when it does not say.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a call may take at most; a longer wish is cut to it.
+pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
+/// Calls that are worked on at once; beyond it a member refuses.
+pub const MAX_CALLS: usize = 8192;
+/// Watches and followed logs that are open at once.
+pub const MAX_STREAMS: usize = 1024;
+
+/// What every call carries.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub deadline: Instant,
+    pub consistency: Consistency,
+    /// A blocking read: not before the applied index is past this.
+    pub past_index: Option<u64>,
+    /// How long a blocking read waits for that.
+    pub wait: Duration,
+    /// Only this tenant's rows.
+    pub tenant: Option<TenantId>,
+}
+
+impl Call {
+    /// A call that has `time` to live.
+    pub fn within(time: Duration) -> Self {
+        Self {
+            deadline: Instant::now() + time.min(MAX_DEADLINE),
+            consistency: Consistency::Linearizable,
+            past_index: None,
+            wait: Duration::ZERO,
+            tenant: None,
+        }
+    }
+}
+
+/// The use cases. Cloning shares them.
+#[derive(Clone)]
+pub struct Service(Arc<Inner>);
+
+pub struct Inner {
+    pub replica: Replica,
+    pub info: Info,
+    pub metrics: Metrics,
+    models: model::Models,
+    logs: Option<super::LogSource>,
+    calls: Semaphore,
+    streams: Arc<Semaphore>,
+    tenants: gauges::TenantCounters,
+    marks: Arc<watch::Marks>,
+    rendered: gauges::Rendered,
+}
+
+impl std::ops::Deref for Service {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Service {
+    pub fn new(state: ApiState) -> Self {
+        let ApiState { replica, logs, models, info, metrics } = state;
+        let marks = watch::Marks::follow(&replica);
+        Self(Arc::new(Inner {
+            tenants: gauges::TenantCounters::new(metrics.clone()),
+            replica,
+            info,
+            metrics,
+            models: model::Models::new(models),
+            logs,
+            calls: Semaphore::new(MAX_CALLS),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            marks,
+            rendered: gauges::Rendered::default(),
+        }))
+    }
+
+    /// Counts a call in, for as long as the permit lives.
+    pub fn enter(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        let full = || Failure::new(Reason::TooManyRequests, format!("{MAX_CALLS} calls are under way here; retry"));
+        self.calls.try_acquire().map_err(|_| full())
+    }
+
+    /// Whether the group simulates; every answer says so.
+    pub fn simulation(&self) -> bool {
+        self.replica.applied().state.meta().mode == Mode::Simulation
+    }
+
+    /// A read as fresh as the call wants it, after the wait that it asks for.
+    pub async fn read(&self, call: &Call) -> Result<View, Failure> {
+        if let Some(index) = call.past_index {
+            let until = call.deadline.min(Instant::now() + call.wait);
+            self.applied_past(index, until).await;
+        }
+        self.replica.read(call.consistency, call.deadline).await.map_err(|error| self.fail(error))
+    }
+
+    /// Waits until the applied index is past `index`, or until then. Holds no state meanwhile.
+    async fn applied_past(&self, index: u64, until: Instant) {
+        let mut watch = self.replica.watch();
+        let passed = async { watch.wait_for(|applied| applied.index > index).await.is_ok() };
+        let _ = tokio::time::timeout_at(until.into(), passed).await;
+    }
+
+    /// A failure of the group, with the leader's address where it helps.
+    pub fn fail(&self, error: crate::raft::Error) -> Failure {
+        let mut failure = Failure::from(error);
+        if failure.codes().http >= 500 {
+            failure.leader_hint = self.leader_hint();
+        }
+        failure
+    }
+
+    fn leader_hint(&self) -> Option<String> {
+        let status = self.replica.status();
+        let leader = status.leader.filter(|leader| *leader != status.id)?;
+        self.replica.applied().state.members().get(&leader).map(|member| member.api.to_string())
+    }
+
+    /// Commits an intent that makes no job, and returns its answer and index.
+    async fn commit(
+        &self,
+        call: &Call,
+        intent: nf_core::plan::Intent,
+    ) -> Result<(nf_core::command::Answer, u64), Failure> {
+        let reply = self.replica.submit(intent, call.deadline).await.map_err(|error| self.fail(error))?;
+        Ok((reply.result?, reply.index))
+    }
+}
+
+/// How fresh a view is, for its reader.
+pub fn freshness(view: &View) -> Freshness {
+    Freshness {
+        index: view.index,
+        known_leader: view.known_leader.map(|id| id.0),
+        last_contact_ms: view.last_contact_ms,
+        event_index: view.state.meta().next_event.saturating_sub(1),
+    }
+}
+
+/// Runs long reading off the runtime's threads.
+pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let lost = |_| Failure::from(Refusal::new(Reason::Internal, "a task of this member died; see its log"));
+    tokio::task::spawn_blocking(work).await.map_err(lost)
+}

@@ -1,0 +1,320 @@
+//! Use cases about nodes and what they hold: register one to be played here,
+//! list them, cordon them, sum them up. It does not run anything.
+
+use super::{Call, Service, freshness};
+use crate::api::convert::answer::{Amounts, Freshness, Sum};
+use crate::api::convert::node::Registration;
+use crate::api::error::Failure;
+use nf_core::command::{Answer, Mode};
+use nf_core::id::{Incarnation, NodeName};
+use nf_core::node::{Cordon, DeviceKind, Node, NodeKind, PortRange};
+use nf_core::plan::Intent;
+use nf_core::quota;
+use nf_core::reason::{Reason, Refusal};
+use nf_core::state::State;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// Ports that nodes played on one host share out, below the range from which
+/// Linux takes ports for outgoing connections.
+const PORTS: std::ops::Range<u16> = 20_000..30_976;
+/// Ports of one played node.
+const PORTS_EACH: u16 = 32;
+
+/// A registered node's name and whether the group knew it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    pub name: NodeName,
+    pub new: bool,
+    pub index: u64,
+    pub simulation: bool,
+}
+
+/// A device of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceBody {
+    pub index: u16,
+    pub uuid: String,
+    /// `gpu` or `tpu`.
+    pub kind: String,
+    pub device_type: String,
+    /// Bytes.
+    pub memory: u64,
+    /// Devices with the same number share fast links.
+    pub island: u16,
+    pub mig_profile: Option<String>,
+    pub healthy: bool,
+    /// Thousandths that are held.
+    pub held_milli: u16,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeBody {
+    pub node_id: String,
+    /// `member`, `worker` or `played`.
+    pub kind: String,
+    pub state: String,
+    pub schedulable: bool,
+    /// Why it takes no new work.
+    pub cordon_reason: Option<String>,
+    pub simulated: bool,
+    pub host: String,
+    pub region: Option<String>,
+    pub zone: Option<String>,
+    pub rack: Option<String>,
+    pub labels: std::collections::BTreeMap<String, String>,
+    pub incarnation: u64,
+    /// When the state last changed.
+    pub since: String,
+    pub total: Amounts,
+    pub reserved: Amounts,
+    pub free: Amounts,
+    /// Replicas that hold something here.
+    pub replicas: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceBody>,
+}
+
+/// A tenant, its quota and its use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TenantBody {
+    pub tenant_id: String,
+    pub quota: super::tenants::QuotaBody,
+    pub reserved: Amounts,
+    /// Jobs that live.
+    pub jobs: u32,
+    /// Jobs of which a replica waits.
+    pub waiting: u32,
+}
+
+/// What the cluster has and who holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ResourcesAnswer {
+    pub total: Amounts,
+    pub reserved: Amounts,
+    /// Free on nodes that take work.
+    pub free: Amounts,
+    pub nodes: Vec<NodeBody>,
+    pub tenants: Vec<TenantBody>,
+    pub simulation: bool,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+/// All nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeList {
+    pub nodes: Vec<NodeBody>,
+    pub simulation: bool,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+impl NodeBody {
+    pub fn new(state: &State, node: &Node, devices: bool) -> Self {
+        let used = state.ledger().node(node.no).cloned().unwrap_or_default();
+        let (total, held) = (Sum::total(node), Sum::held(node, &used));
+        let text = |label: &Option<nf_core::id::Label>| label.as_ref().map(ToString::to_string);
+        let device = |(i, d): (usize, &nf_core::node::Device)| DeviceBody {
+            index: i as u16,
+            uuid: d.uuid.to_string(),
+            kind: if d.kind == DeviceKind::Gpu { "gpu".into() } else { "tpu".into() },
+            device_type: d.device_type.to_string(),
+            memory: d.memory,
+            island: d.island,
+            mig_profile: d.mig_profile.as_ref().map(ToString::to_string),
+            healthy: d.healthy,
+            held_milli: used.devices.get(i).map_or(0, |held| held.milli),
+        };
+        Self {
+            node_id: node.name.to_string(),
+            kind: match node.kind {
+                NodeKind::Member(_) => "member".into(),
+                NodeKind::Worker => "worker".into(),
+                NodeKind::Played(_) => "played".into(),
+            },
+            state: node.state.name().into(),
+            schedulable: node.cordon.is_none(),
+            cordon_reason: node.cordon.as_ref().map(|c| c.reason.to_string()),
+            simulated: node.spec.simulated,
+            host: node.spec.host.to_string(),
+            region: text(&node.spec.region),
+            zone: text(&node.spec.zone),
+            rack: text(&node.spec.rack),
+            labels: node.spec.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
+            incarnation: node.incarnation.0,
+            since: crate::api::convert::answer::time(node.since_ms),
+            total: total.into(),
+            reserved: held.into(),
+            free: total.minus(held).into(),
+            replicas: used.replicas.len() as u32,
+            devices: match devices {
+                true => node.spec.devices.iter().enumerate().map(device).collect(),
+                false => Vec::new(),
+            },
+        }
+    }
+}
+
+/// The tenant's row.
+pub fn tenant_body(state: &State, tenant: &nf_core::tenant::Tenant) -> TenantBody {
+    let used = state.ledger().tenant(tenant.no);
+    TenantBody {
+        tenant_id: tenant.id.to_string(),
+        quota: super::tenants::QuotaBody::new(&tenant.quota, quota::gpu_limit(state, tenant.no)),
+        reserved: Sum::tenant(state, tenant.no).into(),
+        jobs: used.jobs,
+        waiting: used.waiting,
+    }
+}
+
+/// Sums a state up. `tenant` limits whose use is listed; totals are the cluster's.
+pub fn summary(state: &State, tenant: Option<&nf_core::id::TenantId>, read: Freshness) -> ResourcesAnswer {
+    let (mut total, mut held, mut free) = (Sum::default(), Sum::default(), Sum::default());
+    for node in state.nodes().values() {
+        let used = state.ledger().node(node.no).cloned().unwrap_or_default();
+        let (has, holds) = (Sum::total(node), Sum::held(node, &used));
+        total = total.plus(has);
+        held = held.plus(holds);
+        if node.takes_work() {
+            free = free.plus(has.minus(holds));
+        }
+    }
+    let listed = state.tenants().values().filter(|t| tenant.is_none_or(|only| *only == t.id));
+    ResourcesAnswer {
+        total: total.into(),
+        reserved: held.into(),
+        free: free.into(),
+        nodes: state.nodes().values().map(|node| NodeBody::new(state, node, false)).collect(),
+        tenants: listed.map(|t| tenant_body(state, t)).collect(),
+        simulation: state.meta().mode == Mode::Simulation,
+        read,
+    }
+}
+
+impl Service {
+    /// What the cluster has and who holds it.
+    pub async fn resources(&self, call: &Call) -> Result<ResourcesAnswer, Failure> {
+        let view = self.read(call).await?;
+        let tenant = call.tenant.clone();
+        super::off_thread(move || summary(&view.state, tenant.as_ref(), freshness(&view))).await
+    }
+
+    /// All nodes with their devices.
+    pub async fn nodes(&self, call: &Call, only: Option<nf_core::node::NodeState>) -> Result<NodeList, Failure> {
+        let view = self.read(call).await?;
+        let make = move || {
+            let state = &view.state;
+            let wanted = state.nodes().values().filter(|n| only.is_none_or(|s| s == n.state));
+            NodeList {
+                nodes: wanted.map(|n| NodeBody::new(state, n, true)).collect(),
+                simulation: state.meta().mode == Mode::Simulation,
+                read: freshness(&view),
+            }
+        };
+        super::off_thread(make).await
+    }
+
+    /// Registers a node that this member plays. Simulation only: in production a
+    /// node speaks for itself, with its certificate.
+    pub async fn register_node(&self, call: &Call, wanted: Registration) -> Result<Registered, Failure> {
+        let state = self.replica.applied().state;
+        let simulation = state.meta().mode == Mode::Simulation;
+        if !simulation {
+            let detail = "in production a node registers itself with its certificate (nf serve --join on that machine)";
+            return Err(Refusal::new(Reason::Unauthenticated, detail).into());
+        }
+        let name = match &wanted.name {
+            Some(name) => name.clone(),
+            None => made_up(),
+        };
+        let known = state.node_named(&name).cloned();
+        if let Some(node) = known.as_ref().filter(|node| !matches!(node.kind, NodeKind::Played(_))) {
+            return agrees(node, &wanted, simulation, self.replica.applied().index);
+        }
+        let ports = known.as_ref().map_or_else(|| free_ports(&state, &self.info.host), |node| node.spec.ports);
+        let incarnation = known.as_ref().map_or(Incarnation(1), |node| node.incarnation);
+        drop(state);
+        let spec = Arc::new(wanted.spec(&name, &self.info.host, ports));
+        let kind = NodeKind::Played(self.replica.status().id);
+        let intent = Intent::Register { name: name.clone(), kind, incarnation, spec };
+        let (answer, index) = self.commit(call, intent).await?;
+        Ok(Registered { name, new: matches!(answer, Answer::Node { new: true, .. }), index, simulation })
+    }
+
+    /// Keeps new work off a node, or lets it back on.
+    pub async fn cordon(&self, call: &Call, node: NodeName, reason: Option<Arc<str>>) -> Result<NodeBody, Failure> {
+        let cordon = reason.map(|reason| Cordon { by: "operator".into(), reason, at_ms: 0 });
+        let (_, index) = self.commit(call, Intent::Cordon { node: node.clone(), cordon }).await?;
+        self.applied_past(index.saturating_sub(1), call.deadline).await;
+        let state = self.replica.applied().state;
+        let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {node}"));
+        let node = state.node_named(&node).ok_or_else(missing)?;
+        Ok(NodeBody::new(&state, node, true))
+    }
+}
+
+fn made_up() -> NodeName {
+    // The last digits of a version 7 UUID are the random ones.
+    let digits = uuid::Uuid::now_v7().simple().to_string();
+    NodeName::new(&format!("node-{}", &digits[22..])).expect("hexadecimal digits are a valid name")
+}
+
+/// A node with an agent of its own tells what it has; a call can only agree.
+fn agrees(node: &Node, wanted: &Registration, simulation: bool, index: u64) -> Result<Registered, Failure> {
+    let gpus = node.spec.devices.iter().filter(|d| d.kind == DeviceKind::Gpu).count();
+    if wanted.gpus.is_none_or(|n| usize::from(n) == gpus) {
+        return Ok(Registered { name: node.name.clone(), new: false, index, simulation });
+    }
+    let detail = format!(
+        "node {} is run by its own agent and has {gpus} GPUs; choose another node_id, or leave gpus out",
+        node.name
+    );
+    Err(Refusal::field(Reason::Conflict, "gpus", detail).into())
+}
+
+/// The first ports on this host that no other node was given; None when all are taken.
+fn free_ports(state: &State, host: &str) -> Option<PortRange> {
+    let on_host = state.nodes().values().filter(|n| *n.spec.host == *host);
+    let taken: BTreeSet<(u16, u16)> = on_host.filter_map(|n| n.spec.ports).map(|p| (p.first, p.last)).collect();
+    let mut ranges = PORTS.step_by(usize::from(PORTS_EACH)).map(|first| (first, first + PORTS_EACH - 1));
+    let free = |(first, last): &(u16, u16)| !taken.iter().any(|(f, l)| f <= last && first <= l);
+    ranges.find(free).map(|(first, last)| PortRange { first, last })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nf_core::testing::{register, run};
+
+    #[test]
+    fn played_nodes_on_one_host_get_ports_of_their_own() {
+        let mut state = State::new();
+        let mut seen = BTreeSet::new();
+        for i in 0..400 {
+            let name = NodeName::new(&format!("n{i}")).unwrap();
+            let ports = free_ports(&state, "127.0.0.1");
+            if let Some(range) = ports {
+                assert!(seen.insert(range.first), "given twice: {range:?}");
+            }
+            let spec = Registration::default().spec(&name, "127.0.0.1", ports);
+            run(&mut state, register(name.as_str(), spec));
+        }
+        assert_eq!(seen.len(), 343);
+    }
+
+    #[test]
+    fn sums_are_the_ledgers() {
+        let mut state = State::new();
+        run(&mut state, register("n1", nf_core::testing::node_spec(8)));
+        let spec = nf_core::testing::job_spec("t1", nf_core::resources::Gpus::Milli(500));
+        run(&mut state, nf_core::testing::schedule("r1", spec));
+        let answer = summary(&state, None, Freshness::default());
+        assert_eq!((answer.total.gpu, answer.reserved.gpu, answer.free.gpu), (8.0, 0.5, 7.5));
+        assert_eq!(answer.tenants.len(), 1);
+        assert_eq!(answer.tenants[0].reserved.gpu, 0.5);
+    }
+}
