@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/neural-fabric/target
 export NF_VENV ?= $(HOME)/.cache/neural-fabric/venv
 NF := $(CARGO_TARGET_DIR)/debug/nf
 
-.PHONY: help run test e2e sim soak bench fmt build release prerequisites venv venv-models
+.PHONY: help run test e2e sim soak bench fmt build release path prerequisites venv venv-models
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -53,4 +53,7 @@ venv: prerequisites
 	@.ci/venv requests==2.32.5 pytest==8.4.2
 
 venv-models: venv
-	@.ci/venv requests==2.32.5 pytest==8.4.2 onnxruntime numpy
+	@sh tests/e2e/fetch_magika.sh >/dev/null
+
+path: ## where the built nf is, for PATH
+	@dirname '$(NF)'

@@ -7,7 +7,6 @@ what a test checks.
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -59,6 +58,8 @@ class Process:
         self.environment = {
             **kept,
             "XDG_CONFIG_HOME": str(folder / "config"),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_DATA_HOME": str(folder / "share"),
             "NF_RUN_DIR": str(folder / "runs"),
             **{k: str(v) for k, v in (settings or {}).items()},
         }
@@ -170,39 +171,38 @@ class Serve(Group):
 
 
 class Dev(Group):
-    """`nf dev`: three members, found by what it prints."""
+    """`nf dev`: three members, as it writes them down."""
 
     def __init__(self, folder, settings=None, args=()):
-        port = free_ports(1)[0]
-        super().__init__(folder, ["dev", "--data-dir", str(folder / "data"), "--port", str(port), *args],
-                         settings or {}, "dev")
+        port = min(free_ports(1)[0], 60_000)
+        self.data = folder / "data"
+        own = ["--data-dir", str(self.data), "--port", str(port), "--set", f"run_dir={folder / 'runs'}"]
+        super().__init__(folder, ["dev", *own, *args], settings or {}, "dev")
 
     def __enter__(self):
-        def named():
+        def said():
             assert self.child.poll() is None, f"ended with {self.child.returncode}:\n{self.output[-2000:]}"
-            found = dict(re.findall(r"(node-\d+).*?(http://[0-9.:]+)", self.output))
-            return [found[name] for name in sorted(found)] if len(found) >= 3 else None
+            return "Ready in" in self.output
 
-        self.urls = eventually("nf dev names its members", named)
+        eventually("nf dev says that it is ready", said, 40)
+        self.urls = [member["api"] for member in self.members()]
         self.wait_ready()
         return self
 
+    def members(self):
+        return json.loads((self.data / "dev.json").read_text())["members"]
+
     def member_pid(self, member):
-        """The process that listens on that member's public port."""
-        port = int(self.urls[member].rsplit(":", 1)[1])
-        inodes = set()
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            columns = line.split()
-            if columns[3] == "0A" and int(columns[1].split(":")[1], 16) == port:
-                inodes.add(columns[9])
-        for link in Path("/proc").glob("[0-9]*/fd/*"):
-            try:
-                target = os.readlink(link)
-            except OSError:
-                continue
-            if target.startswith("socket:[") and target[8:-1] in inodes:
-                return int(link.parts[2])
-        raise AssertionError(f"nobody listens on {port}")
+        return self.members()[member]["pid"]
+
+    def kill(self, member):
+        os.kill(self.member_pid(member), signal.SIGKILL)
+
+    def restart(self, member):
+        old = self.member_pid(member)
+        self.nf("dev", "restart", self.members()[member]["name"], "--data-dir", str(self.data))
+        eventually("another process has taken its place", lambda: self.member_pid(member) != old)
+        self.wait_ready()
 
     def leader(self):
         """Index of the member that leads."""

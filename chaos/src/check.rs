@@ -85,9 +85,9 @@ pub async fn same_state(cluster: &Cluster) -> Result<(u64, String)> {
     eventually("the members agree", Duration::from_secs(30), || async {
         let mut told: Vec<(u64, String)> = Vec::new();
         for member in &cluster.members {
-            let health = cluster.get(member, "/health").await?;
-            let index = health["index"].as_u64().context("/health has an index")?;
-            let hash = health["state_hash"].as_str().context("/health has a state_hash")?;
+            let told_by = cluster.get(member, "/cluster/members").await?;
+            let index = told_by["applied_index"].as_u64().context("an applied_index")?;
+            let hash = told_by["state_hash"].as_str().context("a state_hash")?;
             told.push((index, hash.to_owned()));
         }
         ensure!(told.iter().all(|t| *t == told[0]), "indexes and hashes: {told:?}");

@@ -1,17 +1,18 @@
-//! Three real members: `nf dev` forms the group, then the members are killed,
-//! frozen and restarted as plain processes, the way they were started. It knows
+//! Three real members under `nf dev`, which also brings a killed one back. It knows
 //! the REST paths that a drill needs and nothing of what the members hold.
 
 use crate::eventually::eventually;
+use crate::ports;
 use crate::process::{self, Process, Recipe};
-use crate::{ports, sockets};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::process::Command;
 
 /// A member as its users see it.
 #[derive(Clone, Debug)]
@@ -26,69 +27,66 @@ pub struct Member {
 pub struct Cluster {
     dev: Process,
     pub members: Vec<Member>,
-    recipes: BTreeMap<String, Recipe>,
-    restarted: Vec<Process>,
     extra: Vec<Process>,
     dir: PathBuf,
     nf: PathBuf,
     pub http: reqwest::Client,
 }
 
+/// What `nf dev` writes down about its members.
+#[derive(Debug, Deserialize)]
+struct Record {
+    members: Vec<Told>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Told {
+    name: String,
+    pid: i32,
+    api: String,
+}
+
 impl Cluster {
     /// Starts `nf dev` with its data below `dir`, and waits until it is ready.
     pub async fn start(nf: &Path, dir: &Path, settings: &[(&str, &str)]) -> Result<Self> {
-        let port = ports::free(1)?[0];
-        let mut env: BTreeMap<String, String> =
-            settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        env.insert("XDG_CONFIG_HOME".into(), dir.join("config").display().to_string());
-        env.insert("NF_RUN_DIR".into(), dir.join("runs").display().to_string());
-        let args = ["dev", "--data-dir", &dir.join("data").display().to_string(), "--port", &port.to_string()];
+        let ready = dir.join("ready.json");
+        let port = ports::free(1)?[0].min(60_000);
+        let mut args = vec!["dev".to_owned(), "--no-context".into(), "--port".into(), port.to_string()];
+        args.extend(["--data-dir".into(), dir.join("data").display().to_string()]);
+        args.extend(["--ready-file".into(), ready.display().to_string()]);
+        let runs = dir.join("runs").display().to_string();
+        for (key, value) in settings.iter().chain(&[("run_dir", runs.as_str())]) {
+            args.extend(["--set".into(), format!("{key}={value}")]);
+        }
         let mut dev = Process::start(Recipe {
             name: "nf dev".into(),
             program: nf.to_owned(),
-            args: args.map(str::to_owned).to_vec(),
-            env,
-            clear_env: false,
+            args,
+            env: surroundings(dir),
             log: dir.join("dev.log"),
         })?;
+        let started = eventually("nf dev is ready", Duration::from_secs(40), || async {
+            ensure!(ready.exists(), "it has not said so");
+            Ok(())
+        });
+        if let Err(error) = started.await {
+            bail!("{error:#}; ended: {}; its output:\n{}", dev.has_ended(), dev.tail());
+        }
         let http = reqwest::Client::builder().pool_max_idle_per_host(512).timeout(Duration::from_secs(60)).build()?;
-        let found = eventually("nf dev is ready", Duration::from_secs(20), || async {
-            let text = std::fs::read_to_string(dir.join("dev.log"))?;
-            let urls = addresses(&text);
-            ensure!(urls.len() >= 3, "it has named {} members so far", urls.len());
-            Ok(urls)
-        })
-        .await;
-        let urls = match found {
-            Ok(urls) => urls,
-            Err(error) => bail!("{error:#}; ended: {}; its output:\n{}", dev.has_ended(), dev.tail()),
-        };
-        let recipes = BTreeMap::new();
         let (nf, dir) = (nf.to_owned(), dir.to_owned());
-        let mut cluster = Self { dev, members: vec![], recipes, restarted: vec![], extra: vec![], dir, nf, http };
-        cluster.learn(&urls)?;
+        let mut cluster = Self { dev, members: vec![], extra: vec![], dir, nf, http };
+        cluster.learn()?;
         cluster.wait_ready().await?;
         Ok(cluster)
     }
 
-    /// Which child listens where, and how each was started.
-    fn learn(&mut self, urls: &[(String, String)]) -> Result<()> {
-        let children = process::children(self.dev.pid);
-        for (name, url) in urls {
-            let port: u16 = url.rsplit(':').next().and_then(|p| p.parse().ok()).context("a URL with a port")?;
-            let listening = children.iter().find(|(pid, _)| sockets::listens(*pid, port));
-            let (pid, argv) = listening.with_context(|| format!("no child of nf dev listens on {port}"))?;
-            let recipe = Recipe {
-                name: name.clone(),
-                program: self.nf.clone(),
-                args: argv[1..].to_vec(),
-                env: process::environment(*pid),
-                clear_env: true,
-                log: self.dir.join(format!("{name}.log")),
-            };
-            self.recipes.insert(name.clone(), recipe);
-            self.members.push(Member { name: name.clone(), url: url.clone(), pid: *pid });
-        }
+    /// Who runs now, with which process.
+    fn learn(&mut self) -> Result<()> {
+        let path = self.dir.join("data/dev.json");
+        let record: Record = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+        let member = |told: Told| Member { name: told.name, url: told.api, pid: Pid::from_raw(told.pid) };
+        self.members = record.members.into_iter().map(member).collect();
+        ensure!(self.members.len() == 3, "{}: {} members", path.display(), self.members.len());
         Ok(())
     }
 
@@ -137,29 +135,34 @@ impl Cluster {
         self.signal(member, Signal::SIGKILL)
     }
 
-    /// Starts a killed member again on its data.
+    /// Has a killed member started again on its data.
     pub async fn restart(&mut self, member: &Member) -> Result<()> {
-        self.restarted.retain_mut(|p| !p.has_ended());
-        let recipe = self.recipes.get(&member.name).context("a member that nf dev started")?.clone();
-        let process = Process::start(recipe)?;
-        let known = self.members.iter_mut().find(|m| m.name == member.name).context("a known member")?;
-        known.pid = process.pid;
-        self.restarted.push(process);
+        let data = self.dir.join("data").display().to_string();
+        let args = ["dev", "restart", &member.name, "--data-dir", &data];
+        let done = Command::new(&self.nf).args(args).envs(surroundings(&self.dir)).output().await?;
+        ensure!(done.status.success(), "nf dev restart: {}", String::from_utf8_lossy(&done.stderr));
+        eventually("another process has taken its place", Duration::from_secs(10), || {
+            let learnt = self.learn();
+            let pid = self.members.iter().find(|m| m.name == member.name).map(|m| m.pid);
+            async move {
+                learnt?;
+                ensure!(pid.is_some_and(|pid| pid != member.pid), "still {pid:?}");
+                Ok(())
+            }
+        })
+        .await?;
         self.wait_ready().await.with_context(|| format!("after the restart of {}", member.name))
     }
 
     /// Another `nf` process that ends with the cluster.
     pub fn also(&mut self, name: &str, args: &[&str]) -> Result<()> {
         let urls: Vec<_> = self.members.iter().map(|m| m.url.clone()).collect();
-        let env = [
-            ("NF_ADDR".to_owned(), urls.join(",")),
-            ("XDG_CONFIG_HOME".to_owned(), self.dir.join("config").display().to_string()),
-            ("NF_RUN_DIR".to_owned(), self.dir.join("runs").display().to_string()),
-        ];
+        let mut env = surroundings(&self.dir);
+        env.insert("NF_ADDR".to_owned(), urls.join(","));
+        env.insert("NF_RUN_DIR".to_owned(), self.dir.join("runs").display().to_string());
         let log = self.dir.join(format!("{name}.log"));
         let args = args.iter().map(|a| (*a).to_owned()).collect();
-        let recipe =
-            Recipe { name: name.into(), program: self.nf.clone(), args, env: env.into(), clear_env: false, log };
+        let recipe = Recipe { name: name.into(), program: self.nf.clone(), args, env, log };
         self.extra.push(Process::start(recipe)?);
         Ok(())
     }
@@ -171,41 +174,17 @@ impl Cluster {
 
     /// Ends everything, in the order in which a person would.
     pub async fn stop(self) -> Result<()> {
-        let grace = Duration::from_secs(10);
-        for process in self.extra.into_iter().chain(self.restarted) {
+        let grace = Duration::from_secs(12);
+        for process in self.extra {
             process.stop(grace).await?;
         }
-        // What nf dev started and we did not replace ends with it.
         ensure!(self.dev.stop(grace).await?, "nf dev had to be killed: it did not end within {grace:?}");
         Ok(())
     }
 }
 
-/// `node-1 … http://127.0.0.1:8600` in the ready lines of `nf dev`.
-fn addresses(text: &str) -> Vec<(String, String)> {
-    let mut out: Vec<(String, String)> = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let name = words.by_ref().find(|w| w.starts_with("node-"));
-        let url = words.find(|w| w.starts_with("http://"));
-        if let (Some(name), Some(url)) = (name, url)
-            && !out.iter().any(|(known, _)| known == name)
-        {
-            out.push((name.to_owned(), url.trim_end_matches('/').to_owned()));
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_ready_lines_name_the_members() {
-        let text = "  ✓ node-1  leader    http://127.0.0.1:8600   8 × H100-80G (simulated)\n\
-                    ✓ node-2  follower  http://127.0.0.1:8610   8\n  Ready in 1.4 s.  Dashboard http://127.0.0.1:8600/ui";
-        let expected = [("node-1", "http://127.0.0.1:8600"), ("node-2", "http://127.0.0.1:8610")];
-        assert_eq!(addresses(text), expected.map(|(n, u)| (n.to_owned(), u.to_owned())));
-    }
+/// Contexts and state of this drill, not those of the person who runs it.
+fn surroundings(dir: &Path) -> BTreeMap<String, String> {
+    let at = |name: &str, folder: &str| (name.to_owned(), dir.join(folder).display().to_string());
+    [at("XDG_CONFIG_HOME", "config"), at("XDG_STATE_HOME", "state"), at("XDG_DATA_HOME", "share")].into()
 }

@@ -132,7 +132,7 @@ async fn ours(
     leader_only: &mut Column,
     any: &mut Column,
 ) -> Result<()> {
-    let cluster = Cluster::start(nf, dir, &[("MAX_TENANT_GPUS", "10000")]).await?;
+    let cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
     register(&cluster, plan.nodes).await?;
     // Half of the thousandths of all GPUs would be millions of jobs; what matters is
     // that the fill is steady, so each client holds a fixed share of a modest number.

@@ -42,7 +42,6 @@ impl Etcd {
                 program: "etcd".into(),
                 args: flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect(),
                 env: BTreeMap::new(),
-                clear_env: false,
                 log: dir.join(format!("e{i}.log")),
             })?);
         }

@@ -37,7 +37,7 @@ enum Fault {
 
 /// Trials; the bars are those of the issue, in seconds: (median, maximum).
 pub async fn run(nf: &Path, dir: &Path, kills: usize, freezes: usize, strict: bool) -> Result<()> {
-    let mut cluster = Cluster::start(nf, dir, &[("MAX_TENANT_GPUS", "1000")]).await?;
+    let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "1000")]).await?;
     let mut acknowledged = BTreeSet::new();
     let bars = [(Fault::Kill, kills, 0.7, 1.5), (Fault::Freeze, freezes, 1.1, 1.8)];
     let mut missed = Vec::new();

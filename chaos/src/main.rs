@@ -14,7 +14,6 @@ mod load;
 mod openb;
 mod ports;
 mod process;
-mod sockets;
 mod trace;
 mod wire;
 

@@ -39,7 +39,7 @@ pub async fn run(nf: &Path, dir: &Path, limit: Option<usize>) -> Result<()> {
     };
     let mut pods = trace::pods(&traces.join("openb_pod_list_default.csv"))?;
     pods.truncate(limit.unwrap_or(usize::MAX));
-    let mut cluster = Cluster::start(nf, dir, &[("MAX_TENANT_GPUS", "7000")]).await?;
+    let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "7000")]).await?;
     let nodes = traces.join("openb_node_list_gpu_node.csv");
     let expected = std::fs::read_to_string(&nodes)?.lines().filter(|l| !l.is_empty()).count() - 1;
     cluster.also("workers", &["sim", "nodes", "--from", &nodes.display().to_string()])?;

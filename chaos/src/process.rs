@@ -6,19 +6,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// How to start a process, so that it can be started again the same way.
+/// How to start a process.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     pub name: String,
     pub program: PathBuf,
     pub args: Vec<String>,
-    /// Added to, or (for a recipe taken from a running process) instead of, our own environment.
+    /// Added to our own environment.
     pub env: BTreeMap<String, String>,
-    pub clear_env: bool,
     /// Where stdout and stderr go; appended, so that a restart keeps what came before.
     pub log: PathBuf,
 }
@@ -35,9 +34,6 @@ impl Process {
     pub fn start(recipe: Recipe) -> Result<Self> {
         let log = File::options().create(true).append(true).open(&recipe.log)?;
         let mut command = Command::new(&recipe.program);
-        if recipe.clear_env {
-            command.env_clear();
-        }
         command.args(&recipe.args).envs(&recipe.env).stdin(std::process::Stdio::null());
         command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         let child = command.spawn().with_context(|| format!("start {}", recipe.program.display()))?;
@@ -79,34 +75,4 @@ pub fn cpu(pid: Pid) -> Result<Duration> {
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
     // USER_HZ is 100 on every Linux that matters here.
     Ok(Duration::from_millis(ticks * 10))
-}
-
-/// The children of a process: pid and command line.
-pub fn children(parent: Pid) -> Vec<(Pid, Vec<String>)> {
-    let mut out = Vec::new();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return out };
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let Some((_, after)) = stat.rsplit_once(')') else { continue };
-        let fields: Vec<&str> = after.split_whitespace().collect();
-        let theirs = fields.get(1).and_then(|p| p.parse::<i32>().ok()) == Some(parent.as_raw());
-        if theirs && fields[0] != "Z" {
-            out.push((Pid::from_raw(pid), strings(&entry.path().join("cmdline"))));
-        }
-    }
-    out.sort();
-    out
-}
-
-/// The environment that a process was started with.
-pub fn environment(pid: Pid) -> BTreeMap<String, String> {
-    let pairs = strings(Path::new(&format!("/proc/{pid}/environ")));
-    pairs.iter().filter_map(|p| p.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
-}
-
-fn strings(path: &Path) -> Vec<String> {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let parts = bytes.split(|b| *b == 0).map(|part| String::from_utf8_lossy(part).into_owned());
-    parts.filter(|s| !s.is_empty()).collect()
 }

@@ -1,0 +1,40 @@
+"""The README's commands, as they stand there, in order, in one shell, against a
+development cluster. Only the ports and the run folder are replaced.
+"""
+
+import re
+import subprocess
+
+import pytest
+from nf import NF, ROOT, Dev
+
+# Starting the cluster, building and testing are done by others (tests/it/documents.rs names them).
+ELSEWHERE = ("make ", "export PATH=")
+
+
+def commands(document):
+    """Lines of the ```sh fences, continuations joined, comments dropped."""
+    out = []
+    for block in re.findall(r"^```sh\n(.*?)^```", document, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.split(" # ")[0].strip()
+            if command and not command.startswith(("#", *ELSEWHERE)):
+                out.append(command)
+    return out
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
+def test_every_command_does_what_the_document_says(tmp_path, document):
+    found = commands((ROOT / document).read_text())
+    assert found
+    with Dev(tmp_path) as group:
+        env = {**group.environment, "PATH": f"{NF.parent}:{group.environment['PATH']}"}
+        for command in found:
+            for port, url in zip((8600, 8610, 8620), group.urls, strict=True):
+                command = command.replace(f"http://localhost:{port}", url)
+            command = command.replace("/tmp/neural_runs", str(group.runs))
+            # curl is content with an error page; a reader of the README is not.
+            command = command.replace("curl -s ", "curl -sS --fail-with-body --retry 3 --retry-all-errors ")
+            done = subprocess.run(["bash", "-eu", "-o", "pipefail", "-c", command], env=env, cwd=ROOT,
+                                  capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, f"{command}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
