@@ -54,12 +54,9 @@ impl Lease {
 
 /// Milliseconds since the machine started, also those that it slept (CLOCK_BOOTTIME).
 pub fn boot_ms() -> u64 {
-    use nix::libc;
-    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a timespec of ours, which the call fills and does not keep.
-    let failed = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut at) } != 0;
-    assert!(!failed, "Linux has had this clock since 2.6.39");
-    at.tv_sec as u64 * 1000 + at.tv_nsec as u64 / 1_000_000
+    use nix::time::{ClockId, clock_gettime};
+    let at = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has had this clock since 2.6.39");
+    at.tv_sec() as u64 * 1000 + at.tv_nsec() as u64 / 1_000_000
 }
 
 #[cfg(test)]
