@@ -1,7 +1,6 @@
 //! What the REST API answers, as types: their serde form is the contract and
 //! their schema the OpenAPI document. It does not decide anything.
 
-use nf_core::id::TenantNo;
 use nf_core::job::{Arrangement, Constraints, Job, JobSpec, JobState, Restart};
 use nf_core::ledger::NodeUse;
 use nf_core::node::{DeviceKind, Node};
@@ -345,6 +344,8 @@ pub struct JobBody {
     pub resources: ResourcesBody,
     pub constraints: ConstraintsBody,
     pub replicas: Vec<ReplicaBody>,
+    /// Replicas that serve.
+    pub ready: u16,
     /// Of the first replica that has a place.
     pub placement: Option<PlacementBody>,
     pub reasons: Vec<ReasonBody>,
@@ -392,6 +393,7 @@ impl JobBody {
             resources: (&spec.resources).into(),
             constraints: (&spec.constraints).into(),
             placement: replicas.iter().find_map(|r| r.placement.clone()),
+            ready: replicas.iter().filter(|r| r.status == "Ready").count() as u16,
             replicas,
             reasons: reasons(&view.blockers),
             position: view.position,
@@ -429,9 +431,9 @@ pub struct JobRow {
     pub nodes: Vec<String>,
     /// Of one replica.
     pub gpu: f64,
-    /// The most blocking reason; only with `reasons=true`.
+    /// Why it waits, most blocking first; only with `reasons=true`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reasons: Option<Vec<ReasonBody>>,
     pub created_at: String,
     pub changed_at: String,
 }
@@ -457,7 +459,7 @@ impl JobRow {
             ready: job.replicas.iter().filter(ready).count() as u16,
             nodes: nodes.into_iter().filter_map(|no| Some(state.node(no)?.name.to_string())).collect(),
             gpu: whole(job.spec.resources.gpu.milli()),
-            reason: None,
+            reasons: None,
             created_at: time(job.created_ms),
             changed_at: time(job.changed_ms),
         }
@@ -467,7 +469,7 @@ impl JobRow {
 /// A page of jobs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobList {
-    pub jobs: Vec<JobRow>,
+    pub items: Vec<JobRow>,
     /// For the next page; null on the last one.
     pub next_token: Option<String>,
     pub simulation: bool,
@@ -541,11 +543,6 @@ impl Sum {
             memory: used.memory,
             disk: used.disk,
         }
-    }
-
-    pub fn tenant(state: &State, no: TenantNo) -> Self {
-        let used = state.ledger().tenant(no);
-        Self { gpu_milli: used.gpu_milli, tpu: used.tpu, cpu_milli: used.cpu_milli, memory: used.memory, disk: 0 }
     }
 }
 

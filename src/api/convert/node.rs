@@ -121,7 +121,8 @@ pub fn launch(map: &Map<String, Value>) -> Result<(Option<NodeName>, Schedule), 
 /// The first field at fault.
 pub fn cordon(map: &Map<String, Value>) -> Result<Arc<str>, Refusal> {
     let mut o = Object::top(map);
-    let reason = o.get("reason").map(|f| super::schedule::approver(f.text()?).map_err(|e| f.refuse(e))).transpose()?;
+    let given = o.get("reason").filter(|f| f.value.as_str() != Some(""));
+    let reason = given.map(|f| super::schedule::approver(f.text()?).map_err(|e| f.refuse(e))).transpose()?;
     o.finish()?;
     Ok(reason.unwrap_or_else(|| "no reason given".into()))
 }
@@ -150,6 +151,34 @@ pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
     };
     o.finish()?;
     Ok(out)
+}
+
+/// A member that wants to join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMember {
+    /// The next free number when absent.
+    pub id: Option<u64>,
+    pub name: NodeName,
+    /// Member-to-member address, `host:port`.
+    pub peer: String,
+}
+
+/// # Errors
+/// The first field at fault.
+pub fn new_member(map: &Map<String, Value>) -> Result<NewMember, Refusal> {
+    let mut o = Object::top(map);
+    let id = o.integer("id", 1, i64::MAX)?.map(i64::unsigned_abs);
+    let name = o.need("name")?.name(NodeName::new)?;
+    let field = o.need("peer")?;
+    let peer = field.text()?;
+    let port =
+        peer.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    let plain = peer.len() <= 255 && peer.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]_".contains(&b));
+    if !plain || port.is_none_or(|port| port == 0) {
+        return Err(field.refuse("host:port, such as 10.0.0.4:8601"));
+    }
+    o.finish()?;
+    Ok(NewMember { id, name, peer: peer.to_owned() })
 }
 
 /// Where leadership should go.

@@ -34,8 +34,14 @@ impl ResourceService for Resources {
         };
         let tenant = |t: crate::api::service::nodes::TenantBody| v1::TenantResources {
             tenant_id: t.tenant_id,
-            reserved: Some(amounts(t.reserved)),
-            gpu_quota: t.quota.gpu,
+            reserved: Some(v1::Amounts {
+                gpu: t.used.gpu,
+                tpu: t.used.tpu,
+                cpu: t.used.cpu,
+                memory_bytes: t.used.mem,
+                disk_bytes: 0,
+            }),
+            gpu_quota: t.gpu_quota,
             jobs: t.jobs,
             waiting: t.waiting,
         };

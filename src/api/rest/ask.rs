@@ -4,6 +4,7 @@
 use crate::api::convert::json;
 use crate::api::convert::value;
 use crate::api::error::Failure;
+use crate::api::service::list::{MAX_PER_PAGE, NumberPage};
 use crate::api::service::{Call, DEFAULT_DEADLINE, MAX_DEADLINE};
 use crate::raft::Consistency;
 use axum::body::Body;
@@ -73,6 +74,13 @@ impl Ask {
     pub fn name<T>(&mut self, name: &'static str, new: fn(&str) -> Result<T, NameError>) -> Result<Option<T>, Failure> {
         let bad = |error: NameError| Failure::from(Refusal::invalid(name, error.to_string()));
         self.text(name)?.map(|text| new(&text).map_err(bad)).transpose()
+    }
+
+    /// Which page of a numbered list.
+    pub fn page(&mut self) -> Result<NumberPage, Failure> {
+        let token = self.text("next_token")?;
+        let per_page = self.number("per_page", MAX_PER_PAGE as u64)?;
+        Ok(NumberPage::new(token.as_deref(), per_page)?)
     }
 
     /// The call that this is, with the parameters that every read has.

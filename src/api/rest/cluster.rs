@@ -7,7 +7,7 @@ use crate::api::convert::node as convert;
 use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
 use crate::api::service::{Service, off_thread};
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -20,9 +20,59 @@ const MAX_PER_PAGE: u64 = 1000;
 /// The group as this member sees it.
 #[utoipa::path(get, path = "/cluster/members", tag = "cluster",
     responses((status = 200, description = "The members", body = MembersBody)))]
-pub async fn members(State(service): State<Service>, ask: Ask) -> Answer {
+pub async fn members(State(service): State<Service>, mut ask: Ask) -> Answer {
+    // It is always this member's own view, all of it; lists are asked for alike all the same.
+    ask.call()?;
+    ask.page()?;
     ask.finish()?;
     Ok(json(StatusCode::OK, &service.members()))
+}
+
+/// Takes a new member in, without a vote.
+#[utoipa::path(post, path = "/cluster/members", tag = "cluster", request_body = schema::MemberRequest,
+    responses((status = 200, description = "The members", body = MembersBody)))]
+pub async fn join(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let wanted = convert::new_member(&ask.json(false).await?)?;
+    Ok(json(StatusCode::OK, &service.add_member(&call, wanted).await?))
+}
+
+/// Gives a learner a vote.
+#[utoipa::path(post, path = "/cluster/members/{member}/promote", tag = "cluster",
+    params(("member" = String, Path, description = "Name or number")),
+    responses((status = 200, description = "The members", body = MembersBody)))]
+pub async fn vote(State(service): State<Service>, Path(member): Path<String>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    Ok(json(StatusCode::OK, &service.give_vote(&call, &member).await?))
+}
+
+/// Takes a member out of the group.
+#[utoipa::path(delete, path = "/cluster/members/{member}", tag = "cluster",
+    params(("member" = String, Path, description = "Name or number")),
+    responses((status = 200, description = "The members", body = MembersBody)))]
+pub async fn remove(State(service): State<Service>, Path(member): Path<String>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    Ok(json(StatusCode::OK, &service.remove_member(&call, &member).await?))
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotBody {
+    /// Log index that it covers.
+    pub index: u64,
+    pub simulation: bool,
+}
+
+/// Takes a snapshot on the member that takes the call.
+#[utoipa::path(post, path = "/cluster/snapshot", tag = "cluster",
+    responses((status = 200, description = "Taken", body = SnapshotBody)))]
+pub async fn snapshot(State(service): State<Service>, ask: Ask) -> Answer {
+    ask.finish()?;
+    let index = service.snapshot().await?;
+    Ok(json(StatusCode::OK, &SnapshotBody { index, simulation: service.simulation() }))
 }
 
 /// Moves leadership to a member or region, and returns when it is there.
@@ -38,8 +88,10 @@ pub async fn promote(State(service): State<Service>, mut ask: Ask) -> Answer {
 /// A page of events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct EventList {
-    pub events: Vec<EventBody>,
-    /// For `from` of the next page.
+    pub items: Vec<EventBody>,
+    /// For the next page; null when there is nothing newer.
+    pub next_token: Option<String>,
+    /// For `from` of a later call.
     pub next: u64,
     pub simulation: bool,
 }
@@ -48,6 +100,7 @@ pub struct EventList {
 #[utoipa::path(get, path = "/events", tag = "cluster",
     params(("from" = Option<u64>, Query, description = "First sequence number; with watch, now unless said"),
            ("per_page" = Option<u64>, Query, description = "1 to 1000; 100 unless said"),
+           ("next_token" = Option<String>, Query, description = "Where the page before ended"),
            ("tenant_id" = Option<String>, Query, description = "Only this tenant's"),
            ("index" = Option<u64>, Query, description = "With watch: start after this log index"),
            ("watch" = Option<bool>, Query, description = "Server-sent events instead of a page")),
@@ -57,6 +110,7 @@ pub async fn events(State(service): State<Service>, mut ask: Ask) -> Answer {
     let watched = ask.flag("watch")?;
     let from = ask.number("from", u64::MAX)?;
     let per_page = ask.number("per_page", MAX_PER_PAGE)?.filter(|n| *n > 0).unwrap_or(PER_PAGE);
+    let from = ask.number("next_token", u64::MAX)?.or(from);
     ask.finish()?;
     if watched {
         let from = watch::start(&service, &ask.headers, from, call.past_index)?;
@@ -64,8 +118,10 @@ pub async fn events(State(service): State<Service>, mut ask: Ask) -> Answer {
     }
     let (events, next) = service.events(from.unwrap_or(1), per_page as usize, call.tenant.as_ref()).await?;
     let simulation = service.simulation();
-    let events = events.iter().map(|event| EventBody::new(event, simulation)).collect();
-    Ok(json(StatusCode::OK, &EventList { events, next, simulation }))
+    let items = events.iter().map(|event| EventBody::new(event, simulation)).collect();
+    let more = next < service.replica.applied().state.meta().next_event;
+    let next_token = more.then(|| next.to_string());
+    Ok(json(StatusCode::OK, &EventList { items, next_token, next, simulation }))
 }
 
 /// How this member does; 200 while the process is alive.

@@ -113,6 +113,8 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
 /// All nodes with their devices.
 #[utoipa::path(get, path = "/nodes", tag = "nodes",
     params(("state" = Option<String>, Query, description = "Only in this state"),
+           ("per_page" = Option<u64>, Query, description = "Rows of a page, 1 to 1000"),
+           ("next_token" = Option<String>, Query, description = "Where the page before ended"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale"),
            ("index" = Option<u64>, Query, description = "Answer once the log is past this index"),
            ("wait" = Option<String>, Query, description = "How long to wait for that, such as 10s")),
@@ -120,16 +122,13 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
 pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     let only = ask.text("state")?.map(|text| node_state(&text)).transpose()?;
+    let page = ask.page()?;
     ask.finish()?;
-    let body = service.nodes(&call, only).await?;
+    let body = service.nodes(&call, only, page).await?;
     Ok(fresh(&body, &body.read))
 }
 
-/// Keeps new work off a node.
-#[utoipa::path(post, path = "/nodes/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
-    params(("node_id" = String, Path, description = "The node")),
-    responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+async fn cordoned(service: Service, id: String, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let node = path("node_id", &id, NodeName::new)?;
@@ -137,13 +136,41 @@ pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, mut 
     Ok(json(StatusCode::OK, &service.cordon(&call, node, Some(reason)).await?))
 }
 
-/// Lets new work back onto a node.
-#[utoipa::path(post, path = "/nodes/{node_id}/uncordon", tag = "nodes",
-    params(("node_id" = String, Path, description = "The node")),
-    responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn uncordon(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+async fn uncordoned(service: Service, id: String, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let node = path("node_id", &id, NodeName::new)?;
     Ok(json(StatusCode::OK, &service.cordon(&call, node, None).await?))
+}
+
+/// Keeps new work off a node.
+#[utoipa::path(post, path = "/nodes/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
+    params(("node_id" = String, Path, description = "The node")),
+    responses((status = 200, description = "The node", body = NodeBody)))]
+pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    cordoned(service, id, ask).await
+}
+
+/// The same as `/nodes/{node_id}/cordon`.
+#[utoipa::path(post, path = "/node/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
+    params(("node_id" = String, Path, description = "The node")),
+    responses((status = 200, description = "The node", body = NodeBody)))]
+pub async fn cordon_one(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    cordoned(service, id, ask).await
+}
+
+/// Lets new work back onto a node.
+#[utoipa::path(post, path = "/nodes/{node_id}/uncordon", tag = "nodes",
+    params(("node_id" = String, Path, description = "The node")),
+    responses((status = 200, description = "The node", body = NodeBody)))]
+pub async fn uncordon(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    uncordoned(service, id, ask).await
+}
+
+/// The same as `/nodes/{node_id}/uncordon`.
+#[utoipa::path(post, path = "/node/{node_id}/uncordon", tag = "nodes",
+    params(("node_id" = String, Path, description = "The node")),
+    responses((status = 200, description = "The node", body = NodeBody)))]
+pub async fn uncordon_one(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    uncordoned(service, id, ask).await
 }

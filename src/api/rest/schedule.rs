@@ -150,7 +150,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     }
     let page = service.list(&call, filter).await?;
     let body = JobList {
-        jobs: page.rows.into_iter().map(|row| row.row).collect(),
+        items: page.rows.into_iter().map(|row| row.row).collect(),
         next_token: page.next.map(Cursor::token),
         simulation: page.simulation,
         read: page.read,

@@ -170,6 +170,17 @@ pub struct QuotaRequest {
     pub waiting: Option<u32>,
 }
 
+/// A member that wants to join.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemberRequest {
+    /// The next free number when absent.
+    pub id: Option<u64>,
+    pub name: String,
+    /// Member-to-member address, `host:port`.
+    pub peer: String,
+}
+
 /// Where leadership should go: `member` or `region`, one of them.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

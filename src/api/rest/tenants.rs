@@ -24,12 +24,15 @@ pub struct DoneBody {
 /// All tenants with quota and use.
 #[utoipa::path(get, path = "/tenants", tag = "tenants",
     params(("tenant_id" = Option<String>, Query, description = "Only this one"),
+           ("per_page" = Option<u64>, Query, description = "Rows of a page, 1 to 1000"),
+           ("next_token" = Option<String>, Query, description = "Where the page before ended"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale")),
     responses((status = 200, description = "The tenants", body = TenantList)))]
 pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     let call = ask.call()?;
+    let page = ask.page()?;
     ask.finish()?;
-    let body = service.tenants(&call).await?;
+    let body = service.tenants(&call, page).await?;
     Ok(fresh(&body, &body.read))
 }
 
@@ -60,25 +63,49 @@ pub async fn delete(State(service): State<Service>, Path(id): Path<String>, mut 
     Ok(json(StatusCode::OK, &done(&service, &tenant, index)))
 }
 
-/// A tenant's quota and use.
-#[utoipa::path(get, path = "/quotas/{tenant_id}", tag = "tenants",
-    params(("tenant_id" = String, Path, description = "The tenant")),
-    responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn quota(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+async fn got(service: Service, id: String, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;
     Ok(json(StatusCode::OK, &service.tenant(&call, &tenant).await?))
 }
 
-/// Sets a tenant's quota; the tenant exists from then on.
-#[utoipa::path(put, path = "/quotas/{tenant_id}", tag = "tenants", request_body = schema::QuotaRequest,
-    params(("tenant_id" = String, Path, description = "The tenant")),
-    responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn set_quota(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+async fn set(service: Service, id: String, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;
     let quota = convert::quota(&ask.json(false).await?)?;
     Ok(json(StatusCode::OK, &service.set_quota(&call, &tenant, quota).await?))
+}
+
+/// A tenant's quota and use.
+#[utoipa::path(get, path = "/quotas/{tenant_id}", tag = "tenants",
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "Quota and use", body = TenantBody)))]
+pub async fn quota(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    got(service, id, ask).await
+}
+
+/// Sets a tenant's quota, all of it; the tenant exists from then on.
+#[utoipa::path(put, path = "/quotas/{tenant_id}", tag = "tenants", request_body = schema::QuotaRequest,
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "Quota and use", body = TenantBody)))]
+pub async fn set_quota(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    set(service, id, ask).await
+}
+
+/// The same as `/quotas/{tenant_id}`.
+#[utoipa::path(get, path = "/tenants/{tenant_id}/quota", tag = "tenants",
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "Quota and use", body = TenantBody)))]
+pub async fn quota_of(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    got(service, id, ask).await
+}
+
+/// The same as `/quotas/{tenant_id}`.
+#[utoipa::path(put, path = "/tenants/{tenant_id}/quota", tag = "tenants", request_body = schema::QuotaRequest,
+    params(("tenant_id" = String, Path, description = "The tenant")),
+    responses((status = 200, description = "Quota and use", body = TenantBody)))]
+pub async fn set_quota_of(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+    set(service, id, ask).await
 }

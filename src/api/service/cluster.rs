@@ -2,7 +2,7 @@
 //! well, and moving leadership. It does not elect anyone.
 
 use super::{Call, Service};
-use crate::api::convert::node::{Promote, Target, member_matches};
+use crate::api::convert::node::{NewMember, Promote, Target, member_matches};
 use crate::api::error::Failure;
 use crate::raft::{MemberStatus, Role, Status};
 use nf_core::command::Mode;
@@ -73,7 +73,7 @@ pub struct MemberBody {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MembersBody {
     pub cluster: String,
-    pub members: Vec<MemberBody>,
+    pub items: Vec<MemberBody>,
     pub leader: Option<String>,
     pub term: u64,
     pub commit_index: u64,
@@ -212,7 +212,7 @@ impl Service {
         };
         MembersBody {
             cluster: state.meta().cluster.to_string(),
-            members: status.members.iter().map(body).collect(),
+            items: status.members.iter().map(body).collect(),
             leader: status.leader.map(|id| name_of(&status, id)),
             term: status.term,
             commit_index: status.commit_index,
@@ -221,6 +221,49 @@ impl Service {
             simulation: state.meta().mode == Mode::Simulation,
             state_hash: format!("{:032x}", state.hash()),
         }
+    }
+
+    /// Takes a new member in, without a vote.
+    pub async fn add_member(&self, call: &Call, wanted: NewMember) -> Result<MembersBody, Failure> {
+        let status = self.replica.status();
+        let most = status.members.iter().map(|member| member.id.0).max().unwrap_or(0);
+        let id = wanted.id.map_or(MemberId(most + 1), MemberId);
+        let taken = |m: &&MemberStatus| (m.id == id) != (m.name == wanted.name.as_str());
+        if let Some(other) = status.members.iter().find(taken) {
+            let detail = format!("member {} is called {}; give another id and name", other.id, other.name);
+            return Err(Refusal::field(Reason::Conflict, "id", detail).into());
+        }
+        let added = self.replica.add_learner(id, wanted.name.to_string(), wanted.peer, call.deadline).await;
+        added.map_err(|error| self.fail(error))?;
+        Ok(self.members())
+    }
+
+    /// Gives a learner a vote.
+    pub async fn give_vote(&self, call: &Call, member: &str) -> Result<MembersBody, Failure> {
+        let id = self.member_named(member)?;
+        self.replica.promote(id, call.deadline).await.map_err(|error| self.fail(error))?;
+        Ok(self.members())
+    }
+
+    /// Takes a member out of the group.
+    pub async fn remove_member(&self, call: &Call, member: &str) -> Result<MembersBody, Failure> {
+        let id = self.member_named(member)?;
+        self.replica.remove(id, call.deadline).await.map_err(|error| self.fail(error))?;
+        Ok(self.members())
+    }
+
+    /// Takes a snapshot on this member; returns the log index that it covers.
+    pub async fn snapshot(&self) -> Result<u64, Failure> {
+        self.replica.snapshot().await.map_err(|error| self.fail(error))
+    }
+
+    fn member_named(&self, text: &str) -> Result<MemberId, Failure> {
+        let status = self.replica.status();
+        let found = status.members.iter().find(|member| member_matches(text, member.id, &member.name));
+        let shown: String = text.chars().take(64).collect::<String>().escape_debug().to_string();
+        let missing =
+            || Refusal::field(Reason::NotFound, "member", format!("no member {shown}; nf cluster members lists them"));
+        Ok(found.ok_or_else(missing)?.id)
     }
 
     /// Moves leadership to the member or region asked for, and returns when it is so.

@@ -3,7 +3,7 @@
 //! filter that matches little costs pages, never a stall.
 
 use super::{Call, Service, freshness};
-use crate::api::convert::answer::{Freshness, JobRow};
+use crate::api::convert::answer::{Freshness, JobRow, reasons};
 use crate::api::error::Failure;
 use nf_core::command::Mode;
 use nf_core::id::{JobNo, ModelId, NodeName, TenantId};
@@ -53,6 +53,31 @@ impl Cursor {
             Cursor::Finished(None) => "h".to_owned(),
             Cursor::Finished(Some(position)) => format!("h{position:x}"),
         }
+    }
+}
+
+/// A page of something that is numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NumberPage {
+    /// After this number; None: from the start.
+    pub after: Option<u64>,
+    pub per_page: usize,
+}
+
+impl NumberPage {
+    pub fn new(token: Option<&str>, per_page: Option<u64>) -> Result<Self, Refusal> {
+        let bad = || Refusal::invalid("next_token", "not a token that this list gave out; start without one");
+        let read = |text: &str| {
+            let digits = text.strip_prefix('n').filter(|d| d.len() <= 8 && d.bytes().all(|b| b.is_ascii_hexdigit()));
+            digits.and_then(|d| u64::from_str_radix(d, 16).ok()).ok_or_else(bad)
+        };
+        let per_page = per_page.filter(|n| *n > 0).map_or(MAX_PER_PAGE, |n| n as usize).min(MAX_PER_PAGE);
+        Ok(Self { after: token.map(read).transpose()?, per_page })
+    }
+
+    /// The token of the page after `last`.
+    pub fn token(&self, last: u64) -> String {
+        format!("n{last:x}")
     }
 }
 
@@ -197,7 +222,7 @@ fn live(state: &State, filter: &Filter, after: JobNo) -> (Vec<Row>, Option<Curso
         if filter.matches(state, job) {
             let mut made = row(state, job);
             if filter.reasons && rows.len() < MAX_EXPLAINED && job.wants_place() {
-                made.row.reason = explain::blockers(state, job).first().map(|b| b.reason.token().to_owned());
+                made.row.reasons = Some(reasons(&explain::blockers(state, job)));
             }
             rows.push(made);
         }

@@ -2,11 +2,11 @@
 //! list them, cordon them, sum them up. It does not run anything.
 
 use super::{Call, Service, freshness};
-use crate::api::convert::answer::{Amounts, Freshness, Sum};
+use crate::api::convert::answer::{Amounts, Freshness, Sum, whole};
 use crate::api::convert::node::Registration;
 use crate::api::error::Failure;
 use nf_core::command::{Answer, Mode};
-use nf_core::id::{Incarnation, NodeName};
+use nf_core::id::{Incarnation, NodeName, NodeNo};
 use nf_core::node::{Cordon, DeviceKind, Node, NodeKind, PortRange};
 use nf_core::plan::Intent;
 use nf_core::quota;
@@ -14,6 +14,7 @@ use nf_core::reason::{Reason, Refusal};
 use nf_core::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -47,7 +48,7 @@ pub struct DeviceBody {
     pub mig_profile: Option<String>,
     pub healthy: bool,
     /// Thousandths that are held.
-    pub held_milli: u16,
+    pub used_milli: u16,
 }
 
 /// A node.
@@ -82,8 +83,13 @@ pub struct NodeBody {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantBody {
     pub tenant_id: String,
+    /// Its own limits.
     pub quota: super::tenants::QuotaBody,
-    pub reserved: Amounts,
+    /// GPUs that it may hold: its own limit, or the group's default.
+    pub gpu_quota: f64,
+    /// Jobs that may wait at once.
+    pub waiting_quota: u32,
+    pub used: super::tenants::UseBody,
     /// Jobs that live.
     pub jobs: u32,
     /// Jobs of which a replica waits.
@@ -107,7 +113,9 @@ pub struct ResourcesAnswer {
 /// All nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeList {
-    pub nodes: Vec<NodeBody>,
+    pub items: Vec<NodeBody>,
+    /// For the next page; null on the last one.
+    pub next_token: Option<String>,
     pub simulation: bool,
     #[serde(flatten)]
     pub read: Freshness,
@@ -127,7 +135,7 @@ impl NodeBody {
             island: d.island,
             mig_profile: d.mig_profile.as_ref().map(ToString::to_string),
             healthy: d.healthy,
-            held_milli: used.devices.get(i).map_or(0, |held| held.milli),
+            used_milli: used.devices.get(i).map_or(0, |held| held.milli),
         };
         Self {
             node_id: node.name.to_string(),
@@ -164,8 +172,10 @@ pub fn tenant_body(state: &State, tenant: &nf_core::tenant::Tenant) -> TenantBod
     let used = state.ledger().tenant(tenant.no);
     TenantBody {
         tenant_id: tenant.id.to_string(),
-        quota: super::tenants::QuotaBody::new(&tenant.quota, quota::gpu_limit(state, tenant.no)),
-        reserved: Sum::tenant(state, tenant.no).into(),
+        quota: (&tenant.quota).into(),
+        gpu_quota: whole(quota::gpu_limit(state, tenant.no)),
+        waiting_quota: quota::waiting_limit(&tenant.quota),
+        used: used.into(),
         jobs: used.jobs,
         waiting: used.waiting,
     }
@@ -204,13 +214,24 @@ impl Service {
     }
 
     /// All nodes with their devices.
-    pub async fn nodes(&self, call: &Call, only: Option<nf_core::node::NodeState>) -> Result<NodeList, Failure> {
+    pub async fn nodes(
+        &self,
+        call: &Call,
+        only: Option<nf_core::node::NodeState>,
+        page: super::list::NumberPage,
+    ) -> Result<NodeList, Failure> {
         let view = self.read(call).await?;
         let make = move || {
             let state = &view.state;
-            let wanted = state.nodes().values().filter(|n| only.is_none_or(|s| s == n.state));
+            let after = page.after.map_or(NodeNo(0), |no| NodeNo(no as u32));
+            let rest = state.nodes().range((Bound::Excluded(after), Bound::Unbounded));
+            let wanted = rest.filter(|(_, n)| only.is_none_or(|s| s == n.state));
+            let mut nodes: Vec<_> = wanted.map(|(_, n)| n).take(page.per_page + 1).collect();
+            let more = nodes.len() > page.per_page;
+            nodes.truncate(page.per_page);
             NodeList {
-                nodes: wanted.map(|n| NodeBody::new(state, n, true)).collect(),
+                next_token: nodes.last().filter(|_| more).map(|n| page.token(u64::from(n.no.0))),
+                items: nodes.into_iter().map(|n| NodeBody::new(state, n, true)).collect(),
                 simulation: state.meta().mode == Mode::Simulation,
                 read: freshness(&view),
             }
@@ -315,6 +336,6 @@ mod tests {
         let answer = summary(&state, None, Freshness::default());
         assert_eq!((answer.total.gpu, answer.reserved.gpu, answer.free.gpu), (8.0, 0.5, 7.5));
         assert_eq!(answer.tenants.len(), 1);
-        assert_eq!(answer.tenants[0].reserved.gpu, 0.5);
+        assert_eq!(answer.tenants[0].used.gpu, 0.5);
     }
 }

@@ -6,38 +6,60 @@ use super::{Call, Service, freshness};
 use crate::api::convert::answer::{Freshness, whole};
 use crate::api::error::Failure;
 use nf_core::command::Mode;
-use nf_core::id::TenantId;
+use nf_core::id::{TenantId, TenantNo};
+use nf_core::ledger::TenantUse;
 use nf_core::plan::Intent;
-use nf_core::quota::waiting_limit;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::tenant::Quota;
 use serde::{Deserialize, Serialize};
+use std::ops::Bound;
 use utoipa::ToSchema;
 
-/// Limits of a tenant; null means no limit of that kind.
+/// Limits that a tenant has of its own, in the form in which they are set. Null:
+/// none of its own, which for GPUs and waiting jobs means the default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct QuotaBody {
-    /// The group's default when the tenant has none of its own.
-    pub gpu: f64,
-    /// The GPU limit is the group's default.
-    pub default: bool,
+    pub gpu: Option<f64>,
     pub tpu: Option<u64>,
     pub cpu: Option<f64>,
     /// Bytes.
     pub mem: Option<u64>,
     /// Most jobs that may wait at once.
+    pub waiting: Option<u32>,
+}
+
+/// What a tenant holds now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct UseBody {
+    pub gpu: f64,
+    pub tpu: u64,
+    pub cpu: f64,
+    /// Bytes.
+    pub mem: u64,
+    /// Jobs that wait.
     pub waiting: u32,
 }
 
-impl QuotaBody {
-    pub fn new(quota: &Quota, gpu_milli: u64) -> Self {
+impl From<TenantUse> for UseBody {
+    fn from(used: TenantUse) -> Self {
         Self {
-            gpu: whole(gpu_milli),
-            default: quota.gpu_milli.is_none(),
+            gpu: whole(used.gpu_milli),
+            tpu: used.tpu,
+            cpu: whole(used.cpu_milli),
+            mem: used.memory,
+            waiting: used.waiting,
+        }
+    }
+}
+
+impl From<&Quota> for QuotaBody {
+    fn from(quota: &Quota) -> Self {
+        Self {
+            gpu: quota.gpu_milli.map(whole),
             tpu: quota.tpu,
             cpu: quota.cpu_milli.map(whole),
             mem: quota.memory,
-            waiting: waiting_limit(quota),
+            waiting: quota.waiting,
         }
     }
 }
@@ -45,19 +67,27 @@ impl QuotaBody {
 /// All tenants.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TenantList {
-    pub tenants: Vec<TenantBody>,
+    pub items: Vec<TenantBody>,
+    /// For the next page; null on the last one.
+    pub next_token: Option<String>,
     pub simulation: bool,
     #[serde(flatten)]
     pub read: Freshness,
 }
 
 impl Service {
-    pub async fn tenants(&self, call: &Call) -> Result<TenantList, Failure> {
+    pub async fn tenants(&self, call: &Call, page: super::list::NumberPage) -> Result<TenantList, Failure> {
         let view = self.read(call).await?;
         let state = &view.state;
-        let listed = state.tenants().values().filter(|t| call.tenant.as_ref().is_none_or(|only| *only == t.id));
+        let after = page.after.map_or(TenantNo(0), |no| TenantNo(no as u32));
+        let rest = state.tenants().range((Bound::Excluded(after), Bound::Unbounded)).map(|(_, t)| t);
+        let listed = rest.filter(|t| call.tenant.as_ref().is_none_or(|only| *only == t.id));
+        let mut tenants: Vec<_> = listed.take(page.per_page + 1).collect();
+        let more = tenants.len() > page.per_page;
+        tenants.truncate(page.per_page);
         Ok(TenantList {
-            tenants: listed.map(|t| tenant_body(state, t)).collect(),
+            next_token: tenants.last().filter(|_| more).map(|t| page.token(u64::from(t.no.0))),
+            items: tenants.into_iter().map(|t| tenant_body(state, t)).collect(),
             simulation: state.meta().mode == Mode::Simulation,
             read: freshness(&view),
         })

@@ -105,9 +105,7 @@ impl Client {
     fn wish(&mut self, nodes: usize, rng: &mut Rng) -> Intent {
         let known = (!self.asked.is_empty()).then(|| rng.pick(&self.asked).clone());
         match (known, rng.below(100)) {
-            (Some(known), 0..30) => {
-                Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser }
-            }
+            (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
             (Some(known), 30..38) => again(known),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);

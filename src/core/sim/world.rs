@@ -346,8 +346,12 @@ impl World {
         if !self.members.iter().any(|m| m.shell.as_ref().is_some_and(|shell| shell.is_idle())) {
             out.push("no leader is idle".to_owned());
         }
-        out.extend((0..self.clients.len()).filter(|c| !self.clients[*c].is_done()).map(|c| format!("client {c} waits")));
-        out.extend(self.workers.iter().filter(|w| !w.is_settled()).map(|w| format!("{} is not settled: {w:?}", w.name)));
+        out.extend(
+            (0..self.clients.len()).filter(|c| !self.clients[*c].is_done()).map(|c| format!("client {c} waits")),
+        );
+        out.extend(
+            self.workers.iter().filter(|w| !w.is_settled()).map(|w| format!("{} is not settled: {w:?}", w.name)),
+        );
         for job in first.state.jobs().values() {
             for (i, replica) in job.replicas.iter().enumerate() {
                 let fine = match &replica.phase {
