@@ -30,7 +30,7 @@ pub use leadership::follow as follow_leadership;
 pub use nf_core::id::MemberId;
 pub use options::{Hooks, Options, Timing, Tuning};
 pub use replica::{Lost, Replica};
-pub use start::start;
+pub use start::{config as openraft_config, start};
 pub use state_machine::Applied;
 pub use status::{MemberStatus, Role, Status};
 

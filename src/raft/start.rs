@@ -121,7 +121,8 @@ async fn take_down(up: Up) {
     }
 }
 
-fn config(cluster: &str, timing: Timing, tuning: Tuning) -> Result<openraft::Config, StartError> {
+/// How openraft is set up; the simulation uses the same.
+pub fn config(cluster: &str, timing: Timing, tuning: Tuning) -> Result<openraft::Config, StartError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let config = openraft::Config {
         cluster_name: cluster.to_owned(),

@@ -94,17 +94,18 @@ impl ModelDisk {
         }
     }
 
-    /// The machine stops. Of the unsynced writes the first `survivors` happen to be there later.
-    pub fn crash(&self, survivors: usize) {
+    /// The machine stops. What it finds at its next start is the result: all that was synced, and
+    /// of the rest the first `survivors` writes. Whoever still holds `self` can do no more harm:
+    /// it is cut off, and nobody who waits on it is answered.
+    pub fn crash(&self, survivors: usize) -> Self {
         let mut log = self.lock();
         log.waiting.clear();
-        for _ in 0..survivors {
-            if let Some(op) = log.unsynced.pop_front() {
-                log.durable.apply(op);
-            }
+        let mut durable = log.durable.clone();
+        for op in log.unsynced.iter().take(survivors) {
+            durable.apply(op.clone());
         }
-        log.unsynced.clear();
-        log.written = log.durable.clone();
+        let found = Log { written: durable.clone(), durable, ..Log::default() };
+        Self { log: Arc::new(Mutex::new(found)), sync: self.sync, asked: Arc::default() }
     }
 
     /// How many writes a crash now could lose.
@@ -196,10 +197,12 @@ impl ModelTables {
         self.0.lock().expect("no panic while held")
     }
 
-    /// The machine stops: rows that were not flushed are gone.
-    pub fn crash(&self) {
-        let mut store = self.lock();
-        store.live = store.durable.clone();
+    /// The machine stops. What it finds at its next start is the result: the rows that were
+    /// flushed. Whoever still holds `self` is cut off.
+    pub fn crash(&self) -> Self {
+        let store = self.lock();
+        let found = Store { live: store.durable.clone(), durable: store.durable.clone(), latest: store.latest.clone() };
+        Self(Arc::new(Mutex::new(found)))
     }
 }
 

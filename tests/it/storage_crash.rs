@@ -59,8 +59,8 @@ async fn a_crash_loses_what_was_not_synced_and_nothing_else() {
     disk.settle();
     first.await.unwrap().unwrap();
     let _lost = append(&mut log, (5..9).map(|i| entry(1, i)).collect()).await;
-    disk.crash(0);
-    let mut log = Store::open(Arc::new(disk.clone())).unwrap();
+    let disk = disk.crash(0);
+    let mut log = Store::open(Arc::new(disk)).unwrap();
     assert_eq!(last(&mut log).await, Some(4));
     assert_eq!(read(&mut log, 0, 9).await.len(), 5);
 }
@@ -80,7 +80,7 @@ async fn whatever_survives_a_crash_is_a_prefix_of_what_was_written() {
         RaftLogStorage::<C>::truncate_after(&mut log, Some(LogId::new_term_index(1, 1))).await.unwrap();
         let _ = append(&mut log, vec![entry(2, 2), entry(2, 3)]).await;
         assert_eq!(disk.unsynced(), 8);
-        disk.crash(survivors);
+        let disk = disk.crash(survivors);
         saved.abort();
         let mut log = Store::open(Arc::new(disk)).unwrap();
         let vote = RaftLogReader::<C>::read_vote(&mut log).await.unwrap();
@@ -102,7 +102,7 @@ async fn a_disk_that_lies_about_syncing_is_told_apart() {
     let disk = ModelDisk::new(Sync::Lying);
     let mut log = Store::open(Arc::new(disk.clone())).unwrap();
     append(&mut log, vec![entry(1, 0)]).await.await.unwrap().unwrap();
-    disk.crash(0);
+    let disk = disk.crash(0);
     let mut log = Store::open(Arc::new(disk)).unwrap();
     assert_eq!(last(&mut log).await, None, "the model must lose what was reported too early");
 }
