@@ -8,6 +8,7 @@ use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
 use crate::api::{self, ApiState, Info, Resolve};
+use crate::api::convert::schedule::ModelFacts;
 use crate::config::Settings;
 use crate::controller;
 use crate::exchange::{self, Hub};
@@ -42,7 +43,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         None => form::joining_id(settings).await?,
     };
     let me = Me::new(settings, id, public.local_addr()?, peer_address)?;
-    let metrics = Metrics::new();
+    let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
     let late = Late::default();
     let replica = raft::start(options(settings, &me, peer, &late, &metrics)).await?;
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
@@ -140,7 +141,7 @@ fn api_state(
 fn resolve(store: Store) -> Resolve {
     Arc::new(move |model, version| {
         let found = store.resolve_blocking(model, version).map_err(|e| e.to_string())?;
-        Ok(found.map(|manifest| api::ModelFacts { runtime: manifest.runtime(), manifest: manifest.sha256() }))
+        Ok(found.map(|manifest| ModelFacts { runtime: manifest.runtime(), manifest: manifest.sha256() }))
     })
 }
 
