@@ -1,19 +1,100 @@
 //! `nf serve`: brings the parts of one process up in order, and takes them down
-//! in order. It decides nothing.
+//! in order. It wires; each part decides for itself.
 
-use crate::config::Settings;
-use anyhow::Result;
+mod execute;
+mod form;
+mod identity;
+mod links;
+mod member;
+mod nodes;
+mod worker;
+
+use crate::config::parse::{Pqc, Role};
+use crate::config::{Error as ConfigError, Settings};
+use anyhow::{Context as _, Result};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often a process that ends with its parent looks at it.
+const PARENT: Duration = Duration::from_millis(200);
 
 /// Extras of the command line that are no settings.
 #[derive(Clone, Debug, Default)]
 pub struct Extras {
     /// Written once the member answers.
-    pub ready_file: Option<std::path::PathBuf>,
-    /// End when stdin does, which is when the parent is gone.
+    pub ready_file: Option<PathBuf>,
     pub stop_with_parent: bool,
 }
 
 /// Runs until TERM or INT.
-pub fn run(_settings: Settings, _extras: Extras) -> Result<()> {
-    anyhow::bail!("serving waits for raft, exchange, agent and api")
+///
+/// # Errors
+/// What kept the process from starting, or ended it.
+pub fn run(settings: Settings, extras: Extras) -> Result<()> {
+    // The variable is what logging reads; a flag or file says it through the variable's setting.
+    crate::telemetry::init_logs();
+    if settings.pqc_mode.value != Pqc::Hybrid {
+        let text = "PQC_MODE: this build speaks hybrid between members and nothing else; unset it";
+        return Err(ConfigError::Clash(text.to_owned()).into());
+    }
+    let mode = settings.mode().name();
+    let missing = settings.missing();
+    match missing.is_empty() {
+        true => tracing::info!(mode, "starting"),
+        false => tracing::info!(mode, missing = missing.join(", "), "starting; production would also need what is missing"),
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        match settings.role.value {
+            Role::Member => member::run(&settings, &extras).await,
+            Role::Worker => worker::run(&settings, &extras).await,
+        }
+    });
+    // Blocking work that nobody waits for any more does not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+/// Binds now, so that a taken port is told before any file is touched.
+fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
+    let bound = TcpListener::bind(address);
+    let listener = bound.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "port {} is taken by another process: choose another with {flag} or stop it (PortTaken)",
+            address.port()
+        ),
+        _ => anyhow::Error::new(error).context(format!("listening on {address} ({flag})")),
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Returns when the process is asked to end, or its parent is gone.
+async fn stop(with_parent: bool) -> Result<&'static str> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let parent = std::os::unix::process::parent_id();
+    let orphaned = async {
+        let mut look = tokio::time::interval(PARENT);
+        loop {
+            look.tick().await;
+            if with_parent && std::os::unix::process::parent_id() != parent {
+                return;
+            }
+        }
+    };
+    Ok(tokio::select! {
+        _ = term.recv() => "TERM",
+        _ = int.recv() => "INT",
+        () = orphaned => "the parent process is gone",
+    })
+}
+
+fn write_ready(path: Option<&PathBuf>, url: &str) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let temporary = path.with_extension("new");
+    let text = serde_json::json!({ "addrs": [url], "pid": std::process::id() }).to_string();
+    std::fs::write(&temporary, text).with_context(|| path.display().to_string())?;
+    std::fs::rename(&temporary, path).with_context(|| path.display().to_string())
 }

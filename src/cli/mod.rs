@@ -21,7 +21,9 @@ mod settings;
 mod signals;
 mod sim;
 mod tenant;
-mod version;
+pub(crate) mod version;
+
+pub use version::{COMMIT, VERSION};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use exit::{Exit, Failure};

@@ -14,7 +14,7 @@ pub struct Serve {
     /// Write the public address here once the member answers
     #[arg(long, value_name = "FILE")]
     ready_file: Option<std::path::PathBuf>,
-    /// End when standard input does (nf dev starts its members so)
+    /// End when the parent process does (nf dev starts its members so)
     #[arg(long, hide = true)]
     stop_with_parent: bool,
 }

@@ -1,7 +1,7 @@
 //! Which values fit together: the mode and what it needs, the bind address, the
 //! liveness times. Pure; it reads nothing but the settings.
 
-use super::parse::{Mode, Role};
+use super::parse::{Mode, Pqc, Role};
 use super::{Error, Origin, Setting, Settings};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -59,7 +59,11 @@ impl Settings {
 
     /// The address for members and workers.
     pub fn peer(&self) -> SocketAddr {
-        let next = self.public().port().saturating_add(1);
+        // Port 0 is "any free one", for both.
+        let next = match self.public().port() {
+            0 => 0,
+            port => port.saturating_add(1),
+        };
         self.peer_listen.value.unwrap_or_else(|| SocketAddr::new(self.public().ip(), next))
     }
 
@@ -111,8 +115,9 @@ impl Settings {
             return Ok(());
         }
         let name = if matches!(self.listen.origin, Origin::Default) { "SCHEDULER_PORT" } else { "NF_LISTEN" };
+        let off = if self.pqc_mode.value == Pqc::Off { "PQC_MODE=off is for loopback alone, and " } else { "" };
         Err(Error::Clash(format!(
-            "{name} ({public}) is not loopback, and this build has no TLS on the public port: \
+            "{off}{name} ({public}) is not loopback while this build has no TLS on the public port: \
              listen on 127.0.0.1 and put a TLS proxy in front"
         )))
     }

@@ -107,6 +107,14 @@ pub fn node_name(text: &str) -> Result<Option<String>, String> {
     (!text.is_empty()).then(|| label(text)).transpose()
 }
 
+pub fn member_id(text: &str) -> Result<Option<u64>, String> {
+    match text.parse() {
+        _ if text.is_empty() => Ok(None),
+        Ok(id) if id > 0 => Ok(Some(id)),
+        _ => Err("a number from 1 on".into()),
+    }
+}
+
 pub fn role(text: &str) -> Result<Role, String> {
     match text {
         "member" => Ok(Role::Member),

@@ -85,6 +85,8 @@ settings! {
         "member (votes, serves the API) or worker (agent without a vote)";
     members: Vec<parse::Member> = "", "NF_MEMBERS", parse::members,
         "first members of a new group, the same list on each: name=host:peer-port, comma separated";
+    member_id: Option<u64> = "", "NF_MEMBER_ID", parse::member_id,
+        "this member's number, never used twice; the place in members, or the next free one with join";
     join: Vec<String> = "", "NF_JOIN", parse::list,
         "public addresses of members of the group that this process joins, comma separated";
     neural_fabric_mode: Option<parse::Mode> = "", "NEURAL_FABRIC_MODE", parse::mode,

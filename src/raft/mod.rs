@@ -27,6 +27,7 @@ mod upkeep;
 mod wire;
 
 pub use leadership::follow as follow_leadership;
+pub use listener::PeerInfo;
 pub use nf_core::id::MemberId;
 pub use options::{Hooks, Options, Timing, Tuning};
 pub use replica::{Lost, Replica};

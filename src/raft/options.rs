@@ -24,6 +24,8 @@ pub struct Options {
     pub tuning: Tuning,
     pub hooks: Hooks,
     pub fatal: Fatal,
+    /// Services of others on the peer port; their calls carry a [`super::PeerInfo`].
+    pub services: Option<tonic::service::Routes>,
 }
 
 /// Elections. A follower campaigns after `election_max` + random(`election_min`..`election_max`)

@@ -9,6 +9,7 @@ use openraft::SnapshotPolicy;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use nf_proto::internal::peer_service_server::PeerServiceServer;
@@ -221,7 +222,8 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         stop,
     });
     let (ended_in, ended) = mpsc::unbounded_channel();
-    let server = serve(&shared, options.listener, server_tls, ended_in, &stop_out)?;
+    let services = options.services.unwrap_or_default();
+    let server = serve(&shared, options.listener, server_tls, services, ended_in, &stop_out)?;
     tokio::spawn(leadership::follow(raft, applied, term_in));
     tokio::spawn(shell.run());
     tokio::spawn(reads::run(shared.clone(), asks_out));
@@ -236,6 +238,7 @@ fn serve(
     shared: &Arc<Shared>,
     listener: std::net::TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    services: Routes,
     ended: mpsc::UnboundedSender<u64>,
     stop: &watch::Receiver<bool>,
 ) -> Result<tokio::task::JoinHandle<()>, StartError> {
@@ -249,7 +252,7 @@ fn serve(
     let server = Server::builder()
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
-        .add_service(service)
+        .add_routes(services.add_service(service))
         .serve_with_incoming(ReceiverStream::new(connections));
     let mut stop = stop.clone();
     Ok(tokio::spawn(async move {

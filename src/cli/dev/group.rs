@@ -44,18 +44,15 @@ impl Plan {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.with_context(|| self.log.display().to_string())?;
         let mut command = Command::new(std::env::current_exe().context("the path of nf itself")?);
-        // What is set for one server on this machine is not meant for these.
-        for row in TABLE.iter().filter(|row| row.env.starts_with("NF_")) {
-            command.env_remove(row.env);
-        }
-        for name in ["SCHEDULER_PORT", "NEURAL_FABRIC_MODE", "GPU_NODES", "NEURAL_FABRIC_URL", "NF_ADDR", "NF_CONFIG"] {
+        // What is set for one server on this machine is not meant for these three.
+        for name in ["NF_JOIN", "NF_ROLE", "NF_ADVERTISE", "NF_MEMBER_ID", "NEURAL_FABRIC_MODE"] {
             command.env_remove(name);
         }
         command
             .arg("serve")
             .args(&self.args)
             .arg("--stop-with-parent")
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(Stdio::from(log.try_clone()?))
             .stderr(Stdio::from(log))
             // A Ctrl-C on the terminal reaches nf dev alone, which then stops them in order.

@@ -1,0 +1,43 @@
+//! The executor of real and simulated replicas, as the agent's loop calls it.
+
+use crate::agent::Execute;
+use crate::agent::executor::Executor;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use nf_core::id::{Generation, RequestId};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use nf_core::reconcile::{Actual, ReplicaId, Want};
+use std::io;
+use tokio::sync::watch;
+
+impl Execute for Executor {
+    fn start(&self, id: ReplicaId, want: &Want) {
+        Executor::start(self, id, want);
+    }
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+        Executor::stop(self, id, generation, why);
+    }
+    fn forget(&self, id: ReplicaId, generation: Generation) {
+        Executor::forget(self, id, generation);
+    }
+    fn actual(&self) -> Actual {
+        Executor::actual(self)
+    }
+    fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)> {
+        Executor::stages(self)
+    }
+    fn changes(&self) -> watch::Receiver<u64> {
+        Executor::changes(self)
+    }
+    fn logs(
+        &self,
+        request: &RequestId,
+        replica: u16,
+        tail: usize,
+        follow: bool,
+    ) -> BoxStream<'static, io::Result<Bytes>> {
+        Executor::logs(self, request, replica, tail, follow).boxed()
+    }
+}

@@ -1,0 +1,147 @@
+//! Forms the group or joins it, and tells it who this member is. Every step may
+//! be repeated: a member that was killed in between simply does them again.
+
+use super::identity::Me;
+use crate::config::Settings;
+use crate::config::parse::{Member, Mode};
+use crate::raft::{self, Replica};
+use anyhow::{Context as _, Result, bail};
+use nf_core::command::{self, Answer};
+use nf_core::id::MemberId;
+use nf_core::plan::Intent;
+use nf_core::reason::Reason;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// One intent's time.
+const SUBMIT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long the first questions to the group to join may take.
+const JOIN: Duration = Duration::from_secs(30);
+/// Feature levels that this build runs.
+const LEVELS: (u32, u32) = (1, 1);
+
+/// The group's first entry, written by the first founder on a fresh directory.
+pub async fn initialize(replica: &Replica, me: &Me, founders: &[Member]) -> Result<()> {
+    let first = founders.first().is_some_and(|member| member.name == me.name.as_str());
+    if !first || !replica.status().members.is_empty() {
+        return Ok(());
+    }
+    let member = |(place, m): (usize, &Member)| {
+        // An address of port 0 was bound to a real one, which only this member knows.
+        let peer = if m.name == me.name.as_str() { me.peer.clone() } else { m.peer.clone() };
+        (MemberId(place as u64 + 1), m.name.clone(), peer)
+    };
+    let members: Vec<_> = founders.iter().enumerate().map(member).collect();
+    tracing::info!(members = members.len(), "forming a new group");
+    Ok(replica.initialize(members).await?)
+}
+
+/// The group's name and mode, then this member's own row. Returns once both are committed.
+pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Result<()> {
+    let mode = match settings.mode() {
+        Mode::Production => command::Mode::Production,
+        Mode::Simulation => command::Mode::Simulation,
+    };
+    loop {
+        let state = replica.applied().state;
+        let known = state.meta().cluster.clone();
+        if !known.is_empty() && *known != *me.cluster {
+            bail!("this is a member of group {known}, not {}: see NF_CLUSTER", me.cluster);
+        }
+        let intent = match known.is_empty() {
+            true => Intent::Init {
+                cluster: me.cluster.as_str().into(),
+                mode,
+                default_gpu_milli: settings.max_tenant_gpus.value,
+            },
+            false => Intent::Member(command::Member {
+                id: me.id,
+                name: me.name.clone(),
+                api: me.api.as_str().into(),
+                peer: me.peer.as_str().into(),
+                min_level: LEVELS.0,
+                max_level: LEVELS.1,
+                version: env!("CARGO_PKG_VERSION").into(),
+            }),
+        };
+        let done = known.is_empty();
+        match replica.submit(intent, Instant::now() + SUBMIT).await {
+            Err(raft::Error::NoLeader { .. } | raft::Error::Timeout) => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(error.into()),
+            Ok(reply) => match reply.result {
+                Ok(Answer::Done | Answer::Count(_)) if !done => return Ok(()),
+                // Ours, or another founder's that was a moment earlier.
+                Ok(_) => caught_up(replica, reply.index).await,
+                Err(refusal) if refusal.reason == Reason::Conflict => tokio::time::sleep(PAUSE).await,
+                Err(refusal) => bail!("the group refused this member: {refusal}"),
+            },
+        }
+    }
+}
+
+async fn caught_up(replica: &Replica, index: u64) {
+    let mut applied = replica.watch();
+    let there = applied.wait_for(|applied| applied.index >= index);
+    // Not caught up in time: the next round asks again.
+    let _ = tokio::time::timeout(SUBMIT, there).await;
+}
+
+/// A question to the first member that answers it.
+pub async fn ask(addrs: &[String], path: &str, body: Option<&Value>) -> Result<Value> {
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let end = Instant::now() + JOIN;
+    let mut said = String::new();
+    while Instant::now() < end {
+        for addr in addrs {
+            let base = if addr.contains("://") { addr.clone() } else { format!("http://{addr}") };
+            let url = format!("{}{path}", base.trim_end_matches('/'));
+            let request = match body {
+                Some(body) => http.post(&url).json(body),
+                None => http.get(&url),
+            };
+            match request.send().await {
+                Ok(answer) if answer.status().is_success() => return answer.json().await.with_context(|| url),
+                Ok(answer) if answer.status().is_client_error() => {
+                    let status = answer.status();
+                    bail!("{url}: {status}: {}", answer.text().await.unwrap_or_default());
+                }
+                Ok(answer) => said = format!("{url}: {}", answer.status()),
+                Err(error) => said = format!("{url}: {error}"),
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    bail!("no member of the group to join answered: {said}; see NF_JOIN")
+}
+
+/// The members that the group knows, as (id, name, peer).
+pub async fn members(addrs: &[String]) -> Result<Vec<(u64, String, String)>> {
+    let answer = ask(addrs, "/cluster/members?consistency=stale", None).await?;
+    let list = answer.get("items").unwrap_or(&answer).as_array().cloned().unwrap_or_default();
+    let one = |m: &Value| {
+        let text = |key: &str| m.get(key).and_then(Value::as_str).map(str::to_owned);
+        Some((m.get("id")?.as_u64()?, text("name")?, text("peer")?))
+    };
+    Ok(list.iter().filter_map(one).collect())
+}
+
+/// The number of a member that joins: the one it has, or the next that nobody had.
+pub async fn joining_id(settings: &Settings) -> Result<MemberId> {
+    if let Some(id) = settings.member_id.value {
+        return Ok(MemberId(id));
+    }
+    let members = members(&settings.join.value).await?;
+    let name = settings.name();
+    let known = members.iter().find(|(_, known, _)| *known == name).map(|(id, ..)| *id);
+    let next = members.iter().map(|(id, ..)| *id).max().unwrap_or(0) + 1;
+    Ok(MemberId(known.unwrap_or(next)))
+}
+
+/// Asks the group to take this member in as a learner.
+pub async fn join(settings: &Settings, me: &Me) -> Result<()> {
+    let body = json!({ "id": me.id.0, "name": me.name.as_str(), "peer": me.peer });
+    ask(&settings.join.value, "/cluster/members", Some(&body)).await?;
+    tracing::info!(id = me.id.0, "the group took this member in as a learner; nf cluster promote makes it vote");
+    Ok(())
+}

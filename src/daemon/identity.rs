@@ -1,0 +1,105 @@
+//! Who this process is in its group: name, number, keys. It does not know what
+//! the group does.
+
+use crate::config::Settings;
+use crate::config::parse::Member;
+use crate::security::tls::{Authority, Credentials, PeerTls};
+use anyhow::{Context as _, Result, bail};
+use nf_core::id::{MemberId, NodeName};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// This process, as the group knows it.
+#[derive(Clone)]
+pub struct Me {
+    pub id: MemberId,
+    pub name: NodeName,
+    pub cluster: String,
+    pub tls: PeerTls,
+    /// `host:port` that other members use.
+    pub peer: String,
+    /// Public address as a URL.
+    pub api: String,
+    /// At which replicas of this node are reached.
+    pub host: String,
+    pub data: PathBuf,
+}
+
+/// First members of a new group; one alone when nothing is said.
+pub fn founders(settings: &Settings, peer: SocketAddr) -> Vec<Member> {
+    match settings.members.value.as_slice() {
+        [] if settings.join.value.is_empty() => vec![Member { name: settings.name(), peer: peer.to_string() }],
+        members => members.to_vec(),
+    }
+}
+
+impl Me {
+    /// `public` and `peer` are the addresses that were bound.
+    pub fn new(settings: &Settings, id: MemberId, public: SocketAddr, peer: SocketAddr) -> Result<Self> {
+        let (name, cluster, data) = (settings.name(), settings.cluster.value.clone(), settings.data());
+        let founders = founders(settings, peer);
+        let alone = founders.len() == 1 && settings.join.value.is_empty();
+        let tls = credentials(settings, &data, &cluster, &name, alone)?;
+        let host = settings.advertise.value.clone().unwrap_or_else(|| public.ip().to_string());
+        let listed = founders.iter().find(|member| member.name == name).map(|member| member.peer.clone());
+        let reached = match &settings.advertise.value {
+            Some(host) => format!("{host}:{}", peer.port()),
+            None => peer.to_string(),
+        };
+        Ok(Self {
+            id,
+            tls: PeerTls::new(&tls, &cluster, &name)?,
+            name: NodeName::new(&name)?,
+            cluster,
+            peer: listed.unwrap_or(reached),
+            api: format!("http://{}", SocketAddrText(&host, public.port())),
+            host,
+            data,
+        })
+    }
+}
+
+/// `host:port`, with brackets where the host is a bare IPv6 address.
+struct SocketAddrText<'a>(&'a str, u16);
+
+impl std::fmt::Display for SocketAddrText<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.contains(':') && !self.0.starts_with('[') {
+            true => write!(f, "[{}]:{}", self.0, self.1),
+            false => write!(f, "{}:{}", self.0, self.1),
+        }
+    }
+}
+
+/// The number of a founder is its place in the list.
+pub fn founder_id(settings: &Settings, founders: &[Member]) -> Option<MemberId> {
+    let place = founders.iter().position(|member| member.name == settings.name());
+    let id = settings.member_id.value.or(place.map(|place| place as u64 + 1));
+    id.map(MemberId)
+}
+
+/// A member alone makes its own authority; all others were given keys.
+fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alone: bool) -> Result<Credentials> {
+    let given = settings.tls_dir.value.clone();
+    let dir = given.clone().unwrap_or_else(|| data.join("tls"));
+    if dir.join("member.key").exists() {
+        return Ok(Credentials::read(&dir)?);
+    }
+    if !alone || given.is_some() {
+        bail!(
+            "{} holds no keys: nf cluster init (or nf cluster join) makes them, and --tls-dir says where they are",
+            dir.display()
+        );
+    }
+    let authority = match data.join("ca").join("ca.key").exists() {
+        true => Authority::read(&data.join("ca"))?,
+        false => {
+            let authority = Authority::create(cluster)?;
+            authority.write(&data.join("ca"))?;
+            authority
+        }
+    };
+    let made = authority.issue(cluster, name)?;
+    made.write(&dir).with_context(|| dir.display().to_string())?;
+    Ok(made)
+}

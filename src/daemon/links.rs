@@ -1,0 +1,95 @@
+//! The peer port's two ends for services beside Raft: connecting with this
+//! process' keys, and telling who calls from the certificate. It does not know
+//! what is said.
+
+use crate::exchange::dial::{Address, Dial, tuned};
+use crate::exchange::{Caller, Identify};
+use crate::raft::{PeerInfo, Replica};
+use crate::security::tls::PeerTls;
+use axum::response::IntoResponse;
+use hyper_util::rt::TokioIo;
+use nf_core::id::NodeName;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, OnceLock};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::{ServiceExt, service_fn};
+
+/// The name in a certificate that plays nodes in simulation.
+pub const PLAYER: &str = "player";
+
+/// Connects with this process' keys.
+pub struct TlsDial {
+    pub tls: PeerTls,
+    /// Members' names by peer address, for callers that know only the address.
+    pub names: BTreeMap<String, String>,
+}
+
+impl Dial for TlsDial {
+    fn channel(&self, to: &Address) -> Result<Channel, String> {
+        let name = to.name.clone().or_else(|| self.names.get(&to.peer).cloned());
+        let name = name.ok_or_else(|| format!("{}: no member is known at this address", to.peer))?;
+        let server = self.tls.server_name(&name).map_err(|e| e.to_string())?;
+        let (peer, tls) = (to.peer.clone(), self.tls.clone());
+        // The scheme stays http: TLS is ours, below tonic. The name is never resolved.
+        let endpoint = tuned(Endpoint::from_static("http://peer.nf"));
+        Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
+            let (peer, tls, server) = (peer.clone(), tls.clone(), server.clone());
+            async move {
+                let stream = TcpStream::connect(&peer).await?;
+                stream.set_nodelay(true)?;
+                let stream = TlsConnector::from(tls.client.clone()).connect(server, stream).await?;
+                Ok::<_, io::Error>(TokioIo::new(stream))
+            }
+        })))
+    }
+}
+
+/// Who calls, by the name in its certificate and the group's own list of members.
+pub fn identify(cluster: String, replica: Replica) -> Identify {
+    let suffix = format!(".server.{cluster}.nf");
+    Arc::new(move |extensions| {
+        let Some(cert) = extensions.get::<PeerInfo>().and_then(|info| info.cert.as_ref()) else {
+            return Caller::Stranger;
+        };
+        let Ok(parsed) = webpki::EndEntityCert::try_from(cert) else { return Caller::Stranger };
+        let Some(name) = parsed.valid_dns_names().find_map(|dns| dns.strip_suffix(suffix.as_str()).map(str::to_owned))
+        else {
+            return Caller::Stranger;
+        };
+        if name == PLAYER {
+            return Caller::Someone;
+        }
+        if replica.status().members.iter().any(|member| member.name == name) {
+            return Caller::Member;
+        }
+        NodeName::new(&name).map_or(Caller::Stranger, Caller::Node)
+    })
+}
+
+/// Services that come up after the port they are served on.
+#[derive(Clone, Default)]
+pub struct Late(Arc<OnceLock<axum::Router>>);
+
+impl Late {
+    pub fn routes(&self) -> tonic::service::Routes {
+        let late = self.0.clone();
+        let serve = move |request: axum::extract::Request| {
+            let late = late.clone();
+            async move {
+                match late.get() {
+                    Some(router) => router.clone().oneshot(request).await.into_response(),
+                    None => tonic::Status::unavailable("this member is starting").into_http(),
+                }
+            }
+        };
+        axum::Router::new().fallback(serve).into()
+    }
+
+    pub fn set(&self, routes: tonic::service::Routes) {
+        // A second one would be a bug in the order of starting; the first stays.
+        let _ = self.0.set(routes.prepare().into_axum_router());
+    }
+}

@@ -1,0 +1,223 @@
+//! A member: Raft, the exchange, the leader's loop, the agent, the public port.
+
+use super::form;
+use super::identity::{self, Me};
+use super::links::{self, Late, TlsDial};
+use super::{Extras, bind, nodes, stop, write_ready};
+use crate::agent::executor::Executor;
+use crate::agent::played::{self, PlayedConfig};
+use crate::agent::{self, AgentConfig, LocalLink, incarnation};
+use crate::api::{self, ApiState, Info, Resolve};
+use crate::api::convert::schedule::ModelFacts;
+use crate::config::Settings;
+use crate::controller;
+use crate::exchange::{self, Hub};
+use crate::models::Store;
+use crate::raft::{self, Replica, Role};
+use crate::storage::fatal::Fatal;
+use crate::telemetry::Metrics;
+use anyhow::Result;
+use futures::StreamExt;
+use nf_core::control::Timeouts;
+use nf_core::node::NodeKind;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long moving leadership away may hold up the end.
+const TRANSFER: Duration = Duration::from_secs(2);
+/// How long calls under way may hold up the end.
+const CALLS: Duration = Duration::from_secs(3);
+/// How long the agent may take to end.
+const AGENT: Duration = Duration::from_secs(2);
+
+pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
+    let begun = Instant::now();
+    let public = bind(settings.public(), "--listen")?;
+    let peer = bind(settings.peer(), "--peer-listen")?;
+    let peer_address = peer.local_addr()?;
+    let founders = identity::founders(settings, peer_address);
+    let id = match identity::founder_id(settings, &founders) {
+        Some(id) => id,
+        None => form::joining_id(settings).await?,
+    };
+    let me = Me::new(settings, id, public.local_addr()?, peer_address)?;
+    let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
+    let late = Late::default();
+    let replica = raft::start(options(settings, &me, peer, &late, &metrics)).await?;
+    let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
+    late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
+    let (end, ended) = watch::channel(false);
+    tokio::spawn(controller::run(hub.group().clone(), hub.beats(), controller_options(settings)));
+    let store = nodes::store(settings, &me.data)?;
+    let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun));
+    let mut calls = ended.clone();
+    let served = axum::serve(tokio::net::TcpListener::from_std(public)?, router)
+        .with_graceful_shutdown(async move { drop(calls.wait_for(|end| *end).await) });
+    let mut served = tokio::spawn(served.into_future());
+
+    let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, ended: &ended };
+    let outcome = tokio::select! {
+        outcome = part.take(&founders, extras) => outcome,
+        why = stop(extras.stop_with_parent) => why.map(|why| tracing::info!(why, "stopping")),
+        served = &mut served => Err(anyhow::anyhow!("serving the public port ended: {served:?}")),
+    };
+    // Leadership first: calls that arrive meanwhile are forwarded to the new leader.
+    hand_over(&replica).await;
+    end.send_replace(true);
+    if tokio::time::timeout(CALLS, &mut served).await.is_err() {
+        tracing::info!("some calls did not end in time; they may be tried again on another member");
+    }
+    replica.shutdown().await;
+    outcome
+}
+
+fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, metrics: &Metrics) -> raft::Options {
+    let timing = raft::Timing {
+        heartbeat: settings.heartbeat.value,
+        election_min: settings.election_min.value,
+        election_max: settings.election_max.value,
+    };
+    let (synced, proposed) = (metrics.clone(), metrics.clone());
+    raft::Options {
+        data_dir: me.data.join("raft"),
+        cluster: me.cluster.clone(),
+        id: me.id,
+        name: me.name.to_string(),
+        listener,
+        tls: me.tls.clone(),
+        timing,
+        tuning: raft::Tuning::default(),
+        hooks: raft::Hooks {
+            fsync: Arc::new(move |took: Duration| synced.fsync_seconds.observe(took.as_secs_f64())),
+            propose: Arc::new(move |took: Duration| proposed.proposal_seconds.observe(took.as_secs_f64())),
+        },
+        fatal: Fatal::abort(),
+        services: Some(late.routes()),
+    }
+}
+
+fn exchange_options(settings: &Settings, me: &Me) -> exchange::Options {
+    let dial = TlsDial { tls: me.tls.clone(), names: Default::default() };
+    exchange::Options { lease: settings.lease.value, dial: Arc::new(dial) }
+}
+
+fn controller_options(settings: &Settings) -> controller::Options {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let timeouts = Timeouts {
+        suspect_ms: ms(settings.suspect_after.value),
+        unknown_ms: ms(settings.unknown_after.value),
+        down_ms: ms(settings.down_after.value),
+    };
+    controller::Options { timeouts, ..controller::Options::default() }
+}
+
+fn api_state(
+    settings: &Settings,
+    me: &Me,
+    replica: &Replica,
+    hub: &Hub,
+    store: Option<Store>,
+    metrics: Metrics,
+    started: Instant,
+) -> ApiState {
+    let hub = hub.clone();
+    let logs: api::LogSource = Arc::new(move |node, request, replica, follow, tail| {
+        hub.logs(&node, &request, replica, follow, tail).map(|piece| piece.map_err(|e| e.to_string())).boxed()
+    });
+    let info = Info {
+        version: crate::cli::VERSION.to_owned(),
+        commit: crate::cli::COMMIT.to_owned(),
+        node_name: me.name.to_string(),
+        host: me.host.clone(),
+        run_dir: settings.run_dir.value.display().to_string(),
+        missing: settings.missing().into_iter().map(str::to_owned).collect(),
+        started,
+    };
+    ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics }
+}
+
+fn resolve(store: Store) -> Resolve {
+    Arc::new(move |model, version| {
+        let found = store.resolve_blocking(model, version).map_err(|e| e.to_string())?;
+        Ok(found.map(|manifest| ModelFacts { runtime: manifest.runtime(), manifest: manifest.sha256() }))
+    })
+}
+
+/// What this member does beside answering.
+struct Part<'a> {
+    settings: &'a Settings,
+    me: &'a Me,
+    replica: &'a Replica,
+    hub: &'a Hub,
+    store: Option<Store>,
+    ended: &'a watch::Receiver<bool>,
+}
+
+impl Part<'_> {
+    /// Forms or joins the group, then runs the agent. Returns only with an error.
+    async fn take(&self, founders: &[crate::config::parse::Member], extras: &Extras) -> Result<()> {
+        let Self { settings, me, replica, hub, .. } = self;
+        match founders.is_empty() {
+            false => form::initialize(replica, me, founders).await?,
+            true if replica.status().members.is_empty() => form::join(settings, me).await?,
+            true => {}
+        }
+        form::introduce(replica, me, settings).await?;
+        let dir = me.data.join("node");
+        let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
+        let config = nodes::executor_config(settings, &me.data, &me.name, self.store.clone());
+        let executor = Executor::open(config)?;
+        let spec = nodes::own_spec(settings, me)?;
+        let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
+        let config = AgentConfig {
+            beat_every: settings.beat.value,
+            ..AgentConfig::new(vec![node], Arc::new(LocalLink((*hub).clone())))
+        };
+        let played = PlayedConfig {
+            me: me.id,
+            incarnation,
+            hub: (*hub).clone(),
+            open: nodes::opener(settings, &me.data, self.store.clone()),
+            beat_every: settings.beat.value,
+        };
+        tokio::spawn(played::run(played, self.ended.clone()));
+        let agent = tokio::spawn(agent::run(config, self.ended.clone()));
+        let keep = self.ended.clone();
+        tokio::spawn(keep_replicas(keep, executor));
+        nodes::register_played(settings, me, replica, incarnation).await?;
+        write_ready(extras.ready_file.as_ref(), &me.api)?;
+        tracing::info!(api = me.api, peer = me.peer, id = me.id.0, "serving");
+        match agent.await? {
+            agent::Outcome::Superseded => anyhow::bail!(
+                "another process runs node {} now; this one ends, so that nothing runs twice", me.name
+            ),
+            agent::Outcome::Stopped => {
+                // The end is under way; whoever asked for it goes on.
+                tokio::time::sleep(AGENT).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// At the end, processes are left running for the next start to adopt.
+async fn keep_replicas(mut ended: watch::Receiver<bool>, executor: Executor) {
+    let _ = ended.wait_for(|end| *end).await;
+    executor.shutdown_keeping_replicas();
+}
+
+/// Moves leadership to the voter that is furthest, so that the end is no failover.
+async fn hand_over(replica: &Replica) {
+    let status = replica.status();
+    if status.role != Role::Leader {
+        return;
+    }
+    let others = status.members.iter().filter(|member| member.voter && member.id != status.id);
+    let Some(best) = others.max_by_key(|member| (member.matched, member.id)) else { return };
+    match replica.transfer(best.id, Instant::now() + TRANSFER).await {
+        Ok(()) => tracing::info!(to = best.name, "leadership moved"),
+        Err(error) => tracing::warn!(to = best.name, %error, "leadership did not move; the others will elect"),
+    }
+}

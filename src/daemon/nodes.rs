@@ -1,0 +1,114 @@
+//! The nodes that this process runs: its own, and those it plays. It makes their
+//! specs and executors; the agent does the rest.
+
+use super::identity::Me;
+use crate::agent::executor::{Executor, ExecutorConfig};
+use crate::agent::inventory::{self, machine, own_devices, own_ports, played_ports, simulated_devices};
+use crate::agent::played::OpenExecutor;
+use crate::agent::{Execute, NodeRegistration};
+use crate::config::Settings;
+use crate::config::parse::{GpuNodes, Mode, PlayedNode};
+use crate::exchange::Registration;
+use crate::models::Store;
+use crate::raft::Replica;
+use anyhow::{Context as _, Result, anyhow};
+use nf_core::id::{DeviceType, Incarnation, NodeName};
+use nf_core::node::{NodeKind, NodeSpec, PortRange};
+use nf_core::plan::Intent;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One registration's time.
+const REGISTER: Duration = Duration::from_secs(10);
+
+fn range(settings: &Settings) -> PortRange {
+    let (first, last) = settings.port_range.value;
+    PortRange { first, last }
+}
+
+fn device_type(node: &PlayedNode) -> DeviceType {
+    let usual = || DeviceType::new(inventory::SIMULATED_TYPE.0).expect("a fixed name that is valid");
+    node.device_type.clone().unwrap_or_else(usual)
+}
+
+/// What this process' own node has. `GPU_NODES` may say it under the node's name.
+pub fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
+    let simulation = settings.mode() == Mode::Simulation;
+    let (devices, simulated) = match &settings.gpu_nodes.value {
+        GpuNodes::Auto => own_devices(&me.name, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?,
+        GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {
+            Some(own) => (simulated_devices(&me.name, &device_type(own), own.count), true),
+            None => (Vec::new(), simulation),
+        },
+    };
+    let ports = Some(own_ports(range(settings)));
+    Ok(inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated))
+}
+
+/// The store that model versions come from.
+pub fn store(settings: &Settings, data: &Path) -> Result<Option<Store>> {
+    let url = match &settings.model_store_url.value {
+        Some(url) => url.clone(),
+        None if settings.mode() == Mode::Simulation => {
+            let models = data.join("models");
+            std::fs::create_dir_all(&models).with_context(|| models.display().to_string())?;
+            format!("file://{}", models.display())
+        }
+        None => return Ok(None),
+    };
+    Store::open(&url).map(Some).context("MODEL_STORE_URL")
+}
+
+/// What an executor of this process is opened with.
+pub fn executor_config(settings: &Settings, data: &Path, node: &NodeName, store: Option<Store>) -> ExecutorConfig {
+    ExecutorConfig {
+        run_dir: settings.run_dir.value.clone(),
+        data_dir: data.join("nodes").join(node.as_str()),
+        node: node.clone(),
+        store,
+        stop_grace: settings.stop_grace.value,
+        kill_after: settings.kill_after.value,
+        virtual_only: false,
+    }
+}
+
+/// This process' own node, ready for the agent.
+pub fn own(
+    me: &Me,
+    kind: NodeKind,
+    incarnation: Incarnation,
+    spec: NodeSpec,
+    executor: Arc<dyn Execute>,
+) -> NodeRegistration {
+    let registration = Registration { node: me.name.clone(), kind, incarnation, spec: Arc::new(spec) };
+    NodeRegistration { registration, executor }
+}
+
+/// Opens executors for nodes that this member plays.
+pub fn opener(settings: &Settings, data: &Path, store: Option<Store>) -> OpenExecutor {
+    let (settings, data) = (settings.clone(), data.to_owned());
+    Arc::new(move |name| {
+        let executor = Executor::open(executor_config(&settings, &data, name, store.clone()))?;
+        Ok(Arc::new(executor) as Arc<dyn Execute>)
+    })
+}
+
+/// Registers the nodes of `GPU_NODES` that are not this process' own; the player takes it from there.
+pub async fn register_played(settings: &Settings, me: &Me, replica: &Replica, incarnation: Incarnation) -> Result<()> {
+    let GpuNodes::Played(nodes) = &settings.gpu_nodes.value else { return Ok(()) };
+    for node in nodes.iter().filter(|node| node.name != me.name) {
+        let state = replica.applied().state;
+        let ports = played_ports(&state, &node.name, &me.host, range(settings));
+        let devices = simulated_devices(&node.name, &device_type(node), node.count);
+        let spec = inventory::node_spec(&me.host, ports, machine(&me.data), devices, true);
+        drop(state);
+        let kind = NodeKind::Played(me.id);
+        let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };
+        let reply = replica.submit(intent, Instant::now() + REGISTER).await?;
+        if let Err(refusal) = reply.result {
+            tracing::warn!(node = %node.name, %refusal, "GPU_NODES: the group refused this node");
+        }
+    }
+    Ok(())
+}
