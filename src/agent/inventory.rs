@@ -205,7 +205,7 @@ pub fn played_ports(state: &State, node: &NodeName, host: &str, range: PortRange
     }
     let last = first + u32::from(PLAYED_PORTS) - 1;
     let fits = last <= u32::from(range.last);
-    fits.then(|| PortRange { first: first as u16, last: last as u16 })
+    fits.then_some(PortRange { first: first as u16, last: last as u16 })
 }
 
 #[cfg(test)]

@@ -161,6 +161,11 @@ async fn settled<T>(call: &mut UnderWay<T>) -> T {
     }
 }
 
+/// Whom a registration was for, and the answers.
+type Registering = (Vec<usize>, Result<Vec<Registered>, Error>);
+/// What was told of which node, and what became of it.
+type Reporting = (Vec<(usize, Vec<Report>)>, Result<u64, Error>);
+
 struct Agent {
     link: Arc<dyn Link>,
     beat_every: Duration,
@@ -169,7 +174,7 @@ struct Agent {
     touched: Arc<Touched>,
     /// Watches the executors for as long as the agent runs.
     watchers: JoinSet<()>,
-    registering: UnderWay<(Vec<usize>, Result<Vec<Registered>, Error>)>,
+    registering: UnderWay<Registering>,
     register_backoff: Backoff,
     register_at: Instant,
     beating: UnderWay<(u64, Result<BeatAnswer, Error>)>,
@@ -178,7 +183,7 @@ struct Agent {
     watch_at: Instant,
     /// What each node last said is to be told, by node.
     outbox: BTreeMap<usize, NodeReports>,
-    reporting: UnderWay<(Vec<(usize, Vec<Report>)>, Result<u64, Error>)>,
+    reporting: UnderWay<Reporting>,
     report_backoff: Backoff,
     report_at: Instant,
     logs: UnderWay<Error>,

@@ -86,8 +86,8 @@ async fn run(desk: Desk, mut waiting: mpsc::Receiver<Call>) {
         calls.retain(|call| !call.answer.is_closed());
         let leading = *desk.group.leading().borrow();
         match leading {
-            Some(term) => desk.lead_round(term, calls.drain(..).collect()).await,
-            None => desk.forward_round(calls.drain(..).collect()).await,
+            Some(term) => desk.lead_round(term, std::mem::take(&mut calls)).await,
+            None => desk.forward_round(std::mem::take(&mut calls)).await,
         }
     }
 }

@@ -80,7 +80,7 @@ mod tests {
     }
 
     fn applied(state: &State, index: u64) -> Applied {
-        Applied { state: Arc::new(state.clone()), index }
+        Applied { state: Arc::new(state.clone()), index, ..Applied::default() }
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Memory {
         });
         let index = self.0.applied.borrow().index + 1;
         state.take_changes();
-        self.0.applied.send_replace(Applied { state: Arc::new(state.clone()), index });
+        self.0.applied.send_replace(Applied { state: Arc::new(state.clone()), index, ..Applied::default() });
         Reply { result, job: None, why: Vec::new(), index }
     }
 }
@@ -125,6 +125,9 @@ impl Group for Memory {
             leader: Some(leader.id),
             commit_index: index,
             applied_index: index,
+            last_log_index: index,
+            snapshot_index: 0,
+            purged_index: 0,
             last_contact_ms: 0,
             members: vec![leader],
         }

@@ -6,6 +6,7 @@
 
 mod commands;
 mod documents;
+mod exchange;
 mod harness;
 mod layers;
 mod raft_group;
