@@ -6,7 +6,7 @@
 use super::logs;
 use super::post::{Places, Post};
 use super::probe::Probe;
-use super::record::{self, End, Record};
+use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use crate::models::{Cache, Store};
 use bytes::Bytes;
@@ -177,7 +177,7 @@ impl Executor {
         if self.shared.config.virtual_only {
             return Ok(());
         }
-        let known: Vec<PathBuf> = records.iter().map(|r| places.replica(r.id, &r.want)).collect();
+        let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
         for entry in fs::read_dir(&places.replicas)? {
             let path = entry?.path();
             if !known.contains(&path) {
@@ -189,30 +189,30 @@ impl Executor {
 
     /// Takes up what a record of the agent's last run tells.
     fn recall(&self, record: Record) -> io::Result<()> {
-        let (id, want) = (record.id, Arc::new(record.want.clone()));
+        let (id, launch) = (record.launch.id, record.launch.clone());
         match runtimes::process::recall(&record, &self.shared.boot) {
             runtimes::process::Recalled::Never => {
-                record::remove(&self.shared.places.records, id, want.generation)?;
-                let dir = self.shared.places.replica(id, &want);
+                record::remove(&self.shared.places.records, id, launch.generation)?;
+                let dir = self.shared.places.replica(&launch);
                 if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) }
             }
             runtimes::process::Recalled::Gone(end) => {
                 tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica is gone, its end not yet told");
-                self.insert(id, &want, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
+                self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
                 Ok(())
             }
             runtimes::process::Recalled::Left => {
                 tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
-                self.insert(id, &want, Condition::Stopping, Stage::Starting);
-                let (shared, gone) = (self.shared.clone(), want.clone());
-                self.launch(id, want, async move { runtimes::process::put_down(&shared, id, &gone).await });
+                self.insert(&launch, Condition::Stopping, Stage::Starting);
+                let (shared, left) = (self.shared.clone(), launch.clone());
+                self.launch(launch, async move { runtimes::process::put_down(&shared, &left).await });
                 Ok(())
             }
             runtimes::process::Recalled::Alive(process) => {
                 tracing::info!(job = %id.job, replica = id.replica, pid = process.pid, "adopted a running replica");
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
-                let post = self.insert(id, &want, Condition::Alive, stage);
-                self.launch(id, want, async move { runtimes::process::adopt(post, record, process).await });
+                let post = self.insert(&launch, Condition::Alive, stage);
+                self.launch(launch, async move { runtimes::process::adopt(post, record, process).await });
                 Ok(())
             }
         }
@@ -221,7 +221,6 @@ impl Executor {
     /// Starts a replica. Repeating it changes nothing; a generation that is older
     /// than one already known here is refused, so a stale leader is harmless.
     pub fn start(&self, id: ReplicaId, want: &Want) {
-        let key = (id, want.generation);
         let newest = held(&self.shared.slots)
             .range((id, Generation(0))..=(id, Generation(u32::MAX)))
             .next_back()
@@ -234,36 +233,35 @@ impl Executor {
             }
             _ => {}
         }
-        let want = Arc::new(want.clone());
+        let (want, launch) = (want.clone(), Launch::of(id, want));
         if self.shared.config.virtual_only {
-            self.insert(id, &want, Condition::Alive, Stage::Ready);
+            self.insert(&launch, Condition::Alive, Stage::Ready);
             return self.shared.changed();
         }
-        let post = self.insert(id, &want, Condition::Alive, Stage::Scheduled);
-        let runtime = want.spec.runtime;
-        self.launch(key.0, want, async move {
-            match runtime {
-                Runtime::Simulated => runtimes::simulated::run(post).await,
-                Runtime::Process => runtimes::process::run(post).await,
+        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled);
+        self.launch(launch, async move {
+            match want.spec.runtime {
+                Runtime::Simulated => runtimes::simulated::run(post, &want).await,
+                Runtime::Process => runtimes::process::run(post, &want).await,
             }
         });
     }
 
-    fn insert(&self, id: ReplicaId, want: &Arc<Want>, condition: Condition, stage: Stage) -> Post {
+    fn insert(&self, launch: &Launch, condition: Condition, stage: Stage) -> Post {
         let (stop, asked) = watch::channel(None);
-        let slot = Slot { request: want.request.clone(), condition, stage, stop, task: None };
-        held(&self.shared.slots).insert((id, want.generation), slot);
-        Post::new(self.shared.clone(), id, want.clone(), asked)
+        let slot = Slot { request: launch.request.clone(), condition, stage, stop, task: None };
+        held(&self.shared.slots).insert((launch.id, launch.generation), slot);
+        Post::new(self.shared.clone(), launch.clone(), asked)
     }
 
     /// Runs a replica's life and writes down how it ended.
-    fn launch(&self, id: ReplicaId, want: Arc<Want>, life: impl Future<Output = End> + Send + 'static) {
-        let (shared, key) = (self.shared.clone(), (id, want.generation));
+    fn launch(&self, launch: Launch, life: impl Future<Output = End> + Send + 'static) {
+        let (shared, key) = (self.shared.clone(), (launch.id, launch.generation));
         let task = self.shared.runtime.spawn(async move {
             let end = match AssertUnwindSafe(life).catch_unwind().await {
                 Ok(end) => end,
                 // A bug of ours; what it may have left running must not keep devices that are reported free.
-                Err(_) => runtimes::process::put_down(&shared, id, &want).await,
+                Err(_) => runtimes::process::put_down(&shared, &launch).await,
             };
             shared.end(key, end);
         });

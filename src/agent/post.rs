@@ -4,10 +4,11 @@
 
 use super::executor::{ExecutorConfig, Shared};
 use super::logs;
+use super::record::Launch;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{ReplicaId, Want};
+use nf_core::reconcile::ReplicaId;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -51,8 +52,8 @@ impl Places {
     }
 
     /// A replica's own directory, one per launch.
-    pub(super) fn replica(&self, id: ReplicaId, want: &Want) -> PathBuf {
-        self.replica_of(&want.request, id, want.generation)
+    pub(super) fn replica(&self, launch: &Launch) -> PathBuf {
+        self.replica_of(&launch.request, launch.id, launch.generation)
     }
 
     pub(super) fn replica_of(&self, request: &RequestId, id: ReplicaId, generation: Generation) -> PathBuf {
@@ -68,23 +69,17 @@ impl Places {
 /// See the module.
 pub(super) struct Post {
     pub shared: Arc<Shared>,
-    pub id: ReplicaId,
-    pub want: Arc<Want>,
+    pub launch: Launch,
     stop: watch::Receiver<Option<Reason>>,
 }
 
 impl Post {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        id: ReplicaId,
-        want: Arc<Want>,
-        stop: watch::Receiver<Option<Reason>>,
-    ) -> Self {
-        Self { shared, id, want, stop }
+    pub(super) fn new(shared: Arc<Shared>, launch: Launch, stop: watch::Receiver<Option<Reason>>) -> Self {
+        Self { shared, launch, stop }
     }
 
     pub(super) fn stage(&self, stage: Stage) {
-        self.shared.stage((self.id, self.want.generation), stage);
+        self.shared.stage((self.launch.id, self.launch.generation), stage);
     }
 
     /// Waits until the replica should stop, and says why.
@@ -102,11 +97,11 @@ impl Post {
     }
 
     pub(super) fn dir(&self) -> PathBuf {
-        self.shared.places.replica(self.id, &self.want)
+        self.shared.places.replica(&self.launch)
     }
 
     pub(super) fn log(&self) -> PathBuf {
-        self.shared.places.log(&self.want.request, self.id.replica)
+        self.shared.places.log(&self.launch.request, self.launch.id.replica)
     }
 
     /// Writes a line of ours into the replica's log, between those of its program.
@@ -114,7 +109,7 @@ impl Post {
         let (path, line) = (self.log(), format!("{} nf: {text}\n", jiff::Timestamp::now().strftime("%FT%TZ")));
         let written = tokio::task::spawn_blocking(move || logs::append(&path, &line)).await;
         if let Ok(Err(e)) = written {
-            tracing::warn!(request = %self.want.request, error = %e, "a replica's log can't be written");
+            tracing::warn!(request = %self.launch.request, error = %e, "a replica's log can't be written");
         }
     }
 }

@@ -27,7 +27,9 @@ impl Probe {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(TIMEOUT)
-            .pool_max_idle_per_host(1)
+            // A connection that stays open would hold up a server that drains, and a new
+            // one asks more of it: that it still accepts.
+            .pool_max_idle_per_host(0)
             .build()
             .map_err(std::io::Error::other)
     }

@@ -5,13 +5,14 @@
 //! is either found by its record or was never started.
 
 use super::runtimes::processes::Identity;
-use nf_core::id::{Generation, NodeName};
+use nf_core::id::{Generation, NodeName, RequestId};
 use nf_core::reason::Reason;
 use nf_core::reconcile::{ReplicaId, Want};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The longest record that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -30,14 +31,31 @@ impl End {
     }
 }
 
-/// A process replica, as its agent's next start must know it.
+/// One launch of a replica, by what its agent needs after the start. Not the whole
+/// [`Want`]: the fewer fields are on disk, the longer other builds can read them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Launch {
+    pub request: RequestId,
+    pub id: ReplicaId,
+    pub generation: Generation,
+    pub host: Arc<str>,
+    pub port: Option<u16>,
+}
+
+impl Launch {
+    pub(super) fn of(id: ReplicaId, want: &Want) -> Self {
+        let (request, host) = (want.request.clone(), want.host.clone());
+        Self { request, id, generation: want.generation, host, port: want.port }
+    }
+}
+
+/// A process replica, as its agent's next start must know it. Unknown fields are
+/// skipped: after a step back to an older build its processes are still found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Record {
     format: u32,
     pub node: NodeName,
-    pub id: ReplicaId,
-    pub want: Want,
+    pub launch: Launch,
     /// Random; the process has it in its environment as `NF_REPLICA_KEY`.
     pub key: String,
     /// The machine's boot: after another one the process cannot be there.
@@ -53,13 +71,12 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(node: NodeName, id: ReplicaId, want: Want, boot: String, probe: String, timeout_s: u32) -> Self {
+    pub(super) fn new(node: NodeName, launch: Launch, boot: String, probe: String, timeout_s: u32) -> Self {
         let key = uuid::Uuid::now_v7().simple().to_string();
         Self {
             format: FORMAT,
             node,
-            id,
-            want,
+            launch,
             key,
             boot,
             process: None,
@@ -72,7 +89,7 @@ impl Record {
 
     /// Durable when it returns.
     pub(super) fn save(&self, dir: &Path) -> io::Result<()> {
-        let path = path(dir, self.id, self.want.generation);
+        let path = path(dir, self.launch.id, self.launch.generation);
         let partial = path.with_extension("tmp");
         let mut file = File::create(&partial)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
@@ -100,7 +117,7 @@ pub(super) fn load(dir: &Path, id: ReplicaId, generation: Generation) -> Option<
     read(&path(dir, id, generation)).ok()
 }
 
-/// All records. One that cannot be read is set aside by name, not deleted: its
+/// All records, for an agent's start, when nobody writes. One that cannot be read is set aside by name, not deleted: its
 /// process, if it lives, needs a person.
 pub(super) fn load_all(dir: &Path) -> io::Result<Vec<Record>> {
     let mut out = Vec::new();
@@ -119,7 +136,7 @@ pub(super) fn load_all(dir: &Path) -> io::Result<Vec<Record>> {
             _ => {}
         }
     }
-    out.sort_by_key(|r| (r.id, r.want.generation));
+    out.sort_by_key(|r| (r.launch.id, r.launch.generation));
     Ok(out)
 }
 

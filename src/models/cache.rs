@@ -9,8 +9,8 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::Semaphore;
 
 /// Fetches at a time. One, so that replicas that start together fetch each file once.
@@ -34,9 +34,11 @@ impl Cache {
         for entry in fs::read_dir(dir.join("tmp"))? {
             let entry = entry?;
             let name = entry.file_name();
-            let pid = name.to_string_lossy().split('-').next().and_then(|p| p.parse::<u32>().ok());
+            let name = name.to_string_lossy();
+            let pid = name.split('-').next().and_then(|p| p.parse::<u32>().ok());
             let theirs = pid.is_some_and(|p| p != std::process::id() && Path::new(&format!("/proc/{p}")).exists());
-            if !theirs {
+            // Another cache of this very process (one per played node) may be fetching.
+            if !theirs && !name.starts_with(run()) {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -125,6 +127,12 @@ fn verify(root: &Path, path: &Path, artifact: &Artifact, asked: &Asked) -> Resul
     judge(artifact, size, digest)
 }
 
+/// Names this run of this process: a pid alone is soon another's, in containers at once.
+fn run() -> &'static str {
+    static RUN: OnceLock<String> = OnceLock::new();
+    RUN.get_or_init(|| format!("{}-{}", std::process::id(), uuid::Uuid::now_v7().simple()))
+}
+
 /// Streams `from` into a temporary file, checks it, makes it durable, and only
 /// then gives it its name.
 pub(super) fn put(
@@ -135,7 +143,7 @@ pub(super) fn put(
     asked: &Asked,
 ) -> Result<(), Error> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let partial = tmp.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    let partial = tmp.join(format!("{}-{}", run(), COUNT.fetch_add(1, Ordering::Relaxed)));
     let done = write(from, artifact, &partial, asked)
         .and_then(|()| fs::rename(&partial, path).map_err(Error::at(path)))
         .and_then(|()| path.parent().map_or(Ok(()), sync_dir));

@@ -60,8 +60,8 @@ class Model:
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 5  # seconds that a silent connection may hold up the end
+    # HTTP/1.0, one answer per connection: nobody who is idle holds up the end.
+    timeout = 5  # seconds that a silent connection may
     model: Model
 
     def answer(self, status: int, body: bytes, kind: str = "application/json"):
@@ -82,7 +82,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         length = self.headers.get("Content-Length", "")
         if self.path != "/infer" or not length.isdigit() or int(length) > MAX_BODY:
-            self.close_connection = True  # what was sent is not read
             self.answer(400, b'{"error":"POST /infer with Content-Length, at most 64 MiB"}')
             return
         result = self.model.infer(self.rfile.read(int(length)))

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::agent::runtimes::processes::{Family, Identity};
-use crate::models::{Draft, Launch, Process, Ready, publish};
+use crate::models::{Draft, Process, Ready, publish};
 use futures::StreamExt;
 use nf_core::id::{JobNo, ModelId, VersionId};
 use nf_core::resources::Gpus;
@@ -68,7 +68,7 @@ impl World {
             model_id: ModelId::new("m1").unwrap(),
             version: VersionId::new("v1").unwrap(),
             format: "test".into(),
-            runtime: Launch::Process(Process {
+            runtime: crate::models::Launch::Process(Process {
                 argv: argv.iter().map(|a| a.to_string()).collect(),
                 env: [("EXTRA".to_string(), "from the manifest".to_string())].into(),
                 ready: Ready { timeout_s, ..Ready::default() },
@@ -99,17 +99,24 @@ impl World {
         record::load(&self.path("data/records/n1"), ID, want.generation).expect("a record")
     }
 
-    /// Only the keys in the world's own records: processes of other tests stay.
+    /// The families of the world's own records: processes of other tests stay. Reads
+    /// only, unlike `load_all`, which tidies up and so is for an agent's start alone.
+    fn families(&self) -> Vec<Family> {
+        let Ok(entries) = fs::read_dir(self.path("data/records/n1")) else { return vec![] };
+        let records = entries.filter_map(|e| fs::read(e.unwrap().path()).ok());
+        let records = records.filter_map(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+        records.map(|r| Family { key: r.key, leader: None }).collect()
+    }
+
     fn living(&self) -> usize {
-        let Ok(records) = record::load_all(&self.path("data/records/n1")) else { return 0 };
-        records.iter().map(|r| Family { key: r.key.clone(), leader: None }.members().len()).sum()
+        self.families().iter().map(|f| f.members().len()).sum()
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        for record in record::load_all(&self.path("data/records/n1")).unwrap_or_default() {
-            Family { key: record.key, leader: None }.signal(Signal::SIGKILL);
+        for family in self.families() {
+            family.signal(Signal::SIGKILL);
         }
     }
 }
@@ -345,7 +352,7 @@ async fn a_stranger_with_the_pid_is_left_alone() {
     let stranger = Stranger(std::process::Command::new("sleep").arg("300").spawn().unwrap());
     let them = Identity::of(stranger.0.id()).unwrap();
     let boot = crate::agent::runtimes::processes::boot_id().unwrap();
-    let mut record = Record::new(w.config().node, ID, want.clone(), boot, "/health".into(), 30);
+    let mut record = Record::new(w.config().node, Launch::of(ID, &want), boot, "/health".into(), 30);
     record.process = Some(Identity { start: them.start - 1, ..them });
     record.save(&w.path("data/records/n1")).unwrap();
 

@@ -11,7 +11,7 @@ pub(super) mod simulated;
 use super::post::Post;
 use super::record::End;
 use crate::models::{Error, Manifest};
-use nf_core::job::Stage;
+use nf_core::job::{JobSpec, Stage};
 use nf_core::reason::Reason;
 use std::path::PathBuf;
 
@@ -25,21 +25,20 @@ fn model_dir(post: &Post) -> PathBuf {
 
 /// Brings the replica's model into its directory, every byte verified. None when
 /// the job names no manifest, which only simulation allows.
-async fn prepare(post: &Post) -> Result<Option<Manifest>, End> {
-    let Some(admitted) = post.want.spec.manifest else { return Ok(None) };
+async fn prepare(post: &Post, spec: &JobSpec) -> Result<Option<Manifest>, End> {
+    let Some(admitted) = spec.manifest else { return Ok(None) };
     post.stage(Stage::Downloading);
-    match bring(post, admitted).await {
+    match bring(post, spec, admitted).await {
         Ok(manifest) => Ok(Some(manifest)),
         Err(e) => {
             post.note(&format!("refused: {}: {e}", e.reason())).await;
-            tracing::warn!(request = %post.want.request, reason = %e.reason(), error = %e, "a replica's model is refused");
+            tracing::warn!(request = %post.launch.request, reason = %e.reason(), error = %e, "a replica's model is refused");
             Err(End::failed(e.reason()))
         }
     }
 }
 
-async fn bring(post: &Post, admitted: [u8; 32]) -> Result<Manifest, Error> {
-    let spec = &post.want.spec;
+async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manifest, Error> {
     let missing = || Error::Missing { model: spec.model.to_string(), version: spec.version.to_string() };
     let (Some(store), Some(cache)) = (&post.shared.config.store, &post.shared.cache) else { return Err(missing()) };
     let manifest = store.resolve(&spec.model, &spec.version).await?.ok_or_else(missing)?;

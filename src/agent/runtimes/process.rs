@@ -9,11 +9,11 @@ use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
 use crate::agent::probe::Probe;
-use crate::agent::record::{self, End, Record};
+use crate::agent::record::{self, End, Launch as Launched, Record};
 use crate::models::{Launch, Manifest, Process, Slots};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{ReplicaId, Want};
+use nf_core::reconcile::Want;
 use nix::sys::signal::Signal;
 use std::fs::DirBuilder;
 use std::io;
@@ -95,9 +95,9 @@ struct Running {
 }
 
 /// The whole life of a process replica.
-pub(in crate::agent) async fn run(post: Post) -> End {
+pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
     let prepared = tokio::select! {
-        prepared = start(&post) => prepared,
+        prepared = start(&post, want) => prepared,
         why = post.stop_asked() => return End { ok: true, why },
     };
     let (manifest, process) = match prepared {
@@ -106,7 +106,7 @@ pub(in crate::agent) async fn run(post: Post) -> End {
     };
     post.stage(Stage::Starting);
     // From here on a stop waits its turn: a spawn is never abandoned half way.
-    match spawn(&post, manifest, process).await {
+    match spawn(&post, want, manifest, process).await {
         Ok((record, child, leader)) => {
             let family = Family { key: record.key.clone(), leader: Some(leader) };
             Running { post, record, leader: Leader::Child(child), family }.live().await
@@ -131,8 +131,8 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Ide
 
 /// For a replica that nobody watches (its first process ended while no agent was
 /// here, or its task panicked): whatever of it runs is killed.
-pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, id: ReplicaId, want: &Arc<Want>) -> End {
-    let (records, generation) = (shared.places.records.clone(), want.generation);
+pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) -> End {
+    let (records, id, generation) = (shared.places.records.clone(), launch.id, launch.generation);
     let end = End::failed(Reason::RuntimeFailed);
     let found = tokio::task::spawn_blocking(move || record::load(&records, id, generation)).await;
     if let Ok(Some(mut record)) = found {
@@ -145,9 +145,9 @@ pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, id: ReplicaId, want
 }
 
 /// What must be there before a process can be: its model and its port.
-async fn start(post: &Post) -> Result<(Manifest, Process), End> {
+async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
     make_own_dir(post).await.map_err(|_| End::failed(Reason::RuntimeFailed))?;
-    let manifest = prepare(post).await?;
+    let manifest = prepare(post, &want.spec).await?;
     let Some(manifest) = manifest else {
         post.note("no model version to run: the job names no manifest").await;
         return Err(End::failed(Reason::ModelNotFound));
@@ -156,8 +156,8 @@ async fn start(post: &Post) -> Result<(Manifest, Process), End> {
         post.note("the manifest's runtime is simulated, the job's is process").await;
         return Err(End::failed(Reason::ArtifactMismatch));
     };
-    if let Some(port) = post.want.port
-        && port_is_taken(&post.want.host, port).await
+    if let Some(port) = want.port
+        && port_is_taken(&want.host, port).await
     {
         post.note(&format!("port {port} is taken by a program that is not ours")).await;
         return Err(port_taken());
@@ -180,16 +180,22 @@ async fn make_own_dir(post: &Post) -> io::Result<()> {
 }
 
 /// Writes the record, spawns, and writes the record again, all on one blocking thread.
-async fn spawn(post: &Post, manifest: Manifest, process: Process) -> io::Result<(Record, Child, Identity)> {
+async fn spawn(
+    post: &Post,
+    want: &Want,
+    manifest: Manifest,
+    process: Process,
+) -> io::Result<(Record, Child, Identity)> {
     let (probe, timeout_s) = (process.ready.path.clone(), process.ready.timeout_s);
-    let (shared, want) = (post.shared.clone(), (*post.want).clone());
-    let mut record = Record::new(shared.config.node.clone(), post.id, want, shared.boot.clone(), probe, timeout_s);
+    let (shared, want) = (post.shared.clone(), want.clone());
+    let mut record =
+        Record::new(shared.config.node.clone(), post.launch.clone(), shared.boot.clone(), probe, timeout_s);
     let (dir, model, log) = (post.dir(), model_dir(post), post.log());
     // Held until both records are written, though the executor may be shut down meanwhile.
     let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
     let spawned = tokio::task::spawn_blocking(move || {
         let _lock = lock;
-        let mut command = command(&record, &manifest, &process, &dir, &model)?;
+        let mut command = command(&record, &want, &manifest, &process, &dir, &model)?;
         let out = logs::open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         session::lead_session(&mut command);
@@ -212,12 +218,12 @@ async fn spawn(post: &Post, manifest: Manifest, process: Process) -> io::Result<
 /// The command with the environment that a replica gets: nothing of the agent's own.
 fn command(
     record: &Record,
+    want: &Want,
     manifest: &Manifest,
     process: &Process,
     dir: &Path,
     model: &Path,
 ) -> io::Result<std::process::Command> {
-    let want = &record.want;
     let python = std::env::var("NF_PYTHON").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
     let slots = Slots { host: &want.host, port: want.port, dir: model, python: &python };
     let argv = manifest.argv(process, &slots).map_err(io::Error::other)?;
@@ -228,7 +234,7 @@ fn command(
     command.env(KEY, &record.key);
     command.env("NF_MODEL", manifest.model_id.as_str()).env("NF_MODEL_VERSION", manifest.version.as_str());
     command.env("NF_MODEL_DIR", model).env("NF_HOST", &*want.host);
-    command.env("NF_RANK", record.id.replica.to_string()).env("NF_SIZE", want.spec.replicas.to_string());
+    command.env("NF_RANK", record.launch.id.replica.to_string()).env("NF_SIZE", want.spec.replicas.to_string());
     if let Some(main) = manifest.main() {
         command.env("NF_MODEL_SHA256", main.sha256.to_string());
     }
@@ -243,11 +249,11 @@ fn command(
 
 impl Running {
     async fn live(mut self) -> End {
-        let want = self.post.want.clone();
-        let probe = Probe::new(self.post.shared.client.clone(), &want.host, want.port, &self.record.probe);
+        let launch = self.post.launch.clone();
+        let probe = Probe::new(self.post.shared.client.clone(), &launch.host, launch.port, &self.record.probe);
         let deadline = Instant::now() + Duration::from_secs(self.record.ready_timeout_s.into());
         if let Some(identity) = self.record.process {
-            self.post.note(&format!("runs as pid {}, generation {}", identity.pid, want.generation.0)).await;
+            self.post.note(&format!("runs as pid {}, generation {}", identity.pid, launch.generation.0)).await;
         }
         let mut misses = 0;
         let end = loop {
@@ -294,7 +300,7 @@ impl Running {
     async fn rotate(&self) {
         let path = self.post.log();
         if let Ok(Err(e)) = tokio::task::spawn_blocking(move || logs::rotate(&path)).await {
-            tracing::warn!(request = %self.post.want.request, error = %e, "a replica's log can't be rotated");
+            tracing::warn!(request = %self.post.launch.request, error = %e, "a replica's log can't be rotated");
         }
     }
 
@@ -367,7 +373,7 @@ async fn clear(family: &Family, alarm: Duration) {
 
 async fn save(shared: &Arc<Shared>, record: &Record) {
     let (dir, record) = (shared.places.records.clone(), record.clone());
-    let request = record.want.request.clone();
+    let request = record.launch.request.clone();
     if let Ok(Err(e)) = tokio::task::spawn_blocking(move || record.save(&dir)).await {
         tracing::error!(%request, error = %e, "a replica's record can't be written");
     }
@@ -375,6 +381,6 @@ async fn save(shared: &Arc<Shared>, record: &Record) {
 
 /// A record without a process is of no use to the next agent.
 async fn discard(post: &Post) {
-    let (dir, id, generation) = (post.shared.places.records.clone(), post.id, post.want.generation);
+    let (dir, id, generation) = (post.shared.places.records.clone(), post.launch.id, post.launch.generation);
     let _ = tokio::task::spawn_blocking(move || record::remove(&dir, id, generation)).await;
 }

@@ -7,6 +7,7 @@ use crate::agent::post::Post;
 use crate::agent::record::End;
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
+use nf_core::reconcile::Want;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
@@ -37,8 +38,8 @@ struct RunFile {
 }
 
 impl RunFile {
-    fn of(post: &Post) -> Self {
-        let (want, spec) = (&post.want, &post.want.spec);
+    fn of(post: &Post, want: &Want) -> Self {
+        let spec = &want.spec;
         Self {
             job: want.request.to_string(),
             model: spec.model.to_string(),
@@ -54,8 +55,8 @@ impl RunFile {
     }
 
     fn path(post: &Post) -> PathBuf {
-        let request = &post.want.request;
-        post.shared.places.run.join(match post.id.replica {
+        let request = &post.launch.request;
+        post.shared.places.run.join(match post.launch.id.replica {
             0 => format!("{request}.json"),
             n => format!("{request}.{n}.json"),
         })
@@ -78,8 +79,8 @@ impl RunFile {
 }
 
 /// Writes the run file with `status`; its failure is told, and does not stop the replica.
-async fn tell(post: &Post, status: &str) {
-    let mut file = RunFile::of(post);
+async fn tell(post: &Post, want: &Want, status: &str) {
+    let mut file = RunFile::of(post, want);
     (file.status, file.ts) = (status.into(), jiff::Timestamp::now().strftime("%FT%TZ").to_string());
     let path = RunFile::path(post);
     let over = status == "stopped" || status == "failed";
@@ -92,15 +93,15 @@ async fn tell(post: &Post, status: &str) {
         file.write(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
     });
     if let Ok(Err(e)) = written.await {
-        tracing::warn!(request = %post.want.request, error = %e, "run file not written");
+        tracing::warn!(request = %post.launch.request, error = %e, "run file not written");
     }
 }
 
 /// The whole life of a simulated replica.
-pub(in crate::agent) async fn run(post: Post) -> End {
-    tell(&post, "starting").await;
+pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
+    tell(&post, want, "starting").await;
     let started = tokio::select! {
-        started = start(&post) => started,
+        started = start(&post, want) => started,
         why = post.stop_asked() => Err(End { ok: true, why }),
     };
     let end = match started {
@@ -114,17 +115,17 @@ pub(in crate::agent) async fn run(post: Post) -> End {
             _ = &mut server.task => End::failed(Reason::RuntimeFailed),
         },
     };
-    tell(&post, if end.ok { "stopped" } else { "failed" }).await;
+    tell(&post, want, if end.ok { "stopped" } else { "failed" }).await;
     post.note(&format!("simulated replica ended: {}", end.why)).await;
     end
 }
 
 /// Everything until it is ready. None: it has no port, so there is nothing to serve.
-async fn start(post: &Post) -> Result<Option<Server>, End> {
-    prepare(post).await?;
+async fn start(post: &Post, want: &Want) -> Result<Option<Server>, End> {
+    prepare(post, &want.spec).await?;
     post.stage(Stage::Starting);
-    let (host, spec) = (&*post.want.host, &post.want.spec);
-    let (server, address) = match post.want.port {
+    let (host, spec) = (&*want.host, &want.spec);
+    let (server, address) = match want.port {
         None => (None, "no port".to_string()),
         Some(port) => match Server::start(host, port, spec.model.as_str(), spec.version.as_str()).await {
             Ok(server) => (Some(server), format!("http://{host}:{port}")),
@@ -135,8 +136,8 @@ async fn start(post: &Post) -> Result<Option<Server>, End> {
             }
         },
     };
-    tell(post, "running").await;
-    let devices = post.want.uuids.join(" ");
+    tell(post, want, "running").await;
+    let devices = want.uuids.join(" ");
     let what = format!("{} {} for {}", spec.model, spec.version, spec.tenant);
     post.note(&format!("SIMULATED {what} on {address}; devices: {devices}; no model is loaded")).await;
     post.stage(Stage::Ready);
