@@ -9,6 +9,8 @@ mod member;
 mod nodes;
 mod worker;
 
+pub use links::{PLAYER, TlsDial};
+
 use crate::config::parse::{Pqc, Role};
 use crate::config::{Error as ConfigError, Settings};
 use anyhow::{Context as _, Result};
@@ -43,7 +45,9 @@ pub fn run(settings: Settings, extras: Extras) -> Result<()> {
     let missing = settings.missing();
     match missing.is_empty() {
         true => tracing::info!(mode, "starting"),
-        false => tracing::info!(mode, missing = missing.join(", "), "starting; production would also need what is missing"),
+        false => {
+            tracing::info!(mode, missing = missing.join(", "), "starting; production would also need what is missing")
+        }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {

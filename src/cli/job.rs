@@ -103,7 +103,7 @@ fn place_of(placement: &Value) -> String {
     let why = match placement.get("why") {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(why)) => format!(" ({why})"),
-        Some(why) => format!(" ({why})"),
+        Some(why) => format!(" (score {} among {} nodes)", at(why, "score"), at(why, "candidates")),
     };
     format!("{}{gpus}{why}", at(placement, "node"))
 }

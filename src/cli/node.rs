@@ -24,8 +24,9 @@ enum NodeCommand {
     #[command(after_help = "Examples:\n  nf node cordon n1\n  nf node cordon n1 --reason 'new fans'")]
     Cordon {
         node: String,
-        #[arg(long, default_value = "")]
-        reason: String,
+        /// Why; shown by nf describe node
+        #[arg(long)]
+        reason: Option<String>,
     },
     /// Let new work onto a node again
     #[command(after_help = "Examples:\n  nf node uncordon n1\n  nf node uncordon n1 -o json")]

@@ -1,6 +1,7 @@
 //! Who this process is in its group: name, number, keys. It does not know what
 //! the group does.
 
+use super::links::PLAYER;
 use crate::config::Settings;
 use crate::config::parse::Member;
 use crate::security::tls::{Authority, Credentials, PeerTls};
@@ -96,6 +97,8 @@ fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alon
         false => {
             let authority = Authority::create(cluster)?;
             authority.write(&data.join("ca"))?;
+            // For nf sim nodes, which a newcomer tries on a member of their own.
+            authority.issue(cluster, PLAYER)?.write(&data.join(PLAYER).join("tls"))?;
             authority
         }
     };

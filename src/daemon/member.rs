@@ -7,8 +7,8 @@ use super::{Extras, bind, nodes, stop, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
-use crate::api::{self, ApiState, Info, Resolve};
 use crate::api::convert::schedule::ModelFacts;
+use crate::api::{self, ApiState, Info, Resolve};
 use crate::config::Settings;
 use crate::controller;
 use crate::exchange::{self, Hub};
@@ -190,9 +190,9 @@ impl Part<'_> {
         write_ready(extras.ready_file.as_ref(), &me.api)?;
         tracing::info!(api = me.api, peer = me.peer, id = me.id.0, "serving");
         match agent.await? {
-            agent::Outcome::Superseded => anyhow::bail!(
-                "another process runs node {} now; this one ends, so that nothing runs twice", me.name
-            ),
+            agent::Outcome::Superseded => {
+                anyhow::bail!("another process runs node {} now; this one ends, so that nothing runs twice", me.name)
+            }
             agent::Outcome::Stopped => {
                 // The end is under way; whoever asked for it goes on.
                 tokio::time::sleep(AGENT).await;

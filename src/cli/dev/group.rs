@@ -5,6 +5,7 @@ use super::record::Member;
 use super::{Up, ports};
 use crate::cli::exit::{Exit, fail};
 use crate::config::TABLE;
+use crate::daemon::PLAYER;
 use crate::security::tls::{Authority, Credentials};
 use anyhow::{Context as _, Result};
 use std::fs::OpenOptions;
@@ -80,6 +81,10 @@ pub fn plan(up: &Up, dir: &Path) -> Result<Vec<Plan>> {
     let gpus = gpus(&up.gpus)?;
     let ports = ports::choose(up.port, up.nodes)?;
     let authority = authority(&dir.join("ca"))?;
+    let player = dir.join(PLAYER).join("tls");
+    if !player.join("member.key").exists() {
+        authority.issue(CLUSTER, PLAYER)?.write(&player)?;
+    }
     let names: Vec<_> = (1..=up.nodes).map(|n| format!("node-{n}")).collect();
     let list = names.iter().zip(&ports).map(|(name, port)| format!("{name}=127.0.0.1:{}", port + 1));
     let list = list.collect::<Vec<_>>().join(",");

@@ -1,0 +1,126 @@
+//! The binary as a person meets it: exit codes and texts, without a group.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs `nf` with nothing of this machine's settings, and a home of its own.
+fn nf(home: &Path, env: &[(&str, &str)], args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nf"));
+    command.env_clear().env("HOME", home).env("NO_COLOR", "1").envs(env.iter().copied()).args(args);
+    command.output().unwrap()
+}
+
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_setting_that_does_not_hold_refuses_with_one_line_that_names_it() {
+    let home = tempfile::tempdir().unwrap();
+    let cases: [(&[(&str, &str)], &str); 6] = [
+        (&[("SCHEDULER_PORT", "99999")], "SCHEDULER_PORT"),
+        (&[("MAX_TENANT_GPUs", "3"), ("MAX_TENANT_GPUS", "4")], "MAX_TENANT_GPUS"),
+        (&[("NEURAL_FABRIC_MODE", "production")], "MODEL_STORE_URL"),
+        (&[("SIMULATION_MODE", "perhaps")], "SIMULATION_MODE"),
+        (&[("NF_LISTEN", "0.0.0.0:0"), ("PQC_MODE", "off")], "PQC_MODE"),
+        (&[("NF_CONFIG", "/nonexistent/nf.toml")], "/nonexistent/nf.toml"),
+    ];
+    for (env, name) in cases {
+        let (code, out, err) = told(&nf(home.path(), env, &["serve"]));
+        assert_eq!(code, 2, "{name}: {err}");
+        assert!(out.is_empty() && err.contains(name), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn complete_production_settings_are_refused_by_this_build() {
+    let home = tempfile::tempdir().unwrap();
+    let env = [("MODEL_STORE_URL", "file:///m"), ("COSIGN_KEY_PATH", "/k"), ("NF_JWKS", "/j"), ("NF_TLS_DIR", "/t")];
+    let (code, _, err) = told(&nf(home.path(), &env, &["serve"]));
+    assert_eq!(code, 2);
+    assert!(err.contains("JWT verification, which this build does not have yet"), "{err}");
+}
+
+#[test]
+fn a_taken_port_says_which_and_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port().to_string();
+    let (code, _, err) = told(&nf(home.path(), &[("SCHEDULER_PORT", &port)], &["serve"]));
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains(&format!("port {port} is taken")) && err.contains("--listen"), "{err}");
+}
+
+#[test]
+fn nobody_there_is_exit_seven_with_the_next_command() {
+    let home = tempfile::tempdir().unwrap();
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = format!("http://{}", held.local_addr().unwrap());
+    drop(held);
+    for args in [&["get", "jobs"][..], &["run", "m", "--gpus", "1"], &["cluster", "members"]] {
+        let (code, out, err) = told(&nf(home.path(), &[("NF_ADDR", &addr)], args));
+        assert_eq!((code, out.as_str()), (7, ""), "{args:?}: {err}");
+        assert!(err.contains(&addr) && err.contains("try: nf dev"), "{err}");
+    }
+    let (code, _, err) = told(&nf(home.path(), &[], &["dev", "status"]));
+    assert_eq!(code, 4, "{err}");
+}
+
+#[test]
+fn usage_is_exit_two() {
+    let home = tempfile::tempdir().unwrap();
+    for args in
+        [&["frobnicate"][..], &["get", "llamas"], &["run"], &["run", "-f", "/nonexistent"], &["context", "use", "../x"]]
+    {
+        let (code, out, err) = told(&nf(home.path(), &[], args));
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn version_settings_and_completion_go_to_stdout() {
+    let home = tempfile::tempdir().unwrap();
+    let (code, out, _) = told(&nf(home.path(), &[], &["version", "-o", "json"]));
+    let version: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, version["phase"].as_str()), (0, Some("H.2")));
+    let secret = [("OPENAI_KEY", "sk-hidden"), ("SCHEDULER_PORT", "9")];
+    let (code, out, err) = told(&nf(home.path(), &secret, &["config", "view"]));
+    assert!(code == 0 && out.contains("<REDACTED>") && !out.contains("hidden"), "{out}");
+    assert!(out.contains("environment SCHEDULER_PORT") && err.contains("mode: simulation"), "{out}\n{err}");
+    let (code, out, _) = told(&nf(home.path(), &[], &["completion", "bash"]));
+    assert!(code == 0 && out.contains("_nf"));
+}
+
+#[test]
+fn contexts_are_files_that_only_their_owner_reads() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let (code, _, err) = told(&nf(home.path(), &[], &["context", "use", "lab", "--to", "http://127.0.0.1:1"]));
+    assert_eq!(code, 0, "{err}");
+    let file = home.path().join(".config/neural-fabric/contexts/lab.toml");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (_, out, _) = told(&nf(home.path(), &[], &["context", "show", "-o", "json"]));
+    let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((shown["context"].as_str(), shown["addrs"][0].as_str()), (Some("lab"), Some("http://127.0.0.1:1")));
+    let (code, ..) = told(&nf(home.path(), &[], &["context", "use", "none"]));
+    assert_eq!(code, 4);
+}
+
+#[test]
+fn keys_for_a_new_group_are_made_once() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("lab");
+    let members = "node-1=127.0.0.1:8601,node-2=127.0.0.1:8611,node-3=127.0.0.1:8621";
+    let args = ["cluster", "init", "--dir", dir.to_str().unwrap(), "--members", members];
+    let (code, out, err) = told(&nf(home.path(), &[], &args));
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out.lines().filter(|line| line.starts_with("nf serve --config ")).count(), 3, "{out}");
+    let config = dir.join("node-2/nf.toml");
+    let (code, _, err) = told(&nf(home.path(), &[], &["config", "validate", "--config", config.to_str().unwrap()]));
+    assert_eq!(code, 0, "{err}");
+    let (code, ..) = told(&nf(home.path(), &[], &args));
+    assert_eq!(code, 5, "a second init must not replace the group's authority");
+}
