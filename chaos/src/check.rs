@@ -17,7 +17,7 @@ pub async fn jobs(cluster: &Cluster, member: &Member, query: &str) -> Result<Vec
     for _ in 0..1000 {
         let next = if token.is_empty() { String::new() } else { format!("&next_token={token}") };
         let page = cluster.get(member, &format!("/schedule?per_page=1000&{query}{next}")).await?;
-        let rows = page["jobs"].as_array().context("a page has `jobs`")?;
+        let rows = page["items"].as_array().context("a page has `items`")?;
         out.extend(rows.iter().cloned());
         match page["next_token"].as_str() {
             Some(more) if !more.is_empty() => token = more.to_owned(),

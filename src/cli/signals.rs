@@ -1,4 +1,5 @@
-//! Ctrl-C and TERM.
+//! Ctrl-C and TERM as one future, so that every command ends the same way. It does not know
+//! what is to be ended.
 
 use tokio::signal::unix::{SignalKind, signal};
 

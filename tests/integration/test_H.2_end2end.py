@@ -138,12 +138,12 @@ def test_what_cannot_run_waits_with_every_reason(group):
 
 
 def test_a_plan_commits_nothing_and_can_be_held_to(group):
-    before = group.get("/schedule?tenant_id=planner")["jobs"]
+    before = group.get("/schedule?tenant_id=planner")["items"]
     wish = {**BODY, "tenant_id": "planner"}
     plan = group.call("POST", "/schedule", {**wish, "dry_run": True})
     assert plan.status_code == 200, plan.text
     assert plan.json()["placement"]["node"] and plan.json()["digest"]
-    assert group.get("/schedule?tenant_id=planner")["jobs"] == before == []
+    assert group.get("/schedule?tenant_id=planner")["items"] == before == []
     wrong = group.call("POST", "/schedule", {**wish, "check_plan": "0" * 32})
     assert (wrong.status_code, wrong.json()["reason"]) == (409, "PlanChanged")
 

@@ -101,7 +101,7 @@ def test_unknown_id(group):
 
 
 def test_unknown_tenant_is_empty_not_an_error(group):
-    assert group.get("/schedule?tenant_id=nobody")["jobs"] == []
+    assert group.get("/schedule?tenant_id=nobody")["items"] == []
     problem(group.call("GET", "/schedule?tenant_id=No%20Body"), 400, "InvalidArgument", "tenant_id")
 
 

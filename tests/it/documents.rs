@@ -95,6 +95,22 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
+fn every_test_target_is_in_a_suite() {
+    let suites = tree::read("tests/budgets.toml").text;
+    let manifests = ["Cargo.toml", "src/core/Cargo.toml", "proto/Cargo.toml", "chaos/Cargo.toml"].map(tree::read);
+    let mut forgotten = Vec::new();
+    for manifest in &manifests {
+        for section in manifest.text.split("[[test]]").skip(1) {
+            let name = section.lines().find_map(|l| l.strip_prefix("name = ")).unwrap_or("\"?\"").trim_matches('"');
+            if !suites.contains(&format!("--test {name}")) {
+                forgotten.push(format!("{}: test `{name}` is in no suite of tests/budgets.toml", manifest.path));
+            }
+        }
+    }
+    assert!(forgotten.is_empty(), "{}", forgotten.join("\n"));
+}
+
+#[test]
 fn nothing_names_a_machine_of_ours() {
     // In two parts, so that this file does not find itself.
     let banned = [concat!("/wo", "rk/"), concat!("/ro", "ot/."), concat!("/home", "/"), concat!("BEGIN PRIV", "ATE")];

@@ -1,4 +1,4 @@
-//! `ResourceService`.
+//! ResourceService: reads the message, asks the service, shapes the answer. It decides nothing.
 
 use super::{call, consistency, tenant};
 use crate::api::convert::proto::{self, amounts};

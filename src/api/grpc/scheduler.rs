@@ -1,4 +1,4 @@
-//! `SchedulerService`.
+//! SchedulerService: reads the message, asks the service, shapes the answer. It decides nothing.
 
 use super::{call, consistency, tenant};
 use crate::api::convert::event::EventBody;
