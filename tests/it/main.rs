@@ -4,6 +4,7 @@
 // Helpers of tests are tests: a panic in them is a failed test with a line number.
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod cli;
 mod commands;
 mod documents;
