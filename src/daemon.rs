@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often a process that ends with its parent looks at it.
 const PARENT: Duration = Duration::from_millis(200);
@@ -35,8 +35,7 @@ pub struct Extras {
 /// # Errors
 /// What kept the process from starting, or ended it.
 pub fn run(settings: Settings, extras: Extras) -> Result<()> {
-    // The variable is what logging reads; a flag or file says it through the variable's setting.
-    crate::telemetry::init_logs();
+    crate::telemetry::init_logs(settings.log.as_deref());
     if settings.pqc_mode.value != Pqc::Hybrid {
         let text = "PQC_MODE: this build speaks hybrid between members and nothing else; unset it";
         return Err(ConfigError::Clash(text.to_owned()).into());
@@ -75,24 +74,38 @@ fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// Returns when the process is asked to end, or its parent is gone.
-async fn stop(with_parent: bool) -> Result<&'static str> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let parent = std::os::unix::process::parent_id();
-    let orphaned = async {
-        let mut look = tokio::time::interval(PARENT);
-        loop {
-            look.tick().await;
-            if with_parent && std::os::unix::process::parent_id() != parent {
-                return;
+/// What ends this process.
+struct Stop {
+    term: Signal,
+    int: Signal,
+    parent: Option<u32>,
+}
+
+impl Stop {
+    fn new(with_parent: bool) -> Result<Self> {
+        let (term, int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { term, int, parent: with_parent.then(std::os::unix::process::parent_id) })
+    }
+
+    /// Returns when the process is asked to end, or its parent is gone. The second
+    /// time it returns, somebody is in a hurry.
+    async fn asked(&mut self) -> &'static str {
+        let parent = self.parent;
+        let orphaned = async {
+            let mut look = tokio::time::interval(PARENT);
+            loop {
+                look.tick().await;
+                if parent.is_some_and(|parent| std::os::unix::process::parent_id() != parent) {
+                    return;
+                }
             }
+        };
+        tokio::select! {
+            _ = self.term.recv() => "TERM",
+            _ = self.int.recv() => "INT",
+            () = orphaned => "the parent process is gone",
         }
-    };
-    Ok(tokio::select! {
-        _ = term.recv() => "TERM",
-        _ = int.recv() => "INT",
-        () = orphaned => "the parent process is gone",
-    })
+    }
 }
 
 fn write_ready(path: Option<&PathBuf>, url: &str) -> Result<()> {

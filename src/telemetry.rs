@@ -18,10 +18,11 @@ pub const OTHER: &str = "other";
 /// What is logged where neither `NF_LOG` nor `RUST_LOG` says: our own words, and warnings of others.
 const DEFAULT_FILTER: &str = "warn,neural_fabric=info,nf=info";
 
-/// Starts logging to stderr: text for people on a terminal, else JSON. A second
-/// call changes nothing, so that tests can call it, too.
-pub fn init_logs() {
-    let wanted = ["NF_LOG", "RUST_LOG"].into_iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+/// Starts logging to stderr: text for people on a terminal, else JSON. `wanted` wins
+/// over `NF_LOG` and `RUST_LOG`. A second call changes nothing, so that tests can call it, too.
+pub fn init_logs(wanted: Option<&str>) {
+    let named = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let wanted = wanted.map(str::to_owned).or_else(|| ["NF_LOG", "RUST_LOG"].into_iter().find_map(named));
     let filter = match wanted.as_deref().map(EnvFilter::try_new) {
         Some(Ok(filter)) => filter,
         _ => EnvFilter::new(DEFAULT_FILTER),

@@ -213,11 +213,23 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (None, Some(_)) => Exit::Usage,
         (None, None) => Exit::Failed,
     };
-    let text = format!("{error:#}");
+    let text = chain(error);
     if !text.is_empty() {
         let _ = writeln!(std::io::stderr(), "nf: {text}");
     }
     exit.into()
+}
+
+/// The error and its causes, each said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Says something that is not data.

@@ -259,10 +259,6 @@ pub fn text(text: &str) -> Result<Option<String>, String> {
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
-pub fn plain(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
-}
-
 fn with_scheme(text: &str, schemes: &[&str]) -> Result<Option<String>, String> {
     let rest = |scheme: &&str| text.strip_prefix(*scheme).and_then(|r| r.strip_prefix("://"));
     match schemes.iter().find_map(rest) {

@@ -149,6 +149,6 @@ settings! {
         "how long a replica may drain before TERM";
     kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,
         "how long after TERM before KILL";
-    log: String = "info", "NF_LOG", parse::plain,
-        "what is logged, e.g. info or neural_fabric::raft=debug";
+    log: Option<String> = "", "NF_LOG", parse::text,
+        "what is logged, e.g. debug or warn,neural_fabric::raft=debug; our own words and others' warnings when not set";
 }

@@ -2,9 +2,10 @@
 //! the group does.
 
 use super::links::PLAYER;
-use crate::config::Settings;
 use crate::config::parse::Member;
+use crate::config::{Error as ConfigError, Settings};
 use crate::security::tls::{Authority, Credentials, PeerTls};
+use crate::storage;
 use anyhow::{Context as _, Result, bail};
 use nf_core::id::{MemberId, NodeName};
 use std::net::SocketAddr;
@@ -38,6 +39,7 @@ impl Me {
     /// `public` and `peer` are the addresses that were bound.
     pub fn new(settings: &Settings, id: MemberId, public: SocketAddr, peer: SocketAddr) -> Result<Self> {
         let (name, cluster, data) = (settings.name(), settings.cluster.value.clone(), settings.data());
+        same_group(&data, &cluster)?;
         let founders = founders(settings, peer);
         let alone = founders.len() == 1 && settings.join.value.is_empty();
         let tls = credentials(settings, &data, &cluster, &name, alone)?;
@@ -57,6 +59,20 @@ impl Me {
             host,
             data,
         })
+    }
+}
+
+/// Another group's data is not touched, not even its keys.
+fn same_group(data: &Path, cluster: &str) -> Result<()> {
+    match storage::identity::read(&data.join("raft"))? {
+        Some(there) if there.cluster != cluster => Err(ConfigError::Clash(format!(
+            "NF_DATA_DIR {} holds member {} of group {}, not of {cluster}: choose another --data-dir, or set --cluster {2}",
+            data.display(),
+            there.member,
+            there.cluster
+        ))
+        .into()),
+        _ => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
-use super::{Extras, bind, nodes, stop, write_ready};
+use super::{Extras, Stop, bind, nodes, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
@@ -34,6 +34,7 @@ const AGENT: Duration = Duration::from_secs(2);
 
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
+    let mut stop = Stop::new(extras.stop_with_parent)?;
     let public = bind(settings.public(), "--listen")?;
     let peer = bind(settings.peer(), "--peer-listen")?;
     let peer_address = peer.local_addr()?;
@@ -60,15 +61,22 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, ended: &ended };
     let outcome = tokio::select! {
         outcome = part.take(&founders, extras) => outcome,
-        why = stop(extras.stop_with_parent) => why.map(|why| tracing::info!(why, "stopping")),
+        why = stop.asked() => { tracing::info!(why, "stopping"); Ok(()) }
         served = &mut served => Err(anyhow::anyhow!("serving the public port ended: {served:?}")),
     };
-    // Leadership first: calls that arrive meanwhile are forwarded to the new leader.
-    hand_over(&replica).await;
-    end.send_replace(true);
-    if tokio::time::timeout(CALLS, &mut served).await.is_err() {
-        tracing::info!("some calls did not end in time; they may be tried again on another member");
+    let gently = async {
+        // Leadership first: calls that arrive meanwhile are forwarded to the new leader.
+        hand_over(&replica).await;
+        end.send_replace(true);
+        if tokio::time::timeout(CALLS, &mut served).await.is_err() {
+            tracing::info!("some calls did not end in time; they may be tried again on another member");
+        }
+    };
+    tokio::select! {
+        () = gently => {}
+        why = stop.asked() => tracing::info!(why, "asked again: ending at once"),
     }
+    end.send_replace(true);
     replica.shutdown().await;
     outcome
 }

@@ -1,7 +1,7 @@
 //! A worker: an agent without a vote, served by any member.
 
 use super::links::TlsDial;
-use super::{Extras, form, identity::Me, nodes, stop, write_ready};
+use super::{Extras, Stop, form, identity::Me, nodes, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
 use crate::config::Settings;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
+    let mut stop = Stop::new(extras.stop_with_parent)?;
     let members = form::members(&settings.join.value).await?;
     // A worker has no number; it serves nothing, so its addresses are names only.
     let me = Me::new(settings, MemberId(0), settings.public(), settings.peer())?;
@@ -35,7 +36,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
             agent::Outcome::Superseded => Err(anyhow!("another process runs node {} now; this one ends", me.name)),
             agent::Outcome::Stopped => Ok(()),
         },
-        why = stop(extras.stop_with_parent) => why.map(|why| tracing::info!(why, "stopping")),
+        why = stop.asked() => { tracing::info!(why, "stopping"); Ok(()) }
     };
     end.send_replace(true);
     executor.shutdown_keeping_replicas();

@@ -20,6 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// A group that is not ready by then has a fault worth reading about.
 const READY: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
+/// From the first TERM to the second, which asks a member to end at once.
+const HASTE: Duration = Duration::from_millis(200);
 /// From TERM to KILL.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -256,6 +258,12 @@ async fn stop_all(seats: &mut [Seat]) {
         if let Err(error) = seat.plan.member(seat.pid).signal(Signal::SIGTERM) {
             say(format!("{error:#}"));
         }
+    }
+    // A leader would wait for somebody to hand over to, but all of them go.
+    tokio::time::sleep(HASTE).await;
+    for seat in &running {
+        // Who is gone by now needs no second word.
+        let _ = seat.plan.member(seat.pid).signal(Signal::SIGTERM);
     }
     let end = tokio::time::Instant::now() + GRACE;
     for seat in running {
