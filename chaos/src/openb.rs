@@ -42,7 +42,8 @@ pub async fn run(nf: &Path, dir: &Path, limit: Option<usize>) -> Result<()> {
     let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "7000")]).await?;
     let nodes = traces.join("openb_node_list_gpu_node.csv");
     let expected = std::fs::read_to_string(&nodes)?.lines().filter(|l| !l.is_empty()).count() - 1;
-    cluster.also("workers", &["sim", "nodes", "--from", &nodes.display().to_string()])?;
+    let data = dir.join("data").display().to_string();
+    cluster.also("workers", &["sim", "nodes", "--from", &nodes.display().to_string(), "--data-dir", &data])?;
     let ready = nodes_ready(&cluster, expected).await?;
     println!("openb: {ready} nodes are ready; {} requests from {} clients", pods.len(), CLIENTS * 3);
 

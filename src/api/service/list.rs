@@ -34,7 +34,7 @@ pub enum Cursor {
 
 impl Cursor {
     pub fn parse(text: &str) -> Result<Self, Refusal> {
-        let bad = || Refusal::invalid("next_token", "not a token that this list gave out; start without one");
+        let bad = || Refusal::invalid("next_token", "next_token: not one that this list gave out; start without it");
         let number = |digits: &str| u64::from_str_radix(digits, 16).map_err(|_| bad());
         if text.len() > 20 || !text.is_ascii() || text.is_empty() {
             return Err(bad());
@@ -66,7 +66,7 @@ pub struct NumberPage {
 
 impl NumberPage {
     pub fn new(token: Option<&str>, per_page: Option<u64>) -> Result<Self, Refusal> {
-        let bad = || Refusal::invalid("next_token", "not a token that this list gave out; start without one");
+        let bad = || Refusal::invalid("next_token", "next_token: not one that this list gave out; start without it");
         let read = |text: &str| {
             let digits = text.strip_prefix('n').filter(|d| d.len() <= 8 && d.bytes().all(|b| b.is_ascii_hexdigit()));
             digits.and_then(|d| u64::from_str_radix(d, 16).ok()).ok_or_else(bad)

@@ -242,7 +242,9 @@ impl Service {
     /// Registers a node that this member plays. Simulation only: in production a
     /// node speaks for itself, with its certificate.
     pub async fn register_node(&self, call: &Call, wanted: Registration) -> Result<Registered, Failure> {
-        let state = self.replica.applied().state;
+        // Another member may have registered it a moment ago.
+        let read = self.read(call).await?;
+        let (state, index) = (read.state, read.index);
         let simulation = state.meta().mode == Mode::Simulation;
         if !simulation {
             let detail = "in production a node registers itself with its certificate (nf serve --join on that machine)";
@@ -253,15 +255,20 @@ impl Service {
             None => made_up(),
         };
         let known = state.node_named(&name).cloned();
-        if let Some(node) = known.as_ref().filter(|node| !matches!(node.kind, NodeKind::Played(_))) {
-            return agrees(node, &wanted, simulation, self.replica.applied().index);
+        let own = NodeKind::Played(self.replica.status().id);
+        let run_elsewhere = |node: &Node| match node.kind {
+            // A player that is gone is taken over from.
+            NodeKind::Played(_) => node.kind != own && node.state == NodeState::Ready,
+            _ => true,
+        };
+        if let Some(node) = known.as_ref().filter(|node| run_elsewhere(node)) {
+            return agrees(node, &wanted, simulation, index);
         }
         let ports = known.as_ref().map_or_else(|| free_ports(&state, &self.info.host), |node| node.spec.ports);
         let incarnation = known.as_ref().map_or(Incarnation(1), |node| node.incarnation);
         drop(state);
         let spec = Arc::new(wanted.spec(&name, &self.info.host, ports));
-        let kind = NodeKind::Played(self.replica.status().id);
-        let intent = Intent::Register { name: name.clone(), kind, incarnation, spec };
+        let intent = Intent::Register { name: name.clone(), kind: own, incarnation, spec };
         let (answer, index) = self.commit(call, intent).await?;
         Ok(Registered { name, new: matches!(answer, Answer::Node { new: true, .. }), index, simulation })
     }
@@ -284,16 +291,14 @@ fn made_up() -> NodeName {
     NodeName::new(&format!("node-{}", &digits[22..])).expect("hexadecimal digits are a valid name")
 }
 
-/// A node with an agent of its own tells what it has; a call can only agree.
+/// A node that is run elsewhere tells what it has; a call can only agree.
 fn agrees(node: &Node, wanted: &Registration, simulation: bool, index: u64) -> Result<Registered, Failure> {
     let gpus = node.spec.devices.iter().filter(|d| d.kind == DeviceKind::Gpu).count();
     if wanted.gpus.is_none_or(|n| usize::from(n) == gpus) {
         return Ok(Registered { name: node.name.clone(), new: false, index, simulation });
     }
-    let detail = format!(
-        "node {} is run by its own agent and has {gpus} GPUs; choose another node_id, or leave gpus out",
-        node.name
-    );
+    let detail =
+        format!("node {} is run elsewhere and has {gpus} GPUs; choose another node_id, or leave gpus out", node.name);
     Err(Refusal::field(Reason::Conflict, "gpus", detail).into())
 }
 
