@@ -137,6 +137,7 @@ impl Cluster {
             tuning: self.tuning,
             hooks: Hooks::default(),
             fatal: Fatal::hook(move |reason| fatal.lock().expect("unpoisoned").push(reason.to_owned())),
+            services: None,
         }
     }
 

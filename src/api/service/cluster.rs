@@ -353,6 +353,9 @@ mod tests {
             leader: Some(MemberId(1)),
             commit_index: 5_000,
             applied_index: 5_000,
+            last_log_index: 5_000,
+            snapshot_index: 0,
+            purged_index: 0,
             last_contact_ms: 0,
             members: matched.into_iter().enumerate().map(member).collect(),
         }
