@@ -7,7 +7,7 @@ use crate::api::convert::node::Registration;
 use crate::api::error::Failure;
 use nf_core::command::{Answer, Mode};
 use nf_core::id::{Incarnation, NodeName, NodeNo};
-use nf_core::node::{Cordon, DeviceKind, Node, NodeKind, PortRange};
+use nf_core::node::{Cordon, DeviceKind, Node, NodeKind, NodeState, PortRange};
 use nf_core::plan::Intent;
 use nf_core::quota;
 use nf_core::reason::{Reason, Refusal};
