@@ -42,7 +42,6 @@ impl Me {
         same_group(&data, &cluster)?;
         let founders = founders(settings, peer);
         let alone = founders.len() == 1 && settings.join.value.is_empty();
-        belongs(&data, &cluster)?;
         let tls = credentials(settings, &data, &cluster, &name, alone)?;
         let host = settings.advertise.value.clone().unwrap_or_else(|| public.ip().to_string());
         let listed = founders.iter().find(|member| member.name == name).map(|member| member.peer.clone());
@@ -94,20 +93,6 @@ pub fn founder_id(settings: &Settings, founders: &[Member]) -> Option<MemberId> 
     let place = founders.iter().position(|member| member.name == settings.name());
     let id = settings.member_id.value.or(place.map(|place| place as u64 + 1));
     id.map(MemberId)
-}
-
-/// Told before the keys are looked at: they belong to the other group, too, and their complaint misleads.
-fn belongs(data: &Path, cluster: &str) -> Result<()> {
-    match storage::identity::read(&data.join("raft"))? {
-        Some(found) if found.cluster != cluster => Err(ConfigError::Clash(format!(
-            "{} holds the data of group {}, not of {cluster}: choose another NF_DATA_DIR, or set NF_CLUSTER={}",
-            data.display(),
-            found.cluster,
-            found.cluster
-        ))
-        .into()),
-        _ => Ok(()),
-    }
 }
 
 /// A member alone makes its own authority; all others were given keys.
