@@ -159,7 +159,10 @@ impl Node {
             let want = self.desired.replicas.get(&id);
             let wanted = want.is_some_and(|want| want.generation == generation && want.stop.is_none());
             let alive = actual.replicas.get(&id).and_then(|g| g.get(&generation)) == Some(&Condition::Alive);
-            if wanted && alive && stage != Stage::Scheduled {
+            // What the group thinks decides, not what it was told: a report that was sent
+            // twice may be applied after a newer one.
+            let news = want.is_some_and(|want| want.stage != Some(stage));
+            if wanted && alive && news && stage != Stage::Scheduled {
                 self.report(&mut reports, id, generation, Told::Stage(stage), ReportKind::Stage(stage));
             }
         }
@@ -170,7 +173,7 @@ impl Node {
 
     fn report(&self, to: &mut NodeReports, id: ReplicaId, generation: Generation, what: Told, kind: ReportKind) {
         let stands = match self.told.get(&(id, generation)) {
-            Some((Told::Stage(told), _)) => what == Told::Stage(*told),
+            Some((Told::Stage(told), index)) => what == Told::Stage(*told) && self.known.unwrap_or(0) < *index,
             // The slice should be without it by then; if not, it did not count.
             Some((Told::Ended, index)) => what == Told::Ended && self.known.unwrap_or(0) < *index,
             None => false,

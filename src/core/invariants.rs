@@ -3,11 +3,13 @@
 //! tests, the simulation, start-up and `nf doctor`.
 
 use crate::capacity::CapacityIndex;
+use crate::id::{NodeNo, TenantNo};
 use crate::job::{Phase, Replica};
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, NodeUse, TenantUse};
 use crate::resources::{Gpus, WHOLE};
 use crate::state::{State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Something that must hold and does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,30 +147,30 @@ fn rebuild(state: &State) -> State {
     state.nodes().values().for_each(|node| fresh.put_node((**node).clone()));
     state.tenants().values().for_each(|tenant| fresh.put_tenant((**tenant).clone()));
     state.requests.iter().for_each(|(key, request)| fresh.put_request(*key, request.clone()));
-    state.jobs().values().for_each(|job| fresh.put_job((**job).clone()));
+    state.jobs().values().for_each(|job| fresh.load_job(job.clone()));
+    fresh.reclass_all();
     fresh
 }
 
 /// The ledger without revisions and empty rows, which only say how we got here.
-fn comparable(ledger: &Ledger) -> String {
-    let mut text = String::new();
-    for (no, used) in &ledger.nodes {
+fn comparable(ledger: &Ledger) -> (BTreeMap<NodeNo, NodeUse>, BTreeMap<TenantNo, TenantUse>) {
+    let bare = |used: &Arc<NodeUse>| {
         let mut used = (**used).clone();
         used.revision = 0;
         // A node that once had more devices keeps empty lines for them.
         while used.devices.last().is_some_and(|d| *d == Default::default()) {
             used.devices.pop();
         }
-        if used != Default::default() {
-            text.push_str(&format!("{no}{used:?}"));
-        }
-    }
-    for (no, used) in ledger.tenants.iter().filter(|(_, used)| **used != Default::default()) {
-        text.push_str(&format!("{no}{used:?}"));
-    }
-    text
+        used
+    };
+    let nodes = ledger.nodes.iter().map(|(no, used)| (*no, bare(used)));
+    let tenants = ledger.tenants.iter().map(|(no, used)| (*no, *used));
+    (
+        nodes.filter(|(_, used)| *used != NodeUse::default()).collect(),
+        tenants.filter(|(_, used)| *used != TenantUse::default()).collect(),
+    )
 }
 
-fn class_list(index: &CapacityIndex) -> Vec<(&crate::capacity::Class, Vec<crate::id::NodeNo>)> {
+fn class_list(index: &CapacityIndex) -> Vec<(&crate::capacity::Class, Vec<NodeNo>)> {
     index.classes.iter().map(|(class, nodes)| (&**class, nodes.iter().copied().collect())).collect()
 }

@@ -3,7 +3,7 @@
 //! lost and is found again the next time. It does not act.
 
 use crate::id::{Generation, JobNo, NodeNo, RequestId};
-use crate::job::{JobSpec, Phase, Share};
+use crate::job::{JobSpec, Phase, Share, Stage};
 use crate::reason::Reason;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,9 @@ pub struct Want {
     pub uuids: Vec<Arc<str>>,
     pub host: Arc<str>,
     pub port: Option<u16>,
+    /// How far the group thinks it is. An agent whose replica is elsewhere says so
+    /// until this agrees: a report that was sent twice may be applied after a newer one.
+    pub stage: Option<Stage>,
     /// None: it should run. Some: it should stop, and why.
     pub stop: Option<Reason>,
 }
@@ -71,9 +74,9 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
     let mut out = Desired::default();
     let Some(row) = state.node(node) else { return out };
     for (job, no, replica) in state.replicas_on(node) {
-        let (alloc, stop) = match &replica.phase {
-            Phase::Held { alloc, .. } => (alloc, None),
-            Phase::Stopping { alloc, why, .. } => (alloc, Some(*why)),
+        let (alloc, stage, stop) = match &replica.phase {
+            Phase::Held { alloc, stage } => (alloc, Some(*stage), None),
+            Phase::Stopping { alloc, why, .. } => (alloc, None, Some(*why)),
             _ => continue,
         };
         let uuid = |share: &Share| row.spec.devices.get(usize::from(share.device)).map(|d| d.uuid.clone());
@@ -85,6 +88,7 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
             uuids: alloc.shares.iter().filter_map(uuid).collect(),
             host: row.spec.host.clone(),
             port: alloc.port,
+            stage,
             stop,
         };
         out.replicas.insert(ReplicaId { job: job.no, replica: no }, want);

@@ -238,8 +238,9 @@ impl State {
         }
         for job in jobs {
             check_allocations(&state, &job)?;
-            state.put_job(job);
+            state.load_job(Arc::new(job));
         }
+        state.reclass_all();
         if hash != stored {
             return Err(Error::Hash);
         }

@@ -234,6 +234,25 @@ impl State {
         self.jobs.insert(job.no, job);
     }
 
+    /// Like [`State::put_job`] for a job that is not there yet, without the index of
+    /// capacity, which [`State::reclass_all`] makes afterwards, once for each node.
+    pub(crate) fn load_job(&mut self, job: Arc<Job>) {
+        for (i, replica) in job.replicas.iter().enumerate() {
+            if let Some(alloc) = replica.allocation()
+                && let Some(node) = self.nodes.get(&alloc.node)
+            {
+                self.ledger.hold(job.tenant, (job.no, i as u16), &job.spec.resources, alloc, &node.spec);
+            }
+        }
+        self.enqueue_job(&job);
+        self.jobs.insert(job.no, job);
+    }
+
+    pub(crate) fn reclass_all(&mut self) {
+        let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
+        nodes.into_iter().for_each(|no| self.reclass(no));
+    }
+
     /// Moves a job whose replicas have all ended to the history.
     pub(crate) fn finish_job(&mut self, job: Job) {
         let old = self.jobs.remove(&job.no);
@@ -252,6 +271,10 @@ impl State {
 
     fn index_job(&mut self, job: &Arc<Job>, old: Option<&Job>) {
         self.rebook(job, &job.replicas, old.map_or(&[], |old| &old.replicas));
+        self.enqueue_job(job);
+    }
+
+    fn enqueue_job(&mut self, job: &Job) {
         if job.spec.constraints.max_run_ms.is_some() {
             self.limited.insert(job.no);
         }

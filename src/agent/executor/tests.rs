@@ -136,6 +136,7 @@ fn simulated_want() -> Want {
         uuids: vec!["GPU-7".into()],
         host: "127.0.0.1".into(),
         port: Some(free_port()),
+        stage: None,
         stop: None,
     }
 }

@@ -2,8 +2,8 @@
 //! tightest device that holds it; whole devices go to the smallest island that
 //! holds them all. It does not compare nodes.
 
-use crate::capacity::{Class, DeviceFlavor, Flavor};
-use crate::job::Share;
+use crate::capacity::{Class, DeviceFlavor, Flavor, FreeDevice};
+use crate::job::{JobSpec, Share};
 use crate::node::DeviceKind;
 use crate::resources::{Gpus, Resources, WHOLE};
 use std::collections::BTreeMap;
@@ -17,6 +17,70 @@ pub struct Choice {
     pub leftover: u16,
     /// Islands that the GPUs come from.
     pub islands: u16,
+}
+
+/// What a choice would say of the fit, without naming devices. The search looks at
+/// every class with it, so it allocates nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    pub leftover: u16,
+    pub islands: u16,
+}
+
+/// Islands that are counted without allocating; nodes with more take the long way.
+const FEW: usize = 16;
+
+/// The fit of one replica on a node of the class; None exactly when [`choose`] finds nothing.
+pub fn fit(class: &Class, ask: &Resources, same_island: bool) -> Option<Fit> {
+    if ask.tpu > 0 {
+        let idle = |(f, d): &(&DeviceFlavor, &FreeDevice)| f.kind == DeviceKind::Tpu && u32::from(d.milli) == WHOLE;
+        if class.flavor.devices.iter().zip(&class.devices).filter(idle).count() < usize::from(ask.tpu) {
+            return None;
+        }
+    }
+    match ask.gpu {
+        Gpus::None => Some(Fit { leftover: 0, islands: 0 }),
+        Gpus::Milli(milli) => {
+            let (free, _) = tightest(class, ask, milli)?;
+            Some(Fit { leftover: free - milli, islands: 1 })
+        }
+        Gpus::Whole(n) => {
+            let few = whole_few(class, ask, n, same_island);
+            few.unwrap_or_else(|| whole(class, ask, n, same_island).map(|c| Fit { leftover: 0, islands: c.islands }))
+        }
+    }
+}
+
+/// The fit of whole devices, as [`whole`] would choose them; None when there are many islands.
+fn whole_few(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Option<Option<Fit>> {
+    let mut idle = [(0u16, 0u16); FEW];
+    let (mut islands, mut all) = (0, 0);
+    for (flavor, free) in class.flavor.devices.iter().zip(&class.devices) {
+        if u32::from(free.milli) != WHOLE || !suits(flavor, ask) {
+            continue;
+        }
+        let at = idle[..islands].iter().position(|(island, _)| *island == flavor.island).unwrap_or(islands);
+        let slot = idle.get_mut(at)?;
+        *slot = (flavor.island, slot.1 + 1);
+        islands = islands.max(at + 1);
+        all += 1;
+    }
+    let idle = &mut idle[..islands];
+    if idle.iter().any(|(_, count)| *count >= n) {
+        return Some(Some(Fit { leftover: 0, islands: 1 }));
+    }
+    if same_island || all < n {
+        return Some(None);
+    }
+    idle.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let mut missing = n;
+    let crossed = idle.iter().take_while(|(_, count)| {
+        let needed = missing > 0;
+        missing = missing.saturating_sub(*count);
+        needed
+    });
+    let islands = crossed.count() as u16;
+    Some(Some(Fit { leftover: 0, islands }))
 }
 
 /// Whether a GPU is of the kind asked for, when idle.
@@ -45,6 +109,23 @@ pub fn could_hold(flavor: &Flavor, ask: &Resources, same_island: bool) -> bool {
     enough && tpus >= usize::from(ask.tpu)
 }
 
+/// How many replicas an empty node of the flavor holds, as far as GPUs, CPU and memory go.
+pub fn most(flavor: &Flavor, spec: &JobSpec) -> u64 {
+    let ask = &spec.resources;
+    let mut islands: BTreeMap<u16, u64> = BTreeMap::new();
+    for device in flavor.devices.iter().filter(|d| suits(d, ask)) {
+        // Without the wish for one island, all are one.
+        *islands.entry(if spec.constraints.same_island { device.island } else { 0 }).or_default() += 1;
+    }
+    let by_gpu = match ask.gpu {
+        Gpus::None => u64::MAX,
+        Gpus::Whole(n) => islands.values().map(|count| count / u64::from(n.max(1))).sum(),
+        Gpus::Milli(m) => islands.values().sum::<u64>() * u64::from(WHOLE / u32::from(m.max(1))),
+    };
+    let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
+    by_gpu.min(times(flavor.cpu_milli, ask.cpu_milli)).min(times(flavor.memory, ask.memory))
+}
+
 /// The devices that one replica would get on a node of the class, or None.
 pub fn choose(class: &Class, ask: &Resources, same_island: bool) -> Option<Choice> {
     let mut choice = match ask.gpu {
@@ -70,20 +151,29 @@ fn full(device: usize) -> Share {
 }
 
 fn part(class: &Class, ask: &Resources, milli: u16) -> Option<Choice> {
+    let (free, device) = tightest(class, ask, milli)?;
+    let shares = vec![Share { device: device as u16, milli }];
+    Some(Choice { shares, leftover: free - milli, islands: 1 })
+}
+
+/// The device with the least left that holds the part: its free thousandths and its index.
+fn tightest(class: &Class, ask: &Resources, milli: u16) -> Option<(u16, usize)> {
     let mut best: Option<(u16, usize)> = None;
     for (i, (flavor, free)) in class.flavor.devices.iter().zip(&class.devices).enumerate() {
         let memory = match ask.gpu_memory {
-            0 => (u128::from(flavor.memory) * u128::from(milli) / u128::from(WHOLE)) as u64,
+            // In two parts, because the product may not fit, and 128 bits divide slowly.
+            0 => {
+                let (milli, whole) = (u64::from(milli), u64::from(WHOLE));
+                flavor.memory / whole * milli + flavor.memory % whole * milli / whole
+            }
             asked => asked,
         };
-        let fits = free.milli >= milli && free.memory >= memory && suits(flavor, ask);
-        if fits && best.is_none_or(|(tightest, _)| free.milli < tightest) {
+        let tighter = free.milli >= milli && best.is_none_or(|(tightest, _)| free.milli < tightest);
+        if tighter && free.memory >= memory && suits(flavor, ask) {
             best = Some((free.milli, i));
         }
     }
-    let (free, device) = best?;
-    let shares = vec![Share { device: device as u16, milli }];
-    Some(Choice { shares, leftover: free - milli, islands: 1 })
+    best
 }
 
 fn whole(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Option<Choice> {

@@ -1,7 +1,7 @@
 //! Why a job waits: every blocker at once, each with how many nodes it rules
 //! out and what would lift it. Uses the same checks as the placer.
 
-use super::{Limits, filter, place, queue};
+use super::{Limits, filter, place};
 use crate::capacity::Class;
 use crate::id::TenantNo;
 use crate::job::{Job, JobSpec};
@@ -26,7 +26,9 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         let detail = format!("a replica failed; its next start is in {seconds} s (nf logs shows why it failed)");
         out.push(Blocker { reason: Reason::Backoff, detail, nodes: 0, permanent: false });
     }
-    if out.is_empty() && !queue::kept_nodes(state, job.spec.priority).is_empty() {
+    // A job that nothing else stands in the way of is placed by the next look at the
+    // queue, unless that keeps the room for those ahead.
+    if out.is_empty() {
         let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
         out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
     }
@@ -172,10 +174,12 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
 fn ask(spec: &JobSpec) -> String {
     let r = &spec.resources;
     let mut parts = Vec::new();
+    let mig = r.mig_profile.iter().map(|profile| format!(" {profile}")).collect::<String>();
     let types = match r.device_types.as_slice() {
         [] => "GPU".to_owned(),
         some => some.iter().map(|t| t.as_str()).collect::<Vec<_>>().join("|"),
     };
+    let types = types + &mig;
     match r.gpu {
         Gpus::None => {}
         Gpus::Whole(n) => parts.push(format!("{n} × {types}")),

@@ -1,6 +1,6 @@
 //! The filter: everything that rules a class of nodes out for a job, each with
-//! its reason. `rejects` stops at the first; `verdict` collects all of them for
-//! explanations, so both are one list of checks.
+//! its reason. `verdict` collects all of them for
+//! explanations; the search asks the same in two steps, once per flavor and once per class.
 
 use super::devices;
 use crate::capacity::{Class, Flavor};
@@ -19,9 +19,19 @@ const CHECKS: &[(Reason, Check)] = &[
     (Reason::Resources, |class, spec| !has_room(class, spec)),
 ];
 
-/// Whether something rules the class out.
-pub fn rejects(class: &Class, spec: &JobSpec) -> bool {
-    CHECKS.iter().rev().any(|(_, out)| out(class, spec))
+/// Whether the class may have room: everything but the devices, which the score looks at.
+pub fn may_have_room(class: &Class, spec: &JobSpec) -> bool {
+    let ask = &spec.resources;
+    class.takes_work()
+        && class.port_free
+        && ask.cpu_milli <= class.cpu_milli
+        && ask.memory <= class.memory
+        && ask.disk <= class.disk
+}
+
+/// Whether nodes of the flavor may ever run the job.
+pub fn may_ever_run(flavor: &Flavor, spec: &JobSpec) -> bool {
+    constraints_hold(flavor, spec) && could_ever_hold(flavor, spec)
 }
 
 /// Everything that rules the class out. Of the two that are about size, only
@@ -48,6 +58,9 @@ pub fn constraints_hold(flavor: &Flavor, spec: &JobSpec) -> bool {
 /// Millionths per hour of one replica's devices on such a node.
 pub fn cost_per_hour(flavor: &Flavor, spec: &JobSpec) -> u64 {
     let milli = spec.resources.gpu.milli();
+    if flavor.cost_per_hour.is_empty() {
+        return 0;
+    }
     let price = |d: &crate::capacity::DeviceFlavor| flavor.cost_per_hour.get(&d.device_type).copied().unwrap_or(0);
     let dearest = flavor.devices.iter().filter(|d| devices::suits(d, &spec.resources)).map(price).max();
     dearest.unwrap_or(0).saturating_mul(milli) / 1000
@@ -69,5 +82,5 @@ fn has_room(class: &Class, spec: &JobSpec) -> bool {
         && ask.memory <= class.memory
         && ask.disk <= class.disk
         && class.port_free
-        && devices::choose(class, ask, spec.constraints.same_island).is_some()
+        && devices::fit(class, ask, spec.constraints.same_island).is_some()
 }

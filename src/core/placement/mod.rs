@@ -10,7 +10,7 @@ pub mod filter;
 pub mod queue;
 pub mod score;
 
-use crate::capacity::Class;
+use crate::capacity::{Class, Flavor};
 use crate::id::NodeNo;
 use crate::job::{Allocation, Arrangement, JobSpec};
 use crate::node::Node;
@@ -58,16 +58,30 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         Some(name) => Some(state.node_named(name)?.no),
         None => None,
     };
-    let mut consider = |class: &Arc<Class>, nodes: &mut dyn Iterator<Item = NodeNo>| {
-        if filter::rejects(class, spec) {
+    let spread = spec.constraints.arrangement == Arrangement::Spread;
+    // Classes come in the order of their flavors, so one verdict serves many.
+    let mut judged: Option<(Arc<Flavor>, bool)> = None;
+    let mut consider = |class: &Arc<Class>, all: u32, nodes: &mut dyn Iterator<Item = NodeNo>| {
+        if !filter::may_have_room(class, spec) {
+            return;
+        }
+        if judged.as_ref().is_none_or(|(flavor, _)| !Arc::ptr_eq(flavor, &class.flavor)) {
+            judged = Some((class.flavor.clone(), filter::may_ever_run(&class.flavor, spec)));
+        }
+        if !judged.as_ref().is_some_and(|(_, may)| *may) {
             return;
         }
         let Some(terms) = score::terms(class, spec) else { return };
+        candidates += all;
+        // Without siblings to count, a class scores as one: most need no look at their nodes.
+        let behind = |score: i64| runner_up.is_some_and(|(_, second)| score < second);
+        if !spread && behind(terms.with_siblings(spec, 0).total()) {
+            return;
+        }
         for node in nodes {
             if limits.held.contains(&node) {
                 continue;
             }
-            candidates += 1;
             let terms = terms.with_siblings(spec, limits.siblings.get(&node).copied().unwrap_or(0));
             let score = terms.total();
             let better =
@@ -81,13 +95,15 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         }
     };
     match pinned {
-        Some(node) => consider(state.capacity().class(node)?, &mut std::iter::once(node)),
+        Some(node) => consider(state.capacity().class(node)?, 1, &mut std::iter::once(node)),
         None => {
-            // All nodes of a class score alike, unless some already run a sibling or are held.
-            let each = !limits.siblings.is_empty() || !limits.held.is_empty();
-            let enough = if each { usize::MAX } else { 2 };
+            // All nodes of a class score alike, but for those that run a sibling or are held.
+            let odd = if spread { limits.siblings.len() } else { 0 } + limits.held.len();
+            // Two that are not odd are enough for the best and the runner-up.
+            let enough = odd + 2;
             for (class, nodes) in &state.capacity().classes {
-                consider(class, &mut nodes.iter().copied().take(enough));
+                let held = limits.held.iter().filter(|node| nodes.contains(*node)).count();
+                consider(class, (nodes.len() - held) as u32, &mut nodes.iter().copied().take(enough));
             }
         }
     }

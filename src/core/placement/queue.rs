@@ -2,8 +2,8 @@
 //! tenant that uses least of its quota), then by age. The first few that wait for
 //! room keep a node each, so that later and smaller work can't starve them.
 
-use super::{Limits, filter, place};
-use crate::capacity::Class;
+use super::{Limits, devices, filter, place};
+use crate::capacity::{Class, Flavor};
 use crate::id::{JobNo, NodeNo, TenantNo};
 use crate::job::{Constraints, Job, JobSpec};
 use crate::quota;
@@ -13,8 +13,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
-/// How many of the first waiters keep a node for themselves.
+/// How many of the first waiters keep room for themselves.
 pub const KEPT: usize = 4;
+/// Most nodes that are kept for one gang.
+const KEPT_FOR_GANG: usize = 64;
+/// Among how many of the first waiters those are looked for: some wait for their quota.
+const HEAD: usize = 64;
 /// How many waiters one pass looks at, so that a pass stays short. Most need no
 /// more than a look at their quota, so this is far more than it can place.
 pub const LOOKED_AT: usize = 16_384;
@@ -77,24 +81,46 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
     if !state.has_waiters() {
         return Vec::new();
     }
-    let first = waiters(state, KEPT);
+    let first = waiters(state, HEAD);
+    let ahead = first.iter().filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
     let mut kept = Vec::new();
-    for job in first.iter().filter(|job| job.spec.priority >= priority && waits_for_room(state, job)) {
-        kept.extend(target(state, &job.spec, &kept));
+    for job in ahead.take(KEPT) {
+        kept.extend(targets(state, &job.spec, job.placeable(state.meta().now_ms).count(), &kept));
     }
     kept
+}
+
+/// The nodes to keep for a waiter: one, or for a gang as many as hold it when they
+/// are empty. None for a gang that all nodes together could not hold.
+fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
+    let mut taken = taken.to_vec();
+    let before = taken.len();
+    let mut missing = if spec.gang { wanted as u64 } else { 1 };
+    while missing > 0 && taken.len() - before < KEPT_FOR_GANG {
+        let Some(node) = target(state, spec, &taken) else { return Vec::new() };
+        taken.push(node);
+        let holds = state.capacity().class(node).map_or(1, |class| devices::most(&class.flavor, spec));
+        missing = missing.saturating_sub(holds.max(1));
+    }
+    taken.split_off(before)
 }
 
 /// The node that will most likely have room for the job first: of those that could
 /// hold it when empty, the one with the most free GPU, then CPU; ties by number.
 fn target(state: &State, spec: &JobSpec, taken: &[NodeNo]) -> Option<NodeNo> {
-    let could = |class: &Class| {
-        class.takes_work()
-            && filter::constraints_hold(&class.flavor, spec)
-            && filter::could_ever_hold(&class.flavor, spec)
+    // Classes come in the order of their flavors, so one verdict serves many.
+    let mut judged: Option<(&Arc<Flavor>, bool)> = None;
+    let mut could = |class: &'_ Class, flavor| {
+        if !judged.is_some_and(|(known, _)| Arc::ptr_eq(known, flavor)) {
+            judged = Some((flavor, filter::may_ever_run(flavor, spec)));
+        }
+        class.takes_work() && judged.is_some_and(|(_, may)| may)
     };
     let mut best: Option<(u64, u64, Reverse<NodeNo>)> = None;
-    for (class, nodes) in state.capacity().classes.iter().filter(|(class, _)| could(class)) {
+    for (class, nodes) in &state.capacity().classes {
+        if !could(class, &class.flavor) {
+            continue;
+        }
         let Some(node) = nodes.iter().find(|node| !taken.contains(node)) else { continue };
         let rank = (class.free_gpu_milli(), class.cpu_milli, Reverse(*node));
         if best.as_ref().is_none_or(|b| rank > *b) {
@@ -111,6 +137,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     let mut fails: BTreeMap<TenantNo, u32> = BTreeMap::new();
     let waiters = waiters(state, LOOKED_AT);
     let mut kept: Vec<NodeNo> = Vec::new();
+    let mut keepers = 0;
     let mut out = Vec::new();
     for job in &waiters {
         if out.len() == limit {
@@ -129,8 +156,10 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             // Nothing is released within a pass, so an equal ask fails as well.
             hopeless.insert(shape);
             *failed += 1;
-            if kept.len() < KEPT {
-                kept.extend(target(&scratch, &job.spec, &kept));
+            if keepers < KEPT {
+                let found = targets(&scratch, &job.spec, job.placeable(state.meta().now_ms).count(), &kept);
+                keepers += usize::from(!found.is_empty());
+                kept.extend(found);
             }
             continue;
         }

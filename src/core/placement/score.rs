@@ -37,8 +37,9 @@ impl Term {
             Term::Fragmentation => 100,
             Term::Topology => 40,
             Term::Cost => 10,
-            // Above the others together: spreading is asked for, not a preference of ours.
-            Term::Arrangement => 1000,
+            // One sibling more outweighs all the others at their best (150 × 1000):
+            // spreading is asked for, not a preference of ours.
+            Term::Arrangement => 200_000,
         }
     }
 }
@@ -81,19 +82,19 @@ impl Terms {
 /// The terms for one more replica on a node of the class; None when it does not fit.
 pub fn terms(class: &Class, spec: &JobSpec) -> Option<Terms> {
     let ask = &spec.resources;
-    let choice = devices::choose(class, ask, spec.constraints.same_island)?;
+    let fit = devices::fit(class, ask, spec.constraints.same_island)?;
     let all_gpu = 1000 * class.flavor.devices.len().max(1) as u64;
     // Best fit: the less GPU stays free, the better. For a part of a device the
     // rest of that device counts most, since it is what others can hardly use.
     let left = class.free_gpu_milli().saturating_sub(ask.gpu.milli());
     let node_fit = 1000 - (left * 1000 / all_gpu) as i32;
     let fragmentation = match ask.gpu {
-        Gpus::Milli(_) => (3 * (WHOLE as i32 - i32::from(choice.leftover)) + node_fit) / 4,
+        Gpus::Milli(_) => (3 * (WHOLE as i32 - i32::from(fit.leftover)) + node_fit) / 4,
         Gpus::Whole(_) => node_fit,
         // Work without a GPU belongs where no GPU waits for its CPUs.
         Gpus::None => node_fit,
     };
-    let topology = 1000 / i32::from(choice.islands.max(1));
+    let topology = 1000 / i32::from(fit.islands.max(1));
     // 100 currency units per hour or more is "as dear as it gets".
     let cost = 1000 - (filter::cost_per_hour(&class.flavor, spec) / 100_000).min(1000) as i32;
     Some(Terms { fragmentation, topology, cost, arrangement: 0 })

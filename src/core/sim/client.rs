@@ -151,6 +151,15 @@ fn tenant(rng: &mut Rng) -> TenantId {
     id(TenantId::new(name))
 }
 
+/// A request for more than most quotas allow, for a planner that does not look at them.
+pub fn greedy(member: usize, term: u64, rng: &mut Rng) -> Intent {
+    let request = id(RequestId::new(&format!("greedy-{member}-{term}")));
+    let mut spec = job(1, rng);
+    (spec.resources.gpu, spec.replicas, spec.gang, spec.constraints.node) = (Gpus::Whole(1), 4, false, None);
+    let body = Digest16::of(&[format!("{spec:?}").as_bytes()]);
+    again(Submission { request, body, keyed: true, spec: Arc::new(spec) })
+}
+
 fn again(submission: Submission) -> Intent {
     Intent::Schedule { submission, queueing: Queueing::Wait, check_plan: None }
 }

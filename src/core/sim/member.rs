@@ -2,6 +2,7 @@
 //! proposer in its shell and the real control loop. Everything it wants done goes
 //! out as effects; it does not know time or the network.
 
+use super::client;
 use super::disk::{Entry, WriteId};
 use super::net::{Message, Peer};
 use super::oracle::Oracle;
@@ -13,9 +14,11 @@ use crate::codec;
 use crate::command::Batch;
 use crate::control::{self, Now, Timeouts};
 use crate::id::{Incarnation, NodeName};
-use crate::plan::{Intent, Reply};
+use crate::placement::queue;
+use crate::plan::{Intent, Reply, plan};
 use crate::reconcile;
 use crate::state::State;
+use crate::tenant::{Quota, Tenant};
 use std::sync::Arc;
 
 /// Calls that wait here while there is no leader.
@@ -52,6 +55,10 @@ pub struct Member {
     pub sync_pending: bool,
     /// Of a thousand ticks, how many make its shell give up on a write.
     pub impatience: u64,
+    /// Of a thousand ticks of a new leader, how many make it write an unsound entry first.
+    pub misleads: u64,
+    /// The last term in which it did.
+    misled: u64,
     /// Planted bug: writes go into whatever term there is.
     pub unpinned: bool,
     control_at: u64,
@@ -74,6 +81,8 @@ impl Member {
             stalled_until: 0,
             sync_pending: false,
             impatience: 20,
+            misleads: 300,
+            misled: 0,
             unpinned: options.unpinned,
             control_at: 0,
             effects: Vec::new(),
@@ -220,7 +229,10 @@ impl Member {
             }
         }
         let own_term_applied = self.applied > 0 && self.raft.disk.log[self.applied - 1].term == term;
-        if leads && self.shell.is_none() && own_term_applied {
+        let all_applied = own_term_applied && self.applied == self.raft.disk.log.len();
+        if leads && self.shell.is_none() && all_applied && self.misled != term && rng.chance(self.misleads) {
+            self.mislead(term, now, rng);
+        } else if leads && self.shell.is_none() && all_applied {
             self.shells += 1;
             // Numbers of different lives must differ, too.
             let no = self.life * 10_000 + self.shells;
@@ -241,6 +253,23 @@ impl Member {
             }
         }
         self.pump(now, rng);
+    }
+
+    /// Writes what a planner with a bug would: placements as if there were no quotas,
+    /// before the real proposer begins. Apply has to see what is wrong with them.
+    fn mislead(&mut self, term: u64, now: u64, rng: &mut Rng) {
+        self.misled = term;
+        let mut lifted = self.state.speculative();
+        let tenants: Vec<_> = lifted.tenants().values().cloned().collect();
+        for tenant in tenants {
+            let quota = Quota { gpu_milli: Some(u64::MAX), ..Quota::default() };
+            lifted.put_tenant(Tenant { quota, ..(*tenant).clone() });
+        }
+        let mut commands = queue::pass(&lifted, 4);
+        commands.extend(plan(&lifted, &client::greedy(self.me, term, rng)).unwrap_or_default().commands);
+        let batch = Batch { base: self.state.meta().base, at_ms: self.wall(now), commands };
+        let write = WriteId { member: self.me, shell: 0, seq: 0 };
+        self.raft.write(Some(term), write, codec::encode(&batch));
     }
 
     fn heard(&mut self, node: &NodeName, incarnation: Incarnation, now: u64) {

@@ -16,6 +16,7 @@ mod worker;
 mod world;
 
 pub use rng::Rng;
+pub use world::unplaced;
 
 /// Milliseconds since the epoch when a simulation begins.
 const EPOCH_MS: u64 = 1_700_000_000_000;

@@ -287,8 +287,11 @@ impl Raft {
             all[from] = all[from].max(matched);
             next[from] = next[from].max(matched + 1);
             self.advance();
+        } else if matched < all[from] {
+            // An older refusal, overtaken by an acknowledgement.
+            return;
         } else {
-            next[from] = (matched + 1).min(next[from]).max(all[from] + 1);
+            next[from] = (matched + 1).min(next[from]);
         }
         self.send_entries(!ok);
     }

@@ -20,8 +20,6 @@ use std::sync::Arc;
 struct Launch {
     condition: Condition,
     stage: Stage,
-    /// The last stage that the group has confirmed.
-    told: Option<Stage>,
     restart: Restart,
 }
 
@@ -29,7 +27,7 @@ struct Launch {
 #[derive(Debug)]
 enum Said {
     Registered,
-    Stages(Vec<(ReplicaId, Generation, Stage)>),
+    Reported,
 }
 
 /// One node.
@@ -89,8 +87,6 @@ impl Worker {
     pub fn restart(&mut self) {
         self.up = true;
         self.incarnation.0 += 1;
-        // What it told before may not have arrived.
-        self.launches.values_mut().for_each(|launch| launch.told = None);
     }
 
     pub fn tick(&mut self, members: usize, rng: &mut Rng) -> Vec<(Peer, Message)> {
@@ -155,7 +151,7 @@ impl Worker {
             Action::Start(id, generation) => {
                 let restart = self.desired.replicas[&id].spec.constraints.restart;
                 let stage = if rng.chance(500) { Stage::Downloading } else { Stage::Starting };
-                let launch = Launch { condition: Condition::Alive, stage, told: None, restart };
+                let launch = Launch { condition: Condition::Alive, stage, restart };
                 self.launches.insert((id, generation), launch);
             }
             Action::Stop(id, generation, _) => {
@@ -174,7 +170,8 @@ impl Worker {
     fn call(&mut self, ended: Vec<(ReplicaId, Report)>) -> Option<Message> {
         let (said, intent) = if self.registered {
             let news = |((id, generation), launch): (&(ReplicaId, Generation), &Launch)| {
-                let new = matches!(launch.condition, Condition::Alive) && launch.told != Some(launch.stage);
+                let want = self.desired.replicas.get(id).filter(|want| want.generation == *generation)?;
+                let new = matches!(launch.condition, Condition::Alive) && want.stage != Some(launch.stage);
                 new.then_some((*id, *generation, launch.stage))
             };
             let stages: Vec<_> = self.launches.iter().filter_map(news).collect();
@@ -190,7 +187,7 @@ impl Worker {
                 return None;
             }
             let (node, incarnation) = (self.name.clone(), self.incarnation);
-            (Said::Stages(stages), Intent::Reports { node, incarnation, reports })
+            (Said::Reported, Intent::Reports { node, incarnation, reports })
         } else {
             let (name, kind) = (self.name.clone(), NodeKind::Worker);
             let (incarnation, spec) = (self.incarnation, self.spec.clone());
@@ -210,20 +207,10 @@ impl Worker {
             }
             Message::Reply { call, reply } if self.open.as_ref().is_some_and(|(open, _)| *open == call) => {
                 let Some((_, said)) = self.open.take() else { return };
-                match (said, &reply.result) {
-                    (Said::Registered, Ok(_)) => {
-                        self.registered = true;
-                        // A slice from before would not know this incarnation.
-                        self.index = 0;
-                    }
-                    (Said::Stages(stages), Ok(_)) => {
-                        for (id, generation, stage) in stages {
-                            if let Some(launch) = self.launches.get_mut(&(id, generation)) {
-                                launch.told = Some(stage);
-                            }
-                        }
-                    }
-                    _ => {}
+                if let (Said::Registered, Ok(_)) = (said, &reply.result) {
+                    self.registered = true;
+                    // A slice from before would not know this incarnation.
+                    self.index = 0;
                 }
             }
             Message::Retry { call } if self.open.as_ref().is_some_and(|(open, _)| *open == call) => self.open = None,

@@ -11,7 +11,8 @@ use super::worker::Worker;
 use super::{Options, Report};
 use crate::command::Batch;
 use crate::job::{Phase, Stage};
-use crate::placement::explain;
+use crate::placement::{explain, queue};
+use crate::reason::Reason;
 use crate::state::State;
 use std::collections::BTreeMap;
 
@@ -106,7 +107,7 @@ impl World {
         if self.oracle.violations.is_empty() {
             let state = &self.members[0].state;
             self.oracle.settle(state);
-            for text in unplaced(state) {
+            if let Some(text) = unplaced(state) {
                 self.oracle.bad(text);
             }
         }
@@ -322,6 +323,7 @@ impl World {
             self.member_up(member);
             self.members[member].stalled_until = 0;
             self.members[member].impatience = 0;
+            self.members[member].misleads = 0;
         }
         self.clients.iter_mut().for_each(|client| client.winding_down = true);
         for worker in &mut self.workers {
@@ -370,11 +372,20 @@ impl World {
     }
 }
 
-/// Waiting jobs that nothing stands in the way of.
-fn unplaced(state: &State) -> Vec<String> {
-    let free = |job: &&std::sync::Arc<crate::job::Job>| job.wants_place() && explain::blockers(state, job).is_empty();
-    let jobs = state.jobs().values().filter(free);
-    jobs.map(|job| format!("{} waits without a reason", job.request)).collect()
+/// The first waiter that waits for room, although there is room for it; each that
+/// has no reason to wait at all. (Behind the first, room may be kept for it.)
+pub fn unplaced(state: &State) -> Option<String> {
+    for job in queue::waiters(state, usize::MAX) {
+        let reasons: Vec<Reason> = explain::blockers(state, &job).iter().map(|b| b.reason).collect();
+        let own = [Reason::WaitingForQuota, Reason::ExceedsMaxQuota, Reason::Backoff];
+        match reasons.as_slice() {
+            [] => return Some(format!("{} waits without a reason", job.request)),
+            [Reason::Priority] => return Some(format!("{} waits behind nobody who waits for room", job.request)),
+            some if some.iter().any(|reason| own.contains(reason)) => {}
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// A number for a peer, for the trace.

@@ -47,8 +47,8 @@ fn half_full(state: &mut State, nodes: usize) {
     let mut rng = Rng::new(1);
     for i in 0..nodes {
         let node = nf_core::id::NodeName::new(&format!("n{i}")).unwrap();
-        for part in 0..rng.between(1, 3) {
-            let mut spec = testing::job_spec("t1", Gpus::Whole(rng.between(1, 3) as u16));
+        for part in 0..rng.between(1, 4) {
+            let mut spec = testing::job_spec("t1", Gpus::Whole(rng.between(1, 2) as u16));
             spec.constraints.node = Some(node.clone());
             spec.resources.cpu_milli = rng.below(8) * 500;
             entry(state, &testing::schedule(&format!("fill-{i}-{part}"), spec), 1);
@@ -59,17 +59,37 @@ fn half_full(state: &mut State, nodes: usize) {
 
 #[test]
 fn a_schedule_call_costs_microseconds() {
+    per_call(0);
+}
+
+#[test]
+fn a_schedule_call_behind_ten_thousand_waiters_is_bounded() {
+    per_call(10_000);
+}
+
+fn per_call(waiters: u64) {
     let mut state = cluster(1000);
     half_full(&mut state, 1000);
+    for i in 0..waiters {
+        let mut spec = testing::job_spec("t1", Gpus::Whole(8));
+        spec.resources.cpu_milli = i % 50;
+        let submission = testing::schedule(&format!("waiter-{i}"), spec);
+        let Intent::Schedule { submission, .. } = submission else { continue };
+        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new() }];
+        let batch = Batch { base: state.meta().base, at_ms: 1, commands };
+        apply_batch(&mut state, &batch);
+    }
     // Steady: one stop and one report for each call, and some thousand small jobs that stay.
     let mut live = std::collections::VecDeque::new();
-    for i in 0..4_000 {
+    for i in 0..2_000 {
         let spec = testing::job_spec("t1", Gpus::Milli(1));
         entry(&mut state, &testing::schedule(&format!("warm-{i}"), spec), 1);
         live.push_back(format!("warm-{i}"));
     }
     state.take_changes();
-    println!("{} classes of nodes", state.capacity().classes.len());
+    let started = Instant::now();
+    let placed = plan(&state, &Intent::PlaceWaiting).unwrap().commands.len();
+    println!("{} classes of nodes; a pass over {waiters} waiters places {placed} in {:?}", state.capacity().classes.len(), started.elapsed());
     let calls = 2_000u32;
     let mut follower = state.clone();
     let (mut planning, mut speculating, mut applying, mut rows) = Default::default();
@@ -114,7 +134,7 @@ fn a_schedule_call_costs_microseconds() {
     }
     let each = |sum: std::time::Duration| sum / calls;
     println!(
-        "per call at 1,000 nodes: plan {:?}, apply speculatively {:?}, apply {:?}, rows and hash {:?}",
+        "per call at 1,000 nodes behind {waiters} waiters: plan {:?}, apply speculatively {:?}, apply {:?}, rows and hash {:?}",
         each(planning),
         each(speculating),
         each(applying),

@@ -10,7 +10,6 @@ use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::command::{Answer, Batch};
 use nf_core::id::{DeviceType, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
 use nf_core::plan::{Intent, Reply, plan};
-use nf_core::placement::explain;
 use nf_core::proposer::Proposer;
 use nf_core::resources::{Gpus, MAX_BYTES, parse_bytes};
 use nf_core::sim::Rng;
@@ -47,9 +46,7 @@ proptest! {
             passes += 1;
             prop_assert!(passes <= jobs * 8, "the queue does not come to rest");
         }
-        for job in world.state.jobs().values().filter(|job| job.wants_place()) {
-            prop_assert!(!explain::blockers(&world.state, job).is_empty(), "{} waits for nothing", job.request);
-        }
+        prop_assert_eq!(nf_core::sim::unplaced(&world.state), None);
     }
 
     #[test]

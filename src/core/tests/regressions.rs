@@ -202,6 +202,47 @@ fn a_gang_that_does_not_fit_says_nothing_about_single_jobs_of_its_shape() {
 }
 
 #[test]
+fn a_gang_over_several_nodes_is_not_starved_by_small_jobs() {
+    let mut state = with_nodes(&[4, 4]);
+    run(&mut state, quota("t1", 100));
+    run(&mut state, schedule("a", job_spec("t1", Gpus::Whole(1))));
+    let gang = JobSpec { replicas: 2, gang: true, ..job_spec("t1", Gpus::Whole(4)) };
+    run(&mut state, schedule("gang", gang));
+    run(&mut state, schedule("small", job_spec("t1", Gpus::Whole(1))));
+    let small = state.job_of(&RequestId::new("small").unwrap()).unwrap();
+    assert!(small.wants_place(), "both nodes are kept for the gang");
+}
+
+#[test]
+fn waiters_for_quota_do_not_hide_the_one_that_waits_for_room() {
+    let mut state = with_nodes(&[4]);
+    run(&mut state, quota("t1", 4));
+    run(&mut state, quota("t2", 8));
+    run(&mut state, schedule("a", job_spec("t2", Gpus::Whole(2))));
+    // Never placeable, and first in the order, because their tenant uses nothing.
+    for i in 0..10 {
+        run(&mut state, schedule(&format!("q{i}"), job_spec("t1", Gpus::Whole(5))));
+    }
+    run(&mut state, schedule("big", job_spec("t2", Gpus::Whole(4))));
+    run(&mut state, schedule("small", job_spec("t2", Gpus::Whole(1))));
+    let small = state.job_of(&RequestId::new("small").unwrap()).unwrap();
+    assert!(small.wants_place(), "the node is kept for big");
+}
+
+#[test]
+fn spread_means_another_node_first() {
+    let mut state = with_nodes(&[4, 4, 4]);
+    run(&mut state, quota("t1", 4));
+    let mut spec = JobSpec { replicas: 3, ..job_spec("t1", Gpus::Whole(1)) };
+    spec.constraints.arrangement = nf_core::job::Arrangement::Spread;
+    run(&mut state, schedule("r1", spec));
+    let job = state.job(JobNo(1)).unwrap();
+    let mut nodes: Vec<_> = job.replicas.iter().map(|r| r.allocation().unwrap().node).collect();
+    nodes.dedup();
+    assert_eq!(nodes.len(), 3);
+}
+
+#[test]
 fn a_revision_never_goes_back_when_a_member_restarts() {
     let mut state = with_nodes(&[8]);
     let mut rows: BTreeMap<(Table, Vec<u8>), Vec<u8>> = BTreeMap::new();

@@ -46,8 +46,8 @@ fn hunt(from: u64, seeds: u64, threads: u64, options: &Options) -> (Option<(u64,
 }
 
 #[test]
-fn every_seed_is_safe_and_settles() {
-    let (from, seeds) = (number("NF_SEED_FROM", 1), number("NF_SEEDS", 900));
+fn simulation_is_safe_and_settles_for_every_seed() {
+    let (from, seeds) = (number("NF_SEED_FROM", 1), number("NF_SEEDS", number("NF_SIM_SEEDS", 900)));
     let options = Options {
         ack_before_sync: std::env::var("NF_BUG").is_ok_and(|bug| bug == "ack-before-sync"),
         unpinned: std::env::var("NF_BUG").is_ok_and(|bug| bug == "unpinned"),
@@ -74,7 +74,7 @@ fn every_seed_is_safe_and_settles() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_trace() {
+fn simulation_of_the_same_seed_gives_the_same_trace() {
     for seed in [1, 77, 4711] {
         assert_eq!(run(seed, &Options::default()), run(seed, &Options::default()));
     }

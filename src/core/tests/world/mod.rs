@@ -42,7 +42,7 @@ impl World {
             8..10 => self.now += rng.below(2_000_000),
             10..24 => {
                 let command = self.garbage(rng);
-                self.command(command);
+                let _ = self.command(command);
             }
             24..27 => self.reloads_the_same(),
             _ => {
