@@ -333,11 +333,13 @@ impl Agent {
             true => self.register_at = Instant::now() + self.register_backoff.next(),
             false => self.register_backoff.reset(),
         }
-        // The stream and the log desk are about other nodes now.
-        self.slices = None;
-        self.logs = None;
-        (self.watch_at, self.logs_at) = (Instant::now(), Instant::now());
-        self.beat();
+        if asked.iter().any(|at| matches!(self.nodes[*at].standing(), Standing::Registered(_))) {
+            // The stream and the log desk are about other nodes now.
+            self.slices = None;
+            self.logs = None;
+            (self.watch_at, self.logs_at) = (Instant::now(), Instant::now());
+            self.beat();
+        }
     }
 
     fn beat(&mut self) {

@@ -147,7 +147,8 @@ impl Hub {
         let mut index = 0;
         for reply in replies {
             let reply = reply?;
-            // A node that is gone has nothing to say; what it said is settled.
+            // Told again later, rather than at once and for ever.
+            reply.result.map_err(Error::Refused)?;
             index = index.max(reply.index);
         }
         Ok(index)
