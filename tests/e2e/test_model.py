@@ -162,7 +162,7 @@ def test_a_flipped_byte_is_refused_with_the_reason(group):
     for cached in group.data.rglob("sha256/*"):
         if cached.is_file() and cached.stat().st_size == len(content):
             cached.unlink()
-    status, answer = curl(f"{group.url(0)}/schedule", {**BODY, "model_version": "v2", "request_id": "magika-bad"})
+    status, answer = curl(f"{group.url(0)}/schedule", {**BODY, "tenant_id": "t2", "model_version": "v2", "request_id": "magika-bad"})
     assert status in (201, 422), answer
     if status == 422:
         assert answer["reason"] == "ArtifactMismatch"
