@@ -110,7 +110,9 @@ class Group(Process):
     def wait_ready(self):
         def look():
             assert self.child.poll() is None, f"ended with {self.child.returncode}:\n{self.output[-2000:]}"
-            return all(self.ready(url) for url in self.urls)
+            nodes = requests.get(f"{self.urls[0]}/resources", timeout=2).json()["nodes"]
+            # A member answers a moment before its own agent has registered its node.
+            return all(self.ready(url) for url in self.urls) and any(node["state"] == "Ready" for node in nodes)
 
         try:
             eventually("ready", look)

@@ -2,12 +2,12 @@
 development cluster. Only the ports and the run folder are replaced.
 """
 
-import os
 import re
 import subprocess
 
 import pytest
-from nf import NF, ROOT, Dev
+import requests
+from nf import NF, ROOT, Dev, eventually
 
 # Starting the cluster, building and testing are done by others (tests/it/documents.rs names them).
 ELSEWHERE = ("make ", "export PATH=")
@@ -45,6 +45,13 @@ def test_every_command_does_what_the_document_says(tmp_path, document):
 
 def bring_back(group):
     """The document goes on with three members; its reader may, or may not, have restarted the one."""
-    for member in range(len(group.urls)):
-        if not os.path.exists(f"/proc/{group.member_pid(member)}"):
-            group.restart(member)
+    dead = eventually("one of them is dead", lambda: [m for m in range(len(group.urls)) if not answers(group, m)])
+    for member in dead:
+        group.restart(member)
+
+
+def answers(group, member):
+    try:
+        return group.call("GET", "/health", member=member, timeout=2).ok
+    except requests.RequestException:
+        return False
