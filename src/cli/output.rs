@@ -124,11 +124,21 @@ pub fn at(item: &Value, path: &str) -> String {
         Ok(index) if value.is_array() => value.get(index),
         _ => value.get(key),
     });
-    match found {
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(items)) => items.iter().map(|v| at(v, "")).collect::<Vec<_>>().join(","),
-        Some(other) => other.to_string(),
+    found.map_or_else(|| "-".to_owned(), text)
+}
+
+/// A value for people: no quotes, whole numbers without a fraction.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+        Value::Number(number) => match number.as_f64() {
+            Some(whole) if number.is_f64() && whole.fract() == 0.0 && whole.abs() < 1e15 => format!("{whole:.0}"),
+            _ => number.to_string(),
+        },
+        other => other.to_string(),
     }
 }
 
@@ -200,6 +210,13 @@ mod tests {
         assert_eq!(json["items"][1]["name"], "long-name");
         assert!(shown(Format::Yaml).starts_with("- name: n1\n") || shown(Format::Yaml).contains("name: n1"));
         assert_eq!(list(Style::default(), &[], COLUMNS, |_| String::new()).unwrap(), "");
+    }
+
+    #[test]
+    fn values_are_told_without_their_json() {
+        let item = json!({"a": 2.0, "b": 0.5, "c": ["x", "y"], "d": [], "e": null, "f": {"g": true}});
+        let told: Vec<_> = ["a", "b", "c", "c.1", "d", "e", "f.g", "h"].iter().map(|path| at(&item, path)).collect();
+        assert_eq!(told, ["2", "0.5", "x,y", "y", "-", "-", "true", "-"]);
     }
 
     #[test]

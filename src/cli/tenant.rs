@@ -140,7 +140,9 @@ fn show(global: &Global, tenant: &str, quota: &Value) -> anyhow::Result<()> {
                 "-" => "none".to_owned(),
                 limit => limit.to_owned(),
             };
-            table.add_row([name.to_owned(), limit, at(quota, &format!("used.{key}"))]);
+            let used = at(quota, &format!("used.{key}"));
+            let size = |text: String| if key == "mem" { text.parse().map_or(text, output::bytes) } else { text };
+            table.add_row([name.to_owned(), size(limit), size(used)]);
         }
         output::trimmed(&table)
     };

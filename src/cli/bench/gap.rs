@@ -113,7 +113,12 @@ async fn one(mut lines: Vec<Line>, number: usize, ask: Ask, deadline: Duration) 
         let outcome = answer.unwrap_or_else(|_| Outcome::Again("no answer in time".to_owned()));
         let again = matches!(outcome, Outcome::Again(_)) && begun.elapsed() + PAUSE < deadline;
         if !again {
-            return Done { request: ask.request, begun, ended: Instant::now(), tries, outcome };
+            let ended = Instant::now();
+            // Ports and devices are for the next calls; that it existed shows in the finished jobs.
+            if matches!(outcome, Outcome::Placed(_)) {
+                lines[which].stop(&ask, TRY).await;
+            }
+            return Done { request: ask.request, begun, ended, tries, outcome };
         }
         tokio::time::sleep(PAUSE).await;
     }

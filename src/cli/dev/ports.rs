@@ -30,11 +30,11 @@ pub fn choose(first: u16, count: usize) -> anyhow::Result<Vec<u16>> {
 /// Ports of the replicas on the member with that public port, apart from its neighbours'.
 pub fn replicas(public: u16) -> (u16, u16) {
     const FIRST: u32 = 20_000;
-    const EACH: u32 = 200;
+    // Half is the member's own node's, the rest is for nodes that it plays.
+    const EACH: u32 = 600;
     // Below 32768, where Linux begins to hand out ports of its own.
     const SLOTS: u32 = (32_000 - FIRST) / EACH;
-    // So that the first member's range begins at 31000.
-    let slot = (u32::from(public) / u32::from(STEP) + 35) % SLOTS;
+    let slot = u32::from(public) / u32::from(STEP) % SLOTS;
     let start = FIRST + slot * EACH;
     (start as u16, (start + EACH - 1) as u16)
 }
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn neighbours_have_replica_ports_of_their_own() {
-        assert_eq!(replicas(8600), (31_000, 31_199));
-        assert_eq!(replicas(8610), (31_200, 31_399));
+        assert_eq!(replicas(8600), (20_000, 20_599));
+        assert_eq!(replicas(8610), (20_600, 21_199));
         for public in (1024..65_000).step_by(10) {
             let (first, last) = replicas(public);
             assert!((20_000..last).contains(&first) && last < 32_000, "{public}");
