@@ -17,6 +17,7 @@ use crate::raft::{self, Replica, Role};
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
+use axum::serve::ListenerExt;
 use futures::StreamExt;
 use nf_core::control::Timeouts;
 use nf_core::node::NodeKind;
@@ -54,8 +55,14 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let store = nodes::store(settings, &me.data)?;
     let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun));
     let mut calls = ended.clone();
-    let served = axum::serve(tokio::net::TcpListener::from_std(public)?, router)
-        .with_graceful_shutdown(async move { drop(calls.wait_for(|end| *end).await) });
+    // Small answers must not wait for the acknowledgement of the one before (Nagle).
+    let listener = tokio::net::TcpListener::from_std(public)?.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "setting nodelay on a connection");
+        }
+    });
+    let served =
+        axum::serve(listener, router).with_graceful_shutdown(async move { drop(calls.wait_for(|end| *end).await) });
     let mut served = tokio::spawn(served.into_future());
 
     let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, ended: &ended };

@@ -247,13 +247,30 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
 
 /// The node is Down: what it held is free, and its replicas start elsewhere.
 pub(super) fn lose_node(state: &mut State, node: NodeNo) {
-    let mut jobs: Vec<JobNo> = state.replicas_on(node).map(|(job, ..)| job.no).collect();
+    release_from(state, node, |_, _| true);
+}
+
+/// The node has gone silent before its agent said a word of these replicas: most
+/// likely they never began, and waiting for Down would keep their callers waiting a
+/// minute. They start elsewhere at a higher generation, which fences a copy that did
+/// begin after all. What may never run twice, or never again, waits for Down.
+pub(super) fn release_unheard(state: &mut State, node: NodeNo) {
+    let unheard = |phase: &Phase| matches!(phase, Phase::Held { stage: Stage::Scheduled, .. });
+    let movable = |job: &Job| !job.spec.constraints.exclusive && job.spec.constraints.restart != Restart::Never;
+    release_from(state, node, |job, phase| movable(job) && unheard(phase));
+}
+
+fn release_from(state: &mut State, node: NodeNo, which: impl Fn(&Job, &Phase) -> bool) {
+    let on_node = |r: &Replica| r.allocation().is_some_and(|a| a.node == node);
+    let mut jobs: Vec<JobNo> =
+        state.replicas_on(node).filter(|(job, _, r)| which(job, &r.phase)).map(|(job, ..)| job.no).collect();
     jobs.dedup();
     for no in jobs {
-        let mut job = (*state.jobs[&no]).clone();
+        let old = state.jobs[&no].clone();
+        let mut job = (*old).clone();
         let before = job.state();
         let restart = job.spec.constraints.restart;
-        for replica in job.replicas.iter_mut().filter(|r| r.allocation().is_some_and(|a| a.node == node)) {
+        for replica in job.replicas.iter_mut().filter(|r| on_node(r) && which(&old, &r.phase)) {
             replica.phase = after_loss(&replica.phase, restart);
         }
         save(state, job, before, Some(Reason::NodeFailure));

@@ -57,7 +57,8 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
             ("ports", used.ports.iter().any(port_lost)),
         ];
         if let Some((field, _)) = lost.iter().find(|(_, lost)| *lost) {
-            let detail = format!("replicas on node {} hold more {field} than it would have; drain it first", known.name);
+            let detail =
+                format!("replicas on node {} hold more {field} than it would have; drain it first", known.name);
             return Err(Refusal::field(Reason::Conflict, *field, detail));
         }
     }
@@ -66,7 +67,9 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
         for share in shares {
             let (was, is) =
                 (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
-            let same = was.zip(is).is_some_and(|(was, is)| (&was.uuid, was.memory, was.kind) == (&is.uuid, is.memory, is.kind));
+            let same = was
+                .zip(is)
+                .is_some_and(|(was, is)| (&was.uuid, was.memory, was.kind) == (&is.uuid, is.memory, is.kind));
             if !same {
                 let detail = format!(
                     "device {} of node {} is in use and would change; drain the node first",
@@ -93,8 +96,10 @@ pub(super) fn set_state(
     let since_ms = state.meta().now_ms;
     state.put_node(Node { state: to, since_ms, ..(*node).clone() });
     state.emit(EventKind::Node { node: node.name.clone(), from: Some(node.state), to });
-    if to == NodeState::Down {
-        job::lose_node(state, no);
+    match to {
+        NodeState::Down => job::lose_node(state, no),
+        NodeState::Suspect | NodeState::Unknown => job::release_unheard(state, no),
+        NodeState::Ready | NodeState::Maintenance => {}
     }
     Ok(Answer::Count(1))
 }

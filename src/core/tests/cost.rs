@@ -89,7 +89,11 @@ fn per_call(waiters: u64) {
     state.take_changes();
     let started = Instant::now();
     let placed = plan(&state, &Intent::PlaceWaiting).unwrap().commands.len();
-    println!("{} classes of nodes; a pass over {waiters} waiters places {placed} in {:?}", state.capacity().classes.len(), started.elapsed());
+    println!(
+        "{} classes of nodes; a pass over {waiters} waiters places {placed} in {:?}",
+        state.capacity().classes.len(),
+        started.elapsed()
+    );
     let calls = 2_000u32;
     let mut follower = state.clone();
     let (mut planning, mut speculating, mut applying, mut rows) = Default::default();

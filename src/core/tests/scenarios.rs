@@ -3,7 +3,11 @@
 //! runs every file and compares; `UPDATE_GOLDEN=1` writes what is said now, to be
 //! read in the diff. The language is in scenarios/README.md.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests have an environment and threads; the core has not")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests have an environment and threads; the core has not"
+)]
 
 #[path = "scenario/mod.rs"]
 mod scenario;

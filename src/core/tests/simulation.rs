@@ -1,7 +1,11 @@
 //! Many seeds of the simulated world. A failing seed is printed with what was
 //! seen; `NF_SEED_FROM=<seed> NF_SEEDS=1` runs it again, the same to the last event.
 
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests have an environment and threads; the core has not")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "tests have an environment and threads; the core has not"
+)]
 
 use nf_core::sim::{Options, Report, run};
 use std::panic::{AssertUnwindSafe, catch_unwind};
