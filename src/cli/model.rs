@@ -21,12 +21,12 @@ pub struct Model {
 enum ModelCommand {
     /// Publish the files of a directory as a model version
     #[command(
-        after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model publish ./m --model m --version v2 --runtime runtime.json"
+        after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model publish ./m --model m --version v2 --store file:///srv/models --runtime runtime.json"
     )]
     Publish(Publish),
     /// Fetch a version, check every byte, and print where it is
     #[command(
-        after_help = "Examples:\n  nf model pull magika@v1 --store file:///srv/models -o json\n  nf model pull magika@v1 --to ./magika"
+        after_help = "Examples:\n  nf model pull magika@v1 --store file:///srv/models -o json\n  nf model pull magika@v1 --store file:///srv/models --to ./magika"
     )]
     Pull(Pull),
 }

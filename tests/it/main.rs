@@ -13,7 +13,6 @@ mod harness;
 mod layers;
 mod raft_group;
 mod raft_members;
-mod raft_sim;
 mod storage_crash;
 mod storage_files;
 mod storage_suite;

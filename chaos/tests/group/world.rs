@@ -23,8 +23,8 @@ use openraft::async_runtime::{Instant, WatchReceiver};
 use openraft_rt_sim::{SimInstant, SimRuntime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::Trace;
-use super::net::Net;
+use crate::Trace;
+use crate::net::Net;
 
 pub type C = Types<SimRuntime>;
 pub type Machine = StateMachine<ModelTables>;

@@ -15,7 +15,7 @@ use openraft::raft::{
 use openraft::{AsyncRuntime, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use openraft_rt_sim::SimRuntime;
 
-use super::world::{C, Raft, World};
+use crate::world::{C, Raft, World};
 
 /// Makes links out of one life of one member.
 pub struct Net {
