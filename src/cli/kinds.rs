@@ -108,7 +108,7 @@ const GPUS: &[Column] = &[
     col("GPU", |v| at(v, "index")),
     col("TYPE", |v| at(v, "device_type")),
     col("MEMORY", |v| size(v, &["memory_bytes", "memory"])),
-    col("USED", |v| used(v)),
+    col("USED", used),
     col("ISLAND", |v| at(v, "island")),
     wide("UUID", |v| at(v, "uuid")),
     wide("HEALTHY", |v| at(v, "healthy")),

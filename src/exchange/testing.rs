@@ -31,6 +31,7 @@ pub struct Memory(Arc<Inner>);
 
 impl Memory {
     /// Leads in term 1.
+    #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         let leader =
             MemberStatus { id: MemberId(1), name: "m1".into(), peer: String::new(), voter: true, matched: None };

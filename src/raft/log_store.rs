@@ -198,7 +198,7 @@ impl<D: Disk> LogStore<D> {
         Ok(out)
     }
 
-    async fn submit_durably<RT: AsyncRuntime>(&self, op: Op) -> io::Result<()> {
+    async fn submit_durably(&self, op: Op) -> io::Result<()> {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = Box::new(move |result| {
             // The waiter is gone only when the member stops.
@@ -290,7 +290,7 @@ impl<RT: AsyncRuntime, D: Disk> RaftLogStorage<Types<RT>> for LogStore<D> {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.lock().vote = Some(*vote);
         let row = seal(VOTE, &encoding::encode_vote(vote));
-        self.submit_durably::<RT>(Op::Vote(row)).await
+        self.submit_durably(Op::Vote(row)).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {

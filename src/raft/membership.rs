@@ -185,7 +185,7 @@ impl Shared {
             })
             .collect();
         let names: BTreeSet<&str> = members.iter().map(|m| m.name.as_str()).collect();
-        if peers.len() != members.len() || names.len() != members.len() || members.len() % 2 == 0 {
+        if peers.len() != members.len() || names.len() != members.len() || members.len().is_multiple_of(2) {
             return Err(refused(Reason::InvalidArgument, "a group begins with 1, 3 or 5 members, all different"));
         }
         match self.raft.initialize(peers).await {

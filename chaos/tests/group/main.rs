@@ -4,6 +4,9 @@
 //! A seed decides everything; the same seed gives the same trace. First faults, then healing:
 //! nothing acknowledged may be lost, nobody may differ, and in the end all must agree.
 
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
+
 mod net;
 mod world;
 
@@ -96,15 +99,4 @@ fn the_same_seed_gives_the_same_trace() {
         let (first, second) = (run_seed(seed, Sync::Driven), run_seed(seed, Sync::Driven));
         assert_eq!(first.hash, second.hash, "seed {seed}");
     }
-}
-
-/// Shows that the seeds can find it when a disk acknowledges before it has synced.
-#[test]
-fn a_disk_that_acknowledges_too_early_is_found() {
-    let found = (1..=300).find(|seed| {
-        let seed = *seed;
-        std::panic::catch_unwind(|| run_seed(seed, Sync::Lying)).is_err()
-    });
-    println!("found by seed {found:?}");
-    assert!(found.is_some(), "300 seeds did not find it");
 }

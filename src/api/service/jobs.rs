@@ -135,8 +135,8 @@ impl Service {
             (Some(job), _) => job,
             (None, refusal) => {
                 let found = self.finished_after(call, request, reply.index).await?;
-                let mine = |job: &Box<JobView>| call.tenant.as_ref().is_none_or(|tenant| *tenant == job.tenant);
-                found.filter(mine).ok_or_else(|| refusal.map_or_else(|| gone(request), Failure::from))?
+                let mine = |job: &JobView| call.tenant.as_ref().is_none_or(|tenant| *tenant == job.tenant);
+                found.filter(|job| mine(job)).ok_or_else(|| refusal.map_or_else(|| gone(request), Failure::from))?
             }
         };
         let status = self.replica.status();

@@ -126,7 +126,7 @@ async fn rest(http: &reqwest::Client, addr: &str, ask: &Ask, limit: Duration) ->
     };
     match status {
         // A retry of a placed job is told as 200.
-        200 | 201 | 202 => {
+        200..=202 => {
             let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
             let id = answer["request_id"].as_str().unwrap_or_default().to_owned();
             match answer["status"].as_str() {

@@ -115,7 +115,7 @@ fn flag(value: bool) -> Option<Value> {
 
 impl Request {
     pub fn body(&self) -> Result<Value> {
-        let mut body = self.from_file()?;
+        let mut body = self.read_file()?;
         let (model, version) = match self.model.as_deref().map(|m| m.split_once('@').unwrap_or((m, ""))) {
             Some((model, version)) => (Some(model.to_owned()), Some(version.to_owned()).filter(|v| !v.is_empty())),
             None => (None, None),
@@ -142,7 +142,7 @@ impl Request {
         Ok(Value::Object(body))
     }
 
-    fn from_file(&self) -> Result<Map<String, Value>> {
+    fn read_file(&self) -> Result<Map<String, Value>> {
         let Some(path) = &self.file else { return Ok(Map::new()) };
         let name = path.display();
         let mut text = String::new();

@@ -197,11 +197,12 @@ impl Oracle {
             (Intent::Schedule { submission, .. }, Ok(other)) => {
                 self.bad(format!("{} was answered {other:?}", submission.request))
             }
-            (Intent::Stop { request, .. }, Err(refusal)) if refusal.reason == Reason::NotFound => {
+            (Intent::Stop { request, .. }, Err(refusal))
+                if refusal.reason == Reason::NotFound
                 // Jobs don't come back: one that lives now lived at the time of the call.
-                if self.acked.contains_key(request) && self.live.contains_key(request) {
-                    self.bad(format!("a stop of {request} was answered NotFound, and it lives"));
-                }
+                && self.acked.contains_key(request) && self.live.contains_key(request) =>
+            {
+                self.bad(format!("a stop of {request} was answered NotFound, and it lives"));
             }
             _ => {}
         }

@@ -213,7 +213,7 @@ impl World {
                 self.send(Peer::Client(client), to, message);
             }
         }
-        if self.now % (5 * TICK_MS) == 0 {
+        if self.now.is_multiple_of(5 * TICK_MS) {
             for worker in 0..nodes {
                 if !self.workers[worker].up {
                     continue;

@@ -2,6 +2,8 @@
 //! load. Bounds here are loose, since machines differ and are shared; the figures
 //! are printed (`cargo test -p nf-core --test cost -- --nocapture --test-threads=1`).
 
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
 #![allow(clippy::disallowed_types, reason = "a test may look at the clock")]
 
 use nf_core::apply::{BatchOutcome, apply_batch};

@@ -3,6 +3,9 @@
 //! are refused. An operation is a number that decides all of it, so proptest
 //! shrinks a failure by leaving operations out.
 
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
+
 #[path = "world/mod.rs"]
 mod world;
 

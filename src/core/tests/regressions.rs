@@ -1,6 +1,9 @@
 //! Bugs that reading, properties or the simulation found in the core, each by the
 //! smallest input that shows it. A line here is never removed.
 
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
+
 use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
 use nf_core::control::{Now, Observations, Timeouts, step};

@@ -3,6 +3,8 @@
 //! runs every file and compares; `UPDATE_GOLDEN=1` writes what is said now, to be
 //! read in the diff. The language is in scenarios/README.md.
 
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,

@@ -1,6 +1,8 @@
 //! Many seeds of the simulated world. A failing seed is printed with what was
 //! seen; `NF_SEED_FROM=<seed> NF_SEEDS=1` runs it again, the same to the last event.
 
+// Helpers of tests are tests: a panic in them is a failed test with a line number.
+#![allow(clippy::unwrap_used)]
 #![allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,
