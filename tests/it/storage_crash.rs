@@ -76,9 +76,9 @@ async fn whatever_survives_a_crash_is_a_prefix_of_what_was_written() {
         let mut saving = log.clone();
         let saved = tokio::spawn(async move { RaftLogStorage::<C>::save_vote(&mut saving, &vote).await });
         tokio::task::yield_now().await;
-        let _ = append(&mut log, (0..4).map(|i| entry(1, i)).collect()).await;
+        drop(append(&mut log, (0..4).map(|i| entry(1, i)).collect()).await);
         RaftLogStorage::<C>::truncate_after(&mut log, Some(LogId::new_term_index(1, 1))).await.unwrap();
-        let _ = append(&mut log, vec![entry(2, 2), entry(2, 3)]).await;
+        drop(append(&mut log, vec![entry(2, 2), entry(2, 3)]).await);
         assert_eq!(disk.unsynced(), 8);
         let disk = disk.crash(survivors);
         saved.abort();
