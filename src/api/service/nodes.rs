@@ -264,10 +264,14 @@ impl Service {
         if let Some(node) = known.as_ref().filter(|node| run_elsewhere(node)) {
             return agrees(node, &wanted, simulation, index);
         }
-        let ports = known.as_ref().map_or_else(|| free_ports(&state, &self.info.host), |node| node.spec.ports);
+        let ports = known.as_ref().map_or_else(|| free_ports(&state, &self.info.host, unused), |node| node.spec.ports);
         let incarnation = known.as_ref().map_or(Incarnation(1), |node| node.incarnation);
         drop(state);
         let spec = Arc::new(wanted.spec(&name, &self.info.host, ports));
+        // Its player registers it, too, and counts its starts: saying the same again must not race with that.
+        if known.is_some_and(|node| node.state == NodeState::Ready && node.spec == spec) {
+            return Ok(Registered { name, new: false, index, simulation });
+        }
         let intent = Intent::Register { name: name.clone(), kind: own, incarnation, spec };
         let (answer, index) = self.commit(call, intent).await?;
         Ok(Registered { name, new: matches!(answer, Answer::Node { new: true, .. }), index, simulation })
@@ -302,13 +306,19 @@ fn agrees(node: &Node, wanted: &Registration, simulation: bool, index: u64) -> R
     Err(Refusal::field(Reason::Conflict, "gpus", detail).into())
 }
 
-/// The first ports on this host that no other node was given; None when all are taken.
-fn free_ports(state: &State, host: &str) -> Option<PortRange> {
+/// Whether nobody listens there: another group on the same machine may.
+fn unused(port: u16) -> bool {
+    std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+}
+
+/// The first ports on this host that no other node was given and that are all
+/// `unused`; None when there are none.
+fn free_ports(state: &State, host: &str, unused: impl Fn(u16) -> bool) -> Option<PortRange> {
     let on_host = state.nodes().values().filter(|n| *n.spec.host == *host);
     let taken: BTreeSet<(u16, u16)> = on_host.filter_map(|n| n.spec.ports).map(|p| (p.first, p.last)).collect();
     let mut ranges = PORTS.step_by(usize::from(PORTS_EACH)).map(|first| (first, first + PORTS_EACH - 1));
     let free = |(first, last): &(u16, u16)| !taken.iter().any(|(f, l)| f <= last && first <= l);
-    ranges.find(free).map(|(first, last)| PortRange { first, last })
+    ranges.find(|range| free(range) && (range.0..=range.1).all(&unused)).map(|(first, last)| PortRange { first, last })
 }
 
 #[cfg(test)]
@@ -322,7 +332,7 @@ mod tests {
         let mut seen = BTreeSet::new();
         for i in 0..400 {
             let name = NodeName::new(&format!("n{i}")).unwrap();
-            let ports = free_ports(&state, "127.0.0.1");
+            let ports = free_ports(&state, "127.0.0.1", |_| true);
             if let Some(range) = ports {
                 assert!(seen.insert(range.first), "given twice: {range:?}");
             }
