@@ -163,7 +163,8 @@ class Serve(Group):
 
     def __init__(self, folder, settings=None, args=()):
         port = free_ports(1)[0]
-        own = {"SCHEDULER_PORT": port, "NF_DATA_DIR": folder / "data", **(settings or {})}
+        # Replica ports of its own: an `nf dev` of the same test run uses the default ones.
+        own = {"SCHEDULER_PORT": port, "NF_DATA_DIR": folder / "data", "NF_PORT_RANGE": "17000-17499", **(settings or {})}
         super().__init__(folder, ["serve", *args], own, "serve")
         self.urls = [f"http://127.0.0.1:{port}"]
 
