@@ -79,7 +79,12 @@ def process_of(address):
 
 
 def alive(pid):
-    return Path(f"/proc/{pid}").exists()
+    """A zombie is gone: its member was killed, so whether it is reaped is up to pid 1, which in a container may never do it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 class Asker(threading.Thread):
