@@ -29,6 +29,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Default)]
 struct Column {
     per_second: Vec<f64>,
+    commits: Vec<f64>,
     p50: Vec<f64>,
     p99: Vec<f64>,
     cpu_micros: Vec<f64>,
@@ -39,6 +40,7 @@ struct Column {
 impl Column {
     fn add(&mut self, figures: Figures, cpu: Duration) {
         self.per_second.push(figures.per_second());
+        self.commits.push(figures.commits_per_second());
         self.p50.push(figures.percentile(0.5));
         self.p99.push(figures.percentile(0.99));
         self.cpu_micros.push(cpu.as_secs_f64() * 1e6 / figures.calls.max(1) as f64);
@@ -49,8 +51,9 @@ impl Column {
     fn line(&self, name: &str, clients: usize) -> String {
         let m = |values: &Vec<f64>| median(values.clone());
         format!(
-            "{name:22} {clients:7} {:10.0} {:9.2} {:9.2} {:9.0} {:7}",
+            "{name:22} {clients:7} {:10.0} {:10.0} {:9.2} {:9.2} {:9.0} {:7}",
             m(&self.per_second),
+            m(&self.commits),
             m(&self.p50),
             m(&self.p99),
             m(&self.cpu_micros),
@@ -65,8 +68,8 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
     }
     println!("compare: {plan:?}");
     println!(
-        "{:22} {:>7} {:>10} {:>9} {:>9} {:>9} {:>7}",
-        "", "clients", "calls/s", "p50 ms", "p99 ms", "CPU µs", "errors"
+        "{:22} {:>7} {:>10} {:>10} {:>9} {:>9} {:>9} {:>7}",
+        "", "clients", "calls/s", "commits/s", "p50 ms", "p99 ms", "CPU µs", "errors"
     );
     for clients in &plan.clients {
         let (mut theirs, mut leader, mut any) = (Column::default(), Column::default(), Column::default());
@@ -88,7 +91,11 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
             println!("{}", any.line("nf, any member", *clients));
             let ratio = median(leader.per_second.clone()) / median(theirs.per_second.clone()).max(1.0);
             let spread = median(any.per_second.clone()) / median(leader.per_second.clone()).max(1.0);
-            println!("{:22} {clients:7} nf / etcd {ratio:.2}; any member / leader only {spread:.2}", "ratio");
+            let commits = median(leader.commits.clone()) / median(theirs.commits.clone()).max(1.0);
+            println!(
+                "{:22} {clients:7} nf / etcd {ratio:.2}, with the stops {commits:.2}; any member / leader only {spread:.2}",
+                "ratio"
+            );
         }
         for (name, column) in [("etcd", &theirs), ("nf leader", &leader), ("nf any", &any)] {
             if let Some(error) = &column.first_error {
