@@ -1,0 +1,81 @@
+//! How long a request really takes, by Little's law: requests in service, over
+//! time, divided by requests that were done. It does not know replicas.
+
+/// The configured time counts as so many requests.
+const PRIOR_DONE_M: u64 = 100_000;
+
+/// What was seen so long ago counts half.
+const HALF_LIFE_MS: u64 = 900_000;
+
+/// A learned time is believed up to this factor away from the configured one.
+const FARTHEST: u64 = 8;
+
+#[derive(Clone, Debug)]
+pub struct ServiceTime {
+    configured_ms: u64,
+    /// Thousandths of a request times milliseconds.
+    busy: u128,
+    /// Thousandths of a request.
+    done_m: u128,
+    /// Running and waiting at the last sight.
+    before: Option<(u64, u64)>,
+}
+
+impl ServiceTime {
+    pub fn new(configured_ms: u64) -> Self {
+        let done_m = u128::from(PRIOR_DONE_M);
+        Self { configured_ms, busy: done_m * u128::from(configured_ms), done_m, before: None }
+    }
+
+    pub fn ms(&self) -> u64 {
+        let ms = u64::try_from(self.busy / self.done_m.max(1)).unwrap_or(self.configured_ms);
+        ms.clamp((self.configured_ms / FARTHEST).max(1), self.configured_ms * FARTHEST)
+    }
+
+    /// A sight without a gap before it. While requests wait, some may give up, and what gave up was not
+    /// done: nothing is learned then.
+    pub fn seen(&mut self, dt_ms: u64, running_m: u64, queue_m: u64, arrivals_m: u64) {
+        let Some((running, queue)) = self.before.replace((running_m, queue_m)) else { return };
+        if (queue_m + queue) * 20 > running_m + running || running_m + running == 0 {
+            return;
+        }
+        let Some(done) = (running + queue + arrivals_m).checked_sub(running_m + queue_m) else { return };
+        let keep = 1_000_000 - u128::from((dt_ms * 693_000 / HALF_LIFE_MS).min(500_000));
+        let floor = u128::from(PRIOR_DONE_M) / 4;
+        if self.done_m > floor {
+            self.busy = self.busy * keep / 1_000_000;
+            self.done_m = (self.done_m * keep / 1_000_000).max(1);
+        }
+        self.busy += u128::from((running + running_m) / 2) * u128::from(dt_ms);
+        self.done_m += u128::from(done);
+    }
+
+    /// The thread is lost: what comes next is not compared with what was before.
+    pub fn gap(&mut self) {
+        self.before = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_real_time_is_learned() {
+        let mut time = ServiceTime::new(2_000);
+        for _ in 0..1_000 {
+            // 10 requests a second of three seconds each.
+            time.seen(5_000, 30_000, 0, 50_000);
+        }
+        assert!(time.ms().abs_diff(3_000) < 30, "{}", time.ms());
+    }
+
+    #[test]
+    fn what_waits_and_gives_up_teaches_nothing() {
+        let mut time = ServiceTime::new(2_000);
+        for _ in 0..1_000 {
+            time.seen(5_000, 30_000, 20_000, 500_000);
+        }
+        assert_eq!(time.ms(), 2_000);
+    }
+}
