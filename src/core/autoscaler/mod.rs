@@ -9,6 +9,8 @@ pub mod decision;
 pub mod fleet;
 pub mod learn;
 pub mod plan;
+#[doc(hidden)]
+pub mod replay;
 pub mod service;
 pub mod signal;
 pub mod staffing;

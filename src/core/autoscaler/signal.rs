@@ -47,7 +47,7 @@ impl Reading {
             return Reading::Missing;
         }
         // A tiny negative comes from the subtraction of two counters; it means none.
-        if value < -0.000_001 || value > 1_000_000_000.0 {
+        if !(-0.000_001..=1_000_000_000.0).contains(&value) {
             return Reading::Absurd;
         }
         #[allow(clippy::float_arithmetic, reason = "one multiplication is the same on every machine")]
