@@ -1,5 +1,9 @@
 //! How long a request really takes, by Little's law: requests in service, over
-//! time, divided by requests that were done. It does not know replicas.
+//! time, divided by requests that were done; and whether those who
+//! wait too long leave. It does not decide anything.
+
+use super::service::Service;
+use super::signal::Sight;
 
 /// The configured time counts as so many requests.
 const PRIOR_DONE_M: u64 = 100_000;
@@ -53,6 +57,40 @@ impl ServiceTime {
     /// The thread is lost: what comes next is not compared with what was before.
     pub fn gap(&mut self) {
         self.before = None;
+    }
+}
+
+/// Whether who waits too long leaves: more went than could have been served.
+#[derive(Clone, Debug, Default)]
+pub struct Leaving {
+    /// Inside and ready at the last sight.
+    before: Option<(u64, u32)>,
+    times: u32,
+}
+
+/// So often it must be seen.
+const LEAVING_TIMES: u32 = 3;
+
+impl Leaving {
+    pub fn seen(&mut self, service: &Service, service_ms: u64, sight: &Sight) {
+        let (Some(queue), Some(running), Some(ready)) = (sight.queue_m, sight.running_m, sight.ready) else {
+            self.before = None;
+            return;
+        };
+        let inside = queue + running;
+        let Some((was, had)) = self.before.replace((inside, ready)) else { return };
+        let came = was.saturating_add(sight.arrivals_m.unwrap_or(0));
+        let gone = came.saturating_sub(inside);
+        let slots = service.slots_m(had.max(ready));
+        let served = slots.saturating_mul(sight.dt_ms) / service_ms.max(1);
+        // Half more than the model says, and everything that ran at once.
+        if queue > 1000 && gone > served.saturating_mul(3) / 2 + slots {
+            self.times = self.times.saturating_add(1);
+        }
+    }
+
+    pub fn told(&self) -> bool {
+        self.times >= LEAVING_TIMES
     }
 }
 

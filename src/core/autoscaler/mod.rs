@@ -5,13 +5,16 @@
 //! sure of what it sees. It does not know where signals come from, nor what carries
 //! its decisions out.
 
+pub mod choice;
 pub mod decision;
 pub mod fleet;
 pub mod learn;
 pub mod plan;
+pub mod recur;
 #[doc(hidden)]
 pub mod replay;
 pub mod service;
+pub mod shadow;
 pub mod signal;
 pub mod staffing;
 pub mod trend;
@@ -22,9 +25,12 @@ pub use service::{Service, Unusable};
 pub use signal::{Reading, Signals};
 pub use why::Why;
 
+use choice::Choice;
 use fleet::{ColdStart, Fleet};
-use learn::ServiceTime;
-use plan::{Care, Driver, Hold, Outlook};
+use learn::{Leaving, ServiceTime};
+use plan::{Driver, Outlook};
+use recur::{Recurrence, WAYS};
+use shadow::Feed;
 use signal::{Intake, Sight};
 use staffing::Staffing;
 use trend::Trend;
@@ -61,8 +67,9 @@ pub struct Autoscaler {
     time: ServiceTime,
     cold: ColdStart,
     fleet: Fleet,
-    hold: Hold,
-    care: Care,
+    recur: Recurrence,
+    choice: Option<Choice>,
+    leaving: Leaving,
     desired: Option<u32>,
     began_ms: Option<u64>,
     busy_ms: u64,
@@ -70,6 +77,7 @@ pub struct Autoscaler {
     quickest_p95: u64,
     slow_until_ms: u64,
     clock_ms: u64,
+    arrivals_m: u64,
 }
 
 impl Autoscaler {
@@ -84,8 +92,9 @@ impl Autoscaler {
             time: ServiceTime::new(service.service_ms),
             cold: ColdStart::new(service.cold_start_ms),
             fleet: Fleet::default(),
-            hold: Hold::default(),
-            care: Care { headroom_m: 30, hold_ms: 60_000, clear_ms: 20_000, season: None },
+            recur: Recurrence::default(),
+            choice: None,
+            leaving: Leaving::default(),
             desired: None,
             began_ms: None,
             busy_ms: 0,
@@ -93,11 +102,17 @@ impl Autoscaler {
             quickest_p95: u64::MAX,
             slow_until_ms: 0,
             clock_ms: 0,
+            arrivals_m: 0,
         })
     }
 
     pub fn service(&self) -> &Service {
         &self.service
+    }
+
+    /// What would have been, for each way of being careful.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.choice.as_ref()
     }
 
     /// What quota and budget leave, from now on.
@@ -115,16 +130,19 @@ impl Autoscaler {
         self.began_ms.get_or_insert(now);
         self.learn(now, &sight);
         let outlook = self.outlook();
-        let (need, driver) = plan::need(&self.service, &self.staffing, &self.care, &outlook);
-        let need = need.max(self.floor(now, &sight));
-        let held = self.hold.push(now, need, self.care.hold_ms);
+        self.choose(now, &sight, &outlook);
+        let Some(choice) = &self.choice else { return self.hold_on(Why::MissingSignal, signals) };
+        let (care, need, held) = (choice.chosen().care, choice.chosen().need, choice.chosen().held);
+        let driver = plan::need(&self.service, &self.staffing, &care, &outlook).1;
         let backlog = sight
             .queue_m
-            .map_or(0, |queue| plan::backlog_need(&self.service, &self.care, &outlook, &self.fleet, queue, now));
+            .map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
+        let care = choice.index();
         let slow = self.slowness(now, &sight, outlook.service_ms);
         let wanted = held.max(backlog).max(slow);
         let mut inputs = self.inputs(signals, &sight, &outlook);
         (inputs.need, inputs.held, inputs.backlog, inputs.wanted) = (need, held, backlog, wanted);
+        inputs.care = care;
         let why = match driver {
             _ if slow > held.max(backlog) => Why::LatencyExceeded,
             _ if backlog > held => Why::QueueDepth,
@@ -150,6 +168,9 @@ impl Autoscaler {
         // Where nothing was heard, as much came as before.
         let arrivals = sight.arrivals_m.unwrap_or_else(|| self.trend.level().now_m.saturating_mul(sight.dt_ms) / 1000);
         self.trend.push(now, sight.dt_ms, arrivals);
+        self.recur.push(now, sight.dt_ms, arrivals, &self.trend.level());
+        self.arrivals_m = arrivals;
+        self.leaving.seen(&self.service, self.time.ms(), sight);
         match (sight.doubt, sight.running_m, sight.queue_m) {
             (None, Some(running), Some(queue)) => self.time.seen(sight.dt_ms, running, queue, arrivals),
             _ => self.time.gap(),
@@ -170,7 +191,25 @@ impl Autoscaler {
     fn outlook(&self) -> Outlook {
         let level = self.trend.level();
         let lead_ms = self.cold.ms() + self.service.tick_ms;
-        Outlook { level, ahead_m: level.ahead(lead_ms), season_m: Vec::new(), service_ms: self.time.ms(), lead_ms }
+        let season_m = (0..WAYS).map(|way| self.recur.ahead(self.clock_ms, lead_ms, way)).collect();
+        Outlook { level, ahead_m: level.ahead(lead_ms), season_m, service_ms: self.time.ms(), lead_ms }
+    }
+
+    /// Feeds the models of what would have been, and takes the care that fared best.
+    fn choose(&mut self, now: u64, sight: &Sight, outlook: &Outlook) {
+        let floor = self.floor(now, sight);
+        let replicas = self.fleet.total();
+        let first = replicas.max(1).clamp(self.service.min, self.service.max);
+        let choice = self.choice.get_or_insert_with(|| Choice::new(first));
+        let feed = Feed {
+            service: &self.service,
+            now_ms: now,
+            dt_ms: sight.dt_ms,
+            arrivals_m: self.arrivals_m,
+            service_ms: outlook.service_ms,
+            impatient: self.leaving.told(),
+        };
+        choice.step(&feed, &self.staffing, outlook, floor, replicas);
     }
 
     /// One replica where anybody is there, or was a short while ago.
@@ -210,7 +249,7 @@ impl Autoscaler {
             p95_ms: sight.p95_ms,
             rate_m: outlook.level.now_m,
             ahead_m: outlook.ahead_m,
-            season_m: 0,
+            season_m: outlook.season_m.iter().copied().max().unwrap_or(0),
             service_ms: outlook.service_ms,
             cold_start_ms: self.cold.ms(),
             ..Inputs::default()

@@ -1,6 +1,6 @@
 //! Replays of the autoscaler against the rules that others use.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::float_arithmetic)]
 
 use nf_core::autoscaler::Service;
 use nf_core::autoscaler::replay::table::{self, TARGETS_M, Terms};
@@ -47,6 +47,24 @@ fn explore() {
             let nf = terms.play(&load, Rule::Nf).unwrap();
             show("nf", &nf, &oracle);
             let peak = table::peak(&service, &load, u64::MAX);
+            if n("SCORES", "0") == 1 {
+                let mut policy =
+                    nf_core::autoscaler::replay::Product(nf_core::autoscaler::Autoscaler::new(service).unwrap());
+                nf_core::autoscaler::replay::run(&service, &load, &mut policy, 2, terms.impatient);
+                let choice = policy.0.choice().unwrap();
+                let r = choice.reference.stage.score;
+                println!("    ref {} {}", r.attained_ppm(), r.cost / 1000);
+                for (i, s) in choice.shadows.iter().enumerate() {
+                    let sc = s.stage.score;
+                    println!(
+                        "    {i} {:?} {} {:.3}{}",
+                        s.care,
+                        sc.attained_ppm(),
+                        sc.cost as f64 / r.cost as f64,
+                        if i == usize::from(choice.index()) { " <==" } else { "" }
+                    );
+                }
+            }
             for (name, rule) in [
                 ("hpa", Rule::Hpa(700)),
                 ("kpa", Rule::Kpa(700)),
