@@ -1,6 +1,9 @@
 //! `nf sim`: plays many worker nodes from a list in one process. What a played
 //! node does is the agent's; this finds the group and the keys.
 
+mod autoscale;
+mod online;
+
 use super::exit::{Exit, fail};
 use super::output::at;
 use super::{Global, dev, say, signals};
@@ -30,6 +33,11 @@ enum SimCommand {
         after_help = "Examples:\n  nf sim nodes --from openb_node_list_gpu_node.csv\n  nf sim nodes --from nodes.csv --tls-dir ./data/player/tls"
     )]
     Nodes(Nodes),
+    /// Replay arrivals through the daemon's autoscaler
+    #[command(
+        after_help = "Examples:\n  nf sim autoscale --online < ticks.txt\n  nf sim autoscale --online | tee decisions.txt"
+    )]
+    Autoscale(autoscale::Autoscale),
 }
 
 #[derive(Debug, Args)]
@@ -53,8 +61,10 @@ struct Nodes {
 
 impl Sim {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let SimCommand::Nodes(nodes) = self.command;
-        nodes.run(global).await
+        match self.command {
+            SimCommand::Nodes(nodes) => nodes.run(global).await,
+            SimCommand::Autoscale(autoscale) => autoscale.run(),
+        }
     }
 }
 
