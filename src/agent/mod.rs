@@ -79,16 +79,20 @@ pub struct AgentConfig {
     pub nodes: Vec<NodeRegistration>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
+    /// How long before its lease ends a node stops its exclusive replicas.
+    pub kill_budget: Duration,
 }
 
 impl AgentConfig {
     pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
-        Self { nodes, link, beat_every: BEAT_EVERY }
+        Self { nodes, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
     }
 }
 
 /// Default time between beats.
 pub const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// Default time kept before a lease ends.
+pub const KILL_BUDGET: Duration = Duration::from_secs(5);
 /// First and longest pause before something that failed is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Nodes whose reports go into one message.
@@ -193,7 +197,8 @@ struct Agent {
 impl Agent {
     fn new(config: AgentConfig) -> Self {
         let now = Instant::now();
-        let nodes: Vec<Node> = config.nodes.into_iter().map(|n| Node::new(n.registration, n.executor)).collect();
+        let node = |n: NodeRegistration| Node::new(n.registration, n.executor, config.kill_budget);
+        let nodes: Vec<Node> = config.nodes.into_iter().map(node).collect();
         let by_name = nodes.iter().enumerate().map(|(at, node)| (node.registration.node.clone(), at)).collect();
         let touched = Arc::new(Touched::default());
         let mut watchers = JoinSet::new();
@@ -255,19 +260,29 @@ impl Agent {
                     self.logs_at = Instant::now() + BACKOFF.1;
                 }
                 () = touched.wake.notified() => self.step(&touched.take()),
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep_until(next) => self.step(&self.leases_over()),
             }
         }
     }
 
-    /// The next time at which something that failed is tried again.
+    /// The next time at which something that failed is tried again, or exclusive replicas have to go.
     fn next_try(&self) -> Instant {
-        let now = Instant::now();
+        let (now, now_ms) = (Instant::now(), lease::boot_ms());
+        let leases = self.nodes.iter().filter_map(Node::exclusive_until);
+        let leases = leases.map(|until| now + Duration::from_millis(until.saturating_sub(now_ms)));
         [self.register_at, self.watch_at, self.report_at, self.logs_at]
             .into_iter()
             .filter(|at| *at > now)
+            .chain(leases)
             .min()
             .unwrap_or(now + BACKOFF.1)
+    }
+
+    /// Nodes whose exclusive replicas have to be stopped now.
+    fn leases_over(&self) -> BTreeSet<usize> {
+        let now_ms = lease::boot_ms();
+        let over = |node: &Node| node.exclusive_until().is_some_and(|until| until <= now_ms);
+        self.nodes.iter().enumerate().filter(|(_, node)| over(node)).map(|(at, _)| at).collect()
     }
 
     /// Starts whatever is due and not under way.

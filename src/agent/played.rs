@@ -31,6 +31,7 @@ pub struct PlayedConfig {
     pub hub: Hub,
     pub open: OpenExecutor,
     pub beat_every: Duration,
+    pub kill_budget: Duration,
 }
 
 /// A node that is played now.
@@ -111,6 +112,7 @@ async fn look_after(
         nodes: vec![NodeRegistration { registration, executor: executor.clone() }],
         link: Arc::new(LocalLink(config.hub.clone())),
         beat_every: config.beat_every,
+        kill_budget: config.kill_budget,
     };
     let task = tokio::spawn(super::run(agent, never.clone()));
     playing.insert(node.name.clone(), Playing { incarnation, spec: node.spec.clone(), executor, task });

@@ -139,7 +139,7 @@ pub async fn run(options: Options, nodes: &[VirtualNode], stop: watch::Receiver<
         registration: node.registration(options.incarnation),
         executor: clock.executor(),
     });
-    let config = AgentConfig { nodes: list.collect(), link: Arc::new(link), beat_every: options.beat_every };
+    let config = AgentConfig { beat_every: options.beat_every, ..AgentConfig::new(list.collect(), Arc::new(link)) };
     Ok(super::run(config, stop).await)
 }
 

@@ -188,6 +188,7 @@ impl Part<'_> {
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
             beat_every: settings.beat.value,
+            kill_budget: settings.kill_budget.value,
             ..AgentConfig::new(vec![node], Arc::new(LocalLink((*hub).clone())))
         };
         let played = PlayedConfig {
@@ -196,6 +197,7 @@ impl Part<'_> {
             hub: (*hub).clone(),
             open: nodes::opener(settings, &me.data, self.store.clone()),
             beat_every: settings.beat.value,
+            kill_budget: settings.kill_budget.value,
         };
         tokio::spawn(played::run(played, self.ended.clone()));
         let agent = tokio::spawn(agent::run(config, self.ended.clone()));

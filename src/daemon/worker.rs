@@ -26,7 +26,11 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store))?;
     let spec = nodes::own_spec(settings, &me)?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
-    let config = AgentConfig { beat_every: settings.beat.value, ..AgentConfig::new(vec![node], Arc::new(link)) };
+    let config = AgentConfig {
+        beat_every: settings.beat.value,
+        kill_budget: settings.kill_budget.value,
+        ..AgentConfig::new(vec![node], Arc::new(link))
+    };
     let (end, ended) = watch::channel(false);
     let mut agent = tokio::spawn(agent::run(config, ended));
     write_ready(extras.ready_file.as_ref(), &members.first().map(|m| m.2.clone()).unwrap_or_default())?;
