@@ -350,14 +350,18 @@ fn an_exclusive_replica_ends_before_its_lease_and_runs_again_after_it() {
     assert_eq!(world.conditions(), [Condition::Stopping, Condition::Alive]);
     assert_eq!(world.node.exclusive_until(), None);
     // Gone, but not by its own will: the group is told a failure, and starts it again.
-    world.fake.turn(0, |c| {
-        (c == Condition::Stopping).then_some(Condition::Gone { ok: true, why: Reason::NodeFailure })
-    });
+    world
+        .fake
+        .turn(0, |c| (c == Condition::Stopping).then_some(Condition::Gone { ok: true, why: Reason::NodeFailure }));
     world.beat(1);
     world.run(Op::Step);
-    assert!(world.reports.reports.iter().any(|r| {
-        r.kind == nf_core::command::ReportKind::Ended { ok: false, why: Reason::NodeFailure }
-    }));
+    assert!(
+        world
+            .reports
+            .reports
+            .iter()
+            .any(|r| { r.kind == nf_core::command::ReportKind::Ended { ok: false, why: Reason::NodeFailure } })
+    );
     world.deliver(1, true);
     world.heal();
     assert_eq!(world.state.jobs().values().filter(|job| job.state() == JobState::Running).count(), 2);
@@ -603,5 +607,8 @@ fn a_list_of_nodes_is_read_or_its_fault_named() {
         let error = virtual_nodes::parse(bad).unwrap_err();
         assert!(error.contains(says), "{bad}: {error}");
     }
-    assert_eq!(Node::new(registration("n1", NodeKind::Worker), Fake::new(), KILL_BUDGET).standing(), Standing::Unregistered);
+    assert_eq!(
+        Node::new(registration("n1", NodeKind::Worker), Fake::new(), KILL_BUDGET).standing(),
+        Standing::Unregistered
+    );
 }

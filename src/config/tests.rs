@@ -69,6 +69,17 @@ fn a_secret_shows_in_no_view_and_no_error() {
 }
 
 #[test]
+fn settings_without_effect_are_marked_in_flag_and_words() {
+    let unused: Vec<_> = TABLE.iter().filter(|row| row.unused).map(|row| row.env).collect();
+    assert_eq!(unused, ["PROM_URL", "POSTGRES_DSN", "REDIS_URL", "KUBECONFIG", "OPENAI_KEY"]);
+    for row in TABLE {
+        assert_eq!(row.unused, row.doc.ends_with("not used by this build"), "{}", row.key);
+    }
+    let secret: Vec<_> = TABLE.iter().filter(|row| row.secret).map(|row| row.env).collect();
+    assert_eq!(secret, ["POSTGRES_DSN", "REDIS_URL", "OPENAI_KEY"]);
+}
+
+#[test]
 fn both_spellings_may_agree_but_not_differ() {
     let both = |a, b| load(&[], &[("MAX_TENANT_GPUs", a), ("MAX_TENANT_GPUS", b)], None);
     assert_eq!(*both("3", "3").unwrap().max_tenant_gpus, 3000);
