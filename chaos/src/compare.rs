@@ -72,10 +72,12 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
         for round in 0..plan.rounds {
             let at = dir.join(format!("{clients}-{round}"));
             std::fs::create_dir_all(at.join("etcd"))?;
-            std::fs::create_dir_all(at.join("nf"))?;
+            std::fs::create_dir_all(at.join("leader"))?;
+            std::fs::create_dir_all(at.join("any"))?;
             etcd(&at.join("etcd"), *clients, plan, &mut theirs).await?;
             if !plan.only_etcd {
-                ours(nf, &at.join("nf"), *clients, plan, &mut leader, &mut any).await?;
+                ours(nf, &at.join("leader"), *clients, plan, Target::Leader, &mut leader).await?;
+                ours(nf, &at.join("any"), *clients, plan, Target::Any, &mut any).await?;
             }
         }
         println!("{}", theirs.line("etcd", *clients));
@@ -124,26 +126,27 @@ async fn etcd(dir: &Path, clients: usize, plan: &Plan, column: &mut Column) -> R
     etcd.stop().await
 }
 
-async fn ours(
-    nf: &Path,
-    dir: &Path,
-    clients: usize,
-    plan: &Plan,
-    leader_only: &mut Column,
-    any: &mut Column,
-) -> Result<()> {
+/// Who is called.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Leader,
+    Any,
+}
+
+/// A cluster of its own for each measurement: one that another has filled is another cluster.
+async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, target: Target, column: &mut Column) -> Result<()> {
     let cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
     register(&cluster, plan.nodes).await?;
     // Half of the thousandths of all GPUs would be millions of jobs; what matters is
     // that the fill is steady, so each client holds a fixed share of a modest number.
     let share = (4000 / clients).max(4);
-    let leader = cluster.leader().await?;
-    let all: Vec<String> = cluster.members.iter().map(|m| m.url.clone()).collect();
-    for (run, (urls, column)) in [(vec![leader.url], leader_only), (all, any)].into_iter().enumerate() {
-        let load = bench::clients(&urls, clients, connections(clients), run as u32, share).await?;
-        let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
-        column.add(figures, cpu);
-    }
+    let urls: Vec<String> = match target {
+        Target::Leader => vec![cluster.leader().await?.url],
+        Target::Any => cluster.members.iter().map(|m| m.url.clone()).collect(),
+    };
+    let load = bench::clients(&urls, clients, connections(clients), share).await?;
+    let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
+    column.add(figures, cpu);
     cluster.stop().await
 }
 
