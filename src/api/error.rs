@@ -131,6 +131,9 @@ pub struct Problem {
     pub detail: String,
     /// Names this call in the member's log.
     pub call_id: String,
+    /// Whether the group simulates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulation: Option<bool>,
     /// Path of the field at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
@@ -170,9 +173,25 @@ impl From<Failure> for Problem {
             reason: refusal.reason.token().to_owned(),
             detail: refusal.detail,
             call_id,
+            simulation: None,
             field: refusal.field,
             retry_after_ms,
             leader_hint,
+        }
+    }
+}
+
+impl Problem {
+    /// The same problem, from a member that knows whether its group simulates.
+    pub fn told_by(self, simulation: bool) -> Self {
+        Self { simulation: Some(simulation), ..self }
+    }
+
+    /// A response that was made of a problem by code that knows no member, made again by one that does.
+    pub fn complete(mut response: Response, simulation: bool) -> Response {
+        match response.extensions_mut().remove::<Self>() {
+            Some(problem) => problem.told_by(simulation).into_response(),
+            None => response,
         }
     }
 }
@@ -189,6 +208,9 @@ impl IntoResponse for Problem {
         }
         if let Ok(value) = HeaderValue::from_str(&self.call_id) {
             headers.insert("x-nf-call-id", value);
+        }
+        if self.simulation.is_none() {
+            response.extensions_mut().insert(self);
         }
         response
     }

@@ -209,10 +209,6 @@ impl State {
     pub fn room(&self) -> u64 {
         self.room
     }
-    /// The earliest end of a back-off.
-    pub fn next_wake_ms(&self) -> Option<u64> {
-        self.wakes.get_min().map(|(at, _)| *at)
-    }
     /// Whether a back-off ended after `from` and no later than at `to`.
     pub fn woke_between(&self, from: u64, to: u64) -> bool {
         self.wakes.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(at, _)| *at <= to)
