@@ -38,7 +38,7 @@ pub fn codes(reason: Reason) -> Codes {
             (503, Code::ResourceExhausted, 3)
         }
         R::OnHold | R::BeginTime | R::Dependency | R::Backoff => (503, Code::ResourceExhausted, 3),
-        R::NoLeader | R::Draining | R::StoreUnavailable => (503, Code::Unavailable, 7),
+        R::NoLeader | R::Draining | R::StoreUnavailable | R::VerifierUnavailable => (503, Code::Unavailable, 7),
         R::Timeout => (504, Code::DeadlineExceeded, 7),
         // What the caller sent.
         R::InvalidArgument | R::UnknownField | R::ConfigInvalid => (400, Code::InvalidArgument, 2),
@@ -53,9 +53,15 @@ pub fn codes(reason: Reason) -> Codes {
         R::Conflict | R::NotVoter | R::NotCaughtUp | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
         R::IndexCompacted => (410, Code::OutOfRange, 5),
         // What may not be.
-        R::Unauthenticated => (401, Code::Unauthenticated, 6),
+        R::Unauthenticated | R::TenantClaimInvalid => (401, Code::Unauthenticated, 6),
         R::Forbidden | R::NodeIdentityMismatch | R::JoinTokenInvalid => (403, Code::PermissionDenied, 6),
-        R::ArtifactMismatch => (422, Code::FailedPrecondition, 6),
+        R::ArtifactMismatch | R::SignatureRequired | R::SignatureInvalid | R::SignatureUnsupported => {
+            (422, Code::FailedPrecondition, 6)
+        }
+        R::SignatureBindingMismatch | R::HybridSignatureIncomplete | R::VerifierDisagreement => {
+            (422, Code::FailedPrecondition, 6)
+        }
+        R::KeyVersionRetired | R::NoTrustRoot => (422, Code::FailedPrecondition, 6),
         R::QuotaExceeded | R::QueueFull => (429, Code::ResourceExhausted, 6),
         R::NoCapacity => (503, Code::ResourceExhausted, 3),
         R::TooManyRequests => (429, Code::ResourceExhausted, 7),

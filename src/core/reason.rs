@@ -51,6 +51,13 @@ reasons! {
     // Refusals, continued.
     /// The model store does not answer.
     StoreUnavailable,
+    // Evidence: who signed what (SECURITY: bad input and its answer).
+    SignatureRequired, SignatureInvalid, SignatureUnsupported, SignatureBindingMismatch, HybridSignatureIncomplete,
+    /// The two ML-DSA verifiers differ: an alarm, not only a refusal.
+    VerifierDisagreement,
+    KeyVersionRetired, VerifierUnavailable, NoTrustRoot,
+    /// The tenant in a token is absent, empty, or no tenant's name.
+    TenantClaimInvalid,
 }
 
 impl fmt::Display for Reason {

@@ -200,6 +200,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         paused: paused_out,
         in_flight: in_flight_in,
         clock: Arc::new(wall_clock_ms),
+        hooks: options.hooks.clone(),
     };
     let shared = Arc::new(Shared {
         me: Me { cluster, id },
@@ -221,10 +222,11 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         in_flight,
         stop,
     });
+    let established = shared.hooks.established.clone();
     let (ended_in, ended) = mpsc::unbounded_channel();
     let services = options.services.unwrap_or_default();
     let server = serve(&shared, options.listener, server_tls, services, ended_in, &stop_out)?;
-    tokio::spawn(leadership::follow(raft, applied, term_in));
+    tokio::spawn(leadership::follow(raft, applied, term_in, established));
     tokio::spawn(shell.run());
     tokio::spawn(reads::run(shared.clone(), asks_out));
     tokio::spawn(campaign::run(shared.clone(), ended));
