@@ -3,6 +3,7 @@
 
 mod autoscale;
 mod online;
+mod picture;
 
 use super::exit::{Exit, fail};
 use super::output::at;
@@ -35,7 +36,7 @@ enum SimCommand {
     Nodes(Nodes),
     /// Replay arrivals through the daemon's autoscaler
     #[command(
-        after_help = "Examples:\n  nf sim autoscale --online < ticks.txt\n  nf sim autoscale --online | tee decisions.txt"
+        after_help = "Examples:\n  nf sim autoscale --load diurnal,bursts --seed 1-3\n  nf sim autoscale --arrivals f.csv --policy nf,hpa,kpa-tuned,oracle --plot out.svg\n  nf sim autoscale --online"
     )]
     Autoscale(autoscale::Autoscale),
 }
@@ -63,7 +64,7 @@ impl Sim {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         match self.command {
             SimCommand::Nodes(nodes) => nodes.run(global).await,
-            SimCommand::Autoscale(autoscale) => autoscale.run(),
+            SimCommand::Autoscale(autoscale) => autoscale.run(global),
         }
     }
 }

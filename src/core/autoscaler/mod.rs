@@ -6,6 +6,7 @@
 //! its decisions out.
 
 pub mod choice;
+pub mod day;
 pub mod decision;
 pub mod fleet;
 pub mod learn;
@@ -25,7 +26,8 @@ pub use service::{Service, Unusable};
 pub use signal::{Reading, Signals};
 pub use why::Why;
 
-use choice::Choice;
+use choice::{Choice, Moment};
+use day::Day;
 use fleet::{ColdStart, Fleet};
 use learn::{Leaving, ServiceTime};
 use plan::{Driver, Outlook};
@@ -36,7 +38,7 @@ use staffing::Staffing;
 use trend::Trend;
 
 /// Of a million requests, so many may wait too long by chance alone.
-const LATE_PPM: u64 = 1_000;
+const LATE_PPM: u64 = 4_000;
 
 /// After a change of leader nothing goes down for so long.
 const SETTLE_MS: u64 = 60_000;
@@ -68,6 +70,7 @@ pub struct Autoscaler {
     cold: ColdStart,
     fleet: Fleet,
     recur: Recurrence,
+    day: Day,
     choice: Option<Choice>,
     leaving: Leaving,
     desired: Option<u32>,
@@ -93,6 +96,7 @@ impl Autoscaler {
             cold: ColdStart::new(service.cold_start_ms),
             fleet: Fleet::default(),
             recur: Recurrence::default(),
+            day: Day::default(),
             choice: None,
             leaving: Leaving::default(),
             desired: None,
@@ -115,6 +119,16 @@ impl Autoscaler {
         self.choice.as_ref()
     }
 
+    /// What came in each five minutes of the last day, for whoever keeps it beyond a restart.
+    pub fn day(&self) -> &Day {
+        &self.day
+    }
+
+    /// Takes up a day that was kept.
+    pub fn recall(&mut self, roll_ups: impl IntoIterator<Item = (u64, u64)>) {
+        self.day.recall(roll_ups);
+    }
+
     /// What quota and budget leave, from now on.
     pub fn limit(&mut self, limits: Limits) {
         self.limits = limits;
@@ -134,9 +148,10 @@ impl Autoscaler {
         let Some(choice) = &self.choice else { return self.hold_on(Why::MissingSignal, signals) };
         let (care, need, held) = (choice.chosen().care, choice.chosen().need, choice.chosen().held);
         let driver = plan::need(&self.service, &self.staffing, &care, &outlook).1;
-        let backlog = sight
-            .queue_m
-            .map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
+        // Where nobody waits for long, there is no backlog to work off.
+        let waiting = sight.queue_m.filter(|_| !self.leaving.told());
+        let backlog =
+            waiting.map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
         let care = choice.index();
         let slow = self.slowness(now, &sight, outlook.service_ms);
         let wanted = held.max(backlog).max(slow);
@@ -169,6 +184,7 @@ impl Autoscaler {
         let arrivals = sight.arrivals_m.unwrap_or_else(|| self.trend.level().now_m.saturating_mul(sight.dt_ms) / 1000);
         self.trend.push(now, sight.dt_ms, arrivals);
         self.recur.push(now, sight.dt_ms, arrivals, &self.trend.level());
+        self.day.push(now, arrivals);
         self.arrivals_m = arrivals;
         self.leaving.seen(&self.service, self.time.ms(), sight);
         match (sight.doubt, sight.running_m, sight.queue_m) {
@@ -191,7 +207,8 @@ impl Autoscaler {
     fn outlook(&self) -> Outlook {
         let level = self.trend.level();
         let lead_ms = self.cold.ms() + self.service.tick_ms;
-        let season_m = (0..WAYS).map(|way| self.recur.ahead(self.clock_ms, lead_ms, way)).collect();
+        let recurring = (0..WAYS).map(|way| self.recur.ahead(self.clock_ms, lead_ms, way));
+        let season_m = recurring.chain([self.day.ahead(self.clock_ms, lead_ms, level.now_m)]).collect();
         Outlook { level, ahead_m: level.ahead(lead_ms), season_m, service_ms: self.time.ms(), lead_ms }
     }
 
@@ -209,7 +226,8 @@ impl Autoscaler {
             service_ms: outlook.service_ms,
             impatient: self.leaving.told(),
         };
-        choice.step(&feed, &self.staffing, outlook, floor, replicas);
+        let moment = Moment { burst: !self.recur.quiet(), untried: self.recur.untried() };
+        choice.step(&feed, &self.staffing, outlook, floor, replicas, moment);
     }
 
     /// One replica where anybody is there, or was a short while ago.
@@ -224,14 +242,16 @@ impl Autoscaler {
         let Some(p95) = sight.p95_ms.filter(|p| *p > 0) else { return 0 };
         self.quickest_p95 = self.quickest_p95.min(p95);
         let usual = self.quickest_p95.max(3 * service_ms);
-        let slow = p95 > usual.saturating_add(self.service.wait_ms);
+        // While a backlog is worked off, requests are late and more replicas are on their way.
+        let backlog = sight.queue_m.is_some_and(|queue| queue > 1000);
+        let slow = p95 > usual.saturating_add(self.service.wait_ms) && !backlog;
         self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
-        if !slow {
+        if self.slow < SLOW_SIGHTS {
             return 0;
         }
         // A tenth more, and then a cold start of patience before the next tenth.
         let total = self.fleet.total();
-        if self.slow < SLOW_SIGHTS || now < self.slow_until_ms {
+        if now < self.slow_until_ms {
             return total;
         }
         self.slow_until_ms = now + self.cold.ms();

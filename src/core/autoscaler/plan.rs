@@ -56,7 +56,7 @@ pub fn replicas_for(service: &Service, staffing: &Staffing, rate_m: u64, service
 /// What the load itself wants, backlog aside.
 pub fn need(service: &Service, staffing: &Staffing, care: &Care, outlook: &Outlook) -> (u32, Driver) {
     // Nothing at all is certain enough.
-    let unsure = if outlook.level.now_m == 0 { 0 } else { outlook.level.error_m };
+    let unsure = if outlook.level.now_m == 0 { 0 } else { outlook.level.error_m / 2 };
     let now = outlook.level.now_m.saturating_add(unsure);
     let mut best = (now, Driver::Now);
     if outlook.ahead_m > best.0 {

@@ -110,6 +110,16 @@ impl Recurrence {
         self.phase = Phase::Burst { since_ms, count_m, high_m };
     }
 
+    /// No burst is going on.
+    pub fn quiet(&self) -> bool {
+        self.phase == Phase::Quiet
+    }
+
+    /// Two bursts were seen: there may be a rhythm, and nobody could try it yet.
+    pub fn untried(&self) -> bool {
+        self.intervals.len() == 1
+    }
+
     /// The height of a burst that may begin within `lead_ms`, thousandths of a request per second; 0 for none.
     pub fn ahead(&self, now_ms: u64, lead_ms: u64, way: usize) -> u64 {
         let (from, seen) = if way < WAYS / 2 { (self.began, &self.intervals) } else { (self.ended, &self.gaps) };
@@ -127,7 +137,7 @@ impl Recurrence {
             1 => (*first, *last),
             _ => (first.saturating_sub(play), last + play),
         };
-        let due = from + low <= now_ms + lead_ms && now_ms <= from + high + lead_ms / 8;
+        let due = from + low <= now_ms + lead_ms && now_ms <= from + high + lead_ms / 2;
         if due { self.heights.iter().rev().take(3).max().copied().unwrap_or(0) } else { 0 }
     }
 }

@@ -115,7 +115,11 @@ impl Shadow {
         self.need = need;
         self.held = self.hold.push(feed.now_ms, need, self.care.hold_ms);
         let Stage { fleet, queue_m, .. } = &self.stage;
-        let backlog = plan::backlog_need(feed.service, &self.care, outlook, fleet, *queue_m, feed.now_ms);
+        let backlog = if feed.impatient {
+            0
+        } else {
+            plan::backlog_need(feed.service, &self.care, outlook, fleet, *queue_m, feed.now_ms)
+        };
         let target = self.held.max(backlog);
         self.stage.aim(feed, target, outlook.lead_ms.saturating_sub(feed.service.tick_ms));
     }

@@ -22,8 +22,9 @@ const WINDOWS_MS: [u64; 8] = [4_000, 10_000, 20_000, 40_000, 80_000, 160_000, 32
 /// Intervals that are remembered; a faster tick sees less far back.
 const REMEMBERED: usize = 700;
 
-/// A line is drawn through at least this many intervals.
+/// A line is drawn through at least this many intervals and this much time: in less, a jump looks like a line.
 const LINE_POINTS: usize = 5;
+const LINE_MS: i128 = 75_000;
 
 /// How far apart two estimates may be, in standard errors, in tenths.
 const AGREE_TENTHS: u64 = 25;
@@ -122,9 +123,9 @@ impl Trend {
 }
 
 impl Level {
-    /// The rate `ahead_ms` from now; never below zero.
+    /// The rate `ahead_ms` from now; never below zero, and not further than the window reaches back.
     pub fn ahead(&self, ahead_ms: u64) -> u64 {
-        let change = i128::from(self.slope_m) * i128::from(ahead_ms) / 1_000_000;
+        let change = i128::from(self.slope_m) * i128::from(ahead_ms.min(self.window_ms)) / 1_000_000;
         u64::try_from((i128::from(self.now_m) + change).max(0)).unwrap_or(u64::MAX / 4)
     }
 }
@@ -139,6 +140,9 @@ struct Sums {
     wxx: i128,
     wxy: i128,
     count_m: u64,
+    /// The lowest and the highest rate.
+    low_m: u64,
+    high_m: u64,
 }
 
 struct Estimate {
@@ -154,6 +158,9 @@ impl Sums {
         // The middle of the interval, before now.
         let x = -(i128::from(now_ms) - i128::from(came.at_ms)) - w / 2;
         let y = i128::from(came.count_m) * 1000 / w.max(1);
+        let rate = unsigned(y);
+        self.low_m = if self.points == 0 { rate } else { self.low_m.min(rate) };
+        self.high_m = self.high_m.max(rate);
         self.points += 1;
         self.w += w;
         self.wx += w * x;
@@ -179,7 +186,7 @@ impl Sums {
             slope_m: 0,
         };
         let spread = w * self.wxx - self.wx * self.wx;
-        if self.points < LINE_POINTS || spread <= 0 {
+        if self.points < LINE_POINTS || self.w < LINE_MS || spread <= 0 {
             return plain(mean, error);
         }
         // Per 1,000 seconds, that is a million milliseconds.
@@ -192,7 +199,8 @@ impl Sums {
         let sure = slope - slope.signum() * slope_error;
         let now = mean - slope * (self.wx / w) / 1_000_000;
         Estimate {
-            now_m: unsigned(now),
+            // A line that leaves what was seen has met a bend.
+            now_m: unsigned(now).clamp(self.low_m, self.high_m),
             mean_m: unsigned(mean),
             error_m: unsigned(error * 2),
             slope_m: i64::try_from(sure).unwrap_or(0),

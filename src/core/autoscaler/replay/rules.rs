@@ -26,10 +26,71 @@ pub trait Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     Nf,
+    /// As many as the busiest minute needs, always.
+    Peak,
+    /// As many as the mean needs, always.
+    Mean,
     Fixed(u32),
     Hpa(u64),
     Kpa(u64),
+    /// With the target that hindsight chooses.
+    HpaTuned,
+    KpaTuned,
     Oracle,
+}
+
+impl Rule {
+    /// All that a comparison shows unless somebody asks for less.
+    pub const USUAL: [Rule; 8] = [
+        Rule::Nf,
+        Rule::Hpa(USUAL_TARGET_M),
+        Rule::Kpa(USUAL_TARGET_M),
+        Rule::HpaTuned,
+        Rule::KpaTuned,
+        Rule::Peak,
+        Rule::Mean,
+        Rule::Oracle,
+    ];
+
+    /// `nf`, `peak`, `mean`, `oracle`, `hpa-tuned`, `kpa-tuned`, `fixed:N`, `hpa[:TARGET]` and `kpa[:TARGET]`
+    /// with a target of 0.01 to 1.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, number) = text.split_once(':').map_or((text, None), |(name, number)| (name, Some(number)));
+        let milli = number.map(|n| super::super::signal::Reading::parse(n).known());
+        let target = match milli {
+            None => Some(USUAL_TARGET_M),
+            Some(milli) => milli.filter(|m| (10..=1000).contains(m)),
+        };
+        match (name, number) {
+            ("nf", None) => Some(Rule::Nf),
+            ("peak", None) => Some(Rule::Peak),
+            ("mean", None) => Some(Rule::Mean),
+            ("oracle", None) => Some(Rule::Oracle),
+            ("hpa-tuned", None) => Some(Rule::HpaTuned),
+            ("kpa-tuned", None) => Some(Rule::KpaTuned),
+            ("fixed", Some(n)) => n.parse().ok().map(Rule::Fixed),
+            ("hpa", _) => target.map(Rule::Hpa),
+            ("kpa", _) => target.map(Rule::Kpa),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> String {
+        let with = |name: &str, m: u64| {
+            if m == USUAL_TARGET_M { name.to_owned() } else { format!("{name}:{}.{:03}", m / 1000, m % 1000) }
+        };
+        match self {
+            Rule::Nf => "nf".to_owned(),
+            Rule::Peak => "peak".to_owned(),
+            Rule::Mean => "mean".to_owned(),
+            Rule::Fixed(n) => format!("fixed:{n}"),
+            Rule::Hpa(m) => with("hpa", m),
+            Rule::Kpa(m) => with("kpa", m),
+            Rule::HpaTuned => "hpa-tuned".to_owned(),
+            Rule::KpaTuned => "kpa-tuned".to_owned(),
+            Rule::Oracle => "oracle".to_owned(),
+        }
+    }
 }
 
 /// What both rules take for their target when nobody tunes them.
@@ -199,5 +260,20 @@ impl Policy for Oracle {
         let bin = (signals.at_ms / BIN_MS) as usize;
         let seen = self.needs.iter().skip(bin).take(self.ahead_bins + 1);
         seen.max().copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_called_by_their_names() {
+        for rule in Rule::USUAL.into_iter().chain([Rule::Fixed(7), Rule::Hpa(350), Rule::Kpa(1000)]) {
+            assert_eq!(Rule::parse(&rule.name()), Some(rule), "{}", rule.name());
+        }
+        for wrong in ["", "nf:1", "hpa:", "hpa:0", "kpa:7", "fixed", "fixed:-1", "slurm"] {
+            assert_eq!(Rule::parse(wrong), None, "{wrong}");
+        }
     }
 }

@@ -16,22 +16,84 @@ pub struct Terms {
     pub service: Service,
     /// Replicas at the beginning; None: a little more than the first minutes need.
     pub start: Option<u32>,
+    /// Who waits longer than the bound leaves; else everybody is served in the end.
     pub impatient: bool,
 }
 
+/// What one rule made of a load.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// As it was played, with the target that was chosen.
+    pub rule: Rule,
+    /// As it was asked for.
+    pub asked: Rule,
+    pub outcome: Outcome,
+    /// Replica-hours over the oracle's, thousandths.
+    pub times_oracle_m: u64,
+}
+
 impl Terms {
+    /// Plays one rule that has no choice left.
     pub fn play(&self, load: &Load, rule: Rule) -> Result<Outcome, Unusable> {
-        let service = &self.service;
+        let service = &self.service.check()?;
         let mut policy: Box<dyn Policy> = match rule {
-            Rule::Nf => Box::new(Product(Autoscaler::new(*service)?)),
+            Rule::Nf | Rule::HpaTuned | Rule::KpaTuned => Box::new(Product(Autoscaler::new(*service)?)),
             Rule::Fixed(n) => Box::new(Fixed(n)),
+            Rule::Peak => Box::new(Fixed(peak(service, load, u64::MAX))),
+            Rule::Mean => Box::new(Fixed(mean(service, load))),
             Rule::Hpa(target) => Box::new(Hpa::new(service, target)),
             Rule::Kpa(target) => Box::new(Kpa::new(service, target)),
             Rule::Oracle => Box::new(Oracle::new(service, load)),
         };
-        let start = self.start.unwrap_or_else(|| peak(service, load, 300_000) + 1);
+        let fixed = matches!(rule, Rule::Fixed(_) | Rule::Peak | Rule::Mean);
+        let start = match self.start {
+            _ if fixed => policy.desired(&Default::default()),
+            Some(n) => n,
+            None => peak(service, load, 300_000) + 1,
+        };
         Ok(run(service, load, policy.as_mut(), start, self.impatient))
     }
+
+    /// Plays all, and chooses targets in hindsight where that was asked for: the one that served most at no
+    /// more than the product's cost, or the cheapest of all when none is as cheap.
+    pub fn compare(&self, load: &Load, rules: &[Rule]) -> Result<Vec<Line>, Unusable> {
+        let oracle = self.play(load, Rule::Oracle)?.replica_ms.max(1);
+        let product = self.play(load, Rule::Nf)?;
+        let mut lines = Vec::new();
+        for &asked in rules {
+            let (rule, outcome) = match asked {
+                Rule::HpaTuned => self.tuned(load, &product, Rule::Hpa)?,
+                Rule::KpaTuned => self.tuned(load, &product, Rule::Kpa)?,
+                Rule::Nf => (asked, product.clone()),
+                rule => (rule, self.play(load, rule)?),
+            };
+            let times_oracle_m = outcome.replica_ms.saturating_mul(1000) / oracle;
+            lines.push(Line { rule, asked, outcome, times_oracle_m });
+        }
+        Ok(lines)
+    }
+
+    fn tuned(&self, load: &Load, product: &Outcome, rule: fn(u64) -> Rule) -> Result<(Rule, Outcome), Unusable> {
+        let mut best: Option<(Rule, Outcome)> = None;
+        for target in TARGETS_M {
+            let next = (rule(target), self.play(load, rule(target))?);
+            let affordable = |o: &Outcome| o.replica_ms <= product.replica_ms;
+            let better = best.as_ref().is_none_or(|(_, held)| match (affordable(held), affordable(&next.1)) {
+                (true, true) => next.1.in_time > held.in_time,
+                (false, false) => next.1.replica_ms < held.replica_ms,
+                (held, _) => !held,
+            });
+            if better {
+                best = Some(next);
+            }
+        }
+        Ok(best.expect("there are targets to choose from"))
+    }
+}
+
+/// Whether `other` is better in both: it served more in time, and cost less.
+pub fn dominates(other: &Outcome, ours: &Outcome) -> bool {
+    other.in_time > ours.in_time && other.replica_ms < ours.replica_ms
 }
 
 /// Replicas that carry the mean.
