@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let mut stop = Stop::new(extras.stop_with_parent)?;
-    let members = form::members(&settings.join.value).await?;
+    let members = form::group(&settings.join.value).await?.members;
     // A worker has no number; it serves nothing, so its addresses are names only.
     let me = Me::new(settings, MemberId(0), settings.public(), settings.peer())?;
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
