@@ -1,6 +1,6 @@
 //! `/resources`, `/node` and `/nodes`.
 
-use super::ask::Ask;
+use super::ask::{Ask, Part};
 use super::schedule::{key, same_tenant, schedule_body};
 use super::{Answer, fresh, json, path, schema};
 use crate::api::convert::answer::ScheduleBody;
@@ -8,7 +8,7 @@ use crate::api::convert::node as convert;
 use crate::api::service::Service;
 use crate::api::service::list::node_state;
 use crate::api::service::nodes::{NodeBody, NodeList, ResourcesAnswer};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use nf_core::id::NodeName;
 use nf_core::job::JobState;
@@ -147,7 +147,7 @@ async fn uncordoned(service: Service, id: String, mut ask: Ask) -> Answer {
 #[utoipa::path(post, path = "/nodes/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
     params(("node_id" = String, Path, description = "The node")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn cordon(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     cordoned(service, id, ask).await
 }
 
@@ -155,7 +155,7 @@ pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, ask:
 #[utoipa::path(post, path = "/node/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
     params(("node_id" = String, Path, description = "The node")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn cordon_one(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn cordon_one(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     cordoned(service, id, ask).await
 }
 
@@ -163,7 +163,7 @@ pub async fn cordon_one(State(service): State<Service>, Path(id): Path<String>, 
 #[utoipa::path(post, path = "/nodes/{node_id}/uncordon", tag = "nodes",
     params(("node_id" = String, Path, description = "The node")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn uncordon(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn uncordon(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     uncordoned(service, id, ask).await
 }
 
@@ -171,6 +171,6 @@ pub async fn uncordon(State(service): State<Service>, Path(id): Path<String>, as
 #[utoipa::path(post, path = "/node/{node_id}/uncordon", tag = "nodes",
     params(("node_id" = String, Path, description = "The node")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn uncordon_one(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn uncordon_one(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     uncordoned(service, id, ask).await
 }

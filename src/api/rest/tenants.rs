@@ -1,12 +1,12 @@
 //! `/tenants` and `/quotas`.
 
-use super::ask::Ask;
+use super::ask::{Ask, Part};
 use super::{Answer, fresh, json, path, schema};
 use crate::api::convert::node as convert;
 use crate::api::service::Service;
 use crate::api::service::nodes::TenantBody;
 use crate::api::service::tenants::TenantList;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use nf_core::id::TenantId;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ fn done(service: &Service, tenant: &TenantId, index: u64) -> DoneBody {
 #[utoipa::path(delete, path = "/tenants/{tenant_id}", tag = "tenants",
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "It is gone", body = DoneBody)))]
-pub async fn delete(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn delete(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;
@@ -82,7 +82,7 @@ async fn set(service: Service, id: String, mut ask: Ask) -> Answer {
 #[utoipa::path(get, path = "/quotas/{tenant_id}", tag = "tenants",
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn quota(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn quota(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     got(service, id, ask).await
 }
 
@@ -90,7 +90,7 @@ pub async fn quota(State(service): State<Service>, Path(id): Path<String>, ask: 
 #[utoipa::path(put, path = "/quotas/{tenant_id}", tag = "tenants", request_body = schema::QuotaRequest,
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn set_quota(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn set_quota(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     set(service, id, ask).await
 }
 
@@ -98,7 +98,7 @@ pub async fn set_quota(State(service): State<Service>, Path(id): Path<String>, a
 #[utoipa::path(get, path = "/tenants/{tenant_id}/quota", tag = "tenants",
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn quota_of(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn quota_of(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     got(service, id, ask).await
 }
 
@@ -106,6 +106,6 @@ pub async fn quota_of(State(service): State<Service>, Path(id): Path<String>, as
 #[utoipa::path(put, path = "/tenants/{tenant_id}/quota", tag = "tenants", request_body = schema::QuotaRequest,
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn set_quota_of(State(service): State<Service>, Path(id): Path<String>, ask: Ask) -> Answer {
+pub async fn set_quota_of(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
     set(service, id, ask).await
 }
