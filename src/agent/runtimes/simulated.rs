@@ -69,12 +69,10 @@ impl RunFile {
     /// Where it is written. `{id}.json` belongs to the job of that id: replica 1 of job
     /// `a` leaves `a.1.json` to a job `a.1`, and goes beside it with a character that
     /// no id has.
-    fn place(&self, post: &Post) -> PathBuf {
-        let path = Self::path(post);
-        let replica = post.launch.id.replica;
+    fn place(&self, path: PathBuf, replica: u16) -> PathBuf {
         match Self::read(&path) {
             Some(other) if replica > 0 && other.job != self.job => {
-                path.with_file_name(format!("{}~{replica}.json", post.launch.request))
+                path.with_file_name(format!("{}~{replica}.json", self.job))
             }
             _ => path,
         }
@@ -99,11 +97,11 @@ impl RunFile {
 async fn tell(post: &Post, want: &Want, status: &str) {
     let mut file = RunFile::of(post, want);
     (file.status, file.ts) = (status.into(), jiff::Timestamp::now().strftime("%FT%TZ").to_string());
-    let path = file.place(post);
+    let (path, replica, shared) = (RunFile::path(post), post.launch.id.replica, post.shared.clone());
     let over = status == "stopped" || status == "failed";
-    let surplus = if over { post.shared.ended_run_file(path.clone()) } else { None };
     let written = tokio::task::spawn_blocking(move || {
-        if let Some(surplus) = surplus {
+        let path = file.place(path, replica);
+        if over && let Some(surplus) = shared.ended_run_file(path.clone()) {
             // Someone may have removed it already.
             let _ = fs::remove_file(surplus);
         }
