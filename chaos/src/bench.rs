@@ -19,7 +19,6 @@ pub struct Scheduler {
     held: VecDeque<String>,
     /// Jobs that it holds on to.
     share: usize,
-    pub stops: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -77,7 +76,6 @@ pub async fn clients(
         count: 0,
         held: VecDeque::new(),
         share,
-        stops: 0,
     };
     Ok((0..clients).map(client).collect())
 }
@@ -102,15 +100,14 @@ impl Client for Scheduler {
         }
     }
 
-    async fn between(&mut self) -> Result<(), String> {
+    async fn between(&mut self) -> Result<u64, String> {
         if self.held.len() <= self.share {
-            return Ok(());
+            return Ok(0);
         }
-        let Some(request_id) = self.held.pop_front() else { return Ok(()) };
-        self.stops += 1;
+        let Some(request_id) = self.held.pop_front() else { return Ok(0) };
         let request = StopRequest { request_id, tenant_id: self.tenant.clone() };
         let path = "/neuralfabric.v1.SchedulerService/Stop";
         let answer: Result<StopResponse, _> = wire::unary(&self.channel, path, request).await;
-        answer.map(|_| ()).map_err(|status| status.to_string())
+        answer.map(|_| 1).map_err(|status| status.to_string())
     }
 }

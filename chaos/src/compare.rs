@@ -8,8 +8,7 @@ use crate::load::{Client, Figures, closed_loop, median};
 use crate::{bench, eventually::eventually, process};
 use anyhow::{Result, bail, ensure};
 use nix::unistd::Pid;
-use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How the comparison is run.
@@ -20,6 +19,8 @@ pub struct Plan {
     pub seconds: u64,
     /// Nodes of 8 GPUs that placement chooses among.
     pub nodes: usize,
+    /// Nodes whose agents start and stop what is placed; without, they only beat.
+    pub agents: bool,
     /// Measure etcd alone.
     pub only_etcd: bool,
 }
@@ -28,6 +29,7 @@ pub struct Plan {
 #[derive(Clone, Debug, Default)]
 struct Column {
     per_second: Vec<f64>,
+    commits: Vec<f64>,
     p50: Vec<f64>,
     p99: Vec<f64>,
     cpu_micros: Vec<f64>,
@@ -38,6 +40,7 @@ struct Column {
 impl Column {
     fn add(&mut self, figures: Figures, cpu: Duration) {
         self.per_second.push(figures.per_second());
+        self.commits.push(figures.commits_per_second());
         self.p50.push(figures.percentile(0.5));
         self.p99.push(figures.percentile(0.99));
         self.cpu_micros.push(cpu.as_secs_f64() * 1e6 / figures.calls.max(1) as f64);
@@ -48,8 +51,9 @@ impl Column {
     fn line(&self, name: &str, clients: usize) -> String {
         let m = |values: &Vec<f64>| median(values.clone());
         format!(
-            "{name:22} {clients:7} {:10.0} {:9.2} {:9.2} {:9.0} {:7}",
+            "{name:22} {clients:7} {:10.0} {:10.0} {:9.2} {:9.2} {:9.0} {:7}",
             m(&self.per_second),
+            m(&self.commits),
             m(&self.p50),
             m(&self.p99),
             m(&self.cpu_micros),
@@ -64,18 +68,21 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
     }
     println!("compare: {plan:?}");
     println!(
-        "{:22} {:>7} {:>10} {:>9} {:>9} {:>9} {:>7}",
-        "", "clients", "calls/s", "p50 ms", "p99 ms", "CPU µs", "errors"
+        "{:22} {:>7} {:>10} {:>10} {:>9} {:>9} {:>9} {:>7}",
+        "", "clients", "calls/s", "commits/s", "p50 ms", "p99 ms", "CPU µs", "errors"
     );
     for clients in &plan.clients {
         let (mut theirs, mut leader, mut any) = (Column::default(), Column::default(), Column::default());
         for round in 0..plan.rounds {
-            let at = dir.join(format!("{clients}-{round}"));
-            std::fs::create_dir_all(at.join("etcd"))?;
-            std::fs::create_dir_all(at.join("nf"))?;
-            etcd(&at.join("etcd"), *clients, plan, &mut theirs).await?;
+            let at = |name: &str| -> Result<PathBuf> {
+                let at = dir.join(format!("{clients}-{round}-{name}"));
+                std::fs::create_dir_all(&at)?;
+                Ok(at)
+            };
+            etcd(&at("etcd")?, *clients, plan, &mut theirs).await?;
             if !plan.only_etcd {
-                ours(nf, &at.join("nf"), *clients, plan, &mut leader, &mut any).await?;
+                ours(nf, &at("leader")?, *clients, plan, false, &mut leader).await?;
+                ours(nf, &at("any")?, *clients, plan, true, &mut any).await?;
             }
         }
         println!("{}", theirs.line("etcd", *clients));
@@ -84,7 +91,11 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
             println!("{}", any.line("nf, any member", *clients));
             let ratio = median(leader.per_second.clone()) / median(theirs.per_second.clone()).max(1.0);
             let spread = median(any.per_second.clone()) / median(leader.per_second.clone()).max(1.0);
-            println!("{:22} {clients:7} nf / etcd {ratio:.2}; any member / leader only {spread:.2}", "ratio");
+            let commits = median(leader.commits.clone()) / median(theirs.commits.clone()).max(1.0);
+            println!(
+                "{:22} {clients:7} nf / etcd {ratio:.2}, with the stops {commits:.2}; any member / leader only {spread:.2}",
+                "ratio"
+            );
         }
         for (name, column) in [("etcd", &theirs), ("nf leader", &leader), ("nf any", &any)] {
             if let Some(error) = &column.first_error {
@@ -124,40 +135,44 @@ async fn etcd(dir: &Path, clients: usize, plan: &Plan, column: &mut Column) -> R
     etcd.stop().await
 }
 
-async fn ours(
-    nf: &Path,
-    dir: &Path,
-    clients: usize,
-    plan: &Plan,
-    leader_only: &mut Column,
-    any: &mut Column,
-) -> Result<()> {
-    let cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
-    register(&cluster, plan.nodes).await?;
+/// One measurement on a cluster of its own, calls to the leader only or to all members in turn.
+async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, any: bool, column: &mut Column) -> Result<()> {
+    let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
+    play(&mut cluster, dir, plan).await?;
     // Half of the thousandths of all GPUs would be millions of jobs; what matters is
     // that the fill is steady, so each client holds a fixed share of a modest number.
     let share = (4000 / clients).max(4);
-    let leader = cluster.leader().await?;
-    let all: Vec<String> = cluster.members.iter().map(|m| m.url.clone()).collect();
-    for (run, (urls, column)) in [(vec![leader.url], leader_only), (all, any)].into_iter().enumerate() {
-        let load = bench::clients(&urls, clients, connections(clients), run as u32, share).await?;
-        let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
-        column.add(figures, cpu);
-    }
+    let urls = match any {
+        true => cluster.members.iter().map(|m| m.url.clone()).collect(),
+        false => vec![cluster.leader().await?.url],
+    };
+    let load = bench::clients(&urls, clients, connections(clients), 0, share).await?;
+    let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
+    column.add(figures, cpu);
     cluster.stop().await
 }
 
-async fn register(cluster: &Cluster, nodes: usize) -> Result<()> {
-    for n in 0..nodes {
-        let member = &cluster.members[n % cluster.members.len()];
-        let body = json!({ "node_id": format!("b{n}"), "gpus": 8 });
-        let answer = cluster.http.post(format!("{}/node/register", member.url)).json(&body).send().await?;
-        ensure!(answer.status().is_success(), "register b{n}: {} {}", answer.status(), answer.text().await?);
+/// Nodes of 8 GPUs, in a process of their own; its processor time is not counted.
+async fn play(cluster: &mut Cluster, dir: &Path, plan: &Plan) -> Result<()> {
+    let list = dir.join("nodes.csv");
+    let rows: String = (0..plan.nodes).map(|n| format!("b{n},128000,1048576,8,A100\n")).collect();
+    std::fs::write(&list, format!("sn,cpu_milli,memory_mib,gpu,model\n{rows}"))?;
+    let (list, data) = (list.display().to_string(), dir.join("data").display().to_string());
+    let mut args = vec!["sim", "nodes", "--from", &list, "--data-dir", &data];
+    if !plan.agents {
+        args.push("--beats-only");
+    }
+    cluster.also("nodes", &args)?;
+    // The members' own nodes have agents, which would be measured, too.
+    for member in &cluster.members {
+        let answer = cluster.http.post(format!("{}/node/{}/cordon", member.url, member.name));
+        let answer = answer.json(&serde_json::json!({ "reason": "a measurement" })).send().await?;
+        ensure!(answer.status().is_success(), "cordon {}: {}", member.name, answer.text().await?);
     }
     eventually("the nodes are ready", Duration::from_secs(30), || async {
         let resources = cluster.get(&cluster.members[0], "/resources").await?;
         let known = resources["nodes"].as_array().map_or(0, Vec::len);
-        ensure!(known >= nodes, "{known} of {nodes} nodes are known");
+        ensure!(known >= plan.nodes, "{known} of {} nodes are known", plan.nodes);
         Ok(())
     })
     .await

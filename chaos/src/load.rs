@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 pub trait Client: Send + 'static {
     /// One counted call. Err is a call that was not acknowledged as a success.
     fn call(&mut self) -> impl Future<Output = Result<(), String>> + Send;
-    /// Work that belongs to the load and is not counted (removing what a call made).
-    fn between(&mut self) -> impl Future<Output = Result<(), String>> + Send {
-        async { Ok(()) }
+    /// Work that belongs to the load and is counted apart (removing what a call made): how many commits it took.
+    fn between(&mut self) -> impl Future<Output = Result<u64, String>> + Send {
+        async { Ok(0) }
     }
 }
 
@@ -21,6 +21,8 @@ pub trait Client: Send + 'static {
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
     pub calls: u64,
+    /// Commits between the counted calls.
+    pub between: u64,
     pub errors: u64,
     pub seconds: f64,
     /// Microseconds, sorted.
@@ -33,6 +35,11 @@ impl Figures {
         self.calls as f64 / self.seconds.max(0.001)
     }
 
+    /// Counted calls and what lay between them.
+    pub fn commits_per_second(&self) -> f64 {
+        (self.calls + self.between) as f64 / self.seconds.max(0.001)
+    }
+
     /// The latency below which `share` of the calls stayed, in milliseconds.
     pub fn percentile(&self, share: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);
@@ -42,6 +49,7 @@ impl Figures {
 
     fn add(&mut self, other: Figures) {
         self.calls += other.calls;
+        self.between += other.between;
         self.errors += other.errors;
         self.latencies.extend(other.latencies);
         self.first_error = self.first_error.take().or(other.first_error);
@@ -90,8 +98,11 @@ async fn one<C: Client>(mut client: C, counting: Arc<AtomicBool>, stop: Arc<Atom
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
-        if let Err(error) = client.between().await {
-            own.first_error.get_or_insert(error);
+        match client.between().await {
+            Ok(commits) => own.between += if counted { commits } else { 0 },
+            Err(error) => {
+                own.first_error.get_or_insert(error);
+            }
         }
     }
     own

@@ -64,6 +64,9 @@ enum Drill {
         seconds: u64,
         #[arg(long, default_value_t = 1000)]
         nodes: usize,
+        /// The nodes' agents start and stop what is placed; without, they only beat.
+        #[arg(long)]
+        agents: bool,
         #[arg(long)]
         only_etcd: bool,
     },
@@ -95,10 +98,12 @@ async fn drill(arguments: &Arguments, dir: &Path) -> Result<()> {
     match &arguments.drill {
         Drill::Openb { requests } => openb::run(&nf?, dir, *requests).await,
         Drill::Failover { kills, freezes, strict } => failover::run(&nf?, dir, *kills, *freezes, *strict).await,
-        Drill::Compare { clients, rounds, seconds, nodes, only_etcd } => {
-            let (clients, rounds, seconds, nodes, only_etcd) = (clients.clone(), *rounds, *seconds, *nodes, *only_etcd);
-            let nf = if only_etcd { PathBuf::new() } else { nf? };
-            compare::run(&nf, dir, &compare::Plan { clients, rounds, seconds, nodes, only_etcd }).await
+        Drill::Compare { clients, rounds, seconds, nodes, agents, only_etcd } => {
+            let (rounds, seconds, nodes) = (*rounds, *seconds, *nodes);
+            let nf = if *only_etcd { PathBuf::new() } else { nf? };
+            let (agents, only_etcd) = (*agents, *only_etcd);
+            let plan = compare::Plan { clients: clients.clone(), rounds, seconds, nodes, agents, only_etcd };
+            compare::run(&nf, dir, &plan).await
         }
     }
 }

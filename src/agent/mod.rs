@@ -32,7 +32,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use nf_core::command::Report;
-use nf_core::id::{Generation, NodeName, RequestId};
+use nf_core::id::{Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Actual, ReplicaId, Want};
@@ -73,17 +73,29 @@ pub struct NodeRegistration {
     pub executor: Arc<dyn Execute>,
 }
 
+/// A change of the set of nodes that an agent runs.
+pub enum Change {
+    /// One more, or another registration of one that it runs; its executor stays as it was then.
+    Join(NodeRegistration),
+    /// Nothing is done for this node any more.
+    Leave(NodeName),
+}
+
+/// Changes that may wait for the agent.
+pub const CHANGES: usize = 256;
+
 /// What an agent is started with.
-#[derive(Clone)]
 pub struct AgentConfig {
     pub nodes: Vec<NodeRegistration>,
+    /// Nodes that come and go while it runs.
+    pub changes: Option<mpsc::Receiver<Change>>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
 }
 
 impl AgentConfig {
     pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
-        Self { nodes, link, beat_every: BEAT_EVERY }
+        Self { nodes, changes: None, link, beat_every: BEAT_EVERY }
     }
 }
 
@@ -161,8 +173,12 @@ async fn settled<T>(call: &mut UnderWay<T>) -> T {
     }
 }
 
+/// Which start of which node was spoken of: another may have joined before the answer comes.
+type Spoken = Vec<(usize, Incarnation)>;
 /// Whom a registration was for, and the answers.
-type Registering = (Vec<usize>, Result<Vec<Registered>, Error>);
+type Registering = (Spoken, Result<Vec<Registered>, Error>);
+/// When beats were sent, of whom, and the answer.
+type Beating = (u64, Spoken, Result<BeatAnswer, Error>);
 /// What was told of which node, and what became of it.
 type Reporting = (Vec<(usize, Vec<Report>)>, Result<u64, Error>);
 
@@ -171,13 +187,14 @@ struct Agent {
     beat_every: Duration,
     nodes: Vec<Node>,
     by_name: BTreeMap<NodeName, usize>,
+    changes: Option<mpsc::Receiver<Change>>,
     touched: Arc<Touched>,
     /// Watches the executors for as long as the agent runs.
     watchers: JoinSet<()>,
     registering: UnderWay<Registering>,
     register_backoff: Backoff,
     register_at: Instant,
-    beating: UnderWay<(u64, Result<BeatAnswer, Error>)>,
+    beating: UnderWay<Beating>,
     slices: Option<mpsc::Receiver<Slices>>,
     watch_backoff: Backoff,
     watch_at: Instant,
@@ -193,25 +210,14 @@ struct Agent {
 impl Agent {
     fn new(config: AgentConfig) -> Self {
         let now = Instant::now();
-        let nodes: Vec<Node> = config.nodes.into_iter().map(|n| Node::new(n.registration, n.executor)).collect();
-        let by_name = nodes.iter().enumerate().map(|(at, node)| (node.registration.node.clone(), at)).collect();
-        let touched = Arc::new(Touched::default());
-        let mut watchers = JoinSet::new();
-        for (at, node) in nodes.iter().enumerate() {
-            let (mut changes, touched) = (node.executor().changes(), touched.clone());
-            watchers.spawn(async move {
-                while changes.changed().await.is_ok() {
-                    touched.note(at);
-                }
-            });
-        }
-        Self {
+        let mut agent = Self {
             link: config.link,
             beat_every: config.beat_every,
-            nodes,
-            by_name,
-            touched,
-            watchers,
+            nodes: Vec::with_capacity(config.nodes.len()),
+            by_name: BTreeMap::new(),
+            changes: config.changes,
+            touched: Arc::default(),
+            watchers: JoinSet::new(),
             registering: None,
             register_backoff: Backoff::default(),
             register_at: now,
@@ -225,6 +231,43 @@ impl Agent {
             report_at: now,
             logs: None,
             logs_at: now,
+        };
+        for node in config.nodes {
+            agent.join(node);
+        }
+        agent
+    }
+
+    fn join(&mut self, new: NodeRegistration) {
+        let name = new.registration.node.clone();
+        let node = Node::new(new.registration, new.executor);
+        if let Some(at) = self.by_name.get(&name) {
+            self.nodes[*at] = node;
+            return;
+        }
+        let at = self.nodes.len();
+        let (mut changes, touched) = (node.executor().changes(), self.touched.clone());
+        self.watchers.spawn(async move {
+            while changes.changed().await.is_ok() {
+                touched.note(at);
+            }
+        });
+        self.by_name.insert(name, at);
+        self.nodes.push(node);
+    }
+
+    fn change(&mut self, change: Option<Change>) {
+        match change {
+            Some(Change::Join(node)) => {
+                self.join(node);
+                self.register_at = Instant::now();
+            }
+            Some(Change::Leave(name)) => {
+                if let Some(at) = self.by_name.get(&name) {
+                    self.nodes[*at].superseded();
+                }
+            }
+            None => self.changes = None,
         }
     }
 
@@ -238,7 +281,7 @@ impl Agent {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let touched = self.touched.clone();
         loop {
-            if self.in_standing(|s| s != Standing::Superseded).next().is_none() {
+            if self.changes.is_none() && self.in_standing(|s| s != Standing::Superseded).next().is_none() {
                 self.watchers.abort_all();
                 return;
             }
@@ -246,9 +289,10 @@ impl Agent {
             let next = self.next_try();
             tokio::select! {
                 _ = beat.tick() => self.beat(),
-                (sent, answer) = settled(&mut self.beating) => self.answered(sent, answer),
+                (sent, nodes, answer) = settled(&mut self.beating) => self.answered(sent, &nodes, answer),
                 (nodes, answers) = settled(&mut self.registering) => self.registered(&nodes, answers),
-                slices = next_slices(&mut self.slices) => self.take_slices(slices),
+                change = next_of(&mut self.changes) => self.change(change),
+                slices = next_of(&mut self.slices) => self.take_slices(slices),
                 (told, outcome) = settled(&mut self.reporting) => self.reported(told, outcome),
                 error = settled(&mut self.logs) => {
                     tracing::debug!(%error, "answering requests for logs");
@@ -274,9 +318,9 @@ impl Agent {
     fn begin(&mut self) {
         let now = Instant::now();
         if self.registering.is_none() && now >= self.register_at {
-            let due: Vec<usize> = self.in_standing(|s| s == Standing::Unregistered).collect();
+            let due = self.spoken(|s| s == Standing::Unregistered);
             if !due.is_empty() {
-                let list = due.iter().map(|at| self.nodes[*at].registration.clone()).collect();
+                let list = due.iter().map(|(at, _)| self.nodes[*at].registration.clone()).collect();
                 let link = self.link.clone();
                 self.registering = Some(Box::pin(async move { (due, link.register(list).await) }));
             }
@@ -308,7 +352,7 @@ impl Agent {
         })
     }
 
-    fn registered(&mut self, asked: &[usize], answers: Result<Vec<Registered>, Error>) {
+    fn registered(&mut self, asked: &[(usize, Incarnation)], answers: Result<Vec<Registered>, Error>) {
         let answers = match answers {
             Ok(answers) => answers,
             Err(error) => {
@@ -318,8 +362,11 @@ impl Agent {
             }
         };
         let mut refused = false;
-        for (at, answer) in asked.iter().zip(answers) {
+        for ((at, incarnation), answer) in asked.iter().zip(answers) {
             let node = &mut self.nodes[*at];
+            if node.registration.incarnation != *incarnation || node.standing() != Standing::Unregistered {
+                continue;
+            }
             match answer {
                 Registered::At(index) => node.registered(index),
                 Registered::Superseded => supersede(node),
@@ -333,7 +380,7 @@ impl Agent {
             true => self.register_at = Instant::now() + self.register_backoff.next(),
             false => self.register_backoff.reset(),
         }
-        if asked.iter().any(|at| matches!(self.nodes[*at].standing(), Standing::Registered(_))) {
+        if asked.iter().any(|(at, _)| matches!(self.nodes[*at].standing(), Standing::Registered(_))) {
             // The stream and the log desk are about other nodes now.
             self.slices = None;
             self.logs = None;
@@ -343,21 +390,28 @@ impl Agent {
     }
 
     fn beat(&mut self) {
-        let alive = self.in_standing(|s| matches!(s, Standing::Registered(_)));
-        let beat = |at: usize| {
-            let node = &self.nodes[at];
-            let start = node.start();
-            Beat { node: start.node, incarnation: start.incarnation, revision_seen: node.revision() }
-        };
-        let beats: Vec<Beat> = alive.map(beat).collect();
-        if beats.is_empty() || self.beating.is_some() {
+        if self.beating.is_some() {
             return;
         }
+        let alive = self.spoken(|s| matches!(s, Standing::Registered(_)));
+        if alive.is_empty() {
+            return;
+        }
+        let beat = |(at, incarnation): &(usize, Incarnation)| {
+            let node = &self.nodes[*at];
+            Beat { node: node.registration.node.clone(), incarnation: *incarnation, revision_seen: node.revision() }
+        };
+        let beats: Vec<Beat> = alive.iter().map(beat).collect();
         let (link, sent) = (self.link.clone(), lease::boot_ms());
-        self.beating = Some(Box::pin(async move { (sent, link.beat(beats).await) }));
+        self.beating = Some(Box::pin(async move { (sent, alive, link.beat(beats).await) }));
     }
 
-    fn answered(&mut self, sent_ms: u64, answer: Result<BeatAnswer, Error>) {
+    /// The nodes in that standing, each with its start.
+    fn spoken(&self, test: fn(Standing) -> bool) -> Spoken {
+        self.in_standing(test).map(|at| (at, self.nodes[at].registration.incarnation)).collect()
+    }
+
+    fn answered(&mut self, sent_ms: u64, spoken: &[(usize, Incarnation)], answer: Result<BeatAnswer, Error>) {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
@@ -367,16 +421,24 @@ impl Agent {
         };
         let superseded: BTreeSet<usize> = self.at(&answer.superseded).collect();
         let unknown: BTreeSet<usize> = self.at(&answer.unknown).collect();
-        for (at, node) in self.nodes.iter_mut().enumerate() {
+        let mut waiting = BTreeSet::new();
+        for (at, incarnation) in spoken {
+            let node = &mut self.nodes[*at];
             match () {
                 () if !matches!(node.standing(), Standing::Registered(_)) => {}
-                () if superseded.contains(&at) => supersede(node),
-                () if unknown.contains(&at) => node.unknown(),
-                () => node.take_lease(sent_ms, &answer),
+                () if node.registration.incarnation != *incarnation => {}
+                () if superseded.contains(at) => supersede(node),
+                () if unknown.contains(at) => node.unknown(),
+                () => {
+                    node.take_lease(sent_ms, &answer);
+                    if node.waits() {
+                        waiting.insert(*at);
+                    }
+                }
             }
         }
         // Starts may have waited for the lease.
-        self.step(&(0..self.nodes.len()).collect());
+        self.step(&waiting);
     }
 
     fn at<'a>(&'a self, names: &'a [NodeName]) -> impl Iterator<Item = usize> + 'a {
@@ -452,9 +514,9 @@ fn supersede(node: &mut Node) {
     node.superseded();
 }
 
-async fn next_slices(slices: &mut Option<mpsc::Receiver<Slices>>) -> Option<Slices> {
-    match slices {
-        Some(slices) => slices.recv().await,
+async fn next_of<T>(from: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match from {
+        Some(from) => from.recv().await,
         None => std::future::pending().await,
     }
 }

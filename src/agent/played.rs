@@ -1,18 +1,17 @@
 //! The nodes that a member plays: registered by hand in simulation, they have no
 //! process of their own. The member watches the state for nodes that are its to play
-//! and runs an agent for each, also after its own restart. It does not register them.
+//! and runs one agent for all of them, also after its own restart, so that a thousand
+//! cost one beat a second and one stream. It does not register them.
 
-use super::{AgentConfig, Execute, LocalLink, NodeRegistration, Outcome};
+use super::{AgentConfig, CHANGES, Change, Execute, LocalLink, NodeRegistration};
 use crate::exchange::{Hub, Registration};
 use nf_core::id::{Incarnation, MemberId, NodeName};
 use nf_core::node::{Node, NodeKind, NodeSpec};
-use nf_core::state::State;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, watch};
 
 /// Changes of the nodes are gathered for this long.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -38,39 +37,60 @@ struct Playing {
     incarnation: Incarnation,
     spec: Arc<NodeSpec>,
     executor: Arc<dyn Execute>,
-    task: JoinHandle<Outcome>,
-}
-
-impl Drop for Playing {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// Runs until `stop` is true or the member stops.
 pub async fn run(config: PlayedConfig, mut stop: watch::Receiver<bool>) {
+    let (to_agent, changes) = mpsc::channel(CHANGES);
+    let agent = AgentConfig {
+        nodes: Vec::new(),
+        changes: Some(changes),
+        link: Arc::new(LocalLink(config.hub.clone())),
+        beat_every: config.beat_every,
+    };
+    let (_keep, never) = watch::channel(false);
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
-        () = play(&config) => {}
+        _ = super::run(agent, never) => {}
+        () = play(&config, &to_agent) => {}
     }
 }
 
-async fn play(config: &PlayedConfig) {
+/// Tells the agent which nodes it is to play. Returns when the group's handle stops.
+async fn play(config: &PlayedConfig, to_agent: &mpsc::Sender<Change>) {
     let mut applied = config.hub.group().watch();
     let mut playing: BTreeMap<NodeName, Playing> = BTreeMap::new();
-    let (_keep, never) = watch::channel(false);
     let mut seen = None;
     loop {
-        let state = applied.borrow_and_update().state.clone();
+        let nodes = applied.borrow_and_update().state.nodes().clone();
         let mut whole = true;
-        if !seen.as_ref().is_some_and(|seen| state.nodes().ptr_eq(seen)) {
-            playing.retain(|name, _| mine(&state, config.me, name).is_some());
-            for node in state.nodes().values().filter(|node| node.kind == NodeKind::Played(config.me)) {
-                whole &= look_after(config, &mut playing, node, &never).await;
+        if !seen.as_ref().is_some_and(|seen| nodes.ptr_eq(seen)) {
+            let mine: BTreeMap<_, _> =
+                nodes.values().filter(|node| node.kind == NodeKind::Played(config.me)).map(|n| (&n.name, n)).collect();
+            let left: Vec<NodeName> = playing.keys().filter(|name| !mine.contains_key(name)).cloned().collect();
+            for name in left {
+                playing.remove(&name);
+                if to_agent.send(Change::Leave(name)).await.is_err() {
+                    return;
+                }
             }
-            seen = whole.then(|| state.nodes().clone());
+            for node in mine.into_values() {
+                match look_after(config, &mut playing, node).await {
+                    Ok(None) => {}
+                    Ok(Some(join)) => {
+                        if to_agent.send(Change::Join(join)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(node = %node.name, %error, "this node cannot be played; trying again");
+                        whole = false;
+                    }
+                }
+            }
+            seen = whole.then(|| nodes.clone());
         }
-        drop(state);
+        drop(nodes);
         tokio::time::sleep(COALESCE).await;
         tokio::select! {
             changed = applied.changed() => if changed.is_err() { return },
@@ -79,42 +99,25 @@ async fn play(config: &PlayedConfig) {
     }
 }
 
-fn mine<'a>(state: &'a State, me: MemberId, name: &NodeName) -> Option<&'a Arc<Node>> {
-    state.node_named(name).filter(|node| node.kind == NodeKind::Played(me))
-}
-
-/// Starts the node's agent, or starts it again when somebody registered the node anew.
-/// False when its executor could not be opened.
+/// What the agent should be told of a node: nothing when it plays this very registration.
 async fn look_after(
     config: &PlayedConfig,
     playing: &mut BTreeMap<NodeName, Playing>,
     node: &Node,
-    never: &watch::Receiver<bool>,
-) -> bool {
+) -> io::Result<Option<NodeRegistration>> {
     let running = playing.get(&node.name);
-    if running.is_some_and(|p| p.incarnation >= node.incarnation && p.spec == node.spec && !p.task.is_finished()) {
-        return true;
+    if running.is_some_and(|p| p.incarnation >= node.incarnation && p.spec == node.spec) {
+        return Ok(None);
     }
     let executor = match running {
         Some(playing) => playing.executor.clone(),
-        None => match open(config, &node.name).await {
-            Ok(executor) => executor,
-            Err(error) => {
-                tracing::error!(node = %node.name, %error, "this node cannot be played; trying again");
-                return false;
-            }
-        },
+        None => open(config, &node.name).await?,
     };
     let incarnation = config.incarnation.max(node.incarnation);
     let registration = Registration { node: node.name.clone(), kind: node.kind, incarnation, spec: node.spec.clone() };
-    let agent = AgentConfig {
-        nodes: vec![NodeRegistration { registration, executor: executor.clone() }],
-        link: Arc::new(LocalLink(config.hub.clone())),
-        beat_every: config.beat_every,
-    };
-    let task = tokio::spawn(super::run(agent, never.clone()));
-    playing.insert(node.name.clone(), Playing { incarnation, spec: node.spec.clone(), executor, task });
-    true
+    let now = Playing { incarnation, spec: node.spec.clone(), executor: executor.clone() };
+    playing.insert(node.name.clone(), now);
+    Ok(Some(NodeRegistration { registration, executor }))
 }
 
 async fn open(config: &PlayedConfig, node: &NodeName) -> io::Result<Arc<dyn Execute>> {

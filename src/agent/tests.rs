@@ -360,7 +360,7 @@ fn agent(names: &[&str], link: Arc<dyn Link>) -> Running {
         executor: clock.executor(),
     };
     let nodes = names.iter().map(node).collect();
-    let config = AgentConfig { nodes, link, beat_every: Duration::from_millis(20) };
+    let config = AgentConfig { beat_every: Duration::from_millis(20), ..AgentConfig::new(nodes, link) };
     let (stop, stopped) = watch::channel(false);
     Running { stop, task: tokio::spawn(run(config, stopped)), _clock: clock }
 }

@@ -4,8 +4,8 @@
 //! them is the real one.
 
 use super::inventory::{Machine, memory_of, node_spec};
-use super::{AgentConfig, BEAT_EVERY, Execute, NodeRegistration, Outcome, RemoteLink};
-use crate::exchange::{Dial, Registration};
+use super::{AgentConfig, BEAT_EVERY, Execute, Link, NodeRegistration, Outcome, RemoteLink};
+use crate::exchange::{Beat, Dial, Registered, Registration};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -20,7 +20,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// Nodes that one process plays.
 pub const MOST: usize = crate::exchange::MAX_NODES;
@@ -119,12 +119,16 @@ pub struct Options {
     pub ready_after: Duration,
     pub incarnation: Incarnation,
     pub beat_every: Duration,
+    /// The nodes are registered and beat, and nothing is ever started on them: for
+    /// measuring the scheduler without its agents.
+    pub beats_only: bool,
 }
 
 impl Options {
     pub fn new(members: Vec<String>, dial: Arc<dyn Dial>, incarnation: Incarnation) -> Self {
         let ready_after = Duration::from_millis(100);
-        Self { cluster: String::new(), members, dial, ready_after, incarnation, beat_every: BEAT_EVERY }
+        let (cluster, beat_every) = (String::new(), BEAT_EVERY);
+        Self { cluster, members, dial, ready_after, incarnation, beat_every, beats_only: false }
     }
 }
 
@@ -134,13 +138,45 @@ impl Options {
 /// When no member's address can be one.
 pub async fn run(options: Options, nodes: &[VirtualNode], stop: watch::Receiver<bool>) -> Result<Outcome, String> {
     let link = RemoteLink::new(&options.cluster, &options.members, &*options.dial)?;
+    if options.beats_only {
+        let list = nodes.iter().map(|node| node.registration(options.incarnation)).collect();
+        return Ok(beat_only(&link, list, options.beat_every, stop).await);
+    }
     let clock = Clock::start(options.ready_after);
     let list = nodes.iter().map(|node| NodeRegistration {
         registration: node.registration(options.incarnation),
         executor: clock.executor(),
     });
-    let config = AgentConfig { nodes: list.collect(), link: Arc::new(link), beat_every: options.beat_every };
+    let config = AgentConfig { beat_every: options.beat_every, ..AgentConfig::new(list.collect(), Arc::new(link)) };
     Ok(super::run(config, stop).await)
+}
+
+async fn beat_only(
+    link: &dyn Link,
+    nodes: Vec<Registration>,
+    every: Duration,
+    mut stop: watch::Receiver<bool>,
+) -> Outcome {
+    let beat = |n: &Registration| Beat { node: n.node.clone(), incarnation: n.incarnation, revision_seen: 0 };
+    let beats: Vec<Beat> = nodes.iter().map(beat).collect();
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = false;
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return Outcome::Stopped,
+            _ = tick.tick() => {}
+        }
+        if !known {
+            let answers = link.register(nodes.clone()).await.unwrap_or_default();
+            known = !answers.is_empty() && answers.iter().all(|answer| matches!(answer, Registered::At(_)));
+        }
+        match link.beat(beats.clone()).await {
+            Ok(answer) if answer.superseded.len() == nodes.len() => return Outcome::Superseded,
+            Ok(answer) => known &= answer.unknown.is_empty(),
+            Err(error) => tracing::debug!(%error, "a beat was not answered"),
+        }
+    }
 }
 
 /// What is due to become Ready, and on which node; one task wakes them all.

@@ -46,6 +46,9 @@ struct Nodes {
     /// How long a replica takes from its start until it is Ready
     #[arg(long, default_value = "100ms", value_parser = parse::duration)]
     ready_after: Duration,
+    /// Register and beat, and start nothing: for measuring the scheduler without its agents
+    #[arg(long)]
+    beats_only: bool,
 }
 
 impl Sim {
@@ -78,6 +81,7 @@ impl Nodes {
         let mut options = virtual_nodes::Options::new(peers, Arc::new(TlsDial { tls, names }), incarnation);
         options.cluster = cluster;
         options.ready_after = self.ready_after;
+        options.beats_only = self.beats_only;
         let gpus: u64 = list.iter().map(|node| u64::from(node.gpus)).sum();
         say(format!("playing {} nodes with {gpus} GPUs; Ctrl-C stops them", list.len()));
         let (end, ended) = watch::channel(false);

@@ -53,7 +53,7 @@ pub async fn run(group: Arc<dyn Group>, heard: Heard, options: Options) {
                 tracing::info!(term, "leading: the control loop starts");
                 let mut over = leading.clone();
                 tokio::select! {
-                    () = lead(&*group, &heard, options) => return,
+                    () = lead(&*group, term, &heard, options) => return,
                     ended = over.wait_for(|now| *now != Some(term)) => match ended {
                         Ok(_) => tracing::info!(term, "the term is over: the control loop ends"),
                         Err(_) => return,
@@ -66,13 +66,15 @@ pub async fn run(group: Arc<dyn Group>, heard: Heard, options: Options) {
 
 type Submitted<'a> = BoxFuture<'a, Result<Reply, raft::Error>>;
 
-fn submit(group: &dyn Group, intent: Intent) -> Submitted<'_> {
-    group.submit(intent, Instant::now() + SUBMIT)
+/// In this term or not at all: what one leader heard, or did not hear, is no other's to judge by.
+fn submit(group: &dyn Group, term: u64, intent: Intent) -> Submitted<'_> {
+    group.decide(intent, term, Instant::now() + SUBMIT)
 }
 
 /// What is under way in the group.
 #[derive(Default)]
 struct UnderWay<'a> {
+    term: u64,
     /// Verdicts and stops. New ones wait until these are settled: the next step
     /// finds again what still holds.
     judged: FuturesUnordered<Submitted<'a>>,
@@ -82,7 +84,7 @@ struct UnderWay<'a> {
 }
 
 /// One term. Returns when the group's handle stops.
-async fn lead(group: &dyn Group, heard: &Heard, options: Options) {
+async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: Options) {
     // What was heard before the term is not this leader's to judge by.
     heard.drain();
     let origin = Instant::now();
@@ -90,7 +92,7 @@ async fn lead(group: &dyn Group, heard: &Heard, options: Options) {
     let mut applied = group.watch();
     let mut tick = tokio::time::interval(options.tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut under_way = UnderWay::default();
+    let mut under_way = UnderWay { term, ..UnderWay::default() };
     loop {
         let mono = |at: Instant| at.saturating_duration_since(origin).as_millis() as u64;
         for (node, at) in heard.drain() {
@@ -107,7 +109,13 @@ async fn lead(group: &dyn Group, heard: &Heard, options: Options) {
         loop {
             tokio::select! {
                 _ = tick.tick() => break,
-                Some(outcome) = under_way.judged.next(), if !under_way.judged.is_empty() => log_failure(&outcome),
+                Some(outcome) = under_way.judged.next(), if !under_way.judged.is_empty() => {
+                    log_failure(&outcome);
+                    if outcome.is_err() {
+                        // Cut off from the quorum, it was cut off from the nodes' beats, too.
+                        seen.stood_still(mono(Instant::now()));
+                    }
+                }
                 outcome = next_of(&mut under_way.placing) => under_way.placed(group, &outcome),
                 changed = applied.changed() => {
                     if changed.is_err() {
@@ -131,9 +139,9 @@ impl<'a> UnderWay<'a> {
         for intent in intents.into_iter().take(INTENTS) {
             match intent {
                 Intent::PlaceWaiting if self.placing.is_some() => self.again = true,
-                Intent::PlaceWaiting => self.placing = Some(submit(group, Intent::PlaceWaiting)),
+                Intent::PlaceWaiting => self.placing = Some(submit(group, self.term, Intent::PlaceWaiting)),
                 _ if judging => {}
-                intent => self.judged.push(submit(group, intent)),
+                intent => self.judged.push(submit(group, self.term, intent)),
             }
         }
     }
@@ -143,11 +151,12 @@ impl<'a> UnderWay<'a> {
         log_failure(outcome);
         let some = matches!(outcome, Ok(Reply { result: Ok(Answer::Count(1..)), .. }));
         let failed = outcome.is_err();
+        let term = self.term;
         self.placing = (some || failed || self.again).then(|| {
             let wait = if failed { RETRY } else { Duration::ZERO };
             let pass: Submitted<'a> = Box::pin(async move {
                 tokio::time::sleep(wait).await;
-                submit(group, Intent::PlaceWaiting).await
+                submit(group, term, Intent::PlaceWaiting).await
             });
             pass
         });

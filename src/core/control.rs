@@ -53,6 +53,11 @@ impl Observations {
         Self { grace_from_ms: now_ms, last_step_ms: now_ms, ..Self::default() }
     }
 
+    /// This leader may have heard nothing for reasons of its own: every silence begins anew.
+    pub fn stood_still(&mut self, now_ms: u64) {
+        self.grace_from_ms = now_ms;
+    }
+
     /// A beat of the node's present incarnation arrived.
     pub fn heard(&mut self, node: NodeNo, now_ms: u64) {
         self.beats.insert(node, now_ms);

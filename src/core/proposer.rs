@@ -27,6 +27,11 @@ pub const MAX_BYTES: usize = 512 << 10;
 /// Calls that are looked at for one entry, so that a flood of refusals can't hold everything up.
 pub const MAX_CALLS: usize = 1024;
 pub const MAX_IN_FLIGHT: usize = 8;
+/// Entries in flight while fewer than [`CROWD`] calls wait. An entry costs each member a write, a
+/// message and a sync however few commands it has, so what arrives meanwhile shares the next one.
+pub const FEW_IN_FLIGHT: usize = 2;
+/// So many waiting calls are worth an entry of their own at once.
+pub const CROWD: usize = 64;
 /// Intents that may wait here; beyond it the shell refuses.
 pub const MAX_QUEUED: usize = 16_384;
 /// Times an intent is planned again before its caller is told to retry.
@@ -124,7 +129,11 @@ impl Proposer {
     /// Plans what waits into the next entry. None when there is nothing to write
     /// now; the second part answers calls that were refused without one.
     pub fn next_entry(&mut self, now_ms: u64) -> (Option<Batch>, Vec<(Ticket, Reply)>) {
-        let room = if self.cautious { 1 } else { MAX_IN_FLIGHT };
+        let room = match self.queue.len() {
+            _ if self.cautious => 1,
+            waiting if waiting < CROWD => FEW_IN_FLIGHT,
+            _ => MAX_IN_FLIGHT,
+        };
         if self.void || self.in_flight.len() >= room || self.queue.is_empty() {
             return (None, Vec::new());
         }

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 pub trait Group: Send + Sync + 'static {
     /// See [`Replica::submit`].
     fn submit(&self, intent: Intent, deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>>;
+    /// See [`Replica::decide`].
+    fn decide(&self, intent: Intent, term: u64, deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>>;
     /// See [`Replica::watch`].
     fn watch(&self) -> watch::Receiver<Applied>;
     /// See [`Replica::leading`].
@@ -23,6 +25,9 @@ pub trait Group: Send + Sync + 'static {
 impl Group for Replica {
     fn submit(&self, intent: Intent, deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>> {
         Box::pin(Replica::submit(self, intent, deadline))
+    }
+    fn decide(&self, intent: Intent, term: u64, deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>> {
+        Box::pin(Replica::decide(self, intent, term, deadline))
     }
     fn watch(&self) -> watch::Receiver<Applied> {
         Replica::watch(self)

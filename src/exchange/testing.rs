@@ -107,6 +107,11 @@ impl Group for Memory {
         Box::pin(async move { Ok(self.run(intent)) })
     }
 
+    fn decide(&self, intent: Intent, term: u64, _deadline: Instant) -> BoxFuture<'_, Result<Reply, raft::Error>> {
+        let confirmed = self.0.confirms.load(Ordering::SeqCst) && *self.0.leading.borrow() == Some(term);
+        Box::pin(async move { if confirmed { Ok(self.run(intent)) } else { Err(raft::Error::Timeout) } })
+    }
+
     fn watch(&self) -> watch::Receiver<Applied> {
         self.0.applied.subscribe()
     }

@@ -33,6 +33,8 @@ const AFTER_UNKNOWN: Duration = Duration::from_millis(5);
 /// One caller's wish, and where the answer goes.
 pub struct Call {
     pub intent: Intent,
+    /// The only term in which it may be planned: a leader's own verdicts die with its term.
+    pub term: Option<u64>,
     pub reply: oneshot::Sender<Result<Reply, Lost>>,
 }
 
@@ -57,6 +59,7 @@ type Written<RT> = OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>;
 
 /// One term's work.
 struct Lead<RT: AsyncRuntime> {
+    term: u64,
     proposer: Proposer,
     callers: HashMap<Ticket, oneshot::Sender<Result<Reply, Lost>>>,
     next_ticket: Ticket,
@@ -68,7 +71,8 @@ impl<RT: AsyncRuntime> Lead<RT> {
     fn offer(&mut self, call: Call) {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        if self.proposer.offer(ticket, call.intent) {
+        let of_this_term = call.term.is_none_or(|term| term == self.term);
+        if of_this_term && self.proposer.offer(ticket, call.intent) {
             self.callers.insert(ticket, call.reply);
         } else {
             let _ = call.reply.send(Err(Lost { leader: None }));
@@ -147,6 +151,7 @@ impl<RT: AsyncRuntime, T: Tables> Shell<RT, T> {
 
     async fn lead(&mut self, term: u64) -> bool {
         let mut lead = Lead::<RT> {
+            term,
             proposer: Proposer::new(&self.applied.borrow().state),
             callers: HashMap::new(),
             next_ticket: 0,

@@ -103,12 +103,12 @@ impl Shared {
         Status::of(&metrics, applied, silence)
     }
 
-    /// Proposes on this member, which must lead.
-    pub async fn propose(&self, intent: Intent, deadline: Instant) -> Result<Reply, Lost> {
+    /// Proposes on this member, which must lead; with a term, in that term only.
+    pub async fn propose(&self, intent: Intent, term: Option<u64>, deadline: Instant) -> Result<Reply, Lost> {
         let begun = Instant::now();
         self.established(deadline).await?;
         let (reply, answer) = oneshot::channel();
-        let call = Call { intent, reply };
+        let call = Call { intent, term, reply };
         let proposed = tokio::time::timeout(left(deadline), async {
             self.calls.send(call).await.map_err(|_| Lost::default())?;
             answer.await.unwrap_or_else(|_| Err(Lost::default()))
@@ -242,6 +242,21 @@ impl Replica {
         self.on_runtime(async move { submit(&shared, intent, deadline).await }).await
     }
 
+    /// Has this leader's own judgement committed in `term`, the one it was made in. Tried once
+    /// and never forwarded: a successor judges by what it has heard itself.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`] when the quorum does not confirm that this member leads in that
+    /// term, [`Error::Timeout`] when the judgement may or may not have been committed.
+    pub async fn decide(&self, intent: Intent, term: u64, deadline: Instant) -> Result<Reply, Error> {
+        let shared = self.shared.clone();
+        let decided = async move {
+            shared.read_index_here(deadline).await.map_err(|_| NO_LEADER)?;
+            shared.propose(intent, Some(term), deadline).await.map_err(|_| Error::Timeout)
+        };
+        self.on_runtime(decided).await
+    }
+
     /// The state to read from.
     pub async fn read(&self, how: Consistency, deadline: Instant) -> Result<View, Error> {
         if how == Consistency::Linearizable {
@@ -368,8 +383,13 @@ impl Replica {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let done = self.runtime.spawn(work).await;
-        done.unwrap_or(Err(Error::Stopping))
+        // Whoever drops the call ends its work, too: nothing is parked for callers that are gone.
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn_on(work, &self.runtime);
+        match tasks.join_next().await {
+            Some(Ok(done)) => done,
+            _ => Err(Error::Stopping),
+        }
     }
 
     pub fn status(&self) -> Status {
@@ -457,7 +477,7 @@ async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Re
         let leader = hint.take().or_else(|| shared.leader());
         let tried = match leader {
             Some(id) if id == shared.me.id.0 => {
-                let proposed = shared.propose(intent.clone(), deadline).await;
+                let proposed = shared.propose(intent.clone(), None, deadline).await;
                 proposed.map(Try::Reply)
             }
             Some(id) => {

@@ -235,7 +235,7 @@ impl PeerService for Service {
         use pb::forward_reply::Result as R;
         let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let intent = codec::decode::<Intent>(&request.intent).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let result = match self.0.propose(intent, until(request.deadline_ms)).await {
+        let result = match self.0.propose(intent, None, until(request.deadline_ms)).await {
             Ok(reply) => R::Reply(codec::encode(&reply).into()),
             Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
         };

@@ -267,7 +267,7 @@ impl World {
             let pick = usize::try_from((client + self.random(3)) % ids.len() as u64).expect("few");
             if let Some(alive) = self.alive(ids[pick]) {
                 let (reply, answer) = oneshot::channel();
-                let call = Call { intent: intent.clone(), reply };
+                let call = Call { intent: intent.clone(), term: None, reply };
                 let asked = async {
                     alive.calls.send(call).await.ok()?;
                     answer.await.ok()?.ok()
