@@ -7,6 +7,8 @@ mod identity;
 mod links;
 mod member;
 mod nodes;
+mod public;
+mod wiped;
 mod worker;
 
 pub use links::{PLAYER, TlsDial};

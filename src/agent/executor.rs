@@ -14,7 +14,7 @@ use futures::FutureExt;
 use nf_core::id::{Generation, NodeName, RequestId};
 use nf_core::job::{Runtime, Stage};
 use nf_core::reason::Reason;
-use nf_core::reconcile::{Actual, Condition, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Condition, Holding, ReplicaId, Want};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
@@ -52,6 +52,7 @@ pub(super) type Key = (ReplicaId, Generation);
 /// A replica that is here, or was and is not forgotten.
 struct Slot {
     request: RequestId,
+    holding: Holding,
     condition: Condition,
     stage: Stage,
     stop: watch::Sender<Option<Reason>>,
@@ -162,12 +163,15 @@ impl Executor {
     }
 
     /// Removes directories of replicas that have no record: their processes never started.
+    /// Those of records that cannot be read stay: their processes may live there.
     fn sweep(&self, records: &[Record]) -> io::Result<()> {
         let places = &self.shared.places;
         let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
+        let unread = record::set_aside(&places.records)?;
         for entry in fs::read_dir(&places.replicas)? {
             let path = entry?.path();
-            if !known.contains(&path) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !known.contains(&path) && !unread.iter().any(|end| name.ends_with(end.as_str())) {
                 fs::remove_dir_all(&path)?;
             }
         }
@@ -232,7 +236,8 @@ impl Executor {
 
     fn insert(&self, launch: &Launch, condition: Condition, stage: Stage) -> Post {
         let (stop, asked) = watch::channel(None);
-        let slot = Slot { request: launch.request.clone(), condition, stage, stop, task: None };
+        let (request, holding) = (launch.request.clone(), launch.holding());
+        let slot = Slot { request, holding, condition, stage, stop, task: None };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -303,6 +308,7 @@ impl Executor {
         let mut actual = Actual::default();
         for ((id, generation), slot) in held(&self.shared.slots).iter() {
             actual.replicas.entry(*id).or_default().insert(*generation, slot.condition);
+            actual.holdings.insert((*id, *generation), slot.holding.clone());
         }
         actual
     }

@@ -5,6 +5,7 @@ use super::nvml;
 use nf_core::id::NodeName;
 use nf_core::node::{Device, DeviceKind, NodeSpec, PortRange};
 use nf_core::played;
+use nf_core::resources::MAX_BYTES;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ pub fn machine(data_dir: &Path) -> Machine {
         cpu_milli: cpus * 1000,
         memory: total_memory(&meminfo).unwrap_or(0),
         #[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
-        disk: disk.map_or(0, |fs| (fs.blocks() as u64).saturating_mul(fs.fragment_size() as u64)),
+        // Some file systems of the cloud say that they have no end.
+        disk: disk.map_or(0, |fs| (fs.blocks() as u64).saturating_mul(fs.fragment_size() as u64).min(MAX_BYTES)),
     }
 }
 

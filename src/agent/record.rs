@@ -5,9 +5,9 @@
 //! is either found by its record or was never started.
 
 use super::runtimes::processes::Identity;
-use nf_core::id::{Generation, NodeName, RequestId};
+use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reason::Reason;
-use nf_core::reconcile::{ReplicaId, Want};
+use nf_core::reconcile::{Holding, ReplicaId, Want};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -40,12 +40,19 @@ pub(super) struct Launch {
     pub generation: Generation,
     pub host: Arc<str>,
     pub port: Option<u16>,
+    /// Indexes of its devices; None in records of builds that did not write them.
+    pub devices: Option<Vec<u16>>,
 }
 
 impl Launch {
     pub(super) fn of(id: ReplicaId, want: &Want) -> Self {
         let (request, host) = (want.request.clone(), want.host.clone());
-        Self { request, id, generation: want.generation, host, port: want.port }
+        let Holding { devices, port } = Holding::of(want);
+        Self { request, id, generation: want.generation, host, port, devices }
+    }
+
+    pub(super) fn holding(&self) -> Holding {
+        Holding { devices: self.devices.clone(), port: self.port }
     }
 }
 
@@ -137,6 +144,24 @@ pub(super) fn load_all(dir: &Path) -> io::Result<Vec<Record>> {
         }
     }
     out.sort_by_key(|r| (r.launch.id, r.launch.generation));
+    Ok(out)
+}
+
+/// What the names of directories end in whose records were set aside: a process may live there.
+pub(super) fn set_aside(dir: &Path) -> io::Result<Vec<String>> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "bad") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let mut numbers = name.split('.').map(str::parse::<u64>);
+            if let (Some(Ok(job)), Some(Ok(replica)), Some(Ok(generation))) =
+                (numbers.next(), numbers.next(), numbers.next())
+            {
+                out.push(format!(".{replica}.{}.{}", JobNo(job), Generation(generation as u32)));
+            }
+        }
+    }
     Ok(out)
 }
 

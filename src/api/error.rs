@@ -38,7 +38,9 @@ pub fn codes(reason: Reason) -> Codes {
             (503, Code::ResourceExhausted, 3)
         }
         R::OnHold | R::BeginTime | R::Dependency | R::Backoff => (503, Code::ResourceExhausted, 3),
-        R::NoLeader | R::Draining | R::StoreUnavailable | R::VerifierUnavailable => (503, Code::Unavailable, 7),
+        R::NoLeader | R::NotCaughtUp | R::Draining | R::StoreUnavailable | R::VerifierUnavailable => {
+            (503, Code::Unavailable, 7)
+        }
         R::Timeout => (504, Code::DeadlineExceeded, 7),
         // What the caller sent.
         R::InvalidArgument | R::UnknownField | R::ConfigInvalid => (400, Code::InvalidArgument, 2),
@@ -50,7 +52,7 @@ pub fn codes(reason: Reason) -> Codes {
         // What does not agree with what is.
         R::IdempotencyConflict => (409, Code::AlreadyExists, 5),
         R::StaleIndex | R::PlanChanged => (409, Code::Aborted, 5),
-        R::Conflict | R::NotVoter | R::NotCaughtUp | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
+        R::Conflict | R::NotVoter | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
         R::IndexCompacted => (410, Code::OutOfRange, 5),
         // What may not be.
         R::Unauthenticated | R::TenantClaimInvalid => (401, Code::Unauthenticated, 6),

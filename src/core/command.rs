@@ -1,9 +1,11 @@
 //! Commands: what was decided. Several make one log entry. They carry every
 //! number that apply needs, because apply reads nothing but its arguments.
 
-use crate::id::{Digest16, Generation, Incarnation, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId};
+use crate::id::{
+    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
+};
 use crate::job::{Allocation, JobSpec, Stage};
-use crate::node::{Cordon, NodeKind, NodeSpec, NodeState};
+use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
 use crate::reason::Reason;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
@@ -144,18 +146,55 @@ pub enum Command {
 impl Command {
     /// About how many bytes it takes in the log, without encoding it.
     pub fn weight(&self) -> usize {
-        let places = |list: &[Placement]| list.iter().map(|p| 24 + 4 * p.alloc.shares.len()).sum::<usize>();
+        let places = |list: &[Placement]| list.iter().map(|p| 24 + 6 * p.alloc.shares.len()).sum::<usize>();
         match self {
-            Command::Register { spec, .. } => 256 + 96 * (spec.devices.len() + spec.labels.len()),
+            Command::Init { cluster, .. } => 32 + cluster.len(),
+            Command::Member(Member { name, api, peer, version, .. }) => {
+                32 + name.as_str().len() + api.len() + peer.len() + version.len()
+            }
+            Command::Register { name, spec, .. } => 32 + name.as_str().len() + weight_of_node(spec),
+            Command::SetCordon { cordon, .. } => 32 + cordon.as_ref().map_or(0, |c| c.by.len() + c.reason.len()),
+            Command::CreateTenant { tenant } | Command::DeleteTenant { tenant } => 16 + tenant.as_str().len(),
+            Command::SetQuota { tenant, .. } => 64 + tenant.as_str().len(),
             Command::Submit { submission, placements } => {
-                256 + 64 * submission.spec.constraints.labels.len() + places(placements)
+                32 + submission.request.as_str().len() + weight_of_job(&submission.spec) + places(placements)
             }
             Command::Place { placements, .. } => 16 + places(placements),
-            Command::Reports { reports, .. } => 16 + 16 * reports.len(),
-            Command::SetNodeState { .. } | Command::Stop { .. } => 16,
-            _ => 256,
+            Command::Reports { reports, .. } => 24 + 20 * reports.len(),
+            Command::SetNodeState { .. } | Command::Stop { .. } | Command::RaiseLevel { .. } => 24,
         }
     }
+}
+
+fn weight_of_labels(labels: &std::collections::BTreeMap<Label, Label>) -> usize {
+    labels.iter().map(|(key, value)| 4 + key.as_str().len() + value.as_str().len()).sum()
+}
+
+fn weight_of_place(place: [&Option<Label>; 3]) -> usize {
+    place.into_iter().flatten().map(|label| 4 + label.as_str().len()).sum()
+}
+
+fn weight_of_node(spec: &NodeSpec) -> usize {
+    let kind = |kind: &DeviceType| 2 + kind.as_str().len();
+    let device = |d: &Device| 24 + d.uuid.len() + kind(&d.device_type) + d.mig_profile.as_ref().map_or(0, kind);
+    let prices = spec.cost_per_hour.keys().map(|of| 10 + kind(of));
+    64 + spec.host.len()
+        + spec.devices.iter().map(device).sum::<usize>()
+        + weight_of_labels(&spec.labels)
+        + weight_of_place([&spec.region, &spec.zone, &spec.rack])
+        + prices.sum::<usize>()
+}
+
+fn weight_of_job(spec: &JobSpec) -> usize {
+    let (r, c) = (&spec.resources, &spec.constraints);
+    let names = spec.tenant.as_str().len() + spec.model.as_str().len() + spec.version.as_str().len();
+    let types = r.device_types.iter().chain(&r.mig_profile).map(|kind| 2 + kind.as_str().len());
+    160 + names
+        + types.sum::<usize>()
+        + weight_of_labels(&c.labels)
+        + weight_of_place([&c.region, &c.zone, &c.rack])
+        + c.node.as_ref().map_or(0, |node| node.as_str().len())
+        + spec.approved_by.as_ref().map_or(0, |who| who.len())
 }
 
 /// What a command did, for the caller.
@@ -173,4 +212,45 @@ pub enum Answer {
     },
     /// How many of the commanded changes took effect.
     Count(u32),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+    use crate::plan::plan;
+    use crate::resources::Gpus;
+    use crate::state::State;
+    use crate::testing;
+
+    /// Bytes in the log, and the estimate.
+    fn sizes(command: Command) -> (usize, usize) {
+        let weight = command.weight();
+        (codec::encode(&Batch { base: 1, at_ms: 1, commands: vec![command] }).len(), weight)
+    }
+
+    fn planned(intent: &crate::plan::Intent) -> Command {
+        plan(&State::new(), intent).unwrap().commands.remove(0)
+    }
+
+    #[test]
+    fn the_estimate_follows_the_lengths() {
+        let mut long = testing::node_spec(512);
+        long.devices.iter_mut().for_each(|d| d.uuid = "u".repeat(120).into());
+        let label = |i: usize| Label::new(&format!("{}{i}", "l".repeat(100))).unwrap();
+        long.labels = (0..200).map(|i| (label(i), label(i))).collect();
+        let mut job = testing::job_spec("t1", Gpus::Whole(1));
+        job.approved_by = Some("w".repeat(1000).into());
+        job.constraints.labels = long.labels.clone();
+        let small = testing::job_spec("t1", Gpus::Whole(1));
+        for intent in [
+            testing::register("n1", long),
+            testing::register("n1", testing::node_spec(8)),
+            testing::schedule("r1", job),
+            testing::schedule("r1", small),
+        ] {
+            let (bytes, weight) = sizes(planned(&intent));
+            assert!(bytes <= weight + 64 && weight <= 2 * bytes + 256, "{bytes} bytes, estimated as {weight}");
+        }
+    }
 }

@@ -63,6 +63,11 @@ impl Observations {
         self.beats.insert(node, now_ms);
     }
 
+    /// Whether the node itself spoke within `within_ms`; the grace after a pause of ours does not count.
+    fn has_spoken(&self, node: NodeNo, within_ms: u64, now_ms: u64) -> bool {
+        self.beats.get(&node).is_some_and(|at| now_ms.saturating_sub(*at) < within_ms)
+    }
+
     fn silence_ms(&self, node: NodeNo, now_ms: u64) -> u64 {
         let heard = self.beats.get(&node).copied().unwrap_or(0).max(self.grace_from_ms);
         now_ms.saturating_sub(heard)
@@ -115,7 +120,7 @@ fn verdicts(
             s if s >= timeouts.suspect_ms => NodeState::Suspect,
             _ => NodeState::Ready,
         };
-        let heard = seen.beats.contains_key(&node.no);
+        let heard = seen.has_spoken(node.no, timeouts.suspect_ms, now_ms);
         let change = match (node.state, to) {
             (NodeState::Maintenance, _) => false,
             // Down ends only with a beat; the others heal with one, too.
@@ -200,6 +205,16 @@ mod tests {
             testing::run(&mut state, intent);
         }
         assert_eq!(state.node(NodeNo(1)).unwrap().state, NodeState::Ready);
+    }
+
+    #[test]
+    fn a_pause_of_the_leader_is_no_beat_of_a_node() {
+        let (mut state, mut seen) = (one_node(), Observations::new(0));
+        seen.heard(NodeNo(1), 0);
+        silence(&mut state, &mut seen, 0, 62);
+        assert_eq!(state.node(NodeNo(1)).unwrap().state, NodeState::Down);
+        // The leader's next step is late, so the node's silence counts anew; it has still said nothing.
+        assert_eq!(silence(&mut state, &mut seen, 70_000, 1), [NodeState::Down]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod autoscaler;
+pub mod bounds;
 pub mod capacity;
 pub mod codec;
 pub mod command;

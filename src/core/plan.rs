@@ -1,13 +1,13 @@
 //! Planning: what a caller wants (an intent) → what is decided (commands), on
 //! the leader's speculative state. `nf plan` runs the same code and commits nothing.
 
+use crate::bounds;
 use crate::command::{Answer, Command, Member, Mode, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
-use crate::job::{JobSpec, MAX_REPLICAS};
-use crate::node::{Cordon, NodeKind, NodeSpec, NodeState};
+use crate::job::JobSpec;
+use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
-use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
@@ -127,14 +127,24 @@ const PASS: usize = 128;
 /// # Errors
 /// A refusal, when nothing is to be committed.
 pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
+    bounds::check(intent)?;
+    if state.meta().mode == Mode::Production {
+        nothing_simulated(intent)?;
+    }
     match intent {
         Intent::Init { cluster, mode, default_gpu_milli } => {
             Planned::one(Command::Init { cluster: cluster.clone(), mode: *mode, default_gpu_milli: *default_gpu_milli })
         }
-        Intent::Member(member) => Planned::one(Command::Member(member.clone())),
+        Intent::Member(member) => {
+            if let Some(known) = state.members().get(&member.id).filter(|known| known.name != member.name) {
+                let detail = format!("id {} is that of member {}; ids are not used again", member.id.0, known.name);
+                return Err(Refusal::field(Reason::Conflict, "id", detail));
+            }
+            Planned::one(Command::Member(member.clone()))
+        }
         Intent::RaiseLevel { to } => Planned::one(Command::RaiseLevel { to: *to }),
         Intent::Register { name, kind, incarnation, spec } => {
-            check_node(spec)?;
+            ports_of_its_own(state, name, *kind, spec)?;
             let (name, kind, incarnation, spec) = (name.clone(), *kind, *incarnation, spec.clone());
             Planned::one(Command::Register { name, kind, incarnation, spec })
         }
@@ -179,6 +189,45 @@ fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
     state.node_named(name).map(|node| node.no).ok_or_else(missing)
 }
 
+/// The rule of a production group, judged where it binds: the member that took the
+/// call may not have known yet which group it is in.
+fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
+    match intent {
+        Intent::Register { kind, spec, .. } if spec.simulated || matches!(kind, NodeKind::Played(_)) => {
+            let detail = "this is a production group: a simulated node has no place in it";
+            Err(Refusal::new(Reason::Forbidden, detail))
+        }
+        Intent::Schedule { submission, .. } if submission.spec.manifest.is_none() => {
+            let spec = &submission.spec;
+            let detail = format!(
+                "no store knows version {} of model {}; publish it (nf model publish)",
+                spec.version, spec.model
+            );
+            Err(Refusal::field(Reason::ModelNotFound, "model_version", detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The ports of a node that a member plays are chosen for it, by calls that may not
+/// know of one another: here the second of two that chose the same is told so.
+fn ports_of_its_own(state: &State, name: &NodeName, kind: NodeKind, spec: &NodeSpec) -> Result<(), Refusal> {
+    let Some(wanted) = spec.ports.filter(|_| matches!(kind, NodeKind::Played(_))) else { return Ok(()) };
+    if state.node_named(name).is_some_and(|known| known.spec.ports == spec.ports && known.spec.host == spec.host) {
+        return Ok(());
+    }
+    let overlaps = |other: &PortRange| other.first <= wanted.last && wanted.first <= other.last;
+    let on_host = state.nodes().values().filter(|node| node.name != *name && node.spec.host == spec.host);
+    let taken = on_host.filter(|node| node.spec.ports.as_ref().is_some_and(overlaps)).map(|node| &node.name).next();
+    taken.map_or(Ok(()), |other| {
+        let detail = format!(
+            "node {other} on {} has ports {} to {} already, or some of them",
+            spec.host, wanted.first, wanted.last
+        );
+        Err(Refusal::field(Reason::Conflict, "ports", detail))
+    })
+}
+
 fn stop(state: &State, request: &RequestId, tenant: Option<&TenantId>, why: Reason) -> Result<Planned, Refusal> {
     let job = state.job_of(request).filter(|job| tenant.is_none_or(|t| *t == job.spec.tenant));
     let missing =
@@ -192,7 +241,6 @@ fn schedule(
     queueing: Queueing,
     check: Option<Digest16>,
 ) -> Result<Planned, Refusal> {
-    check_spec(&submission.spec)?;
     // A retry: apply answers with the job that the first one made, or with a conflict.
     if state.request(&submission.request).is_some() {
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new() });
@@ -268,43 +316,64 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     Draft { picks, kept }
 }
 
-/// Bounds that keep the arithmetic safe, whoever built the intent.
-fn check_spec(spec: &JobSpec) -> Result<(), Refusal> {
-    let r = &spec.resources;
-    if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
-        return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
-    }
-    let devices = match r.gpu {
-        Gpus::None => true,
-        Gpus::Milli(milli) => (1..1000).contains(&milli),
-        Gpus::Whole(count) => (1..=MAX_DEVICES).contains(&count),
-    };
-    if !devices {
-        let text = format!("whole devices, 1 to {MAX_DEVICES}, or a part of one, 0.001 to 0.999");
-        return Err(Refusal::invalid("resources.gpu", text));
-    }
-    if r.tpu > MAX_DEVICES {
-        return Err(Refusal::invalid("resources.tpu", format!("at most {MAX_DEVICES}, not {}", r.tpu)));
-    }
-    for (field, value) in [("gpu_memory", r.gpu_memory), ("cpu", r.cpu_milli), ("mem", r.memory), ("disk", r.disk)] {
-        if value > MAX_BYTES {
-            return Err(Refusal::invalid(format!("resources.{field}"), "too large"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::MemberId;
+    use crate::resources::Gpus;
+    use crate::testing;
+
+    fn played(name: &str, by: u64) -> Intent {
+        match testing::register(name, testing::node_spec(1)) {
+            Intent::Register { name, incarnation, spec, .. } => {
+                Intent::Register { name, kind: NodeKind::Played(MemberId(by)), incarnation, spec }
+            }
+            _ => unreachable!("a registration"),
         }
     }
-    Ok(())
-}
 
-fn check_node(spec: &NodeSpec) -> Result<(), Refusal> {
-    const MOST: usize = 1024;
-    if spec.devices.len() > MOST {
-        return Err(Refusal::invalid("gpus", format!("at most {MOST} devices per node, not {}", spec.devices.len())));
+    #[test]
+    fn two_played_nodes_of_one_host_never_share_a_port() {
+        let mut state = State::new();
+        testing::run(&mut state, played("n1", 1));
+        let refusal = plan(&state, &played("n2", 2)).unwrap_err();
+        assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::Conflict, Some("ports")));
+        // The same node again, or from another host, or with other ports, is fine.
+        assert!(plan(&state, &played("n1", 2)).is_ok());
+        for change in [|s: &mut NodeSpec| s.host = "10.0.0.9".into(), |s: &mut NodeSpec| s.ports = None] {
+            let Intent::Register { name, kind, incarnation, spec } = played("n2", 2) else { unreachable!() };
+            let mut spec = (*spec).clone();
+            change(&mut spec);
+            assert!(plan(&state, &Intent::Register { name, kind, incarnation, spec: spec.into() }).is_ok());
+        }
     }
-    let memory = spec.devices.iter().map(|d| d.memory).max().unwrap_or(0);
-    if spec.cpu_milli.max(spec.memory).max(spec.disk).max(memory) > MAX_BYTES {
-        return Err(Refusal::invalid("capacity", "a node's cpu, memory or disk is too large to be true"));
+
+    #[test]
+    fn an_id_stays_the_one_of_the_member_that_had_it_first() {
+        let member = |id: u64, name: &str| {
+            let name = NodeName::new(name).unwrap();
+            let text: Arc<str> = "x".into();
+            let (api, peer, version) = (text.clone(), text.clone(), text);
+            Intent::Member(Member { id: MemberId(id), name, api, peer, min_level: 1, max_level: 1, version })
+        };
+        let mut state = State::new();
+        testing::run(&mut state, member(4, "d"));
+        testing::run(&mut state, member(4, "d"));
+        assert_eq!(plan(&state, &member(4, "e")).unwrap_err().reason, Reason::Conflict);
     }
-    if spec.ports.is_some_and(|p| p.first > p.last || p.first == 0) {
-        return Err(Refusal::invalid("ports", "a range such as 31000-31999"));
+
+    #[test]
+    fn a_production_group_takes_nothing_simulated_whoever_asks() {
+        let mut state = State::new();
+        let init = Intent::Init { cluster: "c".into(), mode: Mode::Production, default_gpu_milli: 2_000 };
+        testing::run(&mut state, init);
+        let spec = testing::job_spec("t1", Gpus::Whole(1));
+        let refusal = plan(&state, &testing::schedule("r1", spec.clone())).unwrap_err();
+        assert_eq!(refusal.reason, Reason::ModelNotFound);
+        assert_eq!(plan(&state, &played("n1", 1)).unwrap_err().reason, Reason::Forbidden);
+        let worker = testing::register("n1", testing::node_spec(1));
+        assert_eq!(plan(&state, &worker).unwrap_err().reason, Reason::Forbidden);
+        testing::run(&mut state, testing::register("n1", NodeSpec { simulated: false, ..testing::node_spec(1) }));
+        testing::run(&mut state, testing::schedule("r1", JobSpec { manifest: Some([7; 32]), ..spec }));
     }
-    Ok(())
 }

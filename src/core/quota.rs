@@ -16,7 +16,8 @@ pub const DEFAULT_WAITING: u32 = 10_000;
 struct Line {
     what: &'static str,
     used: u64,
-    ask: u64,
+    /// None: more than can be counted, and therefore more than any limit.
+    ask: Option<u64>,
     limit: Option<u64>,
     unit: fn(u64) -> String,
 }
@@ -50,23 +51,44 @@ pub fn waiting_limit(quota: &Quota) -> u32 {
 fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
     let gpu = quota.gpu_milli.unwrap_or(default_gpu_milli);
     [
-        Line { what: "GPUs", used: used.gpu_milli, ask: ask.gpu.milli() * times, limit: Some(gpu), unit: milli },
-        Line { what: "TPUs", used: used.tpu, ask: u64::from(ask.tpu) * times, limit: quota.tpu, unit: plain },
+        Line {
+            what: "GPUs",
+            used: used.gpu_milli,
+            ask: ask.gpu.milli().checked_mul(times),
+            limit: Some(gpu),
+            unit: milli,
+        },
+        Line {
+            what: "TPUs",
+            used: used.tpu,
+            ask: u64::from(ask.tpu).checked_mul(times),
+            limit: quota.tpu,
+            unit: plain,
+        },
         Line {
             what: "CPUs",
             used: used.cpu_milli,
-            ask: ask.cpu_milli.saturating_mul(times),
+            ask: ask.cpu_milli.checked_mul(times),
             limit: quota.cpu_milli,
             unit: milli,
         },
         Line {
             what: "bytes of memory",
             used: used.memory,
-            ask: ask.memory.saturating_mul(times),
+            ask: ask.memory.checked_mul(times),
             limit: quota.memory,
             unit: plain,
         },
     ]
+}
+
+impl Line {
+    /// Whether the ask passes the limit. A sum that can't be counted does, limit or
+    /// not: the ledger has to book it.
+    fn is_over(&self) -> bool {
+        let sum = self.ask.and_then(|ask| self.used.checked_add(ask));
+        self.ask != Some(0) && sum.is_none_or(|sum| self.limit.is_some_and(|limit| sum > limit))
+    }
 }
 
 /// Whether `times` more replicas of `ask` stay inside the quota. A tenant that
@@ -74,9 +96,7 @@ fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources
 pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
     let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
-    // A sum that can't be counted is refused, limit or not: the ledger has to book it.
-    let over = |l: &Line| l.ask > 0 && l.used.checked_add(l.ask).is_none_or(|sum| l.limit.is_some_and(|max| sum > max));
-    !lines(&quota, state.meta().default_gpu_milli, used, ask, times).iter().any(over)
+    !lines(&quota, state.meta().default_gpu_milli, used, ask, times).iter().any(Line::is_over)
 }
 
 /// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.
@@ -86,12 +106,12 @@ pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting
     let times = if spec.gang { waiting } else { 1 };
     let mut out = Vec::new();
     for line in lines(&quota, state.meta().default_gpu_milli, used, &spec.resources, times) {
-        let Some(limit) = line.limit else { continue };
-        if line.ask == 0 || line.used.saturating_add(line.ask) <= limit {
+        if !line.is_over() {
             continue;
         }
-        let (ask, used, shown) = ((line.unit)(line.ask), (line.unit)(line.used), (line.unit)(limit));
-        let never = line.ask > limit;
+        let (asked, limit) = (line.ask.unwrap_or(u64::MAX), line.limit.unwrap_or(u64::MAX));
+        let (ask, used, shown) = ((line.unit)(asked), (line.unit)(line.used), (line.unit)(limit));
+        let never = line.ask.is_none_or(|ask| ask > limit);
         let (reason, detail) = if never {
             (
                 Reason::ExceedsMaxQuota,

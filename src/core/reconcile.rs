@@ -52,10 +52,33 @@ pub enum Condition {
     Gone { ok: bool, why: Reason },
 }
 
+/// What a replica that is here uses of its node, so that nobody else may.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Indexes of devices; None: not known, so it could be any.
+    pub devices: Option<Vec<u16>>,
+    pub port: Option<u16>,
+}
+
+impl Holding {
+    pub fn of(want: &Want) -> Self {
+        Self { devices: Some(want.shares.iter().map(|share| share.device).collect()), port: want.port }
+    }
+
+    /// Whether `want` needs any of it.
+    fn is_in_the_way_of(&self, want: &Want) -> bool {
+        let taken = |device: u16| self.devices.as_ref().is_none_or(|held| held.contains(&device));
+        let port = self.port.is_some() && self.port == want.port;
+        port || want.shares.iter().any(|share| taken(share.device))
+    }
+}
+
 /// What is there, by replica and generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Actual {
     pub replicas: BTreeMap<ReplicaId, BTreeMap<Generation, Condition>>,
+    /// What they hold; who is not listed holds nothing that others could want.
+    pub holdings: BTreeMap<(ReplicaId, Generation), Holding>,
 }
 
 /// A step for the agent.
@@ -116,6 +139,7 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
             }
         }
     }
+    let leftovers = leftovers(desired, actual);
     for (id, want) in &desired.replicas {
         let here = actual.replicas.get(id);
         let known = here.is_some_and(|generations| generations.contains_key(&want.generation));
@@ -125,11 +149,23 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
             (true, _) => {}
             // Never started here, and not wanted any more.
             (false, Some(why)) => out.push(Action::Report(*id, want.generation, true, why)),
-            (false, None) if !lingers => out.push(Action::Start(*id, want.generation)),
-            (false, None) => {}
+            (false, None) if lingers || leftovers.iter().any(|held| held.is_in_the_way_of(want)) => {}
+            (false, None) => out.push(Action::Start(*id, want.generation)),
         }
     }
     out
+}
+
+/// What is held by replicas that are still here and that the group no longer counts:
+/// it may have given their devices and ports to others already.
+fn leftovers<'a>(desired: &Desired, actual: &'a Actual) -> Vec<&'a Holding> {
+    let counted = |id: &ReplicaId, generation| desired.replicas.get(id).is_some_and(|w| w.generation == generation);
+    let here = |(id, generation): &(ReplicaId, Generation)| {
+        let condition = actual.replicas.get(id).and_then(|generations| generations.get(generation));
+        matches!(condition, Some(Condition::Alive | Condition::Stopping))
+    };
+    let left = actual.holdings.iter().filter(|(key, _)| here(key) && !counted(&key.0, key.1));
+    left.map(|(_, holding)| holding).collect()
 }
 
 #[cfg(test)]
@@ -146,7 +182,7 @@ mod tests {
     }
 
     fn actual(id: ReplicaId, generation: u32, condition: Condition) -> Actual {
-        Actual { replicas: [(id, [(Generation(generation), condition)].into())].into() }
+        Actual { replicas: [(id, [(Generation(generation), condition)].into())].into(), ..Actual::default() }
     }
 
     #[test]
@@ -169,6 +205,32 @@ mod tests {
             diff(&desired, &actual(id, 1, gone)),
             [Action::Forget(id, Generation(1)), Action::Start(id, Generation(2))]
         );
+    }
+
+    #[test]
+    fn devices_and_ports_are_free_before_another_job_gets_them() {
+        let (desired, id) = one_job();
+        let (want, other) = (&desired.replicas[&id], ReplicaId { job: JobNo(7), replica: 0 });
+        let elsewhere = Holding { devices: Some(vec![7]), port: Some(1) };
+        let in_the_way = [
+            Holding::of(want),
+            Holding { port: want.port, ..elsewhere.clone() },
+            Holding { devices: Some(vec![want.shares[0].device]), ..elsewhere.clone() },
+            Holding { devices: None, ..elsewhere.clone() },
+        ];
+        let start = Action::Start(id, Generation(1));
+        for (holding, starts) in in_the_way.into_iter().map(|h| (h, false)).chain([(elsewhere, true)]) {
+            for condition in [Condition::Alive, Condition::Stopping] {
+                let mut actual = actual(other, 1, condition);
+                actual.holdings.insert((other, Generation(1)), holding.clone());
+                assert_eq!(diff(&desired, &actual).contains(&start), starts, "{holding:?} {condition:?}");
+            }
+        }
+        // Once it is gone, or while the group itself counts it, it is in nobody's way.
+        let gone = Condition::Gone { ok: true, why: Reason::StoppedByUser };
+        let mut actual = actual(other, 1, gone);
+        actual.holdings.insert((other, Generation(1)), Holding::of(want));
+        assert!(diff(&desired, &actual).contains(&start));
     }
 
     #[test]

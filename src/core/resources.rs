@@ -102,8 +102,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The largest quantity of bytes that is accepted (1 EiB), so that sums over a cluster cannot overflow.
-pub const MAX_BYTES: u64 = 1 << 60;
+/// The largest quantity of bytes that is accepted (8 PiB): so many that no machine has
+/// more, so few that the replicas of a job can be summed up.
+pub const MAX_BYTES: u64 = 1 << 53;
+const _: () = assert!(MAX_BYTES.checked_mul(crate::job::MAX_REPLICAS as u64).is_some());
 
 #[cfg(test)]
 mod tests {

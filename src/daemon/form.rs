@@ -2,9 +2,11 @@
 //! be repeated: a member that was killed in between simply does them again.
 
 use super::identity::Me;
+use super::wiped;
 use crate::config::Settings;
 use crate::config::parse::{Member, Mode};
 use crate::raft::{self, Replica};
+use crate::storage;
 use anyhow::{Context as _, Result, bail};
 use nf_core::command::{self, Answer};
 use nf_core::id::MemberId;
@@ -73,7 +75,8 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
                 Ok(Answer::Done | Answer::Count(_)) if !done => return Ok(()),
                 // Ours, or another founder's that was a moment earlier.
                 Ok(_) => caught_up(replica, reply.index).await,
-                Err(refusal) if refusal.reason == Reason::Conflict => tokio::time::sleep(PAUSE).await,
+                // Another founder said it at the same moment.
+                Err(refusal) if done && refusal.reason == Reason::Conflict => tokio::time::sleep(PAUSE).await,
                 Err(refusal) => bail!("the group refused this member: {refusal}"),
             },
         }
@@ -115,27 +118,40 @@ pub async fn ask(addrs: &[String], path: &str, body: Option<&Value>) -> Result<V
     bail!("no member of the group to join answered: {said}; see NF_JOIN")
 }
 
-/// The members that the group knows, as (id, name, peer).
-pub async fn members(addrs: &[String]) -> Result<Vec<(u64, String, String)>> {
+/// The group, as a process outside of it is told.
+pub struct Group {
+    /// (id, name, peer) of each member.
+    pub members: Vec<(u64, String, String)>,
+    /// An id that nobody had.
+    next_id: u64,
+}
+
+pub async fn group(addrs: &[String]) -> Result<Group> {
     let answer = ask(addrs, "/cluster/members?consistency=stale", None).await?;
     let list = answer.get("items").unwrap_or(&answer).as_array().cloned().unwrap_or_default();
     let one = |m: &Value| {
         let text = |key: &str| m.get(key).and_then(Value::as_str).map(str::to_owned);
         Some((m.get("id")?.as_u64()?, text("name")?, text("peer")?))
     };
-    Ok(list.iter().filter_map(one).collect())
+    let members: Vec<_> = list.iter().filter_map(one).collect();
+    let most = members.iter().map(|(id, ..)| *id).max().unwrap_or(0);
+    let next_id = answer.get("next_id").and_then(Value::as_u64).unwrap_or(most + 1);
+    Ok(Group { members, next_id })
 }
 
-/// The number of a member that joins: the one it has, or the next that nobody had.
+/// The number of a member that joins: the one on its disk, or one that nobody had. Only
+/// a member without data asks the group, which may be away when the others start.
 pub async fn joining_id(settings: &Settings) -> Result<MemberId> {
-    if let Some(id) = settings.member_id.value {
-        return Ok(MemberId(id));
+    let there = storage::identity::read(&settings.data().join("raft"))?;
+    if let Some(there) = there {
+        return Ok(MemberId(settings.member_id.value.unwrap_or(there.member)));
     }
-    let members = members(&settings.join.value).await?;
-    let name = settings.name();
-    let known = members.iter().find(|(_, known, _)| *known == name).map(|(id, ..)| *id);
-    let next = members.iter().map(|(id, ..)| *id).max().unwrap_or(0) + 1;
-    Ok(MemberId(known.unwrap_or(next)))
+    let group = group(&settings.join.value).await?;
+    let (name, wanted) = (settings.name(), settings.member_id.value);
+    match group.members.iter().find(|(id, known, _)| *known == name || Some(*id) == wanted) {
+        Some((id, ..)) => Err(wiped::refusal(settings, MemberId(*id))),
+        None => Ok(MemberId(wanted.unwrap_or(group.next_id))),
+    }
 }
 
 /// Asks the group to take this member in as a learner.

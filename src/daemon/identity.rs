@@ -4,7 +4,7 @@
 use super::links::PLAYER;
 use crate::config::parse::Member;
 use crate::config::{Error as ConfigError, Settings};
-use crate::security::tls::{Authority, Credentials, PeerTls};
+use crate::security::tls::{Authority, Credentials, PeerTls, Role};
 use crate::storage;
 use anyhow::{Context as _, Result, bail};
 use nf_core::id::{MemberId, NodeName};
@@ -114,7 +114,7 @@ fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alon
             let authority = Authority::create(cluster)?;
             authority.write(&data.join("ca"))?;
             // For nf sim nodes, which a newcomer tries on a member of their own.
-            authority.issue(cluster, PLAYER)?.write(&data.join(PLAYER).join("tls"))?;
+            authority.issue_as(cluster, PLAYER, Role::Client)?.write(&data.join(PLAYER).join("tls"))?;
             authority
         }
     };

@@ -5,7 +5,7 @@
 use crate::exchange::dial::{Address, Dial, tuned};
 use crate::exchange::{Caller, Identify};
 use crate::raft::{PeerInfo, Replica};
-use crate::security::tls::PeerTls;
+use crate::security::tls::{self, PeerTls, Role};
 use axum::response::IntoResponse;
 use hyper_util::rt::TokioIo;
 use nf_core::id::NodeName;
@@ -49,20 +49,15 @@ impl Dial for TlsDial {
 
 /// Who calls, by the name in its certificate and the group's own list of members.
 pub fn identify(cluster: String, replica: Replica) -> Identify {
-    let suffix = format!(".server.{cluster}.nf");
     Arc::new(move |extensions| {
         let Some(cert) = extensions.get::<PeerInfo>().and_then(|info| info.cert.as_ref()) else {
             return Caller::Stranger;
         };
-        let Ok(parsed) = webpki::EndEntityCert::try_from(cert) else { return Caller::Stranger };
-        let Some(name) = parsed.valid_dns_names().find_map(|dns| dns.strip_suffix(suffix.as_str()).map(str::to_owned))
-        else {
-            return Caller::Stranger;
-        };
+        let Some((name, role)) = tls::holder(cert, &cluster) else { return Caller::Stranger };
         if name == PLAYER {
             return Caller::Someone;
         }
-        if replica.status().members.iter().any(|member| member.name == name) {
+        if role == Role::Server && replica.status().members.iter().any(|member| member.name == name) {
             return Caller::Member;
         }
         NodeName::new(&name).map_or(Caller::Stranger, Caller::Node)

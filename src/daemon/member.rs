@@ -3,7 +3,7 @@
 use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
-use super::{Extras, Stop, bind, nodes, write_ready};
+use super::{Extras, Stop, bind, nodes, public, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
@@ -17,7 +17,6 @@ use crate::raft::{self, Replica, Role};
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
-use axum::serve::ListenerExt;
 use futures::StreamExt;
 use nf_core::control::Timeouts;
 use nf_core::node::NodeKind;
@@ -36,13 +35,14 @@ const AGENT: Duration = Duration::from_secs(2);
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
+    wiped::check_founder(settings).await?;
     let public = bind(settings.public(), "--listen")?;
     let peer = bind(settings.peer(), "--peer-listen")?;
     let peer_address = peer.local_addr()?;
     let founders = identity::founders(settings, peer_address);
     let id = match identity::founder_id(settings, &founders) {
-        Some(id) => id,
-        None => form::joining_id(settings).await?,
+        Some(id) if !founders.is_empty() => id,
+        _ => form::joining_id(settings).await?,
     };
     let me = Me::new(settings, id, public.local_addr()?, peer_address)?;
     let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
@@ -51,25 +51,19 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (end, ended) = watch::channel(false);
-    tokio::spawn(controller::run(hub.group().clone(), hub.beats(), controller_options(settings)));
+    let mut leading = tokio::spawn(controller::run(hub.group().clone(), hub.beats(), controller_options(settings)));
     let store = nodes::store(settings, &me.data)?;
     let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun));
-    let mut calls = ended.clone();
-    // Small answers must not wait for the acknowledgement of the one before (Nagle).
-    let listener = tokio::net::TcpListener::from_std(public)?.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "setting nodelay on a connection");
-        }
-    });
-    let served =
-        axum::serve(listener, router).with_graceful_shutdown(async move { drop(calls.wait_for(|end| *end).await) });
-    let mut served = tokio::spawn(served.into_future());
+    let listener = tokio::net::TcpListener::from_std(public)?;
+    let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
     let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, ended: &ended };
     let outcome = tokio::select! {
         outcome = part.take(&founders, extras) => outcome,
         why = stop.asked() => { tracing::info!(why, "stopping"); Ok(()) }
         served = &mut served => Err(anyhow::anyhow!("serving the public port ended: {served:?}")),
+        // A leader without its loop would place no waiting job and miss every silence.
+        ended = &mut leading => Err(anyhow::anyhow!("the leader's loop ended: {ended:?}")),
     };
     let gently = async {
         // Leadership first: calls that arrive meanwhile are forwarded to the new leader.

@@ -14,12 +14,15 @@ use crate::raft::Replica;
 use anyhow::{Context as _, Result, anyhow};
 use nf_core::id::{Incarnation, NodeName};
 use nf_core::node::{DeviceKind, NodeKind, NodeSpec, PortRange};
-use nf_core::plan::Intent;
+use nf_core::plan::{Intent, Reply};
 use nf_core::played::{self, Played};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Times that ports are chosen for a node, and the pause for this member to see who was quicker.
+const PORT_TRIES: u32 = 16;
+const PORT_PAUSE: Duration = Duration::from_millis(50);
 /// One registration's time.
 const REGISTER: Duration = Duration::from_secs(10);
 
@@ -111,17 +114,39 @@ pub fn opener(settings: &Settings, data: &Path, store: Option<Store>) -> OpenExe
 pub async fn register_played(settings: &Settings, me: &Me, replica: &Replica, incarnation: Incarnation) -> Result<()> {
     let GpuNodes::Played(nodes) = &settings.gpu_nodes.value else { return Ok(()) };
     for node in nodes.iter().filter(|node| node.name != me.name) {
-        let state = replica.applied().state;
-        let ports = played::next_ports(&state, &node.name, &me.host, range(settings));
-        drop(state);
-        let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), ..Played::default() };
-        let spec = placed(settings, said.spec(&node.name, &me.host, ports));
-        let kind = NodeKind::Played(me.id);
-        let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };
-        let reply = replica.submit(intent, Instant::now() + REGISTER).await?;
-        if let Err(refusal) = reply.result {
-            tracing::warn!(node = %node.name, %refusal, "GPU_NODES: the group refused this node");
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let reply = register_one(settings, me, replica, incarnation, node).await?;
+            match reply.result {
+                // Another member of this host chose the same ports at the same moment.
+                Err(refusal) if refusal.field.as_deref() == Some("ports") && tries < PORT_TRIES => {
+                    tokio::time::sleep(PORT_PAUSE).await;
+                }
+                Err(refusal) => {
+                    tracing::warn!(node = %node.name, %refusal, "GPU_NODES: the group refused this node");
+                    break;
+                }
+                Ok(_) => break,
+            }
         }
     }
     Ok(())
+}
+
+async fn register_one(
+    settings: &Settings,
+    me: &Me,
+    replica: &Replica,
+    incarnation: Incarnation,
+    node: &PlayedNode,
+) -> Result<Reply> {
+    let state = replica.applied().state;
+    let ports = played::next_ports(&state, &node.name, &me.host, range(settings));
+    drop(state);
+    let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), ..Played::default() };
+    let spec = placed(settings, said.spec(&node.name, &me.host, ports));
+    let kind = NodeKind::Played(me.id);
+    let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };
+    Ok(replica.submit(intent, Instant::now() + REGISTER).await?)
 }

@@ -23,7 +23,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
     let public = bind(settings.public(), "--listen")?;
-    let members = form::members(&settings.join.value).await?;
+    let members = form::group(&settings.join.value).await?.members;
     // A worker has no number, and members never call it: its peer address is a name only.
     let me = Me::new(settings, MemberId(0), public.local_addr()?, settings.peer())?;
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();

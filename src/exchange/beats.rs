@@ -103,17 +103,18 @@ impl Desk {
         }
         let confirmed = self.group.confirm_leadership(Instant::now() + ROUND_TIME).await;
         let still = *self.group.leading().borrow() == Some(term);
-        let commit_index = self.group.status().commit_index;
         for (call, sorted) in calls.into_iter().zip(sorted) {
             let answer = match &confirmed {
-                Ok(()) if still => Ok(BeatAnswer {
+                // What the quorum confirmed, not what this member happens to know: an agent
+                // starts nothing before it knows all that was committed until now.
+                Ok(commit_index) if still => Ok(BeatAnswer {
                     term,
-                    commit_index,
+                    commit_index: *commit_index,
                     lease_ms: self.lease.as_millis() as u64,
                     superseded: sorted.superseded,
                     unknown: sorted.unknown,
                 }),
-                Ok(()) => Err(Error::Unavailable("leadership has just changed".into())),
+                Ok(_) => Err(Error::Unavailable("leadership has just changed".into())),
                 Err(error) => Err(Error::Unavailable(error.to_string())),
             };
             // An agent that has given up beats again.
@@ -170,4 +171,22 @@ fn only_own(answer: &BeatAnswer, beats: &[Beat]) -> BeatAnswer {
     let own: BTreeSet<_> = beats.iter().map(|beat| &beat.node).collect();
     let keep = |names: &[nf_core::id::NodeName]| names.iter().filter(|name| own.contains(name)).cloned().collect();
     BeatAnswer { superseded: keep(&answer.superseded), unknown: keep(&answer.unknown), ..answer.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::exchange::testing::Memory;
+    use crate::exchange::{Beat, Hub};
+    use nf_core::id::{Incarnation, NodeName};
+    use nf_core::testing;
+
+    #[tokio::test]
+    async fn a_lease_carries_what_the_quorum_confirmed() {
+        let group = Memory::new();
+        let index = group.run(testing::register("n1", testing::node_spec(1))).index;
+        group.confirm_ahead(3);
+        let hub = Hub::new(group, Default::default());
+        let beat = Beat { node: NodeName::new("n1").unwrap(), incarnation: Incarnation(1), revision_seen: 0 };
+        assert_eq!(hub.beat(vec![beat]).await.unwrap().commit_index, index + 3);
+    }
 }

@@ -18,7 +18,7 @@ pub trait Group: Send + Sync + 'static {
     /// See [`Replica::leading`].
     fn leading(&self) -> watch::Receiver<Option<u64>>;
     /// See [`Replica::confirm_leadership`].
-    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<(), raft::Error>>;
+    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, raft::Error>>;
     fn status(&self) -> Status;
 }
 
@@ -35,7 +35,7 @@ impl Group for Replica {
     fn leading(&self) -> watch::Receiver<Option<u64>> {
         Replica::leading(self)
     }
-    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<(), raft::Error>> {
+    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, raft::Error>> {
         Box::pin(Replica::confirm_leadership(self, deadline))
     }
     fn status(&self) -> Status {

@@ -62,6 +62,10 @@ impl Service {
             let meta = applied.borrow().state.meta().clone();
             (meta.cluster, meta.mode)
         };
+        if own.is_empty() {
+            // Which rules hold here is not known yet; another member may know.
+            return Err(fail(Error::Unavailable("this member has not heard from its group yet".into())));
+        }
         if !cluster.is_empty() && *cluster != *own {
             let detail = format!("this is cluster \"{own}\", not \"{}\"", nf_core::reason::printable(cluster, 63));
             return Err(refused(Reason::Forbidden, "cluster", detail));

@@ -4,7 +4,7 @@
 use super::Group;
 use crate::raft::{self, Applied, MemberStatus, Role, Status};
 use futures::future::BoxFuture;
-use nf_core::command::Answer;
+use nf_core::command::{Answer, Mode};
 use nf_core::id::MemberId;
 use nf_core::plan::{Intent, Reply};
 use nf_core::state::State;
@@ -22,6 +22,8 @@ struct Inner {
     intents: Mutex<Vec<Intent>>,
     confirmations: AtomicU64,
     confirms: AtomicBool,
+    /// How far what a quorum confirms is ahead of what this member has applied.
+    ahead: AtomicU64,
     leader: Mutex<MemberStatus>,
 }
 
@@ -30,18 +32,24 @@ struct Inner {
 pub struct Memory(Arc<Inner>);
 
 impl Memory {
-    /// Leads in term 1.
+    /// Leads a simulation group in term 1.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
+        let mut state = State::new();
+        let init = Intent::Init { cluster: "memory".into(), mode: Mode::Simulation, default_gpu_milli: 2_000 };
+        testing::run(&mut state, init);
+        state.take_changes();
+        let applied = Applied { state: Arc::new(state.clone()), ..Applied::default() };
         let leader =
             MemberStatus { id: MemberId(1), name: "m1".into(), peer: String::new(), voter: true, matched: None };
         Self(Arc::new(Inner {
-            state: Mutex::new(State::new()),
-            applied: watch::channel(Applied::default()).0,
+            state: Mutex::new(state),
+            applied: watch::channel(applied).0,
             leading: watch::channel(Some(1)).0,
             intents: Mutex::default(),
             confirmations: AtomicU64::new(0),
             confirms: AtomicBool::new(true),
+            ahead: AtomicU64::new(0),
             leader: Mutex::new(leader),
         }))
     }
@@ -53,6 +61,11 @@ impl Memory {
     /// Whether a quorum answers.
     pub fn confirm(&self, confirms: bool) {
         self.0.confirms.store(confirms, Ordering::SeqCst);
+    }
+
+    /// A quorum confirms this many entries more than were applied here.
+    pub fn confirm_ahead(&self, entries: u64) {
+        self.0.ahead.store(entries, Ordering::SeqCst);
     }
 
     /// Where another process finds the leader.
@@ -107,13 +120,15 @@ impl Group for Memory {
         self.0.leading.subscribe()
     }
 
-    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<(), raft::Error>> {
+    fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, raft::Error>> {
         self.0.confirmations.fetch_add(1, Ordering::SeqCst);
         let confirms = self.0.confirms.load(Ordering::SeqCst);
         Box::pin(async move {
             if confirms {
+                // Later than what the status says: the status of a busy leader lags behind.
+                let index = self.0.applied.borrow().index + self.0.ahead.load(Ordering::SeqCst);
                 tokio::task::yield_now().await;
-                return Ok(());
+                return Ok(index);
             }
             tokio::time::sleep_until(deadline.into()).await;
             Err(raft::Error::Timeout)
@@ -135,6 +150,7 @@ impl Group for Memory {
             snapshot_index: 0,
             purged_index: 0,
             last_contact_ms: 0,
+            quorum_ms: None,
             members: vec![leader],
         }
     }

@@ -1,6 +1,7 @@
-//! Accepts peers: TLS handshakes in tasks of their own, bounded in time and number, so that one
-//! slow client never blocks the others. It tells when a connection of a known peer ends.
+//! Accepts peers: TLS handshakes in tasks of their own, bounded in time and number, so that slow
+//! clients never block the others; where there are too many of them the oldest is given up. It tells when a connection of a known peer ends.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -11,14 +12,16 @@ use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-/// A handshake that takes longer is given up.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes under way at a time; further clients wait in the kernel's queue.
+/// A handshake that takes longer is given up; a peer gives up its side no later.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// Handshakes under way at a time. One more ends the oldest, which had the most time: clients
+/// that connect and say nothing keep nobody out.
 const HANDSHAKES: usize = 64;
 /// Pause after a failed accept, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -81,11 +84,8 @@ pub async fn accept(
     ended: mpsc::UnboundedSender<u64>,
 ) {
     let acceptor = TlsAcceptor::from(config);
-    let slots = Arc::new(Semaphore::new(HANDSHAKES));
+    let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             () = connections.closed() => return,
             accepted = listener.accept() => accepted,
@@ -98,11 +98,15 @@ pub async fn accept(
                 continue;
             }
         };
+        under_way.retain(|task| !task.is_finished());
+        if under_way.len() >= HANDSHAKES
+            && let Some(oldest) = under_way.pop_front()
+        {
+            oldest.abort();
+        }
         let (acceptor, connections, ended) = (acceptor.clone(), connections.clone(), ended.clone());
-        tokio::spawn(async move {
-            let stream = handshake(stream, &acceptor).await;
-            drop(slot);
-            match stream {
+        let task = tokio::spawn(async move {
+            match handshake(stream, &acceptor).await {
                 Ok(stream) => {
                     let connection = Connection {
                         info: PeerInfo { cert: peer_cert(&stream), member: Arc::default() },
@@ -115,6 +119,7 @@ pub async fn accept(
                 Err(error) => tracing::debug!(%error, "a peer's handshake failed"),
             }
         });
+        under_way.push_back(task.abort_handle());
     }
 }
 
@@ -128,4 +133,36 @@ async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> io::Result<TlsS
 fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
     let certs = stream.get_ref().1.peer_certificates()?;
     certs.first().map(|cert| cert.clone().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::security::tls::{Authority, PeerTls};
+    use tokio_rustls::TlsConnector;
+
+    #[tokio::test]
+    async fn silent_clients_keep_nobody_out() {
+        let credentials = Authority::create("blue").unwrap().issue("blue", "n1").unwrap();
+        let tls = PeerTls::new(&credentials, "blue", "n1").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections_in, mut connections) = mpsc::channel(1);
+        let (ended, _ended) = mpsc::unbounded_channel();
+        let accepting = tokio::spawn(accept(listener, tls.server.clone(), connections_in, ended));
+        let mut silent = Vec::new();
+        for _ in 0..HANDSHAKES + 8 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let peer = async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let connector = TlsConnector::from(tls.client.clone());
+            let stream = connector.connect(tls.server_name("n1").unwrap(), stream).await.unwrap();
+            (stream, connections.recv().await.unwrap().unwrap())
+        };
+        // Sooner than any of the silent ones is given up for its slowness.
+        let served = tokio::time::timeout(HANDSHAKE / 2, peer).await;
+        assert!(served.is_ok(), "the peer waits for those who say nothing");
+        accepting.abort();
+    }
 }

@@ -64,6 +64,16 @@ fn find(status: &Status, id: MemberId) -> Result<&super::MemberStatus, Failure> 
     found.ok_or_else(|| refused(Reason::NotFound, text))
 }
 
+/// A member that does not answer would take a vote away from those that do.
+fn caught_up(id: MemberId, matched: Option<u64>, last: u64) -> Result<(), Failure> {
+    let text = match matched.map(|matched| last.saturating_sub(matched)) {
+        Some(lag) if lag <= PROMOTE_LAG => return Ok(()),
+        Some(lag) => format!("member {} is {lag} entries behind; wait and try again", id.0),
+        None => format!("member {} has not answered this leader yet; see that it runs, and try again", id.0),
+    };
+    Err(refused(Reason::NotCaughtUp, text))
+}
+
 impl Shared {
     /// Makes the change, as leader.
     pub async fn change_here(&self, change: &Change, deadline: Instant) -> Result<(), Failure> {
@@ -99,6 +109,12 @@ impl Shared {
                 return Err(refused(Reason::Conflict, format!("the name {name} is taken by {}", known.id.0)));
             }
         }
+        // Who was in the group before is in the state for good, so that no id is used twice.
+        if let Some(was) = self.applied.borrow().state.members().get(&member.id) {
+            let text =
+                format!("id {} was that of member {}; ids are not used again: choose another", member.id.0, was.name);
+            return Err(refused(Reason::Conflict, text));
+        }
         let peer = Peer { name: member.name.clone(), addr: member.peer.clone() };
         let added = self.raft.add_learner(member.id.0, peer, true).await;
         added.map(drop).map_err(write_error)
@@ -109,11 +125,7 @@ impl Shared {
         if member.voter {
             return Ok(());
         }
-        let lag = status.last_log_index - member.matched.unwrap_or(0).min(status.last_log_index);
-        if lag > PROMOTE_LAG {
-            let text = format!("member {} is {lag} entries behind; wait and try again", id.0);
-            return Err(refused(Reason::NotCaughtUp, text));
-        }
+        caught_up(id, member.matched, status.last_log_index)?;
         self.change_voters(ChangeMembers::AddVoterIds(BTreeSet::from([id.0]))).await
     }
 
@@ -221,4 +233,21 @@ async fn eventually(limit: Duration, holds: impl Fn() -> bool) -> bool {
         tokio::time::sleep(LOOK).await;
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_member_that_answers_and_is_near_gets_a_vote() {
+        let reason = |matched, last| match caught_up(MemberId(4), matched, last) {
+            Err(Failure::Error(Error::Refused(refusal))) => Some(refusal.reason),
+            _ => None,
+        };
+        assert_eq!(reason(Some(10), 10), None);
+        assert_eq!(reason(Some(10), 10 + PROMOTE_LAG), None);
+        assert_eq!(reason(Some(10), 11 + PROMOTE_LAG), Some(Reason::NotCaughtUp));
+        assert_eq!(reason(None, 10), Some(Reason::NotCaughtUp), "it never answered, however short the log");
+    }
 }

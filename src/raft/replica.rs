@@ -310,10 +310,10 @@ impl Replica {
         self.shared.applied.borrow().clone()
     }
 
-    /// Returns once a quorum has acknowledged this leader since the call began.
-    pub async fn confirm_leadership(&self, deadline: Instant) -> Result<(), Error> {
-        let confirmed = self.shared.read_index_here(deadline).await;
-        confirmed.map(drop).map_err(|_| NO_LEADER)
+    /// Returns once a quorum has acknowledged this leader since the call began, with the log index
+    /// up to which everything answered before the call reaches.
+    pub async fn confirm_leadership(&self, deadline: Instant) -> Result<u64, Error> {
+        self.shared.read_index_here(deadline).await.map_err(|_| NO_LEADER)
     }
 
     /// Some(term) while this member leads and its term's first entry is applied.

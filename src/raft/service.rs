@@ -1,7 +1,8 @@
 //! The member's side of the peer protocol: checks who calls and hands the message on.
 //!
-//! A call for another cluster or member, or from somebody whose certificate does not carry the
-//! name it claims, is refused before anything else. It keeps no state of its own.
+//! A call for another cluster or member, from somebody whose certificate does not carry the name it
+//! claims, or from who is not in the group, is refused before anything else. It keeps no state of
+//! its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use nf_core::codec;
+use nf_core::id::NodeName;
+use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
 use nf_proto::internal as pb;
 use pb::peer_service_server::PeerService;
@@ -43,9 +46,18 @@ fn not_leader(leader: Option<u64>) -> pb::NotLeader {
     pb::NotLeader { leader: leader.unwrap_or(0) }
 }
 
+/// Whether a call may come from a member of which this one has not heard.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Newcomer {
+    /// It may: this member, new itself or behind, learns who is in the group from such calls.
+    Heard,
+    Refused,
+}
+
 impl Service {
-    /// Refuses a call that is not for us or not from whom it says. Returns the sender.
-    fn check(&self, info: Option<&PeerInfo>, route: Option<&pb::Route>) -> Result<u64, Status> {
+    /// Refuses a call that is not for us, not from whom it says, or not from this group. Returns
+    /// the sender.
+    fn check(&self, info: Option<&PeerInfo>, route: Option<&pb::Route>, newcomer: Newcomer) -> Result<u64, Status> {
         let route = route.ok_or_else(|| Status::invalid_argument("route is missing"))?;
         let me = &self.0.me;
         if route.cluster != me.cluster {
@@ -57,12 +69,18 @@ impl Service {
             return Err(Status::permission_denied(text));
         }
         let info = info.ok_or_else(|| Status::unauthenticated("no connection info"))?;
+        match self.0.peer(route.from) {
+            Some(peer) if peer.name != route.name => {
+                return Err(Status::permission_denied("another member has this id"));
+            }
+            Some(_) => {}
+            None if newcomer == Newcomer::Heard && self.may_be_new(route) => {}
+            None => {
+                return Err(Status::permission_denied(format!("member {} is not in this group", route.from)));
+            }
+        }
         if info.member.get() == Some(&route.from) {
             return Ok(route.from);
-        }
-        let known = self.0.peer(route.from);
-        if known.is_some_and(|peer| peer.name != route.name) {
-            return Err(Status::permission_denied("another member has this id"));
         }
         let dns = tls::dns_name(&me.cluster, &route.name).map_err(|e| Status::permission_denied(e.to_string()))?;
         match &info.cert {
@@ -78,9 +96,23 @@ impl Service {
         }
     }
 
-    fn open<T>(&self, request: Request<T>, route: impl Fn(&T) -> Option<&pb::Route>) -> Result<T, Status> {
+    /// Whether a member that the membership does not list may be one that was just added: not one
+    /// that was removed, whose row stays in the state, and not a worker under a number it made up.
+    fn may_be_new(&self, route: &pb::Route) -> bool {
+        let state = self.0.applied.borrow().state.clone();
+        let node = NodeName::new(&route.name).ok().and_then(|name| state.node_named(&name).cloned());
+        let works = node.is_some_and(|node| node.kind == NodeKind::Worker);
+        !works && !state.members().contains_key(&MemberId(route.from))
+    }
+
+    fn open<T>(
+        &self,
+        request: Request<T>,
+        newcomer: Newcomer,
+        route: impl Fn(&T) -> Option<&pb::Route>,
+    ) -> Result<T, Status> {
         let info = request.extensions().get::<PeerInfo>().cloned();
-        self.check(info.as_ref(), route(request.get_ref()))?;
+        self.check(info.as_ref(), route(request.get_ref()), newcomer)?;
         Ok(request.into_inner())
     }
 }
@@ -106,7 +138,7 @@ impl PeerService for Service {
                     Ok(None) => return,
                     Err(status) => break status,
                 };
-                if first && let Err(status) = service.check(info.as_ref(), message.route.as_ref()) {
+                if first && let Err(status) = service.check(info.as_ref(), message.route.as_ref(), Newcomer::Heard) {
                     break status;
                 }
                 first = false;
@@ -132,14 +164,14 @@ impl PeerService for Service {
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
-        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = self.open(request, Newcomer::Heard, |r| r.route.as_ref())?;
         let request = wire::vote_request(&request)?;
         let response = self.0.raft.vote(request).await.map_err(internal)?;
         Ok(Response::new(wire::put_vote_response(&response)))
     }
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
-        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = self.open(request, Newcomer::Heard, |r| r.route.as_ref())?;
         let request = wire::vote_request(&request)?;
         let response = self.0.raft.pre_vote(request).await.map_err(internal)?;
         Ok(Response::new(wire::put_vote_response(&response)))
@@ -156,7 +188,7 @@ impl PeerService for Service {
             Some(Part::Head(head)) => head,
             _ => return Err(Status::invalid_argument("a snapshot begins with its head")),
         };
-        self.check(info.as_ref(), head.route.as_ref())?;
+        self.check(info.as_ref(), head.route.as_ref(), Newcomer::Heard)?;
         let vote = wire::vote(head.vote.as_ref())?;
         let dir = self.0.tables.incoming_dir();
         let mut receiver = Incoming::begin(&dir, &head.manifest).map_err(internal)?;
@@ -180,12 +212,14 @@ impl PeerService for Service {
     }
 
     async fn ping(&self, request: Request<pb::PingRequest>) -> Result<Response<pb::PingReply>, Status> {
-        self.open(request, |r| r.route.as_ref())?;
-        Ok(Response::new(pb::PingReply { now_ms: super::start::wall_clock_ms() }))
+        let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
+        let from = request.route.map(|route| MemberId(route.from));
+        let introduced = from.is_some_and(|id| self.0.applied.borrow().state.members().contains_key(&id));
+        Ok(Response::new(pb::PingReply { now_ms: super::start::wall_clock_ms(), introduced }))
     }
 
     async fn transfer(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {
-        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let vote = wire::vote(request.vote.as_ref())?;
         let last = request.last.as_ref().map(wire::log_id);
         let message = openraft::raft::TransferLeaderRequest::new(vote, self.0.me.id.0, last);
@@ -199,7 +233,7 @@ impl PeerService for Service {
 
     async fn forward(&self, request: Request<pb::ForwardRequest>) -> Result<Response<pb::ForwardReply>, Status> {
         use pb::forward_reply::Result as R;
-        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let intent = codec::decode::<Intent>(&request.intent).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let result = match self.0.propose(intent, None, until(request.deadline_ms)).await {
             Ok(reply) => R::Reply(codec::encode(&reply).into()),
@@ -210,7 +244,7 @@ impl PeerService for Service {
 
     async fn read_index(&self, request: Request<pb::ReadIndexRequest>) -> Result<Response<pb::ReadIndexReply>, Status> {
         use pb::read_index_reply::Result as R;
-        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let result = match self.0.read_index_here(until(request.deadline_ms)).await {
             Ok(index) => R::Index(index),
             Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
@@ -221,7 +255,7 @@ impl PeerService for Service {
     async fn manage(&self, request: Request<pb::ManageRequest>) -> Result<Response<pb::ManageReply>, Status> {
         use pb::manage_reply::Result as R;
         use pb::manage_request::Change as C;
-        let request = self.open(request, |r| r.route.as_ref())?;
+        let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let change = match request.change {
             Some(C::AddLearner(learner)) => {
                 Change::AddLearner(Member { id: MemberId(learner.id), name: learner.name, peer: learner.addr })

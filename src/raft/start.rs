@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::SnapshotPolicy;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -34,6 +35,8 @@ use crate::storage::tables::Tables;
 
 /// Threads of the member's runtime: one for the core, one for the network and applying.
 const THREADS: usize = 2;
+/// The task that serves the peer port.
+const SERVER: &str = "serving peers";
 /// How long tasks may take to end at shutdown.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -67,7 +70,7 @@ fn thread(options: Options, ready: Ready, stopped: &watch::Receiver<bool>) {
     let handle = runtime.handle().clone();
     runtime.block_on(async move {
         let fatal = options.fatal.clone();
-        let (member, stop) = match bring_up(options).await {
+        let (mut member, stop) = match bring_up(options).await {
             Ok(up) => up,
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -76,18 +79,20 @@ fn thread(options: Options, ready: Ready, stopped: &watch::Receiver<bool>) {
         };
         let replica = Replica { shared: member.shared.clone(), runtime: handle, stopped: stopped.clone() };
         if ready.send(Ok(replica)).is_ok() {
-            run(&member.shared, stop, &fatal).await;
+            run(&mut member, stop, &fatal).await;
         }
         take_down(member).await;
     });
     runtime.shutdown_timeout(LINGER);
 }
 
-/// Until somebody stops the member, or Raft stops by itself, which is fatal.
-async fn run(shared: &Shared, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
-    let mut metrics = shared.raft.metrics();
+/// Until somebody stops the member, or Raft or one of its tasks stops by itself, which is
+/// fatal: a leader without its proposer, or without reads, would go on leading.
+async fn run(up: &mut Up, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
+    let mut metrics = up.shared.raft.metrics();
     let broken = metrics.wait_until(|m| m.running_state.is_err());
     tokio::select! {
+        biased;
         _ = stop.wait_for(|stop| *stop) => {}
         broken = broken => {
             let reason = match broken {
@@ -96,22 +101,46 @@ async fn run(shared: &Shared, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
             };
             fatal.raise(&format!("raft stopped: {reason}"));
         }
+        ended = up.tasks.ended() => fatal.raise(&ended),
+    }
+}
+
+/// The tasks that a member can't do without.
+#[derive(Default)]
+struct Tasks(Vec<(&'static str, JoinHandle<()>)>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push((name, tokio::spawn(task)));
+    }
+
+    /// Returns when the first of them has ended, and says which and how.
+    async fn ended(&mut self) -> String {
+        let tasks = self.0.iter_mut().map(|(name, task)| Box::pin(async move { (*name, task.await) }));
+        let ((name, how), ..) = futures::future::select_all(tasks).await;
+        match how {
+            Ok(()) => format!("the member's task \"{name}\" ended by itself"),
+            Err(error) => format!("the member's task \"{name}\" died: {error}"),
+        }
     }
 }
 
 struct Up {
     shared: Arc<Shared>,
-    server: tokio::task::JoinHandle<()>,
+    tasks: Tasks,
     _lock: identity::Lock,
 }
 
 async fn take_down(up: Up) {
-    let Up { shared, server, _lock } = up;
+    let Up { shared, tasks, _lock } = up;
     shared.stop.send_replace(true);
     if let Err(error) = shared.raft.shutdown().await {
         tracing::warn!(%error, "stopping raft");
     }
-    let _ = tokio::time::timeout(LINGER, server).await;
+    let server = tasks.0.into_iter().find(|(name, task)| *name == SERVER && !task.is_finished());
+    if let Some((_, server)) = server {
+        let _ = tokio::time::timeout(LINGER, server).await;
+    }
     let (tables, disk) = (shared.tables.clone(), shared.disk.clone());
     let closed = tokio::task::spawn_blocking(move || {
         disk.close();
@@ -225,29 +254,30 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     let established = shared.hooks.established.clone();
     let (ended_in, ended) = mpsc::unbounded_channel();
     let services = options.services.unwrap_or_default();
-    let server = serve(&shared, options.listener, server_tls, services, ended_in, &stop_out)?;
-    tokio::spawn(leadership::follow(raft, applied, term_in, established));
-    tokio::spawn(shell.run());
-    tokio::spawn(reads::run(shared.clone(), asks_out));
-    tokio::spawn(campaign::run(shared.clone(), ended));
-    tokio::spawn(upkeep::run(shared.clone()));
-    tokio::spawn(peers::keep_warm(shared.clone()));
-    let up = Up { shared, server, _lock: lock };
-    Ok((up, stop_out))
+    let mut tasks = Tasks::default();
+    serve(&mut tasks, &shared, options.listener, server_tls, services, ended_in, &stop_out)?;
+    tasks.spawn("leadership", leadership::follow(raft, applied, term_in, established));
+    tasks.spawn("proposer", shell.run());
+    tasks.spawn("reads", reads::run(shared.clone(), asks_out));
+    tasks.spawn("campaign", campaign::run(shared.clone(), ended));
+    tasks.spawn("upkeep", upkeep::run(shared.clone()));
+    tasks.spawn("pings", peers::keep_warm(shared.clone()));
+    Ok((Up { shared, tasks, _lock: lock }, stop_out))
 }
 
 fn serve(
+    tasks: &mut Tasks,
     shared: &Arc<Shared>,
     listener: std::net::TcpListener,
     tls: Arc<rustls::ServerConfig>,
     services: Routes,
     ended: mpsc::UnboundedSender<u64>,
     stop: &watch::Receiver<bool>,
-) -> Result<tokio::task::JoinHandle<()>, StartError> {
+) -> Result<(), StartError> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (connections_in, connections) = mpsc::channel(16);
-    tokio::spawn(listener::accept(listener, tls, connections_in, ended));
+    tasks.spawn("accepting peers", listener::accept(listener, tls, connections_in, ended));
     let service = PeerServiceServer::new(Service(shared.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
@@ -257,7 +287,7 @@ fn serve(
         .add_routes(services.add_service(service))
         .serve_with_incoming(ReceiverStream::new(connections));
     let mut stop = stop.clone();
-    Ok(tokio::spawn(async move {
+    tasks.spawn(SERVER, async move {
         // Not gracefully: peers' streams never end by themselves.
         tokio::select! {
             served = server => if let Err(error) = served {
@@ -265,10 +295,30 @@ fn serve(
             },
             _ = stop.wait_for(|stop| *stop) => {}
         }
-    }))
+    });
+    Ok(())
 }
 
 pub fn wall_clock_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_a_task_is_noticed_and_named() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("reads", std::future::pending());
+        let quiet = tokio::time::timeout(Duration::from_millis(20), tasks.ended()).await;
+        assert!(quiet.is_err(), "nothing has ended");
+        tasks.spawn("proposer", async { panic!("a bug") });
+        let ended = tasks.ended().await;
+        assert!(ended.contains("\"proposer\" died") && ended.contains("a bug"), "{ended}");
+        let mut tasks = Tasks::default();
+        tasks.spawn("upkeep", async {});
+        assert!(tasks.ended().await.contains("\"upkeep\" ended by itself"));
+    }
 }

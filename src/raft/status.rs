@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use openraft::Instant as _;
+
 use super::MemberId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ pub struct Status {
     pub purged_index: u64,
     /// Milliseconds since this member last heard from a leader (0 on the leader).
     pub last_contact_ms: u64,
+    /// On a leader that does not vote alone: milliseconds since a quorum last acknowledged it;
+    /// `u64::MAX` when none has.
+    pub quorum_ms: Option<u64>,
     pub members: Vec<MemberStatus>,
 }
 
@@ -63,6 +68,9 @@ impl Status {
             openraft::ServerState::Candidate => Role::Candidate,
             openraft::ServerState::Learner => Role::Learner,
         };
+        let others_vote = voters.iter().any(|id| *id != metrics.id);
+        let acked = metrics.last_quorum_acked.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let quorum_ms = (role == Role::Leader && others_vote).then(|| acked.unwrap_or(u64::MAX));
         let contact = if role == Role::Leader { 0 } else { silence_ms };
         Self {
             id: MemberId(metrics.id),
@@ -75,6 +83,7 @@ impl Status {
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
             last_contact_ms: contact,
+            quorum_ms,
             members: members.collect(),
         }
     }

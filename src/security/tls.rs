@@ -59,11 +59,37 @@ pub struct Credentials {
     pub key: String,
 }
 
+/// What the holder of a certificate may be in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A member: it serves, and speaks Raft.
+    Server,
+    /// A worker, or who plays workers: it calls members and has no say in the group.
+    Client,
+}
+
+impl Role {
+    fn label(self) -> &'static str {
+        match self {
+            Role::Server => "server",
+            Role::Client => "client",
+        }
+    }
+}
+
 /// The name a member's certificate carries.
 ///
 /// # Errors
 /// When `cluster` or `name` is no DNS label.
 pub fn dns_name(cluster: &str, name: &str) -> Result<String, Error> {
+    name_of(cluster, name, Role::Server)
+}
+
+/// The name that a certificate carries.
+///
+/// # Errors
+/// When `cluster` or `name` is no DNS label.
+pub fn name_of(cluster: &str, name: &str, role: Role) -> Result<String, Error> {
     for label in [cluster, name] {
         let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let edges = label.starts_with('-') || label.ends_with('-');
@@ -71,7 +97,17 @@ pub fn dns_name(cluster: &str, name: &str) -> Result<String, Error> {
             return Err(Error::Name(label.to_owned()));
         }
     }
-    Ok(format!("{name}.server.{cluster}.nf"))
+    Ok(format!("{name}.{}.{cluster}.nf", role.label()))
+}
+
+/// Who a certificate of the cluster says its holder is.
+pub fn holder(cert: &CertificateDer<'_>, cluster: &str) -> Option<(String, Role)> {
+    let parsed = webpki::EndEntityCert::try_from(cert).ok()?;
+    let names: Vec<&str> = parsed.valid_dns_names().collect();
+    [Role::Server, Role::Client].into_iter().find_map(|role| {
+        let suffix = format!(".{}.{cluster}.nf", role.label());
+        names.iter().find_map(|dns| Some((dns.strip_suffix(suffix.as_str())?.to_owned(), role)))
+    })
 }
 
 fn validity(params: &mut CertificateParams, years: i32) {
@@ -99,13 +135,21 @@ impl Authority {
 
     /// A certificate for member `name` of `cluster`.
     pub fn issue(&self, cluster: &str, name: &str) -> Result<Credentials, Error> {
-        let dns = dns_name(cluster, name)?;
+        self.issue_as(cluster, name, Role::Server)
+    }
+
+    /// A certificate for `name` of `cluster` in that role.
+    pub fn issue_as(&self, cluster: &str, name: &str, role: Role) -> Result<Credentials, Error> {
+        let dns = name_of(cluster, name, role)?;
         let issuer = Issuer::from_ca_cert_pem(&self.cert, KeyPair::from_pem(&self.key)?)?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(vec![dns.clone()])?;
         params.distinguished_name.push(DnType::CommonName, dns);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = match role {
+            Role::Server => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            Role::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
         validity(&mut params, MEMBER_YEARS);
         Ok(Credentials {
             authority: self.cert.clone(),
@@ -188,7 +232,7 @@ fn pem_error(what: &'static str) -> impl Fn(rustls_pki_types::pem::Error) -> Err
 }
 
 impl PeerTls {
-    /// Builds both configurations and checks that the certificate is this member's.
+    /// Builds both configurations and checks that the certificate is this process', in whichever role.
     pub fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         for cert in CertificateDer::pem_slice_iter(credentials.authority.as_bytes()) {
@@ -199,8 +243,9 @@ impl PeerTls {
         let chain = chain.map_err(pem_error("the member's certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes());
         let key = key.map_err(pem_error("the member's key"))?;
-        let dns = dns_name(cluster, name)?;
-        if !chain.first().is_some_and(|cert| certifies(cert, &dns)) {
+        let names = [name_of(cluster, name, Role::Server)?, name_of(cluster, name, Role::Client)?];
+        if !chain.first().is_some_and(|cert| names.iter().any(|dns| certifies(cert, dns))) {
+            let [dns, _] = names;
             return Err(Error::WrongName(dns));
         }
         let versions = &[&rustls::version::TLS13];
@@ -251,6 +296,13 @@ mod tests {
         assert!(PeerTls::new(&credentials, "blue", "n1").is_ok());
         assert!(PeerTls::new(&credentials, "blue", "n2").is_err());
         assert!(PeerTls::new(&credentials, "green", "n1").is_err());
+        let worker = authority.issue_as("blue", "n1", Role::Client).unwrap();
+        assert!(PeerTls::new(&worker, "blue", "n1").is_ok());
+        let cert = |of: &Credentials| CertificateDer::from_pem_slice(of.cert.as_bytes()).unwrap();
+        assert!(!certifies(&cert(&worker), &dns_name("blue", "n1").unwrap()), "a worker is no member");
+        assert_eq!(holder(&cert(&worker), "blue"), Some(("n1".to_owned(), Role::Client)));
+        assert_eq!(holder(&cert(&credentials), "blue"), Some(("n1".to_owned(), Role::Server)));
+        assert_eq!(holder(&cert(&credentials), "green"), None);
         assert!(authority.issue("blue", "N1").is_err());
         assert!(authority.issue("blue", "").is_err());
     }

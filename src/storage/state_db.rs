@@ -6,8 +6,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -41,7 +41,8 @@ struct Shared {
     state_dir: PathBuf,
     snapshot_dir: PathBuf,
     current: ArcSwap<Instance>,
-    latest: ArcSwap<Option<Snapshot>>,
+    /// The newest checkpoint and its number; numbers rise with what checkpoints hold.
+    latest: Mutex<Option<(u64, Snapshot)>>,
     next_snapshot: AtomicU64,
     fatal: Fatal,
 }
@@ -136,7 +137,7 @@ fn sweep(dir: &Path, keep: Option<&str>) -> Result<(), Error> {
 }
 
 /// The newest checkpoint that opens; half-made and damaged ones are removed.
-fn newest_snapshot(dir: &Path) -> Result<(Option<Snapshot>, u64), Error> {
+fn newest_snapshot(dir: &Path) -> Result<(Option<(u64, Snapshot)>, u64), Error> {
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let entry = entry.map_err(|e| Error::io(dir, e))?;
@@ -151,7 +152,7 @@ fn newest_snapshot(dir: &Path) -> Result<(Option<Snapshot>, u64), Error> {
         match checkpoint::open(&dir.join(&name)) {
             Ok(snapshot) => {
                 sweep(dir, Some(&name))?;
-                return Ok((Some(snapshot), next));
+                return Ok((Some((*number, snapshot)), next));
             }
             Err(error) => tracing::warn!(%error, "a checkpoint is unusable and is removed"),
         }
@@ -182,7 +183,7 @@ impl StateDb {
                 state_dir,
                 snapshot_dir,
                 current: ArcSwap::from_pointee(instance),
-                latest: ArcSwap::from_pointee(latest),
+                latest: Mutex::new(latest),
                 next_snapshot: AtomicU64::new(next),
                 fatal,
             }),
@@ -224,11 +225,22 @@ impl Shared {
     fn finish(&self, draft: &Draft) -> Result<Snapshot, Error> {
         let to = self.snapshot_dir.join(draft.number.to_string());
         let snapshot = checkpoint::seal(&draft.dir, &to, draft.meta.clone())?;
-        let old = self.latest.swap(Arc::new(Some(snapshot.clone())));
-        if let Some(old) = old.as_ref() {
-            old.retire();
+        let mut latest = self.latest();
+        match latest.as_ref() {
+            // A received one was installed while this one was being described: it stays.
+            Some((number, _)) if *number > draft.number => snapshot.retire(),
+            _ => {
+                if let Some((_, old)) = latest.replace((draft.number, snapshot.clone())) {
+                    old.retire();
+                }
+            }
         }
         Ok(snapshot)
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Option<(u64, Snapshot)>> {
+        // What is under the lock is replaced whole, so a panic leaves nothing half changed.
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -347,8 +359,8 @@ impl Tables for StateDb {
     }
 
     fn latest(&self) -> io::Result<Option<(Snapshot, Bytes)>> {
-        let latest = self.shared.latest.load();
-        Ok(latest.as_ref().as_ref().map(|snapshot| (snapshot.clone(), snapshot.manifest().meta.clone())))
+        let latest = self.shared.latest();
+        Ok(latest.as_ref().map(|(_, snapshot)| (snapshot.clone(), snapshot.manifest().meta.clone())))
     }
 
     fn install(&self, snapshot: Snapshot) -> BoxFuture<'static, io::Result<()>> {

@@ -82,6 +82,35 @@ fn job(tenant: &str, gpu: f64) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_no_text_is_refused_like_anything_else() {
+    let group = Group::start(1).await;
+    for path in ["/schedule/%ff", "/tenants/%c3%28/quota", "/schedule/%ff/logs"] {
+        let response = group.send(0, Method::GET, path, None).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{path}");
+        let problem: Value = response.json().await.expect("JSON");
+        assert_eq!((&problem["reason"], &problem["field"]), (&json!("InvalidArgument"), &json!("path")), "{problem}");
+    }
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_registered_at_once_get_ports_of_their_own() {
+    let group = Group::start(3).await;
+    let register = |i: usize| {
+        let group = &group;
+        async move { group.post(i % 3, "/node/register", json!({"node_id": format!("p{i}"), "gpus": 1})).await.0 }
+    };
+    let codes = futures::future::join_all((0..6).map(register)).await;
+    assert_eq!(codes, [201; 6]);
+    let state = group.cluster.replica(0).applied().state;
+    let ranges = state.nodes().values().map(|node| node.spec.ports.expect("ports"));
+    let ranges: std::collections::BTreeSet<_> = ranges.map(|range| (range.first, range.last)).collect();
+    assert!(ranges.iter().zip(ranges.iter().skip(1)).all(|(a, b)| a.1 < b.0), "{ranges:?}");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_member_takes_each_call() {
     let group = Group::start(3).await;
     let node = json!({"node_id": "gpu-1", "gpus": 4});

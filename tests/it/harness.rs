@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use neural_fabric::raft::{self, Hooks, MemberId, Options, Replica, Timing, Tuning};
-use neural_fabric::security::tls::{Authority, Credentials, PeerTls};
+use neural_fabric::security::tls::{Authority, Credentials, PeerTls, Role};
 use neural_fabric::storage::fatal::Fatal;
 use nf_core::command::Mode;
 use nf_core::id::TenantId;
@@ -111,6 +111,12 @@ impl Cluster {
         let dir = tempfile::tempdir().expect("a directory");
         self.seats.push(Seat { id, name, dir, port, credentials, replica: None });
         self.seats.len() - 1
+    }
+
+    /// Keys of the group for somebody without a seat.
+    pub fn keys(&self, name: &str, role: Role) -> PeerTls {
+        let credentials = self.authority.issue_as(&self.name, name, role).expect("a certificate");
+        PeerTls::new(&credentials, &self.name, name).expect("usable credentials")
     }
 
     pub fn member(&self, seat: usize) -> (MemberId, String, String) {

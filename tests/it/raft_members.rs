@@ -1,9 +1,101 @@
 //! Changes of the group: leadership handed over, members in and out, snapshots for newcomers.
 
+use neural_fabric::daemon::TlsDial;
+use neural_fabric::exchange::{Address, Dial};
 use neural_fabric::raft::{Error, MemberId, Role};
+use neural_fabric::security::tls::{self, PeerTls};
+use nf_core::codec;
+use nf_core::command::Member;
+use nf_core::plan::Intent;
 use nf_core::reason::Reason;
+use nf_proto::internal as pb;
+use pb::peer_service_client::PeerServiceClient;
+use tonic::Code;
 
 use crate::harness::{Cluster, deadline, eventually, tenant};
+
+/// Speaks Raft with the member of a seat, with these keys and under this number and name.
+struct Stranger {
+    client: PeerServiceClient<tonic::transport::Channel>,
+    route: pb::Route,
+}
+
+impl Stranger {
+    fn new(cluster: &Cluster, seat: usize, keys: PeerTls, from: u64) -> Self {
+        let (to, name, peer) = cluster.member(seat);
+        let me = keys.name.clone();
+        let dial = TlsDial { tls: keys, names: Default::default() };
+        let channel = dial.channel(&Address { name: Some(name), peer }).unwrap();
+        let route = pb::Route { cluster: cluster.name.clone(), from, to: to.0, name: me };
+        Self { client: PeerServiceClient::new(channel), route }
+    }
+
+    async fn vote(&mut self) -> Result<bool, Code> {
+        let vote = pb::Ballot { term: 1_000, voted_for: self.route.from, committed: false };
+        let request = pb::VoteRequest { route: Some(self.route.clone()), vote: Some(vote), ..Default::default() };
+        self.client.vote(request).await.map(|reply| reply.into_inner().granted).map_err(|status| status.code())
+    }
+
+    async fn forward(&mut self) -> Result<(), Code> {
+        let intent = codec::encode(&tenant("sneaked-in")).into();
+        let request = pb::ForwardRequest { route: Some(self.route.clone()), intent, deadline_ms: 5_000 };
+        self.client.forward(request).await.map(drop).map_err(|status| status.code())
+    }
+
+    /// Whether the group has heard of us; a member with an empty disk asks before it takes part.
+    async fn is_known(&mut self) -> Result<bool, Code> {
+        let request = pb::PingRequest { route: Some(self.route.clone()) };
+        self.client.ping(request).await.map(|reply| reply.into_inner().introduced).map_err(|status| status.code())
+    }
+
+    async fn manage(&mut self) -> Result<(), Code> {
+        let change = Some(pb::manage_request::Change::Remove(3));
+        let request = pb::ManageRequest { route: Some(self.route.clone()), deadline_ms: 5_000, change };
+        self.client.manage(request).await.map(drop).map_err(|status| status.code())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_members_have_a_say_in_the_group() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let refused: Result<bool, Code> = Err(Code::PermissionDenied);
+    // A worker's keys say that it is none, whatever number it gives.
+    for from in [1, 9] {
+        let mut worker = Stranger::new(&cluster, leader, cluster.keys("w1", tls::Role::Client), from);
+        assert_eq!(worker.forward().await, refused.map(drop));
+        assert_eq!(worker.manage().await, refused.map(drop));
+        assert_eq!(worker.vote().await, refused);
+    }
+    // A member's keys without a place in the group: no say in what is committed.
+    let mut outsider = Stranger::new(&cluster, leader, cluster.keys("n9", tls::Role::Server), 9);
+    assert_eq!(outsider.forward().await, refused.map(drop));
+    assert_eq!(outsider.manage().await, refused.map(drop));
+    // Who was removed is remembered: it can't even disturb an election.
+    let (id, name, peer) = cluster.member((leader + 1) % 3);
+    let mut old = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), id.0);
+    assert_eq!(old.is_known().await, Ok(false), "a founder that is not up yet may come");
+    let text: std::sync::Arc<str> = "x".into();
+    let member = Member {
+        id,
+        name: nf_core::id::NodeName::new(&name).unwrap(),
+        api: text.clone(),
+        peer: text.clone(),
+        min_level: 1,
+        max_level: 1,
+        version: text,
+    };
+    cluster.submit(leader, Intent::Member(member)).await;
+    assert_eq!(old.is_known().await, Ok(true), "but not come back without its data");
+    cluster.replica(leader).remove(id, deadline()).await.unwrap();
+    let mut removed = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), id.0);
+    assert_eq!(removed.forward().await, refused.map(drop));
+    assert_eq!(removed.vote().await, refused);
+    // Nor does it come back under its old number.
+    let again = cluster.replica(leader).add_learner(id, name, peer, deadline()).await;
+    assert!(matches!(&again, Err(Error::Refused(r)) if r.reason == Reason::Conflict), "{again:?}");
+    cluster.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_goes_where_it_is_sent() {

@@ -122,6 +122,22 @@ async fn a_checkpoint_holds_what_was_there_when_it_was_begun() {
 }
 
 #[tokio::test]
+async fn a_slow_checkpoint_does_not_take_the_place_of_one_installed_meanwhile() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_sender, newer) = with_checkpoint(other.path()).await;
+    let db = open(dir.path(), true);
+    db.commit(vec![put("a", "0")], Bytes::from_static(b"at 0")).unwrap();
+    let slow = db.checkpoint(Bytes::from_static(b"older")).unwrap();
+    db.install(newer).await.unwrap();
+    let built = db.finish(slow).await.unwrap();
+    let (_, meta) = db.latest().unwrap().expect("the installed one");
+    assert_eq!(meta, Bytes::from_static(b"meta"));
+    let at = built.dir().to_path_buf();
+    drop(built);
+    assert!(!at.exists(), "it goes with its last holder");
+}
+
+#[tokio::test]
 async fn what_was_flushed_is_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     {

@@ -427,6 +427,39 @@ fn run_file(path: &Path) -> serde_json::Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicas_run_file_gives_way_to_the_job_of_that_name() {
+    let w = World::new();
+    let executor = w.open();
+    let want = |request: &str| {
+        let mut want = simulated_want();
+        (want.request, want.port) = (RequestId::new(request).unwrap(), None);
+        want
+    };
+    let second = ReplicaId { replica: 1, ..ID };
+    let named = ReplicaId { job: JobNo(ID.job.0 + 1), replica: 0 };
+    executor.start(named, &want("r1.1"));
+    eventually("it has its file", || run_file(&w.path("run/r1.1.json"))["status"] == "running").await;
+    executor.start(second, &want("r1"));
+    eventually("beside it", || run_file(&w.path("run/r1~1.json"))["job"] == "r1").await;
+    assert_eq!(run_file(&w.path("run/r1.1.json"))["job"], "r1.1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_stays_while_its_record_cannot_be_read() {
+    let w = World::new();
+    drop(w.open());
+    let dirs = [w.path("data/replicas/n1/r1.0.j1.g3"), w.path("data/replicas/n1/r1.0.j1.g4")];
+    dirs.iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+    fs::write(w.path("data/records/n1/1.0.3.json"), b"{ cut sho").unwrap();
+    for _ in 0..2 {
+        // Set aside at the first start, remembered at the next.
+        drop(eventually_open(&w).await);
+        assert!(dirs[0].exists() && !dirs[1].exists());
+        assert!(w.path("data/records/n1/1.0.3.bad").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_simulated_replica_writes_its_file_and_answers() {
     let w = World::new();
     let (executor, want) = (w.open(), simulated_want());

@@ -62,14 +62,29 @@ impl RunFile {
         })
     }
 
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    /// Where it is written. `{id}.json` belongs to the job of that id: replica 1 of job
+    /// `a` leaves `a.1.json` to a job `a.1`, and goes beside it with a character that
+    /// no id has.
+    fn place(&self, path: PathBuf, replica: u16) -> PathBuf {
+        match Self::read(&path) {
+            Some(other) if replica > 0 && other.job != self.job => {
+                path.with_file_name(format!("{}~{replica}.json", self.job))
+            }
+            _ => path,
+        }
+    }
+
     /// Whole at any time: readers see the old file or the new one.
     fn write(&self, path: &Path) -> io::Result<()> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
         // A launch that began later, perhaps by another agent of this machine, has the last word.
-        let there = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<RunFile>(&bytes).ok());
-        if there.is_some_and(|f| f.job == self.job && f.generation > self.generation) {
+        if Self::read(path).is_some_and(|f| f.job == self.job && f.generation > self.generation) {
             return Ok(());
         }
         let partial = path.with_extension(format!("json.{}.g{}.tmp", self.node, self.generation));
@@ -82,11 +97,11 @@ impl RunFile {
 async fn tell(post: &Post, want: &Want, status: &str) {
     let mut file = RunFile::of(post, want);
     (file.status, file.ts) = (status.into(), jiff::Timestamp::now().strftime("%FT%TZ").to_string());
-    let path = RunFile::path(post);
+    let (path, replica, shared) = (RunFile::path(post), post.launch.id.replica, post.shared.clone());
     let over = status == "stopped" || status == "failed";
-    let surplus = if over { post.shared.ended_run_file(path.clone()) } else { None };
     let written = tokio::task::spawn_blocking(move || {
-        if let Some(surplus) = surplus {
+        let path = file.place(path, replica);
+        if over && let Some(surplus) = shared.ended_run_file(path.clone()) {
             // Someone may have removed it already.
             let _ = fs::remove_file(surplus);
         }

@@ -8,7 +8,8 @@ use crate::api::service::list::{MAX_PER_PAGE, NumberPage};
 use crate::api::service::{Call, DEFAULT_DEADLINE, MAX_DEADLINE};
 use crate::raft::Consistency;
 use axum::body::Body;
-use axum::extract::{FromRequest, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use nf_core::id::{Digest16, NameError, TenantId};
 use nf_core::reason::{Reason, Refusal, printable};
@@ -40,6 +41,19 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
             return Err(bad(format!("more than {MAX_PARAMS} parameters")));
         }
         Ok(Self { headers: parts.headers, params, known: Vec::new(), body })
+    }
+}
+
+/// The part of the path that a route leaves open.
+pub struct Part(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Part {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let read = Path::<String>::from_request_parts(parts, state).await;
+        let bad = |_| Refusal::field(Reason::InvalidArgument, "path", "the path is not UTF-8 once it is unescaped");
+        Ok(Self(read.map_err(bad)?.0))
     }
 }
 
@@ -191,6 +205,16 @@ mod tests {
         stranger.call().unwrap();
         let refusal = stranger.finish().unwrap_err().refusal;
         assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::UnknownField, Some("tenat_id")));
+    }
+
+    #[tokio::test]
+    async fn a_write_ends_while_its_id_is_remembered() {
+        let time = [("x-nf-timeout-ms", "60000")];
+        let before = std::time::Instant::now();
+        let call = ask("/x?index=7&wait=60s", &time, b"").await.unwrap().call().unwrap();
+        assert!(call.deadline >= before + 2 * MAX_DEADLINE, "a read may wait first");
+        assert!(call.write_by <= std::time::Instant::now() + MAX_DEADLINE);
+        assert!(MAX_DEADLINE.as_millis() <= u128::from(nf_core::apply::MINTED_MS));
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The group and this member: members, leadership, events, health, metrics.
 
-use super::ask::Ask;
+use super::ask::{Ask, Part};
 use super::{Answer, json, schema, watch};
 use crate::api::convert::event::EventBody;
 use crate::api::convert::node as convert;
@@ -8,7 +8,7 @@ use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
 use crate::api::service::targets::TargetBody;
 use crate::api::service::{Service, off_thread};
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub async fn join(State(service): State<Service>, mut ask: Ask) -> Answer {
 #[utoipa::path(post, path = "/cluster/members/{member}/promote", tag = "cluster",
     params(("member" = String, Path, description = "Name or number")),
     responses((status = 200, description = "The members", body = MembersBody)))]
-pub async fn vote(State(service): State<Service>, Path(member): Path<String>, mut ask: Ask) -> Answer {
+pub async fn vote(State(service): State<Service>, Part(member): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     Ok(json(StatusCode::OK, &service.give_vote(&call, &member).await?))
@@ -53,7 +53,7 @@ pub async fn vote(State(service): State<Service>, Path(member): Path<String>, mu
 #[utoipa::path(delete, path = "/cluster/members/{member}", tag = "cluster",
     params(("member" = String, Path, description = "Name or number")),
     responses((status = 200, description = "The members", body = MembersBody)))]
-pub async fn remove(State(service): State<Service>, Path(member): Path<String>, mut ask: Ask) -> Answer {
+pub async fn remove(State(service): State<Service>, Part(member): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     Ok(json(StatusCode::OK, &service.remove_member(&call, &member).await?))

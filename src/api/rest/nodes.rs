@@ -1,6 +1,6 @@
 //! `/resources`, `/node` and `/nodes`.
 
-use super::ask::Ask;
+use super::ask::{Ask, Part};
 use super::schedule::{key, same_tenant, schedule_body};
 use super::{Answer, fresh, json, path, schema, tagged};
 use crate::api::convert::answer::ScheduleBody;
@@ -8,7 +8,7 @@ use crate::api::convert::node as convert;
 use crate::api::service::Service;
 use crate::api::service::list::node_state;
 use crate::api::service::nodes::{NodeBody, NodeList, ResourcesAnswer};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use nf_core::id::NodeName;
 use nf_core::job::JobState;
@@ -133,7 +133,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     params(("node_id" = String, Path, description = "The node"),
            ("If-Match" = Option<String>, Header, description = "ETag of the node; 409 when its cordon has changed since")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn cordon(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let (call, seen) = (ask.call()?, ask.if_match()?);
     ask.finish()?;
     let node = path("node_id", &id, NodeName::new)?;
@@ -147,7 +147,7 @@ pub async fn cordon(State(service): State<Service>, Path(id): Path<String>, mut 
     params(("node_id" = String, Path, description = "The node"),
            ("If-Match" = Option<String>, Header, description = "ETag of the node; 409 when its cordon has changed since")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn uncordon(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn uncordon(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let (call, seen) = (ask.call()?, ask.if_match()?);
     ask.finish()?;
     let node = path("node_id", &id, NodeName::new)?;

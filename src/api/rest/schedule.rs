@@ -1,6 +1,6 @@
 //! `/schedule`: post, list, watch, get, stop, logs.
 
-use super::ask::Ask;
+use super::ask::{Ask, Part};
 use super::{Answer, fresh, json, path, schema, watch};
 use crate::api::convert::answer::{
     JobBody, JobList, PlacementBody, PlanBody, QuotaEffect, ScheduleBody, policies, reasons, status_of,
@@ -10,7 +10,7 @@ use crate::api::service::jobs::{Found, Planned, Scheduled};
 use crate::api::service::list::{Cursor, Filter, MAX_PER_PAGE, job_state};
 use crate::api::service::{Call, Service};
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use futures::StreamExt;
@@ -166,7 +166,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
            ("index" = Option<u64>, Query, description = "Answer once the log is past this index"),
            ("wait" = Option<String>, Query, description = "How long to wait for that, such as 10s")),
     responses((status = 200, description = "The job", body = JobBody)))]
-pub async fn get(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn get(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let found = service.get(&call, &path("request_id", &id, RequestId::new)?).await?;
@@ -184,7 +184,7 @@ fn job(found: Found) -> Response {
            ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's"),
            ("dry_run" = Option<bool>, Query, description = "Only show the job that would be stopped")),
     responses((status = 200, description = "The job, Draining or over", body = JobBody)))]
-pub async fn stop(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn stop(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     let dry_run = ask.flag("dry_run")?;
     ask.finish()?;
@@ -207,7 +207,7 @@ const MAX_TAIL: u64 = 100_000;
            ("follow" = Option<bool>, Query, description = "Go on as the log grows"),
            ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
     responses((status = 200, description = "The log", body = String, content_type = "text/plain")))]
-pub async fn logs(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn logs(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     let replica = ask.number("replica", u64::from(u16::MAX))?.unwrap_or(0) as u16;
     let tail = ask.number("tail", MAX_TAIL)?.unwrap_or(1000) as usize;

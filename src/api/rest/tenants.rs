@@ -1,12 +1,12 @@
 //! `/tenants` and their quotas.
 
-use super::ask::Ask;
+use super::ask::{Ask, Part};
 use super::{Answer, fresh, json, path, schema, tagged};
 use crate::api::convert::node as convert;
 use crate::api::service::Service;
 use crate::api::service::nodes::TenantBody;
 use crate::api::service::tenants::TenantList;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use nf_core::id::TenantId;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,7 @@ fn done(service: &Service, tenant: &TenantId, index: u64) -> DoneBody {
 #[utoipa::path(delete, path = "/tenants/{tenant_id}", tag = "tenants",
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "It is gone", body = DoneBody)))]
-pub async fn delete(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn delete(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;
@@ -67,7 +67,7 @@ pub async fn delete(State(service): State<Service>, Path(id): Path<String>, mut 
 #[utoipa::path(get, path = "/tenants/{tenant_id}/quota", tag = "tenants",
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn quota(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn quota(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;
@@ -80,7 +80,7 @@ pub async fn quota(State(service): State<Service>, Path(id): Path<String>, mut a
     params(("tenant_id" = String, Path, description = "The tenant"),
            ("If-Match" = Option<String>, Header, description = "ETag of the quota; 409 when it has changed since")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn set_quota(State(service): State<Service>, Path(id): Path<String>, mut ask: Ask) -> Answer {
+pub async fn set_quota(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let (call, seen) = (ask.call()?, ask.if_match()?);
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;

@@ -74,6 +74,8 @@ pub struct MemberBody {
 pub struct MembersBody {
     pub cluster: String,
     pub items: Vec<MemberBody>,
+    /// For the next member: a number that nobody has or had.
+    pub next_id: u64,
     pub leader: Option<String>,
     pub term: u64,
     pub commit_index: u64,
@@ -173,18 +175,7 @@ impl Service {
 
     /// Whether calls are better sent here than not: a leader is known and the lag is bounded.
     pub fn ready(&self) -> Result<HealthBody, Failure> {
-        let status = self.replica.status();
-        let refuse = |detail: String| Err(Failure::new(Reason::NoLeader, detail));
-        if status.leader.is_none() {
-            return refuse("not ready: no leader is known; nf cluster members shows the group".into());
-        }
-        let lag = status.commit_index.saturating_sub(status.applied_index);
-        if lag > READY_LAG {
-            return refuse(format!("not ready: {lag} entries behind, more than {READY_LAG}"));
-        }
-        if status.last_contact_ms > READY_CONTACT_MS {
-            return refuse(format!("not ready: no word from the leader for {} ms", status.last_contact_ms));
-        }
+        readiness(&self.replica.status())?;
         Ok(self.health())
     }
 
@@ -213,6 +204,7 @@ impl Service {
         MembersBody {
             cluster: state.meta().cluster.to_string(),
             items: status.members.iter().map(body).collect(),
+            next_id: next_id(&status, state).0,
             leader: status.leader.map(|id| name_of(&status, id)),
             term: status.term,
             commit_index: status.commit_index,
@@ -226,8 +218,7 @@ impl Service {
     /// Takes a new member in, without a vote.
     pub async fn add_member(&self, call: &Call, wanted: NewMember) -> Result<MembersBody, Failure> {
         let status = self.replica.status();
-        let most = status.members.iter().map(|member| member.id.0).max().unwrap_or(0);
-        let id = wanted.id.map_or(MemberId(most + 1), MemberId);
+        let id = wanted.id.map_or_else(|| next_id(&status, &self.replica.applied().state), MemberId);
         let taken = |m: &&MemberStatus| (m.id == id) != (m.name == wanted.name.as_str());
         if let Some(other) = status.members.iter().find(taken) {
             let detail = format!("member {} is called {}; give another id and name", other.id, other.name);
@@ -291,6 +282,35 @@ impl Service {
             simulation,
         })
     }
+}
+
+/// A number that no member has, nor had: who was removed keeps its row in the state.
+fn next_id(status: &Status, state: &State) -> MemberId {
+    let present = status.members.iter().map(|member| member.id);
+    let most = present.chain(state.members().keys().copied()).max().unwrap_or(MemberId(0));
+    MemberId(most.0.saturating_add(1))
+}
+
+/// What keeps a member from being ready, if anything does.
+fn readiness(status: &Status) -> Result<(), Failure> {
+    let refuse = |reason: Reason, detail: String| Err(Failure::new(reason, detail));
+    if status.leader.is_none() {
+        return refuse(Reason::NoLeader, "not ready: no leader is known; nf cluster members shows the group".into());
+    }
+    if status.last_contact_ms > READY_CONTACT_MS {
+        let detail = format!("not ready: no word from the leader for {} ms", status.last_contact_ms);
+        return refuse(Reason::NoLeader, detail);
+    }
+    // A leader that is cut off leads nobody, and learns of its successor last of all.
+    if status.quorum_ms.is_some_and(|ms| ms > READY_CONTACT_MS) {
+        let detail = format!("not ready: this member leads, and no quorum has answered it for {READY_CONTACT_MS} ms");
+        return refuse(Reason::NoLeader, detail);
+    }
+    let lag = status.commit_index.saturating_sub(status.applied_index);
+    if lag > READY_LAG {
+        return refuse(Reason::NotCaughtUp, format!("not ready: {lag} entries behind, more than {READY_LAG}"));
+    }
+    Ok(())
 }
 
 /// Entries that a voter may lack and still be caught up: a transfer sends them on the way.
@@ -357,8 +377,42 @@ mod tests {
             snapshot_index: 0,
             purged_index: 0,
             last_contact_ms: 0,
+            quorum_ms: Some(40),
             members: matched.into_iter().enumerate().map(member).collect(),
         }
+    }
+
+    #[test]
+    fn a_member_is_ready_while_it_can_answer() {
+        let reason = |change: &dyn Fn(&mut Status)| {
+            let mut status = status([Some(5_000); 3]);
+            change(&mut status);
+            readiness(&status).err().map(|failure| (failure.refusal.reason, failure.codes().http))
+        };
+        assert_eq!(reason(&|_| {}), None);
+        assert_eq!(reason(&|s| s.quorum_ms = None), None, "alone, it is its own quorum");
+        assert_eq!(reason(&|s| s.quorum_ms = Some(5_001)), Some((Reason::NoLeader, 503)), "cut off");
+        assert_eq!(reason(&|s| s.leader = None), Some((Reason::NoLeader, 503)));
+        assert_eq!(reason(&|s| s.last_contact_ms = 6_000), Some((Reason::NoLeader, 503)));
+        assert_eq!(reason(&|s| s.commit_index = 50_000), Some((Reason::NotCaughtUp, 503)));
+    }
+
+    #[test]
+    fn the_number_of_a_removed_member_is_not_given_again() {
+        let mut state = State::new();
+        let member = nf_core::command::Member {
+            id: MemberId(7),
+            name: nf_core::id::NodeName::new("gone").unwrap(),
+            api: "".into(),
+            peer: "".into(),
+            min_level: 1,
+            max_level: 1,
+            version: "".into(),
+        };
+        let status = status([None; 3]);
+        assert_eq!(next_id(&status, &state), MemberId(4));
+        nf_core::testing::run(&mut state, nf_core::plan::Intent::Member(member));
+        assert_eq!(next_id(&status, &state), MemberId(8));
     }
 
     #[test]

@@ -74,8 +74,10 @@ impl Service {
 
     async fn schedule_uncounted(&self, call: &Call, wanted: Schedule, key: Option<&str>) -> Result<Scheduled, Failure> {
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
+        let mode = self.mode(call).await?;
         let facts = self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
-        if facts.is_none() && self.replica.applied().state.meta().mode == Mode::Production {
+        // The leader judges it once more; here it costs no round.
+        if facts.is_none() && mode == Mode::Production {
             let detail = format!(
                 "no store knows version {} of model {}; publish it (nf model publish)",
                 wanted.spec.version, wanted.spec.model
@@ -84,7 +86,7 @@ impl Service {
         }
         let request = naming.request.clone();
         let intent = wanted.into_intent(naming, facts);
-        let reply = self.replica.submit(intent, call.deadline).await.map_err(|error| self.fail(error))?;
+        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
         let replayed = matches!(reply.result?, Answer::Job { replayed: true, .. });
         let state = self.replica.applied().state;
         let why = whys(&state, &reply.why);
@@ -130,7 +132,7 @@ impl Service {
     /// Asks a job to end. A job that is over already is no error.
     pub async fn stop(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
         let intent = Intent::Stop { request: request.clone(), tenant: call.tenant.clone(), why: Reason::StoppedByUser };
-        let reply = self.replica.submit(intent, call.deadline).await.map_err(|error| self.fail(error))?;
+        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
         let refusal = match reply.result {
             Ok(_) => None,
             Err(refusal) if refusal.reason == Reason::NotFound => Some(refusal),

@@ -32,6 +32,8 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
 /// Calls that are worked on at once; beyond it a member refuses.
 pub const MAX_CALLS: usize = 8192;
+/// Of these, calls that wait for the log to pass an index.
+pub const MAX_WAITS: usize = 1024;
 /// Watches and followed logs that are open at once.
 pub const MAX_STREAMS: usize = 1024;
 
@@ -39,6 +41,9 @@ pub const MAX_STREAMS: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Call {
     pub deadline: Instant,
+    /// A write is given up by then, whatever else the call waits for: no id that this
+    /// member made up for it is remembered for longer.
+    pub write_by: Instant,
     pub consistency: Consistency,
     /// A blocking read: not before the applied index is past this.
     pub past_index: Option<u64>,
@@ -51,8 +56,10 @@ pub struct Call {
 impl Call {
     /// A call that has `time` to live.
     pub fn within(time: Duration) -> Self {
+        let deadline = Instant::now() + time.min(MAX_DEADLINE);
         Self {
-            deadline: Instant::now() + time.min(MAX_DEADLINE),
+            deadline,
+            write_by: deadline,
             consistency: Consistency::Linearizable,
             past_index: None,
             wait: Duration::ZERO,
@@ -72,6 +79,7 @@ pub struct Inner {
     models: model::Models,
     logs: Option<super::LogSource>,
     calls: Semaphore,
+    waits: Semaphore,
     streams: Arc<Semaphore>,
     tenants: gauges::TenantCounters,
     deploys: deploys::Deploys,
@@ -99,6 +107,7 @@ impl Service {
             models: model::Models::new(models),
             logs,
             calls: Semaphore::new(MAX_CALLS),
+            waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             marks,
             rendered: gauges::Rendered::default(),
@@ -111,6 +120,21 @@ impl Service {
         self.calls.try_acquire().map_err(|_| full())
     }
 
+    /// The group's mode, once this member knows which group it is in: before that it
+    /// knows no rule to judge a call by.
+    async fn mode(&self, call: &Call) -> Result<Mode, Failure> {
+        let mut watch = self.replica.watch();
+        let known = async {
+            let formed = watch.wait_for(|applied| !applied.state.meta().cluster.is_empty()).await;
+            formed.ok().map(|applied| applied.state.meta().mode)
+        };
+        let known = tokio::time::timeout_at(call.deadline.into(), known).await;
+        known.ok().flatten().ok_or_else(|| {
+            let detail = "this member has not heard from its group yet; retry, or ask another member";
+            Failure::new(Reason::NoLeader, detail)
+        })
+    }
+
     /// Whether the group simulates; every answer says so.
     pub fn simulation(&self) -> bool {
         self.replica.applied().state.meta().mode == Mode::Simulation
@@ -118,7 +142,11 @@ impl Service {
 
     /// A read as fresh as the call wants it, after the wait that it asks for.
     pub async fn read(&self, call: &Call) -> Result<View, Failure> {
-        if let Some(index) = call.past_index {
+        if let Some(index) = call.past_index
+            && self.replica.applied().index <= index
+        {
+            let full = |_| Failure::new(Reason::TooManyRequests, format!("{MAX_WAITS} reads wait here already; retry"));
+            let _waits = self.waits.try_acquire().map_err(full)?;
             let until = call.deadline.min(Instant::now() + call.wait);
             self.applied_past(index, until).await;
         }
@@ -153,7 +181,7 @@ impl Service {
         call: &Call,
         intent: nf_core::plan::Intent,
     ) -> Result<(nf_core::command::Answer, u64), Failure> {
-        let reply = self.replica.submit(intent, call.deadline).await.map_err(|error| self.fail(error))?;
+        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
         Ok((reply.result?, reply.index))
     }
 }

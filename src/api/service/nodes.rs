@@ -20,6 +20,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
+/// Times that ports are chosen for a node before its caller is told that others were quicker.
+const PORT_TRIES: u32 = 16;
+
 /// A registered node's name and whether the group knew it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
@@ -262,11 +265,7 @@ impl Service {
     /// Registers a node that this member plays. Simulation only: in production a
     /// node speaks for itself, with its certificate.
     pub async fn register_node(&self, call: &Call, wanted: Registration) -> Result<Registered, Failure> {
-        // Another member may have registered it a moment ago.
-        let read = self.read(call).await?;
-        let (state, index) = (read.state, read.index);
-        let simulation = state.meta().mode == Mode::Simulation;
-        if !simulation {
+        if self.mode(call).await? == Mode::Production {
             let detail = "in production a node registers itself with its certificate (nf serve --join on that machine)";
             return Err(Refusal::new(Reason::Unauthenticated, detail).into());
         }
@@ -274,6 +273,21 @@ impl Service {
             Some(name) => name.clone(),
             None => made_up(),
         };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.register_once(call, &wanted, name.clone()).await {
+                // Another call was given the same ports at the same moment: it has others free.
+                Err(failure) if failure.refusal.field.as_deref() == Some("ports") && tries < PORT_TRIES => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn register_once(&self, call: &Call, wanted: &Registration, name: NodeName) -> Result<Registered, Failure> {
+        // Another member may have registered it a moment ago.
+        let read = self.read(call).await?;
+        let (state, index, simulation) = (read.state, read.index, true);
         let known = state.node_named(&name).cloned();
         let own = NodeKind::Played(self.replica.status().id);
         let run_elsewhere = |node: &Node| match node.kind {
@@ -282,13 +296,18 @@ impl Service {
             _ => true,
         };
         if let Some(node) = known.as_ref().filter(|node| run_elsewhere(node)) {
-            return agrees(node, &wanted, simulation, index);
+            return agrees(node, wanted, simulation, index);
         }
-        let ports = known
-            .as_ref()
-            .map_or_else(|| free_ports(&state, &self.info.host, self.info.ports, unused), |node| node.spec.ports);
+        let ports = match &known {
+            Some(node) => node.spec.ports,
+            None => {
+                let host = self.info.host.clone();
+                let range = self.info.ports;
+                // It tries to bind some of them.
+                super::off_thread(move || free_ports(&state, &host, range, unused)).await?
+            }
+        };
         let incarnation = known.as_ref().map_or(Incarnation(1), |node| node.incarnation);
-        drop(state);
         let spec = Arc::new(wanted.spec(&name, &self.info.host, ports));
         // Its player registers it, too, and counts its starts: saying the same again must not race with that.
         if known.is_some_and(|node| node.state == NodeState::Ready && node.spec == spec) {

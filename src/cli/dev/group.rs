@@ -6,7 +6,7 @@ use super::{Up, ports};
 use crate::cli::exit::{Exit, fail};
 use crate::config::TABLE;
 use crate::daemon::PLAYER;
-use crate::security::tls::{Authority, Credentials};
+use crate::security::tls::{Authority, Credentials, Role};
 use anyhow::{Context as _, Result};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ pub fn plan(up: &Up, dir: &Path) -> Result<Vec<Plan>> {
     let authority = authority(&dir.join("ca"))?;
     let player = dir.join(PLAYER).join("tls");
     if !player.join("member.key").exists() {
-        authority.issue(CLUSTER, PLAYER)?.write(&player)?;
+        authority.issue_as(CLUSTER, PLAYER, Role::Client)?.write(&player)?;
     }
     let names: Vec<_> = (1..=up.nodes).map(|n| format!("node-{n}")).collect();
     let list = names.iter().zip(&ports).map(|(name, port)| format!("{name}=127.0.0.1:{}", port + 1));

@@ -7,6 +7,8 @@ mod job;
 mod node;
 mod tenant;
 
+pub use job::MINTED_MS;
+
 use crate::command::{Answer, Batch, Command};
 use crate::reason::Refusal;
 use crate::state::State;

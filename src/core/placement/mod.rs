@@ -47,6 +47,8 @@ pub struct Limits {
     pub held: Vec<NodeNo>,
     /// Replicas of the same job that already have a place, per node.
     pub siblings: BTreeMap<NodeNo, u32>,
+    /// Free ports that are passed over: on earlier tries somebody else's program was found on them.
+    pub skip_ports: u16,
 }
 
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
@@ -108,21 +110,24 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         }
     }
     let (score, node, terms, class) = best?;
-    let alloc = allocate(state, spec, state.node(node)?, &class)?;
+    let alloc = allocate(state, spec, state.node(node)?, &class, limits.skip_ports)?;
     Some(Pick { alloc, why: Why { score, terms, runner_up, candidates } })
 }
 
 /// The devices and the port that the replica gets on its node.
-fn allocate(state: &State, spec: &JobSpec, node: &Node, class: &Class) -> Option<Allocation> {
+fn allocate(state: &State, spec: &JobSpec, node: &Node, class: &Class, skip: u16) -> Option<Allocation> {
     let choice = devices::choose(class, &spec.resources, spec.constraints.same_island)?;
     let port = match node.spec.ports {
         None => None,
         Some(range) => {
             let used = &state.ledger().node(node.no)?.ports;
             // Above the highest in use first: a port just released may still linger in TIME_WAIT.
-            let next = used.get_max().map_or(range.first, |max| max.saturating_add(1));
-            let free = |port: &u16| !used.contains(port);
-            Some((next..=range.last).chain(range.iter()).find(free)?)
+            let next = used.get_max().map_or(range.first, |max| max.saturating_add(1)).max(range.first);
+            let free = (next..=range.last).chain((range.first..=range.last).take_while(|port| *port < next));
+            let free = free.filter(|port| !used.contains(port));
+            // Round and round: of few ports the first may be free again when the last is taken.
+            let skip = if skip == 0 { 0 } else { usize::from(skip) % free.clone().count().max(1) };
+            Some(free.skip(skip).next()?)
         }
     };
     Some(Allocation { node: node.no, shares: choice.shares, port, at_ms: state.meta().now_ms })

@@ -5,8 +5,9 @@
 use super::{Limits, devices, filter, place};
 use crate::capacity::{Class, Flavor};
 use crate::id::{JobNo, NodeNo, TenantNo};
-use crate::job::{Constraints, Job, JobSpec};
+use crate::job::{Constraints, Job, JobSpec, Phase, Replica};
 use crate::quota;
+use crate::reason::Reason;
 use crate::resources::Resources;
 use crate::state::State;
 use std::cmp::Reverse;
@@ -186,8 +187,21 @@ fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placem
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
-    let picks = place(state, &job.spec, &wanted, Limits { held: kept.to_vec(), siblings });
+    let picks = place(
+        state,
+        &job.spec,
+        &wanted,
+        Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) },
+    );
     picks.into_iter().map(|(replica, pick)| crate::command::Placement { replica, alloc: pick.alloc }).collect()
+}
+
+/// How many free ports to pass over for replicas whose last port was taken by
+/// somebody else's program: one more with each try, so that no try repeats another.
+fn skip_ports(job: &Job, wanted: &[u16]) -> u16 {
+    let taken = |replica: &&Replica| matches!(replica.phase, Phase::Waiting { last: Some(Reason::PortTaken), .. });
+    let replicas = wanted.iter().filter_map(|no| job.replicas.get(usize::from(*no)));
+    replicas.filter(taken).map(|replica| replica.restarts).max().unwrap_or(0)
 }
 
 /// Cuts `wanted` to what the quota allows: for a gang all or none.

@@ -10,7 +10,7 @@ use crate::job::{Restart, Stage};
 use crate::node::{NodeKind, NodeSpec};
 use crate::plan::Intent;
 use crate::reason::Reason;
-use crate::reconcile::{Action, Actual, Condition, Desired, ReplicaId, diff};
+use crate::reconcile::{Action, Actual, Condition, Desired, Holding, ReplicaId, diff};
 use crate::testing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ struct Launch {
     condition: Condition,
     stage: Stage,
     restart: Restart,
+    holding: Holding,
 }
 
 /// What a call of the agent was about.
@@ -142,6 +143,7 @@ impl Worker {
         let mut actual = Actual::default();
         for ((id, generation), launch) in &self.launches {
             actual.replicas.entry(*id).or_default().insert(*generation, launch.condition);
+            actual.holdings.insert((*id, *generation), launch.holding.clone());
         }
         actual
     }
@@ -149,10 +151,12 @@ impl Worker {
     fn act(&mut self, action: Action, reports: &mut Vec<(ReplicaId, Report)>, rng: &mut Rng) {
         match action {
             Action::Start(id, generation) => {
-                let restart = self.desired.replicas[&id].spec.constraints.restart;
+                let want = &self.desired.replicas[&id];
+                let (restart, holding) = (want.spec.constraints.restart, Holding::of(want));
                 let stage = if rng.chance(500) { Stage::Downloading } else { Stage::Starting };
-                let launch = Launch { condition: Condition::Alive, stage, restart };
+                let launch = Launch { condition: Condition::Alive, stage, restart, holding };
                 self.launches.insert((id, generation), launch);
+                self.assert_no_port_is_shared();
             }
             Action::Stop(id, generation, _) => {
                 if let Some(launch) = self.launches.get_mut(&(id, generation)) {
@@ -164,6 +168,15 @@ impl Worker {
                 reports.push((id, Report { job: id.job, replica: id.replica, generation, kind }));
             }
             Action::Forget(id, generation) => drop(self.launches.remove(&(id, generation))),
+        }
+    }
+
+    /// A port serves one replica, whatever the group has decided meanwhile.
+    fn assert_no_port_is_shared(&self) {
+        let mut ports = std::collections::BTreeSet::new();
+        let here = self.launches.values().filter(|launch| !matches!(launch.condition, Condition::Gone { .. }));
+        for port in here.filter_map(|launch| launch.holding.port) {
+            assert!(ports.insert(port), "node {}: two replicas on port {port}: {:?}", self.name, self.launches);
         }
     }
 

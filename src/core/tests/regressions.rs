@@ -105,16 +105,68 @@ fn a_price_beyond_measure_does_not_overflow() {
 #[test]
 fn a_tenants_total_that_would_overflow_is_refused() {
     let mut state = State::new();
-    for i in 0..20 {
+    // More than a plan lets pass; apply must not rely on the plan.
+    const HUGE: u64 = 1 << 60;
+    for i in 0..20u64 {
+        let spec = nf_core::node::NodeSpec { memory: HUGE, ..node_spec(1) };
+        let Intent::Register { name, kind, incarnation, .. } = register(&format!("n{i}"), node_spec(1)) else {
+            unreachable!("a registration")
+        };
+        one(&mut state, Command::Register { name, kind, incarnation, spec: spec.into() }).unwrap();
+    }
+    let mut refused = 0;
+    for i in 0..20u32 {
+        let mut spec = job_spec("t1", Gpus::None);
+        spec.resources.memory = HUGE;
+        let request = RequestId::new(&format!("r{i}")).unwrap();
+        let alloc = Allocation { node: NodeNo(i + 1), shares: Vec::new(), port: Some(31000), at_ms: 0 };
+        let placements = vec![Placement { replica: 0, alloc }];
+        let command = Command::Submit { submission: Submission { request, ..submission(spec) }, placements };
+        refused += u32::from(one(&mut state, command) == Err(Reason::PlanChanged));
+    }
+    assert_eq!(refused, 5, "fifteen can be counted");
+}
+
+#[test]
+fn a_job_whose_replicas_cannot_be_counted_together_is_refused() {
+    let mut state = State::new();
+    // 16 × 2^60 bytes are one more than can be counted: once a panic of the leader.
+    for i in 0..16 {
         let spec = nf_core::node::NodeSpec { memory: MAX_BYTES, ..node_spec(1) };
         run(&mut state, register(&format!("n{i}"), spec));
     }
-    for i in 0..20 {
-        let mut spec = job_spec("t1", Gpus::None);
-        spec.resources.memory = MAX_BYTES;
-        run(&mut state, schedule(&format!("r{i}"), spec));
-    }
+    let mut spec = JobSpec { replicas: 16, ..job_spec("t1", Gpus::None) };
+    spec.resources.memory = 1 << 60;
+    assert_eq!(try_run(&mut state, schedule("r1", spec.clone())).unwrap_err().reason, Reason::InvalidArgument);
+    assert!(!nf_core::quota::allows(&state, None, &spec.resources, 16));
+    assert_eq!(nf_core::quota::blockers(&state, None, &JobSpec { gang: true, ..spec.clone() }, 16).len(), 1);
+    // The most that a plan lets pass.
+    spec.resources.memory = MAX_BYTES;
+    run(&mut state, schedule("r2", JobSpec { replicas: nf_core::job::MAX_REPLICAS, ..spec }));
     assert_eq!(invariants::check(&state), []);
+}
+
+#[test]
+fn a_port_that_somebody_else_has_is_not_tried_again_at_once() {
+    let mut state = with_nodes(&[1]);
+    run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
+    let mut ports = Vec::new();
+    for generation in 1..=4 {
+        let job = state.job(JobNo(1)).unwrap().clone();
+        ports.push(job.replicas[0].allocation().unwrap().port.unwrap());
+        let kind = ReportKind::Ended { ok: false, why: Reason::PortTaken };
+        let report = Report { job: JobNo(1), replica: 0, generation: Generation(generation), kind };
+        let reports = Intent::Reports {
+            node: nf_core::id::NodeName::new("n1").unwrap(),
+            incarnation: Incarnation(1),
+            reports: vec![report],
+        };
+        run(&mut state, reports);
+        let later = state.meta().now_ms + 600_000;
+        nf_core::testing::try_run_at(&mut state, Intent::PlaceWaiting, later).unwrap();
+    }
+    let different: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
+    assert_eq!(different.len(), ports.len(), "{ports:?}");
 }
 
 #[test]

@@ -1,0 +1,151 @@
+//! Bounds of what an intent may carry, whoever built it: they keep sums from
+//! overflowing and log entries from growing without end. It reads the intent alone;
+//! what the state has to say to it is the business of `plan`.
+
+use crate::command::Member;
+use crate::job::{JobSpec, MAX_REPLICAS};
+use crate::node::{Cordon, NodeSpec};
+use crate::plan::Intent;
+use crate::reason::Refusal;
+use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
+
+/// Longest text in an intent that is no name, in bytes: a host, an address, a reason.
+pub const MAX_TEXT: usize = 1024;
+/// Longest id of a device, in bytes.
+pub const MAX_UUID: usize = 128;
+/// Entries of a small list: labels, prices, device types.
+pub const MAX_ENTRIES: usize = 256;
+/// Entries of a list about many nodes or replicas.
+pub const MAX_LIST: usize = 4096;
+
+/// Refuses what is out of bounds.
+///
+/// # Errors
+/// The first field at fault.
+pub fn check(intent: &Intent) -> Result<(), Refusal> {
+    match intent {
+        Intent::Init { cluster, .. } if cluster.is_empty() => Err(Refusal::invalid("cluster", "a group has a name")),
+        Intent::Init { cluster, .. } => text("cluster", cluster, 63),
+        Intent::Member(Member { api, peer, version, .. }) => {
+            text("api", api, MAX_TEXT)?;
+            text("peer", peer, MAX_TEXT)?;
+            text("version", version, MAX_TEXT)
+        }
+        Intent::Register { spec, .. } => node(spec),
+        Intent::NodeStates(states) => list("nodes", states.len(), MAX_LIST),
+        Intent::Cordon { cordon: Some(Cordon { by, reason, .. }), .. } => {
+            text("by", by, MAX_TEXT)?;
+            text("reason", reason, MAX_TEXT)
+        }
+        Intent::Schedule { submission, .. } => job(&submission.spec),
+        Intent::Reports { reports, .. } => list("reports", reports.len(), MAX_LIST),
+        Intent::Cordon { cordon: None, .. }
+        | Intent::RaiseLevel { .. }
+        | Intent::CreateTenant { .. }
+        | Intent::DeleteTenant { .. }
+        | Intent::SetQuota { .. }
+        | Intent::Stop { .. }
+        | Intent::PlaceWaiting => Ok(()),
+    }
+}
+
+fn text(field: &str, value: &str, most: usize) -> Result<(), Refusal> {
+    if value.len() > most || value.chars().any(char::is_control) {
+        return Err(Refusal::invalid(field, format!("{field}: at most {most} bytes, without control characters")));
+    }
+    Ok(())
+}
+
+fn list(field: &str, length: usize, most: usize) -> Result<(), Refusal> {
+    if length > most {
+        return Err(Refusal::invalid(field, format!("{field}: at most {most} entries, not {length}")));
+    }
+    Ok(())
+}
+
+fn job(spec: &JobSpec) -> Result<(), Refusal> {
+    let r = &spec.resources;
+    if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
+        return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
+    }
+    let devices = match r.gpu {
+        Gpus::None => true,
+        Gpus::Milli(milli) => (1..1000).contains(&milli),
+        Gpus::Whole(count) => (1..=MAX_DEVICES).contains(&count),
+    };
+    if !devices {
+        let text = format!("whole devices, 1 to {MAX_DEVICES}, or a part of one, 0.001 to 0.999");
+        return Err(Refusal::invalid("resources.gpu", text));
+    }
+    if r.tpu > MAX_DEVICES {
+        return Err(Refusal::invalid("resources.tpu", format!("at most {MAX_DEVICES}, not {}", r.tpu)));
+    }
+    for (field, value) in [("gpu_memory", r.gpu_memory), ("cpu", r.cpu_milli), ("mem", r.memory), ("disk", r.disk)] {
+        if value > MAX_BYTES {
+            return Err(Refusal::invalid(format!("resources.{field}"), format!("at most {MAX_BYTES}, not {value}")));
+        }
+    }
+    list("resources.device_type", r.device_types.len(), MAX_ENTRIES)?;
+    list("constraints.labels", spec.constraints.labels.len(), MAX_ENTRIES)?;
+    spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
+}
+
+fn node(spec: &NodeSpec) -> Result<(), Refusal> {
+    text("host", &spec.host, MAX_TEXT)?;
+    list("gpus", spec.devices.len(), usize::from(MAX_DEVICES))?;
+    spec.devices.iter().try_for_each(|device| text("devices.uuid", &device.uuid, MAX_UUID))?;
+    list("labels", spec.labels.len(), MAX_ENTRIES)?;
+    list("cost_per_hour", spec.cost_per_hour.len(), MAX_ENTRIES)?;
+    let memory = spec.devices.iter().map(|d| d.memory).max().unwrap_or(0);
+    if spec.cpu_milli.max(spec.memory).max(spec.disk).max(memory) > MAX_BYTES {
+        let text = format!("a node's cpu, memory or disk is too large to be true: more than {MAX_BYTES}");
+        return Err(Refusal::invalid("capacity", text));
+    }
+    if spec.ports.is_some_and(|p| p.first > p.last || p.first == 0) {
+        return Err(Refusal::invalid("ports", "a range such as 31000-31999"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{DeviceType, Label};
+    use crate::testing;
+
+    fn field(intent: &Intent) -> Option<String> {
+        check(intent).err().and_then(|refusal| refusal.field)
+    }
+
+    #[test]
+    fn every_text_and_list_of_a_node_has_an_end() {
+        let sound = || testing::node_spec(8);
+        assert_eq!(check(&testing::register("n1", sound())), Ok(()));
+        let refused = |change: &dyn Fn(&mut NodeSpec)| {
+            let mut spec = sound();
+            change(&mut spec);
+            field(&testing::register("n1", spec))
+        };
+        let label = |i: usize| Label::new(&format!("l{i}")).unwrap();
+        let kind = |i: usize| DeviceType::new(&format!("d{i}")).unwrap();
+        assert_eq!(refused(&|s| s.host = "h".repeat(2000).into()).as_deref(), Some("host"));
+        assert_eq!(refused(&|s| s.host = "a\nb".into()).as_deref(), Some("host"));
+        assert_eq!(refused(&|s| s.devices[3].uuid = "u".repeat(200).into()).as_deref(), Some("devices.uuid"));
+        let labels = |s: &mut NodeSpec| s.labels = (0..300).map(|i| (label(i), label(i))).collect();
+        assert_eq!(refused(&labels).as_deref(), Some("labels"));
+        let prices = |s: &mut NodeSpec| s.cost_per_hour = (0..300).map(|i| (kind(i), 1)).collect();
+        assert_eq!(refused(&prices).as_deref(), Some("cost_per_hour"));
+        assert_eq!(refused(&|s| s.disk = MAX_BYTES + 1).as_deref(), Some("capacity"));
+    }
+
+    #[test]
+    fn every_text_and_list_of_the_others_has_an_end() {
+        let long: std::sync::Arc<str> = "x".repeat(5_000).into();
+        let mut spec = testing::job_spec("t1", Gpus::Whole(1));
+        spec.approved_by = Some(long.clone());
+        assert_eq!(field(&testing::schedule("r1", spec)).as_deref(), Some("approved_by"));
+        let cordon = Cordon { by: "me".into(), reason: long, at_ms: 0 };
+        let node = crate::id::NodeName::new("n1").unwrap();
+        assert_eq!(field(&Intent::Cordon { node, cordon: Some(cordon) }).as_deref(), Some("reason"));
+    }
+}

@@ -1,0 +1,155 @@
+//! The public port's connections: how many there may be, and how long one may take to
+//! say what it wants. Whoever connects and says nothing, or says it byte by byte, is
+//! let go before it keeps others out. It does not know what is asked.
+
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use nix::sys::resource::{Resource, getrlimit};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+/// Connections at a time, where the process may have that many files open.
+const MAX_CONNECTIONS: usize = 16_384;
+/// How long a connection may take to say things.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// For a new one to say which protocol it speaks.
+    greeting: Duration,
+    /// For the head of a call, and between two calls.
+    head: Duration,
+}
+
+/// Clients keep an idle connection for 90 s as a rule: it is theirs to close it.
+const PATIENCE: Patience = Patience { greeting: Duration::from_secs(10), head: Duration::from_secs(100) };
+/// Silence after which an HTTP/2 connection is probed, and how long the answer may take.
+const PROBE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// Pause after a failed accept, e.g. for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What an HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Half of the files that the process may open: the disk and the group need the others.
+fn most_connections() -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(files / 2).unwrap_or(MAX_CONNECTIONS).clamp(64, MAX_CONNECTIONS)
+}
+
+/// Serves until `end` is true; returns when every call under way is answered.
+pub async fn serve(listener: TcpListener, router: Router, end: watch::Receiver<bool>) -> io::Result<()> {
+    serve_within(PATIENCE, listener, router, end).await
+}
+
+async fn serve_within(
+    patience: Patience,
+    listener: TcpListener,
+    router: Router,
+    end: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let most = most_connections();
+    let places = Arc::new(Semaphore::new(most));
+    let mut stop = end.clone();
+    loop {
+        let accepted = tokio::select! {
+            // An error says that whoever could ask for the end is gone.
+            _ = stop.wait_for(|end| *end) => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting on the public port");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // One too many is told at once, by its end, and asks another member.
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            tracing::debug!(most, "a connection too many");
+            continue;
+        };
+        let (router, end) = (router.clone(), end.clone());
+        tokio::spawn(async move {
+            if let Err(error) = connection(patience, stream, router, end).await {
+                tracing::trace!(error, "a public connection");
+            }
+            drop(place);
+        });
+    }
+    let all = u32::try_from(most).unwrap_or(u32::MAX);
+    places.acquire_many(all).await.map(drop).map_err(io::Error::other)
+}
+
+async fn connection(
+    patience: Patience,
+    stream: TcpStream,
+    router: Router,
+    mut end: watch::Receiver<bool>,
+) -> Result<(), String> {
+    // Small answers must not wait for the acknowledgement of the one before (Nagle).
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    tokio::select! {
+        greeted = tokio::time::timeout(patience.greeting, greeting(&stream)) => {
+            greeted.map_err(|_| "it said nothing")?.map_err(|e| e.to_string())?;
+        }
+        _ = end.wait_for(|end| *end) => return Ok(()),
+    }
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(PROBE.0).keep_alive_timeout(PROBE.1);
+    let service = TowerToHyperService::new(router);
+    let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    tokio::select! {
+        served = serving.as_mut() => return served.map_err(|e| e.to_string()),
+        _ = end.wait_for(|end| *end) => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    serving.await.map_err(|e| e.to_string())
+}
+
+/// Waits until the client has said enough to tell HTTP/1 from HTTP/2; what comes after is timed by HTTP itself.
+async fn greeting(stream: &TcpStream) -> io::Result<()> {
+    const LOOK: Duration = Duration::from_millis(10);
+    let mut said = [0; PREFACE.len()];
+    loop {
+        let n = stream.peek(&mut said).await?;
+        if n == 0 || n == said.len() || said[..n] != PREFACE[..n] {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn who_says_nothing_is_let_go() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let (end, ended) = watch::channel(false);
+        let short = Patience { greeting: Duration::from_millis(200), head: Duration::from_millis(200) };
+        let served = tokio::spawn(serve_within(short, listener, router, ended));
+        for beginning in ["", "P", "GET / HTT"] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(beginning.as_bytes()).await.unwrap();
+            let mut rest = Vec::new();
+            let told = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut rest)).await;
+            assert!(told.is_ok(), "{beginning:?} is waited for");
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("here"), "{answer}");
+        end.send_replace(true);
+        served.await.unwrap().unwrap();
+    }
+}
