@@ -89,6 +89,7 @@ fn thread(options: Options, ready: Ready, stopped: &watch::Receiver<bool>) {
 /// Until somebody stops the member, or Raft or one of its tasks stops by itself, which is
 /// fatal: a leader without its proposer, or without reads, would go on leading.
 async fn run(up: &mut Up, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
+    let stopping = stop.clone();
     let mut metrics = up.shared.raft.metrics();
     let broken = metrics.wait_until(|m| m.running_state.is_err());
     tokio::select! {
@@ -101,7 +102,12 @@ async fn run(up: &mut Up, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
             };
             fatal.raise(&format!("raft stopped: {reason}"));
         }
-        ended = up.tasks.ended() => fatal.raise(&ended),
+        ended = up.tasks.ended() => {
+            // A task may see the stop before this one does.
+            if !*stopping.borrow() {
+                fatal.raise(&ended);
+            }
+        }
     }
 }
 

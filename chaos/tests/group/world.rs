@@ -179,9 +179,22 @@ impl World {
         let (in_flight, _) = watch::channel(0);
         let world = self.clone();
         let clock = Arc::new(move || EPOCH_MS + world.lock().now_ms());
-        let shell =
-            Shell { raft: raft.clone(), calls: calls_out, applied: applied.clone(), term, paused, in_flight, clock, hooks: Hooks::default() };
-        SimRuntime::spawn(raft::follow_leadership(raft.clone(), applied.clone(), term_in, Hooks::default().established));
+        let shell = Shell {
+            raft: raft.clone(),
+            calls: calls_out,
+            applied: applied.clone(),
+            term,
+            paused,
+            in_flight,
+            clock,
+            hooks: Hooks::default(),
+        };
+        SimRuntime::spawn(raft::follow_leadership(
+            raft.clone(),
+            applied.clone(),
+            term_in,
+            Hooks::default().established,
+        ));
         SimRuntime::spawn(async move {
             shell.run().await;
             drop(paused_in);
