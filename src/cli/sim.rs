@@ -1,5 +1,7 @@
-//! `nf sim`: plays many worker nodes from a list in one process. What a played
-//! node does is the agent's; this finds the group and the keys.
+//! `nf sim`: plays many worker nodes from a list in one process, and tries placement on
+//! lists. What a played node does is the agent's; this finds the group and the keys.
+
+mod place;
 
 use super::exit::{Exit, fail};
 use super::output::at;
@@ -30,6 +32,11 @@ enum SimCommand {
         after_help = "Examples:\n  nf sim nodes --from openb_node_list_gpu_node.csv\n  nf sim nodes --from nodes.csv --tls-dir ./data/player/tls"
     )]
     Nodes(Nodes),
+    /// Try placement on lists of nodes and requests, without a group
+    #[command(
+        after_help = "Examples:\n  nf sim place --online < session.txt\n  nf sim place --nodes nodes.csv --requests requests.csv --policy fragmentation,best-fit --plot out.svg"
+    )]
+    Place(place::Place),
 }
 
 #[derive(Debug, Args)]
@@ -50,8 +57,11 @@ struct Nodes {
 
 impl Sim {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let SimCommand::Nodes(nodes) = self.command;
-        nodes.run(global).await
+        match self.command {
+            SimCommand::Nodes(nodes) => nodes.run(global).await,
+            // One conversation and no other task: blocking is what it is for.
+            SimCommand::Place(place) => place.run(global),
+        }
     }
 }
 
