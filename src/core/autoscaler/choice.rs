@@ -25,9 +25,9 @@ const WARM_UP_MS: u64 = 300_000;
 /// An advantage smaller than this is chance, parts of a million.
 const CLEAR_PPM: u64 = 3_000;
 
-/// Which forecast is given a chance: from the last beginning, as wide as it gets. The one after all of these is
+/// Which forecast is given a chance: from the last beginning, as narrow as it gets. The one after all of these is
 /// yesterday's.
-const WIDEST: usize = 2;
+const FIRST_TRY: usize = 0;
 
 const HEADROOM_M: u64 = 10;
 /// The way that nobody needs leave for: up for what is there, down as soon as it is gone.
@@ -118,9 +118,9 @@ impl Choice {
         }
     }
 
-    /// The same care with the widest belief in a rhythm.
+    /// The same care with a narrow belief in a rhythm.
     fn give_a_chance(&mut self) {
-        let care = Care { season: Some(WIDEST), ..self.chosen().care };
+        let care = Care { season: Some(FIRST_TRY), ..self.chosen().care };
         if self.chosen().care.season.is_none() {
             self.chosen = self.shadows.iter().position(|s| s.care == care).unwrap_or(self.chosen);
         }
