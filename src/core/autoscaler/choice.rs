@@ -23,11 +23,11 @@ const THRIFT_M: u64 = 850;
 const WARM_UP_MS: u64 = 300_000;
 
 /// An advantage smaller than this is chance, parts of a million.
-const CLEAR_PPM: u64 = 3_000;
+const CLEAR_PPM: u64 = 10_000;
 
-/// Which forecast is given a chance: from the last beginning, as wide as it gets. The one after all of these is
+/// Which forecast is given a chance: from the last beginning, as narrow as it gets. The one after all of these is
 /// yesterday's.
-const WIDEST: usize = 2;
+const FIRST_TRY: usize = 0;
 
 const HEADROOM_M: u64 = 10;
 /// The way that nobody needs leave for: up for what is there, down as soon as it is gone.
@@ -51,6 +51,9 @@ pub fn cares() -> Vec<Care> {
 
 /// Nobody waits longer than this for a forecast to come true.
 const FROZEN_MS: u64 = 1_800_000;
+
+/// What the reference would have paid in so long may be overdrawn, and a hundredth of all it would have paid.
+const CREDIT_MS: u64 = 600_000;
 
 /// What kind of moment it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,7 +112,7 @@ impl Choice {
         // What is done for a forecast costs before it pays, so nobody is judged between the two.
         let expects = self.chosen().care.season.and_then(|way| outlook.season_m.get(way)).is_some_and(|m| *m > 0);
         self.frozen_ms = if moment.burst || expects { self.frozen_ms + feed.dt_ms } else { 0 };
-        let frozen = self.frozen_ms > 0 && self.frozen_ms % FROZEN_MS >= feed.dt_ms;
+        let frozen = self.frozen_ms > 0 && self.frozen_ms % FROZEN_MS >= feed.dt_ms && !self.overdrawn();
         if self.seen_ms >= WARM_UP_MS && !frozen {
             self.choose();
             if moment.untried {
@@ -118,10 +121,16 @@ impl Choice {
         }
     }
 
-    /// The same care with the widest belief in a rhythm.
+    /// More was paid than the reference would have: there is nothing to try anything with.
+    fn overdrawn(&self) -> bool {
+        let credit = self.would_have_paid / 100 + self.would_have_paid / (self.seen_ms / CREDIT_MS).max(1);
+        self.paid > self.would_have_paid + credit
+    }
+
+    /// The same care with a narrow belief in a rhythm.
     fn give_a_chance(&mut self) {
-        let care = Care { season: Some(WIDEST), ..self.chosen().care };
-        if self.chosen().care.season.is_none() {
+        let care = Care { season: Some(FIRST_TRY), ..self.chosen().care };
+        if self.chosen().care.season.is_none() && !self.overdrawn() {
             self.chosen = self.shadows.iter().position(|s| s.care == care).unwrap_or(self.chosen);
         }
     }
@@ -144,9 +153,13 @@ impl Choice {
         let saved_m = saved * 1000 / i128::from(self.would_have_paid.max(1));
         let share =
             u64::try_from((i128::from(COST_M) + saved_m).clamp(THRIFT_M.into(), MOST_M.into())).unwrap_or(COST_M);
+        if self.overdrawn() {
+            self.chosen = LEAN;
+            return;
+        }
         let bound = (self.reference.stage.score.cost / 1000 * share).max(score(LEAN).cost);
         let affordable = |i: &usize| score(*i).cost <= bound;
-        let served = |i: &usize| (score(*i).attained_ppm() / CLEAR_PPM, std::cmp::Reverse((score(*i).cost, *i)));
+        let served = |i: &usize| (score(*i).attained_ppm() / (CLEAR_PPM / 2), std::cmp::Reverse((score(*i).cost, *i)));
         let best = all.clone().filter(affordable).max_by_key(served).unwrap_or(LEAN);
         let better = score(best).attained_ppm() > score(self.chosen).attained_ppm() + CLEAR_PPM;
         if better || !affordable(&self.chosen) {

@@ -26,6 +26,9 @@ const REMEMBERED: usize = 700;
 const LINE_POINTS: usize = 5;
 const LINE_MS: i128 = 75_000;
 
+/// A line whose rest varies so many times as much as chance would is none.
+const BENT: i128 = 3;
+
 /// How far apart two estimates may be, in standard errors, in tenths.
 const AGREE_TENTHS: u64 = 25;
 
@@ -139,6 +142,7 @@ struct Sums {
     wy: i128,
     wxx: i128,
     wxy: i128,
+    wyy: i128,
     count_m: u64,
     /// The lowest and the highest rate.
     low_m: u64,
@@ -167,6 +171,7 @@ impl Sums {
         self.wy += w * y;
         self.wxx += w * x * x;
         self.wxy += w * x * y;
+        self.wyy += w * y * y;
         self.count_m = self.count_m.saturating_add(came.count_m);
     }
 
@@ -190,7 +195,14 @@ impl Sums {
             return plain(mean, error);
         }
         // Per 1,000 seconds, that is a million milliseconds.
-        let slope = (w * self.wxy - self.wx * self.wy) * 1_000_000 / spread;
+        let cross = w * self.wxy - self.wx * self.wy;
+        let slope = cross * 1_000_000 / spread;
+        let left = self.wyy - self.wy * self.wy / w - cross / w * slope / 1_000_000;
+        let points = i128::try_from(self.points).unwrap_or(1);
+        let expected = points * i128::from(dispersion_m) * mean.max(1) * 1000;
+        if left > expected * BENT {
+            return plain(mean, error);
+        }
         // Of a line over w: error · √12 / w.
         let slope_error = error * 3_464_000 / w;
         if slope.abs() <= 2 * slope_error {
