@@ -283,7 +283,10 @@ fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (connections_in, connections) = mpsc::channel(16);
-    tasks.spawn("accepting peers", listener::accept(listener, tls, connections_in, ended, shared.hooks.accepted.clone()));
+    tasks.spawn(
+        "accepting peers",
+        listener::accept(listener, tls, connections_in, ended, shared.hooks.accepted.clone()),
+    );
     let service = PeerServiceServer::new(Service(shared.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);
