@@ -156,7 +156,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept(listener, tls.server.clone(), connections_in, ended));
+        let accepting = tokio::spawn(accept(listener, tls.server.clone(), connections_in, ended, Arc::new(|_| {})));
         let mut silent = Vec::new();
         for _ in 0..HANDSHAKES + 8 {
             silent.push(TcpStream::connect(address).await.unwrap());

@@ -151,10 +151,10 @@ fn allocate(
             // Above the highest in use first: a port just released may still linger in TIME_WAIT.
             let next = used.get_max().map_or(range.first, |max| max.saturating_add(1)).max(range.first);
             let free = (next..=range.last).chain((range.first..=range.last).take_while(|port| *port < next));
-            let free = free.filter(|port| !used.contains(port));
+            let mut free = free.filter(|port| !used.contains(port));
             // Round and round: of few ports the first may be free again when the last is taken.
             let skip = if skip == 0 { 0 } else { usize::from(skip) % free.clone().count().max(1) };
-            Some(free.skip(skip).next()?)
+            Some(free.nth(skip)?)
         }
     };
     Some(Allocation { node: node.no, shares: choice.shares, port, at_ms: state.meta().now_ms })

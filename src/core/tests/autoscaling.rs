@@ -1,6 +1,7 @@
 //! Replays of the autoscaler against the rules that others use.
 
 #![allow(clippy::unwrap_used, clippy::float_arithmetic)]
+#![allow(clippy::disallowed_methods, reason = "tests have an environment; the core has not")]
 
 use nf_core::autoscaler::Service;
 use nf_core::autoscaler::replay::table::{self, TARGETS_M, Terms};
