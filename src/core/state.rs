@@ -134,6 +134,8 @@ pub struct State {
     pub(crate) changes: Option<Changes>,
 }
 
+/// Fewer live replicas than this say little of what will be asked: then the tightest fit counts.
+pub(crate) const WORKLOAD: u64 = 32;
 /// New jobs after which the rules are made again, at the latest.
 const RULES_EVERY: u64 = 512;
 
@@ -251,14 +253,14 @@ impl State {
         self.mix.add(&job.spec.resources, job.spec.replicas.into());
         self.until_rules = self.until_rules.saturating_sub(1);
         if self.until_rules == 0 {
-            self.make_rules(self.rules.policy);
+            self.make_rules(self.rules.policy, WORKLOAD);
         }
     }
 
-    /// Tables for the present workload and the present room.
-    pub(crate) fn make_rules(&mut self, policy: Policy) {
+    /// Tables for the present workload, if it is at least so many requests, and the present room.
+    pub(crate) fn make_rules(&mut self, policy: Policy, least: u64) {
         let worth = match policy {
-            Policy::Fragmentation => Arc::new(Worth::new(&self.mix, &self.capacity)),
+            Policy::Fragmentation if self.mix.total() >= least => Arc::new(Worth::new(&self.mix, &self.capacity)),
             _ => Arc::default(),
         };
         self.rules = Arc::new(Rules { policy, worth });
@@ -284,7 +286,7 @@ impl State {
     pub(crate) fn reclass_all(&mut self) {
         let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|no| self.reclass(no));
-        self.make_rules(self.rules.policy);
+        self.make_rules(self.rules.policy, WORKLOAD);
     }
 
     /// Moves a job whose replicas have all ended to the history.
@@ -389,7 +391,7 @@ impl State {
         let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
         if self.capacity.kinds_of_hardware() != known {
-            self.make_rules(self.rules.policy);
+            self.make_rules(self.rules.policy, WORKLOAD);
         }
         self.room += 1;
     }

@@ -190,3 +190,6 @@ pub fn siblings(replicas: &[crate::job::Replica], arrangement: Arrangement) -> B
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

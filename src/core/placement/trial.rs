@@ -8,7 +8,7 @@ use crate::id::{DeviceType, Incarnation, ModelId, NodeName, NodeNo, TenantId, Ve
 use crate::job::{Constraints, JobSpec, Runtime};
 use crate::node::{Device, DeviceKind, Node, NodeKind, NodeSpec, NodeState};
 use crate::resources::Resources;
-use crate::state::State;
+use crate::state::{State, WORKLOAD};
 use std::sync::Arc;
 
 /// A node to place on. All its devices are alike and in one island.
@@ -74,7 +74,7 @@ impl Trial {
 
     /// Makes the tables from what is known now.
     pub fn refresh(&mut self) {
-        self.state.make_rules(self.policy);
+        self.state.make_rules(self.policy, if self.learns { WORKLOAD } else { 1 });
         self.due = if self.learns { self.state.until_rules } else { REFRESH };
         self.fresh = true;
     }

@@ -1,0 +1,97 @@
+//! Gangs on four nodes against counting by hand: all replicas get a place exactly when
+//! there is room for all of them, and no device gives more than it has.
+
+use super::*;
+use crate::ledger;
+use crate::resources::Gpus;
+use crate::sim::Rng;
+use crate::testing;
+
+/// Four nodes with some of their devices held, and a workload that is known.
+fn cluster(rng: &mut Rng) -> State {
+    let mut state = State::new();
+    for i in 0..4 {
+        let mut spec = testing::node_spec(rng.between(1, 8) as u16);
+        spec.cpu_milli = rng.between(2, 16) * 1000;
+        testing::run(&mut state, testing::register(&format!("n{i}"), spec));
+    }
+    for _ in 0..rng.below(10) {
+        let mut spec = testing::job_spec("t1", ask(rng));
+        spec.resources.cpu_milli = rng.below(3) * 500;
+        state.mix.add(&spec.resources, rng.between(1, 20));
+        if let Some(pick) = place_one(&state, &spec, &Limits::default()) {
+            state.book(&spec, 0, &pick.alloc);
+        }
+    }
+    state.make_rules(*rng.pick(&Policy::ALL), 1);
+    state
+}
+
+fn ask(rng: &mut Rng) -> Gpus {
+    match rng.below(2) {
+        0 => Gpus::Milli(rng.between(1, 9) as u16 * 100),
+        _ => Gpus::Whole(rng.between(1, 4) as u16),
+    }
+}
+
+/// Replicas that a node has room for, counted without the placer.
+fn room(state: &State, node: &Node, spec: &JobSpec) -> u64 {
+    let used = state.ledger().node(node.no).unwrap();
+    let free = |i: usize| 1000 - u64::from(used.devices[i].milli);
+    let devices = 0..node.spec.devices.len();
+    let gpu: u64 = match spec.resources.gpu {
+        Gpus::None => u64::MAX,
+        Gpus::Milli(milli) => devices.map(|i| free(i) / u64::from(milli)).sum(),
+        Gpus::Whole(n) if spec.constraints.same_island => {
+            let mut islands: BTreeMap<u16, u64> = BTreeMap::new();
+            devices
+                .filter(|i| free(*i) == 1000)
+                .for_each(|i| *islands.entry(node.spec.devices[i].island).or_default() += 1);
+            islands.values().map(|idle| idle / u64::from(n)).sum()
+        }
+        Gpus::Whole(n) => devices.filter(|i| free(*i) == 1000).count() as u64 / u64::from(n),
+    };
+    let cpu = node.spec.cpu_milli - used.cpu_milli;
+    gpu.min(cpu.checked_div(spec.resources.cpu_milli).unwrap_or(u64::MAX))
+}
+
+#[test]
+fn a_gang_is_placed_exactly_when_all_of_it_fits() {
+    for seed in 0..1000 {
+        let mut rng = Rng::new(seed);
+        let mut state = cluster(&mut rng);
+        let mut spec = testing::job_spec("t1", ask(&mut rng));
+        spec.resources.cpu_milli = rng.below(4) * 500;
+        spec.constraints.same_island = rng.chance(300);
+        spec.gang = true;
+        spec.replicas = rng.between(1, 12) as u16;
+        let fits: u64 = state.nodes().values().map(|node| room(&state, node, &spec)).sum();
+        let wanted: Vec<u16> = (0..spec.replicas).collect();
+        let picks = place(&state, &spec, &wanted, Limits::default());
+        let expected = if fits >= u64::from(spec.replicas) { wanted.len() } else { 0 };
+        assert_eq!(picks.len(), expected, "seed {seed}: room for {fits}, {spec:?}");
+        for (replica, pick) in &picks {
+            let node = state.node(pick.alloc.node).unwrap().clone();
+            let used = state.ledger().node(node.no).unwrap();
+            ledger::fits(&spec.resources, &pick.alloc, &node.spec, used).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            state.book(&spec, *replica, &pick.alloc);
+        }
+    }
+}
+
+#[test]
+fn every_choice_carries_its_terms_and_a_runner_up() {
+    let mut rng = Rng::new(3);
+    for policy in Policy::ALL {
+        let mut state = cluster(&mut rng);
+        state.make_rules(policy, 1);
+        let spec = testing::job_spec("t1", Gpus::Milli(100));
+        let Some(pick) = place_one(&state, &spec, &Limits::default()) else { continue };
+        assert!(pick.why.candidates >= 1);
+        assert_eq!(pick.why.runner_up.is_some(), pick.why.candidates > 1, "{policy:?}");
+        if policy != Policy::Random {
+            assert_eq!(pick.why.score, pick.why.terms.total(policy));
+        }
+        assert_eq!(place_one(&state, &spec, &Limits::default()), Some(pick), "the same state gives the same place");
+    }
+}
