@@ -21,7 +21,7 @@ impl Day {
     pub fn push(&mut self, now_ms: u64, count_m: u64) {
         let slot = now_ms.saturating_sub(1) / ROLL_UP_MS;
         match self.past.back_mut() {
-            Some((last, sum)) if *last == slot => *sum += count_m,
+            Some((last, sum)) if *last == slot => *sum = sum.saturating_add(count_m),
             _ => self.past.push_back((slot, count_m)),
         }
         while self.past.len() > REMEMBERED {
@@ -46,7 +46,7 @@ impl Day {
         let slot = at_ms.checked_sub(DAY_MS)? / ROLL_UP_MS;
         let found = self.past.binary_search_by_key(&slot, |(n, _)| *n).ok()?;
         // The newest one is not full yet.
-        (found + 1 < self.past.len()).then(|| self.past[found].1 * 1000 / ROLL_UP_MS)
+        (found + 1 < self.past.len()).then(|| self.past[found].1 / (ROLL_UP_MS / 1000))
     }
 
     /// The most that the next `lead_ms` bring when today goes on from `now_m` as yesterday did from then; 0 for unknown.

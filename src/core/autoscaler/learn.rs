@@ -36,22 +36,32 @@ impl ServiceTime {
         ms.clamp((self.configured_ms / FARTHEST).max(1), self.configured_ms * FARTHEST)
     }
 
-    /// A sight without a gap before it. While requests wait, some may give up, and what gave up was not
-    /// done: nothing is learned then.
-    pub fn seen(&mut self, dt_ms: u64, running_m: u64, queue_m: u64, arrivals_m: u64) {
+    /// A sight without a gap before it. Where waiting requests may leave, what left was not done, so nothing
+    /// is learned while any wait.
+    pub fn seen(&mut self, dt_ms: u64, running_m: u64, queue_m: u64, arrivals_m: u64, leaving: bool) {
         let Some((running, queue)) = self.before.replace((running_m, queue_m)) else { return };
-        if (queue_m + queue) * 20 > running_m + running || running_m + running == 0 {
+        let both = running + running_m;
+        let waiting = (queue_m + queue) * 20 > both;
+        // While it fills or empties, the mean of both ends says little about what was between.
+        let moving = running.abs_diff(running_m) * 8 > both + 16_000;
+        if both == 0 || moving || (waiting && (leaving || queue == 0 || queue_m == 0)) {
             return;
         }
         let Some(done) = (running + queue + arrivals_m).checked_sub(running_m + queue_m) else { return };
+        let (mut busy, mut done) = (u128::from(both / 2) * u128::from(dt_ms), u128::from(done));
+        // No single sight is worth more than a quarter of all before it.
+        let most = self.done_m / 4 + 1;
+        if done > most {
+            (busy, done) = (busy * most / done, most);
+        }
         let keep = 1_000_000 - u128::from((dt_ms * 693_000 / HALF_LIFE_MS).min(500_000));
         let floor = u128::from(PRIOR_DONE_M) / 4;
         if self.done_m > floor {
             self.busy = self.busy * keep / 1_000_000;
             self.done_m = (self.done_m * keep / 1_000_000).max(1);
         }
-        self.busy += u128::from((running + running_m) / 2) * u128::from(dt_ms);
-        self.done_m += u128::from(done);
+        self.busy += busy;
+        self.done_m += done;
     }
 
     /// The thread is lost: what comes next is not compared with what was before.
@@ -103,16 +113,29 @@ mod tests {
         let mut time = ServiceTime::new(2_000);
         for _ in 0..1_000 {
             // 10 requests a second of three seconds each.
-            time.seen(5_000, 30_000, 0, 50_000);
+            time.seen(5_000, 30_000, 0, 50_000, false);
         }
         assert!(time.ms().abs_diff(3_000) < 30, "{}", time.ms());
+    }
+
+    #[test]
+    fn a_service_that_fills_up_or_is_full_does_not_mislead() {
+        let mut time = ServiceTime::new(2_000);
+        time.seen(15_000, 0, 0, 0, false);
+        time.seen(15_000, 320_000, 0, 3_200_000, false);
+        assert_eq!(time.ms(), 2_000, "from nothing to everything in one tick");
+        for k in 1..100 {
+            // 288 slots that are all busy, three seconds each, while the line grows.
+            time.seen(15_000, 288_000, k * 320_000, 1_760_000, false);
+        }
+        assert!(time.ms().abs_diff(3_000) < 60, "{}", time.ms());
     }
 
     #[test]
     fn what_waits_and_gives_up_teaches_nothing() {
         let mut time = ServiceTime::new(2_000);
         for _ in 0..1_000 {
-            time.seen(5_000, 30_000, 20_000, 500_000);
+            time.seen(5_000, 30_000, 20_000, 500_000, true);
         }
         assert_eq!(time.ms(), 2_000);
     }

@@ -188,7 +188,9 @@ impl Autoscaler {
         self.arrivals_m = arrivals;
         self.leaving.seen(&self.service, self.time.ms(), sight);
         match (sight.doubt, sight.running_m, sight.queue_m) {
-            (None, Some(running), Some(queue)) => self.time.seen(sight.dt_ms, running, queue, arrivals),
+            (None, Some(running), Some(queue)) => {
+                self.time.seen(sight.dt_ms, running, queue, arrivals, self.leaving.told());
+            }
             _ => self.time.gap(),
         }
         self.staffing.follow(self.time.ms());

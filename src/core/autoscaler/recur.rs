@@ -83,7 +83,7 @@ impl Recurrence {
                 }
             }
             Phase::Burst { since_ms, count_m: before, high_m } => {
-                let (count_m, high_m) = (before + count_m, high_m.max(level.now_m));
+                let (count_m, high_m) = (before.saturating_add(count_m), high_m.max(level.now_m));
                 // Over when it has fallen below half of the way down.
                 if level.now_m <= usual + (high_m.saturating_sub(usual)) / 2 {
                     let lasted = now_ms.saturating_sub(since_ms + dt_ms).max(1);

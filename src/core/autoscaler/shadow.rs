@@ -67,21 +67,21 @@ impl Stage {
         let before = self.queue_m;
         let mut after = before.saturating_add(feed.arrivals_m).saturating_sub(served);
         let patience = pace.saturating_mul(feed.service.wait_ms) / 1000;
-        self.score.all_m += feed.arrivals_m;
+        self.score.all_m = self.score.all_m.saturating_add(feed.arrivals_m);
         self.score.cost += u64::from(self.fleet.total()) * feed.dt_ms;
         if feed.impatient {
             let left = after.saturating_sub(patience);
             after -= left;
-            self.score.in_time_m += feed.arrivals_m.saturating_sub(left);
+            self.score.in_time_m = self.score.in_time_m.saturating_add(feed.arrivals_m.saturating_sub(left));
         } else {
             // The wait changes evenly over the interval; so much of it was within the bound.
             let (low, high) = (before.min(after), before.max(after));
             let part = match (low <= patience, high <= patience) {
                 (true, true) => 1000,
                 (false, _) => 0,
-                (true, false) => (patience - low) * 1000 / (high - low),
+                (true, false) => (patience - low).saturating_mul(1000) / (high - low),
             };
-            self.score.in_time_m += feed.arrivals_m * part / 1000;
+            self.score.in_time_m = self.score.in_time_m.saturating_add(feed.arrivals_m / 1000 * part);
         }
         self.queue_m = after;
     }
@@ -151,14 +151,15 @@ impl Reference {
         let rate = feed.arrivals_m.saturating_mul(1000) / feed.dt_ms.max(1);
         let room = feed.service.slots_m(self.stage.fleet.ready);
         let running = if self.stage.queue_m > 0 { room } else { load_m(rate, feed.service_ms).min(room) };
-        self.inside.push_back((feed.now_ms, running + self.stage.queue_m));
+        self.inside.push_back((feed.now_ms, running.saturating_add(self.stage.queue_m)));
         while self.inside.front().is_some_and(|(at, _)| at + STABLE_MS <= feed.now_ms) {
             self.inside.pop_front();
         }
         let over = |span: u64| {
             let recent = self.inside.iter().rev();
-            let (sum, n) =
-                recent.take_while(|(at, _)| at + span > feed.now_ms).fold((0, 0), |(s, n), i| (s + i.1, n + 1));
+            let (sum, n) = recent
+                .take_while(|(at, _)| at + span > feed.now_ms)
+                .fold((0_u64, 0), |(s, n), i| (s.saturating_add(i.1), n + 1));
             let each = u64::from(feed.service.slots) * TARGET_M * n.max(1);
             u32::try_from(sum.div_ceil(each)).unwrap_or(u32::MAX)
         };

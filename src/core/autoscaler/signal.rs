@@ -57,7 +57,7 @@ impl Reading {
 
     pub fn known(self) -> Option<u64> {
         match self {
-            Reading::Known(milli) => Some(milli),
+            Reading::Known(milli) => Some(milli).filter(|m| *m <= BEYOND_M),
             Reading::Missing | Reading::Absurd => None,
         }
     }
@@ -108,6 +108,9 @@ const DISBELIEFS: u32 = 3;
 /// A gap of more than this many ticks makes a sight stale.
 const GAP_TICKS: u64 = 5;
 
+/// A longer interval is not averaged over.
+const LONGEST_MS: u64 = 3_600_000;
+
 /// The watch at the door: remembers what it needs to tell whether a number can be.
 #[derive(Clone, Debug, Default)]
 pub struct Intake {
@@ -125,7 +128,8 @@ impl Intake {
         if self.last_ms.is_some_and(|last| signals.at_ms <= last) {
             return None;
         }
-        let dt_ms = self.last_ms.map_or(service.tick_ms, |last| signals.at_ms - last);
+        let passed = self.last_ms.map_or(service.tick_ms, |last| signals.at_ms - last);
+        let dt_ms = passed.min(LONGEST_MS);
         self.last_ms = Some(signals.at_ms);
         let mut sight = Sight {
             dt_ms,
@@ -133,7 +137,8 @@ impl Intake {
             starting: signals.starting.whole(),
             queue_m: signals.queue.known(),
             running_m: signals.running.known(),
-            arrivals_m: signals.arrivals.known(),
+            // More than a million a second is nobody's load, and what came over hours says nothing about now.
+            arrivals_m: signals.arrivals.known().filter(|m| *m / dt_ms <= 1_000_000 && passed == dt_ms),
             p95_ms: signals.p95_ms.known().map(|m| m / 1000),
             doubt: None,
         };
