@@ -2,6 +2,7 @@
 //! REST clients of any member, except `serve`, `dev` and `sim`, which start processes.
 //! It does not know how the group decides.
 
+mod audit;
 mod bench;
 mod client;
 mod cluster;
@@ -124,6 +125,9 @@ enum Command {
         after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model pull magika@v1 --store file:///srv/models -o json"
     )]
     Model(model::Model),
+    /// Check an export of the audit trail, without the group
+    #[command(after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl -o json")]
+    Audit(audit::Audit),
     /// Choose which group the commands speak to
     #[command(after_help = "Examples:\n  nf context list\n  nf context use dev")]
     Context(contexts::Contexts),
@@ -169,6 +173,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(serve) => return serve.run(),
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
+        Command::Audit(audit) => return audit.run(&global),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
             return Ok(());
@@ -197,6 +202,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Serve(_)
             | Command::Config(_)
             | Command::Context(_)
+            | Command::Audit(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),
         }

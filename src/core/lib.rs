@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod autoscaler;
 pub mod bounds;
+pub mod audit;
 pub mod capacity;
 pub mod codec;
 pub mod command;

@@ -1,4 +1,9 @@
-//! Who is who: keys and certificates. It does not know what the connections carry.
+//! Who is who, and who signed what: keys, certificates, tokens, signatures, and the
+//! audit trail as a file. It does not know what the connections carry.
 
+pub mod audit;
+mod encoding;
+mod json;
+pub mod jwt;
 pub mod signing;
 pub mod tls;

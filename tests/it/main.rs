@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod api;
+mod audit_export;
 mod cli;
 mod commands;
 mod documents;

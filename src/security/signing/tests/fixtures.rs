@@ -1,7 +1,6 @@
-//! Signatures that real tools made: sigstore-rs, sigstore-js, model_signing, OpenBao,
-//! liboqs and Go. They lie outside the repository (`NF_SIGNING_FIXTURES`, or
-//! `shared/fixtures/signing` beside it); without them the tests say loudly that
-//! they were skipped.
+//! Signatures that real tools made: those of `tests/data/signing`, and a second set
+//! that lies outside the repository (`NF_SIGNING_FIXTURES`, or
+//! `shared/fixtures/signing` beside it), whose absence is said loudly.
 
 use super::super::{Artefact, Demand, Expect, KeyRing, Policy, Refusal, Roots, Verdict, verify};
 use super::forge::NOW;
@@ -34,6 +33,49 @@ fn judge(dir: &Path, artefact: &str, signature: &str, key: &str) -> Result<Verdi
         false => Artefact::File(&path),
     };
     verify(&policy, &artefact, &fs::read(dir.join(signature)).unwrap())
+}
+
+/// The repository's own set.
+fn own() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/signing")
+}
+
+#[test]
+fn each_tools_signatures_are_accepted() {
+    let cases = [
+        ("manifest.json", "manifest.p256.sig", "p256.pub.pem"),
+        ("manifest.json", "manifest.p384.sig", "p384.pub.pem"),
+        ("manifest.json", "manifest.p521.sig", "p521.pub.pem"),
+        ("manifest.json", "manifest.rsa.sig", "rsa.pub.pem"),
+        ("manifest.json", "manifest.message.sigstore.json", "p256.pub.pem"),
+        ("manifest.json", "manifest.dsse.sigstore.json", "p256.pub.pem"),
+        ("model", "model.p256.sig", "p256.pub.pem"),
+        ("model", "model.p384.sig", "p384.pub.pem"),
+        ("model", "model.p521.sig", "p521.pub.pem"),
+        ("model", "model.cert.sig", "roots:root.pem"),
+        ("manifest.json", "vault.ecdsa-p256.sig.json", "vault.ecdsa-p256.key.json"),
+        ("manifest.json", "vault.ecdsa-p256.jws.sig.json", "vault.ecdsa-p256.key.json"),
+        ("manifest.json", "vault.ecdsa-p384.sig.json", "vault.ecdsa-p384.key.json"),
+        ("manifest.json", "vault.ecdsa-p384.sha384.sig.json", "vault.ecdsa-p384.key.json"),
+        ("manifest.json", "vault.ecdsa-p521.sig.json", "vault.ecdsa-p521.key.json"),
+        ("manifest.json", "vault.rsa-2048.sig.json", "vault.rsa-2048.key.json"),
+        ("manifest.json", "vault.ed25519.sig.json", "vault.ed25519.key.json"),
+    ];
+    for (artefact, signature, key) in cases {
+        let verdict = judge(&own(), artefact, signature, key);
+        let verdict = verdict.unwrap_or_else(|e| panic!("{signature}: {e} {:?}", e.field));
+        println!("{signature}: {} by {}", verdict.format, verdict.signatures[0].algorithm);
+        let other = if key == "rsa.pub.pem" { "p256.pub.pem" } else { "rsa.pub.pem" };
+        let refusal = judge(&own(), artefact, signature, other).unwrap_err();
+        assert_eq!(refusal.reason, Reason::SignatureInvalid, "{signature} with {other}: {refusal}");
+    }
+}
+
+/// `vault write transit/keys/KEY/config min_decryption_version=2` retires version 1.
+#[test]
+fn a_rotated_key_of_vault_retires_the_old_signature() {
+    let refusal = judge(&own(), "manifest.json", "vault.ecdsa-p256.sig.json", "vault.ecdsa-p256.rotated.key.json");
+    assert_eq!(refusal.unwrap_err().reason, Reason::KeyVersionRetired);
 }
 
 const MODEL: &str = "model-signing/model-tiny";

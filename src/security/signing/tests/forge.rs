@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use std::fs;
 use tempfile::TempDir;
 
-/// Noon of 2026-11-23, UTC.
-pub const NOW: u64 = 1_795_435_200;
+/// Noon of 2026-11-24, UTC.
+pub const NOW: u64 = 1_795_521_600;
 pub const MESSAGE: &[u8] = b"{\"model_id\":\"m1\",\"version\":\"v1\"}\n";
 
 pub enum Key {

@@ -28,6 +28,47 @@ pub fn read<T: de::DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
+/// RFC 8785 JSON of a value, as far as numbers are whole: the one text that two
+/// parties hash alike. None where there is another number.
+pub fn canonical(value: &Value) -> Option<String> {
+    let mut out = String::new();
+    write(value, &mut out)?;
+    Some(out)
+}
+
+fn write(value: &Value, out: &mut String) -> Option<()> {
+    match value {
+        Value::Number(number) if number.is_f64() => return None,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => out.push_str(&value.to_string()),
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write(item, out)?;
+            }
+            out.push(']');
+        }
+        Value::Object(entries) => {
+            let mut entries: Vec<_> = entries.iter().collect();
+            // By UTF-16 code units, as the RFC says.
+            entries.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+            out.push('{');
+            for (i, (name, entry)) in entries.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::from(name.as_str()).to_string());
+                out.push(':');
+                write(entry, out)?;
+            }
+            out.push('}');
+        }
+    }
+    Some(())
+}
+
 #[derive(Clone, Copy)]
 struct Strict {
     depth: u32,
@@ -115,6 +156,16 @@ mod tests {
             assert!(parse(bad.as_bytes()).is_err(), "{bad}");
         }
         assert!(parse(&[b'"', 0xff, b'"']).is_err(), "not UTF-8");
+    }
+
+    #[test]
+    fn canonical_text_has_names_in_order_and_no_blanks() {
+        let value = parse(br#" {"b" : [1, -2, true, null], "a": {"\u20ac": "\u0001\n\"\\", "\r": {}}} "#).unwrap();
+        assert_eq!(
+            canonical(&value).unwrap(),
+            "{\"a\":{\"\\r\":{},\"\u{20ac}\":\"\\u0001\\n\\\"\\\\\"},\"b\":[1,-2,true,null]}"
+        );
+        assert_eq!(canonical(&parse(b"[0.5]").unwrap()), None);
     }
 
     #[test]

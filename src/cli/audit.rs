@@ -1,0 +1,85 @@
+//! `nf audit`: checks an export of the audit trail on this machine alone, so that
+//! nobody has to trust the group about its own past.
+
+use super::exit::{Exit, fail};
+use super::{Global, output};
+use crate::security::audit;
+use clap::{Args, Subcommand};
+use nf_core::audit::Receipt;
+use serde_json::json;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Audit {
+    #[command(subcommand)]
+    command: AuditCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Check every entry, hash and link of an export
+    #[command(
+        after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl --receipt 17:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --checkpoint last-week.json\n\nExit: 0 when it holds, 1 with the first bad seq when it does not. Whoever holds a quorum can write a trail\nanew; receipts (the X-NF-Audit of an answer) and checkpoints that were kept elsewhere are what shows it."
+    )]
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// The export, one JSON line for each entry
+    file: PathBuf,
+    /// A receipt that was kept: SEQ:HASH, as X-NF-Audit had it
+    #[arg(long, value_name = "SEQ:HASH")]
+    receipt: Vec<Receipt>,
+    /// A checkpoint that was kept: the last line of an older export, in a file
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Vec<PathBuf>,
+}
+
+impl Audit {
+    pub fn run(self, global: &Global) -> anyhow::Result<()> {
+        match self.command {
+            AuditCommand::Verify(verify) => verify.run(global),
+        }
+    }
+}
+
+impl Verify {
+    fn run(self, global: &Global) -> anyhow::Result<()> {
+        let bad = |path: &PathBuf, e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
+        let file = File::open(&self.file).map_err(|e| bad(&self.file, &e))?;
+        let mut kept = Vec::new();
+        for path in &self.checkpoint {
+            let text = std::fs::read_to_string(path).map_err(|e| bad(path, &e))?;
+            kept.push(audit::read_checkpoint(&text).map_err(|e| bad(path, &e))?);
+        }
+        let name = self.file.display().to_string();
+        let summary = match audit::verify(BufReader::new(file), &self.receipt, &kept) {
+            Ok(summary) => summary,
+            Err(error) => {
+                if !global.for_people() {
+                    let value = json!({ "verified": false, "seq": error.seq(), "detail": error.to_string() });
+                    output::put(&output::object(global.style(), &value, &name, String::new)?);
+                }
+                let text = format!("{name}: {error}\n  try: compare it with another member's export");
+                return Err(fail(Exit::Failed, text));
+            }
+        };
+        let end = &summary.checkpoint;
+        let value = json!({
+            "verified": true, "entries": end.size, "origin": end.origin, "head": end.head.to_string(),
+            "root": end.root.to_string(), "receipts": summary.receipts, "checkpoints": summary.checkpoints,
+        });
+        let people = || {
+            let kept = format!("{} receipts, {} checkpoints", summary.receipts, summary.checkpoints);
+            format!(
+                "holds   {} entries of {}\nhead    {}\nroot    {}\nagrees  {kept}\n",
+                end.size, end.origin, end.head, end.root
+            )
+        };
+        output::put(&output::object(global.style(), &value, &name, people)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+MIGIAkIB+gb13bV4ukNg/bwyDUpt5Bh2doRzdBB30YSC4lrPr+rs+O1mYdmKVCrj9JQlfM5VZBch/VsWSNN5I88ypyUGy14CQgEawbfKNhhtBiT1W6hiNFmq25uUeuaDy2mLhjB31w7f7spN73QM9MqQoi+euT7uJQJZ3nndUxD7zmUMiufivCvRgw==

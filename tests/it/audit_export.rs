@@ -1,0 +1,84 @@
+//! An export of the audit trail, checked by `nf audit verify` and by the Python
+//! script of the documents: both find the same line. The trail is made here by the
+//! core; how a member exports its own is another test's business.
+
+use neural_fabric::security::audit::{last_line, line};
+use nf_core::audit::{Action, Actor, Chain, Check, Record, Refs};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+fn trail(n: u64) -> Vec<String> {
+    let mut chain = Chain::default();
+    let record = |n: u64| Record {
+        at_ms: 1_795_435_200_000 + n,
+        actor: Actor { subject: "ada \"\\\n\u{1}é\u{7f}".into(), tenant: None, token: None, node: None },
+        action: Action::QuotaSet,
+        object: format!("quota/t{n}").into(),
+        checks: [Check::default(); 7],
+        refs: Refs::default(),
+        refused: None,
+        count: 1,
+    };
+    let mut lines: Vec<String> = (1..=n).map(|i| line(&chain.append(record(i)).0)).collect();
+    lines.push(last_line(&chain.checkpoint("blue")));
+    lines
+}
+
+/// Exit code and stderr of both checkers.
+fn both(dir: &Path, lines: &[String]) -> [(i32, String); 2] {
+    let file = dir.join("export.jsonl");
+    fs::write(&file, lines.concat()).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/audit_verify.py");
+    let mut ours = Command::new(env!("CARGO_BIN_EXE_nf"));
+    ours.env_clear().args(["audit", "verify"]).arg(&file);
+    let mut theirs = Command::new("python3");
+    theirs.arg(script).arg(&file);
+    [ours, theirs].map(|mut command| {
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    })
+}
+
+#[test]
+fn both_checkers_find_the_same_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = trail(21);
+    for (code, err) in both(dir.path(), &lines) {
+        assert_eq!(code, 0, "{err}");
+    }
+    let mut changed = lines.clone();
+    changed[6] = changed[6].replace("quota/t7", "quota/t8");
+    let mut removed = lines.clone();
+    removed.remove(6);
+    let mut swapped = lines.clone();
+    swapped.swap(6, 7);
+    let mut cut = lines.clone();
+    cut.truncate(6);
+    for (what, spoilt) in [("changed", changed), ("removed", removed), ("swapped", swapped), ("cut", cut)] {
+        let [(code, ours), (python, theirs)] = both(dir.path(), &spoilt);
+        assert_eq!((code, python != 0), (1, true), "{what}: {ours} {theirs}");
+        let named = if what == "cut" { "seq 6" } else { "seq 7" };
+        assert!(ours.contains(named) && theirs.contains(named), "{what}: {ours} {theirs}");
+    }
+}
+
+#[test]
+fn a_receipt_that_was_kept_is_held_against_the_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = trail(3);
+    let file = dir.path().join("export.jsonl");
+    fs::write(&file, lines.concat()).unwrap();
+    let hash = lines[1].rsplit('"').nth(1).unwrap().to_owned();
+    let run = |receipt: &str| {
+        let mut nf = Command::new(env!("CARGO_BIN_EXE_nf"));
+        nf.env_clear().args(["audit", "verify"]).arg(&file).args(["--receipt", receipt, "-o", "json"]);
+        let output = nf.output().unwrap();
+        (output.status.code().unwrap(), serde_json::from_slice::<serde_json::Value>(&output.stdout).ok())
+    };
+    let (code, told) = run(&format!("2:{hash}"));
+    assert_eq!((code, &told.unwrap()["receipts"]), (0, &1.into()));
+    let (code, told) = run(&format!("1:{hash}"));
+    assert_eq!((code, &told.unwrap()["seq"]), (1, &1.into()), "rewritten since");
+    assert_eq!(run("nonsense").0, 2);
+}
