@@ -121,7 +121,7 @@ impl Autoscale {
             service_ms: ms(self.service_time),
             gpus: self.gpus.max(1),
         };
-        if service.tick_ms % 1000 != 0 {
+        if !service.tick_ms.is_multiple_of(1000) {
             return Err("--tick: whole seconds, please".to_owned());
         }
         service.check().map_err(|e| e.to_string())

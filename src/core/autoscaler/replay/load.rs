@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn the_logarithm_is_that_of_the_book() {
-        let ln = |u: u32| minus_ln_q32(u) * 1_000_000 >> 32;
+        let ln = |u: u32| (minus_ln_q32(u) * 1_000_000) >> 32;
         assert!(ln(1 << 31).abs_diff(693_147) < 5, "{}", ln(1 << 31));
         assert!(ln(429_496_730).abs_diff(2_302_585) < 5, "{}", ln(429_496_730));
         assert!(ln(u32::MAX) < 5, "{}", ln(u32::MAX));

@@ -82,7 +82,7 @@ pub fn run(service: &Service, load: &Load, policy: &mut dyn Policy, start: u32, 
         }
         world.advance(end);
         world.pay(STEP_MS);
-        if end % 60_000 == 0 {
+        if end.is_multiple_of(60_000) {
             let replicas = world.ready + world.starting.len() as u32;
             world.outcome.minutes.push((end / 1000, minute, replicas, world.line.len() as u64));
             minute = 0;
@@ -149,7 +149,7 @@ impl World<'_> {
         }
         let inside = (self.line.len() + self.running.len()) as u64;
         policy.sample(now, inside, self.ready);
-        if now % policy.period_ms(self.service) != 0 {
+        if !now.is_multiple_of(policy.period_ms(self.service)) {
             return None;
         }
         let p95 = percentile(&mut self.latencies);
