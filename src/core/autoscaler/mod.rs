@@ -9,6 +9,7 @@ pub mod choice;
 pub mod day;
 pub mod decision;
 pub mod fleet;
+pub mod joint;
 pub mod learn;
 pub mod plan;
 pub mod recur;

@@ -224,7 +224,7 @@ proptest! {
         let mut now = 0;
         for step in seen {
             // Time goes on in most steps and back in some.
-            let at_ms = if step.at_ms % 11 == 0 { now / 2 } else { now + 1 + step.at_ms };
+            let at_ms = if step.at_ms.is_multiple_of(11) { now / 2 } else { now + 1 + step.at_ms };
             now = now.max(at_ms);
             let step = Signals { at_ms, ..step };
             let decision = scaler.step(&step);
