@@ -5,9 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod audit;
 pub mod autoscaler;
 pub mod bounds;
-pub mod audit;
 pub mod capacity;
 pub mod codec;
 pub mod command;
