@@ -33,7 +33,7 @@ sim: prerequisites ## 10,000 simulated seeds
 soak: prerequisites venv ## the long walks: etcd comparison, many leader failures
 	tests/run soak
 
-bench: prerequisites ## criterion benchmarks; figures, never pass or fail
+bench: prerequisites ## the criterion benchmarks that there are; figures, never pass or fail
 	tests/run bench
 
 fmt: ## format the code

@@ -15,7 +15,7 @@ pub use links::{PLAYER, TlsDial};
 
 use crate::config::parse::{Pqc, Role};
 use crate::config::{Error as ConfigError, Settings};
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,6 +48,11 @@ pub fn run(settings: Settings, extras: Extras) -> Result<()> {
         true => tracing::info!(mode, "starting"),
         false => {
             tracing::info!(mode, missing = missing.join(", "), "starting; production would also need what is missing")
+        }
+    }
+    for (row, value, origin) in settings.view() {
+        if row.unused && !value.is_empty() {
+            tracing::info!(setting = row.env, %origin, "is set, and not used by this build");
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -112,8 +117,6 @@ impl Stop {
 
 fn write_ready(path: Option<&PathBuf>, url: &str) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
-    let temporary = path.with_extension("new");
     let text = serde_json::json!({ "addrs": [url], "pid": std::process::id() }).to_string();
-    std::fs::write(&temporary, text).with_context(|| path.display().to_string())?;
-    std::fs::rename(&temporary, path).with_context(|| path.display().to_string())
+    Ok(crate::storage::replace_file(&std::path::absolute(path)?, text.as_bytes())?)
 }

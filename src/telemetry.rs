@@ -13,6 +13,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Most tenants with a label of their own; the others share [`OTHER`].
 pub const MAX_TENANTS: usize = 50;
+/// Most pairs of tenant and model with a series of their own, in each family.
+pub const MAX_MODELS: usize = 100;
 /// The label of whatever is past a bound.
 pub const OTHER: &str = "other";
 /// What is logged where neither `NF_LOG` nor `RUST_LOG` says: our own words, and warnings of others.
@@ -48,6 +50,12 @@ pub struct Families {
     /// `nf_sched_requests_total{phase,tenant}`; counts go through [`Metrics::tenant_label`].
     pub sched_requests: IntCounterVec,
     pub schedule_seconds: Histogram,
+    pub model_deploys: IntCounterVec,
+    pub placement_seconds: Histogram,
+    pub replicas: IntGaugeVec,
+    pub fetch_bytes: IntCounterVec,
+    pub verify_failures: IntCounterVec,
+    pub tls_connections: IntCounterVec,
     pub http_requests: IntCounterVec,
     pub jobs: IntGaugeVec,
     pub pending: IntGaugeVec,
@@ -99,6 +107,31 @@ impl Metrics {
                 &["phase", "tenant"],
             ),
             schedule_seconds: times("nf_schedule_duration_seconds", "Time from a schedule call to its answer."),
+            model_deploys: counts(
+                "nf_model_deploys_total",
+                "Jobs that were made, placed or waiting, by the member that took the call.",
+                &["tenant", "model"],
+            ),
+            placement_seconds: times(
+                "nf_placement_duration_seconds",
+                "Time to plan one log entry on the leader, or one dry run: filtering and scoring.",
+            ),
+            replicas: levels(
+                "nf_replicas",
+                "Replicas of live jobs by state, as the group knows it.",
+                &["tenant", "model", "state"],
+            ),
+            fetch_bytes: counts("nf_model_fetch_bytes_total", "Bytes of models brought from a store.", &["scheme"]),
+            verify_failures: counts(
+                "nf_model_verify_failures_total",
+                "Model files refused: size, digest, missing or link.",
+                &["kind"],
+            ),
+            tls_connections: counts(
+                "nf_tls_connections_total",
+                "Accepted TLS connections by key-exchange group.",
+                &["listener", "kx_group"],
+            ),
             http_requests: counts(
                 "nf_http_requests_total",
                 "REST calls by route and status.",
@@ -119,7 +152,7 @@ impl Metrics {
             ),
             proposal_seconds: times(
                 "nf_raft_proposal_duration_seconds",
-                "Time from writing an entry to its application.",
+                "Time from a proposal's arrival on the leader to its answer: waiting, planning, writing, applying.",
             ),
             fsync_seconds: times("nf_raft_fsync_duration_seconds", "Time of one sync of the log."),
             leader_establish_seconds: add(
@@ -153,6 +186,59 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// CONVENTIONS.md, "Metrics". What is later moves up when it comes.
+    const NOW: &[&str] = &[
+        "nf_build_info",
+        "nf_sched_requests_total",
+        "nf_model_deploys_total",
+        "nf_schedule_duration_seconds",
+        "nf_placement_duration_seconds",
+        "nf_jobs",
+        "nf_pending_jobs",
+        "nf_gpus",
+        "nf_tenant_gpus",
+        "nf_replicas",
+        "nf_model_fetch_bytes_total",
+        "nf_model_verify_failures_total",
+        "nf_raft_is_leader",
+        "nf_raft_term",
+        "nf_raft_commit_index",
+        "nf_raft_apply_lag_entries",
+        "nf_raft_proposal_duration_seconds",
+        "nf_raft_fsync_duration_seconds",
+        "nf_leader_establish_seconds",
+        "nf_tls_connections_total",
+    ];
+    const LATER: &[&str] = &[
+        "nf_gpu_utilization_ratio",
+        "nf_gpu_memory_used_bytes",
+        "nf_autoscale_decisions_total",
+        "nf_autoscale_signal_age_seconds",
+        "nf_slo_attainment_ratio",
+        "nf_policy_checks_total",
+        "nf_audit_head_mismatch",
+    ];
+
+    #[test]
+    fn the_families_of_the_conventions_are_there_or_are_said_to_come() {
+        let metrics = Metrics::new("1.0", "abc");
+        metrics.set_jobs(|_| 0);
+        // Families with labels appear with their first series.
+        metrics.sched_requests.with_label_values(&["placed", "t1"]).inc();
+        metrics.model_deploys.with_label_values(&["t1", "m1"]).inc();
+        metrics.replicas.with_label_values(&["t1", "m1", "Ready"]).set(1);
+        metrics.pending.with_label_values(&["Resources"]).set(1);
+        metrics.gpus.with_label_values(&["used"]).set(1.0);
+        metrics.tenant_gpus.with_label_values(&["t1", "used"]).set(1.0);
+        metrics.fetch_bytes.with_label_values(&["file"]).inc();
+        metrics.verify_failures.with_label_values(&["digest"]).inc();
+        metrics.tls_connections.with_label_values(&["peer", "X25519MLKEM768"]).inc();
+        let text = metrics.render();
+        let there = |name: &&&str| text.contains(&format!("# TYPE {name} "));
+        assert_eq!(NOW.iter().filter(|name| !there(name)).collect::<Vec<_>>(), Vec::<&&str>::new());
+        assert_eq!(LATER.iter().filter(there).collect::<Vec<_>>(), Vec::<&&str>::new());
+    }
 
     #[test]
     fn every_family_has_help_and_a_clean_name() {

@@ -61,18 +61,12 @@ struct StopRequest {
 struct StopResponse {}
 
 /// `clients` clients on `connections` connections to `urls`; each holds on to `share` jobs.
-pub async fn clients(
-    urls: &[String],
-    clients: usize,
-    connections: usize,
-    run: u32,
-    share: usize,
-) -> Result<Vec<Scheduler>> {
+pub async fn clients(urls: &[String], clients: usize, connections: usize, share: usize) -> Result<Vec<Scheduler>> {
     let channels = wire::channels(urls, connections).await?;
     let client = |n: usize| Scheduler {
         channel: channels[n % channels.len()].clone(),
         tenant: format!("bench-{}", n % 16),
-        prefix: format!("b{run}-{n}"),
+        prefix: format!("b-{n}"),
         count: 0,
         held: VecDeque::new(),
         share,

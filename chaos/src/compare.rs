@@ -146,7 +146,7 @@ async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, any: bool, col
         true => cluster.members.iter().map(|m| m.url.clone()).collect(),
         false => vec![cluster.leader().await?.url],
     };
-    let load = bench::clients(&urls, clients, connections(clients), 0, share).await?;
+    let load = bench::clients(&urls, clients, connections(clients), share).await?;
     let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
     column.add(figures, cpu);
     cluster.stop().await

@@ -122,6 +122,8 @@ async fn client(mut caller: Caller, work: Arc<Work>) {
 
 /// The end: same state everywhere, each job once, no device beyond what it is.
 async fn verdict(cluster: &Cluster, acknowledged: &BTreeSet<String>) -> Result<()> {
+    // First: the lists are stale reads, and a member that has just started may be behind.
+    let (index, hash) = check::same_state(cluster).await?;
     for member in &cluster.members {
         let listed = check::exactly_once(cluster, member, acknowledged).await?;
         if listed != acknowledged.len() {
@@ -129,7 +131,6 @@ async fn verdict(cluster: &Cluster, acknowledged: &BTreeSet<String>) -> Result<(
         }
     }
     let devices = check::not_over_committed(cluster, &cluster.members[0]).await?;
-    let (index, hash) = check::same_state(cluster).await?;
     println!("openb: each job once on all members; {devices} devices held, none twice; hash {hash} at index {index}");
     Ok(())
 }

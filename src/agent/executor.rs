@@ -45,13 +45,6 @@ pub struct ExecutorConfig {
     pub stop_grace: Duration,
     /// From KILL until a process that is still there is worth an alarm.
     pub kill_after: Duration,
-    /// Replicas are numbers only: no file, no socket, no process. For playing many nodes.
-    pub virtual_only: bool,
-}
-
-impl ExecutorConfig {
-    pub const STOP_GRACE: Duration = Duration::from_secs(10);
-    pub const KILL_AFTER: Duration = Duration::from_secs(5);
 }
 
 pub(super) type Key = (ReplicaId, Generation);
@@ -70,7 +63,7 @@ struct Slot {
 pub(super) struct Shared {
     pub config: ExecutorConfig,
     pub places: Places,
-    pub cache: Option<Cache>,
+    pub cache: Cache,
     pub client: reqwest::Client,
     pub boot: String,
     runtime: Handle,
@@ -146,14 +139,11 @@ impl Executor {
     pub fn open(config: ExecutorConfig) -> io::Result<Self> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
         let places = Places::new(&config);
-        let (mut cache, mut lock, mut records) = (None, None, Vec::new());
-        if !config.virtual_only {
-            places.make()?;
-            lock = Some(Arc::new(lock_file(&places)?));
-            cache = Some(Cache::open(&places.cache())?);
-            records = record::load_all(&places.records)?;
-            logs::prune(&places.logs, LOG_FILES, &[])?;
-        }
+        places.make()?;
+        let lock = Some(Arc::new(lock_file(&places)?));
+        let cache = Cache::open(&places.cache())?;
+        let records = record::load_all(&places.records)?;
+        logs::prune(&places.logs, LOG_FILES, &[])?;
         let shared = Arc::new(Shared {
             places,
             cache,
@@ -176,9 +166,6 @@ impl Executor {
     /// Those of records that cannot be read stay: their processes may live there.
     fn sweep(&self, records: &[Record]) -> io::Result<()> {
         let places = &self.shared.places;
-        if self.shared.config.virtual_only {
-            return Ok(());
-        }
         let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
         let unread = record::set_aside(&places.records)?;
         for entry in fs::read_dir(&places.replicas)? {
@@ -238,10 +225,6 @@ impl Executor {
             _ => {}
         }
         let (want, launch) = (want.clone(), Launch::of(id, want));
-        if self.shared.config.virtual_only {
-            self.insert(&launch, Condition::Alive, Stage::Ready);
-            return self.shared.changed();
-        }
         let post = self.insert(&launch, Condition::Alive, Stage::Scheduled);
         self.launch(launch, async move {
             match want.spec.runtime {
@@ -286,10 +269,7 @@ impl Executor {
             if slot.condition != Condition::Alive {
                 return;
             }
-            slot.condition = match self.shared.config.virtual_only {
-                true => Condition::Gone { ok: true, why },
-                false => Condition::Stopping,
-            };
+            slot.condition = Condition::Stopping;
             slot.stop.send_replace(Some(why));
         }
         self.shared.changed();
@@ -307,9 +287,6 @@ impl Executor {
             slot.request
         };
         self.shared.changed();
-        if self.shared.config.virtual_only {
-            return;
-        }
         let shared = self.shared.clone();
         self.shared.runtime.spawn_blocking(move || {
             // The directory first: while there is a record, the next start tries again.

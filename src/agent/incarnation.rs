@@ -3,8 +3,8 @@
 //! that a data directory which was lost does not make it fall.
 
 use nf_core::id::Incarnation;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -29,12 +29,7 @@ fn next_at(dir: &Path, now_ms: u64) -> io::Result<Incarnation> {
         Err(e) => return Err(e),
     };
     let next = previous.checked_add(1).ok_or_else(|| damaged(&path))?.max(now_ms);
-    let fresh = dir.join(format!("{FILE}.new"));
-    let mut file = File::create(&fresh)?;
-    file.write_all(format!("{next}\n").as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&fresh, &path)?;
-    File::open(dir)?.sync_all()?;
+    crate::storage::replace_file(&path, format!("{next}\n").as_bytes())?;
     Ok(Incarnation(next))
 }
 

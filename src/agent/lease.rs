@@ -12,6 +12,8 @@ const AHEAD: usize = 64;
 /// What one node may rely on.
 #[derive(Clone, Debug, Default)]
 pub struct Lease {
+    /// When this start of the agent first looked at the clock.
+    since_ms: Option<u64>,
     /// Until when starts are covered, by leases whose commit index is known.
     until_ms: u64,
     /// (commit index, until) of leases whose commit index is not yet known.
@@ -50,6 +52,14 @@ impl Lease {
     pub fn covers_start(&self, now_ms: u64) -> bool {
         now_ms < self.until_ms
     }
+
+    /// From when on replicas that must never run twice are stopped: `budget_ms` before the
+    /// lease ends. An agent that has just started does not know what its predecessor was
+    /// granted; it gives itself that same time to be granted something.
+    pub fn exclusive_until(&mut self, now_ms: u64, budget_ms: u64) -> u64 {
+        let since = *self.since_ms.get_or_insert(now_ms);
+        self.until_ms.saturating_sub(budget_ms).max(since.saturating_add(budget_ms))
+    }
 }
 
 /// Milliseconds since the machine started, also those that it slept (CLOCK_BOOTTIME).
@@ -87,6 +97,17 @@ mod tests {
         assert!(lease.covers_start(99) && !lease.covers_start(120));
         lease.known(9);
         assert!(lease.covers_start(120));
+    }
+
+    #[test]
+    fn what_must_not_run_twice_ends_before_it_does() {
+        let mut lease = Lease::default();
+        assert_eq!(lease.exclusive_until(1_000, 5), 1_005, "a moment for the first lease");
+        assert_eq!(lease.exclusive_until(2_000, 5), 1_005, "counted from the start, not from now");
+        lease.granted(1_002, &answer(1, 5), 4);
+        assert_eq!(lease.exclusive_until(1_003, 5), 1_005, "its commit index is not known yet");
+        lease.known(5);
+        assert_eq!(lease.exclusive_until(1_003, 5), 1_097);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub struct NodeRegistration {
 
 /// A change of the set of nodes that an agent runs.
 pub enum Change {
-    /// One more, or another registration of one that it runs; its executor stays as it was then.
+    /// One more, or another registration of one that it ran before, on the same executor.
     Join(NodeRegistration),
     /// Nothing is done for this node any more.
     Leave(NodeName),
@@ -91,16 +91,20 @@ pub struct AgentConfig {
     pub changes: Option<mpsc::Receiver<Change>>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
+    /// How long before its lease ends a node stops its exclusive replicas.
+    pub kill_budget: Duration,
 }
 
 impl AgentConfig {
     pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
-        Self { nodes, changes: None, link, beat_every: BEAT_EVERY }
+        Self { nodes, changes: None, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
     }
 }
 
 /// Default time between beats.
 pub const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// Default time kept before a lease ends.
+pub const KILL_BUDGET: Duration = Duration::from_secs(5);
 /// First and longest pause before something that failed is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Nodes whose reports go into one message.
@@ -185,6 +189,7 @@ type Reporting = (Vec<(usize, Vec<Report>)>, Result<u64, Error>);
 struct Agent {
     link: Arc<dyn Link>,
     beat_every: Duration,
+    kill_budget: Duration,
     nodes: Vec<Node>,
     by_name: BTreeMap<NodeName, usize>,
     changes: Option<mpsc::Receiver<Change>>,
@@ -213,6 +218,7 @@ impl Agent {
         let mut agent = Self {
             link: config.link,
             beat_every: config.beat_every,
+            kill_budget: config.kill_budget,
             nodes: Vec::with_capacity(config.nodes.len()),
             by_name: BTreeMap::new(),
             changes: config.changes,
@@ -240,7 +246,7 @@ impl Agent {
 
     fn join(&mut self, new: NodeRegistration) {
         let name = new.registration.node.clone();
-        let node = Node::new(new.registration, new.executor);
+        let node = Node::new(new.registration, new.executor, self.kill_budget);
         if let Some(at) = self.by_name.get(&name) {
             self.nodes[*at] = node;
             return;
@@ -299,19 +305,29 @@ impl Agent {
                     self.logs_at = Instant::now() + BACKOFF.1;
                 }
                 () = touched.wake.notified() => self.step(&touched.take()),
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep_until(next) => self.step(&self.leases_over()),
             }
         }
     }
 
-    /// The next time at which something that failed is tried again.
+    /// The next time at which something that failed is tried again, or exclusive replicas have to go.
     fn next_try(&self) -> Instant {
-        let now = Instant::now();
+        let (now, now_ms) = (Instant::now(), lease::boot_ms());
+        let leases = self.nodes.iter().filter_map(Node::exclusive_until);
+        let leases = leases.map(|until| now + Duration::from_millis(until.saturating_sub(now_ms)));
         [self.register_at, self.watch_at, self.report_at, self.logs_at]
             .into_iter()
             .filter(|at| *at > now)
+            .chain(leases)
             .min()
             .unwrap_or(now + BACKOFF.1)
+    }
+
+    /// Nodes whose exclusive replicas have to be stopped now.
+    fn leases_over(&self) -> BTreeSet<usize> {
+        let now_ms = lease::boot_ms();
+        let over = |node: &Node| node.exclusive_until().is_some_and(|until| until <= now_ms);
+        self.nodes.iter().enumerate().filter(|(_, node)| over(node)).map(|(at, _)| at).collect()
     }
 
     /// Starts whatever is due and not under way.
@@ -431,13 +447,13 @@ impl Agent {
                 () if unknown.contains(at) => node.unknown(),
                 () => {
                     node.take_lease(sent_ms, &answer);
-                    if node.waits() {
+                    if node.waits() || node.exclusive_until().is_some() {
                         waiting.insert(*at);
                     }
                 }
             }
         }
-        // Starts may have waited for the lease.
+        // Starts may have waited for the lease, and exclusive replicas live by it.
         self.step(&waiting);
     }
 

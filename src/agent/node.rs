@@ -8,9 +8,11 @@ use crate::exchange::{BeatAnswer, NodeReports, NodeStart, Registration, Slice};
 use nf_core::command::{Report, ReportKind};
 use nf_core::id::Generation;
 use nf_core::job::Stage;
-use nf_core::reconcile::{self, Action, Condition, Desired, ReplicaId};
+use nf_core::reason::Reason;
+use nf_core::reconcile::{self, Action, Actual, Condition, Desired, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Reports in one message about one node; the others follow in the next.
 const REPORTS: usize = 256;
@@ -35,6 +37,10 @@ pub struct Node {
     known: Option<u64>,
     revision: u64,
     lease: Lease,
+    /// How long before the lease's end exclusive replicas are stopped.
+    kill_budget_ms: u64,
+    /// Set while an exclusive replica lives here: when it has to be stopped.
+    exclusive_until: Option<u64>,
     /// The last step left something undone that only knowledge or a lease can free.
     waits: bool,
     /// What the group was last told of each replica, and the index that has it.
@@ -48,7 +54,7 @@ enum Told {
 }
 
 impl Node {
-    pub fn new(registration: Registration, executor: Arc<dyn Execute>) -> Self {
+    pub fn new(registration: Registration, executor: Arc<dyn Execute>, kill_budget: Duration) -> Self {
         Self {
             registration,
             executor,
@@ -57,6 +63,8 @@ impl Node {
             known: None,
             revision: 0,
             lease: Lease::default(),
+            kill_budget_ms: u64::try_from(kill_budget.as_millis()).unwrap_or(u64::MAX),
+            exclusive_until: None,
             waits: false,
             told: BTreeMap::new(),
         }
@@ -77,6 +85,11 @@ impl Node {
     /// Whether better knowledge, or a lease, could let the next step do more.
     pub fn waits(&self) -> bool {
         self.waits
+    }
+
+    /// When the next step has to be taken even if nothing happens until then.
+    pub fn exclusive_until(&self) -> Option<u64> {
+        self.exclusive_until
     }
 
     pub fn executor(&self) -> &Arc<dyn Execute> {
@@ -135,14 +148,24 @@ impl Node {
     pub fn step(&mut self, now_ms: u64) -> NodeReports {
         let NodeStart { node, incarnation } = self.start();
         let mut reports = NodeReports { node, incarnation, reports: Vec::new() };
-        let (Some(_), Standing::Registered(_)) = (self.known, self.standing) else { return reports };
         let actual = self.executor.actual();
+        // Whatever the group thinks of this node, and even when it says nothing at all.
+        let exclusive_until = self.lease.exclusive_until(now_ms, self.kill_budget_ms);
+        let held = self.stop_exclusive(&actual, now_ms, exclusive_until);
+        self.exclusive_until = held.then_some(exclusive_until);
+        let (Some(_), Standing::Registered(_)) = (self.known, self.standing) else { return reports };
         self.waits = false;
         for action in reconcile::diff(&self.desired, &actual) {
             match action {
                 Action::Start(id, _) if self.lease.covers_start(now_ms) => {
-                    if let Some(want) = self.desired.replicas.get(&id) {
+                    let Some(want) = self.desired.replicas.get(&id) else { continue };
+                    if !want.spec.constraints.exclusive {
                         self.executor.start(id, want);
+                    } else if now_ms < exclusive_until {
+                        self.executor.start(id, want);
+                        self.exclusive_until = Some(exclusive_until);
+                    } else {
+                        self.waits = true;
                     }
                 }
                 // Without a lease it waits; the next beat's answer makes another step.
@@ -150,6 +173,8 @@ impl Node {
                 Action::Stop(id, generation, why) => self.executor.stop(id, generation, why),
                 Action::Report(id, generation, ok, why) => {
                     self.waits = true;
+                    // It ended for want of a lease, not by its own will: it is to run again.
+                    let ok = ok && why != Reason::NodeFailure;
                     self.report(&mut reports, id, generation, Told::Ended, ReportKind::Ended { ok, why });
                 }
                 Action::Forget(id, generation) => self.executor.forget(id, generation),
@@ -169,6 +194,25 @@ impl Node {
         let desired = &self.desired;
         self.told.retain(|(id, _), _| desired.replicas.contains_key(id));
         reports
+    }
+
+    /// Stops the replicas that must never run twice, once the group may soon give up this
+    /// node. Says whether one of them lives on here.
+    fn stop_exclusive(&self, actual: &Actual, now_ms: u64, until_ms: u64) -> bool {
+        let exclusive = self.desired.replicas.iter().filter(|(_, want)| want.spec.constraints.exclusive);
+        let mut held = false;
+        for (id, _) in exclusive {
+            let here = actual.replicas.get(id).into_iter().flatten();
+            for (generation, _) in here.filter(|(_, condition)| **condition == Condition::Alive) {
+                if now_ms >= until_ms {
+                    tracing::warn!(job = %id.job, replica = id.replica, "no lease: an exclusive replica is stopped");
+                    self.executor.stop(*id, *generation, Reason::NodeFailure);
+                } else {
+                    held = true;
+                }
+            }
+        }
+        held
     }
 
     fn report(&self, to: &mut NodeReports, id: ReplicaId, generation: Generation, what: Told, kind: ReportKind) {

@@ -30,14 +30,17 @@ pub struct PlayedConfig {
     pub hub: Hub,
     pub open: OpenExecutor,
     pub beat_every: Duration,
+    pub kill_budget: Duration,
 }
 
 /// A node that is played now.
 struct Playing {
     incarnation: Incarnation,
     spec: Arc<NodeSpec>,
-    executor: Arc<dyn Execute>,
 }
+
+/// Executors once opened are kept, also when their node leaves: one at a time may hold its folder.
+type Executors = BTreeMap<NodeName, Arc<dyn Execute>>;
 
 /// Runs until `stop` is true or the member stops.
 pub async fn run(config: PlayedConfig, mut stop: watch::Receiver<bool>) {
@@ -47,6 +50,7 @@ pub async fn run(config: PlayedConfig, mut stop: watch::Receiver<bool>) {
         changes: Some(changes),
         link: Arc::new(LocalLink(config.hub.clone())),
         beat_every: config.beat_every,
+        kill_budget: config.kill_budget,
     };
     let (_keep, never) = watch::channel(false);
     tokio::select! {
@@ -60,6 +64,7 @@ pub async fn run(config: PlayedConfig, mut stop: watch::Receiver<bool>) {
 async fn play(config: &PlayedConfig, to_agent: &mpsc::Sender<Change>) {
     let mut applied = config.hub.group().watch();
     let mut playing: BTreeMap<NodeName, Playing> = BTreeMap::new();
+    let mut executors = Executors::new();
     let mut seen = None;
     loop {
         let nodes = applied.borrow_and_update().state.nodes().clone();
@@ -75,7 +80,7 @@ async fn play(config: &PlayedConfig, to_agent: &mpsc::Sender<Change>) {
                 }
             }
             for node in mine.into_values() {
-                match look_after(config, &mut playing, node).await {
+                match look_after(config, &mut playing, &mut executors, node).await {
                     Ok(None) => {}
                     Ok(Some(join)) => {
                         if to_agent.send(Change::Join(join)).await.is_err() {
@@ -103,20 +108,24 @@ async fn play(config: &PlayedConfig, to_agent: &mpsc::Sender<Change>) {
 async fn look_after(
     config: &PlayedConfig,
     playing: &mut BTreeMap<NodeName, Playing>,
+    executors: &mut Executors,
     node: &Node,
 ) -> io::Result<Option<NodeRegistration>> {
     let running = playing.get(&node.name);
     if running.is_some_and(|p| p.incarnation >= node.incarnation && p.spec == node.spec) {
         return Ok(None);
     }
-    let executor = match running {
-        Some(playing) => playing.executor.clone(),
-        None => open(config, &node.name).await?,
+    let executor = match executors.get(&node.name) {
+        Some(executor) => executor.clone(),
+        None => {
+            let opened = open(config, &node.name).await?;
+            executors.insert(node.name.clone(), opened.clone());
+            opened
+        }
     };
     let incarnation = config.incarnation.max(node.incarnation);
     let registration = Registration { node: node.name.clone(), kind: node.kind, incarnation, spec: node.spec.clone() };
-    let now = Playing { incarnation, spec: node.spec.clone(), executor: executor.clone() };
-    playing.insert(node.name.clone(), now);
+    playing.insert(node.name.clone(), Playing { incarnation, spec: node.spec.clone() });
     Ok(Some(NodeRegistration { registration, executor }))
 }
 

@@ -1,6 +1,8 @@
 //! The agent against lost, repeated and reordered messages, and end to end on a
 //! group in memory, both inside a member and over the network.
 
+mod exclusive;
+
 use super::link::{Link, LocalLink, RemoteLink};
 use super::node::{Node, Standing};
 use super::virtual_nodes::{self, Clock, VirtualNode};
@@ -174,7 +176,7 @@ impl World {
             incarnation: Incarnation(incarnation),
             spec: Arc::new(testing::node_spec(4)),
         };
-        Node::new(registration, fake.clone())
+        Node::new(registration, fake.clone(), KILL_BUDGET)
     }
 
     fn commit(&mut self, intent: Intent) -> Result<Vec<Answer>, nf_core::reason::Refusal> {
@@ -497,6 +499,7 @@ async fn a_played_node_is_played_by_its_member() {
         hub,
         open: Arc::new(move |_| Ok(maker.executor())),
         beat_every: Duration::from_millis(20),
+        kill_budget: KILL_BUDGET,
     };
     let (_stop, stopped) = watch::channel(false);
     let task = tokio::spawn(played::run(config, stopped));
@@ -528,5 +531,8 @@ fn a_list_of_nodes_is_read_or_its_fault_named() {
         let error = virtual_nodes::parse(bad).unwrap_err();
         assert!(error.contains(says), "{bad}: {error}");
     }
-    assert_eq!(Node::new(registration("n1", NodeKind::Worker), Fake::new()).standing(), Standing::Unregistered);
+    assert_eq!(
+        Node::new(registration("n1", NodeKind::Worker), Fake::new(), KILL_BUDGET).standing(),
+        Standing::Unregistered
+    );
 }

@@ -3,7 +3,7 @@
 //! map. They become Ready after a stated delay and stop at once. The agent around
 //! them is the real one.
 
-use super::inventory::{Machine, memory_of, node_spec};
+use super::inventory::{Machine, node_spec};
 use super::{AgentConfig, BEAT_EVERY, Execute, Link, NodeRegistration, Outcome, RemoteLink};
 use crate::exchange::{Beat, Dial, Registered, Registration};
 use bytes::Bytes;
@@ -11,7 +11,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use nf_core::id::{DeviceType, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
-use nf_core::node::{Device, DeviceKind, NodeKind};
+use nf_core::node::{DeviceKind, NodeKind};
+use nf_core::played::devices;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Actual, Condition, ReplicaId, Want};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
@@ -90,19 +91,11 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
 
 impl VirtualNode {
     fn registration(&self, incarnation: Incarnation) -> Registration {
-        let device = |kind: &DeviceType, i: u16| Device {
-            uuid: format!("GPU-sim-{}-{i}", self.name).into(),
-            kind: DeviceKind::Gpu,
-            device_type: kind.clone(),
-            memory: memory_of(kind.as_str()),
-            island: i / 4,
-            mig_profile: None,
-            healthy: true,
-        };
-        let devices = self.device_type.iter().flat_map(|kind| (0..self.gpus).map(move |i| device(kind, i)));
+        let devices = |kind| devices(&self.name, DeviceKind::Gpu, kind, self.gpus, None);
+        let devices = self.device_type.as_ref().map(devices).unwrap_or_default();
         let machine = Machine { cpu_milli: self.cpu_milli, memory: self.memory, disk: DISK };
         // Without a port range: nothing listens there.
-        let spec = node_spec("127.0.0.1", None, machine, devices.collect(), true);
+        let spec = node_spec("127.0.0.1", None, machine, devices, true);
         Registration { node: self.name.clone(), kind: NodeKind::Worker, incarnation, spec: Arc::new(spec) }
     }
 }

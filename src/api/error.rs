@@ -38,7 +38,9 @@ pub fn codes(reason: Reason) -> Codes {
             (503, Code::ResourceExhausted, 3)
         }
         R::OnHold | R::BeginTime | R::Dependency | R::Backoff => (503, Code::ResourceExhausted, 3),
-        R::NoLeader | R::NotCaughtUp | R::Draining | R::StoreUnavailable => (503, Code::Unavailable, 7),
+        R::NoLeader | R::NotCaughtUp | R::Draining | R::StoreUnavailable | R::VerifierUnavailable => {
+            (503, Code::Unavailable, 7)
+        }
         R::Timeout => (504, Code::DeadlineExceeded, 7),
         // What the caller sent.
         R::InvalidArgument | R::UnknownField | R::ConfigInvalid => (400, Code::InvalidArgument, 2),
@@ -53,9 +55,15 @@ pub fn codes(reason: Reason) -> Codes {
         R::Conflict | R::NotVoter | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
         R::IndexCompacted => (410, Code::OutOfRange, 5),
         // What may not be.
-        R::Unauthenticated => (401, Code::Unauthenticated, 6),
+        R::Unauthenticated | R::TenantClaimInvalid => (401, Code::Unauthenticated, 6),
         R::Forbidden | R::NodeIdentityMismatch | R::JoinTokenInvalid => (403, Code::PermissionDenied, 6),
-        R::ArtifactMismatch => (422, Code::FailedPrecondition, 6),
+        R::ArtifactMismatch | R::SignatureRequired | R::SignatureInvalid | R::SignatureUnsupported => {
+            (422, Code::FailedPrecondition, 6)
+        }
+        R::SignatureBindingMismatch | R::HybridSignatureIncomplete | R::VerifierDisagreement => {
+            (422, Code::FailedPrecondition, 6)
+        }
+        R::KeyVersionRetired | R::NoTrustRoot => (422, Code::FailedPrecondition, 6),
         R::QuotaExceeded | R::QueueFull => (429, Code::ResourceExhausted, 6),
         R::NoCapacity => (503, Code::ResourceExhausted, 3),
         R::TooManyRequests => (429, Code::ResourceExhausted, 7),
@@ -131,6 +139,9 @@ pub struct Problem {
     pub detail: String,
     /// Names this call in the member's log.
     pub call_id: String,
+    /// Whether the group simulates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulation: Option<bool>,
     /// Path of the field at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
@@ -170,9 +181,25 @@ impl From<Failure> for Problem {
             reason: refusal.reason.token().to_owned(),
             detail: refusal.detail,
             call_id,
+            simulation: None,
             field: refusal.field,
             retry_after_ms,
             leader_hint,
+        }
+    }
+}
+
+impl Problem {
+    /// The same problem, from a member that knows whether its group simulates.
+    pub fn told_by(self, simulation: bool) -> Self {
+        Self { simulation: Some(simulation), ..self }
+    }
+
+    /// A response that was made of a problem by code that knows no member, made again by one that does.
+    pub fn complete(mut response: Response, simulation: bool) -> Response {
+        match response.extensions_mut().remove::<Self>() {
+            Some(problem) => problem.told_by(simulation).into_response(),
+            None => response,
         }
     }
 }
@@ -189,6 +216,9 @@ impl IntoResponse for Problem {
         }
         if let Ok(value) = HeaderValue::from_str(&self.call_id) {
             headers.insert("x-nf-call-id", value);
+        }
+        if self.simulation.is_none() {
+            response.extensions_mut().insert(self);
         }
         response
     }

@@ -14,6 +14,7 @@ use axum::Router;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use nf_core::id::{NodeName, RequestId};
+use nf_core::node::PortRange;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -33,6 +34,8 @@ pub struct Info {
     pub node_name: String,
     /// Address under which replicas of nodes that this member plays are reached.
     pub host: String,
+    /// Ports for the replicas of nodes that are registered by hand and played here.
+    pub ports: Option<PortRange>,
     /// Where simulated replicas write their run files.
     pub run_dir: String,
     /// Settings that production needs and this process has not.
@@ -53,5 +56,7 @@ pub struct ApiState {
 /// task that ends with the replica.
 pub fn router(state: ApiState) -> Router {
     let service = Service::new(state);
-    rest::router(service.clone()).merge(grpc::router(service)).fallback(rest::not_found)
+    let lost = service.clone();
+    let fallback = move |method, uri, headers| rest::not_found(lost.clone(), method, uri, headers);
+    rest::router(service.clone()).merge(grpc::router(service)).fallback(fallback)
 }

@@ -28,6 +28,14 @@ pub struct Client {
     http: reqwest::Client,
 }
 
+/// A whole list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Listing {
+    /// The answer without its items: index, simulation, and a `next_token` when there is more than we read.
+    pub envelope: Value,
+    pub items: Vec<Value>,
+}
+
 /// What one try brought.
 enum Try {
     Answer(StatusCode, Value),
@@ -55,20 +63,36 @@ impl Client {
         self.call(method, path, Some(body), Some(&key)).await
     }
 
-    /// Every item of a list, page by page, at most [`PAGES`] × [`PAGE`].
+    /// A changing call that holds only while the object's ETag is `seen`.
+    pub async fn change_seen(
+        &self,
+        method: Method,
+        path: &str,
+        body: Value,
+        seen: Option<&str>,
+    ) -> Result<(StatusCode, Value)> {
+        let key = uuid::Uuid::now_v7().simple().to_string();
+        self.send(method, path, Some(body), Some(&key), seen).await
+    }
+
+    /// Every item of a list.
     pub async fn list(&self, path: &str) -> Result<Vec<Value>> {
-        let mut out = Vec::new();
+        Ok(self.listing(path).await?.items)
+    }
+
+    /// A list, page by page, at most [`PAGES`] × [`PAGE`] items, with what the last page said beside them.
+    pub async fn listing(&self, path: &str) -> Result<Listing> {
+        let mut out = Listing::default();
         let mut token: Option<String> = None;
         for _ in 0..PAGES {
             let join = if path.contains('?') { '&' } else { '?' };
             let next = token.as_deref().map(|t| format!("&next_token={}", escape(t))).unwrap_or_default();
             let mut page = self.get(&format!("{path}{join}per_page={PAGE}{next}")).await?;
-            match page.get_mut("items").map(Value::take) {
-                Some(Value::Array(items)) => out.extend(items),
-                // A member older than the list's shape answers with the bare list.
-                _ => return Ok(page.as_array().cloned().unwrap_or_default()),
+            if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
+                out.items.extend(items);
             }
             token = page.get("next_token").and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned);
+            out.envelope = page;
             if token.is_none() {
                 break;
             }
@@ -84,6 +108,17 @@ impl Client {
         body: Option<Value>,
         key: Option<&str>,
     ) -> Result<(StatusCode, Value)> {
+        self.send(method, path, body, key, None).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        key: Option<&str>,
+        seen: Option<&str>,
+    ) -> Result<(StatusCode, Value)> {
         let end = Instant::now() + PATIENCE;
         let mut rounds = 0;
         loop {
@@ -91,7 +126,7 @@ impl Client {
             let mut spoke = false;
             for addr in &self.addrs {
                 let left = end.saturating_duration_since(Instant::now()).min(ONE_TRY);
-                match self.once(&method, addr, path, body.as_ref(), key, left).await {
+                match self.once(&method, addr, path, body.as_ref(), (key, seen), left).await {
                     Ok(Try::Answer(status, body)) if status.is_success() => return Ok((status, body)),
                     Ok(Try::Answer(status, body)) => return Err(problem(status.as_u16(), &body)),
                     Ok(Try::Again(why)) => {
@@ -120,7 +155,7 @@ impl Client {
         addr: &str,
         path: &str,
         body: Option<&Value>,
-        key: Option<&str>,
+        (key, seen): (Option<&str>, Option<&str>),
         left: Duration,
     ) -> Result<Try, reqwest::Error> {
         let mut request = self.request(method.clone(), addr, path).timeout(left.max(Duration::from_millis(1)));
@@ -129,6 +164,9 @@ impl Client {
         }
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
+        }
+        if let Some(seen) = seen {
+            request = request.header("if-match", format!("\"{seen}\""));
         }
         let response = request.send().await?;
         let status = response.status();

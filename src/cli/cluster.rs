@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -98,7 +99,13 @@ impl Cluster {
                 change(global, Method::POST, &path, json!({}), &format!("{member} votes")).await
             }
             ClusterCommand::Remove { member, dry_run: true, .. } => {
-                say(format!("would take {member} out of the group; its data directory stays as it is"));
+                let known = global.client()?.list(Kind::Members.path()).await?;
+                let fits = |m: &&Value| [at(m, "name"), at(m, "id")].contains(&member);
+                let Some(found) = known.iter().find(fits) else {
+                    return Err(fail(Exit::NotFound, format!("no member {member}\n  try: nf cluster members")));
+                };
+                let (name, role) = (at(found, "name"), at(found, "role"));
+                say(format!("would take {name} ({role}) out of the group; its data directory stays as it is"));
                 Ok(())
             }
             ClusterCommand::Remove { member, yes, .. } => {
@@ -125,8 +132,9 @@ async fn change(global: &Global, method: Method, path: &str, body: Value, done: 
 }
 
 async fn members(global: &Global) -> anyhow::Result<()> {
-    let items = global.client()?.list(Kind::Members.path()).await?;
-    output::put(&output::list(global.style(), &items, Kind::Members.columns(), Kind::Members.id())?);
+    let list = global.client()?.listing(Kind::Members.path()).await?;
+    let (columns, id) = (Kind::Members.columns(), Kind::Members.id());
+    output::put(&output::listing(global.style(), &list.envelope, &list.items, columns, id)?);
     Ok(())
 }
 
@@ -181,22 +189,35 @@ fn member_files(
 ) -> anyhow::Result<PathBuf> {
     let home = std::path::absolute(dir.join(&member.name))?;
     authority.issue(cluster, &member.name)?.write(&home.join("tls"))?;
-    let (_, port) = member.peer.rsplit_once(':').context("a peer address has a port")?;
+    let (host, port) = member.peer.rsplit_once(':').context("a peer address has a port")?;
     let port: u16 = port.parse()?;
+    // A name can't be bound: other machines resolve it, this one listens everywhere on that port.
+    let peer_listen = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(_) => member.peer.clone(),
+        Err(_) if host == "localhost" => member.peer.clone(),
+        Err(_) => format!("0.0.0.0:{port}"),
+    };
     let mut config = toml::Table::new();
     let texts = [
         ("cluster", cluster.to_owned()),
         ("node_name", member.name.clone()),
         ("listen", format!("127.0.0.1:{}", port.saturating_sub(1))),
-        ("peer_listen", member.peer.clone()),
+        ("peer_listen", peer_listen),
         ("data_dir", home.join("data").display().to_string()),
         ("tls_dir", home.join("tls").display().to_string()),
     ];
-    let extra = extra.iter().map(|(key, value)| (*key, value.clone()));
+    // Where others reach this machine, and the replicas on it. The public port stays on loopback.
+    let advertise = (!is_loopback(host)).then(|| ("advertise", host.to_owned()));
+    let extra = extra.iter().map(|(key, value)| (*key, value.clone())).chain(advertise);
     config.extend(texts.into_iter().chain(extra).map(|(key, value)| (key.to_owned(), toml::Value::String(value))));
     let path = home.join("nf.toml");
     std::fs::write(&path, toml::to_string(&config)?).with_context(|| path.display().to_string())?;
     Ok(path)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn tell(global: &Global, dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {

@@ -1,6 +1,8 @@
 //! How a command ends: the exit codes of CONVENTIONS.md, and an error that carries
 //! one. A text says what happened, why, and the next command. It knows no command.
 
+use crate::api::error::codes;
+use nf_core::reason::Reason;
 use serde_json::Value;
 use std::fmt;
 use std::process::ExitCode;
@@ -48,17 +50,31 @@ pub fn fail(exit: Exit, text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Failure { exit, text: text.into() })
 }
 
-/// The exit for an answer that is an error (RFC 9457).
+/// The exit that an error carries.
+pub fn of(error: &anyhow::Error) -> Option<Exit> {
+    error.downcast_ref::<Failure>().map(|failure| failure.exit)
+}
+
+/// The exit for an answer that is an error (RFC 9457): that of its reason, in the one
+/// table there is. Without a reason that we know (a proxy spoke, or a newer member), the
+/// status must do.
 pub fn exit_of(status: u16, reason: &str) -> Exit {
-    match (status, reason) {
-        (_, "NoCapacity") => Exit::Queued,
-        (400 | 405 | 413 | 415, _) => Exit::Usage,
-        (401 | 403 | 422 | 429, _) => Exit::Denied,
-        (404 | 410, _) => Exit::NotFound,
-        (409 | 412, _) => Exit::Conflict,
-        (502..=504, _) => Exit::Unreachable,
+    if let Some(reason) = Reason::from_token(reason) {
+        return numbered(codes(reason).exit);
+    }
+    match status {
+        400 | 405 | 413 | 415 => Exit::Usage,
+        401 | 403 | 422 | 429 => Exit::Denied,
+        404 => Exit::NotFound,
+        409 | 410 | 412 => Exit::Conflict,
+        502..=504 => Exit::Unreachable,
         _ => Exit::Failed,
     }
+}
+
+fn numbered(code: u8) -> Exit {
+    let all = [Exit::Usage, Exit::Queued, Exit::NotFound, Exit::Conflict, Exit::Denied, Exit::Unreachable];
+    all.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Exit::Failed)
 }
 
 /// An RFC 9457 answer as a failure, with the next command where one helps.
@@ -86,6 +102,7 @@ fn hint(reason: &str) -> Option<&'static str> {
         "NoCapacity" => "nf get nodes shows what is free; without --no-queue the job would wait",
         "IdempotencyConflict" => "choose another --name, or repeat the request unchanged",
         "PlanChanged" => "nf plan again, then run with the new digest",
+        "StaleIndex" => "the same command again: it reads what is there now",
         "NotCaughtUp" | "NotVoter" => "nf get members shows who may lead",
         _ => return None,
     })
@@ -106,7 +123,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_answer_has_its_code() {
-        let codes = [
+        let answers = [
             (400, "", 2),
             (503, "NoCapacity", 3),
             (404, "", 4),
@@ -115,8 +132,16 @@ mod tests {
             (503, "NoLeader", 7),
             (500, "", 1),
         ];
-        for (status, reason, code) in codes {
+        for (status, reason, code) in answers {
             assert_eq!(exit_of(status, reason) as u8, code, "{status} {reason}");
+        }
+    }
+
+    #[test]
+    fn every_reason_ends_as_the_one_table_says() {
+        for reason in Reason::ALL {
+            let row = codes(*reason);
+            assert_eq!(exit_of(row.http, reason.token()) as u8, row.exit, "{reason}");
         }
     }
 }

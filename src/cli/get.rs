@@ -1,6 +1,6 @@
 //! `nf get` and `nf describe`.
 
-use super::client::{Client, escape};
+use super::client::{Client, Listing, escape};
 use super::exit::{Exit, fail};
 use super::kinds::{self, Kind};
 use super::output::{self, Format};
@@ -39,16 +39,16 @@ impl Get {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         if !self.watch {
-            return self.show(global, &self.items(&client).await?);
+            return self.show(global, &self.items(global, &client).await?);
         }
         let end = super::signals::stop();
         tokio::pin!(end);
         let mut before: Vec<Value> = Vec::new();
         loop {
-            let items = self.items(&client).await?;
-            if items != before {
-                self.redraw(global, &items, &before)?;
-                before = items;
+            let now = self.items(global, &client).await?;
+            if now.items != before {
+                self.redraw(global, &now, &before)?;
+                before = now.items;
             }
             tokio::select! {
                 stopped = &mut end => {
@@ -61,8 +61,9 @@ impl Get {
         }
     }
 
-    fn path(&self) -> String {
+    fn path(&self, reasons: bool) -> String {
         let mut query = Vec::new();
+        query.extend((reasons && self.kind == Kind::Jobs).then(|| "reasons=true".to_owned()));
         query.extend(self.tenant.iter().map(|t| format!("tenant_id={}", escape(t))));
         query.extend(self.state.iter().map(|s| format!("state={}", escape(s))));
         query.extend(self.all.then(|| "finished=true".to_owned()));
@@ -72,36 +73,39 @@ impl Get {
         }
     }
 
-    async fn items(&self, client: &Client) -> anyhow::Result<Vec<Value>> {
-        let mut items = client.list(&self.path()).await?;
+    async fn items(&self, global: &Global, client: &Client) -> anyhow::Result<Listing> {
+        // Members look for the reasons only where somebody will read them.
+        let reasons = global.style().format != Format::Table;
+        let mut list = client.listing(&self.path(reasons)).await?;
         if self.kind == Kind::Gpus {
-            items = kinds::gpus(&items);
+            list.items = kinds::gpus(&list.items);
         }
         if let Some(prefix) = &self.id {
             let id = self.kind.id();
-            items.retain(|item| id(item).starts_with(prefix.as_str()));
-            if items.is_empty() {
+            list.items.retain(|item| id(item).starts_with(prefix.as_str()));
+            if list.items.is_empty() {
                 return Err(nothing(self.kind, prefix));
             }
         }
-        Ok(items)
+        Ok(list)
     }
 
-    fn show(&self, global: &Global, items: &[Value]) -> anyhow::Result<()> {
-        output::put(&output::list(global.style(), items, self.kind.columns(), self.kind.id())?);
-        if items.is_empty() {
+    fn show(&self, global: &Global, list: &Listing) -> anyhow::Result<()> {
+        let (columns, id) = (self.kind.columns(), self.kind.id());
+        output::put(&output::listing(global.style(), &list.envelope, &list.items, columns, id)?);
+        if list.items.is_empty() {
             say(self.kind.hint());
         }
         Ok(())
     }
 
     /// On a terminal the whole table again; elsewhere what is new or changed.
-    fn redraw(&self, global: &Global, items: &[Value], before: &[Value]) -> anyhow::Result<()> {
+    fn redraw(&self, global: &Global, now: &Listing, before: &[Value]) -> anyhow::Result<()> {
         if global.for_people() && std::io::stdout().is_terminal() {
             output::put("\u{1b}[H\u{1b}[2J");
-            return self.show(global, items);
+            return self.show(global, now);
         }
-        let news: Vec<Value> = items.iter().filter(|item| !before.contains(item)).cloned().collect();
+        let news: Vec<Value> = now.items.iter().filter(|item| !before.contains(item)).cloned().collect();
         let mut style = global.style();
         style.no_headers |= !before.is_empty();
         if style.format == Format::Json {
@@ -169,10 +173,8 @@ fn nothing(kind: Kind, prefix: &str) -> anyhow::Error {
 /// A job in full, by its id or a unique prefix.
 pub async fn job(client: &Client, prefix: &str) -> anyhow::Result<Value> {
     let exact = client.get(&format!("/schedule/{}", escape(prefix))).await;
-    let missing =
-        |e: &anyhow::Error| e.downcast_ref::<super::exit::Failure>().is_some_and(|f| f.exit == Exit::NotFound);
     match exact {
-        Err(error) if missing(&error) => {
+        Err(error) if super::exit::of(&error) == Some(Exit::NotFound) => {
             let rows = client.list("/schedule?finished=true").await?;
             let row = pick(Kind::Jobs, prefix, rows, Kind::Jobs.id())?;
             let id = (Kind::Jobs.id())(&row);

@@ -4,7 +4,6 @@ mod request;
 
 use super::client::{Client, escape};
 use super::exit::{Exit, fail};
-use super::kinds::any;
 use super::output::{self, at, state};
 use super::{Global, confirm, get, say};
 use clap::Args;
@@ -88,21 +87,15 @@ fn placed(answer: &Value) -> String {
 }
 
 fn place(answer: &Value) -> String {
-    let first = answer.get("placement").or_else(|| answer.get("placements").and_then(|p| p.get(0)));
-    first.map_or("-".to_owned(), place_of)
+    answer.get("placement").map_or("-".to_owned(), place_of)
 }
 
 fn place_of(placement: &Value) -> String {
     let devices = placement.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let index = |device: &Value| match device {
-        Value::String(uuid) => uuid.clone(),
-        device => any(device, &["index", "uuid"]),
-    };
-    let devices: Vec<_> = devices.iter().map(index).collect();
+    let devices: Vec<_> = devices.iter().filter_map(Value::as_str).collect();
     let gpus = if devices.is_empty() { String::new() } else { format!(" gpu {}", devices.join(",")) };
     let why = match placement.get("why") {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(why)) => format!(" ({why})"),
         Some(why) => format!(" (score {} among {} nodes)", at(why, "score"), at(why, "candidates")),
     };
     format!("{}{gpus}{why}", at(placement, "node"))
@@ -169,8 +162,7 @@ fn why_ended(job: &Value) -> String {
 fn running(job: &Value) -> String {
     let mut out = String::new();
     for replica in replicas(job) {
-        let address = any(replica, &["placement.address", "place.address", "address"]);
-        let node = any(replica, &["placement.node", "place.node", "node"]);
+        let (address, node) = (at(replica, "placement.address"), at(replica, "placement.node"));
         let endpoint = if address == "-" { String::new() } else { format!(" · endpoint http://{address}") };
         out.push_str(&format!("{} on {node}{endpoint}\n", state(&at(replica, "status"))));
     }
@@ -233,20 +225,20 @@ fn explain(job: &Value) -> String {
         out.push_str(&format!("waits at position {} because of\n{waits}", at(job, "position")));
     }
     for replica in replicas(job) {
-        let place = replica.get("placement").or_else(|| replica.get("place")).unwrap_or(replica);
+        let place = replica.get("placement").unwrap_or(&Value::Null);
         let why = match at(replica, "why").as_str() {
             "-" => String::new(),
             why => format!(" ({why})"),
         };
-        let number = any(replica, &["no", "replica"]);
+        let number = at(replica, "replica");
         out.push_str(&format!("  replica {number}: {} on {}{why}\n", at(replica, "status"), place_of(place)));
     }
     for step in job.get("history").and_then(Value::as_array).into_iter().flatten() {
-        let why = match any(step, &["why", "reason"]).as_str() {
+        let why = match at(step, "why").as_str() {
             "-" => String::new(),
             why => format!(" ({why})"),
         };
-        out.push_str(&format!("  {} {}{why}\n", any(step, &["at", "at_ms"]), at(step, "state")));
+        out.push_str(&format!("  {} {}{why}\n", at(step, "at"), at(step, "state")));
     }
     out
 }
@@ -294,8 +286,8 @@ mod tests {
     #[test]
     fn an_answer_reads_as_a_sentence() {
         let answer = json!({"request_id":"r1","status":"scheduled","simulation":true,
-            "placement":{"node":"n2","devices":["GPU-a","GPU-b"],"why":"same island"}});
-        assert_eq!(placed(&answer), "job r1 placed on n2 gpu GPU-a,GPU-b (same island) (simulation)\n");
+            "placement":{"node":"n2","devices":["GPU-a","GPU-b"],"why":{"score":7,"candidates":3}}});
+        assert_eq!(placed(&answer), "job r1 placed on n2 gpu GPU-a,GPU-b (score 7 among 3 nodes) (simulation)\n");
         let queued = json!({"request_id":"r2","status":"queued","position":3,
             "reasons":[{"reason":"Resources","detail":"0 of 3 nodes","permanent":false},
                        {"reason":"ExceedsMaxQuota","detail":"4 > 2","permanent":true}]});

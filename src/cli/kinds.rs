@@ -83,10 +83,10 @@ const JOBS: &[Column] = &[
     col("TENANT", |v| at(v, "tenant_id")),
     col("MODEL", |v| format!("{}@{}", at(v, "model_id"), at(v, "model_version"))),
     col("STATE", |v| state(&at(v, "state"))),
-    col("READY", |v| format!("{}/{}", at(v, "ready").replace('-', "0"), replicas(v))),
-    col("GPU", |v| any(v, &["gpu", "resources.gpu"])),
-    col("NODES", |v| any(v, &["nodes", "placement.node"])),
-    col("AGE", |v| age_of(v, &["created_at", "created_ms"])),
+    col("READY", |v| format!("{}/{}", at(v, "ready"), at(v, "replicas"))),
+    col("GPU", |v| at(v, "gpu")),
+    col("NODES", |v| at(v, "nodes")),
+    col("AGE", |v| age_of(v, "created_at")),
     wide("PRIORITY", |v| at(v, "priority")),
     wide("REASONS", reasons),
 ];
@@ -94,12 +94,13 @@ const NODES: &[Column] = &[
     col("NODE", |v| at(v, "node_id")),
     col("STATE", |v| state(&at(v, "state"))),
     col("SCHEDULABLE", |v| if at(v, "schedulable") == "false" { "no".into() } else { "yes".into() }),
-    col("GPUS", |v| any(v, &["total.gpu", "gpus"])),
-    col("FREE", |v| any(v, &["free.gpu", "gpus_free"])),
+    col("GPUS", |v| at(v, "total.gpu")),
+    col("FREE", |v| at(v, "free.gpu")),
     col("REPLICAS", |v| at(v, "replicas")),
     col("KIND", |v| at(v, "kind")),
-    wide("CPU", |v| any(v, &["free.cpu", "cpu"])),
-    wide("MEM", |v| size(v, &["free.mem_bytes", "free.mem"])),
+    wide("CPU", |v| at(v, "free.cpu")),
+    wide("MEM", |v| size(v, "free.mem")),
+    wide("REGION", |v| at(v, "region")),
     wide("ZONE", |v| at(v, "zone")),
     wide("HOST", |v| at(v, "host")),
 ];
@@ -107,27 +108,27 @@ const GPUS: &[Column] = &[
     col("NODE", |v| at(v, "node_id")),
     col("GPU", |v| at(v, "index")),
     col("TYPE", |v| at(v, "device_type")),
-    col("MEMORY", |v| size(v, &["memory_bytes", "memory"])),
-    col("USED", used),
+    col("MEMORY", |v| size(v, "memory")),
+    col("USED", |v| at(v, "used_milli").parse().map_or_else(|_| "-".to_owned(), milli)),
     col("ISLAND", |v| at(v, "island")),
     wide("UUID", |v| at(v, "uuid")),
     wide("HEALTHY", |v| at(v, "healthy")),
 ];
 const TENANTS: &[Column] = &[
     col("TENANT", |v| at(v, "tenant_id")),
-    col("GPUS", |v| any(v, &["used.gpu", "reserved.gpu"])),
-    col("QUOTA", |v| any(v, &["gpu_quota", "quota.gpu", "quota.gpus"])),
+    col("GPUS", |v| at(v, "used.gpu")),
+    col("QUOTA", |v| at(v, "gpu_quota")),
     col("JOBS", |v| at(v, "jobs")),
     col("WAITING", |v| at(v, "waiting")),
 ];
 const EVENTS: &[Column] = &[
     col("SEQ", |v| at(v, "seq")),
-    col("AGE", |v| age_of(v, &["at", "at_ms"])),
+    col("AGE", |v| age_of(v, "at")),
     col("KIND", |v| at(v, "kind")),
-    col("OBJECT", |v| any(v, &["request_id", "node", "node_id", "tenant_id", "member", "name"])),
+    col("OBJECT", object),
     col("FROM", |v| at(v, "from")),
     col("TO", |v| at(v, "to")),
-    col("WHY", |v| any(v, &["why", "reason"])),
+    col("WHY", |v| at(v, "why")),
 ];
 const MEMBERS: &[Column] = &[
     col("MEMBER", |v| at(v, "name")),
@@ -139,31 +140,23 @@ const MEMBERS: &[Column] = &[
     wide("VERSION", |v| at(v, "version")),
 ];
 
-/// The first path that is there.
-pub fn any(v: &Value, paths: &[&str]) -> String {
-    paths.iter().map(|path| at(v, path)).find(|text| text != "-").unwrap_or_else(|| "-".to_owned())
-}
-
-fn replicas(v: &Value) -> String {
-    match v.get("replicas") {
-        Some(Value::Array(list)) => list.len().to_string(),
-        _ => at(v, "replicas"),
+/// What an event is about, by its kind.
+fn object(v: &Value) -> String {
+    match at(v, "kind").as_str() {
+        "job" | "replica" => at(v, "request_id"),
+        "tenant" => at(v, "tenant_id"),
+        _ => at(v, "node"),
     }
 }
 
-fn size(v: &Value, paths: &[&str]) -> String {
-    let text = any(v, paths);
+fn size(v: &Value, path: &str) -> String {
+    let text = at(v, path);
     text.parse().map_or(text, bytes)
 }
 
-fn used(v: &Value) -> String {
-    let text = any(v, &["used_milli", "reserved_milli"]);
-    text.parse().map_or_else(|_| any(v, &["used", "reserved"]), milli)
-}
-
-pub fn reasons(v: &Value) -> String {
+fn reasons(v: &Value) -> String {
     let Some(Value::Array(list)) = v.get("reasons") else { return "-".to_owned() };
-    let words: Vec<_> = list.iter().map(|r| any(r, &["reason"])).collect();
+    let words: Vec<_> = list.iter().map(|r| at(r, "reason")).collect();
     if words.is_empty() { "-".to_owned() } else { words.join(",") }
 }
 
@@ -172,11 +165,10 @@ pub fn gpus(nodes: &[Value]) -> Vec<Value> {
     let mut out = Vec::new();
     for node in nodes {
         let devices = node.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        for (index, device) in devices.iter().enumerate() {
+        for device in devices {
             let mut device = device.clone();
             if let Some(fields) = device.as_object_mut() {
                 fields.insert("node_id".to_owned(), json!(at(node, "node_id")));
-                fields.entry("index").or_insert(json!(index));
             }
             out.push(device);
         }

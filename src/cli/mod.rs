@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 /// Distributed GPU scheduler for model serving.
 #[derive(Debug, Parser)]
-#[command(name = "nf", version = version::LINE, max_term_width = 110)]
+#[command(name = "nf", version = VERSION, max_term_width = 110)]
 #[command(after_help = "Examples:\n  nf dev\n  nf run llama-8b --tenant demo --gpus 2 --wait\n  nf get jobs")]
 pub struct Cli {
     #[command(flatten)]

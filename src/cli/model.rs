@@ -1,5 +1,9 @@
-//! `nf model`: publishes a directory as a version, and pulls one. It works on the
-//! store directly; members read the same store.
+//! `nf model`: publishes a directory as a version, and pulls one; signs files and
+//! verifies signatures. It works on the store and on files directly; members read
+//! the same store.
+
+mod sign;
+mod verify;
 
 use super::exit::{Exit, fail};
 use super::output;
@@ -29,6 +33,19 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model pull magika@v1 --store file:///srv/models -o json\n  nf model pull magika@v1 --store file:///srv/models --to ./magika"
     )]
     Pull(Pull),
+    /// Verify an artefact's signature, without a cluster
+    #[command(
+        after_help = "Examples:\n  nf model verify model.safetensors --signature model.safetensors.sig --key cosign.pub\n  nf model verify ./magika --signature magika.sig --key signing.pub.pem --tenant demo --model magika --model-version v1 -o json\n\nExit: 0 verified, 6 refused (the text begins with the reason), 2 for a key or root that cannot be used."
+    )]
+    Verify(verify::Verify),
+    /// Sign a deploy statement: these files are this version, for this tenant
+    #[command(
+        after_help = "Examples:\n  nf model sign ./magika --tenant demo --model magika --model-version v1 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out magika.sig\n  nf model sign model.onnx --tenant demo --model m --model-version v2 --min-version v2 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out m.sig"
+    )]
+    Sign(sign::Sign),
+    /// Make an ECDSA P-256 and an ML-DSA-65 key for signing
+    #[command(after_help = "Examples:\n  nf model keygen keys\n  nf model keygen keys -o json")]
+    Keygen(sign::Keygen),
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +93,9 @@ impl Model {
         match self.command {
             ModelCommand::Publish(publish) => publish.run(global).await,
             ModelCommand::Pull(pull) => pull.run(global).await,
+            ModelCommand::Verify(verify) => verify.run(global),
+            ModelCommand::Sign(sign) => sign.run(global),
+            ModelCommand::Keygen(keygen) => keygen.run(global),
         }
     }
 }

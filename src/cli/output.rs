@@ -56,6 +56,25 @@ pub fn list(style: Style, items: &[Value], columns: &[Column], id: fn(&Value) ->
     })
 }
 
+/// A list that the API gave out: as JSON it is in the API's own shape, `envelope` with the items in it.
+pub fn listing(
+    style: Style,
+    envelope: &Value,
+    items: &[Value],
+    columns: &[Column],
+    id: fn(&Value) -> String,
+) -> Result<String> {
+    if style.format != Format::Json {
+        return list(style, items, columns, id);
+    }
+    let mut whole = envelope.clone();
+    match whole.as_object_mut() {
+        Some(fields) => drop(fields.insert("items".to_owned(), Value::Array(items.to_vec()))),
+        None => whole = serde_json::json!({ "items": items }),
+    }
+    Ok(format!("{}\n", serde_json::to_string_pretty(&whole)?))
+}
+
 /// One object as text; `people` is its form for people.
 pub fn object(style: Style, value: &Value, name: &str, people: impl FnOnce() -> String) -> Result<String> {
     Ok(match style.format {
@@ -172,14 +191,11 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
-/// The age of a time in milliseconds or RFC 3339.
-pub fn age_of(item: &Value, keys: &[&str]) -> String {
+/// The age of an RFC 3339 time.
+pub fn age_of(item: &Value, key: &str) -> String {
     let now = jiff::Timestamp::now().as_millisecond();
-    let then = keys.iter().find_map(|key| match item.get(*key)? {
-        Value::Number(ms) => ms.as_i64(),
-        Value::String(text) => text.parse::<jiff::Timestamp>().ok().map(|t| t.as_millisecond()),
-        _ => None,
-    });
+    let then = item.get(key).and_then(Value::as_str).and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    let then = then.map(|time| time.as_millisecond());
     then.map_or("-".to_owned(), |then| age(now.saturating_sub(then).max(0) as u64 / 1000))
 }
 
@@ -210,6 +226,18 @@ mod tests {
         assert_eq!(json["items"][1]["name"], "long-name");
         assert!(shown(Format::Yaml).starts_with("- name: n1\n") || shown(Format::Yaml).contains("name: n1"));
         assert_eq!(list(Style::default(), &[], COLUMNS, |_| String::new()).unwrap(), "");
+    }
+
+    #[test]
+    fn a_list_of_the_api_is_json_in_its_own_shape() {
+        let envelope = json!({"items": null, "next_token": null, "simulation": true, "index": 7});
+        let shown = |format| {
+            let style = Style { format, no_headers: false };
+            listing(style, &envelope, &[json!({"name":"n1"})], COLUMNS, |v| at(v, "name")).unwrap()
+        };
+        let value: Value = serde_json::from_str(&shown(Format::Json)).unwrap();
+        assert_eq!(value, json!({"items":[{"name":"n1"}],"next_token":null,"simulation":true,"index":7}));
+        assert_eq!(shown(Format::Name), "n1\n");
     }
 
     #[test]

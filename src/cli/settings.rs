@@ -56,12 +56,13 @@ impl Config {
 }
 
 fn view(global: &Global, settings: &Settings) -> anyhow::Result<()> {
-    let item = |(row, value, origin): (&crate::config::Row, String, &crate::config::Origin)| json!({ "key": row.key, "value": value, "origin": origin.to_string(), "variable": row.env, "meaning": row.doc });
+    let item = |(row, value, origin): (&crate::config::Row, String, &crate::config::Origin)| json!({ "key": row.key, "value": value, "origin": origin.to_string(), "variable": row.env, "meaning": row.doc, "used": !row.unused });
     let items: Vec<_> = settings.view().into_iter().map(item).collect();
     let columns = [
         col("SETTING", |v| at(v, "key")),
         col("VALUE", |v| match at(v, "value") {
             empty if empty.is_empty() => "-".to_owned(),
+            value if at(v, "used") == "false" => format!("{value} (not used by this build)"),
             value => value,
         }),
         col("ORIGIN", |v| at(v, "origin")),

@@ -1,5 +1,10 @@
-//! `nf sim`: plays many worker nodes from a list in one process. What a played
-//! node does is the agent's; this finds the group and the keys.
+//! `nf sim`: plays many worker nodes from a list in one process, and tries placement and
+//! autoscaling on lists. What a played node does is the agent's; this finds the group and the keys.
+
+mod autoscale;
+mod online;
+mod picture;
+mod place;
 
 use super::exit::{Exit, fail};
 use super::output::at;
@@ -30,6 +35,16 @@ enum SimCommand {
         after_help = "Examples:\n  nf sim nodes --from openb_node_list_gpu_node.csv\n  nf sim nodes --from nodes.csv --tls-dir ./data/player/tls"
     )]
     Nodes(Nodes),
+    /// Replay arrivals through the daemon's autoscaler
+    #[command(
+        after_help = "Examples:\n  nf sim autoscale --load diurnal,bursts --seed 1-3\n  nf sim autoscale --arrivals f.csv --policy nf,hpa,kpa-tuned,oracle --plot out.svg\n  nf sim autoscale --online"
+    )]
+    Autoscale(autoscale::Autoscale),
+    /// Try placement on lists of nodes and requests, without a group
+    #[command(
+        after_help = "Examples:\n  nf sim place --online < session.txt\n  nf sim place --nodes nodes.csv --requests requests.csv --policy fragmentation,best-fit --plot out.svg"
+    )]
+    Place(place::Place),
 }
 
 #[derive(Debug, Args)]
@@ -53,8 +68,12 @@ struct Nodes {
 
 impl Sim {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let SimCommand::Nodes(nodes) = self.command;
-        nodes.run(global).await
+        match self.command {
+            SimCommand::Nodes(nodes) => nodes.run(global).await,
+            SimCommand::Autoscale(autoscale) => autoscale.run(global),
+            // One conversation and no other task: blocking is what it is for.
+            SimCommand::Place(place) => place.run(global),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `nf tenant` and `nf quota`.
 
 use super::client::{Client, escape};
+use super::exit::{self, Exit, fail};
 use super::kinds::Kind;
 use super::output::{self, at};
 use super::{Global, confirm, say};
@@ -47,7 +48,15 @@ impl Tenant {
                 Ok(())
             }
             TenantCommand::Delete { tenant, dry_run: true, .. } => {
-                say(format!("would delete tenant {tenant}, if it has no jobs"));
+                let known = client.get(&path(&tenant)).await?;
+                match at(&known, "jobs").as_str() {
+                    "0" => say(format!("would delete tenant {tenant}")),
+                    jobs => {
+                        let text =
+                            format!("tenant {tenant} has {jobs} live jobs\n  try: nf get jobs --tenant {tenant}");
+                        return Err(fail(Exit::Conflict, text));
+                    }
+                }
                 Ok(())
             }
             TenantCommand::Delete { tenant, yes, .. } => {
@@ -60,9 +69,10 @@ impl Tenant {
                 Ok(())
             }
             TenantCommand::List => {
-                let items = client.list(Kind::Tenants.path()).await?;
-                output::put(&output::list(global.style(), &items, Kind::Tenants.columns(), Kind::Tenants.id())?);
-                if items.is_empty() {
+                let list = client.listing(Kind::Tenants.path()).await?;
+                let (columns, id) = (Kind::Tenants.columns(), Kind::Tenants.id());
+                output::put(&output::listing(global.style(), &list.envelope, &list.items, columns, id)?);
+                if list.items.is_empty() {
                     say(Kind::Tenants.hint());
                 }
                 Ok(())
@@ -118,8 +128,10 @@ impl Quota {
                 show(global, &tenant, &quota)
             }
             QuotaCommand::Set(set) => {
-                let body = set.body(&client).await?;
-                let (_, quota) = client.change(Method::PUT, &path(&set.tenant), body).await?;
+                let now = now(&client, &set.tenant).await?;
+                let seen = now.get("etag").and_then(Value::as_str);
+                // Somebody else's change in between is not undone in silence.
+                let (_, quota) = client.change_seen(Method::PUT, &path(&set.tenant), set.body(&now), seen).await?;
                 show(global, &set.tenant, &quota)
             }
         }
@@ -150,10 +162,17 @@ fn show(global: &Global, tenant: &str, quota: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The tenant's limits as they are; nothing when there is no such tenant yet.
+async fn now(client: &Client, tenant: &str) -> anyhow::Result<Value> {
+    match client.get(&path(tenant)).await {
+        Err(error) if exit::of(&error) == Some(Exit::NotFound) => Ok(Value::Null),
+        other => other,
+    }
+}
+
 impl SetQuota {
-    /// The limits as they are, with the named ones replaced.
-    async fn body(&self, client: &Client) -> anyhow::Result<Value> {
-        let now = client.get(&path(&self.tenant)).await.unwrap_or(Value::Null);
+    /// The limits that are now, with the named ones replaced.
+    fn body(&self, now: &Value) -> Value {
         let mut body: Map<String, Value> = now.get("quota").and_then(Value::as_object).cloned().unwrap_or_default();
         body.retain(|_, value| !value.is_null());
         let given = [
@@ -174,6 +193,36 @@ impl SetQuota {
                 }
             }
         }
-        Ok(Value::Object(body))
+        Value::Object(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::context::Context;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// A member that answers each call with this.
+    async fn member(answer: &'static str) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        Client::new(&Context { addrs: vec![addr], ..Context::default() }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_a_tenant_that_is_not_there_has_no_limits() {
+        let absent =
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\nconnection: close\r\n\r\n{\"reason\":\"NotFound\"}";
+        assert_eq!(now(&member(absent).await, "t1").await.unwrap(), Value::Null);
+        let broken = "HTTP/1.1 500 Oh\r\ncontent-length: 21\r\nconnection: close\r\n\r\n{\"reason\":\"Internal\"}";
+        let error = now(&member(broken).await, "t1").await.unwrap_err();
+        assert_eq!(exit::of(&error), Some(Exit::Failed), "limits that could not be read are not dropped");
     }
 }

@@ -5,15 +5,13 @@ use serde_json::json;
 
 /// The workspace's version, e.g. `8.1.0-phaseH.2`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Set by whoever builds from a repository.
+/// Set by `make release`; a daily build does not know it.
 pub const COMMIT: &str = match option_env!("NF_COMMIT") {
     Some(commit) => commit,
     None => "NO_GIT",
 };
 /// The part of the version after `phase`.
 pub const PHASE: &str = "H.2";
-/// `nf --version`.
-pub const LINE: &str = VERSION;
 
 pub(super) fn run(global: &Global) -> anyhow::Result<()> {
     let value = json!({ "version": VERSION, "commit": COMMIT, "phase": PHASE });

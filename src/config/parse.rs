@@ -1,7 +1,8 @@
 //! One parser per kind of setting: text in, typed value or a sentence out. An
 //! empty text means "not set". They do not know which setting they serve.
 
-use nf_core::id::{DeviceType, NodeName};
+use nf_core::id::{DeviceType, Label, NodeName};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub enum GpuNodes {
 
 /// Most GPUs of one node, and of a default quota; bounds the arithmetic.
 const MOST_GPUS: u64 = 1_000_000;
+/// Most labels, or prices, of one node.
+const MOST_PAIRS: usize = 64;
 /// A wait longer than this is a slip of the pen.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -206,20 +209,59 @@ pub fn gpu_nodes(text: &str) -> Result<GpuNodes, String> {
     Ok(GpuNodes::Played(out))
 }
 
-/// Thousandths of a GPU from a decimal count.
-pub fn gpu_milli(text: &str) -> Result<u64, String> {
-    let bad = || "a number of GPUs such as 2 or 0.5".to_owned();
+/// A decimal number with at most `places` digits after the point, in units of the last of them.
+fn decimal(text: &str, places: usize) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |t: &str| t.chars().all(|c| c.is_ascii_digit());
-    if whole.is_empty() || whole.len() > 9 || fraction.len() > 3 || !digits(whole) || !digits(fraction) {
-        return Err(bad());
+    if whole.is_empty() || whole.len() > 9 || fraction.len() > places || !digits(whole) || !digits(fraction) {
+        return None;
     }
-    let whole: u64 = whole.parse().map_err(|_| bad())?;
-    let milli: u64 = format!("{fraction:0<3}").parse().map_err(|_| bad())?;
-    match whole {
-        0..MOST_GPUS => Ok(whole * 1000 + milli),
+    format!("{whole}{fraction:0<places$}").parse().ok()
+}
+
+/// Thousandths of a GPU from a decimal count.
+pub fn gpu_milli(text: &str) -> Result<u64, String> {
+    match decimal(text, 3).ok_or("a number of GPUs such as 2 or 0.5")? {
+        milli if milli < MOST_GPUS * 1000 => Ok(milli),
         _ => Err(format!("at most {MOST_GPUS} GPUs")),
     }
+}
+
+/// The name of a region, zone or rack.
+pub fn place(text: &str) -> Result<Option<Label>, String> {
+    (!text.is_empty()).then(|| Label::new(text)).transpose().map_err(|e| e.to_string())
+}
+
+/// `key=value` pairs, each key once.
+fn pairs(text: &str, form: &str) -> Result<Vec<(String, String)>, String> {
+    let mut out: Vec<(String, String)> = Vec::new();
+    for part in parts(text) {
+        let (key, value) = part.split_once('=').ok_or(form)?;
+        if out.iter().any(|(known, _)| known == key) {
+            return Err(format!("{form}; {key} is there twice"));
+        }
+        out.push((key.to_owned(), value.to_owned()));
+    }
+    match out.len() {
+        0..=MOST_PAIRS => Ok(out),
+        n => Err(format!("at most {MOST_PAIRS}, not {n}")),
+    }
+}
+
+pub fn labels(text: &str) -> Result<BTreeMap<Label, Label>, String> {
+    const FORM: &str = "key=value, comma separated, e.g. disk=nvme,team=research";
+    let label = |text: &str| Label::new(text).map_err(|e| format!("{FORM}; {e}"));
+    pairs(text, FORM)?.iter().map(|(key, value)| Ok((label(key)?, label(value)?))).collect()
+}
+
+/// Millionths of the currency unit by device type.
+pub fn prices(text: &str) -> Result<BTreeMap<DeviceType, u64>, String> {
+    const FORM: &str = "device_type=price, comma separated, e.g. H100-80G=2.50,A100-80G=1.20";
+    let price = |(kind, price): &(String, String)| {
+        let kind = DeviceType::new(kind).map_err(|e| format!("{FORM}; {e}"))?;
+        Ok((kind, decimal(price, 6).ok_or(FORM)?))
+    };
+    pairs(text, FORM)?.iter().map(price).collect()
 }
 
 pub fn ports(text: &str) -> Result<(u16, u16), String> {
@@ -304,12 +346,22 @@ mod tests {
         for bad in ["n1", "n1=host", "N1=h:1", "a=h:1,a=h:2", "a=h:0"] {
             assert!(members(bad).is_err(), "{bad}");
         }
+        for bad in ["x", "a=b,a=c", "a=../x", "=b"] {
+            assert!(labels(bad).is_err(), "{bad}");
+        }
+        for bad in ["H100", "H100=x", "H100=-1", "H100=1.1234567", "../x=1"] {
+            assert!(prices(bad).is_err(), "{bad}");
+        }
+        assert!(place("../x").is_err());
         assert!(ports("9-1").is_err() && store("nfs://x").is_err() && url("prom:9090").is_err());
     }
 
     #[test]
     fn what_people_write_is_read() {
         assert_eq!(gpu_milli("0.5"), Ok(500));
+        assert_eq!(labels("disk=nvme, team=ml").map(|l| l.len()), Ok(2));
+        assert_eq!(prices("H100-80G=2.5").map(|p| p.into_values().collect()), Ok(vec![2_500_000]));
+        assert_eq!((labels("").map(|l| l.len()), place("")), (Ok(0), Ok(None)));
         assert_eq!(switch("TRUE"), Ok(Some(true)));
         assert_eq!(duration("1m"), Ok(Duration::from_secs(60)));
         let nodes = gpu_nodes("n1:H100-80G:8, n2").unwrap();

@@ -5,6 +5,8 @@
 
 use super::parse;
 use super::value::{Raw, Setting};
+use nf_core::id::{DeviceType, Label};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -21,6 +23,8 @@ pub struct Row {
     pub default: &'static str,
     /// Never printed.
     pub secret: bool,
+    /// Understood, and of no effect yet: whoever sets it is told so.
+    pub unused: bool,
     pub doc: &'static str,
 }
 
@@ -35,7 +39,7 @@ impl Row {
 }
 
 macro_rules! settings {
-    ($( $(#[$secret:ident])? $key:ident: $type:ty = $default:literal, $env:literal, $parse:path, $doc:literal; )+) => {
+    ($( $(#[$mark:ident])* $key:ident: $type:ty = $default:literal, $env:literal, $parse:path, $doc:literal; )+) => {
         /// Every setting with its origin. Other modules are given plain values, never this.
         #[derive(Clone, Debug)]
         pub struct Settings { $(#[doc = $doc] pub $key: Setting<$type>,)+ }
@@ -45,7 +49,8 @@ macro_rules! settings {
             key: stringify!($key),
             env: $env,
             default: $default,
-            secret: settings!(@secret $($secret)?),
+            secret: settings!(@secret $($mark)*),
+            unused: settings!(@unused $($mark)*),
             doc: $doc,
         },)+];
 
@@ -64,8 +69,12 @@ macro_rules! settings {
             }
         }
     };
-    (@secret secret) => { true };
+    (@secret secret $($rest:ident)*) => { true };
+    (@secret $other:ident $($rest:ident)*) => { settings!(@secret $($rest)*) };
     (@secret) => { false };
+    (@unused unused $($rest:ident)*) => { true };
+    (@unused $other:ident $($rest:ident)*) => { settings!(@unused $($rest)*) };
+    (@unused) => { false };
 }
 
 settings! {
@@ -101,30 +110,40 @@ settings! {
         "ports that replicas on this node may be given";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
         "auto (ask the driver), or name[:device_type[:count]], comma separated: nodes played in simulation";
+    region: Option<Label> = "", "NF_REGION", parse::place,
+        "where this machine is, for constraints and for moving leadership";
+    zone: Option<Label> = "", "NF_ZONE", parse::place,
+        "part of the region that fails as one";
+    rack: Option<Label> = "", "NF_RACK", parse::place,
+        "rack of this machine";
+    labels: BTreeMap<Label, Label> = "", "NF_LABELS", parse::labels,
+        "what constraints can ask of this machine: key=value, comma separated";
+    cost_per_hour: BTreeMap<DeviceType, u64> = "", "NF_COST_PER_HOUR", parse::prices,
+        "price of one device of a type per hour: device_type=price, comma separated";
     max_tenant_gpus: u64 = "2", "MAX_TENANT_GPUs", parse::gpu_milli,
         "GPU quota of a tenant with none of its own; read when the group is formed";
     model_store_url: Option<String> = "", "MODEL_STORE_URL", parse::store,
-        "where model versions come from: file://, http(s)://; a local directory in simulation";
+        "where model versions come from: file:// (other stores are not in this build); a directory of its own in simulation";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
-        "public keys that sign model manifests";
+        "public keys that sign model manifests; this build only asks whether it is set";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
-        "Vault or OpenBao that verifies manifests";
+        "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,
-        "file or URL with the keys that sign people's tokens";
+        "file or URL with the keys that sign people's tokens; this build only asks whether it is set";
     tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
     pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,
         "hybrid, classical or off for transport; off only on loopback";
-    prom_url: Option<String> = "", "PROM_URL", parse::url,
-        "Prometheus to read latency and queue depth from; without it, what agents report";
-    #[secret] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,
-        "mirror for SQL users";
-    #[secret] redis_url: Option<String> = "", "REDIS_URL", parse::url,
-        "publishes the routing table and an event stream";
-    kubeconfig: Option<PathBuf> = "", "KUBECONFIG", parse::path,
-        "makes the Kubernetes runtime available, never chooses it";
-    #[secret] openai_key: Option<String> = "", "OPENAI_KEY", parse::text,
-        "lets nf explain answer in prose";
+    #[unused] prom_url: Option<String> = "", "PROM_URL", parse::url,
+        "Prometheus to read latency and queue depth from; not used by this build";
+    #[secret] #[unused] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,
+        "mirror for SQL users; not used by this build";
+    #[secret] #[unused] redis_url: Option<String> = "", "REDIS_URL", parse::url,
+        "publishes the routing table and an event stream; not used by this build";
+    #[unused] kubeconfig: Option<PathBuf> = "", "KUBECONFIG", parse::path,
+        "makes the Kubernetes runtime available, never chooses it; not used by this build";
+    #[secret] #[unused] openai_key: Option<String> = "", "OPENAI_KEY", parse::text,
+        "lets nf explain answer in prose; not used by this build";
     neural_fabric_url: Option<String> = "", "NEURAL_FABRIC_URL", parse::urls,
         "for clients: the members' public addresses, comma separated; NF_ADDR is the same and wins";
     heartbeat: Duration = "50ms", "NF_HEARTBEAT", parse::duration,
@@ -146,9 +165,9 @@ settings! {
     down_after: Duration = "60s", "NF_DOWN_AFTER", parse::duration,
         "silence after which a node is given up and its replicas start elsewhere";
     stop_grace: Duration = "10s", "NF_STOP_GRACE", parse::duration,
-        "how long a replica may drain before TERM";
+        "how long a replica may drain after TERM before KILL";
     kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,
-        "how long after TERM before KILL";
+        "how long a process may survive KILL before the log says so, and how often then";
     log: Option<String> = "", "NF_LOG", parse::text,
         "what is logged, e.g. debug or warn,neural_fabric::raft=debug; our own words and others' warnings when not set";
 }

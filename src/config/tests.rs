@@ -69,6 +69,17 @@ fn a_secret_shows_in_no_view_and_no_error() {
 }
 
 #[test]
+fn settings_without_effect_are_marked_in_flag_and_words() {
+    let unused: Vec<_> = TABLE.iter().filter(|row| row.unused).map(|row| row.env).collect();
+    assert_eq!(unused, ["PROM_URL", "POSTGRES_DSN", "REDIS_URL", "KUBECONFIG", "OPENAI_KEY"]);
+    for row in TABLE {
+        assert_eq!(row.unused, row.doc.ends_with("not used by this build"), "{}", row.key);
+    }
+    let secret: Vec<_> = TABLE.iter().filter(|row| row.secret).map(|row| row.env).collect();
+    assert_eq!(secret, ["POSTGRES_DSN", "REDIS_URL", "OPENAI_KEY"]);
+}
+
+#[test]
 fn both_spellings_may_agree_but_not_differ() {
     let both = |a, b| load(&[], &[("MAX_TENANT_GPUs", a), ("MAX_TENANT_GPUS", b)], None);
     assert_eq!(*both("3", "3").unwrap().max_tenant_gpus, 3000);
@@ -96,6 +107,7 @@ fn values_that_do_not_fit_together_are_refused() {
         (vec![("NF_LISTEN", "0.0.0.0:8600")], "NF_LISTEN"),
         (vec![("NF_DOWN_AFTER", "50s")], "NF_DOWN_AFTER"),
         (vec![("NF_LEASE", "30s")], "NF_LEASE"),
+        (vec![("NF_STOP_GRACE", "30s")], "NF_STOP_GRACE"),
         (vec![("NF_ELECTION_MIN", "1s")], "NF_ELECTION_MIN"),
         (vec![("NF_ROLE", "worker")], "NF_JOIN"),
         (vec![("NF_MEMBERS", "a=h:1")], "NF_NODE_NAME"),

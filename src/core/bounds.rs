@@ -33,13 +33,16 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         }
         Intent::Register { spec, .. } => node(spec),
         Intent::NodeStates(states) => list("nodes", states.len(), MAX_LIST),
-        Intent::Cordon { cordon: Some(Cordon { by, reason, .. }), .. } => {
+        Intent::Cordon { cordon: Some(Cordon { by, reason, .. }), .. }
+        | Intent::CordonIf { cordon: Some(Cordon { by, reason, .. }), .. } => {
             text("by", by, MAX_TEXT)?;
             text("reason", reason, MAX_TEXT)
         }
         Intent::Schedule { submission, .. } => job(&submission.spec),
         Intent::Reports { reports, .. } => list("reports", reports.len(), MAX_LIST),
         Intent::Cordon { cordon: None, .. }
+        | Intent::CordonIf { cordon: None, .. }
+        | Intent::SetQuotaIf { .. }
         | Intent::RaiseLevel { .. }
         | Intent::CreateTenant { .. }
         | Intent::DeleteTenant { .. }

@@ -25,7 +25,48 @@ pub struct Flavor {
     pub cost_per_hour: BTreeMap<DeviceType, u64>,
     pub has_ports: bool,
     pub simulated: bool,
+    /// Which of the known lists of devices this is.
+    pub hardware: HardwareNo,
+    alike: bool,
 }
+
+impl Flavor {
+    /// All devices are the same kind in the same island, so that it does not matter which are taken.
+    pub fn alike(&self) -> bool {
+        self.alike
+    }
+}
+
+/// Names a list of devices, islands aside. A handle of one index and no property of a
+/// node: two members may number alike lists differently, so it is equal to any other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HardwareNo(u32);
+
+impl HardwareNo {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl Ord for HardwareNo {
+    fn cmp(&self, _: &Self) -> Ordering {
+        Ordering::Equal
+    }
+}
+
+impl PartialOrd for HardwareNo {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for HardwareNo {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for HardwareNo {}
 
 /// A device without its identity.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,12 +153,14 @@ impl Class {
 }
 
 /// Class → its nodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct CapacityIndex {
     pub classes: OrdMap<Arc<Class>, OrdSet<NodeNo>>,
     of: OrdMap<NodeNo, Arc<Class>>,
     /// Interned, so that equal flavors compare by pointer first.
-    flavors: OrdMap<Arc<Flavor>, u32>,
+    flavors: OrdSet<Arc<Flavor>>,
+    /// Lists of devices with their islands left out, and their numbers.
+    hardware: OrdMap<Arc<[DeviceFlavor]>, HardwareNo>,
 }
 
 impl CapacityIndex {
@@ -149,23 +192,41 @@ impl CapacityIndex {
         }
     }
 
-    fn intern(&mut self, flavor: Flavor) -> Arc<Flavor> {
-        let flavor = Arc::new(flavor);
-        if let Some((known, _)) = self.flavors.get_key_value(&flavor) {
+    fn intern(&mut self, mut flavor: Flavor) -> Arc<Flavor> {
+        if let Some(known) = self.flavors.get(&flavor) {
             return known.clone();
         }
-        self.flavors.insert(flavor.clone(), 0);
+        let devices: Vec<DeviceFlavor> =
+            flavor.devices.iter().map(|device| DeviceFlavor { island: 0, ..device.clone() }).collect();
+        let next = HardwareNo(self.hardware.len() as u32);
+        flavor.hardware = *self.hardware.entry(devices.into()).or_insert(next);
+        let flavor = Arc::new(flavor);
+        self.flavors.insert(flavor.clone());
         flavor
+    }
+
+    /// How many lists of devices are known. Never fewer than before.
+    pub fn kinds_of_hardware(&self) -> usize {
+        self.hardware.len()
+    }
+
+    /// The known lists of devices, in the order of their numbers.
+    pub fn hardware(&self) -> Vec<Arc<[DeviceFlavor]>> {
+        let mut all: Vec<_> = self.hardware.iter().collect();
+        all.sort_by_key(|(_, no)| no.0);
+        all.into_iter().map(|(devices, _)| devices.clone()).collect()
     }
 }
 
 fn flavor_of(node: &Node) -> Flavor {
     let s = &node.spec;
+    let devices: Vec<DeviceFlavor> = s.devices.iter().map(DeviceFlavor::from).collect();
     Flavor {
+        alike: devices.windows(2).all(|pair| pair[0] == pair[1]),
         cpu_milli: s.cpu_milli,
         memory: s.memory,
         disk: s.disk,
-        devices: s.devices.iter().map(DeviceFlavor::from).collect(),
+        devices,
         labels: s.labels.clone(),
         region: s.region.clone(),
         zone: s.zone.clone(),
@@ -173,6 +234,7 @@ fn flavor_of(node: &Node) -> Flavor {
         cost_per_hour: s.cost_per_hour.clone(),
         has_ports: s.ports.is_some(),
         simulated: s.simulated,
+        hardware: HardwareNo::default(),
     }
 }
 

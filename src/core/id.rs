@@ -102,10 +102,7 @@ fn check(rule: &Rule, text: &str) -> Result<(), NameError> {
     if fits {
         return Ok(());
     }
-    let mut shown: String = text.chars().take(40).collect::<String>().escape_debug().to_string();
-    if text.chars().count() > 40 {
-        shown.push('…');
-    }
+    let shown = crate::reason::printable(text, 40);
     Err(NameError { kind: rule.kind, shown: format!("\"{shown}\""), rule: rule.text })
 }
 

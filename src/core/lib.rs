@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod autoscaler;
 pub mod bounds;
 pub mod capacity;
 pub mod codec;
 pub mod command;
 pub mod control;
+pub mod etag;
 pub mod event;
 pub mod id;
 pub mod invariants;
@@ -18,6 +20,7 @@ pub mod ledger;
 pub mod node;
 pub mod placement;
 pub mod plan;
+pub mod played;
 pub mod proposer;
 pub mod quota;
 pub mod reason;

@@ -74,6 +74,18 @@ pub enum Intent {
     },
     /// One pass over the queue.
     PlaceWaiting,
+    /// Only if the quota is still the one that the caller has seen ([`crate::etag::quota`]).
+    SetQuotaIf {
+        tenant: TenantId,
+        quota: Quota,
+        seen: Digest16,
+    },
+    /// Only if the cordon is still the one that the caller has seen ([`crate::etag::cordon`]).
+    CordonIf {
+        node: NodeName,
+        cordon: Option<Cordon>,
+        seen: Digest16,
+    },
 }
 
 /// What the caller is told once the commands are committed.
@@ -160,6 +172,15 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             Planned::one(Command::Reports { node, incarnation: *incarnation, reports: reports.clone() })
         }
         Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
+        // Checked here and not in apply: an entry takes effect on this very state or not at all.
+        Intent::SetQuotaIf { tenant, quota, seen } => {
+            crate::etag::check_quota(state, tenant, quota, *seen)?;
+            plan(state, &Intent::SetQuota { tenant: tenant.clone(), quota: quota.clone() })
+        }
+        Intent::CordonIf { node, cordon, seen } => {
+            crate::etag::check_cordon(state, node, cordon.as_ref(), *seen)?;
+            plan(state, &Intent::Cordon { node: node.clone(), cordon: cordon.clone() })
+        }
     }
 }
 

@@ -15,6 +15,10 @@ macro_rules! reasons {
             pub fn token(self) -> &'static str {
                 match self { $(Reason::$name => stringify!($name)),+ }
             }
+            /// The reason of that spelling.
+            pub fn from_token(token: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.token() == token)
+            }
         }
     };
 }
@@ -47,12 +51,29 @@ reasons! {
     // Refusals, continued.
     /// The model store does not answer.
     StoreUnavailable,
+    // Evidence: who signed what (SECURITY: bad input and its answer).
+    SignatureRequired, SignatureInvalid, SignatureUnsupported, SignatureBindingMismatch, HybridSignatureIncomplete,
+    /// The two ML-DSA verifiers differ: an alarm, not only a refusal.
+    VerifierDisagreement,
+    KeyVersionRetired, VerifierUnavailable, NoTrustRoot,
+    /// The tenant in a token is absent, empty, or no tenant's name.
+    TenantClaimInvalid,
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.token())
     }
+}
+
+/// The beginning of a text that somebody else wrote, fit to be repeated: at most `most`
+/// characters of it, with everything escaped that could move a cursor or forge a line.
+pub fn printable(text: &str, most: usize) -> String {
+    let mut shown: String = text.chars().take(most).flat_map(char::escape_debug).collect();
+    if text.chars().nth(most).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// A refusal is a normal reply with its numbers, not an error.

@@ -86,7 +86,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         "mi" | "mib" => 1 << 20,
         "gi" | "gib" => 1 << 30,
         "ti" | "tib" => 1 << 40,
-        _ => return Err(format!("not {ACCEPTED}: unknown unit \"{}\"", unit.chars().take(12).collect::<String>())),
+        _ => return Err(format!("not {ACCEPTED}: unknown unit \"{}\"", crate::reason::printable(unit, 12))),
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() || fraction.len() > 6 || number.ends_with('.') {

@@ -10,6 +10,9 @@ use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId
 use crate::job::{Job, Phase, Replica};
 use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
+use crate::placement::mix::Mix;
+use crate::placement::worth::Worth;
+use crate::placement::{Policy, Rules};
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -117,6 +120,12 @@ pub struct State {
     pub(crate) limited: OrdSet<JobNo>,
     /// When a request is forgotten.
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
+    /// How places are compared. Made from what lives, now and then; not stored.
+    pub(crate) rules: Arc<Rules>,
+    /// What the live jobs ask for, which stands for what will be asked.
+    pub(crate) mix: Mix,
+    /// New jobs until the rules are made again.
+    pub(crate) until_rules: u64,
     /// Rises whenever room appears or rules change, so that waiters are worth another look.
     pub(crate) room: u64,
     /// Wrapping sum of the row hashes; see `rows`.
@@ -124,6 +133,9 @@ pub struct State {
     /// None on speculative copies, which nobody stores.
     pub(crate) changes: Option<Changes>,
 }
+
+/// New jobs after which the rules are made again, at the latest.
+const RULES_EVERY: u64 = 512;
 
 /// The key under which a request is remembered.
 pub fn request_key(request: &RequestId) -> Digest16 {
@@ -209,10 +221,6 @@ impl State {
     pub fn room(&self) -> u64 {
         self.room
     }
-    /// The earliest end of a back-off.
-    pub fn next_wake_ms(&self) -> Option<u64> {
-        self.wakes.get_min().map(|(at, _)| *at)
-    }
     /// Whether a back-off ended after `from` and no later than at `to`.
     pub fn woke_between(&self, from: u64, to: u64) -> bool {
         self.wakes.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(at, _)| *at <= to)
@@ -229,9 +237,33 @@ impl State {
             // One waiter less may let the next one look, or give up a node kept for it.
             self.room += u64::from(old.wants_place() && !job.wants_place());
         }
+        if old.is_none() {
+            self.learn(&job);
+        }
         let job = Arc::new(job);
         self.index_job(&job, old.as_deref());
         self.jobs.insert(job.no, job);
+    }
+
+    /// Counts a new job's asks. The rules follow from time to time: who plans on an older
+    /// target plans well enough, and apply judges facts alone.
+    fn learn(&mut self, job: &Job) {
+        self.mix.add(&job.spec.resources, job.spec.replicas.into());
+        self.until_rules = self.until_rules.saturating_sub(1);
+        if self.until_rules == 0 {
+            self.make_rules(self.rules.policy);
+        }
+    }
+
+    /// Tables for the present workload and the present room.
+    pub(crate) fn make_rules(&mut self, policy: Policy) {
+        let worth = match policy {
+            Policy::Fragmentation => Arc::new(Worth::new(&self.mix, &self.capacity)),
+            _ => Arc::default(),
+        };
+        self.rules = Arc::new(Rules { policy, worth });
+        // Soon while little is known, then every now and then.
+        self.until_rules = (self.mix.total() / 4).clamp(1, RULES_EVERY);
     }
 
     /// Like [`State::put_job`] for a job that is not there yet, without the index of
@@ -245,12 +277,14 @@ impl State {
             }
         }
         self.enqueue_job(&job);
+        self.mix.add(&job.spec.resources, job.spec.replicas.into());
         self.jobs.insert(job.no, job);
     }
 
     pub(crate) fn reclass_all(&mut self) {
         let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|no| self.reclass(no));
+        self.make_rules(self.rules.policy);
     }
 
     /// Moves a job whose replicas have all ended to the history.
@@ -260,6 +294,7 @@ impl State {
         if let Some(old) = &old {
             self.unindex_job(old);
             self.rebook(old, &[], &old.replicas);
+            self.mix.remove(&old.spec.resources, old.spec.replicas.into());
             self.room += u64::from(old.wants_place());
         }
         self.change_meta(|meta| meta.next_history += 1);
@@ -351,7 +386,11 @@ impl State {
         self.node_names.insert(node.name.clone(), no);
         self.ledger.resize(no, node.spec.devices.len());
         self.nodes.insert(no, Arc::new(node));
+        let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
+        if self.capacity.kinds_of_hardware() != known {
+            self.make_rules(self.rules.policy);
+        }
         self.room += 1;
     }
 

@@ -2,7 +2,7 @@
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
-use crate::job::{Job, JobSpec, JobState, Phase, Replica, Stage, Transition};
+use crate::job::{Allocation, Job, JobSpec, JobState, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
 use crate::placement::explain;
 use crate::reason::{Blocker, Reason};
@@ -100,26 +100,29 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
         Phase::Failed { why } => ("Failed", Some(*why)),
         Phase::Cancelled => ("Stopped", None),
     };
-    let place = r.allocation().zip(node).map(|(alloc, node)| PlaceView {
+    let place = r.allocation().and_then(|alloc| place(state, alloc));
+    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place }
+}
+
+/// Where an allocation is, or would be; None when its node is not known.
+pub fn place(state: &State, alloc: &Allocation) -> Option<PlaceView> {
+    let node = state.node(alloc.node)?;
+    let device = |share: &Share| {
+        let device = node.spec.devices.get(usize::from(share.device))?;
+        Some(DeviceView {
+            uuid: device.uuid.clone(),
+            index: share.device,
+            device_type: device.device_type.as_str().into(),
+            milli: share.milli,
+        })
+    };
+    Some(PlaceView {
         node: node.name.clone(),
         node_no: node.no,
-        devices: alloc
-            .shares
-            .iter()
-            .filter_map(|share| {
-                let device = node.spec.devices.get(usize::from(share.device))?;
-                Some(DeviceView {
-                    uuid: device.uuid.clone(),
-                    index: share.device,
-                    device_type: device.device_type.as_str().into(),
-                    milli: share.milli,
-                })
-            })
-            .collect(),
+        devices: alloc.shares.iter().filter_map(device).collect(),
         address: alloc.port.map(|port| format!("{}:{port}", node.spec.host)),
         simulated: node.spec.simulated,
-    });
-    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place }
+    })
 }
 
 /// The word for a stage.

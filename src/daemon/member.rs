@@ -88,7 +88,6 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
         election_min: settings.election_min.value,
         election_max: settings.election_max.value,
     };
-    let (synced, proposed) = (metrics.clone(), metrics.clone());
     raft::Options {
         data_dir: me.data.join("raft"),
         cluster: me.cluster.clone(),
@@ -98,12 +97,28 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
         tls: me.tls.clone(),
         timing,
         tuning: raft::Tuning::default(),
-        hooks: raft::Hooks {
-            fsync: Arc::new(move |took: Duration| synced.fsync_seconds.observe(took.as_secs_f64())),
-            propose: Arc::new(move |took: Duration| proposed.proposal_seconds.observe(took.as_secs_f64())),
-        },
+        hooks: hooks(metrics),
         fatal: Fatal::abort(),
         services: Some(late.routes()),
+    }
+}
+
+/// What Raft measures, into the families that it has there.
+fn hooks(metrics: &Metrics) -> raft::Hooks {
+    let to = |observe: fn(&Metrics, Duration)| {
+        let metrics = metrics.clone();
+        Arc::new(move |took: Duration| observe(&metrics, took)) as Arc<dyn Fn(Duration) + Send + Sync>
+    };
+    let (diverged, accepted) = (metrics.clone(), metrics.clone());
+    raft::Hooks {
+        fsync: to(|m, took| m.fsync_seconds.observe(took.as_secs_f64())),
+        propose: to(|m, took| m.proposal_seconds.observe(took.as_secs_f64())),
+        plan: to(|m, took| m.placement_seconds.observe(took.as_secs_f64())),
+        established: to(|m, took| m.leader_establish_seconds.set(took.as_secs_f64())),
+        diverged: Arc::new(move |entries| diverged.divergences.inc_by(entries)),
+        accepted: Arc::new(move |group: &str| {
+            accepted.tls_connections.with_label_values(&["peer", group]).inc();
+        }),
     }
 }
 
@@ -140,6 +155,7 @@ fn api_state(
         commit: crate::cli::COMMIT.to_owned(),
         node_name: me.name.to_string(),
         host: me.host.clone(),
+        ports: nf_core::played::played_ports(nodes::range(settings)),
         run_dir: settings.run_dir.value.display().to_string(),
         missing: settings.missing().into_iter().map(str::to_owned).collect(),
         started,
@@ -182,6 +198,7 @@ impl Part<'_> {
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
             beat_every: settings.beat.value,
+            kill_budget: settings.kill_budget.value,
             ..AgentConfig::new(vec![node], Arc::new(LocalLink((*hub).clone())))
         };
         let played = PlayedConfig {
@@ -190,6 +207,7 @@ impl Part<'_> {
             hub: (*hub).clone(),
             open: nodes::opener(settings, &me.data, self.store.clone()),
             beat_every: settings.beat.value,
+            kill_budget: settings.kill_budget.value,
         };
         tokio::spawn(played::run(played, self.ended.clone()));
         let agent = tokio::spawn(agent::run(config, self.ended.clone()));

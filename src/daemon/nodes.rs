@@ -3,7 +3,7 @@
 
 use super::identity::Me;
 use crate::agent::executor::{Executor, ExecutorConfig};
-use crate::agent::inventory::{self, machine, own_devices, own_ports, played_ports, simulated_devices};
+use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Execute, NodeRegistration};
 use crate::config::Settings;
@@ -12,9 +12,10 @@ use crate::exchange::Registration;
 use crate::models::Store;
 use crate::raft::Replica;
 use anyhow::{Context as _, Result, anyhow};
-use nf_core::id::{DeviceType, Incarnation, NodeName};
-use nf_core::node::{NodeKind, NodeSpec, PortRange};
+use nf_core::id::{Incarnation, NodeName};
+use nf_core::node::{DeviceKind, NodeKind, NodeSpec, PortRange};
 use nf_core::plan::{Intent, Reply};
+use nf_core::played::{self, Played};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,14 +26,27 @@ const PORT_PAUSE: Duration = Duration::from_millis(50);
 /// One registration's time.
 const REGISTER: Duration = Duration::from_secs(10);
 
-fn range(settings: &Settings) -> PortRange {
+/// `NF_PORT_RANGE`.
+pub fn range(settings: &Settings) -> PortRange {
     let (first, last) = settings.port_range.value;
     PortRange { first, last }
 }
 
-fn device_type(node: &PlayedNode) -> DeviceType {
-    let usual = || DeviceType::new(inventory::SIMULATED_TYPE.0).expect("a fixed name that is valid");
-    node.device_type.clone().unwrap_or_else(usual)
+/// Where this process is and what it costs; the nodes that it plays are in the same place.
+fn placed(settings: &Settings, spec: NodeSpec) -> NodeSpec {
+    NodeSpec {
+        region: settings.region.value.clone(),
+        zone: settings.zone.value.clone(),
+        rack: settings.rack.value.clone(),
+        labels: settings.labels.value.clone(),
+        cost_per_hour: settings.cost_per_hour.value.clone(),
+        ..spec
+    }
+}
+
+fn simulated(own: &PlayedNode) -> Vec<nf_core::node::Device> {
+    let device_type = own.device_type.clone().unwrap_or_else(played::usual_type);
+    played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None)
 }
 
 /// What this process' own node has. `GPU_NODES` may say it under the node's name.
@@ -41,12 +55,12 @@ pub fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => own_devices(&me.name, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?,
         GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {
-            Some(own) => (simulated_devices(&me.name, &device_type(own), own.count), true),
+            Some(own) => (simulated(own), true),
             None => (Vec::new(), simulation),
         },
     };
-    let ports = Some(own_ports(range(settings)));
-    Ok(inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated))
+    let ports = Some(played::own_ports(range(settings)));
+    Ok(placed(settings, inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated)))
 }
 
 /// The store that model versions come from.
@@ -72,7 +86,6 @@ pub fn executor_config(settings: &Settings, data: &Path, node: &NodeName, store:
         store,
         stop_grace: settings.stop_grace.value,
         kill_after: settings.kill_after.value,
-        virtual_only: false,
     }
 }
 
@@ -129,10 +142,10 @@ async fn register_one(
     node: &PlayedNode,
 ) -> Result<Reply> {
     let state = replica.applied().state;
-    let ports = played_ports(&state, &node.name, &me.host, range(settings));
+    let ports = played::next_ports(&state, &node.name, &me.host, range(settings));
     drop(state);
-    let devices = simulated_devices(&node.name, &device_type(node), node.count);
-    let spec = inventory::node_spec(&me.host, ports, machine(&me.data), devices, true);
+    let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), ..Played::default() };
+    let spec = placed(settings, said.spec(&node.name, &me.host, ports));
     let kind = NodeKind::Played(me.id);
     let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };
     Ok(replica.submit(intent, Instant::now() + REGISTER).await?)

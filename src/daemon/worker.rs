@@ -1,21 +1,31 @@
-//! A worker: an agent without a vote, served by any member.
+//! A worker: an agent without a vote, served by any member. On its public port it
+//! answers two questions about itself and nothing else.
 
 use super::links::TlsDial;
-use super::{Extras, Stop, form, identity::Me, nodes, write_ready};
+use super::{Extras, Stop, bind, form, identity::Me, nodes, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
-use crate::config::Settings;
+use crate::api::service::cluster::{Component, HealthBody};
+use crate::api::service::gauges::fill_models;
+use crate::config::{Settings, parse::Mode};
+use crate::telemetry::Metrics;
 use anyhow::{Result, anyhow};
+use axum::routing::get;
+use axum::{Json, Router, http::header};
 use nf_core::id::MemberId;
 use nf_core::node::NodeKind;
+use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
+    let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
+    let public = bind(settings.public(), "--listen")?;
     let members = form::group(&settings.join.value).await?.members;
-    // A worker has no number; it serves nothing, so its addresses are names only.
-    let me = Me::new(settings, MemberId(0), settings.public(), settings.peer())?;
+    // A worker has no number, and members never call it: its peer address is a name only.
+    let me = Me::new(settings, MemberId(0), public.local_addr()?, settings.peer())?;
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
     let peers: Vec<String> = members.iter().map(|(.., peer)| peer.clone()).collect();
     let dial = TlsDial { tls: me.tls.clone(), names };
@@ -25,12 +35,17 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let store = nodes::store(settings, &me.data)?;
     let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store))?;
     let spec = nodes::own_spec(settings, &me)?;
+    let served = serve(public, About::new(settings, &me, spec.simulated, begun))?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
-    let config = AgentConfig { beat_every: settings.beat.value, ..AgentConfig::new(vec![node], Arc::new(link)) };
+    let config = AgentConfig {
+        beat_every: settings.beat.value,
+        kill_budget: settings.kill_budget.value,
+        ..AgentConfig::new(vec![node], Arc::new(link))
+    };
     let (end, ended) = watch::channel(false);
     let mut agent = tokio::spawn(agent::run(config, ended));
-    write_ready(extras.ready_file.as_ref(), &members.first().map(|m| m.2.clone()).unwrap_or_default())?;
-    tracing::info!(node = %me.name, members = peers.join(","), "working");
+    write_ready(extras.ready_file.as_ref(), &me.api)?;
+    tracing::info!(node = %me.name, api = me.api, members = peers.join(","), "working");
     let outcome = tokio::select! {
         outcome = &mut agent => match outcome? {
             agent::Outcome::Superseded => Err(anyhow!("another process runs node {} now; this one ends", me.name)),
@@ -39,6 +54,75 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         why = stop.asked() => { tracing::info!(why, "stopping"); Ok(()) }
     };
     end.send_replace(true);
+    served.abort();
     executor.shutdown_keeping_replicas();
     outcome
+}
+
+/// What a worker says of itself.
+#[derive(Clone)]
+struct About {
+    node: String,
+    mode: Mode,
+    missing: Vec<String>,
+    simulated_devices: bool,
+    has_store: bool,
+    begun: Instant,
+    metrics: Metrics,
+}
+
+impl About {
+    fn new(settings: &Settings, me: &Me, simulated_devices: bool, begun: Instant) -> Self {
+        Self {
+            node: me.name.to_string(),
+            mode: settings.mode(),
+            missing: settings.missing().into_iter().map(str::to_owned).collect(),
+            simulated_devices,
+            has_store: settings.model_store_url.is_some(),
+            begun,
+            metrics: Metrics::new(crate::cli::VERSION, crate::cli::COMMIT),
+        }
+    }
+
+    /// The same shape as a member's; what a worker does not do is missing from its parts.
+    fn health(&self) -> HealthBody {
+        let part = |status: &str| Component { status: status.to_owned(), detail: None };
+        let agent = if self.simulated_devices { "simulated" } else { "ok" };
+        let store = if self.has_store { "ok" } else { "simulated" };
+        HealthBody {
+            status: "ok".into(),
+            uptime: self.begun.elapsed().as_secs_f64(),
+            simulation: self.mode == Mode::Simulation,
+            mode: self.mode.name().into(),
+            missing: self.missing.clone(),
+            node_id: self.node.clone(),
+            role: "worker".into(),
+            leader: None,
+            term: 0,
+            index: 0,
+            version: crate::cli::VERSION.into(),
+            commit: crate::cli::COMMIT.into(),
+            components: [("agent".to_owned(), part(agent)), ("model_store".to_owned(), part(store))].into(),
+        }
+    }
+
+    fn render(&self) -> String {
+        fill_models(&self.metrics);
+        self.metrics.render()
+    }
+}
+
+/// Answers until it is aborted.
+fn serve(listener: TcpListener, about: About) -> Result<tokio::task::JoinHandle<()>> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let health = about.clone();
+    let plain = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let router = Router::new()
+        .route("/health", get(move || async move { Json(health.health()) }))
+        .route("/metrics", get(move || async move { (plain, about.render()) }));
+    Ok(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "serving the public port ended");
+        }
+    }))
 }

@@ -67,7 +67,7 @@ impl Service {
             return Err(fail(Error::Unavailable("this member has not heard from its group yet".into())));
         }
         if !cluster.is_empty() && *cluster != *own {
-            let detail = format!("this is cluster \"{own}\", not \"{}\"", cluster.chars().take(63).collect::<String>());
+            let detail = format!("this is cluster \"{own}\", not \"{}\"", nf_core::reason::printable(cluster, 63));
             return Err(refused(Reason::Forbidden, "cluster", detail));
         }
         match ((self.identify)(request.extensions()), mode) {

@@ -4,6 +4,7 @@
 //! replica starts from it. It has no size limit yet and knows no jobs.
 
 use super::checksum::copy;
+use super::counts::{self, Refused};
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking, store::open_regular};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -66,7 +67,9 @@ impl Cache {
             return Ok(());
         }
         let mut from = store.read(manifest, &artifact.path)?;
-        put(&mut from, artifact, &self.dir.join("tmp"), &path, asked)
+        put(&mut from, artifact, &self.dir.join("tmp"), &path, asked)?;
+        counts::fetched(artifact.size);
+        Ok(())
     }
 
     /// Lays the version's files out below `into` (hard links where possible, else
@@ -108,15 +111,18 @@ impl Cache {
 }
 
 fn judge(artifact: &Artifact, size: u64, digest: Checksum) -> Result<(), Error> {
-    let wrong = |text| Err(Error::Mismatch { file: artifact.path.to_string(), text });
+    let wrong = |why: Refused, text| {
+        counts::refused(why);
+        Err(Error::Mismatch { file: artifact.path.to_string(), text })
+    };
     if size > artifact.size {
-        return wrong(format!("longer than the {} bytes of the manifest", artifact.size));
+        return wrong(Refused::Size, format!("longer than the {} bytes of the manifest", artifact.size));
     }
     if size < artifact.size {
-        return wrong(format!("{size} bytes, the manifest says {}", artifact.size));
+        return wrong(Refused::Size, format!("{size} bytes, the manifest says {}", artifact.size));
     }
     if digest != artifact.sha256 {
-        return wrong(format!("SHA-256 {digest}, the manifest says {}", artifact.sha256));
+        return wrong(Refused::Digest, format!("SHA-256 {digest}, the manifest says {}", artifact.sha256));
     }
     Ok(())
 }

@@ -34,8 +34,8 @@ impl FileName {
         let part = |p: &str| !p.is_empty() && p.len() <= 255 && p != "." && p != "..";
         let clean = |c: char| !c.is_control() && c != '\\';
         if text.len() > 1024 || !text.split('/').all(part) || !text.chars().all(clean) {
-            let shown: String = text.chars().take(60).collect();
-            return Err(format!("{shown:?} is not a relative file name without '..', '\\' and control characters"));
+            let shown = nf_core::reason::printable(text, 60);
+            return Err(format!("\"{shown}\" is not a relative file name without '..', '\\' and control characters"));
         }
         match text.split('/').count() {
             depth if depth > MAX_DEPTH => Err(format!("{depth} directories deep, at most {MAX_DEPTH}")),
@@ -268,7 +268,7 @@ impl Process {
             let letters = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
             let named = !key.is_empty() && key.len() <= 128 && key.bytes().all(letters);
             if !named || OURS.contains(&key.as_str()) || key.starts_with("NF_") {
-                let shown: String = key.chars().take(40).collect();
+                let shown = nf_core::reason::printable(key, 40);
                 return wrong(&format!("runtime.env.{shown}"), format!("A-Z 0-9 _, and neither NF_* nor {OURS:?}"));
             }
             if value.len() > MAX_TEXT || value.contains('\0') {

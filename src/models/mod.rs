@@ -4,6 +4,7 @@
 
 mod cache;
 mod checksum;
+pub mod counts;
 mod manifest;
 mod publish;
 mod store;

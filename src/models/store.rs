@@ -3,6 +3,7 @@
 //! refused, because a version must not reach outside its own directory. It does
 //! not verify contents; the cache does, on the way in.
 
+use super::counts::{self, Refused};
 use super::{Error, FileName, MAX_MANIFEST_BYTES, Manifest, blocking};
 use nf_core::id::{ModelId, VersionId};
 use nix::fcntl::OFlag;
@@ -26,7 +27,7 @@ impl Store {
     /// # Errors
     /// [`Error::Url`] when the URL is not one of the supported kinds.
     pub fn open(url: &str) -> Result<Self, Error> {
-        let shown: String = redacted(url).chars().take(120).collect();
+        let shown = nf_core::reason::printable(&redacted(url), 120);
         let wrong = |rule: String| Error::Url { shown: shown.clone(), rule };
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err(wrong(format!("not a URL; {SUPPORTED}")));
@@ -86,10 +87,11 @@ impl Store {
     pub(super) fn read(&self, manifest: &Manifest, file: &FileName) -> Result<File, Error> {
         let path = file.under(&self.dir(&manifest.model_id, &manifest.version));
         open_regular(&self.root, &path).map_err(|e| match e {
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::Mismatch {
-                file: file.to_string(),
-                text: "listed in the manifest, but the store lacks it".into(),
-            },
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                counts::refused(Refused::Missing);
+                let text = "listed in the manifest, but the store lacks it".into();
+                Error::Mismatch { file: file.to_string(), text }
+            }
             e => e,
         })
     }
@@ -115,6 +117,7 @@ pub(super) fn open_regular(root: &Path, path: &Path) -> Result<File, Error> {
         at.push(part);
         let kind = fs::symlink_metadata(&at).map_err(Error::at(&at))?.file_type();
         if kind.is_symlink() || (at == path && !kind.is_file()) {
+            counts::refused(Refused::Link);
             let text = "a link or not a regular file; a version holds plain files only".into();
             return Err(Error::Mismatch { file: below.display().to_string(), text });
         }

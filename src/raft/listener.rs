@@ -75,6 +75,9 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// Told the key-exchange group of each connection that was accepted.
+pub type OnAccept = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// Accepts until the receiver of connections is dropped. `ended` hears of each peer's lost
 /// connection; it holds at most one message per connection.
 pub async fn accept(
@@ -82,6 +85,7 @@ pub async fn accept(
     config: Arc<ServerConfig>,
     connections: mpsc::Sender<io::Result<Connection>>,
     ended: mpsc::UnboundedSender<u64>,
+    on_accept: OnAccept,
 ) {
     let acceptor = TlsAcceptor::from(config);
     let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
@@ -105,9 +109,12 @@ pub async fn accept(
             oldest.abort();
         }
         let (acceptor, connections, ended) = (acceptor.clone(), connections.clone(), ended.clone());
+        let on_accept = on_accept.clone();
         let task = tokio::spawn(async move {
             match handshake(stream, &acceptor).await {
                 Ok(stream) => {
+                    let group = stream.get_ref().1.negotiated_key_exchange_group();
+                    on_accept(&group.map_or("none".to_owned(), |group| format!("{:?}", group.name())));
                     let connection = Connection {
                         info: PeerInfo { cert: peer_cert(&stream), member: Arc::default() },
                         stream,
@@ -149,7 +156,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept(listener, tls.server.clone(), connections_in, ended));
+        let accepting = tokio::spawn(accept(listener, tls.server.clone(), connections_in, ended, Arc::new(|_| {})));
         let mut silent = Vec::new();
         for _ in 0..HANDSHAKES + 8 {
             silent.push(TcpStream::connect(address).await.unwrap());

@@ -17,6 +17,8 @@ use super::{Core, Error, Member, MemberId};
 const PROMOTE_LAG: u64 = 1_000;
 /// How long the target of a transfer may take to catch up while writes are held back.
 const CATCH_UP: Duration = Duration::from_millis(500);
+/// How long a learner that was added a moment ago may take until the metrics show its first answer.
+const HEARD_OF: Duration = Duration::from_secs(2);
 /// How often the metrics are looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -125,7 +127,18 @@ impl Shared {
         if member.voter {
             return Ok(());
         }
-        caught_up(id, member.matched, status.last_log_index)?;
+        let until = Instant::now() + HEARD_OF;
+        let mut member = member.clone();
+        let mut last = status.last_log_index;
+        while let Err(refusal) = caught_up(id, member.matched, last) {
+            if Instant::now() >= until {
+                return Err(refusal);
+            }
+            tokio::time::sleep(LOOK).await;
+            let status = self.status();
+            member = find(&status, id)?.clone();
+            last = status.last_log_index;
+        }
         self.change_voters(ChangeMembers::AddVoterIds(BTreeSet::from([id.0]))).await
     }
 

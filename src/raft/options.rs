@@ -83,10 +83,25 @@ pub struct Hooks {
     pub fsync: Arc<dyn Fn(Duration) + Send + Sync>,
     /// Duration of each local proposal, from the call to the answer.
     pub propose: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// Time to plan each entry.
+    pub plan: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// From being elected until the term's first entry is applied and calls are taken.
+    pub established: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// Entries that did something else than was planned; anything but silence is a bug.
+    pub diverged: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Key-exchange group of each connection that was accepted from a peer.
+    pub accepted: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Default for Hooks {
     fn default() -> Self {
-        Self { fsync: Arc::new(|_| {}), propose: Arc::new(|_| {}) }
+        Self {
+            fsync: Arc::new(|_| {}),
+            propose: Arc::new(|_| {}),
+            plan: Arc::new(|_| {}),
+            established: Arc::new(|_| {}),
+            diverged: Arc::new(|_| {}),
+            accepted: Arc::new(|_| {}),
+        }
     }
 }

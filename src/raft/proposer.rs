@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::FuturesOrdered;
 use futures::{Future, StreamExt};
@@ -19,6 +19,7 @@ use openraft::raft::ClientWriteResult;
 use openraft::{AsyncRuntime, Raft};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::options::Hooks;
 use super::replica::Lost;
 use super::state_machine::{Applied, StateMachine};
 use super::types::{Payload, Types};
@@ -53,6 +54,7 @@ pub struct Shell<RT: AsyncRuntime, T: Tables> {
     /// Entries in flight, for whoever waits until they are settled.
     pub in_flight: watch::Sender<usize>,
     pub clock: Clock,
+    pub hooks: Hooks,
 }
 
 type Written<RT> = OneshotReceiverOf<Types<RT>, ClientWriteResult<Types<RT>>>;
@@ -177,7 +179,12 @@ impl<RT: AsyncRuntime, T: Tables> Shell<RT, T> {
                 Some(result) = lead.written.next() => match result {
                     Ok(result) => {
                         let applied = self.applied.borrow().clone();
+                        let before = lead.proposer.divergences();
                         lead.settle(result, &applied);
+                        let diverged = lead.proposer.divergences() - before;
+                        if diverged > 0 {
+                            (self.hooks.diverged)(diverged);
+                        }
                     }
                     // Raft stopped.
                     Err(_) => break false,
@@ -206,7 +213,11 @@ impl<RT: AsyncRuntime, T: Tables> Shell<RT, T> {
             return true;
         }
         loop {
+            let begun = Instant::now();
             let (batch, replies) = lead.proposer.next_entry((self.clock)());
+            if batch.is_some() {
+                (self.hooks.plan)(begun.elapsed());
+            }
             lead.answer(replies);
             let Some(batch) = batch else { return true };
             let (responder, written) = ProgressResponder::complete_only();

@@ -89,6 +89,7 @@ fn thread(options: Options, ready: Ready, stopped: &watch::Receiver<bool>) {
 /// Until somebody stops the member, or Raft or one of its tasks stops by itself, which is
 /// fatal: a leader without its proposer, or without reads, would go on leading.
 async fn run(up: &mut Up, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
+    let stopping = stop.clone();
     let mut metrics = up.shared.raft.metrics();
     let broken = metrics.wait_until(|m| m.running_state.is_err());
     tokio::select! {
@@ -101,7 +102,12 @@ async fn run(up: &mut Up, mut stop: watch::Receiver<bool>, fatal: &Fatal) {
             };
             fatal.raise(&format!("raft stopped: {reason}"));
         }
-        ended = up.tasks.ended() => fatal.raise(&ended),
+        ended = up.tasks.ended() => {
+            // A task may see the stop before this one does.
+            if !*stopping.borrow() {
+                fatal.raise(&ended);
+            }
+        }
     }
 }
 
@@ -229,6 +235,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         paused: paused_out,
         in_flight: in_flight_in,
         clock: Arc::new(wall_clock_ms),
+        hooks: options.hooks.clone(),
     };
     let shared = Arc::new(Shared {
         me: Me { cluster, id },
@@ -250,11 +257,12 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         in_flight,
         stop,
     });
+    let established = shared.hooks.established.clone();
     let (ended_in, ended) = mpsc::unbounded_channel();
     let services = options.services.unwrap_or_default();
     let mut tasks = Tasks::default();
     serve(&mut tasks, &shared, options.listener, server_tls, services, ended_in, &stop_out)?;
-    tasks.spawn("leadership", leadership::follow(raft, applied, term_in));
+    tasks.spawn("leadership", leadership::follow(raft, applied, term_in, established));
     tasks.spawn("proposer", shell.run());
     tasks.spawn("reads", reads::run(shared.clone(), asks_out));
     tasks.spawn("campaign", campaign::run(shared.clone(), ended));
@@ -275,7 +283,10 @@ fn serve(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (connections_in, connections) = mpsc::channel(16);
-    tasks.spawn("accepting peers", listener::accept(listener, tls, connections_in, ended));
+    tasks.spawn(
+        "accepting peers",
+        listener::accept(listener, tls, connections_in, ended, shared.hooks.accepted.clone()),
+    );
     let service = PeerServiceServer::new(Service(shared.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES);

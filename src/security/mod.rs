@@ -1,3 +1,4 @@
 //! Who is who: keys and certificates. It does not know what the connections carry.
 
+pub mod signing;
 pub mod tls;

@@ -57,7 +57,7 @@ def problem(answer, status, token, field=None):
     assert answer.headers["Content-Type"].startswith("application/problem+json")
     body = answer.json()
     assert body["reason"] == token, body
-    assert body["detail"] and body["call_id"] and body["status"] == status
+    assert body["detail"] and body["call_id"] and body["status"] == status and body["simulation"] is True
     if field:
         assert body["field"] == field, body
         assert field.split(".")[-1] in body["detail"], "the text names the field"
@@ -97,7 +97,7 @@ def test_unknown_method_and_path(group):
 def test_unknown_id(group):
     for method in ("GET", "DELETE"):
         problem(group.call(method, "/schedule/no-such-job?tenant_id=t1"), 404, "NotFound")
-    assert group.call("GET", "/schedule/..%2f..%2fetc").status_code in (400, 404)
+    problem(group.call("GET", "/schedule/..%2f..%2fetc"), 400, "InvalidArgument")
 
 
 def test_unknown_tenant_is_empty_not_an_error(group):
@@ -131,6 +131,24 @@ def test_duplicate_key_with_another_body(group):
 def test_stale_plan(group):
     wrong = group.call("POST", "/schedule", changed(tenant_id="planner", check_plan="0" * 32))
     problem(wrong, 409, "PlanChanged")
+
+
+def test_stale_index(group):
+    set_quota = lambda gpus, **headers: group.call("PUT", "/tenants/seen/quota", {"gpu": gpus}, headers=headers)
+    first = set_quota(4)
+    seen = first.headers["ETag"]
+    assert first.status_code == 200 and seen == f'"{first.json()["etag"]}"'
+    assert set_quota(8, **{"If-Match": seen}).status_code == 200
+    problem(set_quota(2, **{"If-Match": seen}), 409, "StaleIndex", "If-Match")
+    assert group.get("/tenants/seen/quota")["quota"]["gpu"] == 8
+    problem(set_quota(2, **{"If-Match": "yesterday"}), 400, "InvalidArgument", "If-Match")
+    node = group.get("/nodes")["items"][0]
+    cordon = lambda: group.call("POST", f"/node/{node['node_id']}/cordon", {"reason": "fans"},
+                                headers={"If-Match": f'"{node["etag"]}"'})
+    assert cordon().status_code == 200
+    assert group.call("POST", f"/node/{node['node_id']}/cordon", {"reason": "other"}).status_code == 200
+    problem(cordon(), 409, "StaleIndex", "If-Match")
+    assert group.call("POST", f"/node/{node['node_id']}/uncordon").status_code == 200
 
 
 def test_bad_page(group):

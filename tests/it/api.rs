@@ -30,6 +30,7 @@ impl Group {
                 commit: "abc".into(),
                 node_name: seat.name.clone(),
                 host: "127.0.0.1".into(),
+                ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
                 run_dir: "/tmp/runs".into(),
                 missing: vec!["MODEL_STORE_URL".into()],
                 started: Instant::now(),
@@ -248,7 +249,7 @@ async fn bad_calls_are_told_what_and_where() {
         (Method::GET, "/schedule?stat=x", "application/json", "", 400, "UnknownField"),
         (Method::GET, "/events?from=18446744073709551616", "application/json", "", 400, "InvalidArgument"),
         (Method::DELETE, "/tenants/none", "application/json", "", 404, "NotFound"),
-        (Method::POST, "/nodes/none/cordon", "application/json", "", 404, "NotFound"),
+        (Method::POST, "/node/none/cordon", "application/json", "", 404, "NotFound"),
         (Method::POST, "/failover/promote", "application/json", "{\"member\":\"none\"}", 404, "NotFound"),
         (Method::DELETE, "/cluster/members/none", "application/json", "", 404, "NotFound"),
         (
@@ -374,7 +375,7 @@ async fn leadership_moves_when_asked_and_the_members_say_so() {
     assert_eq!(members["items"].as_array().map(Vec::len), Some(3), "{members}");
     assert_eq!(members["leader"], json!(name));
     assert_eq!(group.get(to, "/health/ready").await.0, 200);
-    let (code, quota) = group.call(leader, Method::PUT, "/quotas/t1", Some(json!({"gpu": 8}))).await;
+    let (code, quota) = group.call(leader, Method::PUT, "/tenants/t1/quota", Some(json!({"gpu": 8}))).await;
     assert_eq!((code, &quota["gpu_quota"]), (200, &json!(8.0)), "{quota}");
     let metrics = group.send(to, Method::GET, "/metrics", None).await.text().await.expect("text");
     assert!(metrics.contains("nf_raft_is_leader 1"), "{metrics}");

@@ -121,6 +121,37 @@ fn keys_for_a_new_group_are_made_once() {
     let config = dir.join("node-2/nf.toml");
     let (code, _, err) = told(&nf(home.path(), &[], &["config", "validate", "--config", config.to_str().unwrap()]));
     assert_eq!(code, 0, "{err}");
+    assert!(
+        !std::fs::read_to_string(&config).unwrap().contains("advertise"),
+        "on one machine nothing is told to others"
+    );
     let (code, ..) = told(&nf(home.path(), &[], &args));
     assert_eq!(code, 5, "a second init must not replace the group's authority");
+}
+
+#[test]
+fn members_on_machines_of_their_own_are_told_where_others_reach_them() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("far");
+    let members = "node-1=10.0.0.1:8601,node-2=gpu-2.example.com:8601,node-3=10.0.0.3:8601";
+    let args = ["cluster", "init", "--dir", dir.to_str().unwrap(), "--members", members];
+    let (code, _, err) = told(&nf(home.path(), &[], &args));
+    assert_eq!(code, 0, "{err}");
+    let told_of = |name: &str, key: &str| {
+        let config = dir.join(name).join("nf.toml");
+        let config = config.to_str().unwrap();
+        let (code, _, err) = told(&nf(home.path(), &[], &["config", "validate", "--config", config]));
+        assert_eq!(code, 0, "{name}: {err}");
+        let (_, out, _) = told(&nf(home.path(), &[], &["config", "view", "--config", config, "-o", "json"]));
+        let view: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let row = view["items"].as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+        row["value"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        (told_of("node-1", "advertise"), told_of("node-1", "peer_listen")),
+        ("10.0.0.1".into(), "10.0.0.1:8601".into())
+    );
+    assert_eq!(told_of("node-2", "advertise"), "gpu-2.example.com");
+    assert_eq!(told_of("node-2", "peer_listen"), "0.0.0.0:8601");
+    assert_eq!(told_of("node-3", "listen"), "127.0.0.1:8600", "no plain text leaves the machine");
 }

@@ -11,6 +11,7 @@ mod documents;
 mod exchange;
 mod harness;
 mod layers;
+mod model_signing;
 mod raft_group;
 mod raft_members;
 mod storage_crash;

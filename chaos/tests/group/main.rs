@@ -72,10 +72,15 @@ fn check(world: &World) -> Trace {
     world.trace(acknowledged.len())
 }
 
+/// A number from the environment, as the core's simulation reads it.
+fn number(name: &str, default: u64) -> u64 {
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() { default } else { text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")) }
+}
+
 #[test]
 fn a_hundred_seeds_keep_their_promises() {
-    let seeds = std::env::var("NF_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
-    let first = std::env::var("NF_SIM_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let (first, seeds) = (number("NF_SEED_FROM", 1), number("NF_SEEDS", 100));
     let (mut acknowledged, mut crashes, mut terms, mut snapshots) = (0, 0, 0, 0);
     let begun = std::time::Instant::now();
     for seed in first..first + seeds {

@@ -8,7 +8,7 @@ use neural_fabric::raft::log_store::LogStore;
 use neural_fabric::raft::proposer::{Call, Shell};
 use neural_fabric::raft::state_machine::{Applied, StateMachine};
 use neural_fabric::raft::types::{Peer, Types};
-use neural_fabric::raft::{self, Timing, Tuning};
+use neural_fabric::raft::{self, Hooks, Timing, Tuning};
 use neural_fabric::storage::fatal::Fatal;
 use neural_fabric::storage::model::{ModelDisk, ModelTables, Sync};
 use neural_fabric::storage::tables::Tables;
@@ -179,9 +179,22 @@ impl World {
         let (in_flight, _) = watch::channel(0);
         let world = self.clone();
         let clock = Arc::new(move || EPOCH_MS + world.lock().now_ms());
-        let shell =
-            Shell { raft: raft.clone(), calls: calls_out, applied: applied.clone(), term, paused, in_flight, clock };
-        SimRuntime::spawn(raft::follow_leadership(raft.clone(), applied.clone(), term_in));
+        let shell = Shell {
+            raft: raft.clone(),
+            calls: calls_out,
+            applied: applied.clone(),
+            term,
+            paused,
+            in_flight,
+            clock,
+            hooks: Hooks::default(),
+        };
+        SimRuntime::spawn(raft::follow_leadership(
+            raft.clone(),
+            applied.clone(),
+            term_in,
+            Hooks::default().established,
+        ));
         SimRuntime::spawn(async move {
             shell.run().await;
             drop(paused_in);

@@ -51,7 +51,6 @@ impl World {
             store: Some(self.store.clone()),
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),
-            virtual_only: false,
         }
     }
 
@@ -522,20 +521,6 @@ async fn a_log_is_followed_until_its_replica_ends() {
     assert!(text.contains("SIMULATED") && text.contains("ScaledDown"), "{text}");
     let missing: Vec<_> = executor.logs(&RequestId::new("no").unwrap(), 0, 10, false).collect().await;
     assert!(matches!(&missing[..], [Err(e)] if e.kind() == io::ErrorKind::NotFound));
-}
-
-#[tokio::test]
-async fn a_virtual_replica_is_only_a_number() {
-    let w = World::new();
-    let executor = Executor::open(ExecutorConfig { virtual_only: true, ..w.config() }).unwrap();
-    let want = simulated_want();
-    executor.start(ID, &want);
-    assert_eq!(executor.stages(), [(ID, Generation(1), Stage::Ready)]);
-    executor.stop(ID, want.generation, Reason::StoppedByUser);
-    assert_eq!(executor.gone().await, stopped());
-    executor.forget(ID, want.generation);
-    assert_eq!(executor.actual(), Actual::default());
-    assert!(!w.path("data").exists() && !w.path("run").exists());
 }
 
 /// A real model through the real executor: `cargo test -p neural-fabric --lib real_model -- --ignored`.

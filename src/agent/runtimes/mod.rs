@@ -40,7 +40,7 @@ async fn prepare(post: &Post, spec: &JobSpec) -> Result<Option<Manifest>, End> {
 
 async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manifest, Error> {
     let missing = || Error::Missing { model: spec.model.to_string(), version: spec.version.to_string() };
-    let (Some(store), Some(cache)) = (&post.shared.config.store, &post.shared.cache) else { return Err(missing()) };
+    let (Some(store), cache) = (&post.shared.config.store, &post.shared.cache) else { return Err(missing()) };
     let manifest = store.resolve(&spec.model, &spec.version).await?.ok_or_else(missing)?;
     if manifest.sha256() != admitted {
         let text = format!(

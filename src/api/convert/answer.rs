@@ -59,7 +59,7 @@ pub fn reasons(blockers: &[Blocker]) -> Vec<ReasonBody> {
     blockers.iter().map(ReasonBody::from).collect()
 }
 
-/// One term of a score.
+/// Why a place was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WhyBody {
     pub score: i64,
@@ -131,8 +131,9 @@ impl PlacementBody {
 /// Values of the compliance policies P1 to P7: pass, block, na, simulated or waived.
 pub type Policies = BTreeMap<String, String>;
 
-/// The matrix of an admission. In simulation what is bent says so; nothing that
-/// was not checked says pass.
+/// The matrix of an admission. In simulation what is bent says so, and nothing says
+/// pass that was not checked. P4 (every member and worker answers /health and
+/// /metrics) is a property of the build and holds for every admission.
 pub fn policies(spec: &JobSpec, simulation: bool) -> Policies {
     let known = spec.manifest.is_some();
     let value = |policy: &str| match (policy, simulation) {

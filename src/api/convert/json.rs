@@ -4,7 +4,7 @@
 
 use super::value;
 use nf_core::id::NameError;
-use nf_core::reason::{Reason, Refusal};
+use nf_core::reason::{Reason, Refusal, printable};
 use serde_json::{Map, Value};
 
 /// Largest body that is read.
@@ -69,10 +69,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 fn join(path: &str, key: &str) -> String {
-    let mut shown: String = key.chars().take(64).collect::<String>().escape_debug().to_string();
-    if key.chars().count() > 64 {
-        shown.push('…');
-    }
+    let shown = printable(key, 64);
     if path.is_empty() { shown } else { format!("{path}.{shown}") }
 }
 

@@ -1,42 +1,19 @@
-//! A node registered by hand: what is said of it, and what a played node has
-//! where nothing is said. And the bodies of the smaller operator calls. It does
-//! not know who plays the node.
+//! The bodies of the operators' calls: a node registered by hand, a launch, a cordon,
+//! a quota, a member, a move of leadership. It does not know what becomes of them.
 
 use super::json::Object;
 use super::schedule::{Schedule, from_object, labels};
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
-use nf_core::node::{Device, DeviceKind, NodeSpec, PortRange};
 use nf_core::reason::Refusal;
 use nf_core::tenant::Quota;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Most devices of one kind that a hand-registered node can have.
 pub const MAX_DEVICES: i64 = 1024;
-/// Devices that share fast links on a played node.
-const ISLAND: u16 = 8;
-const DEVICE_TYPE: &str = "H100-80G";
-const DEVICE_MEMORY: u64 = 80 << 30;
 
 /// What a caller says of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Registration {
-    pub name: Option<NodeName>,
-    pub gpus: Option<u16>,
-    pub tpus: u16,
-    pub device_type: Option<DeviceType>,
-    pub gpu_memory: Option<u64>,
-    pub cpu_milli: Option<u64>,
-    pub memory: Option<u64>,
-    pub disk: Option<u64>,
-    pub labels: BTreeMap<Label, Label>,
-    pub region: Option<Label>,
-    pub zone: Option<Label>,
-    pub rack: Option<Label>,
-    /// Millionths of the currency unit per device and hour.
-    pub cost_per_hour: Option<u64>,
-}
+pub use nf_core::played::Played as Registration;
 
 /// Reads a registration.
 ///
@@ -61,46 +38,6 @@ pub fn registration(map: &Map<String, Value>) -> Result<Registration, Refusal> {
     };
     o.finish()?;
     Ok(out)
-}
-
-impl Registration {
-    /// The node's spec. What is not said is generous, so that a first job fits.
-    pub fn spec(&self, name: &NodeName, host: &str, ports: Option<PortRange>) -> NodeSpec {
-        let gpus = self.gpus.unwrap_or(1);
-        let device_type = self.device_type.clone().unwrap_or_else(|| fixed_type(DEVICE_TYPE));
-        let memory = self.gpu_memory.filter(|bytes| *bytes > 0).unwrap_or(DEVICE_MEMORY);
-        let device = |i: u16, kind: DeviceKind, prefix: &str, device_type: &DeviceType| Device {
-            uuid: format!("{prefix}-{name}-{i}").into(),
-            kind,
-            device_type: device_type.clone(),
-            memory,
-            island: i / ISLAND,
-            mig_profile: None,
-            healthy: true,
-        };
-        let tpu_type = fixed_type("TPU");
-        let mut devices: Vec<Device> = (0..gpus).map(|i| device(i, DeviceKind::Gpu, "GPU", &device_type)).collect();
-        devices.extend((0..self.tpus).map(|i| device(i, DeviceKind::Tpu, "TPU", &tpu_type)));
-        let many = u64::from(gpus.max(1));
-        NodeSpec {
-            host: host.into(),
-            ports,
-            cpu_milli: self.cpu_milli.unwrap_or(many * 16_000),
-            memory: self.memory.unwrap_or(many * (64 << 30)),
-            disk: self.disk.unwrap_or(1 << 40),
-            devices,
-            labels: self.labels.clone(),
-            region: self.region.clone(),
-            zone: self.zone.clone(),
-            rack: self.rack.clone(),
-            cost_per_hour: self.cost_per_hour.map(|cost| (device_type, cost)).into_iter().collect(),
-            simulated: true,
-        }
-    }
-}
-
-fn fixed_type(name: &str) -> DeviceType {
-    DeviceType::new(name).expect("the constants of this file are valid names")
 }
 
 /// A launch: a schedule request pinned to a node.

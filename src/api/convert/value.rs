@@ -28,7 +28,7 @@ pub fn milli(number: f64) -> Result<u64, String> {
 
 /// The same from text, where `500m` means 0.5.
 pub fn milli_text(text: &str) -> Result<u64, String> {
-    let bad = || format!("a number such as 1, 0.5 or \"500m\", not \"{}\"", text.chars().take(20).collect::<String>());
+    let bad = || format!("a number such as 1, 0.5 or \"500m\", not \"{}\"", nf_core::reason::printable(text, 20));
     let trimmed = text.trim();
     let plain = |t: &str| !t.is_empty() && t.len() <= 20 && t.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     match trimmed.strip_suffix('m') {

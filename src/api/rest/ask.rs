@@ -11,8 +11,8 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
-use nf_core::id::{NameError, TenantId};
-use nf_core::reason::{Reason, Refusal};
+use nf_core::id::{Digest16, NameError, TenantId};
+use nf_core::reason::{Reason, Refusal, printable};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -119,6 +119,14 @@ impl Ask {
         Ok(call)
     }
 
+    /// The form of the object that the caller has seen, from `If-Match`.
+    pub fn if_match(&self) -> Result<Option<Digest16>, Failure> {
+        let Some(value) = self.headers.get(header::IF_MATCH) else { return Ok(None) };
+        let text = value.to_str().unwrap_or_default().trim_matches('"');
+        let bad = |_| Refusal::invalid("If-Match", "If-Match: one ETag as an answer gave it, in quotes");
+        Ok(Some(value::digest(text).map_err(bad)?))
+    }
+
     /// How long the call may take.
     fn time(&self) -> Result<Duration, Failure> {
         const HEADER: &str = "x-nf-timeout-ms";
@@ -134,7 +142,7 @@ impl Ask {
     pub fn finish(&self) -> Result<(), Failure> {
         let stranger = self.params.iter().find(|(key, _)| !self.known.contains(&key.as_str()));
         let Some((stranger, _)) = stranger else { return Ok(()) };
-        let shown: String = stranger.chars().take(64).collect::<String>().escape_debug().to_string();
+        let shown = printable(stranger, 64);
         let detail = format!("{shown} is not a known parameter; known here: {}", self.known.join(", "));
         Err(Refusal::field(Reason::UnknownField, shown, detail).into())
     }

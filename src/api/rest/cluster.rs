@@ -5,6 +5,7 @@ use super::{Answer, json, schema, watch};
 use crate::api::convert::event::EventBody;
 use crate::api::convert::node as convert;
 use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
+use crate::api::service::targets::TargetBody;
 use crate::api::service::{Service, off_thread};
 use axum::body::Body;
 use axum::extract::State;
@@ -136,6 +137,21 @@ pub async fn health(State(service): State<Service>) -> Answer {
     responses((status = 200, description = "A leader is known and the lag is bounded", body = HealthBody)))]
 pub async fn ready(State(service): State<Service>) -> Answer {
     Ok(json(StatusCode::OK, &service.ready()?))
+}
+
+/// The replicas that listen, for Prometheus' `http_sd_configs`.
+#[utoipa::path(get, path = "/sd/prometheus", tag = "health",
+    params(("tenant_id" = Option<String>, Query, description = "Only this tenant's"),
+           ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale")),
+    responses((status = 200, description = "Groups of targets", body = Vec<TargetBody>)))]
+pub async fn targets(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let mut response = json(StatusCode::OK, &service.targets(&call).await?);
+    // The shape is Prometheus' own and has no room for it.
+    let said = if service.simulation() { "true" } else { "false" };
+    response.headers_mut().insert("x-nf-simulation", HeaderValue::from_static(said));
+    Ok(response)
 }
 
 /// Metrics in the Prometheus text format.

@@ -11,7 +11,7 @@ mod tenants;
 mod watch;
 
 use super::convert::answer::Freshness;
-use super::error::Failure;
+use super::error::{Failure, Problem};
 use super::service::Service;
 use axum::Router;
 use axum::body::Body;
@@ -19,12 +19,14 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use nf_core::reason::Reason;
+use nf_core::reason::{Reason, printable};
 use serde::Serialize;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+/// Characters of an unknown path that an answer repeats.
+const MAX_PATH: usize = 200;
 /// What monitors ask for; it is answered from memory, whatever else goes on.
 const OBSERVED: [&str; 3] = ["/health", "/health/ready", "/metrics"];
 
@@ -59,12 +61,9 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::cordon))
         .routes(routes!(nodes::uncordon))
-        .routes(routes!(nodes::cordon_one))
-        .routes(routes!(nodes::uncordon_one))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))
-        .routes(routes!(tenants::quota_of, tenants::set_quota_of))
         .routes(routes!(cluster::members, cluster::join))
         .routes(routes!(cluster::remove))
         .routes(routes!(cluster::vote))
@@ -74,6 +73,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::health))
         .routes(routes!(cluster::ready))
         .routes(routes!(cluster::metrics))
+        .routes(routes!(cluster::targets))
 }
 
 /// A JSON answer.
@@ -99,24 +99,34 @@ fn fresh(body: &impl Serialize, read: &Freshness) -> Response {
     response
 }
 
+/// A JSON answer about one object, with its entity tag.
+fn tagged(body: &impl Serialize, etag: &str) -> Response {
+    let mut response = json(StatusCode::OK, body);
+    if let Ok(value) = HeaderValue::from_str(&format!("\"{etag}\"")) {
+        response.headers_mut().insert(header::ETAG, value);
+    }
+    response
+}
+
 /// What no route answers: a status for gRPC clients, a problem for the others.
-pub async fn not_found(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+pub async fn not_found(service: Service, method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
     if headers.get(header::CONTENT_TYPE).is_some_and(grpc) {
         return tonic::Status::unimplemented("no such method; reflection lists those that exist").into_http();
     }
-    let path: String = uri.path().chars().take(200).collect();
-    Failure::new(Reason::NotFound, format!("no {method} {path}; /docs lists what there is")).into_response()
+    let path = printable(uri.path(), MAX_PATH);
+    let failure = Failure::new(Reason::NotFound, format!("no {method} {path}; /docs lists what there is"));
+    Problem::from(failure).told_by(service.simulation()).into_response()
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> Response {
-    let path: String = uri.path().chars().take(200).collect();
+    let path = printable(uri.path(), MAX_PATH);
     Failure::new(Reason::MethodNotAllowed, format!("{path} does not take {method}; /docs says what it takes"))
         .into_response()
 }
 
-/// Counts calls by route, bounds how many are under way, and gives calls the
-/// group cannot see a status of their own.
+/// Counts calls by route, bounds how many are under way, and lets a problem say
+/// whether it is told in simulation.
 async fn counted(State(service): State<Service>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
@@ -132,6 +142,7 @@ async fn counted(State(service): State<Service>, request: Request, next: Next) -
         _ => Method::OPTIONS,
     };
     let route = route.as_deref().unwrap_or("none");
+    let response = Problem::complete(response, service.simulation());
     let code = response.status();
     service.metrics.http_requests.with_label_values(&[method.as_str(), route, code.as_str()]).inc();
     response

@@ -2,7 +2,7 @@
 
 use super::ask::{Ask, Part};
 use super::schedule::{key, same_tenant, schedule_body};
-use super::{Answer, fresh, json, path, schema};
+use super::{Answer, fresh, json, path, schema, tagged};
 use crate::api::convert::answer::ScheduleBody;
 use crate::api::convert::node as convert;
 use crate::api::service::Service;
@@ -128,49 +128,29 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     Ok(fresh(&body, &body.read))
 }
 
-async fn cordoned(service: Service, id: String, mut ask: Ask) -> Answer {
-    let call = ask.call()?;
+/// Keeps new work off a node.
+#[utoipa::path(post, path = "/node/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
+    params(("node_id" = String, Path, description = "The node"),
+           ("If-Match" = Option<String>, Header, description = "ETag of the node; 409 when its cordon has changed since")),
+    responses((status = 200, description = "The node", body = NodeBody)))]
+pub async fn cordon(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
+    let (call, seen) = (ask.call()?, ask.if_match()?);
     ask.finish()?;
     let node = path("node_id", &id, NodeName::new)?;
     let reason = convert::cordon(&ask.json(true).await?)?;
-    Ok(json(StatusCode::OK, &service.cordon(&call, node, Some(reason)).await?))
-}
-
-async fn uncordoned(service: Service, id: String, mut ask: Ask) -> Answer {
-    let call = ask.call()?;
-    ask.finish()?;
-    let node = path("node_id", &id, NodeName::new)?;
-    Ok(json(StatusCode::OK, &service.cordon(&call, node, None).await?))
-}
-
-/// Keeps new work off a node.
-#[utoipa::path(post, path = "/nodes/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
-    params(("node_id" = String, Path, description = "The node")),
-    responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn cordon(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    cordoned(service, id, ask).await
-}
-
-/// The same as `/nodes/{node_id}/cordon`.
-#[utoipa::path(post, path = "/node/{node_id}/cordon", tag = "nodes", request_body = schema::CordonRequest,
-    params(("node_id" = String, Path, description = "The node")),
-    responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn cordon_one(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    cordoned(service, id, ask).await
+    let body = service.cordon(&call, node, Some(reason), seen).await?;
+    Ok(tagged(&body, &body.etag))
 }
 
 /// Lets new work back onto a node.
-#[utoipa::path(post, path = "/nodes/{node_id}/uncordon", tag = "nodes",
-    params(("node_id" = String, Path, description = "The node")),
-    responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn uncordon(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    uncordoned(service, id, ask).await
-}
-
-/// The same as `/nodes/{node_id}/uncordon`.
 #[utoipa::path(post, path = "/node/{node_id}/uncordon", tag = "nodes",
-    params(("node_id" = String, Path, description = "The node")),
+    params(("node_id" = String, Path, description = "The node"),
+           ("If-Match" = Option<String>, Header, description = "ETag of the node; 409 when its cordon has changed since")),
     responses((status = 200, description = "The node", body = NodeBody)))]
-pub async fn uncordon_one(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    uncordoned(service, id, ask).await
+pub async fn uncordon(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
+    let (call, seen) = (ask.call()?, ask.if_match()?);
+    ask.finish()?;
+    let node = path("node_id", &id, NodeName::new)?;
+    let body = service.cordon(&call, node, None, seen).await?;
+    Ok(tagged(&body, &body.etag))
 }

@@ -1,7 +1,7 @@
-//! `/tenants` and `/quotas`.
+//! `/tenants` and their quotas.
 
 use super::ask::{Ask, Part};
-use super::{Answer, fresh, json, path, schema};
+use super::{Answer, fresh, json, path, schema, tagged};
 use crate::api::convert::node as convert;
 use crate::api::service::Service;
 use crate::api::service::nodes::TenantBody;
@@ -63,49 +63,28 @@ pub async fn delete(State(service): State<Service>, Part(id): Part, mut ask: Ask
     Ok(json(StatusCode::OK, &done(&service, &tenant, index)))
 }
 
-async fn got(service: Service, id: String, mut ask: Ask) -> Answer {
-    let call = ask.call()?;
-    ask.finish()?;
-    let tenant = path("tenant_id", &id, TenantId::new)?;
-    Ok(json(StatusCode::OK, &service.tenant(&call, &tenant).await?))
-}
-
-async fn set(service: Service, id: String, mut ask: Ask) -> Answer {
-    let call = ask.call()?;
-    ask.finish()?;
-    let tenant = path("tenant_id", &id, TenantId::new)?;
-    let quota = convert::quota(&ask.json(false).await?)?;
-    Ok(json(StatusCode::OK, &service.set_quota(&call, &tenant, quota).await?))
-}
-
 /// A tenant's quota and use.
-#[utoipa::path(get, path = "/quotas/{tenant_id}", tag = "tenants",
-    params(("tenant_id" = String, Path, description = "The tenant")),
-    responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn quota(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    got(service, id, ask).await
-}
-
-/// Sets a tenant's quota, all of it; the tenant exists from then on.
-#[utoipa::path(put, path = "/quotas/{tenant_id}", tag = "tenants", request_body = schema::QuotaRequest,
-    params(("tenant_id" = String, Path, description = "The tenant")),
-    responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn set_quota(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    set(service, id, ask).await
-}
-
-/// The same as `/quotas/{tenant_id}`.
 #[utoipa::path(get, path = "/tenants/{tenant_id}/quota", tag = "tenants",
     params(("tenant_id" = String, Path, description = "The tenant")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn quota_of(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    got(service, id, ask).await
+pub async fn quota(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let tenant = path("tenant_id", &id, TenantId::new)?;
+    let body = service.tenant(&call, &tenant).await?;
+    Ok(tagged(&body, &body.etag))
 }
 
-/// The same as `/quotas/{tenant_id}`.
+/// Sets a tenant's quota, all of it; the tenant exists from then on.
 #[utoipa::path(put, path = "/tenants/{tenant_id}/quota", tag = "tenants", request_body = schema::QuotaRequest,
-    params(("tenant_id" = String, Path, description = "The tenant")),
+    params(("tenant_id" = String, Path, description = "The tenant"),
+           ("If-Match" = Option<String>, Header, description = "ETag of the quota; 409 when it has changed since")),
     responses((status = 200, description = "Quota and use", body = TenantBody)))]
-pub async fn set_quota_of(State(service): State<Service>, Part(id): Part, ask: Ask) -> Answer {
-    set(service, id, ask).await
+pub async fn set_quota(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
+    let (call, seen) = (ask.call()?, ask.if_match()?);
+    ask.finish()?;
+    let tenant = path("tenant_id", &id, TenantId::new)?;
+    let quota = convert::quota(&ask.json(false).await?)?;
+    let body = service.set_quota(&call, &tenant, quota, seen).await?;
+    Ok(tagged(&body, &body.etag))
 }

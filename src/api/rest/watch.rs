@@ -100,7 +100,8 @@ fn lines(
                 }
                 // Told once; then the stream ends and the client lists again.
                 Err(failure) => {
-                    let data = serde_json::to_string(&Problem::from(failure)).unwrap_or_default();
+                    let data = serde_json::to_string(&Problem::from(failure).told_by(service.simulation()));
+                    let data = data.unwrap_or_default();
                     return Some((Ok(Event::default().event("problem").data(data)), None));
                 }
             };

@@ -8,7 +8,7 @@ use crate::raft::{MemberStatus, Role, Status};
 use nf_core::command::Mode;
 use nf_core::id::MemberId;
 use nf_core::node::NodeKind;
-use nf_core::reason::{Reason, Refusal};
+use nf_core::reason::{Reason, Refusal, printable};
 use nf_core::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub struct HealthBody {
     /// Settings that production needs and this process has not.
     pub missing: Vec<String>,
     pub node_id: String,
-    /// `leader`, `follower` or `learner`.
+    /// `leader`, `follower` or `learner`; `worker` where there is no vote and no log.
     pub role: String,
     /// Name of the member that leads.
     pub leader: Option<String>,
@@ -251,7 +251,7 @@ impl Service {
     fn member_named(&self, text: &str) -> Result<MemberId, Failure> {
         let status = self.replica.status();
         let found = status.members.iter().find(|member| member_matches(text, member.id, &member.name));
-        let shown: String = text.chars().take(64).collect::<String>().escape_debug().to_string();
+        let shown = printable(text, 64);
         let missing =
             || Refusal::field(Reason::NotFound, "member", format!("no member {shown}; nf cluster members lists them"));
         Ok(found.ok_or_else(missing)?.id)

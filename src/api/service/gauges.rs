@@ -3,16 +3,18 @@
 //! a scrape a second at most walks the jobs. It does not define the families.
 
 use super::Service;
+use crate::models::counts::{self, Refused};
 use crate::raft::{Role, Status};
-use crate::telemetry::{MAX_TENANTS, Metrics, OTHER};
+use crate::telemetry::{MAX_MODELS, MAX_TENANTS, Metrics, OTHER};
 use arc_swap::ArcSwap;
-use nf_core::id::{TenantId, TenantNo};
-use nf_core::job::{Constraints, Job, JobState};
+use nf_core::id::{ModelId, TenantId, TenantNo};
+use nf_core::job::{Constraints, Job, JobState, Phase as Stand, Replica};
 use nf_core::node::{DeviceKind, NodeState};
 use nf_core::placement::explain;
 use nf_core::quota::gpu_limit;
 use nf_core::resources::Resources;
 use nf_core::state::State;
+use nf_core::view;
 use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,7 +118,9 @@ impl Service {
         fill_nodes(&self.metrics, &applied.state);
         fill_jobs(&self.metrics, &applied.state);
         fill_tenants(&self.metrics, &applied.state);
+        fill_models(&self.metrics);
         self.tenants.prune(&applied.state);
+        self.deploys.prune(&applied.state);
         let text: Arc<str> = self.metrics.render().into();
         *last = Some((Instant::now(), text.clone()));
         text
@@ -158,16 +162,59 @@ fn fill_nodes(metrics: &Metrics, state: &State) {
     }
 }
 
+/// What this process has fetched and refused of models. Workers tell it, too.
+pub fn fill_models(metrics: &Metrics) {
+    let raise = |counter: IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+    raise(metrics.fetch_bytes.with_label_values(&["file"]), counts::fetched_bytes());
+    for why in Refused::ALL {
+        raise(metrics.verify_failures.with_label_values(&[why.name()]), counts::refusals(why));
+    }
+}
+
+type ReplicaCounts<'a> = BTreeMap<(TenantNo, &'a ModelId), BTreeMap<&'static str, i64>>;
+
+/// In the words of CONVENTIONS; None for what has ended.
+fn replica_state(state: &State, replica: &Replica) -> Option<&'static str> {
+    match &replica.phase {
+        Stand::Waiting { .. } => Some("Waiting"),
+        Stand::Held { alloc, stage } => {
+            let silent = |node: &nf_core::node::Node| matches!(node.state, NodeState::Unknown | NodeState::Down);
+            let silent = state.node(alloc.node).is_some_and(|node| silent(node));
+            Some(if silent { "Unknown" } else { view::stage_name(*stage) })
+        }
+        Stand::Stopping { .. } => Some("Draining"),
+        Stand::Succeeded | Stand::Failed { .. } | Stand::Cancelled => None,
+    }
+}
+
+fn set_replicas(metrics: &Metrics, state: &State, counted: ReplicaCounts<'_>) {
+    let mut models: Vec<_> = counted.into_iter().collect();
+    models.sort_by_cached_key(|(key, by_state)| (std::cmp::Reverse(by_state.values().sum::<i64>()), *key));
+    metrics.replicas.reset();
+    for (place, ((tenant, model), by_state)) in models.into_iter().enumerate() {
+        let tenant = state.tenant(tenant).map_or(OTHER, |t| t.id.as_str());
+        let (tenant, model) = if place < MAX_MODELS { (tenant, model.as_str()) } else { (OTHER, OTHER) };
+        for (name, count) in by_state {
+            metrics.replicas.with_label_values(&[tenant, model, name]).add(count);
+        }
+    }
+}
+
 /// Shapes of waiting jobs whose reason is looked for; jobs of further shapes count as `other`.
 const MAX_SHAPES: usize = 256;
 
 fn fill_jobs(metrics: &Metrics, state: &State) {
-    let mut counts: BTreeMap<JobState, i64> = BTreeMap::new();
+    let mut jobs: BTreeMap<JobState, i64> = BTreeMap::new();
     type Shape<'a> = (TenantNo, &'a Resources, &'a Constraints, bool, u64);
     let mut shapes: BTreeMap<Shape<'_>, &'static str> = BTreeMap::new();
     let mut pending: BTreeMap<&'static str, i64> = BTreeMap::new();
+    let mut replicas = ReplicaCounts::new();
     for job in state.jobs().values() {
-        *counts.entry(job.state()).or_default() += 1;
+        *jobs.entry(job.state()).or_default() += 1;
+        let own = replicas.entry((job.tenant, &job.spec.model)).or_default();
+        for name in job.replicas.iter().filter_map(|r| replica_state(state, r)) {
+            *own.entry(name).or_default() += 1;
+        }
         if !job.wants_place() {
             continue;
         }
@@ -181,7 +228,8 @@ fn fill_jobs(metrics: &Metrics, state: &State) {
         };
         *pending.entry(reason).or_default() += 1;
     }
-    metrics.set_jobs(|state| counts.get(&state).copied().unwrap_or(0));
+    set_replicas(metrics, state, replicas);
+    metrics.set_jobs(|state| jobs.get(&state).copied().unwrap_or(0));
     metrics.pending.reset();
     for (reason, count) in pending {
         metrics.pending.with_label_values(&[reason]).set(count);
@@ -238,6 +286,8 @@ mod tests {
         assert!(text.contains("nf_pending_jobs{reason=\"ExceedsMaxQuota\"} 1"), "{text}");
         let series = text.lines().filter(|l| l.starts_with("nf_tenant_gpus{")).count();
         assert_eq!(series, 2 * (MAX_TENANTS + 1));
+        assert!(text.contains("nf_replicas{model=\"m1\",state=\"Waiting\",tenant=\"t0\"} 1"), "{text}");
+        assert!(text.contains("nf_replicas{model=\"m1\",state=\"Scheduled\",tenant=\"t0\"} 1"), "{text}");
     }
 
     #[test]

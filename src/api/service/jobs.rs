@@ -17,7 +17,6 @@ use nf_core::plan::{Intent, draft};
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::state::State;
 use nf_core::view::{self, JobView, PlaceView};
-use std::sync::Arc;
 
 /// More replicas than this are planned off the runtime's threads.
 const PLANNED_INLINE: u16 = 16;
@@ -57,8 +56,11 @@ impl Service {
     /// Commits a job: placed now, or waiting with its reasons.
     pub async fn schedule(&self, call: &Call, wanted: Schedule, key: Option<&str>) -> Result<Scheduled, Failure> {
         let start = std::time::Instant::now();
-        let tenant = wanted.spec.tenant.clone();
+        let (tenant, model) = (wanted.spec.tenant.clone(), wanted.spec.model.clone());
         let out = self.schedule_uncounted(call, wanted, key).await;
+        if out.as_ref().is_ok_and(|done| !done.replayed) {
+            self.deploys.count(&tenant, &model);
+        }
         let phase = match &out {
             Ok(done) if done.replayed => super::gauges::Phase::Replayed,
             Ok(done) if done.job.state != JobState::Pending => super::gauges::Phase::Placed,
@@ -100,13 +102,16 @@ impl Service {
 
     /// What a schedule call would do on the state as it is; commits nothing.
     pub async fn plan(&self, call: &Call, wanted: Schedule) -> Result<Planned, Failure> {
+        let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
         self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
         let view = self.read(call).await?;
-        if wanted.spec.replicas <= PLANNED_INLINE {
-            return plan_on(&view, &wanted);
+        let seconds = self.metrics.placement_seconds.clone();
+        let timed = move || seconds.observe_closure_duration(|| plan_on(&view, &wanted));
+        if replicas <= PLANNED_INLINE {
+            return timed();
         }
-        super::off_thread(move || plan_on(&view, &wanted)).await?
+        super::off_thread(timed).await?
     }
 
     /// The job of that request, live or finished.
@@ -219,7 +224,7 @@ fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
     let used = tenant.map_or(0, |no| state.ledger().tenant(no).gpu_milli);
     let after = used + spec.resources.gpu.milli() * draft.picks.len() as u64;
     let placements = draft.picks.iter().filter_map(|(replica, pick)| {
-        let place = place_of(state, &pick.alloc)?;
+        let place = view::place(state, &pick.alloc)?;
         Some((*replica, place, WhyBody::new(state, &pick.why)))
     });
     Ok(Planned {
@@ -231,26 +236,5 @@ fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
         gpu_after: whole(after),
         simulation: state.meta().mode == Mode::Simulation,
         read: freshness(view),
-    })
-}
-
-/// The place that an allocation would be, through the same view as a real one.
-fn place_of(state: &State, alloc: &nf_core::job::Allocation) -> Option<PlaceView> {
-    let node = state.node(alloc.node)?;
-    let device = |share: &nf_core::job::Share| {
-        let device = node.spec.devices.get(usize::from(share.device))?;
-        Some(view::DeviceView {
-            uuid: device.uuid.clone(),
-            index: share.device,
-            device_type: Arc::from(device.device_type.as_str()),
-            milli: share.milli,
-        })
-    };
-    Some(PlaceView {
-        node: node.name.clone(),
-        node_no: node.no,
-        devices: alloc.shares.iter().filter_map(device).collect(),
-        address: alloc.port.map(|port| format!("{}:{port}", node.spec.host)),
-        simulated: node.spec.simulated,
     })
 }

@@ -1,13 +1,16 @@
 //! The use cases, free of any protocol: REST and gRPC call the same functions,
-//! so they can't disagree. Each takes checked input and answers core values or a
-//! failure. It does not know HTTP, JSON or protobuf.
+//! so they can't disagree. Each takes checked input and answers core values, or the
+//! bodies of `convert::answer` where a list or a sum has no core type, or a failure.
+//! It reads no request and writes no response.
 
 pub mod cluster;
+pub mod deploys;
 pub mod gauges;
 pub mod jobs;
 pub mod list;
 pub mod model;
 pub mod nodes;
+pub mod targets;
 pub mod tenants;
 pub mod watch;
 
@@ -79,6 +82,7 @@ pub struct Inner {
     waits: Semaphore,
     streams: Arc<Semaphore>,
     tenants: gauges::TenantCounters,
+    deploys: deploys::Deploys,
     marks: Arc<watch::Marks>,
     rendered: gauges::Rendered,
 }
@@ -96,6 +100,7 @@ impl Service {
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
+            deploys: deploys::Deploys::new(metrics.clone()),
             replica,
             info,
             metrics,

@@ -6,9 +6,11 @@ use crate::api::convert::answer::{Amounts, Freshness, Sum, whole};
 use crate::api::convert::node::Registration;
 use crate::api::error::Failure;
 use nf_core::command::{Answer, Mode};
-use nf_core::id::{Incarnation, NodeName, NodeNo};
+use nf_core::etag;
+use nf_core::id::{Digest16, Incarnation, NodeName, NodeNo};
 use nf_core::node::{Cordon, DeviceKind, Node, NodeKind, NodeState, PortRange};
 use nf_core::plan::Intent;
+use nf_core::played::PORTS;
 use nf_core::quota;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::state::State;
@@ -18,11 +20,6 @@ use std::ops::Bound;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// Ports that nodes played on one host share out, below the range from which
-/// Linux takes ports for outgoing connections.
-const PORTS: std::ops::Range<u16> = 20_000..30_976;
-/// Ports of one played node.
-const PORTS_EACH: u16 = 32;
 /// Times that ports are chosen for a node before its caller is told that others were quicker.
 const PORT_TRIES: u32 = 16;
 
@@ -61,8 +58,12 @@ pub struct NodeBody {
     pub kind: String,
     pub state: String,
     pub schedulable: bool,
+    /// Always `None` in this version: nodes are cordoned, not drained.
+    pub drain: String,
     /// Why it takes no new work.
     pub cordon_reason: Option<String>,
+    /// Of its cordon, for `If-Match`.
+    pub etag: String,
     pub simulated: bool,
     pub host: String,
     pub region: Option<String>,
@@ -79,6 +80,9 @@ pub struct NodeBody {
     pub replicas: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceBody>,
+    /// In a list, the list says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulation: Option<bool>,
 }
 
 /// A tenant, its quota and its use.
@@ -96,6 +100,18 @@ pub struct TenantBody {
     pub jobs: u32,
     /// Jobs of which a replica waits.
     pub waiting: u32,
+    /// Of its quota, for `If-Match`.
+    pub etag: String,
+    /// In a list, the list says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulation: Option<bool>,
+}
+
+impl TenantBody {
+    /// As an answer of its own.
+    pub fn alone(self, state: &State) -> Self {
+        Self { simulation: Some(state.meta().mode == Mode::Simulation), ..self }
+    }
 }
 
 /// What the cluster has and who holds it.
@@ -148,6 +164,8 @@ impl NodeBody {
             },
             state: node.state.name().into(),
             schedulable: node.cordon.is_none(),
+            drain: "None".into(),
+            etag: etag::cordon(node).to_string(),
             cordon_reason: node.cordon.as_ref().map(|c| c.reason.to_string()),
             simulated: node.spec.simulated,
             host: node.spec.host.to_string(),
@@ -165,6 +183,7 @@ impl NodeBody {
                 true => node.spec.devices.iter().enumerate().map(device).collect(),
                 false => Vec::new(),
             },
+            simulation: None,
         }
     }
 }
@@ -180,6 +199,8 @@ pub fn tenant_body(state: &State, tenant: &nf_core::tenant::Tenant) -> TenantBod
         used: used.into(),
         jobs: used.jobs,
         waiting: used.waiting,
+        etag: etag::quota(tenant).to_string(),
+        simulation: None,
     }
 }
 
@@ -281,8 +302,9 @@ impl Service {
             Some(node) => node.spec.ports,
             None => {
                 let host = self.info.host.clone();
+                let range = self.info.ports;
                 // It tries to bind some of them.
-                super::off_thread(move || free_ports(&state, &host, unused)).await?
+                super::off_thread(move || free_ports(&state, &host, range, unused)).await?
             }
         };
         let incarnation = known.as_ref().map_or(Incarnation(1), |node| node.incarnation);
@@ -297,14 +319,26 @@ impl Service {
     }
 
     /// Keeps new work off a node, or lets it back on.
-    pub async fn cordon(&self, call: &Call, node: NodeName, reason: Option<Arc<str>>) -> Result<NodeBody, Failure> {
+    /// `seen`: only if the cordon is still that one.
+    pub async fn cordon(
+        &self,
+        call: &Call,
+        node: NodeName,
+        reason: Option<Arc<str>>,
+        seen: Option<Digest16>,
+    ) -> Result<NodeBody, Failure> {
         let cordon = reason.map(|reason| Cordon { by: "operator".into(), reason, at_ms: 0 });
-        let (_, index) = self.commit(call, Intent::Cordon { node: node.clone(), cordon }).await?;
+        let intent = match seen {
+            None => Intent::Cordon { node: node.clone(), cordon },
+            Some(seen) => Intent::CordonIf { node: node.clone(), cordon, seen },
+        };
+        let (_, index) = self.commit(call, intent).await?;
         self.applied_past(index.saturating_sub(1), call.deadline).await;
         let state = self.replica.applied().state;
         let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {node}"));
         let node = state.node_named(&node).ok_or_else(missing)?;
-        Ok(NodeBody::new(&state, node, true))
+        let simulation = Some(state.meta().mode == Mode::Simulation);
+        Ok(NodeBody { simulation, ..NodeBody::new(&state, node, true) })
     }
 }
 
@@ -330,12 +364,15 @@ fn unused(port: u16) -> bool {
     std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
-/// The first ports on this host that no other node was given and that are all
-/// `unused`; None when there are none.
-fn free_ports(state: &State, host: &str, unused: impl Fn(u16) -> bool) -> Option<PortRange> {
+/// The first ports of `range` on this host that no other node was given and that
+/// are all `unused`; None when there are none.
+fn free_ports(state: &State, host: &str, range: Option<PortRange>, unused: impl Fn(u16) -> bool) -> Option<PortRange> {
+    let range = range?;
     let on_host = state.nodes().values().filter(|n| *n.spec.host == *host);
     let taken: BTreeSet<(u16, u16)> = on_host.filter_map(|n| n.spec.ports).map(|p| (p.first, p.last)).collect();
-    let mut ranges = PORTS.step_by(usize::from(PORTS_EACH)).map(|first| (first, first + PORTS_EACH - 1));
+    let starts = (u32::from(range.first)..=u32::from(range.last)).step_by(usize::from(PORTS));
+    let ranges = starts.map(|first| (first, first + u32::from(PORTS) - 1));
+    let mut ranges = ranges.filter(|(_, last)| *last <= u32::from(range.last)).map(|(f, l)| (f as u16, l as u16));
     let free = |(first, last): &(u16, u16)| !taken.iter().any(|(f, l)| f <= last && first <= l);
     ranges.find(|range| free(range) && (range.0..=range.1).all(&unused)).map(|(first, last)| PortRange { first, last })
 }
@@ -349,16 +386,18 @@ mod tests {
     fn played_nodes_on_one_host_get_ports_of_their_own() {
         let mut state = State::new();
         let mut seen = BTreeSet::new();
-        for i in 0..400 {
+        let range = Some(PortRange { first: 31_500, last: 31_999 });
+        for i in 0..20 {
             let name = NodeName::new(&format!("n{i}")).unwrap();
-            let ports = free_ports(&state, "127.0.0.1", |_| true);
+            let ports = free_ports(&state, "127.0.0.1", range, |_| true);
             if let Some(range) = ports {
                 assert!(seen.insert(range.first), "given twice: {range:?}");
             }
             let spec = Registration::default().spec(&name, "127.0.0.1", ports);
             run(&mut state, register(name.as_str(), spec));
         }
-        assert_eq!(seen.len(), 343);
+        assert_eq!(seen.len(), 15, "500 ports, 32 for each");
+        assert_eq!(free_ports(&state, "127.0.0.1", None, |_| true), None);
     }
 
     #[test]

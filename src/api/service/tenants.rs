@@ -6,7 +6,7 @@ use super::{Call, Service, freshness};
 use crate::api::convert::answer::{Freshness, whole};
 use crate::api::error::Failure;
 use nf_core::command::Mode;
-use nf_core::id::{TenantId, TenantNo};
+use nf_core::id::{Digest16, TenantId, TenantNo};
 use nf_core::ledger::TenantUse;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
@@ -95,7 +95,7 @@ impl Service {
 
     pub async fn tenant(&self, call: &Call, id: &TenantId) -> Result<TenantBody, Failure> {
         let view = self.read(call).await?;
-        let found = view.state.tenant_named(id).map(|t| tenant_body(&view.state, t));
+        let found = view.state.tenant_named(id).map(|t| tenant_body(&view.state, t).alone(&view.state));
         found.ok_or_else(|| {
             let detail = format!("no tenant {id}; it exists once a job or a quota names it");
             Refusal::field(Reason::NotFound, "tenant_id", detail).into()
@@ -110,11 +110,23 @@ impl Service {
         Ok(self.commit(call, Intent::DeleteTenant { tenant }).await?.1)
     }
 
-    pub async fn set_quota(&self, call: &Call, tenant: &TenantId, quota: Quota) -> Result<TenantBody, Failure> {
-        let (_, index) = self.commit(call, Intent::SetQuota { tenant: tenant.clone(), quota }).await?;
+    /// `seen`: only if the quota is still that one.
+    pub async fn set_quota(
+        &self,
+        call: &Call,
+        tenant: &TenantId,
+        quota: Quota,
+        seen: Option<Digest16>,
+    ) -> Result<TenantBody, Failure> {
+        let tenant_id = tenant.clone();
+        let intent = match seen {
+            None => Intent::SetQuota { tenant: tenant_id, quota },
+            Some(seen) => Intent::SetQuotaIf { tenant: tenant_id, quota, seen },
+        };
+        let (_, index) = self.commit(call, intent).await?;
         self.applied_past(index.saturating_sub(1), call.deadline).await;
         let state = self.replica.applied().state;
-        let found = state.tenant_named(tenant).map(|t| tenant_body(&state, t));
+        let found = state.tenant_named(tenant).map(|t| tenant_body(&state, t).alone(&state));
         found.ok_or_else(|| Failure::new(Reason::Timeout, "the quota is set; this member has not seen it yet"))
     }
 }

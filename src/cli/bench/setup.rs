@@ -61,7 +61,7 @@ pub async fn stop(client: &Client, jobs: &[String]) {
 /// The leader's public address.
 pub async fn leader(client: &Client) -> Result<String> {
     let members = client.list("/cluster/members").await?;
-    let leads = |member: &&Value| at(member, "role") == "leader" || at(member, "leader") == "true";
+    let leads = |member: &&Value| at(member, "role") == "leader";
     let found = members.iter().find(leads).map(|member| at(member, "api"));
     found.ok_or_else(|| fail(Exit::Unreachable, "no member leads\n  try: nf get members"))
 }

@@ -62,9 +62,7 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(name)?;
     }
-    let temporary = path.with_extension("new");
-    std::fs::write(&temporary, text).with_context(name)?;
-    std::fs::rename(&temporary, path).with_context(name)
+    Ok(crate::storage::replace_file(path, text.as_bytes())?)
 }
 
 impl Record {

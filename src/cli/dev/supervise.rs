@@ -175,9 +175,7 @@ fn tell(up: &Up, record: &Record, seats: &[Seat], healths: &[Value], begun: Inst
     if let Some(path) = &up.ready_file {
         let value = json!({ "addrs": addrs, "data_dir": record.data_dir, "pid": record.pid,
             "seconds": seconds, "members": record.members });
-        let temporary = path.with_extension("new");
-        std::fs::write(&temporary, value.to_string()).with_context(|| path.display().to_string())?;
-        std::fs::rename(&temporary, path).with_context(|| path.display().to_string())?;
+        crate::storage::replace_file(&std::path::absolute(path)?, value.to_string().as_bytes())?;
     }
     Ok(())
 }

@@ -322,4 +322,14 @@ impl State {
             self.capacity.update(&node, used);
         }
     }
+
+    /// Undoes [`State::book`].
+    pub(crate) fn unbook(&mut self, spec: &JobSpec, replica: u16, alloc: &Allocation) {
+        let tenant = self.tenant_named(&spec.tenant).map_or(TenantNo(0), |t| t.no);
+        let Some(node) = self.nodes.get(&alloc.node).cloned() else { return };
+        self.ledger.release(tenant, (JobNo(u64::MAX), replica), &spec.resources, alloc, &node.spec);
+        if let Some(used) = self.ledger.nodes.get(&alloc.node) {
+            self.capacity.update(&node, used);
+        }
+    }
 }

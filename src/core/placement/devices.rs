@@ -25,6 +25,8 @@ pub struct Choice {
 pub struct Fit {
     pub leftover: u16,
     pub islands: u16,
+    /// The device that a part is taken from.
+    pub device: Option<u16>,
 }
 
 /// Islands that are counted without allocating; nodes with more take the long way.
@@ -39,14 +41,14 @@ pub fn fit(class: &Class, ask: &Resources, same_island: bool) -> Option<Fit> {
         }
     }
     match ask.gpu {
-        Gpus::None => Some(Fit { leftover: 0, islands: 0 }),
+        Gpus::None => Some(Fit { leftover: 0, islands: 0, device: None }),
         Gpus::Milli(milli) => {
-            let (free, _) = tightest(class, ask, milli)?;
-            Some(Fit { leftover: free - milli, islands: 1 })
+            let (free, device) = tightest(class, ask, milli)?;
+            Some(Fit { leftover: free - milli, islands: 1, device: Some(device as u16) })
         }
         Gpus::Whole(n) => {
             let few = whole_few(class, ask, n, same_island);
-            few.unwrap_or_else(|| whole(class, ask, n, same_island).map(|c| Fit { leftover: 0, islands: c.islands }))
+            few.unwrap_or_else(|| whole(class, ask, n, same_island).map(|c| crossing(c.islands)))
         }
     }
 }
@@ -67,7 +69,7 @@ fn whole_few(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Optio
     }
     let idle = &mut idle[..islands];
     if idle.iter().any(|(_, count)| *count >= n) {
-        return Some(Some(Fit { leftover: 0, islands: 1 }));
+        return Some(Some(crossing(1)));
     }
     if same_island || all < n {
         return Some(None);
@@ -79,8 +81,26 @@ fn whole_few(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Optio
         missing = missing.saturating_sub(*count);
         needed
     });
-    let islands = crossed.count() as u16;
-    Some(Some(Fit { leftover: 0, islands }))
+    Some(Some(crossing(crossed.count() as u16)))
+}
+
+/// The fit of whole devices from that many islands.
+fn crossing(islands: u16) -> Fit {
+    Fit { leftover: 0, islands, device: None }
+}
+
+/// The whole devices that a replica would get; which of equal ones it is does not
+/// matter where islands and kinds do not differ.
+pub fn whole_of(class: &Class, ask: &Resources, same_island: bool) -> Option<impl Iterator<Item = u16>> {
+    let Gpus::Whole(n) = ask.gpu else { return None };
+    let alike = class.flavor.alike();
+    let simple = alike.then(|| {
+        let idle = class.devices.iter().enumerate().filter(|(_, free)| u32::from(free.milli) == WHOLE);
+        idle.map(|(i, _)| i as u16).take(usize::from(n))
+    });
+    let chosen = if alike { None } else { Some(whole(class, ask, n, same_island)?.shares) };
+    let chosen = chosen.into_iter().flatten().map(|share| share.device);
+    Some(simple.into_iter().flatten().chain(chosen))
 }
 
 /// Whether a GPU is of the kind asked for, when idle.
@@ -126,12 +146,18 @@ pub fn most(flavor: &Flavor, spec: &JobSpec) -> u64 {
     by_gpu.min(times(flavor.cpu_milli, ask.cpu_milli)).min(times(flavor.memory, ask.memory))
 }
 
-/// The devices that one replica would get on a node of the class, or None.
-pub fn choose(class: &Class, ask: &Resources, same_island: bool) -> Option<Choice> {
-    let mut choice = match ask.gpu {
-        Gpus::None => Choice { shares: Vec::new(), leftover: 0, islands: 0 },
-        Gpus::Milli(milli) => part(class, ask, milli)?,
-        Gpus::Whole(n) => whole(class, ask, n, same_island)?,
+/// The devices that one replica would get on a node of the class, or None. A part is
+/// taken from `device` when the score chose one, else from the tightest.
+pub fn choose(class: &Class, ask: &Resources, same_island: bool, device: Option<u16>) -> Option<Choice> {
+    let mut choice = match (ask.gpu, device) {
+        (Gpus::None, _) => Choice { shares: Vec::new(), leftover: 0, islands: 0 },
+        (Gpus::Milli(milli), Some(device)) => {
+            let free = class.devices.get(usize::from(device))?.milli;
+            let shares = vec![Share { device, milli }];
+            Choice { shares, leftover: free.checked_sub(milli)?, islands: 1 }
+        }
+        (Gpus::Milli(milli), None) => part(class, ask, milli)?,
+        (Gpus::Whole(n), _) => whole(class, ask, n, same_island)?,
     };
     if ask.tpu > 0 {
         let free = class.flavor.devices.iter().zip(&class.devices).enumerate();
@@ -159,21 +185,27 @@ fn part(class: &Class, ask: &Resources, milli: u16) -> Option<Choice> {
 /// The device with the least left that holds the part: its free thousandths and its index.
 fn tightest(class: &Class, ask: &Resources, milli: u16) -> Option<(u16, usize)> {
     let mut best: Option<(u16, usize)> = None;
-    for (i, (flavor, free)) in class.flavor.devices.iter().zip(&class.devices).enumerate() {
-        let memory = match ask.gpu_memory {
-            // In two parts, because the product may not fit, and 128 bits divide slowly.
-            0 => {
-                let (milli, whole) = (u64::from(milli), u64::from(WHOLE));
-                flavor.memory / whole * milli + flavor.memory % whole * milli / whole
-            }
-            asked => asked,
-        };
+    for (i, free) in class.devices.iter().enumerate() {
         let tighter = free.milli >= milli && best.is_none_or(|(tightest, _)| free.milli < tightest);
-        if tighter && free.memory >= memory && suits(flavor, ask) {
+        if tighter && holds(class, i, ask, milli) {
             best = Some((free.milli, i));
         }
     }
     best
+}
+
+/// Whether the device can give the part now.
+pub fn holds(class: &Class, device: usize, ask: &Resources, milli: u16) -> bool {
+    let (flavor, free) = (&class.flavor.devices[device], &class.devices[device]);
+    let memory = match ask.gpu_memory {
+        // In two parts, because the product may not fit, and 128 bits divide slowly.
+        0 => {
+            let (milli, whole) = (u64::from(milli), u64::from(WHOLE));
+            flavor.memory / whole * milli + flavor.memory % whole * milli / whole
+        }
+        asked => asked,
+    };
+    free.milli >= milli && free.memory >= memory && suits(flavor, ask)
 }
 
 fn whole(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Option<Choice> {

@@ -7,8 +7,12 @@
 pub mod devices;
 pub mod explain;
 pub mod filter;
+pub mod mix;
+pub mod policy;
 pub mod queue;
 pub mod score;
+pub mod trial;
+pub mod worth;
 
 use crate::capacity::{Class, Flavor};
 use crate::id::NodeNo;
@@ -19,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use policy::{Policy, Rules};
 pub use score::{Term, Terms};
 
 /// Why a node was chosen.
@@ -53,7 +58,9 @@ pub struct Limits {
 
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
-    let mut best: Option<(i64, NodeNo, Terms, Arc<Class>)> = None;
+    let rules = &*state.rules;
+    let policy = rules.policy;
+    let mut best: Option<(i64, NodeNo, Terms, Option<u16>, Arc<Class>)> = None;
     let mut runner_up: Option<(NodeNo, i64)> = None;
     let mut candidates = 0;
     let pinned = match &spec.constraints.node {
@@ -61,6 +68,7 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         None => None,
     };
     let spread = spec.constraints.arrangement == Arrangement::Spread;
+    let random = policy == Policy::Random;
     // Classes come in the order of their flavors, so one verdict serves many.
     let mut judged: Option<(Arc<Flavor>, bool)> = None;
     let mut consider = |class: &Arc<Class>, all: u32, nodes: &mut dyn Iterator<Item = NodeNo>| {
@@ -73,11 +81,11 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         if !judged.as_ref().is_some_and(|(_, may)| *may) {
             return;
         }
-        let Some(terms) = score::terms(class, spec) else { return };
+        let Some((terms, device)) = score::terms(class, spec, rules) else { return };
         candidates += all;
         // Without siblings to count, a class scores as one: most need no look at their nodes.
         let behind = |score: i64| runner_up.is_some_and(|(_, second)| score < second);
-        if !spread && behind(terms.with_siblings(spec, 0).total()) {
+        if !spread && !random && behind(terms.with_siblings(spec, 0).total(policy)) {
             return;
         }
         for node in nodes {
@@ -85,12 +93,12 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
                 continue;
             }
             let terms = terms.with_siblings(spec, limits.siblings.get(&node).copied().unwrap_or(0));
-            let score = terms.total();
+            let score = if random { lot(state, node) } else { terms.total(policy) };
             let better =
                 best.as_ref().is_none_or(|(s, n, ..)| (score, std::cmp::Reverse(node)) > (*s, std::cmp::Reverse(*n)));
             if better {
                 runner_up = best.take().map(|(s, n, ..)| (n, s)).or(runner_up);
-                best = Some((score, node, terms, class.clone()));
+                best = Some((score, node, terms, device, class.clone()));
             } else if runner_up.is_none_or(|(n, s)| (score, std::cmp::Reverse(node)) > (s, std::cmp::Reverse(n))) {
                 runner_up = Some((node, score));
             }
@@ -105,18 +113,37 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
             let enough = odd + 2;
             for (class, nodes) in &state.capacity().classes {
                 let held = limits.held.iter().filter(|node| nodes.contains(*node)).count();
-                consider(class, (nodes.len() - held) as u32, &mut nodes.iter().copied().take(enough));
+                let some = if random { nodes.len() } else { enough };
+                consider(class, (nodes.len() - held) as u32, &mut nodes.iter().copied().take(some));
             }
         }
     }
-    let (score, node, terms, class) = best?;
-    let alloc = allocate(state, spec, state.node(node)?, &class, limits.skip_ports)?;
+    let (score, node, terms, device, class) = best?;
+    let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;
     Some(Pick { alloc, why: Why { score, terms, runner_up, candidates } })
 }
 
+/// A number without meaning, the same for the same state: what `random` goes by.
+fn lot(state: &State, node: NodeNo) -> i64 {
+    let held = state.ledger().node(node).map_or(0, |used| used.replicas.len() as u64);
+    let seed =
+        state.meta().base ^ state.ledger().tenants.values().fold(0, |sum, t| sum ^ t.gpu_milli ^ t.cpu_milli << 20);
+    let mut z = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(node.0) << 32 | held);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 1) as i64
+}
+
 /// The devices and the port that the replica gets on its node.
-fn allocate(state: &State, spec: &JobSpec, node: &Node, class: &Class, skip: u16) -> Option<Allocation> {
-    let choice = devices::choose(class, &spec.resources, spec.constraints.same_island)?;
+fn allocate(
+    state: &State,
+    spec: &JobSpec,
+    node: &Node,
+    class: &Class,
+    device: Option<u16>,
+    skip: u16,
+) -> Option<Allocation> {
+    let choice = devices::choose(class, &spec.resources, spec.constraints.same_island, device)?;
     let port = match node.spec.ports {
         None => None,
         Some(range) => {
@@ -124,10 +151,10 @@ fn allocate(state: &State, spec: &JobSpec, node: &Node, class: &Class, skip: u16
             // Above the highest in use first: a port just released may still linger in TIME_WAIT.
             let next = used.get_max().map_or(range.first, |max| max.saturating_add(1)).max(range.first);
             let free = (next..=range.last).chain((range.first..=range.last).take_while(|port| *port < next));
-            let free = free.filter(|port| !used.contains(port));
+            let mut free = free.filter(|port| !used.contains(port));
             // Round and round: of few ports the first may be free again when the last is taken.
             let skip = if skip == 0 { 0 } else { usize::from(skip) % free.clone().count().max(1) };
-            Some(free.skip(skip).next()?)
+            Some(free.nth(skip)?)
         }
     };
     Some(Allocation { node: node.no, shares: choice.shares, port, at_ms: state.meta().now_ms })

@@ -53,7 +53,7 @@ fn hunt(from: u64, seeds: u64, threads: u64, options: &Options) -> (Option<(u64,
 
 #[test]
 fn simulation_is_safe_and_settles_for_every_seed() {
-    let (from, seeds) = (number("NF_SEED_FROM", 1), number("NF_SEEDS", number("NF_SIM_SEEDS", 900)));
+    let (from, seeds) = (number("NF_SEED_FROM", 1), number("NF_SEEDS", 900));
     let options = Options {
         ack_before_sync: std::env::var("NF_BUG").is_ok_and(|bug| bug == "ack-before-sync"),
         unpinned: std::env::var("NF_BUG").is_ok_and(|bug| bug == "unpinned"),

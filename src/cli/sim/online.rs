@@ -1,0 +1,141 @@
+//! `nf sim autoscale --online`: the daemon's autoscaler on text lines, so that
+//! anybody's simulator or script can ask it. The other side owns the time and the
+//! service. It does not decide anything.
+
+use crate::cli::exit::{Exit, fail};
+use nf_core::autoscaler::{Autoscaler, Reading, Service, Signals};
+use std::io::{BufRead, Write};
+
+/// A longer line is nobody's.
+const LINE_BYTES: u64 = 64 << 10;
+
+/// Answers until `END` or the end of the input.
+pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
+    let mut service = None;
+    let mut scaler: Option<Autoscaler> = None;
+    let mut lines = input;
+    for number in 1_u64.. {
+        let mut line = String::new();
+        let read = std::io::Read::take(&mut lines, LINE_BYTES).read_line(&mut line);
+        let wrong = |what: String| fail(Exit::Usage, format!("line {number}: {what}"));
+        let length = read.map_err(|e| wrong(format!("not text: {e}")))? as u64;
+        if length == LINE_BYTES && !line.ends_with('\n') {
+            return Err(wrong(format!("longer than {LINE_BYTES} bytes")));
+        }
+        if length == 0 {
+            break;
+        }
+        let mut words = line.split_whitespace();
+        match (words.next(), &mut scaler) {
+            (None, _) => {}
+            (Some("SERVICE"), None) => service = Some(parse_service(words).map_err(wrong)?),
+            (Some("SERVICE"), Some(_)) => return Err(wrong("SERVICE comes once, before READY".to_owned())),
+            (Some("READY"), slot) => {
+                let service = service.ok_or_else(|| wrong("READY before SERVICE".to_owned()))?;
+                *slot = Some(Autoscaler::new(service).map_err(|e| wrong(e.to_string()))?);
+                say(&mut output, "READY")?;
+            }
+            (Some("TICK"), Some(scaler)) => {
+                let decision = scaler.step(&parse_tick(words).map_err(wrong)?);
+                say(&mut output, &format!("DESIRED {} {}", decision.desired, decision.why))?;
+            }
+            (Some("TICK"), None) => return Err(wrong("TICK before READY".to_owned())),
+            (Some("END"), _) => break,
+            (Some(word), _) => {
+                return Err(wrong(format!("`{word}` is none of SERVICE, READY, TICK, END")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn say(output: &mut impl Write, line: &str) -> anyhow::Result<()> {
+    // The other side has gone: there is nobody to tell.
+    writeln!(output, "{line}").and_then(|()| output.flush()).map_err(|e| fail(Exit::Failed, format!("stdout: {e}")))
+}
+
+/// `key=value …`; unknown keys are ignored, absent ones have the product's defaults.
+fn parse_service<'a>(words: impl Iterator<Item = &'a str>) -> Result<Service, String> {
+    let mut service = Service::default();
+    for word in words {
+        let Some((key, value)) = word.split_once('=') else {
+            return Err(format!("SERVICE wants key=value, not `{word}`"));
+        };
+        // In thousandths, so that seconds become milliseconds.
+        let milli = || Reading::parse(value).known().ok_or_else(|| format!("{key}={value} is not a number of ours"));
+        let whole = |n: u64| u32::try_from(n / 1000).map_err(|_| format!("{key}={value} is too large"));
+        match key {
+            "tick_s" => service.tick_ms = milli()?,
+            "cold_start_s" => service.cold_start_ms = milli()?,
+            "min" => service.min = whole(milli()?)?,
+            "max" => service.max = whole(milli()?)?,
+            "slots" => service.slots = whole(milli()?)?,
+            "slo_ms" => service.wait_ms = milli()? / 1000,
+            "service_ms" => service.service_ms = (milli()? / 1000).max(1),
+            "gpus" => service.gpus = whole(milli()?.max(1000))?,
+            _ => {}
+        }
+    }
+    service.check().map_err(|e| e.to_string())
+}
+
+/// `t ready starting draining queue running arrivals p95_ms`.
+fn parse_tick<'a>(words: impl Iterator<Item = &'a str>) -> Result<Signals, String> {
+    let words: Vec<&str> = words.collect();
+    let [t, ready, starting, draining, queue, running, arrivals, p95, ..] = words[..] else {
+        return Err(format!("TICK wants t ready starting draining queue running arrivals p95_ms, got {}", words.len()));
+    };
+    let at_ms = Reading::parse(t).known().ok_or_else(|| format!("TICK at `{t}`: not a time in seconds"))?;
+    Ok(Signals {
+        at_ms,
+        ready: Reading::parse(ready),
+        starting: Reading::parse(starting),
+        draining: Reading::parse(draining),
+        queue: Reading::parse(queue),
+        running: Reading::parse(running),
+        arrivals: Reading::parse(arrivals),
+        p95_ms: Reading::parse(p95),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn talk(input: &str) -> (String, Result<(), String>) {
+        let mut output = Vec::new();
+        let result = run(input.as_bytes(), &mut output).map_err(|e| e.to_string());
+        (String::from_utf8(output).unwrap(), result)
+    }
+
+    const HELLO: &str =
+        "SERVICE tick_s=5 cold_start_s=90 min=1 max=20 slots=16 slo_ms=2000 service_ms=2000 gpus=1 colour=red\nREADY\n";
+
+    #[test]
+    fn each_tick_is_answered() {
+        let (out, result) = talk(&format!(
+            "{HELLO}\nTICK 0 1 0 0 0 8 20 1900\nTICK 5 1 0 0 - nan 20 -\nTICK 5 1 0 0 0 0 0 0 extra\nEND\nTICK"
+        ));
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(out, "READY\nDESIRED 1 Stabilizing\nDESIRED 1 MissingSignal\nDESIRED 1 StaleSignal\n");
+    }
+
+    #[test]
+    fn a_bad_line_says_which_and_why() {
+        let cases = [
+            ("READY\n".to_owned(), "line 1: READY before SERVICE"),
+            ("SERVICE max\n".to_owned(), "line 1: SERVICE wants key=value"),
+            ("SERVICE max=nan\n".to_owned(), "line 1: max=nan"),
+            ("SERVICE min=5 max=2\n".to_owned(), "line 1: min is 5: at most max"),
+            ("TICK 1\n".to_owned(), "line 1: TICK before READY"),
+            (format!("{HELLO}TICK 1 2\n"), "line 3: TICK wants"),
+            (format!("{HELLO}TICK soon 1 0 0 0 0 0 0\n"), "line 3: TICK at `soon`"),
+            (format!("{HELLO}TOCK\n"), "line 3: `TOCK` is none of"),
+            ("x".repeat(100_000), "line 1: longer than"),
+        ];
+        for (input, expected) in cases {
+            let error = talk(&input).1.unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Fields of a line as numbers, requests and nodes, with errors that name the line and
+//! the field. It does not know what the lines are for.
+
+use nf_core::id::DeviceType;
+use nf_core::job::device_types;
+use nf_core::resources::{Gpus, MAX_BYTES, MAX_DEVICES, Resources, WHOLE};
+
+/// What is wrong with a line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {field}: {what}")]
+pub struct BadLine {
+    pub line: usize,
+    pub field: &'static str,
+    pub what: String,
+}
+
+/// The fields of one line, taken from the left.
+pub struct Fields<'a> {
+    line: usize,
+    rest: std::str::SplitAsciiWhitespace<'a>,
+}
+
+impl<'a> Fields<'a> {
+    pub fn new(line: usize, text: &'a str) -> Self {
+        Self { line, rest: text.split_ascii_whitespace() }
+    }
+
+    pub fn bad(&self, field: &'static str, what: impl Into<String>) -> BadLine {
+        BadLine { line: self.line, field, what: what.into() }
+    }
+
+    pub fn text(&mut self, field: &'static str) -> Result<&'a str, BadLine> {
+        self.rest.next().ok_or_else(|| self.bad(field, "missing"))
+    }
+
+    pub fn number(&mut self, field: &'static str, most: u64) -> Result<u64, BadLine> {
+        let text = self.text(field)?;
+        let number = text.parse::<u64>().ok().filter(|number| *number <= most);
+        number.ok_or_else(|| self.bad(field, format!("a number from 0 to {most}, not \"{}\"", short(text))))
+    }
+
+    /// Nothing may follow.
+    pub fn end(mut self) -> Result<(), BadLine> {
+        match self.rest.next() {
+            None => Ok(()),
+            Some(more) => Err(self.bad("end of line", format!("\"{}\" is one field too many", short(more)))),
+        }
+    }
+
+    /// `cpu_milli mem_mib num_gpu milli models`
+    pub fn ask(&mut self) -> Result<Resources, BadLine> {
+        let cpu_milli = self.number("cpu_milli", MAX_BYTES)?;
+        let memory = self.number("mem_mib", MAX_BYTES >> 20)? << 20;
+        let count = self.number("num_gpu", u64::from(MAX_DEVICES))?;
+        let milli = self.number("milli", u64::from(WHOLE))?;
+        let models = self.text("models")?;
+        let gpu = gpus(count, milli).map_err(|what| self.bad("milli", what))?;
+        let named = models.split('|').filter(|name| !matches!(*name, "" | "-"));
+        let types: Result<Vec<DeviceType>, _> = named.map(DeviceType::new).collect();
+        let types = types.map_err(|e| self.bad("models", e.to_string()))?;
+        Ok(Resources { gpu, cpu_milli, memory, device_types: device_types(types), ..Resources::default() })
+    }
+}
+
+/// Devices from their number and thousandths of each.
+pub fn gpus(count: u64, milli: u64) -> Result<Gpus, String> {
+    let whole = u64::from(WHOLE);
+    match (count, milli) {
+        (0, _) => Ok(Gpus::None),
+        (_, 0) => Err("a request for GPUs asks for 1 to 1000 thousandths of each".into()),
+        (1, milli) if milli < whole => Ok(Gpus::Milli(milli as u16)),
+        (count, milli) if milli == whole => Ok(Gpus::Whole(count as u16)),
+        (count, milli) => Err(format!("{milli} thousandths of each of {count} devices; a part is of one device only")),
+    }
+}
+
+/// The beginning of a text that may be anything.
+pub fn short(text: &str) -> String {
+    text.chars().take(40).collect::<String>().escape_debug().to_string()
+}

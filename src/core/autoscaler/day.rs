@@ -1,0 +1,92 @@
+//! The same time yesterday: a roll-up of what came in each five minutes of the last
+//! day, and what it says about the next cold start. It does not know replicas.
+
+use std::collections::VecDeque;
+
+/// One roll-up.
+pub const ROLL_UP_MS: u64 = 300_000;
+
+const DAY_MS: u64 = 86_400_000;
+
+/// Roll-ups of a day, and a few more to look ahead of yesterday.
+const REMEMBERED: usize = (DAY_MS / ROLL_UP_MS) as usize + 4;
+
+#[derive(Clone, Debug, Default)]
+pub struct Day {
+    /// Number of a roll-up since the beginning of time, and what came in it, thousandths.
+    past: VecDeque<(u64, u64)>,
+}
+
+impl Day {
+    pub fn push(&mut self, now_ms: u64, count_m: u64) {
+        let slot = now_ms.saturating_sub(1) / ROLL_UP_MS;
+        match self.past.back_mut() {
+            Some((last, sum)) if *last == slot => *sum += count_m,
+            _ => self.past.push_back((slot, count_m)),
+        }
+        while self.past.len() > REMEMBERED {
+            self.past.pop_front();
+        }
+    }
+
+    /// Takes up a history that was kept elsewhere: roll-ups in order, oldest first.
+    pub fn recall(&mut self, roll_ups: impl IntoIterator<Item = (u64, u64)>) {
+        self.past = roll_ups.into_iter().collect();
+        while self.past.len() > REMEMBERED {
+            self.past.pop_front();
+        }
+    }
+
+    pub fn roll_ups(&self) -> impl Iterator<Item = &(u64, u64)> {
+        self.past.iter()
+    }
+
+    /// Thousandths of a request per second a day before `at_ms`; None when nothing is known of then.
+    fn yesterday(&self, at_ms: u64) -> Option<u64> {
+        let slot = at_ms.checked_sub(DAY_MS)? / ROLL_UP_MS;
+        let found = self.past.binary_search_by_key(&slot, |(n, _)| *n).ok()?;
+        // The newest one is not full yet.
+        (found + 1 < self.past.len()).then(|| self.past[found].1 * 1000 / ROLL_UP_MS)
+    }
+
+    /// The most that the next `lead_ms` bring when today goes on from `now_m` as yesterday did from then; 0 for unknown.
+    pub fn ahead(&self, now_ms: u64, lead_ms: u64, now_m: u64) -> u64 {
+        let Some(then) = self.yesterday(now_ms) else { return 0 };
+        let end = now_ms + lead_ms;
+        let steps = (0..=lead_ms / ROLL_UP_MS).map(|i| now_ms + i * ROLL_UP_MS).chain([end]);
+        let later = steps.filter_map(|at| self.yesterday(at)).max().unwrap_or(0);
+        if later <= then {
+            return 0;
+        }
+        // Where today is half or twice of yesterday, so is the rest; more than that is another kind of day.
+        let ratio_m = (now_m * 1000 / then.max(1)).clamp(500, 2000);
+        later * ratio_m / 1000
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_yesterday_is_expected_today() {
+        let mut day = Day::default();
+        let rate = |at: u64| if (at / 3_600_000) % 24 == 9 { 50 } else { 5 };
+        let mut expected = Vec::new();
+        for k in 0..(40 * 720_u64) {
+            let now = (k + 1) * 5_000;
+            day.push(now, rate(now - 1) * 5_000);
+            if day.ahead(now, 95_000, rate(now) * 1000) >= 40_000 {
+                expected.push(now);
+            }
+        }
+        let nine = (24 + 9) * 3_600_000;
+        assert!(expected.first().is_some_and(|at| (nine - 100_000..nine).contains(at)), "{:?}", expected.first());
+        assert!(expected.iter().all(|at| (nine - 100_000..=nine + 300_000).contains(at)));
+        let kept: Vec<_> = day.roll_ups().copied().collect();
+        assert!(kept.len() <= REMEMBERED);
+        let mut other = Day::default();
+        other.recall(kept);
+        assert_eq!(other.ahead(40 * 3_600_000, 95_000, 5_000), day.ahead(40 * 3_600_000, 95_000, 5_000));
+    }
+}

@@ -1,0 +1,325 @@
+//! The autoscaler: signals in, a number of replicas and its reason out. Pure and in
+//! integers, so that the same signals give the same decisions for ever, wherever
+//! they are played again. It tracks what comes (not how busy replicas are), looks
+//! one cold start ahead, goes up at once and down late, and holds when it is not
+//! sure of what it sees. It does not know where signals come from, nor what carries
+//! its decisions out.
+
+pub mod choice;
+pub mod day;
+pub mod decision;
+pub mod fleet;
+pub mod learn;
+pub mod plan;
+pub mod recur;
+#[doc(hidden)]
+pub mod replay;
+pub mod service;
+pub mod shadow;
+pub mod signal;
+pub mod staffing;
+pub mod trend;
+pub mod why;
+
+pub use decision::{Decision, Inputs};
+pub use service::{Service, Unusable};
+pub use signal::{Reading, Signals};
+pub use why::Why;
+
+use choice::{Choice, Moment};
+use day::Day;
+use fleet::{ColdStart, Fleet};
+use learn::{Leaving, ServiceTime};
+use plan::{Driver, Outlook};
+use recur::{Recurrence, WAYS};
+use shadow::Feed;
+use signal::{Intake, Sight};
+use staffing::Staffing;
+use trend::Trend;
+
+/// Of a million requests, so many may wait too long by chance alone.
+const LATE_PPM: u64 = 4_000;
+
+/// After a change of leader nothing goes down for so long.
+const SETTLE_MS: u64 = 60_000;
+
+/// A replica is kept for so long after the last request, where zero is allowed.
+const IDLE_MS: u64 = 600_000;
+
+/// Latency beyond the bound for so many sights in a row asks for more replicas.
+const SLOW_SIGHTS: u32 = 3;
+
+/// An alternative to the wishes of the load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Replicas that the tenant's quota has room for; None is no limit.
+    pub quota: Option<u32>,
+    /// Replicas that the budget has room for.
+    pub budget: Option<u32>,
+}
+
+/// Scales one service.
+#[derive(Clone, Debug)]
+pub struct Autoscaler {
+    service: Service,
+    limits: Limits,
+    staffing: Staffing,
+    intake: Intake,
+    trend: Trend,
+    time: ServiceTime,
+    cold: ColdStart,
+    fleet: Fleet,
+    recur: Recurrence,
+    day: Day,
+    choice: Option<Choice>,
+    leaving: Leaving,
+    desired: Option<u32>,
+    began_ms: Option<u64>,
+    busy_ms: u64,
+    slow: u32,
+    quickest_p95: u64,
+    slow_until_ms: u64,
+    clock_ms: u64,
+    arrivals_m: u64,
+}
+
+impl Autoscaler {
+    pub fn new(service: Service) -> Result<Self, Unusable> {
+        let service = service.check()?;
+        Ok(Self {
+            service,
+            limits: Limits::default(),
+            staffing: Staffing::new(service.service_ms, service.wait_ms, LATE_PPM),
+            intake: Intake::default(),
+            trend: Trend::default(),
+            time: ServiceTime::new(service.service_ms),
+            cold: ColdStart::new(service.cold_start_ms),
+            fleet: Fleet::default(),
+            recur: Recurrence::default(),
+            day: Day::default(),
+            choice: None,
+            leaving: Leaving::default(),
+            desired: None,
+            began_ms: None,
+            busy_ms: 0,
+            slow: 0,
+            quickest_p95: u64::MAX,
+            slow_until_ms: 0,
+            clock_ms: 0,
+            arrivals_m: 0,
+        })
+    }
+
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// What would have been, for each way of being careful.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.choice.as_ref()
+    }
+
+    /// What came in each five minutes of the last day, for whoever keeps it beyond a restart.
+    pub fn day(&self) -> &Day {
+        &self.day
+    }
+
+    /// Takes up a day that was kept.
+    pub fn recall(&mut self, roll_ups: impl IntoIterator<Item = (u64, u64)>) {
+        self.day.recall(roll_ups);
+    }
+
+    /// What quota and budget leave, from now on.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// One look and one decision.
+    pub fn step(&mut self, signals: &Signals) -> Decision {
+        let Some(sight) = self.intake.look(&self.service, signals) else {
+            return self.hold_on(Why::StaleSignal, signals);
+        };
+        let now = signals.at_ms;
+        self.clock_ms = now;
+        self.began_ms.get_or_insert(now);
+        self.learn(now, &sight);
+        let outlook = self.outlook();
+        self.choose(now, &sight, &outlook);
+        let Some(choice) = &self.choice else { return self.hold_on(Why::MissingSignal, signals) };
+        let (care, need, held) = (choice.chosen().care, choice.chosen().need, choice.chosen().held);
+        let driver = plan::need(&self.service, &self.staffing, &care, &outlook).1;
+        // Where nobody waits for long, there is no backlog to work off.
+        let waiting = sight.queue_m.filter(|_| !self.leaving.told());
+        let backlog =
+            waiting.map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
+        let care = choice.index();
+        let slow = self.slowness(now, &sight, outlook.service_ms);
+        let wanted = held.max(backlog).max(slow);
+        let mut inputs = self.inputs(signals, &sight, &outlook);
+        (inputs.need, inputs.held, inputs.backlog, inputs.wanted) = (need, held, backlog, wanted);
+        inputs.care = care;
+        let why = match driver {
+            _ if slow > held.max(backlog) => Why::LatencyExceeded,
+            _ if backlog > held => Why::QueueDepth,
+            Driver::Now => Why::QueueDepth,
+            Driver::Ahead | Driver::Season => Why::Forecast,
+        };
+        self.settle(now, &sight, wanted, why, inputs)
+    }
+
+    /// Signals that are no news: everything stays as it is.
+    fn hold_on(&mut self, why: Why, signals: &Signals) -> Decision {
+        let before = self.desired.unwrap_or_else(|| {
+            let seen = signals.ready.whole().unwrap_or(0).saturating_add(signals.starting.whole().unwrap_or(0));
+            seen.clamp(self.service.min, self.service.max)
+        });
+        self.desired = Some(before);
+        let sight = Sight::default();
+        let inputs = self.inputs(signals, &sight, &self.outlook());
+        Decision { desired: before, before, why, inputs }
+    }
+
+    fn learn(&mut self, now: u64, sight: &Sight) {
+        // Where nothing was heard, as much came as before.
+        let arrivals = sight.arrivals_m.unwrap_or_else(|| self.trend.level().now_m.saturating_mul(sight.dt_ms) / 1000);
+        self.trend.push(now, sight.dt_ms, arrivals);
+        self.recur.push(now, sight.dt_ms, arrivals, &self.trend.level());
+        self.day.push(now, arrivals);
+        self.arrivals_m = arrivals;
+        self.leaving.seen(&self.service, self.time.ms(), sight);
+        match (sight.doubt, sight.running_m, sight.queue_m) {
+            (None, Some(running), Some(queue)) => self.time.seen(sight.dt_ms, running, queue, arrivals),
+            _ => self.time.gap(),
+        }
+        self.staffing.follow(self.time.ms());
+        if let (Some(ready), Some(starting)) = (sight.ready, sight.starting) {
+            self.cold.seen(now, ready);
+            self.fleet.correct(ready, starting, now + self.cold.ms(), now);
+        } else {
+            self.fleet.arrive(now);
+        }
+        let busy = [sight.queue_m, sight.running_m, sight.arrivals_m].iter().any(|n| *n != Some(0));
+        if busy {
+            self.busy_ms = now;
+        }
+    }
+
+    fn outlook(&self) -> Outlook {
+        let level = self.trend.level();
+        let lead_ms = self.cold.ms() + self.service.tick_ms;
+        let recurring = (0..WAYS).map(|way| self.recur.ahead(self.clock_ms, lead_ms, way));
+        let season_m = recurring.chain([self.day.ahead(self.clock_ms, lead_ms, level.now_m)]).collect();
+        Outlook { level, ahead_m: level.ahead(lead_ms), season_m, service_ms: self.time.ms(), lead_ms }
+    }
+
+    /// Feeds the models of what would have been, and takes the care that fared best.
+    fn choose(&mut self, now: u64, sight: &Sight, outlook: &Outlook) {
+        let floor = self.floor(now, sight);
+        let replicas = self.fleet.total();
+        let first = replicas.max(1).clamp(self.service.min, self.service.max);
+        let choice = self.choice.get_or_insert_with(|| Choice::new(first));
+        let feed = Feed {
+            service: &self.service,
+            now_ms: now,
+            dt_ms: sight.dt_ms,
+            arrivals_m: self.arrivals_m,
+            service_ms: outlook.service_ms,
+            impatient: self.leaving.told(),
+        };
+        let moment = Moment { burst: !self.recur.quiet(), untried: self.recur.untried() };
+        choice.step(&feed, &self.staffing, outlook, floor, replicas, moment);
+    }
+
+    /// One replica where anybody is there, or was a short while ago.
+    fn floor(&self, now: u64, sight: &Sight) -> u32 {
+        let waiting = sight.queue_m.is_some_and(|q| q > 0) || sight.running_m.is_some_and(|r| r > 0);
+        let recent = self.busy_ms > 0 && now < self.busy_ms + IDLE_MS;
+        u32::from(waiting || recent)
+    }
+
+    /// The guard: requests take too long though replicas look idle enough.
+    fn slowness(&mut self, now: u64, sight: &Sight, service_ms: u64) -> u32 {
+        let Some(p95) = sight.p95_ms.filter(|p| *p > 0) else { return 0 };
+        self.quickest_p95 = self.quickest_p95.min(p95);
+        let usual = self.quickest_p95.max(3 * service_ms);
+        // While a backlog is worked off, requests are late and more replicas are on their way.
+        let backlog = sight.queue_m.is_some_and(|queue| queue > 1000);
+        let slow = p95 > usual.saturating_add(self.service.wait_ms) && !backlog;
+        self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
+        if self.slow < SLOW_SIGHTS {
+            return 0;
+        }
+        // A tenth more, and then a cold start of patience before the next tenth.
+        let total = self.fleet.total();
+        if now < self.slow_until_ms {
+            return total;
+        }
+        self.slow_until_ms = now + self.cold.ms();
+        total.saturating_add((total / 10).max(1))
+    }
+
+    fn inputs(&self, signals: &Signals, sight: &Sight, outlook: &Outlook) -> Inputs {
+        Inputs {
+            at_ms: signals.at_ms,
+            ready: sight.ready,
+            starting: sight.starting,
+            queue_m: sight.queue_m,
+            running_m: sight.running_m,
+            arrivals_m: sight.arrivals_m,
+            p95_ms: sight.p95_ms,
+            rate_m: outlook.level.now_m,
+            ahead_m: outlook.ahead_m,
+            season_m: outlook.season_m.iter().copied().max().unwrap_or(0),
+            service_ms: outlook.service_ms,
+            cold_start_ms: self.cold.ms(),
+            ..Inputs::default()
+        }
+    }
+
+    /// From what is wanted to what is said: limits, doubts, and the pace of change.
+    fn settle(&mut self, now: u64, sight: &Sight, wanted: u32, why: Why, inputs: Inputs) -> Decision {
+        let Service { min, max, .. } = self.service;
+        let before = self.desired.unwrap_or_else(|| self.fleet.total().clamp(min, max));
+        let ceiling = max.min(self.limits.quota.unwrap_or(u32::MAX)).min(self.limits.budget.unwrap_or(u32::MAX));
+        let mut desired = wanted.clamp(min, max).min(ceiling.max(min));
+        let mut said;
+        if desired > before {
+            said = match why {
+                _ if before == 0 => Why::WakeFromZero,
+                Why::QueueDepth if desired >= before.saturating_mul(2) && before > 1 => Why::Panic,
+                other => other,
+            };
+        } else if desired < before {
+            let settling = self.began_ms.is_some_and(|began| now < began + SETTLE_MS);
+            let forced = before > ceiling.max(min);
+            match sight.doubt {
+                Some(doubt) if !forced => (desired, said) = (before, doubt),
+                _ if settling && !forced => (desired, said) = (before, Why::Stabilizing),
+                _ => said = Why::Idle,
+            }
+        } else {
+            said = sight.doubt.unwrap_or(Why::Stabilizing);
+        }
+        if wanted > desired && desired >= ceiling {
+            let budget = self.limits.budget.is_some_and(|b| b <= self.limits.quota.unwrap_or(u32::MAX).min(max));
+            said = if budget { Why::BudgetLimit } else { Why::QuotaLimit };
+        }
+        self.carry_out(now, before, desired);
+        Decision { desired, before, why: said, inputs }
+    }
+
+    /// What was decided is expected to happen.
+    fn carry_out(&mut self, now: u64, before: u32, desired: u32) {
+        if desired > before {
+            self.cold.asked(now, desired - before);
+        } else {
+            let on_the_way = self.fleet.starting();
+            self.cold.given_up((before - desired).min(on_the_way));
+        }
+        self.fleet.resize(desired, now + self.cold.ms());
+        self.desired = Some(desired);
+    }
+}
+
+#[cfg(test)]
+mod tests;

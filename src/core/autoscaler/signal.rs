@@ -1,0 +1,181 @@
+//! What is seen of a service at one moment, and whether to believe it. A number
+//! that is absent, not a number, old, or impossible is told apart here, once, so
+//! that the rest sees either a number or nothing. It does not decide what follows.
+
+use super::service::Service;
+use super::why::Why;
+use serde::{Deserialize, Serialize};
+
+/// One number of a source that may have none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reading {
+    /// In thousandths, so that averages keep their fraction.
+    Known(u64),
+    #[default]
+    Missing,
+    /// There was a value and it can't be one: negative, infinite, beyond all bounds.
+    Absurd,
+}
+
+/// Beyond this no count and no milliseconds of ours can be: a billion.
+const BEYOND_M: u64 = 1_000_000_000_000;
+
+impl Reading {
+    /// A whole number.
+    pub fn of(n: u64) -> Self {
+        match n.checked_mul(1000) {
+            Some(m) if m <= BEYOND_M => Reading::Known(m),
+            _ => Reading::Absurd,
+        }
+    }
+
+    /// A number as a source writes it. `-`, an empty text and NaN are missing; text that is no number is absurd.
+    pub fn parse(text: &str) -> Self {
+        let text = text.trim();
+        if text.is_empty() || text == "-" {
+            return Reading::Missing;
+        }
+        match text.parse::<f64>() {
+            Ok(value) => Self::from_f64(value),
+            Err(_) => Reading::Absurd,
+        }
+    }
+
+    /// A sample of Prometheus, which knows only floats.
+    pub fn from_f64(value: f64) -> Self {
+        if value.is_nan() {
+            return Reading::Missing;
+        }
+        // A tiny negative comes from the subtraction of two counters; it means none.
+        if !(-0.000_001..=1_000_000_000.0).contains(&value) {
+            return Reading::Absurd;
+        }
+        #[allow(clippy::float_arithmetic, reason = "one multiplication is the same on every machine")]
+        let milli = value.max(0.0) * 1000.0;
+        Reading::Known(milli as u64)
+    }
+
+    pub fn known(self) -> Option<u64> {
+        match self {
+            Reading::Known(milli) => Some(milli),
+            Reading::Missing | Reading::Absurd => None,
+        }
+    }
+
+    /// Rounded down to a whole number.
+    pub fn whole(self) -> Option<u32> {
+        self.known().and_then(|milli| u32::try_from(milli / 1000).ok())
+    }
+}
+
+/// All that is seen at one moment. Counts are since the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signals {
+    /// Milliseconds on the source's own clock.
+    pub at_ms: u64,
+    pub ready: Reading,
+    pub starting: Reading,
+    pub draining: Reading,
+    /// Requests that wait for a slot.
+    pub queue: Reading,
+    /// Requests that are being served.
+    pub running: Reading,
+    /// Requests that came since the last tick.
+    pub arrivals: Reading,
+    /// 95th percentile of the time that requests took, milliseconds.
+    pub p95_ms: Reading,
+}
+
+/// Signals that were looked at: what is left is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Since the last sight.
+    pub dt_ms: u64,
+    pub ready: Option<u32>,
+    pub starting: Option<u32>,
+    /// In thousandths, as all below.
+    pub queue_m: Option<u64>,
+    pub running_m: Option<u64>,
+    pub arrivals_m: Option<u64>,
+    pub p95_ms: Option<u64>,
+    /// Why nothing may go down on this sight.
+    pub doubt: Option<Why>,
+}
+
+/// Work that can't have come from anywhere is disbelieved this many times in a row, then taken for true.
+const DISBELIEFS: u32 = 3;
+
+/// A gap of more than this many ticks makes a sight stale.
+const GAP_TICKS: u64 = 5;
+
+/// The watch at the door: remembers what it needs to tell whether a number can be.
+#[derive(Clone, Debug, Default)]
+pub struct Intake {
+    last_ms: Option<u64>,
+    /// Requests in the service at the last sight.
+    inside_m: Option<u64>,
+    disbelieved: u32,
+    /// The source has given a latency before, so its absence is a gap.
+    tells_p95: bool,
+}
+
+impl Intake {
+    /// None when the signals are older than, or as old as, what was seen before.
+    pub fn look(&mut self, service: &Service, signals: &Signals) -> Option<Sight> {
+        if self.last_ms.is_some_and(|last| signals.at_ms <= last) {
+            return None;
+        }
+        let dt_ms = self.last_ms.map_or(service.tick_ms, |last| signals.at_ms - last);
+        self.last_ms = Some(signals.at_ms);
+        let mut sight = Sight {
+            dt_ms,
+            ready: signals.ready.whole(),
+            starting: signals.starting.whole(),
+            queue_m: signals.queue.known(),
+            running_m: signals.running.known(),
+            arrivals_m: signals.arrivals.known(),
+            p95_ms: signals.p95_ms.known().map(|m| m / 1000),
+            doubt: None,
+        };
+        self.disbelieve(service, &mut sight);
+        let idle = sight.running_m == Some(0) && sight.queue_m == Some(0);
+        let silent = self.tells_p95 && sight.p95_ms.is_none() && !idle;
+        self.tells_p95 |= sight.p95_ms.is_some();
+        let missing = [sight.queue_m, sight.running_m, sight.arrivals_m].contains(&None)
+            || sight.ready.is_none()
+            || sight.starting.is_none();
+        if missing || silent || signals.draining == Reading::Absurd {
+            sight.doubt = Some(Why::MissingSignal);
+        } else if dt_ms > GAP_TICKS * service.tick_ms {
+            sight.doubt = Some(Why::StaleSignal);
+        }
+        Some(sight)
+    }
+
+    /// Strikes out what can't be: more work inside than was there and has come since.
+    fn disbelieve(&mut self, service: &Service, sight: &mut Sight) {
+        let fleet = sight.ready.unwrap_or(0).saturating_add(sight.starting.unwrap_or(0));
+        if [sight.ready, sight.starting].iter().flatten().any(|n| *n > super::service::MOST_REPLICAS) {
+            (sight.ready, sight.starting) = (None, None);
+        }
+        let (Some(queue), Some(running)) = (sight.queue_m, sight.running_m) else {
+            self.inside_m = None;
+            return;
+        };
+        let inside = queue.saturating_add(running);
+        // Scrapes of two sources are never of the same moment, so the bound is generous.
+        let slack = service.slots_m(fleet.max(4)) + 100_000;
+        let came = sight.arrivals_m.map(|a| a.saturating_mul(3));
+        let possible = self.inside_m.zip(came).map(|(before, came)| before.saturating_add(came).saturating_add(slack));
+        match possible {
+            Some(most) if inside > most && self.disbelieved < DISBELIEFS => {
+                self.disbelieved += 1;
+                (sight.queue_m, sight.running_m) = (None, None);
+            }
+            _ => {
+                self.disbelieved = 0;
+                self.inside_m = Some(inside);
+            }
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The autoscaler as its callers meet it.
+
+use super::*;
+
+fn signals(at_s: u64, ready: u64, queue: u64, running: u64, arrivals: u64) -> Signals {
+    Signals {
+        at_ms: at_s * 1000,
+        ready: Reading::of(ready),
+        starting: Reading::of(0),
+        draining: Reading::of(0),
+        queue: Reading::of(queue),
+        running: Reading::of(running),
+        arrivals: Reading::of(arrivals),
+        p95_ms: Reading::of(2_000),
+    }
+}
+
+/// Ten minutes of 38 requests a second of two seconds each: 76 at once, on five replicas.
+fn settled() -> Autoscaler {
+    let mut scaler = Autoscaler::new(Service::default()).unwrap();
+    for k in 0..120 {
+        scaler.step(&signals(k * 5, 5, 0, 76, 190));
+    }
+    scaler
+}
+
+#[test]
+fn steady_load_keeps_what_carries_it() {
+    let mut scaler = settled();
+    let decision = scaler.step(&signals(600, 5, 0, 76, 190));
+    assert_eq!((decision.desired, decision.why), (6, Why::Stabilizing), "{decision:?}");
+}
+
+#[test]
+fn a_burst_is_met_at_once_and_idle_replicas_go_after_a_while() {
+    let mut scaler = settled();
+    let decision = scaler.step(&signals(600, 6, 1_500, 96, 1_900));
+    assert!(decision.desired >= 48 && [Why::Panic, Why::QuotaLimit].contains(&decision.why), "{decision:?}");
+    let mut last = decision;
+    for k in 121..200 {
+        last = scaler.step(&signals(k * 5, u64::from(last.desired), 0, 76, 190));
+    }
+    assert_eq!(last.desired, 6);
+}
+
+#[test]
+fn whatever_is_wrong_with_a_signal_nothing_goes_down() {
+    let good = signals(600, 6, 0, 0, 0);
+    let wrong =
+        [Reading::Missing, Reading::Absurd, Reading::parse("nan"), Reading::parse("-5"), Reading::parse("1e30")];
+    for reading in wrong {
+        let cases = [
+            Signals { queue: reading, ..good },
+            Signals { running: reading, ..good },
+            Signals { arrivals: reading, ..good },
+            Signals { ready: reading, ..good },
+        ];
+        for case in cases {
+            let mut scaler = settled();
+            for k in 0..240 {
+                let decision = scaler.step(&Signals { at_ms: (600 + k * 5) * 1000, ..case });
+                assert_eq!((decision.desired, decision.why), (6, Why::MissingSignal), "{case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn old_news_are_no_news() {
+    let mut scaler = settled();
+    for at in [595, 300, 0] {
+        let decision = scaler.step(&signals(at, 6, 5_000, 0, 0));
+        assert_eq!((decision.desired, decision.why), (6, Why::StaleSignal));
+    }
+    let late = scaler.step(&signals(1_200, 6, 0, 0, 0));
+    assert_eq!((late.desired, late.why), (6, Why::StaleSignal), "ten minutes without a word");
+}
+
+#[test]
+fn work_from_nowhere_is_not_believed_at_once() {
+    let mut scaler = settled();
+    let decision = scaler.step(&signals(600, 6, 900_000, 76, 190));
+    assert_eq!((decision.desired, decision.why), (6, Why::MissingSignal));
+}
+
+#[test]
+fn a_sleeping_service_wakes_and_falls_asleep_again() {
+    let mut scaler = Autoscaler::new(Service::default()).unwrap();
+    assert_eq!(scaler.step(&signals(0, 0, 0, 0, 0)).desired, 0);
+    let woken = scaler.step(&signals(5, 0, 1, 0, 1));
+    assert_eq!((woken.desired, woken.why), (1, Why::WakeFromZero));
+    let mut last = woken;
+    for k in 2..400 {
+        last = scaler.step(&signals(k * 5, 1, 0, 0, 0));
+    }
+    assert_eq!(last.desired, 0);
+}
+
+#[test]
+fn limits_are_kept_and_named() {
+    let mut scaler = settled();
+    scaler.limit(Limits { quota: None, budget: Some(8) });
+    let decision = scaler.step(&signals(600, 6, 1_500, 96, 1_900));
+    assert_eq!((decision.desired, decision.why), (8, Why::BudgetLimit));
+    let mut scaler = Autoscaler::new(Service { max: 5, ..Service::default() }).unwrap();
+    let decision = scaler.step(&signals(0, 5, 1_500, 80, 1_900));
+    assert_eq!((decision.desired, decision.why), (5, Why::QuotaLimit));
+}

@@ -1,0 +1,151 @@
+//! Placement tried on a list of nodes without a group: requests come one by one, are
+//! placed by the daemon's own search on the daemon's own index, and never leave. The
+//! mix of requests is given, or learnt from those that arrive. It knows no files and
+//! no protocol.
+
+use super::{Limits, Pick, Policy, place_one};
+use crate::id::{DeviceType, Incarnation, ModelId, NodeName, NodeNo, TenantId, VersionId};
+use crate::job::{Constraints, JobSpec, Runtime};
+use crate::node::{Device, DeviceKind, Node, NodeKind, NodeSpec, NodeState};
+use crate::resources::Resources;
+use crate::state::State;
+use std::sync::Arc;
+
+/// A node to place on. All its devices are alike and in one island.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrialNode {
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory: u64,
+    pub gpus: u16,
+    /// None: not known, so only requests that name no type run there.
+    pub device_type: Option<DeviceType>,
+}
+
+/// Memory of a device, of which the lists say nothing; only its parts matter.
+const DEVICE_MEMORY: u64 = 80 << 30;
+/// Arrivals after which the tables are made anew, when the mix is known: room changes.
+const REFRESH: u64 = 512;
+
+/// The nodes, and what is placed on them.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    state: State,
+    template: JobSpec,
+    learns: bool,
+    policy: Policy,
+    /// Arrivals until the next refresh.
+    due: u64,
+    fresh: bool,
+    last: Option<Pick>,
+}
+
+impl Trial {
+    /// Empty nodes; the place in the list is a node's number in answers.
+    pub fn new(nodes: &[TrialNode], policy: Policy) -> Self {
+        let mut state = State::default();
+        for (i, node) in nodes.iter().enumerate() {
+            state.put_node(register(NodeNo(i as u32), node));
+        }
+        let name = "trial";
+        let template = JobSpec {
+            tenant: TenantId::new(name).expect("a valid name"),
+            model: ModelId::new(name).expect("a valid name"),
+            version: VersionId::new(name).expect("a valid name"),
+            resources: Resources::default(),
+            replicas: 1,
+            gang: false,
+            constraints: Constraints::default(),
+            priority: 0,
+            runtime: Runtime::Simulated,
+            manifest: None,
+            approved_by: None,
+        };
+        Self { state, template, learns: true, policy, due: 0, fresh: false, last: None }
+    }
+
+    /// Says that the workload holds `times` requests like this. The mix is then no longer
+    /// learnt from arrivals.
+    pub fn expect(&mut self, ask: &Resources, times: u64) {
+        self.state.mix.add(ask, times);
+        self.learns = false;
+        self.fresh = false;
+    }
+
+    /// Makes the tables from what is known now.
+    pub fn refresh(&mut self) {
+        self.state.make_rules(self.policy);
+        self.due = if self.learns { self.state.until_rules } else { REFRESH };
+        self.fresh = true;
+    }
+
+    /// Places a request for good; None when it fits nowhere.
+    pub fn place(&mut self, ask: &Resources) -> Option<Pick> {
+        if self.learns {
+            self.state.mix.add(ask, 1);
+        }
+        if !self.fresh || self.due == 0 {
+            self.refresh();
+        }
+        self.due -= 1;
+        self.template.resources.clone_from(ask);
+        self.last = None;
+        let pick = place_one(&self.state, &self.template, &Limits::default())?;
+        self.state.book(&self.template, 0, &pick.alloc);
+        self.last = Some(pick.clone());
+        Some(pick)
+    }
+
+    /// Takes the last placement back, once.
+    pub fn undo(&mut self) {
+        if let Some(pick) = self.last.take() {
+            self.state.unbook(&self.template, 0, &pick.alloc);
+        }
+    }
+
+    /// The state that is placed on.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+}
+
+fn register(no: NodeNo, node: &TrialNode) -> Node {
+    let device = |i: u16| Device {
+        uuid: format!("{no}-{i}").into(),
+        kind: DeviceKind::Gpu,
+        device_type: node.device_type.clone().unwrap_or_else(unknown),
+        memory: DEVICE_MEMORY,
+        island: 0,
+        mig_profile: None,
+        healthy: true,
+    };
+    let spec = NodeSpec {
+        host: "".into(),
+        ports: None,
+        cpu_milli: node.cpu_milli,
+        memory: node.memory,
+        disk: 0,
+        devices: (0..node.gpus).map(device).collect(),
+        labels: Default::default(),
+        region: None,
+        zone: None,
+        rack: None,
+        cost_per_hour: Default::default(),
+        simulated: true,
+    };
+    Node {
+        no,
+        name: NodeName::new(&no.to_string()).expect("a letter and digits"),
+        kind: NodeKind::Worker,
+        incarnation: Incarnation(1),
+        spec: Arc::new(spec),
+        state: NodeState::Ready,
+        cordon: None,
+        since_ms: 0,
+    }
+}
+
+/// Of nodes whose type is not said.
+fn unknown() -> DeviceType {
+    DeviceType::new("type-not-said").expect("a valid name")
+}

@@ -1,0 +1,51 @@
+//! What this process has fetched and refused since it started, for the metrics. One
+//! set for all caches of a process, because a scrape asks the process. It knows no
+//! metric library.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why bytes were refused, in the words of `nf_model_verify_failures_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// More or fewer bytes than the manifest says.
+    Size,
+    Digest,
+    /// Listed in the manifest, and not in the store.
+    Missing,
+    /// A link, or no regular file.
+    Link,
+}
+
+impl Refused {
+    pub const ALL: [Refused; 4] = [Refused::Size, Refused::Digest, Refused::Missing, Refused::Link];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Refused::Size => "size",
+            Refused::Digest => "digest",
+            Refused::Missing => "missing",
+            Refused::Link => "link",
+        }
+    }
+}
+
+static FETCHED: AtomicU64 = AtomicU64::new(0);
+static REFUSED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+pub(super) fn fetched(bytes: u64) {
+    FETCHED.fetch_add(bytes, Ordering::Relaxed);
+}
+
+pub(super) fn refused(why: Refused) {
+    REFUSED[why as usize].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Bytes brought from `file://` stores, the only ones that this build reads.
+pub fn fetched_bytes() -> u64 {
+    FETCHED.load(Ordering::Relaxed)
+}
+
+/// Files refused for this reason.
+pub fn refusals(why: Refused) -> u64 {
+    REFUSED[why as usize].load(Ordering::Relaxed)
+}

@@ -1,0 +1,96 @@
+//! Signatures that real tools made: sigstore-rs, sigstore-js, model_signing, OpenBao,
+//! liboqs and Go. They lie outside the repository (`NF_SIGNING_FIXTURES`, or
+//! `shared/fixtures/signing` beside it); without them the tests say loudly that
+//! they were skipped.
+
+use super::super::{Artefact, Demand, Expect, KeyRing, Policy, Refusal, Roots, Verdict, verify};
+use super::forge::NOW;
+use nf_core::reason::Reason;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn fixtures() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/signing");
+    let dir = std::env::var_os("NF_SIGNING_FIXTURES").map_or_else(beside, PathBuf::from);
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    eprintln!("SKIPPED: no signatures of real tools at {}; set NF_SIGNING_FIXTURES", dir.display());
+    None
+}
+
+/// `key` is a file of keys or, with `roots:` before it, of certificates.
+fn judge(dir: &Path, artefact: &str, signature: &str, key: &str) -> Result<Verdict, Refusal> {
+    let (mut keys, mut roots) = (KeyRing::default(), Roots::default());
+    match key.strip_prefix("roots:") {
+        Some(path) => roots.add_file(path, &fs::read(dir.join(path)).unwrap()).unwrap(),
+        None => keys.add_file(key, &fs::read(dir.join(key)).unwrap()).unwrap(),
+    }
+    let expect = Expect::default();
+    let policy = Policy { keys: &keys, roots: &roots, demand: Demand::Hybrid, expect: &expect, now: NOW };
+    let path = dir.join(artefact);
+    let artefact = match path.is_dir() {
+        true => Artefact::Directory { root: &path, except: None },
+        false => Artefact::File(&path),
+    };
+    verify(&policy, &artefact, &fs::read(dir.join(signature)).unwrap())
+}
+
+const MODEL: &str = "model-signing/model-tiny";
+const WEIGHTS: &str = "model-signing/model-tiny/model.safetensors";
+const MANIFEST: &str = "vault/manifest.json";
+const P256: &str = "model-signing/test-only-ec-p256.pub.pem";
+const OTHER: &str = "model-signing/test-only-other-ec-p256.pub.pem";
+
+#[test]
+fn signatures_of_real_tools_are_accepted() {
+    let Some(dir) = fixtures() else { return };
+    let cases = [
+        (MODEL, "model-signing/model-tiny.p256.sig", P256),
+        (MODEL, "model-signing/model-tiny.p384.sig", "model-signing/test-only-ec-p384.pub.pem"),
+        (MODEL, "model-signing/model-tiny.cert.sig", "roots:model-signing/pki/test-only-root.pem"),
+        (MANIFEST, "cosign-format/manifest.json.sig", "cosign-format/test-only-cosign.pub"),
+        (WEIGHTS, "cosign-format/model.safetensors.sig", "cosign-format/test-only-cosign.pub"),
+        (MANIFEST, "cosign-format/manifest.msg.sigstore.json", P256),
+        (WEIGHTS, "cosign-format/model.safetensors.msg.sigstore.json", P256),
+        (MANIFEST, "cosign-format/manifest.dsse.sigstore.json", P256),
+        (MANIFEST, "vault/ecdsa-p256.sign-response.json", "vault/ecdsa-p256.key-response.json"),
+        (MANIFEST, "vault/ecdsa-p256.sign-response.json", "vault/ecdsa-p256.pub.pem"),
+        (MANIFEST, "vault/ecdsa-p256.prehashed.sign-response.json", "vault/ecdsa-p256.key-response.json"),
+        (MANIFEST, "vault/rsa-3072.sign-response.json", "vault/rsa-3072.key-response.json"),
+        (MANIFEST, "vault/rsa-3072.sign-response.json", "vault/rsa-3072.pub.pem"),
+        (MANIFEST, "vault/ed25519.sign-response.json", "vault/ed25519.key-response.json"),
+        (MANIFEST, "pqc/ml-dsa-65.liboqs.sig", "pqc/ml-dsa-65.pub.raw"),
+        (MANIFEST, "pqc/ml-dsa-87.liboqs.sig", "pqc/ml-dsa-87.pub.raw"),
+    ];
+    for (artefact, signature, key) in cases {
+        let verdict =
+            judge(&dir, artefact, signature, key).unwrap_or_else(|e| panic!("{signature}: {e} {:?}", e.field));
+        println!("{signature}: {} by {}", verdict.format, verdict.signatures[0].algorithm);
+    }
+}
+
+#[test]
+fn signatures_of_real_tools_over_something_else_are_refused() {
+    let Some(dir) = fixtures() else { return };
+    let cases = [
+        (MODEL, "model-signing/model-tiny.p256.sig", OTHER),
+        (MODEL, "model-signing/model-tiny.p256.sig", "model-signing/test-only-ec-p384.pub.pem"),
+        (MODEL, "model-signing/model-tiny.cert.sig", P256),
+        (WEIGHTS, "cosign-format/manifest.json.sig", "cosign-format/test-only-cosign.pub"),
+        (MANIFEST, "cosign-format/model.safetensors.msg.sigstore.json", P256),
+        (MANIFEST, "cosign-format/manifest.msg.sigstore.json", OTHER),
+        (MANIFEST, "vault/ecdsa-p256.sign-response.json", "vault/rsa-3072.key-response.json"),
+        (WEIGHTS, "vault/rsa-3072.sign-response.json", "vault/rsa-3072.key-response.json"),
+        // Signed with a context, which no signature of ours has.
+        (MANIFEST, "pqc/ml-dsa-65.liboqs.ctx.sig", "pqc/ml-dsa-65.pub.raw"),
+        (MANIFEST, "pqc/ml-dsa-65.go.ctx.sig", "pqc/ml-dsa-65.go.pub.raw"),
+        (MANIFEST, "pqc/ml-dsa-87.go.ctx.sig", "pqc/ml-dsa-87.go.pub.raw"),
+    ];
+    for (artefact, signature, key) in cases {
+        let refusal = judge(&dir, artefact, signature, key).unwrap_err();
+        assert_eq!(refusal.reason, Reason::SignatureInvalid, "{signature}: {refusal}");
+    }
+    let wrong_file = judge(&dir, WEIGHTS, "cosign-format/manifest.dsse.sigstore.json", P256).unwrap_err();
+    assert_eq!(wrong_file.reason, Reason::ArtifactMismatch);
+}
