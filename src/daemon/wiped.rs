@@ -13,9 +13,15 @@ use nf_core::id::MemberId;
 use nf_proto::internal as pb;
 use pb::peer_service_client::PeerServiceClient;
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tonic::Code;
 
-/// How long one founder may take to answer; all are asked at once.
-const ASK: Duration = Duration::from_secs(1);
+/// How long connecting may take. Who is not up refuses at once; who is away is not waited for.
+const CONNECT: Duration = Duration::from_secs(1);
+/// How long a founder that is up may take to answer, since it may just be starting, or busy; all are asked at once.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The refusal of a fresh directory under the name of a member that had data.
 pub fn refusal(settings: &Settings, id: MemberId) -> anyhow::Error {
@@ -49,12 +55,28 @@ pub async fn check_founder(settings: &Settings) -> Result<()> {
     }
 }
 
-/// Whether that founder answers, and its group has heard of us. One that is not up, or in no group yet, has not.
+/// Whether that founder's group has heard of us. One that is not up, or in no group yet, has not.
 async fn knows(me: &Me, to: MemberId, address: Address) -> bool {
     let dial = TlsDial { tls: me.tls.clone(), names: Default::default() };
     let Ok(channel) = dial.channel(&address) else { return false };
     let route = pb::Route { cluster: me.cluster.clone(), from: me.id.0, to: to.0, name: me.name.to_string() };
-    let ping = pb::PingRequest { route: Some(route) };
-    let answer = tokio::time::timeout(ASK, PeerServiceClient::new(channel).ping(ping)).await;
-    matches!(answer, Ok(Ok(reply)) if reply.get_ref().introduced)
+    let up = tokio::time::timeout(CONNECT, TcpStream::connect(&address.peer)).await;
+    if !matches!(up, Ok(Ok(_))) {
+        return false;
+    }
+    let mut client = PeerServiceClient::new(channel);
+    let asking = async {
+        loop {
+            match client.ping(pb::PingRequest { route: Some(route.clone()) }).await {
+                Ok(reply) => return reply.get_ref().introduced,
+                // It is in another group, or in none yet, or in one without us.
+                Err(status) if status.code() == Code::PermissionDenied => return false,
+                Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    };
+    tokio::time::timeout(ANSWER, asking).await.unwrap_or_else(|_| {
+        tracing::warn!(peer = address.peer, "a founder that is up did not say whether it knows this member");
+        false
+    })
 }
