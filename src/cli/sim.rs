@@ -42,7 +42,7 @@ enum SimCommand {
     Autoscale(autoscale::Autoscale),
     /// Try placement on lists of nodes and requests, without a group
     #[command(
-        after_help = "Examples:\n  nf sim place --online < session.txt\n  nf sim place --nodes nodes.csv --requests requests.csv --policy fragmentation,best-fit --plot out.svg"
+        after_help = "Examples:\n  nf sim place --online\n  nf sim place --nodes nodes.csv --requests requests.csv --policy fragmentation,best-fit --plot out.svg"
     )]
     Place(place::Place),
 }
