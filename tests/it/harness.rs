@@ -44,6 +44,8 @@ pub struct Seat {
     pub name: String,
     pub dir: TempDir,
     pub port: u16,
+    /// Holds the port until the member starts for the first time: else it is anybody's meanwhile.
+    held: Mutex<Option<TcpListener>>,
     credentials: Credentials,
     pub replica: Option<Replica>,
 }
@@ -55,6 +57,18 @@ pub struct Cluster {
     authority: Authority,
     /// What the members' disks complained about.
     pub fatal: Arc<Mutex<Vec<String>>>,
+}
+
+/// The port of a member that starts again. An outgoing connection of another test may have it for a moment.
+fn bind_again(port: u16) -> TcpListener {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(listener) => return listener,
+            Err(error) if Instant::now() > until => panic!("port {port} of a member that starts again: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
 }
 
 fn free_port() -> (TcpListener, u16) {
@@ -107,9 +121,10 @@ impl Cluster {
         let id = MemberId(self.seats.len() as u64 + 1);
         let name = format!("n{}", id.0);
         let credentials = self.authority.issue(&self.name, &name).expect("a certificate");
-        let (_, port) = free_port();
+        let (listener, port) = free_port();
+        let held = Mutex::new(Some(listener));
         let dir = tempfile::tempdir().expect("a directory");
-        self.seats.push(Seat { id, name, dir, port, credentials, replica: None });
+        self.seats.push(Seat { id, name, dir, port, held, credentials, replica: None });
         self.seats.len() - 1
     }
 
@@ -130,7 +145,8 @@ impl Cluster {
 
     pub fn options(&self, seat: usize) -> Options {
         let seat = &self.seats[seat];
-        let listener = TcpListener::bind(("127.0.0.1", seat.port)).expect("its port");
+        let held = seat.held.lock().expect("unpoisoned").take();
+        let listener = held.unwrap_or_else(|| bind_again(seat.port));
         let fatal = self.fatal.clone();
         Options {
             data_dir: seat.dir.path().to_path_buf(),
