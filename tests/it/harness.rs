@@ -60,6 +60,7 @@ pub struct Cluster {
 }
 
 /// The port of a member that starts again. An outgoing connection of another test may have it for a moment.
+#[allow(clippy::disallowed_methods, reason = "milliseconds, now and then, in a test")]
 fn bind_again(port: u16) -> TcpListener {
     let until = Instant::now() + PATIENCE;
     loop {
