@@ -81,8 +81,8 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
             };
             etcd(&at("etcd")?, *clients, plan, &mut theirs).await?;
             if !plan.only_etcd {
-                ours(nf, &at("leader")?, *clients, plan, false, &mut leader).await?;
-                ours(nf, &at("any")?, *clients, plan, true, &mut any).await?;
+                ours(nf, &at("leader")?, *clients, plan, Target::Leader, &mut leader).await?;
+                ours(nf, &at("any")?, *clients, plan, Target::Any, &mut any).await?;
             }
         }
         println!("{}", theirs.line("etcd", *clients));
@@ -135,16 +135,24 @@ async fn etcd(dir: &Path, clients: usize, plan: &Plan, column: &mut Column) -> R
     etcd.stop().await
 }
 
-/// One measurement on a cluster of its own, calls to the leader only or to all members in turn.
-async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, any: bool, column: &mut Column) -> Result<()> {
+/// Who is called.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Leader,
+    /// All members in turn.
+    Any,
+}
+
+/// One measurement on a cluster of its own: one that another has filled is another cluster.
+async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, target: Target, column: &mut Column) -> Result<()> {
     let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
     play(&mut cluster, dir, plan).await?;
     // Half of the thousandths of all GPUs would be millions of jobs; what matters is
     // that the fill is steady, so each client holds a fixed share of a modest number.
     let share = (4000 / clients).max(4);
-    let urls = match any {
-        true => cluster.members.iter().map(|m| m.url.clone()).collect(),
-        false => vec![cluster.leader().await?.url],
+    let urls = match target {
+        Target::Leader => vec![cluster.leader().await?.url],
+        Target::Any => cluster.members.iter().map(|m| m.url.clone()).collect(),
     };
     let load = bench::clients(&urls, clients, connections(clients), share).await?;
     let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;

@@ -2,9 +2,9 @@
 //! autoscaling on lists. What a played node does is the agent's; this finds the group and the keys.
 
 mod autoscale;
-mod online;
-mod picture;
+mod lines;
 mod place;
+mod svg;
 
 use super::exit::{Exit, fail};
 use super::output::at;

@@ -88,7 +88,7 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
     let now_ms = now.mono_ms;
     if now_ms.saturating_sub(seen.last_step_ms) > LATE_MS {
         // Beats may have waited outside while we stood still.
-        seen.grace_from_ms = now_ms;
+        seen.stood_still(now_ms);
     }
     seen.last_step_ms = now_ms;
     let mut out = Vec::new();

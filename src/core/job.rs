@@ -83,6 +83,25 @@ pub struct JobSpec {
     pub approved_by: Option<Arc<str>>,
 }
 
+impl JobSpec {
+    /// One simulated replica without wishes beyond its resources.
+    pub fn plain(tenant: TenantId, model: ModelId, version: VersionId, resources: Resources) -> Self {
+        Self {
+            tenant,
+            model,
+            version,
+            resources,
+            replicas: 1,
+            gang: false,
+            constraints: Constraints::default(),
+            priority: 0,
+            runtime: Runtime::Simulated,
+            manifest: None,
+            approved_by: None,
+        }
+    }
+}
+
 /// Part of a device held by a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Share {

@@ -3,7 +3,7 @@
 use crate::apply::{BatchOutcome, apply_batch};
 use crate::command::{Answer, Batch, Submission};
 use crate::id::{DeviceType, Digest16, Incarnation, ModelId, NodeName, RequestId, TenantId, VersionId};
-use crate::job::{Constraints, JobSpec, Runtime};
+use crate::job::JobSpec;
 use crate::node::{Device, DeviceKind, NodeKind, NodeSpec, PortRange};
 use crate::plan::{Intent, Queueing, plan};
 use crate::reason::Refusal;
@@ -46,19 +46,10 @@ pub fn register(name: &str, spec: NodeSpec) -> Intent {
 
 /// A one-replica job of `tenant` that asks for `gpu`.
 pub fn job_spec(tenant: &str, gpu: Gpus) -> JobSpec {
-    JobSpec {
-        tenant: TenantId::new(tenant).expect("a valid name"),
-        model: ModelId::new("m1").expect("a valid name"),
-        version: VersionId::new("v1").expect("a valid name"),
-        resources: Resources { gpu, ..Resources::default() },
-        replicas: 1,
-        gang: false,
-        constraints: Constraints::default(),
-        priority: 0,
-        runtime: Runtime::Simulated,
-        manifest: None,
-        approved_by: None,
-    }
+    let tenant = TenantId::new(tenant).expect("a valid name");
+    let model = ModelId::new("m1").expect("a valid name");
+    let version = VersionId::new("v1").expect("a valid name");
+    JobSpec::plain(tenant, model, version, Resources { gpu, ..Resources::default() })
 }
 
 /// Schedules `spec` under a client-chosen id.

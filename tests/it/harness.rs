@@ -60,14 +60,13 @@ pub struct Cluster {
 }
 
 /// The port of a member that starts again. An outgoing connection of another test may have it for a moment.
-#[allow(clippy::disallowed_methods, reason = "milliseconds, now and then, in a test")]
-fn bind_again(port: u16) -> TcpListener {
+async fn bind_again(port: u16) -> TcpListener {
     let until = Instant::now() + PATIENCE;
     loop {
         match TcpListener::bind(("127.0.0.1", port)) {
             Ok(listener) => return listener,
             Err(error) if Instant::now() > until => panic!("port {port} of a member that starts again: {error}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     }
 }
@@ -144,10 +143,13 @@ impl Cluster {
         self.seats[seat].dir.path().to_path_buf()
     }
 
-    pub fn options(&self, seat: usize) -> Options {
+    pub async fn options(&self, seat: usize) -> Options {
         let seat = &self.seats[seat];
         let held = seat.held.lock().expect("unpoisoned").take();
-        let listener = held.unwrap_or_else(|| bind_again(seat.port));
+        let listener = match held {
+            Some(listener) => listener,
+            None => bind_again(seat.port).await,
+        };
         let fatal = self.fatal.clone();
         Options {
             data_dir: seat.dir.path().to_path_buf(),
@@ -165,7 +167,7 @@ impl Cluster {
     }
 
     pub async fn start_seat(&mut self, seat: usize) {
-        let replica = raft::start(self.options(seat)).await.expect("starts");
+        let replica = raft::start(self.options(seat).await).await.expect("starts");
         self.seats[seat].replica = Some(replica);
     }
 

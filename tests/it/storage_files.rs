@@ -64,7 +64,7 @@ async fn a_member_refuses_anothers_data_and_damaged_data() {
     let mut foreign = Cluster::empty(1);
     foreign.name = "test".into();
     foreign.seats[0].dir = std::mem::replace(&mut cluster.seats[0].dir, tempfile::tempdir().unwrap());
-    let mut options = foreign.options(0);
+    let mut options = foreign.options(0).await;
     options.cluster = "other".into();
     let error = raft::start(options).await.err().expect("refused").to_string();
     assert!(error.contains("cluster \"test\""), "{error}");
@@ -73,13 +73,13 @@ async fn a_member_refuses_anothers_data_and_damaged_data() {
     let table = largest(&state.join("1"), "sst");
     let bytes = std::fs::read(&table).unwrap();
     std::fs::write(&table, &bytes[..bytes.len() / 2]).unwrap();
-    let error = raft::start(foreign.options(0)).await.err().expect("refused");
+    let error = raft::start(foreign.options(0).await).await.err().expect("refused");
     assert!(matches!(error, StartError::Storage(_)), "{error}");
     assert!(error.to_string().contains("state"), "{error}");
     std::fs::write(&table, bytes).unwrap();
     // The log gone: it must not be made anew, as the vote was in it.
     std::fs::rename(foreign.dir(0).join("raft"), foreign.dir(0).join("away")).unwrap();
-    let error = raft::start(foreign.options(0)).await.err().expect("refused");
+    let error = raft::start(foreign.options(0).await).await.err().expect("refused");
     assert!(error.to_string().contains("raft"), "{error}");
 }
 

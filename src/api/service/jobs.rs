@@ -20,6 +20,8 @@ use nf_core::view::{self, JobView, PlaceView};
 
 /// More replicas than this are planned off the runtime's threads.
 const PLANNED_INLINE: u16 = 16;
+/// How long the first line of a log, or the word that there is none, is waited for.
+const FIRST_LINE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A scheduled job.
 #[derive(Clone, Debug)]
@@ -192,7 +194,15 @@ impl Service {
             return Err(Failure::new(Reason::NotSupported, "this process serves no logs; ask a member"));
         };
         let node: NodeName = place.node.clone();
-        Ok(source(node, request.clone(), replica, follow, tail).boxed())
+        let mut lines = Box::pin(source(node, request.clone(), replica, follow, tail).boxed().peekable());
+        // An agent that can't be reached says so at once; after the first byte nothing could be said any more.
+        let first = tokio::time::timeout(FIRST_LINE, lines.as_mut().peek()).await;
+        if let Ok(Some(Err(why))) = first {
+            let detail =
+                format!("the log of replica {replica} of {request} can't be read on node {}: {why}", place.node);
+            return Err(Failure::new(Reason::NodeDown, detail));
+        }
+        Ok(lines.boxed())
     }
 }
 

@@ -2,7 +2,9 @@
 //! rules that others use, on the same terms, as a table and a picture. It knows
 //! neither group nor clock.
 
-use super::{online, picture};
+mod online;
+mod picture;
+
 use crate::cli::Global;
 use crate::cli::exit::{Exit, fail};
 use crate::cli::output::{self, at, col, wide};

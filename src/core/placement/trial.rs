@@ -5,7 +5,7 @@
 
 use super::{Limits, Pick, Policy, place_one};
 use crate::id::{DeviceType, Incarnation, ModelId, NodeName, NodeNo, TenantId, VersionId};
-use crate::job::{Constraints, JobSpec, Runtime};
+use crate::job::JobSpec;
 use crate::node::{Device, DeviceKind, Node, NodeKind, NodeSpec, NodeState};
 use crate::resources::Resources;
 use crate::state::{State, WORKLOAD};
@@ -48,19 +48,10 @@ impl Trial {
             state.put_node(register(NodeNo(i as u32), node));
         }
         let name = "trial";
-        let template = JobSpec {
-            tenant: TenantId::new(name).expect("a valid name"),
-            model: ModelId::new(name).expect("a valid name"),
-            version: VersionId::new(name).expect("a valid name"),
-            resources: Resources::default(),
-            replicas: 1,
-            gang: false,
-            constraints: Constraints::default(),
-            priority: 0,
-            runtime: Runtime::Simulated,
-            manifest: None,
-            approved_by: None,
-        };
+        let tenant = TenantId::new(name).expect("a valid name");
+        let model = ModelId::new(name).expect("a valid name");
+        let version = VersionId::new(name).expect("a valid name");
+        let template = JobSpec::plain(tenant, model, version, Resources::default());
         Self { state, template, learns: true, policy, due: 0, fresh: false, last: None }
     }
 

@@ -11,15 +11,14 @@
 //! → END
 //! ```
 
+use super::super::lines::{Fault, Line, Lines};
 use super::ask::{BadLine, Fields, short};
 use nf_core::id::DeviceType;
 use nf_core::placement::Policy;
 use nf_core::placement::trial::{Trial, TrialNode};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Write};
 
-/// Longest line that is read.
-const LINE: u64 = 64 << 10;
 /// Most nodes in one session.
 const NODES: u64 = 1 << 17;
 /// Most lines of history.
@@ -39,9 +38,9 @@ pub enum Error {
 /// # Errors
 /// A line that can't be read, or a stream that fails.
 pub fn run(input: impl BufRead, output: impl Write, policy: Policy) -> Result<(), Error> {
-    let mut lines = Lines { input, text: String::new(), number: 0 };
+    let mut lines = Lines::new(input);
     let mut session = Session { ids: Vec::new(), trial: None, ready: false, pending: false, output };
-    while let Some(line) = lines.next()? {
+    while let Some(line) = next(&mut lines)? {
         let mut fields = Fields::new(line.number, line.text);
         let Ok(word) = fields.text("word") else { continue };
         match word {
@@ -69,38 +68,19 @@ pub fn run(input: impl BufRead, output: impl Write, policy: Policy) -> Result<()
     Ok(())
 }
 
-struct Line<'a> {
-    number: usize,
-    text: &'a str,
+/// The next line, or which one can't be read.
+fn next<R: BufRead>(lines: &mut Lines<R>) -> Result<Option<Line<'_>>, Error> {
+    let line = lines.number() + 1;
+    lines.next().map_err(|fault| match fault {
+        Fault::Io(e) => e.into(),
+        fault => BadLine { line, field: "line", what: fault.to_string() }.into(),
+    })
 }
 
-struct Lines<R> {
-    input: R,
-    text: String,
-    number: usize,
-}
-
-impl<R: BufRead> Lines<R> {
-    fn next(&mut self) -> Result<Option<Line<'_>>, Error> {
-        self.text.clear();
-        self.number += 1;
-        let bad = |what: &str| BadLine { line: self.number, field: "line", what: what.to_owned() };
-        match self.input.by_ref().take(LINE).read_line(&mut self.text) {
-            Ok(0) => return Ok(None),
-            Ok(read) if read as u64 == LINE => return Err(bad("longer than 64 KiB").into()),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(bad("not UTF-8").into()),
-            Err(e) => return Err(e.into()),
-        }
-        Ok(Some(Line { number: self.number, text: &self.text }))
-    }
-
-    /// A line of a list whose length was said.
-    fn of_list(&mut self, field: &'static str) -> Result<Line<'_>, Error> {
-        let number = self.number + 1;
-        let missing = BadLine { line: number, field, what: "the list ends early".to_owned() };
-        self.next()?.ok_or_else(|| missing.into())
-    }
+/// A line of a list whose length was said.
+fn of_list<'a, R: BufRead>(lines: &'a mut Lines<R>, field: &'static str) -> Result<Line<'a>, Error> {
+    let missing = BadLine { line: lines.number() + 1, field, what: "the list ends early".to_owned() };
+    next(lines)?.ok_or_else(|| missing.into())
 }
 
 struct Session<W> {
@@ -125,7 +105,7 @@ impl<W: Write> Session<W> {
     fn nodes<R: BufRead>(&mut self, lines: &mut Lines<R>, count: u64, policy: Policy) -> Result<(), Error> {
         let mut nodes = Vec::new();
         for _ in 0..count {
-            let line = lines.of_list("id")?;
+            let line = of_list(lines, "id")?;
             let mut fields = Fields::new(line.number, line.text);
             let id = fields.text("id")?.to_owned();
             let cpu_milli = fields.number("cpu_milli", MAX_BYTES)?;
@@ -146,7 +126,7 @@ impl<W: Write> Session<W> {
     fn history<R: BufRead>(&mut self, lines: &mut Lines<R>, count: u64) -> Result<(), Error> {
         let Some(trial) = &mut self.trial else { return Ok(()) };
         for _ in 0..count {
-            let line = lines.of_list("count")?;
+            let line = of_list(lines, "count")?;
             let mut fields = Fields::new(line.number, line.text);
             let times = fields.number("count", u64::from(u32::MAX))?;
             let ask = fields.ask()?;

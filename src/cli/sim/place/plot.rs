@@ -1,6 +1,7 @@
 //! Allocation against arrivals as an SVG picture, one line per policy. It knows curves
 //! and colours only.
 
+use super::super::svg::{COLOURS, escaped};
 use super::replay::Outcome;
 use std::fmt::Write;
 
@@ -10,8 +11,6 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 190.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = 56.0;
-/// Told apart by people who see red and green alike.
-const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555"];
 
 /// The picture of all outcomes.
 pub fn svg(title: &str, outcomes: &[Outcome]) -> String {
@@ -23,7 +22,7 @@ pub fn svg(title: &str, outcomes: &[Outcome]) -> String {
     );
     let mut text = |at: (f64, f64), anchor: &str, what: &str| {
         let (x, y) = at;
-        let what = what.replace('&', "&amp;").replace('<', "&lt;");
+        let what = escaped(what);
         let _ =
             writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"#222222\">{what}</text>");
     };

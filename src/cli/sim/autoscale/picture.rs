@@ -1,6 +1,7 @@
 //! A replay as a picture: what came above, how many replicas each policy had below.
 //! It knows no policy but by name.
 
+use super::super::svg::{COLOURS, escaped};
 use nf_core::autoscaler::replay::table::Line;
 use std::fmt::Write;
 
@@ -8,8 +9,6 @@ const WIDTH: u64 = 1100;
 const LEFT: u64 = 60;
 /// Top and height of the two panels.
 const PANELS: [(u64, u64); 2] = [(40, 160), (240, 300)];
-const COLOURS: [&str; 9] =
-    ["#0b6e4f", "#c1121f", "#f4a261", "#7f5539", "#6a4c93", "#8d99ae", "#adb5bd", "#1d3557", "#457b9d"];
 
 /// An SVG of all lines; empty panels when nothing came.
 pub fn svg(name: &str, lines: &[Line]) -> String {
@@ -74,10 +73,6 @@ fn frame(out: &mut String, (top, height): (u64, u64), label: &str) {
          y=\"{}\" fill=\"#666\">{label}</text>",
         top - 4
     );
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -2,30 +2,21 @@
 //! anybody's simulator or script can ask it. The other side owns the time and the
 //! service. It does not decide anything.
 
+use super::super::lines::Lines;
 use crate::cli::exit::{Exit, fail};
 use nf_core::autoscaler::{Autoscaler, Reading, Service, Signals};
 use std::io::{BufRead, Write};
-
-/// A longer line is nobody's.
-const LINE_BYTES: u64 = 64 << 10;
 
 /// Answers until `END` or the end of the input.
 pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let mut service = None;
     let mut scaler: Option<Autoscaler> = None;
-    let mut lines = input;
-    for number in 1_u64.. {
-        let mut line = String::new();
-        let read = std::io::Read::take(&mut lines, LINE_BYTES).read_line(&mut line);
+    let mut lines = Lines::new(input);
+    loop {
+        let number = lines.number() + 1;
         let wrong = |what: String| fail(Exit::Usage, format!("line {number}: {what}"));
-        let length = read.map_err(|e| wrong(format!("not text: {e}")))? as u64;
-        if length == LINE_BYTES && !line.ends_with('\n') {
-            return Err(wrong(format!("longer than {LINE_BYTES} bytes")));
-        }
-        if length == 0 {
-            break;
-        }
-        let mut words = line.split_whitespace();
+        let Some(line) = lines.next().map_err(|e| wrong(e.to_string()))? else { break };
+        let mut words = line.text.split_whitespace();
         match (words.next(), &mut scaler) {
             (None, _) => {}
             (Some("SERVICE"), None) => service = Some(parse_service(words).map_err(wrong)?),
