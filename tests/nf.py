@@ -7,6 +7,7 @@ what a test checks.
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", Path.home() / ".cache/neural-fabric/target"))
 NF = Path(os.environ.get("NF", TARGET / "debug/nf"))
 STEP = 0.05  # seconds between two looks
+GIVEN = set()  # first ports that `free_port` gave to this test run
 
 
 def eventually(what, look, limit=20.0):
@@ -39,12 +41,25 @@ def eventually(what, look, limit=20.0):
         time.sleep(STEP)
 
 
-def free_ports(count):
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_port():
+    """A port P such that P..P+9 are free: public, peer, and what a test adds.
+
+    It is let go before the process binds it, so it comes from below the ports that
+    Linux hands out by itself (32768 on): there, any connection of anybody could take
+    it in between. Replicas have 17000-17699 and 20000-31999.
+    """
+    for start in random.sample(range(9_000, 16_900, 10), 300):
+        if start in GIVEN:
+            continue
+        with ExitStack() as held:
+            try:
+                for port in range(start, start + 10):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        GIVEN.add(start)
+        return start
+    raise AssertionError("no ten free ports in a row between 9000 and 16900")
 
 
 class Process:
@@ -162,7 +177,7 @@ class Serve(Group):
     """One bare `nf serve`."""
 
     def __init__(self, folder, settings=None, args=()):
-        port = free_ports(1)[0]
+        port = free_port()
         # Replica ports of its own: an `nf dev` of the same test run uses the default ones.
         own = {"SCHEDULER_PORT": port, "NF_DATA_DIR": folder / "data", "NF_PORT_RANGE": "17000-17499", **(settings or {})}
         super().__init__(folder, ["serve", *args], own, "serve")
@@ -177,7 +192,7 @@ class Dev(Group):
     """`nf dev`: three members, as it writes them down."""
 
     def __init__(self, folder, settings=None, args=()):
-        port = min(free_ports(1)[0], 60_000)
+        port = free_port()
         self.data = folder / "data"
         own = ["--data-dir", str(self.data), "--port", str(port), "--set", f"run_dir={folder / 'runs'}"]
         super().__init__(folder, ["dev", *own, *args], settings or {}, "dev")

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 import requests
-from nf import Process, Serve, free_ports
+from nf import Process, Serve, free_port
 
 GOOD = {"tenant_id": "t1", "model_id": "m1", "model_version": "v1", "resources": {"gpu": 1}}
 
@@ -179,7 +179,7 @@ STARTS = [
 
 
 def refuses(folder, settings, named, args=("serve",), codes=(2,)):
-    port = free_ports(1)[0]
+    port = free_port()
     own = {"SCHEDULER_PORT": port, "NF_DATA_DIR": folder / "data", **settings}
     process = Process(folder, list(args), own)
     try:
@@ -227,7 +227,7 @@ def test_a_data_file_cut_short(tmp_path):
     files = [f for f in (tmp_path / "data").rglob("*") if f.is_file() and (f.suffix == ".sst" or "MANIFEST" in f.name)]
     victim = max(files, key=lambda f: f.stat().st_size)
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
-    process = Process(tmp_path, ["serve"], {"SCHEDULER_PORT": free_ports(1)[0], "NF_DATA_DIR": tmp_path / "data"})
+    process = Process(tmp_path, ["serve"], {"SCHEDULER_PORT": free_port(), "NF_DATA_DIR": tmp_path / "data"})
     try:
         code = process.wait(20)
     finally:

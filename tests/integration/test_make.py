@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 
-from nf import ROOT, eventually, free_ports
+from nf import ROOT, eventually, free_port
 
 
 def test_make_run_ends_with_the_ready_line(tmp_path):
     log = tmp_path / "make.log"
-    port = min(free_ports(1)[0], 60_000)
+    port = free_port()
     surroundings = {f"XDG_{name}_HOME": str(tmp_path / name.lower()) for name in ("CONFIG", "STATE", "DATA")}
     arguments = f"--port {port} --data-dir {tmp_path / 'dev'}"
     with log.open("wb") as out:

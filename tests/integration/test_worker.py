@@ -6,11 +6,11 @@ import json
 import re
 
 import requests
-from nf import Process, Serve, eventually, free_ports
+from nf import Process, Serve, eventually, free_port
 
 
 def test_a_worker_answers_for_itself(tmp_path):
-    peer, own = free_ports(2)
+    peer, own = free_port(), free_port()
     lab = tmp_path / "lab"
     made = Process(tmp_path / "made", ["cluster", "init", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{peer}"])
     assert made.wait(20) == 0, made.output
