@@ -12,6 +12,7 @@ mod contexts;
 mod dev;
 mod exit;
 mod get;
+mod guard;
 mod job;
 mod kinds;
 mod logs;
@@ -147,6 +148,12 @@ enum Command {
         after_help = "Examples:\n  nf completion bash > /etc/bash_completion.d/nf\n  nf completion zsh > ~/.zfunc/_nf"
     )]
     Completion(completion::Completion),
+    /// End exclusive replicas when their lease does; started by agents
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  nf guard --dir /var/lib/neural-fabric/nodes/node-1/guard/node-1\n  nf guard --dir ./guard"
+    )]
+    Guard(guard::Guard),
     /// Print version, commit and phase
     #[command(after_help = "Examples:\n  nf version\n  nf version -o json")]
     Version,
@@ -174,6 +181,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
         Command::Audit(audit) => return audit.run(&global),
+        Command::Guard(guard) => return guard.run(),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
             return Ok(());
@@ -203,6 +211,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             | Command::Config(_)
             | Command::Context(_)
             | Command::Audit(_)
+            | Command::Guard(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),
         }

@@ -58,6 +58,9 @@ reasons! {
     KeyVersionRetired, VerifierUnavailable, NoTrustRoot,
     /// The tenant in a token is absent, empty, or no tenant's name.
     TenantClaimInvalid,
+    // Why a replica ended, continued.
+    /// It must never run twice, and its node has no guard that would see to that.
+    NoGuard,
 }
 
 impl fmt::Display for Reason {

@@ -51,6 +51,7 @@ impl World {
             store: Some(self.store.clone()),
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),
+            guard: self.path("no-such-program"),
         }
     }
 
@@ -104,7 +105,7 @@ impl World {
         let Ok(entries) = fs::read_dir(self.path("data/records/n1")) else { return vec![] };
         let records = entries.filter_map(|e| fs::read(e.unwrap().path()).ok());
         let records = records.filter_map(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        records.map(|r| Family { key: r.key, leader: None }).collect()
+        records.map(|r| r.family(None)).collect()
     }
 
     fn living(&self) -> usize {

@@ -4,7 +4,8 @@
 //! that it started is gone.
 
 use super::processes::{Family, Identity, KEY};
-use super::{model_dir, port_is_taken, port_taken, prepare, session};
+use super::session::{self, Confinement};
+use super::{cgroup, model_dir, port_is_taken, port_taken, prepare};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -56,7 +57,7 @@ pub(in crate::agent) fn recall(record: &Record, boot: &str) -> Recalled {
     match record.process {
         Some(process) if process.lives() => Recalled::Alive(process),
         Some(_) => Recalled::Left,
-        None => match (Family { key: record.key.clone(), leader: None }).find_leader() {
+        None => match record.family(None).find_leader() {
             Some(process) => Recalled::Alive(process),
             None => Recalled::Never,
         },
@@ -108,14 +109,14 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
     // From here on a stop waits its turn: a spawn is never abandoned half way.
     match spawn(&post, want, manifest, process).await {
         Ok((record, child, leader)) => {
-            let family = Family { key: record.key.clone(), leader: Some(leader) };
+            let family = record.family(Some(leader));
             Running { post, record, leader: Leader::Child(child), family }.live().await
         }
-        Err(e) => {
-            post.note(&format!("can't start: {e}")).await;
-            let end = End::failed(Reason::RuntimeFailed);
+        Err((why, text)) => {
+            post.note(&format!("can't start: {why}: {text}")).await;
+            tracing::warn!(request = %post.launch.request, reason = %why, text, "a replica can't be started");
             discard(&post).await;
-            end
+            End::failed(why)
         }
     }
 }
@@ -125,7 +126,7 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Ide
     post.note(&format!("adopted by a new agent, pid {}", process.pid)).await;
     record.process = Some(process);
     save(&post.shared, &record).await;
-    let family = Family { key: record.key.clone(), leader: Some(process) };
+    let family = record.family(Some(process));
     Running { post, record, leader: Leader::Adopted(process), family }.live().await
 }
 
@@ -136,8 +137,9 @@ pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) 
     let end = End::failed(Reason::RuntimeFailed);
     let found = tokio::task::spawn_blocking(move || record::load(&records, id, generation)).await;
     if let Ok(Some(mut record)) = found {
-        let family = Family { key: record.key.clone(), leader: record.process.filter(Identity::lives) };
+        let family = record.family(record.process.filter(Identity::lives));
         clear(&family, shared.config.kill_after).await;
+        let_go(shared, &record);
         record.ended = Some(end);
         save(shared, &record).await;
     }
@@ -179,17 +181,58 @@ async fn make_own_dir(post: &Post) -> io::Result<()> {
     made
 }
 
-/// Writes the record, spawns, and writes the record again, all on one blocking thread.
+/// Has it guarded where it must be, then spawns it.
 async fn spawn(
     post: &Post,
     want: &Want,
     manifest: Manifest,
     process: Process,
-) -> io::Result<(Record, Child, Identity)> {
+) -> Result<(Record, Child, Identity), (Reason, String)> {
     let (probe, timeout_s) = (process.ready.path.clone(), process.ready.timeout_s);
-    let (shared, want) = (post.shared.clone(), want.clone());
+    let shared = post.shared.clone();
     let mut record =
         Record::new(shared.config.node.clone(), post.launch.clone(), shared.boot.clone(), probe, timeout_s);
+    record.exclusive = want.spec.constraints.exclusive;
+    if let Ok(groups) = &shared.cgroups {
+        // Without its limits it would run wild where limits were promised.
+        let made = groups.make(&format!("nf-{}", record.key), &want.spec.resources);
+        record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
+    }
+    let until_ms = match record.exclusive {
+        true => match shared.guard.hold(&record.key, record.cgroup.clone()).await {
+            Ok(until_ms) => Some(until_ms),
+            Err(text) => {
+                let_go(&shared, &record);
+                return Err((Reason::NoGuard, text));
+            }
+        },
+        false => None,
+    };
+    let failed = record.clone();
+    match spawn_held(post, want, manifest, process, record, until_ms).await {
+        Ok((record, child, leader)) => {
+            if record.exclusive {
+                shared.guard.knows(&record.key, leader, record.cgroup.clone());
+            }
+            Ok((record, child, leader))
+        }
+        Err(e) => {
+            let_go(&shared, &failed);
+            Err((Reason::RuntimeFailed, e.to_string()))
+        }
+    }
+}
+
+/// Writes the record, spawns, and writes the record again, all on one blocking thread.
+async fn spawn_held(
+    post: &Post,
+    want: &Want,
+    manifest: Manifest,
+    process: Process,
+    mut record: Record,
+    until_ms: Option<u64>,
+) -> io::Result<(Record, Child, Identity)> {
+    let (shared, want) = (post.shared.clone(), want.clone());
     let (dir, model, log) = (post.dir(), model_dir(post), post.log());
     // Held until both records are written, though the executor may be shut down meanwhile.
     let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
@@ -198,7 +241,7 @@ async fn spawn(
         let mut command = command(&record, &want, &manifest, &process, &dir, &model)?;
         let out = logs::open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        session::lead_session(&mut command);
+        session::lead_session(&mut command, Confinement::of_replica(record.cgroup.as_deref(), until_ms)?);
         record.save(&shared.places.records)?;
         let child = Command::from(command).spawn()?;
         let pid = child.id().ok_or_else(|| io::Error::other("ended before it began"))?;
@@ -207,12 +250,22 @@ async fn spawn(
         record.process = Some(identity);
         if let Err(e) = record.save(&shared.places.records) {
             // Unrecorded it would outlive us unseen.
-            Family { key: record.key.clone(), leader: Some(identity) }.signal(Signal::SIGKILL);
+            record.family(Some(identity)).signal(Signal::SIGKILL);
             return Err(e);
         }
         Ok((record, child, identity))
     });
     spawned.await.map_err(io::Error::other)?
+}
+
+/// Nothing of it is left: its guard and its control group are not needed any more.
+fn let_go(shared: &Arc<Shared>, record: &Record) {
+    shared.guard.release(&record.key);
+    if let Some(group) = &record.cgroup
+        && let Err(error) = cgroup::remove(group)
+    {
+        tracing::warn!(path = %group.display(), %error, "a replica's control group can't be removed");
+    }
 }
 
 /// The command with the environment that a replica gets: nothing of the agent's own.
@@ -291,6 +344,7 @@ impl Running {
             }
             self.rotate().await;
         };
+        let_go(&self.post.shared, &self.record);
         self.record.ended = Some(end);
         save(&self.post.shared, &self.record).await;
         self.post.note(&format!("ended: {}", end.why)).await;
@@ -307,6 +361,10 @@ impl Running {
     /// The first process ended by itself: what it left behind goes, too.
     async fn exited(&mut self, status: Option<ExitStatus>) -> End {
         clear(&self.family, self.post.shared.config.kill_after).await;
+        if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
+            self.post.note("killed by the guard: no lease covered it any more").await;
+            return End::failed(Reason::NodeFailure);
+        }
         let (end, text) = match status {
             Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
             Some(status) => match (status.code(), status.signal()) {
