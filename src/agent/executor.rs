@@ -47,6 +47,8 @@ pub struct ExecutorConfig {
     pub stop_grace: Duration,
     /// From KILL until a process that is still there is worth an alarm.
     pub kill_after: Duration,
+    /// Whether replicas get control groups where the kernel gives them.
+    pub cgroups: bool,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
 }
@@ -151,7 +153,7 @@ impl Executor {
         let lock = Some(Arc::new(lock_file(&places)?));
         let cache = Cache::open(&places.cache())?;
         let records = record::load_all(&places.records)?;
-        let cgroups = Cgroups::find();
+        let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
         tell_limits(&config.node, &cgroups);
         logs::prune(&places.logs, LOG_FILES, &[])?;
         let guard = Tie::new(&runtime, places.guard.clone(), config.guard.clone());

@@ -5,6 +5,7 @@
 //! is either found by its record or was never started.
 
 use super::runtimes::processes::{Family, Identity};
+use crate::models::{Drain, Live, Metrics};
 use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Holding, ReplicaId, Want};
@@ -81,6 +82,23 @@ pub(super) struct Record {
     /// Its control group, where the kernel gives one.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    #[serde(default)]
+    pub live: Option<Live>,
+    #[serde(default)]
+    pub drain: Option<Drain>,
+    #[serde(default)]
+    pub metrics: Option<Metrics>,
+    #[serde(default)]
+    pub stopping: Option<Stopping>,
+}
+
+/// A stop that has begun; times by CLOCK_BOOTTIME of this boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stopping {
+    pub why: Reason,
+    /// Requests that are under way have until then.
+    pub term_ms: u64,
+    pub kill_ms: u64,
 }
 
 impl Record {
@@ -99,6 +117,10 @@ impl Record {
             ended: None,
             exclusive: false,
             cgroup: None,
+            live: None,
+            drain: None,
+            metrics: None,
+            stopping: None,
         }
     }
 

@@ -61,6 +61,8 @@ reasons! {
     // Why a replica ended, continued.
     /// It must never run twice, and its node has no guard that would see to that.
     NoGuard,
+    /// It was ready, and then did not answer any more.
+    LivenessFailed,
 }
 
 impl fmt::Display for Reason {

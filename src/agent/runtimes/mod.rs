@@ -4,6 +4,7 @@
 
 mod answers;
 pub(super) mod cgroup;
+mod life;
 pub(super) mod process;
 pub(super) mod processes;
 pub(super) mod session;
