@@ -5,6 +5,7 @@
 //! [`Execute`] does it, a [`Link`] reaches the group. The agent decides nothing about
 //! placement, and keeps replicas running while no member answers.
 
+pub mod doctor;
 pub mod executor;
 pub mod guard;
 pub mod incarnation;

@@ -10,6 +10,7 @@ mod completion;
 mod context;
 mod contexts;
 mod dev;
+mod doctor;
 mod exit;
 mod get;
 mod guard;
@@ -148,6 +149,9 @@ enum Command {
         after_help = "Examples:\n  nf completion bash > /etc/bash_completion.d/nf\n  nf completion zsh > ~/.zfunc/_nf"
     )]
     Completion(completion::Completion),
+    /// Look at what this machine gives, and say what is missing
+    #[command(after_help = "Examples:\n  nf doctor\n  nf doctor --data-dir /var/lib/neural-fabric -o json")]
+    Doctor(doctor::Doctor),
     /// End exclusive replicas when their lease does; started by agents
     #[command(
         hide = true,
@@ -182,6 +186,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Context(contexts) => return contexts.run(&global),
         Command::Audit(audit) => return audit.run(&global),
         Command::Guard(guard) => return guard.run(),
+        Command::Doctor(doctor) => return doctor.run(&global),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
             return Ok(());
@@ -212,6 +217,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             | Command::Context(_)
             | Command::Audit(_)
             | Command::Guard(_)
+            | Command::Doctor(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),
         }

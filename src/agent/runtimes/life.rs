@@ -248,7 +248,12 @@ impl Running {
         let drain = drain.map_or(Duration::ZERO, |drain| Duration::from_secs(drain.timeout_s.into()));
         let grace = self.post.shared.config.stop_grace;
         let term_ms = boot_ms() + ms(drain);
-        let plan = Stopping { why: end.why, term_ms, kill_ms: term_ms.saturating_add(ms(grace)) };
+        let mut kill_ms = term_ms.saturating_add(ms(grace));
+        // Its guard would not wait longer, and should that be gone, we don't either.
+        if let Some(until_ms) = self.post.shared.guard.until().filter(|_| end.why == Reason::NodeFailure) {
+            kill_ms = kill_ms.min(until_ms.max(term_ms));
+        }
+        let plan = Stopping { why: end.why, term_ms, kill_ms };
         self.record.stopping = Some(plan);
         save(&self.post.shared, &self.record).await;
         let when = match drain.is_zero() {

@@ -23,7 +23,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use tokio::process::{Child, Command};
 
-const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(in crate::agent) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What a record of an earlier agent has come to.
 pub(in crate::agent) enum Recalled {
