@@ -20,18 +20,28 @@ pub struct Scaling {
     pub wait_ms: u32,
     /// How long a replica takes to start, until that has been seen, in milliseconds.
     pub cold_start_ms: u32,
+    /// A replica is kept for so long after the last request, where `min` is 0, in milliseconds.
+    pub idle_ms: u32,
     /// Decisions are told and not carried out.
     pub advisory: bool,
 }
 
 impl Default for Scaling {
     fn default() -> Self {
-        Self { min: 1, max: 1, concurrency: 8, wait_ms: 2_000, cold_start_ms: 30_000, advisory: false }
+        Self {
+            min: 1,
+            max: 1,
+            concurrency: 8,
+            wait_ms: 2_000,
+            cold_start_ms: 30_000,
+            idle_ms: 600_000,
+            advisory: false,
+        }
     }
 }
 
-/// Longest bound on waiting, and longest start: an hour.
-const MOST_MS: u32 = 3_600_000;
+/// Longest of any of its times: a day.
+const MOST_MS: u32 = 86_400_000;
 
 impl Scaling {
     /// Refuses what no service can be.
@@ -53,9 +63,9 @@ impl Scaling {
         if self.concurrency == 0 {
             return bad("concurrency", "at least 1: requests that a replica serves at once".to_owned());
         }
-        if self.wait_ms > MOST_MS || self.cold_start_ms > MOST_MS {
-            let field = if self.wait_ms > MOST_MS { "max_wait" } else { "cold_start" };
-            return bad(field, "at most an hour".to_owned());
+        let times = [("max_wait", self.wait_ms), ("cold_start", self.cold_start_ms), ("idle", self.idle_ms)];
+        if let Some((field, _)) = times.iter().find(|(_, ms)| *ms > MOST_MS) {
+            return bad(field, "at most a day".to_owned());
         }
         if gang {
             return bad("max", "a gang has a fixed number of replicas; leave out gang or scaling".to_owned());
