@@ -7,6 +7,7 @@ use crate::id::{
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
 use crate::reason::Reason;
+use crate::scaling::Target;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -141,6 +142,11 @@ pub enum Command {
         incarnation: Incarnation,
         reports: Vec<Report>,
     },
+    /// Another number of replicas for a service.
+    Scale {
+        job: JobNo,
+        target: Target,
+    },
 }
 
 impl Command {
@@ -161,6 +167,7 @@ impl Command {
             }
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
+            Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
             Command::SetNodeState { .. } | Command::Stop { .. } | Command::RaiseLevel { .. } => 24,
         }
     }
