@@ -174,7 +174,7 @@ pub enum Next {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     pub generation: Generation,
-    /// Times it was started again after a failure of its own.
+    /// Times in a row that it was started again after a failure of its own; ten minutes without one end the row.
     pub restarts: u16,
     pub phase: Phase,
 }

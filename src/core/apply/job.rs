@@ -22,6 +22,8 @@ pub const KEYED_MAX: u32 = 100_000;
 /// First back-off after a failure; doubles up to [`BACKOFF_MAX_MS`].
 const BACKOFF_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
+/// Held for so long before it failed, a replica counts its failures anew.
+const CALM_MS: u64 = 2 * BACKOFF_MAX_MS;
 
 pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[Placement]) -> Result<Answer, Refusal> {
     if let Some(known) = state.request(&submission.request) {
@@ -261,8 +263,11 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
         (None, ..) => {
-            let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(replica.restarts.min(16)));
-            again(replica.restarts.saturating_add(1), now + backoff)
+            // One that ran for long before it failed is no crash loop: it begins to count anew.
+            let ran_ms = replica.allocation().map_or(0, |alloc| now.saturating_sub(alloc.at_ms));
+            let before = if ran_ms >= CALM_MS { 0 } else { replica.restarts };
+            let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(before.min(16)));
+            again(before.saturating_add(1), now + backoff)
         }
     }
 }
