@@ -5,6 +5,7 @@
 
 use crate::id::NodeNo;
 use crate::job::JobState;
+use crate::moves;
 use crate::node::{Node, NodeState};
 use crate::plan::Intent;
 use crate::reason::Reason;
@@ -38,6 +39,10 @@ pub struct Observations {
     tried_at_ms: u64,
     /// The same in log time, in which back-offs end.
     tried_wall_ms: u64,
+    /// The state's `room` when replicas that have to leave were last looked at, and when.
+    moved_room: Option<u64>,
+    moved_at_ms: u64,
+    moved_wall_ms: u64,
 }
 
 /// A step later than this says that the leader itself stood still.
@@ -46,6 +51,8 @@ const LATE_MS: u64 = 2_000;
 const MOST_VERDICTS: usize = 256;
 /// The queue is tried again after this long even if nothing seems to have changed.
 const RETRY_MS: u64 = 5_000;
+/// Replicas that have to leave are looked at again after this long.
+const MOVES_MS: u64 = 1_000;
 
 impl Observations {
     /// At the start of a term.
@@ -97,6 +104,13 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
         out.push(Intent::NodeStates(changes));
     }
     out.extend(overdue(state, now.wall_ms));
+    // Before the queue: what runs goes before what waits.
+    if moves_are_due(state, seen, now) {
+        seen.moved_room = Some(state.room());
+        seen.moved_at_ms = now_ms;
+        seen.moved_wall_ms = now.wall_ms;
+        out.push(Intent::Moves);
+    }
     if queue_is_due(state, seen, now) {
         seen.tried_room = Some(state.room());
         seen.tried_at_ms = now_ms;
@@ -147,6 +161,15 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
         why: Reason::MaxRunTime,
     };
     limited.filter(over).map(stop).collect()
+}
+
+fn moves_are_due(state: &State, seen: &Observations, now: Now) -> bool {
+    if !moves::wanted(state) {
+        return false;
+    }
+    let over = moves::next_deadline_ms(state).is_some_and(|at| seen.moved_wall_ms < at && at <= now.wall_ms);
+    let late = now.mono_ms.saturating_sub(seen.moved_at_ms) >= MOVES_MS;
+    over || late || seen.moved_room != Some(state.room())
 }
 
 fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {

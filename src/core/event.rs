@@ -3,7 +3,7 @@
 
 use crate::id::{Generation, JobNo, NodeName, RequestId, TenantId};
 use crate::job::JobState;
-use crate::node::NodeState;
+use crate::node::{DrainState, NodeState};
 use crate::reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -58,6 +58,22 @@ pub enum EventKind {
     Level {
         to: u32,
     },
+    /// A replica gets a replacement on another node.
+    Move {
+        request: RequestId,
+        tenant: TenantId,
+        replica: u16,
+        /// Of the replacement.
+        generation: Generation,
+        from: NodeName,
+        to: NodeName,
+        why: Reason,
+    },
+    /// How far the draining of a node has come.
+    Drain {
+        node: NodeName,
+        to: DrainState,
+    },
 }
 
 /// What happened to a tenant.
@@ -72,9 +88,10 @@ impl EventKind {
     /// The tenant whose event it is; None for events of the cluster.
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
-            EventKind::Job { tenant, .. } | EventKind::Replica { tenant, .. } | EventKind::Tenant { tenant, .. } => {
-                Some(tenant)
-            }
+            EventKind::Job { tenant, .. }
+            | EventKind::Replica { tenant, .. }
+            | EventKind::Tenant { tenant, .. }
+            | EventKind::Move { tenant, .. } => Some(tenant),
             _ => None,
         }
     }

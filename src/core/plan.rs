@@ -5,6 +5,7 @@ use crate::bounds;
 use crate::command::{Answer, Command, Member, Mode, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::JobSpec;
+use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
@@ -86,6 +87,8 @@ pub enum Intent {
         cordon: Option<Cordon>,
         seen: Digest16,
     },
+    /// One pass over what has to leave where it is.
+    Moves,
 }
 
 /// What the caller is told once the commands are committed.
@@ -172,6 +175,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             Planned::one(Command::Reports { node, incarnation: *incarnation, reports: reports.clone() })
         }
         Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
+        Intent::Moves => Ok(Planned { commands: moves::pass(state, PASS), why: Vec::new() }),
         // Checked here and not in apply: an entry takes effect on this very state or not at all.
         Intent::SetQuotaIf { tenant, quota, seen } => {
             crate::etag::check_quota(state, tenant, quota, *seen)?;

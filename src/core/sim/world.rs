@@ -361,7 +361,7 @@ impl World {
                     Phase::Waiting { not_before_ms, .. } => *not_before_ms <= first.state.meta().now_ms,
                     Phase::Stopping { .. } => false,
                     _ => true,
-                };
+                } && replica.other_allocation().is_none();
                 if !fine {
                     out.push(format!("{} replica {i} is {:?}", job.request, replica.phase));
                 }
