@@ -65,6 +65,8 @@ const HIDDEN: &[&str] = &[
     "lease",
     "kill_budget",
     "down_after",
+    "network_fault_percent",
+    "network_fault_down_after",
     "stop_grace",
     "kill_after",
     "prom_url",

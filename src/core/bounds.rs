@@ -55,7 +55,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
         | Intent::PlaceWaiting
-        | Intent::Moves => Ok(()),
+        | Intent::Moves
+        | Intent::GiveUp { .. } => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::command::{Command, Placement};
 use crate::id::{NodeName, NodeNo, RequestId};
 use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
-use crate::node::{DrainState, Node};
+use crate::node::{Cordon, DrainState, Node};
 use crate::placement::{self, Limits, Pick, explain, place_one};
 use crate::quota;
 use crate::reason::{Blocker, Reason};
@@ -165,6 +165,15 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
         out.push(look);
     }
     out
+}
+
+/// The state as it would be with that cordon on the node; None when there is no such node.
+pub fn with_cordon(state: &State, node: &NodeName, cordon: Cordon) -> Option<State> {
+    let node = state.node_named(node)?.clone();
+    let cordon = Cordon { at_ms: state.meta().now_ms, ..cordon };
+    let mut scratch = state.speculative();
+    scratch.put_node(Node { cordon: Some(cordon), drain: DrainState::Draining, ..(*node).clone() });
+    Some(scratch)
 }
 
 fn blockers(state: &State, job: &Job) -> Vec<Blocker> {

@@ -18,7 +18,7 @@ use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
 use futures::StreamExt;
-use nf_core::control::Timeouts;
+use nf_core::control::{NetworkFault, Timeouts};
 use nf_core::node::NodeKind;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -133,8 +133,17 @@ fn controller_options(settings: &Settings) -> controller::Options {
         suspect_ms: ms(settings.suspect_after.value),
         unknown_ms: ms(settings.unknown_after.value),
         down_ms: ms(settings.down_after.value),
+        fault: network_fault(settings),
     };
     controller::Options { timeouts, ..controller::Options::default() }
+}
+
+fn network_fault(settings: &Settings) -> NetworkFault {
+    let after = settings.network_fault_down_after.value;
+    NetworkFault {
+        percent: settings.network_fault_percent.value,
+        down_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 fn api_state(
@@ -158,6 +167,7 @@ fn api_state(
         ports: nf_core::played::played_ports(nodes::range(settings)),
         run_dir: settings.run_dir.value.display().to_string(),
         missing: settings.missing().into_iter().map(str::to_owned).collect(),
+        network_fault: network_fault(settings),
         started,
     };
     ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics }

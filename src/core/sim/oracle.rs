@@ -36,6 +36,9 @@ pub struct Oracle {
     ended: BTreeMap<RequestId, JobNo>,
     pub violations: Vec<String>,
     pub superseded: u64,
+    /// Replacements begun, and those that took over.
+    pub moves: u64,
+    pub taken_over: u64,
 }
 
 impl Oracle {
@@ -86,6 +89,7 @@ impl Oracle {
             self.superseded += u64::from(matches!(outcome, BatchOutcome::Superseded { .. }));
             self.quotas(index, batch, before, after);
             self.drains(index, batch, before);
+            self.count_moves(batch, before, after);
         }
         self.jobs(index, after, changes);
     }
@@ -150,6 +154,19 @@ impl Oracle {
                     "entry {index}: {} replica {replica} is stopped for a drain that may not",
                     job.request
                 ));
+            }
+        }
+    }
+
+    fn count_moves(&mut self, batch: &Batch, before: &State, after: &State) {
+        self.moves += batch.commands.iter().filter(|c| matches!(c, Command::Move { .. })).count() as u64;
+        for command in &batch.commands {
+            let Command::Reports { reports, .. } = command else { continue };
+            for report in reports {
+                let of = |state: &State| {
+                    Some(state.job(report.job)?.replicas.get(usize::from(report.replica))?.is_leaving())
+                };
+                self.taken_over += u64::from(of(before) == Some(false) && of(after) == Some(true));
             }
         }
     }
