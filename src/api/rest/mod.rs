@@ -4,6 +4,7 @@
 pub mod ask;
 mod cluster;
 mod docs;
+mod drain;
 mod nodes;
 mod schedule;
 mod schema;
@@ -64,6 +65,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::cordon))
         .routes(routes!(nodes::uncordon))
+        .routes(routes!(drain::drain))
+        .routes(routes!(drain::down))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))

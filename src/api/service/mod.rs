@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod deploys;
+pub mod drain;
 pub mod gauges;
 pub mod jobs;
 pub mod list;
