@@ -15,6 +15,8 @@ pub enum Kind {
     Gpus,
     #[value(alias = "tenant", alias = "t")]
     Tenants,
+    #[value(alias = "service", alias = "s")]
+    Services,
     #[value(alias = "event")]
     Events,
     #[value(alias = "member", alias = "m")]
@@ -27,6 +29,7 @@ impl Kind {
             Kind::Jobs => "/schedule",
             Kind::Nodes | Kind::Gpus => "/nodes",
             Kind::Tenants => "/tenants",
+            Kind::Services => "/services",
             Kind::Events => "/events",
             Kind::Members => "/cluster/members",
         }
@@ -38,6 +41,7 @@ impl Kind {
             Kind::Nodes => "node",
             Kind::Gpus => "gpu",
             Kind::Tenants => "tenant",
+            Kind::Services => "service",
             Kind::Events => "event",
             Kind::Members => "member",
         }
@@ -50,6 +54,7 @@ impl Kind {
             Kind::Nodes => |v| at(v, "node_id"),
             Kind::Gpus => |v| at(v, "uuid"),
             Kind::Tenants => |v| at(v, "tenant_id"),
+            Kind::Services => |v| format!("{}/{}", at(v, "tenant_id"), at(v, "model_id")),
             Kind::Events => |v| at(v, "seq"),
             Kind::Members => |v| at(v, "name"),
         }
@@ -61,6 +66,7 @@ impl Kind {
             Kind::Jobs => "no jobs; nf run MODEL --tenant T --gpus 1 schedules one",
             Kind::Nodes | Kind::Gpus => "no nodes; nf node register n1 --gpus 8 adds one (in simulation)",
             Kind::Tenants => "no tenants; one exists once it is named",
+            Kind::Services => "no services; nf run MODEL --tenant T --gpus 1 --scale 0..4 makes one",
             Kind::Events => "no events",
             Kind::Members => "no members",
         }
@@ -72,6 +78,7 @@ impl Kind {
             Kind::Nodes => NODES,
             Kind::Gpus => GPUS,
             Kind::Tenants => TENANTS,
+            Kind::Services => SERVICES,
             Kind::Events => EVENTS,
             Kind::Members => MEMBERS,
         }
@@ -112,8 +119,8 @@ const GPUS: &[Column] = &[
     col("MEMORY", |v| size(v, "memory")),
     col("USED", |v| at(v, "used_milli").parse().map_or_else(|_| "-".to_owned(), milli)),
     col("ISLAND", |v| at(v, "island")),
+    col("HEALTH", health),
     wide("UUID", |v| at(v, "uuid")),
-    wide("HEALTHY", |v| at(v, "healthy")),
 ];
 const TENANTS: &[Column] = &[
     col("TENANT", |v| at(v, "tenant_id")),
@@ -121,6 +128,20 @@ const TENANTS: &[Column] = &[
     col("QUOTA", |v| at(v, "gpu_quota")),
     col("JOBS", |v| at(v, "jobs")),
     col("WAITING", |v| at(v, "waiting")),
+];
+const SERVICES: &[Column] = &[
+    col("TENANT", |v| at(v, "tenant_id")),
+    col("MODEL", |v| at(v, "model_id")),
+    col("STATE", |v| state(&at(v, "state"))),
+    col("READY", |v| format!("{}/{}", at(v, "ready"), at(v, "replicas"))),
+    col("SCALES", |v| match at(v, "scaling.max").as_str() {
+        "-" => "-".to_owned(),
+        max => format!("{}..{max}", at(v, "scaling.min")),
+    }),
+    col("VERSIONS", |v| texts(v, "versions")),
+    wide("JOBS", |v| texts(v, "jobs")),
+    wide("CONCURRENCY", |v| at(v, "scaling.concurrency")),
+    wide("ADVISORY", |v| at(v, "scaling.advisory")),
 ];
 const EVENTS: &[Column] = &[
     col("SEQ", |v| at(v, "seq")),
@@ -141,6 +162,16 @@ const MEMBERS: &[Column] = &[
     wide("VERSION", |v| at(v, "version")),
 ];
 
+/// A device's health, with the fault that it is left alone for.
+fn health(v: &Value) -> String {
+    match (at(v, "health").as_str(), at(v, "quarantine.why").as_str()) {
+        (word, "-") => word.to_owned(),
+        (word, why) => {
+            format!("{word} ({why}{})", if at(v, "quarantine.simulated") == "true" { ", simulated" } else { "" })
+        }
+    }
+}
+
 /// How far a drain has come, and how many replicas are left.
 fn drain(v: &Value) -> String {
     match at(v, "drain").as_str() {
@@ -153,10 +184,15 @@ fn drain(v: &Value) -> String {
 /// What an event is about, by its kind.
 fn object(v: &Value) -> String {
     match at(v, "kind").as_str() {
-        "job" | "replica" | "move" => at(v, "request_id"),
+        "job" | "replica" | "move" | "scaled" => at(v, "request_id"),
         "tenant" => at(v, "tenant_id"),
         _ => at(v, "node"),
     }
+}
+
+fn texts(v: &Value, key: &str) -> String {
+    let list = v.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
 }
 
 fn size(v: &Value, path: &str) -> String {

@@ -18,6 +18,7 @@ mod logs;
 mod model;
 mod node;
 mod output;
+mod scale;
 mod settings;
 mod signals;
 mod sim;
@@ -103,6 +104,9 @@ enum Command {
     /// Stop a job
     #[command(after_help = "Examples:\n  nf stop 01j8\n  nf stop 01j8 --yes")]
     Stop(job::Stop),
+    /// Change the number of replicas of a job that scales
+    #[command(after_help = "Examples:\n  nf scale 01j8 3\n  nf scale 01j8 0")]
+    Scale(scale::Scale),
     /// Print what a replica writes
     #[command(after_help = "Examples:\n  nf logs 01j8\n  nf logs 01j8 --replica 1 -f")]
     Logs(logs::Logs),
@@ -191,6 +195,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Describe(describe) => describe.run(&global).await,
             Command::Explain(explain) => explain.run(&global).await,
             Command::Stop(stop) => stop.run(&global).await,
+            Command::Scale(scale) => scale.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,
             Command::Tenant(tenant) => tenant.run(&global).await,

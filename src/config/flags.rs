@@ -65,6 +65,7 @@ const HIDDEN: &[&str] = &[
     "lease",
     "kill_budget",
     "down_after",
+    "scale_every",
     "network_fault_percent",
     "network_fault_down_after",
     "stop_grace",

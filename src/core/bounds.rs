@@ -34,6 +34,14 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             text("version", version, MAX_TEXT)
         }
         Intent::Register { spec, .. } => node(spec),
+        Intent::Faults { faults, .. } => {
+            list("faults", faults.len(), usize::from(MAX_DEVICES))?;
+            faults.iter().try_for_each(|fault| text("device", &fault.uuid, MAX_UUID))
+        }
+        Intent::Heal { uuid, by, .. } => {
+            text("device", uuid, MAX_UUID)?;
+            text("by", by, MAX_TEXT)
+        }
         Intent::NodeStates(states) => list("nodes", states.len(), MAX_LIST),
         Intent::Cordon { cordon: Some(Cordon { by, reason, drain, .. }), .. }
         | Intent::CordonIf { cordon: Some(Cordon { by, reason, drain, .. }), .. } => {
@@ -54,6 +62,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::DeleteTenant { .. }
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
+        | Intent::Scale { .. }
+        | Intent::Wake { .. }
         | Intent::PlaceWaiting
         | Intent::Moves
         | Intent::GiveUp { .. } => Ok(()),
@@ -76,6 +86,9 @@ fn list(field: &str, length: usize, most: usize) -> Result<(), Refusal> {
 
 fn job(spec: &JobSpec) -> Result<(), Refusal> {
     let r = &spec.resources;
+    if let Some(scaling) = &spec.scaling {
+        scaling.check(spec.replicas, spec.gang)?;
+    }
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
     }

@@ -1,12 +1,14 @@
 //! Commands: what was decided. Several make one log entry. They carry every
 //! number that apply needs, because apply reads nothing but its arguments.
 
+use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
 };
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::reason::Reason;
+use crate::scaling::Target;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -84,6 +86,15 @@ pub struct Member {
     pub version: Arc<str>,
 }
 
+/// A fault of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFault {
+    pub uuid: Arc<str>,
+    pub fault: Fault,
+    /// Made up, for a device that is played.
+    pub simulated: bool,
+}
+
 /// What was decided. Append variants; a new one needs a feature level.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -141,6 +152,11 @@ pub enum Command {
         incarnation: Incarnation,
         reports: Vec<Report>,
     },
+    /// Another number of replicas for a service.
+    Scale {
+        job: JobNo,
+        target: Target,
+    },
     /// A replacement, elsewhere, of the copy that has generation `from`.
     Move {
         job: JobNo,
@@ -158,6 +174,16 @@ pub enum Command {
     SetDrain {
         node: NodeNo,
         to: DrainState,
+    },
+    Faults {
+        node: NodeNo,
+        faults: Vec<DeviceFault>,
+    },
+    /// The device may be used again; `by` is None when its time is over.
+    Heal {
+        node: NodeNo,
+        uuid: Arc<str>,
+        by: Option<Arc<str>>,
     },
 }
 
@@ -179,6 +205,9 @@ impl Command {
             }
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
+            Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
+            Command::Faults { faults, .. } => 16 + faults.iter().map(|f| 8 + f.uuid.len()).sum::<usize>(),
+            Command::Heal { uuid, by, .. } => 24 + uuid.len() + by.as_ref().map_or(0, |by| by.len()),
             Command::Move { to, .. } => 24 + places(std::slice::from_ref(to)),
             Command::SetNodeState { .. }
             | Command::Stop { .. }

@@ -1,7 +1,9 @@
 //! Events: what happened, for watchers, the SQL mirror and people. They follow
 //! from commands and are never read by apply.
 
-use crate::id::{Generation, JobNo, NodeName, RequestId, TenantId};
+use crate::autoscaler::{Inputs, Why};
+use crate::fault::Fault;
+use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
 use crate::job::JobState;
 use crate::node::{DrainState, NodeState};
 use crate::reason::Reason;
@@ -58,6 +60,16 @@ pub enum EventKind {
     Level {
         to: u32,
     },
+    /// A service has another number of replicas, and what the decision was made from.
+    Scaled {
+        request: RequestId,
+        tenant: TenantId,
+        model: ModelId,
+        from: u16,
+        to: u16,
+        why: Why,
+        inputs: Option<Box<Inputs>>,
+    },
     /// A replica gets a replacement on another node.
     Move {
         request: RequestId,
@@ -73,6 +85,12 @@ pub enum EventKind {
     Drain {
         node: NodeName,
         to: DrainState,
+    },
+    /// A device is left alone for a fault; None: it may be used again.
+    Device {
+        node: NodeName,
+        uuid: Arc<str>,
+        fault: Option<Fault>,
     },
 }
 
@@ -91,6 +109,7 @@ impl EventKind {
             EventKind::Job { tenant, .. }
             | EventKind::Replica { tenant, .. }
             | EventKind::Tenant { tenant, .. }
+            | EventKind::Scaled { tenant, .. }
             | EventKind::Move { tenant, .. } => Some(tenant),
             _ => None,
         }

@@ -14,6 +14,7 @@ pub mod command;
 pub mod control;
 pub mod etag;
 pub mod event;
+pub mod fault;
 pub mod id;
 pub mod invariants;
 pub mod job;
@@ -30,6 +31,7 @@ pub mod reason;
 pub mod reconcile;
 pub mod resources;
 pub mod rows;
+pub mod scaling;
 #[doc(hidden)]
 pub mod sim;
 pub mod state;

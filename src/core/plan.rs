@@ -1,14 +1,17 @@
 //! Planning: what a caller wants (an intent) → what is decided (commands), on
 //! the leader's speculative state. `nf plan` runs the same code and commits nothing.
 
+use crate::autoscaler;
 use crate::bounds;
-use crate::command::{Answer, Command, Member, Mode, Report, Submission};
+use crate::command::{Answer, Command, DeviceFault, Member, Mode, Report, Submission};
+use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
-use crate::job::JobSpec;
+use crate::job::{Job, JobSpec};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
+use crate::scaling::Target;
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
@@ -75,6 +78,16 @@ pub enum Intent {
     },
     /// One pass over the queue.
     PlaceWaiting,
+    /// Another number of replicas for a service; `tenant` limits whose it may be.
+    Scale {
+        request: RequestId,
+        tenant: Option<TenantId>,
+        target: Target,
+    },
+    /// A request has come for a service that may be asleep.
+    Wake {
+        request: RequestId,
+    },
     /// Only if the quota is still the one that the caller has seen ([`crate::etag::quota`]).
     SetQuotaIf {
         tenant: TenantId,
@@ -89,6 +102,18 @@ pub enum Intent {
     },
     /// One pass over what has to leave where it is.
     Moves,
+    /// What was seen of a node's devices; `incarnation` of the agent that saw it.
+    Faults {
+        node: NodeName,
+        incarnation: Option<Incarnation>,
+        faults: Vec<DeviceFault>,
+    },
+    /// An operator takes a device back.
+    Heal {
+        node: NodeName,
+        uuid: Arc<str>,
+        by: Arc<str>,
+    },
     /// An operator says that a silent node is dead.
     GiveUp {
         node: NodeName,
@@ -178,8 +203,15 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             let node = named(state, node)?;
             Planned::one(Command::Reports { node, incarnation: *incarnation, reports: reports.clone() })
         }
+        Intent::Scale { request, tenant, target } => scale(state, request, tenant.as_ref(), target),
+        Intent::Wake { request } => Ok(wake(state, request)),
         Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
         Intent::GiveUp { node } => give_up(state, node),
+        Intent::Faults { node, incarnation, faults } => seen_faults(state, node, *incarnation, faults),
+        Intent::Heal { node, uuid, by } => {
+            let command = Command::Heal { node: named(state, node)?, uuid: uuid.clone(), by: Some(by.clone()) };
+            Planned::one(command)
+        }
         Intent::Moves => Ok(Planned { commands: moves::pass(state, PASS), why: Vec::new() }),
         // Checked here and not in apply: an entry takes effect on this very state or not at all.
         Intent::SetQuotaIf { tenant, quota, seen } => {
@@ -196,6 +228,30 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
 fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
     let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {name}; nf get nodes lists them"));
     state.node_named(name).map(|node| node.no).ok_or_else(missing)
+}
+
+/// Only what is news: a driver may repeat itself many times a second.
+fn seen_faults(
+    state: &State,
+    name: &NodeName,
+    incarnation: Option<Incarnation>,
+    faults: &[DeviceFault],
+) -> Result<Planned, Refusal> {
+    let no = named(state, name)?;
+    let Some(node) = state.node(no).filter(|node| incarnation.is_none_or(|seen| seen == node.incarnation)) else {
+        return Ok(Planned::default());
+    };
+    let now = state.meta().now_ms;
+    let news = |f: &&DeviceFault| {
+        let known = node.quarantine.get(&f.uuid);
+        rule(f.fault) != Rule::Ignore && known.is_none_or(|known| known.is_news(f.fault, now))
+    };
+    let there = |f: &&DeviceFault| node.spec.devices.iter().any(|device| device.uuid == f.uuid);
+    let faults: Vec<_> = faults.iter().filter(there).filter(news).cloned().collect();
+    match faults.is_empty() {
+        true => Ok(Planned::default()),
+        false => Planned::one(Command::Faults { node: no, faults }),
+    }
 }
 
 /// Down at once, for a node that says nothing: one that beats is drained instead.
@@ -261,6 +317,34 @@ fn stop(state: &State, request: &RequestId, tenant: Option<&TenantId>, why: Reas
     let missing =
         || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
     Planned::one(Command::Stop { job: job.ok_or_else(missing)?.no, why })
+}
+
+fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: &Target) -> Result<Planned, Refusal> {
+    let job = state.job_of(request).filter(|job| !job.stopped && tenant.is_none_or(|t| *t == job.spec.tenant));
+    let missing =
+        || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
+    let job = job.ok_or_else(missing)?;
+    let fixed = || {
+        let detail = format!("job {request} has a fixed number of replicas; schedule it with scaling to change it");
+        Refusal::field(Reason::Conflict, "request_id", detail)
+    };
+    let scaling = job.spec.scaling.ok_or_else(fixed)?;
+    if !(scaling.min..=scaling.max).contains(&target.replicas) {
+        let detail = format!("{} to {} for {request}, not {}", scaling.min, scaling.max, target.replicas);
+        return Err(Refusal::invalid("replicas", detail));
+    }
+    if job.desired() == target.replicas {
+        return Ok(Planned::default());
+    }
+    Planned::one(Command::Scale { job: job.no, target: target.clone() })
+}
+
+/// One replica for a service that has none; nothing for everybody else.
+fn wake(state: &State, request: &RequestId) -> Planned {
+    let asleep = |job: &&Arc<Job>| !job.stopped && job.spec.scaling.is_some() && job.desired() == 0;
+    let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None };
+    let commands = state.job_of(request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
+    Planned { commands: commands.into_iter().collect(), why: Vec::new() }
 }
 
 fn schedule(

@@ -4,10 +4,12 @@
 use super::dial::{Address, Dial};
 use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slices};
+use super::sights::Seen;
 use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
+use nf_core::command::DeviceFault;
 use nf_core::id::MemberId;
 use nf_proto::internal as pb;
 use pb::node_service_client::NodeServiceClient;
@@ -62,6 +64,11 @@ impl Client {
         Ok(self.inner.clone().report(message).await.map_err(failed)?.into_inner().index)
     }
 
+    pub async fn faults(&self, node: &NodeStart, faults: &[DeviceFault]) -> Result<(), Error> {
+        let message = wire::put_faults(&self.cluster, node, faults);
+        self.inner.clone().faults(message).await.map_err(failed).map(drop)
+    }
+
     pub async fn watch(
         &self,
         nodes: &[NodeStart],
@@ -83,6 +90,11 @@ impl Client {
         let message = wire::put_query(&self.cluster, query);
         let stream = self.inner.clone().read_logs(message).await.map_err(failed)?.into_inner();
         Ok(stream.map_ok(|chunk| chunk.data).map_err(failed).boxed())
+    }
+
+    pub async fn sights(&self) -> Result<Seen, Error> {
+        let message = pb::SightsRequest { cluster: self.cluster.clone() };
+        wire::seen(self.inner.clone().sights(message).await.map_err(failed)?.into_inner())
     }
 
     pub fn cluster(&self) -> &str {

@@ -4,8 +4,9 @@
 use super::message::{
     Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices,
 };
+use super::sights::{self, Seen};
 use nf_core::codec::{self, Framed};
-use nf_core::command::Report;
+use nf_core::command::{DeviceFault, Report};
 use nf_core::id::{Incarnation, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
@@ -28,6 +29,10 @@ struct SpecBody(NodeSpec);
 struct DesiredBody(Arc<Desired>);
 #[derive(Serialize, Deserialize)]
 struct ReportsBody(Vec<Report>);
+#[derive(Serialize, Deserialize)]
+struct SeenBody(Seen);
+#[derive(Serialize, Deserialize)]
+struct FaultsBody(Vec<DeviceFault>);
 
 // Numbers from 32 on are the exchange's; nf-core has those below.
 impl Framed for SpecBody {
@@ -38,6 +43,12 @@ impl Framed for DesiredBody {
 }
 impl Framed for ReportsBody {
     const KIND: u16 = 34;
+}
+impl Framed for SeenBody {
+    const KIND: u16 = 35;
+}
+impl Framed for FaultsBody {
+    const KIND: u16 = 36;
 }
 
 fn bad(field: &str, text: impl std::fmt::Display) -> Error {
@@ -200,6 +211,21 @@ pub fn answer(reply: pb::BeatReply) -> Result<BeatAnswer, Error> {
     })
 }
 
+// ---- sights ----
+
+pub fn put_seen(seen: Seen) -> pb::SightsReply {
+    pb::SightsReply { seen: codec::encode(&SeenBody(seen)).into() }
+}
+
+pub fn seen(reply: pb::SightsReply) -> Result<Seen, Error> {
+    let SeenBody(seen) = body("seen", &reply.seen)?;
+    at_most("sights", seen.sights.len(), sights::MODELS)?;
+    match seen.sights.iter().find(|sight| sight.answered.len() != sights::BUCKETS) {
+        Some(sight) => Err(bad("answered", format!("{} buckets, not {}", sight.answered.len(), sights::BUCKETS))),
+        None => Ok(seen),
+    }
+}
+
 // ---- slices ----
 
 pub fn put_slices(slices: Slices) -> pb::SlicesReply {
@@ -237,6 +263,19 @@ pub fn reports(message: pb::NodeReports) -> Result<NodeReports, Error> {
     let ReportsBody(reports) = body("reports", &message.reports)?;
     at_most("reports", reports.len(), REPORTS)?;
     Ok(NodeReports { node, incarnation, reports })
+}
+
+// ---- faults ----
+
+pub fn put_faults(cluster: &str, node: &NodeStart, faults: &[DeviceFault]) -> pb::FaultsRequest {
+    let faults = codec::encode(&FaultsBody(faults.to_vec())).into();
+    pb::FaultsRequest { cluster: cluster.to_owned(), node: Some(put_start(node)), faults }
+}
+
+pub fn faults(message: pb::FaultsRequest) -> Result<(NodeStart, Vec<DeviceFault>), Error> {
+    let FaultsBody(faults) = body("faults", &message.faults)?;
+    at_most("faults", faults.len(), REPORTS)?;
+    Ok((start(message.node)?, faults))
 }
 
 // ---- logs ----

@@ -13,7 +13,7 @@ pub struct EventBody {
     /// Counts without gaps.
     pub seq: u64,
     pub at: String,
-    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `tenant`, `member` or `level`.
+    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `device`, `tenant`, `member` or `level`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -21,6 +21,9 @@ pub struct EventBody {
     pub tenant_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Its uuid, for events of a single device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The state before; absent for something new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
@@ -89,6 +92,15 @@ impl EventBody {
             EventKind::Member { name, version } => {
                 Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
             }
+            EventKind::Scaled { request, tenant, from, to, why, .. } => Self {
+                kind: "scaled".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                from: Some(from.to_string()),
+                to: Some(to.to_string()),
+                why: Some(why.token().into()),
+                ..blank
+            },
             EventKind::Level { to } => Self { kind: "level".into(), to: Some(to.to_string()), ..blank },
             EventKind::Move { request, tenant, replica, generation, from, to, why } => Self {
                 kind: "move".into(),
@@ -100,6 +112,14 @@ impl EventBody {
                 why: Some(why.token().into()),
                 replica: Some(*replica),
                 generation: Some(generation.0),
+                ..blank
+            },
+            EventKind::Device { node, uuid, fault } => Self {
+                kind: "device".into(),
+                node: Some(node.to_string()),
+                device: Some(uuid.to_string()),
+                to: Some(if fault.is_some() { "Quarantined".into() } else { "Healthy".into() }),
+                why: fault.map(|fault| fault.to_string()),
                 ..blank
             },
             EventKind::Drain { node, to } => {
@@ -122,6 +142,7 @@ impl EventBody {
             why: self.why.unwrap_or_default(),
             replica: u32::from(self.replica.unwrap_or(0)),
             generation: self.generation.unwrap_or(0),
+            device: self.device.unwrap_or_default(),
             simulation: self.simulation,
         }
     }

@@ -3,11 +3,14 @@
 
 pub mod ask;
 mod cluster;
+mod devices;
 mod docs;
 mod drain;
+mod endpoints;
 mod nodes;
 mod schedule;
 mod schema;
+mod services;
 mod tenants;
 mod watch;
 
@@ -55,6 +58,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(schedule::post, schedule::list))
         .routes(routes!(schedule::get, schedule::stop))
         .routes(routes!(schedule::logs))
+        .routes(routes!(services::list))
+        .routes(routes!(services::resize))
         .routes(routes!(nodes::resources))
         .routes(routes!(nodes::register_resource))
         .routes(routes!(nodes::register))
@@ -64,6 +69,9 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::uncordon))
         .routes(routes!(drain::drain))
         .routes(routes!(drain::down))
+        .routes(routes!(devices::fault))
+        .routes(routes!(devices::heal))
+        .routes(routes!(endpoints::endpoints))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))

@@ -5,12 +5,15 @@
 
 pub mod cluster;
 pub mod deploys;
+pub mod devices;
 pub mod drain;
+pub mod endpoints;
 pub mod gauges;
 pub mod jobs;
 pub mod list;
 pub mod model;
 pub mod nodes;
+pub mod services;
 pub mod targets;
 pub mod tenants;
 pub mod watch;

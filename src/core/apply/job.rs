@@ -8,6 +8,7 @@ use crate::job::{Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Next, P
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
+use crate::scaling::Target;
 use crate::state::{Request, State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -115,6 +116,9 @@ pub(super) fn fits(
         let Some(held) = state.ledger().node(alloc.node) else {
             return bad(format!("node {} has no ledger", alloc.node));
         };
+        if alloc.shares.iter().any(|share| node.quarantine_of(share.device).is_some()) {
+            return bad(format!("node {}: a device of the plan is in quarantine", node.name));
+        }
         let used = uses.get(&alloc.node).unwrap_or(held);
         if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));
@@ -168,6 +172,27 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     let spec = job.spec.clone();
     job.replicas.iter_mut().for_each(|replica| moving::stop(&spec, replica, why));
     save(state, job, before, Some(why));
+    Ok(Answer::Count(1))
+}
+
+pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
+        return Ok(Answer::Count(0));
+    };
+    let Some(scaling) = job.spec.scaling else {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has a fixed number of replicas", job.request)));
+    };
+    if target.replicas > scaling.max {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has at most {}", job.request, scaling.max)));
+    }
+    let mut job = (**job).clone();
+    let (before, from) = (job.state(), job.desired());
+    job.resize(target.replicas);
+    let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
+    let Target { replicas: to, why, inputs } = target.clone();
+    state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
+    let why = (job.desired() < from).then_some(Reason::ScaledDown);
+    save(state, job, before, why);
     Ok(Answer::Count(1))
 }
 
@@ -302,7 +327,7 @@ pub(super) fn save(state: &mut State, mut job: Job, before: JobState, why: Optio
     if job.state() != before {
         emit(state, &job, Some(before), why);
     }
-    if !job.replicas.iter().all(Replica::has_ended) {
+    if !job.is_over() {
         state.put_job(job);
         return;
     }

@@ -4,7 +4,7 @@
 
 mod cluster;
 mod job;
-mod moving;
+pub(crate) mod moving;
 mod node;
 mod tenant;
 
@@ -62,8 +62,11 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Submit { submission, placements } => job::submit(state, submission, placements),
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
+        Command::Scale { job, target } => job::scale(state, *job, target),
         Command::Move { job, from, to, why } => moving::replace(state, *job, *from, to, *why),
         Command::Evict { job, replica, from, why } => moving::evict(state, *job, *replica, *from, *why),
+        Command::Faults { node, faults } => node::faults(state, *node, faults),
+        Command::Heal { node, uuid, by } => node::heal(state, *node, uuid, by.as_ref()),
         Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
     }

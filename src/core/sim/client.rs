@@ -5,13 +5,16 @@
 use super::net::{Message, Peer};
 use super::oracle::Oracle;
 use super::rng::Rng;
-use crate::command::Submission;
+use crate::autoscaler::Why;
+use crate::command::{DeviceFault, Submission};
+use crate::fault::Fault;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
 use crate::node::{Cordon, Drain};
 use crate::plan::{Intent, Queueing, Reply};
 use crate::reason::Reason;
 use crate::resources::{Gpus, Resources};
+use crate::scaling::{Scaling, Target};
 use crate::tenant::Quota;
 use std::sync::Arc;
 
@@ -107,6 +110,7 @@ impl Client {
         match (known, rng.below(100)) {
             (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
             (Some(known), 30..38) => again(known),
+            (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known.request, rng),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);
                 let other = Submission { body, ..known };
@@ -137,7 +141,18 @@ impl Client {
                 Intent::Cordon { node, cordon: Some(cordon) }
             }
             2..5 => Intent::Cordon { node, cordon: None },
-            5..9 => quota(tenant(rng), rng.between(1, 20) * 1000),
+            5 => {
+                let fault = *rng.pick(&[Fault::Xid(13), Fault::Xid(79), Fault::Xid(63), Fault::Xid(94)]);
+                let uuid: Arc<str> = format!("GPU-{:04}", rng.below(4)).into();
+                match rng.chance(500) {
+                    true => Intent::Heal { node, uuid, by: "operator".into() },
+                    false => {
+                        let faults = vec![DeviceFault { uuid, fault, simulated: true }];
+                        Intent::Faults { node, incarnation: None, faults }
+                    }
+                }
+            }
+            6..9 => quota(tenant(rng), rng.between(1, 20) * 1000),
             _ => Intent::PlaceWaiting,
         }
     }
@@ -160,6 +175,15 @@ pub fn greedy(member: usize, term: u64, rng: &mut Rng) -> Intent {
     (spec.resources.gpu, spec.replicas, spec.gang, spec.constraints.node) = (Gpus::Whole(1), 4, false, None);
     let body = Digest16::of(&[format!("{spec:?}").as_bytes()]);
     again(Submission { request, body, keyed: true, spec: Arc::new(spec) })
+}
+
+/// Another number for a service, or a request that wakes it.
+fn resize(request: RequestId, rng: &mut Rng) -> Intent {
+    let target = Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None };
+    match rng.chance(300) {
+        true => Intent::Wake { request },
+        false => Intent::Scale { request, tenant: None, target },
+    }
 }
 
 fn again(submission: Submission) -> Intent {
@@ -193,17 +217,19 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         memory: rng.between(0, 64) << 30,
         ..Resources::default()
     };
+    let scaling = rng.chance(150).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
     JobSpec {
         tenant: tenant(rng),
         model: id(ModelId::new("m1")),
         version: id(VersionId::new("v1")),
         resources,
         replicas,
-        gang: replicas > 1 && rng.chance(500),
+        gang: scaling.is_none() && replicas > 1 && rng.chance(500),
         constraints,
         priority: *rng.pick(&[0, 0, 0, 10, -10]),
         runtime: Runtime::Simulated,
         manifest: None,
         approved_by: None,
+        scaling,
     }
 }

@@ -140,7 +140,7 @@ impl Oracle {
     /// twice stops only once its place elsewhere is held for it.
     fn drains(&mut self, index: usize, batch: &Batch, before: &State) {
         for command in &batch.commands {
-            let Command::Evict { job, replica, from, .. } = command else { continue };
+            let Command::Evict { job, replica, from, why: Reason::NodeDrain } = command else { continue };
             let Some(job) = before.job(*job) else { continue };
             let Some(r) = job.replicas.get(usize::from(*replica)).filter(|r| r.generation == *from) else { continue };
             let node = r.allocation().and_then(|alloc| before.node(alloc.node));
@@ -212,7 +212,7 @@ impl Oracle {
         self.live.insert(job.request.clone(), job.no);
         let now: Vec<u32> = job.replicas.iter().map(|r| r.generation.0).collect();
         if let Some(old) = self.generations.insert(job.no, now.clone()) {
-            let back = old.len() != now.len() || old.iter().zip(&now).any(|(old, now)| now < old);
+            let back = old.len() > now.len() || old.iter().zip(&now).any(|(old, now)| now < old);
             if back {
                 self.bad(format!("entry {index}: generations of {} went from {old:?} to {now:?}", job.no));
             }

@@ -2,7 +2,9 @@
 //! meet. Every step is checked; what is applied is kept for replay and reload.
 
 use nf_core::apply::{BatchOutcome, apply_batch};
-use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
+use nf_core::autoscaler::Why;
+use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
+use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
@@ -10,6 +12,7 @@ use nf_core::plan::{Intent, Queueing, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
 use nf_core::rows::Table;
+use nf_core::scaling::{Scaling, Target};
 use nf_core::sim::Rng;
 use nf_core::state::State;
 use nf_core::tenant::Quota;
@@ -163,7 +166,7 @@ impl World {
     }
 
     pub fn some_intent(&self, rng: &mut Rng) -> Intent {
-        match rng.below(20) {
+        match rng.below(23) {
             0..3 => {
                 let (name, kind) = (node_name(rng), NodeKind::Worker);
                 let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
@@ -187,7 +190,10 @@ impl World {
                 why: Reason::StoppedByUser,
             },
             14..17 => self.reports(rng),
-            17 => Intent::Moves,
+            17 => Intent::Scale { request: request(rng), tenant: None, target: target(rng) },
+            18 => Intent::Wake { request: request(rng) },
+            19..21 => Intent::Moves,
+            21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
             _ => Intent::PlaceWaiting,
         }
     }
@@ -220,16 +226,19 @@ impl World {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         let from = Generation(rng.below(4) as u32);
-        match rng.below(9) {
-            6 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
-            7 => Command::Evict { job, replica: rng.below(4) as u16, from, why: Reason::NodeDrain },
-            8 => Command::SetDrain {
+        match rng.below(12) {
+            10 => Command::Faults { node: node_no(rng), faults: vec![fault(rng)] },
+            11 => Command::Heal { node: node_no(rng), uuid: fault(rng).uuid, by: None },
+            7 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
+            8 => Command::Evict { job, replica: rng.below(4) as u16, from, why: Reason::NodeDrain },
+            9 => Command::SetDrain {
                 node: node_no(rng),
                 to: *rng.pick(&[DrainState::None, DrainState::Draining, DrainState::Blocked, DrainState::Drained]),
             },
             0..2 => Command::Submit { submission: submission(rng), placements: places },
             2..4 => Command::Place { job, placements: places },
             4 => Command::Stop { job, why: Reason::Preempted },
+            5 => Command::Scale { job, target: target(rng) },
             _ => Command::SetNodeState { node: node_no(rng), incarnation: Incarnation(1), to: node_state(rng) },
         }
     }
@@ -249,6 +258,11 @@ fn node_name(rng: &mut Rng) -> NodeName {
 
 fn node_no(rng: &mut Rng) -> NodeNo {
     NodeNo(rng.below(5) as u32)
+}
+
+fn fault(rng: &mut Rng) -> DeviceFault {
+    let fault = *rng.pick(&[Fault::Xid(13), Fault::Xid(79), Fault::Xid(94), Fault::Xid(63), Fault::Lost, Fault::Hand]);
+    DeviceFault { uuid: format!("GPU-{:04}", rng.below(9)).into(), fault, simulated: rng.chance(500) }
 }
 
 fn drain(rng: &mut Rng) -> Option<Drain> {
@@ -305,6 +319,10 @@ fn node(rng: &mut Rng) -> NodeSpec {
     spec
 }
 
+fn target(rng: &mut Rng) -> Target {
+    Target { replicas: rng.below(7) as u16, why: Why::Idle, inputs: None }
+}
+
 fn submission(rng: &mut Rng) -> Submission {
     let spec = job(rng);
     // Now and then the same id with the same body, although the job differs in the small.
@@ -343,7 +361,9 @@ fn job(rng: &mut Rng) -> JobSpec {
     let replicas = rng.between(1, 4) as u16;
     let tenant = format!("t{}", rng.below(3));
     let priority = rng.below(3) as i16 - 1;
-    JobSpec { resources, constraints, replicas, gang: rng.chance(400), priority, ..testing::job_spec(&tenant, gpu) }
+    let scaling = rng.chance(300).then(|| Scaling { min: rng.below(2) as u16, max: 6, ..Scaling::default() });
+    let gang = scaling.is_none() && rng.chance(400);
+    JobSpec { resources, constraints, replicas, gang, priority, scaling, ..testing::job_spec(&tenant, gpu) }
 }
 
 fn placement(rng: &mut Rng) -> Placement {
