@@ -2,6 +2,7 @@
 //! It knows the group only through `raft::Replica`, and neither agents nor the
 //! controller.
 
+pub mod auth;
 pub mod convert;
 pub mod error;
 pub mod grpc;
@@ -9,6 +10,7 @@ pub mod rest;
 pub mod service;
 
 use crate::raft::Replica;
+use crate::security::jwt::Verifier;
 use crate::telemetry::Metrics;
 use axum::Router;
 use bytes::Bytes;
@@ -50,6 +52,8 @@ pub struct ApiState {
     pub models: Option<Resolve>,
     pub info: Info,
     pub metrics: Metrics,
+    /// Who may call; None: anybody, in simulation alone.
+    pub auth: Option<Arc<Verifier>>,
 }
 
 /// REST and gRPC on one router. Must be called on a runtime: it starts one small

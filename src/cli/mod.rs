@@ -22,6 +22,7 @@ mod settings;
 mod signals;
 mod sim;
 mod tenant;
+mod token;
 pub(crate) mod version;
 
 pub use version::{COMMIT, VERSION};
@@ -128,6 +129,11 @@ enum Command {
     /// Check an export of the audit trail, without the group
     #[command(after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl -o json")]
     Audit(audit::Audit),
+    /// Make tokens for callers, and revoke them
+    #[command(
+        after_help = "Examples:\n  nf token create --keys ./lab/tokens --subject ada --tenant demo --role operator\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d"
+    )]
+    Token(token::Token),
     /// Choose which group the commands speak to
     #[command(after_help = "Examples:\n  nf context list\n  nf context use dev")]
     Context(contexts::Contexts),
@@ -197,6 +203,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Quota(quota) => quota.run(&global).await,
             Command::Cluster(cluster) => cluster.run(&global).await,
             Command::Model(model) => model.run(&global).await,
+            Command::Token(token) => token.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
             Command::Sim(sim) => sim.run(&global).await,
             Command::Serve(_)

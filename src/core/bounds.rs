@@ -48,6 +48,7 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::DeleteTenant { .. }
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
+        | Intent::RevokeToken { .. }
         | Intent::PlaceWaiting => Ok(()),
     }
 }

@@ -141,6 +141,10 @@ pub enum Command {
         incarnation: Incarnation,
         reports: Vec<Report>,
     },
+    /// A token that counts no more. Its id is there as a digest: whoever reads the log learns none.
+    RevokeToken {
+        token: Digest16,
+    },
 }
 
 impl Command {
@@ -161,7 +165,10 @@ impl Command {
             }
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
-            Command::SetNodeState { .. } | Command::Stop { .. } | Command::RaiseLevel { .. } => 24,
+            Command::SetNodeState { .. }
+            | Command::Stop { .. }
+            | Command::RaiseLevel { .. }
+            | Command::RevokeToken { .. } => 24,
         }
     }
 }

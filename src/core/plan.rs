@@ -86,6 +86,10 @@ pub enum Intent {
         cordon: Option<Cordon>,
         seen: Digest16,
     },
+    /// A token, by the digest of its id ([`crate::state::token_key`]).
+    RevokeToken {
+        token: Digest16,
+    },
 }
 
 /// What the caller is told once the commands are committed.
@@ -181,6 +185,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             crate::etag::check_cordon(state, node, cordon.as_ref(), *seen)?;
             plan(state, &Intent::Cordon { node: node.clone(), cordon: cordon.clone() })
         }
+        Intent::RevokeToken { token } => Planned::one(Command::RevokeToken { token: *token }),
     }
 }
 

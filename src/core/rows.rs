@@ -30,6 +30,7 @@ pub enum Table {
     HistoryOf = 8,
     /// Events by sequence number. Not in memory, not hashed.
     Event = 9,
+    Revoked = 10,
 }
 
 impl Table {
@@ -43,9 +44,11 @@ impl Table {
         Table::History,
         Table::HistoryOf,
         Table::Event,
+        Table::Revoked,
     ];
     /// The tables that [`State::from_rows`] wants.
-    pub const LIVE: &[Table] = &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member];
+    pub const LIVE: &[Table] =
+        &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member, Table::Revoked];
 }
 
 /// One row to write, or (None) to delete.
@@ -123,6 +126,7 @@ impl RowKey {
             RowKey::Tenant(_) => Table::Tenant,
             RowKey::Request(_) => Table::Request,
             RowKey::Member(_) => Table::Member,
+            RowKey::Revoked(_) => Table::Revoked,
         }
     }
 
@@ -131,7 +135,7 @@ impl RowKey {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Request(key) => key.0.to_vec(),
+            RowKey::Request(key) | RowKey::Revoked(key) => key.0.to_vec(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
         }
     }
@@ -145,6 +149,7 @@ impl Before {
             Before::Tenant(row) => row.as_deref().map(value),
             Before::Request(row) => row.as_ref().map(value),
             Before::Member(row) => row.as_deref().map(value),
+            Before::Revoked(row) => row.as_ref().map(value),
         }
     }
 }
@@ -186,6 +191,7 @@ impl State {
             RowKey::Tenant(no) => self.tenants.get(&no).map(|row| value(&**row)),
             RowKey::Request(key) => self.requests.get(&key).map(value),
             RowKey::Member(id) => self.members.get(&id).map(|row| value(&**row)),
+            RowKey::Revoked(key) => self.revoked.get(&key).map(value),
         }
     }
 
@@ -195,6 +201,7 @@ impl State {
         let keys = keys.chain(self.tenants.keys().map(|no| RowKey::Tenant(*no)));
         let keys = keys.chain(self.members.keys().map(|id| RowKey::Member(*id)));
         let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
+        let keys = keys.chain(self.revoked.keys().map(|key| RowKey::Revoked(*key)));
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
         keys.filter_map(|key| Some((key.table(), key.bytes(), self.row(key)?))).chain([meta])
@@ -232,6 +239,11 @@ impl State {
                     let length = key.len();
                     let key = key.try_into().map_err(|_| Error::Key { table, length })?;
                     state.put_request(Digest16(key), read::<Request>(table, &bytes)?);
+                }
+                Table::Revoked => {
+                    let length = key.len();
+                    let key = key.try_into().map_err(|_| Error::Key { table, length })?;
+                    state.put_revoked(Digest16(key), read::<u64>(table, &bytes)?);
                 }
                 Table::History | Table::HistoryOf | Table::Event => {}
             }

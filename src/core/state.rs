@@ -77,6 +77,7 @@ pub(crate) enum Before {
     Tenant(Option<Arc<Tenant>>),
     Request(Option<Request>),
     Member(Option<Arc<Member>>),
+    Revoked(Option<u64>),
 }
 
 /// Names the row of a [`Before`].
@@ -87,6 +88,7 @@ pub(crate) enum RowKey {
     Tenant(TenantNo),
     Request(Digest16),
     Member(MemberId),
+    Revoked(Digest16),
 }
 
 /// What changed since the rows were last taken.
@@ -107,6 +109,8 @@ pub struct State {
     pub(crate) tenants: OrdMap<TenantNo, Arc<Tenant>>,
     pub(crate) requests: OrdMap<Digest16, Request>,
     pub(crate) members: OrdMap<MemberId, Arc<Member>>,
+    /// Digests of the ids of tokens that count no more, and until when that is kept.
+    pub(crate) revoked: OrdMap<Digest16, u64>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -120,6 +124,8 @@ pub struct State {
     pub(crate) limited: OrdSet<JobNo>,
     /// When a request is forgotten.
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
+    /// When a revocation is.
+    pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
     /// What the live jobs ask for, which stands for what will be asked.
@@ -142,6 +148,11 @@ const RULES_EVERY: u64 = 512;
 /// The key under which a request is remembered.
 pub fn request_key(request: &RequestId) -> Digest16 {
     Digest16::of(&[b"request", request.as_str().as_bytes()])
+}
+
+/// The key under which a token's id is revoked.
+pub fn token_key(id: &str) -> Digest16 {
+    Digest16::of(&[b"token", id.as_bytes()])
 }
 
 impl State {
@@ -179,6 +190,11 @@ impl State {
     /// Equal on members that applied the same log. Covers all live rows.
     pub fn hash(&self) -> u128 {
         self.hash
+    }
+
+    /// Whether the token of that id counts no more.
+    pub fn is_revoked(&self, id: &str) -> bool {
+        !self.revoked.is_empty() && self.revoked.contains_key(&token_key(id))
     }
 
     pub fn job(&self, no: JobNo) -> Option<&Arc<Job>> {
@@ -436,6 +452,21 @@ impl State {
         self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
         if let Some(old) = self.requests.remove(&key) {
             self.unindex_request(key, &old);
+        }
+    }
+
+    pub(crate) fn put_revoked(&mut self, token: Digest16, until_ms: u64) {
+        self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
+        if let Some(old) = self.revoked.insert(token, until_ms) {
+            self.revoked_until.remove(&(old, token));
+        }
+        self.revoked_until.insert((until_ms, token));
+    }
+
+    pub(crate) fn remove_revoked(&mut self, token: Digest16) {
+        self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
+        if let Some(old) = self.revoked.remove(&token) {
+            self.revoked_until.remove(&(old, token));
         }
     }
 

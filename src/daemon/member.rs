@@ -14,6 +14,7 @@ use crate::controller;
 use crate::exchange::{self, Hub};
 use crate::models::Store;
 use crate::raft::{self, Replica, Role};
+use crate::security::jwt::Verifier;
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
@@ -36,6 +37,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
     wiped::check_founder(settings).await?;
+    let auth = public::auth(settings)?;
     let public = bind(settings.public(), "--listen")?;
     let peer = bind(settings.peer(), "--peer-listen")?;
     let peer_address = peer.local_addr()?;
@@ -53,7 +55,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let (end, ended) = watch::channel(false);
     let mut leading = tokio::spawn(controller::run(hub.group().clone(), hub.beats(), controller_options(settings)));
     let store = nodes::store(settings, &me.data)?;
-    let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun));
+    let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun, auth));
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
@@ -145,6 +147,7 @@ fn api_state(
     store: Option<Store>,
     metrics: Metrics,
     started: Instant,
+    auth: Option<Arc<Verifier>>,
 ) -> ApiState {
     let hub = hub.clone();
     let logs: api::LogSource = Arc::new(move |node, request, replica, follow, tail| {
@@ -160,7 +163,7 @@ fn api_state(
         missing: settings.missing().into_iter().map(str::to_owned).collect(),
         started,
     };
-    ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics }
+    ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics, auth }
 }
 
 fn resolve(store: Store) -> Resolve {

@@ -8,6 +8,7 @@ mod nodes;
 mod schedule;
 mod schema;
 mod tenants;
+mod tokens;
 mod watch;
 
 use super::convert::answer::Freshness;
@@ -40,6 +41,7 @@ pub fn router(service: Service) -> Router {
     routes
         .merge(docs.router())
         .method_not_allowed_fallback(not_allowed)
+        .layer(from_fn_with_state(service.clone(), super::auth::guard))
         .layer(from_fn_with_state(service.clone(), counted))
         .with_state(service)
 }
@@ -74,6 +76,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::ready))
         .routes(routes!(cluster::metrics))
         .routes(routes!(cluster::targets))
+        .routes(routes!(tokens::revoke))
 }
 
 /// A JSON answer.

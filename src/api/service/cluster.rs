@@ -38,6 +38,8 @@ pub struct HealthBody {
     pub simulation: bool,
     /// `production` or `simulation`.
     pub mode: String,
+    /// `on`: callers say who they are, with a token; `off`: anybody may call (simulation alone).
+    pub auth: String,
     /// Settings that production needs and this process has not.
     pub missing: Vec<String>,
     pub node_id: String,
@@ -127,6 +129,7 @@ impl Service {
             uptime: self.info.started.elapsed().as_secs_f64(),
             simulation,
             mode: if simulation { "simulation".into() } else { "production".into() },
+            auth: if self.gate.asks() { "on".into() } else { "off".into() },
             missing: self.info.missing.clone(),
             node_id: self.info.node_name.clone(),
             role: role_name(status.role).into(),

@@ -75,6 +75,7 @@ impl Service {
     }
 
     async fn schedule_uncounted(&self, call: &Call, wanted: Schedule, key: Option<&str>) -> Result<Scheduled, Failure> {
+        call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
         let mode = self.mode(call).await?;
         let facts = self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
@@ -104,6 +105,7 @@ impl Service {
 
     /// What a schedule call would do on the state as it is; commits nothing.
     pub async fn plan(&self, call: &Call, wanted: Schedule) -> Result<Planned, Failure> {
+        call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
         self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;

@@ -12,8 +12,10 @@ pub mod model;
 pub mod nodes;
 pub mod targets;
 pub mod tenants;
+pub mod tokens;
 pub mod watch;
 
+use super::auth::{Gate, Who};
 use super::convert::answer::Freshness;
 use super::error::Failure;
 use super::{ApiState, Info};
@@ -49,13 +51,15 @@ pub struct Call {
     pub past_index: Option<u64>,
     /// How long a blocking read waits for that.
     pub wait: Duration,
+    /// Who calls.
+    pub who: Who,
     /// Only this tenant's rows.
     pub tenant: Option<TenantId>,
 }
 
 impl Call {
-    /// A call that has `time` to live.
-    pub fn within(time: Duration) -> Self {
+    /// A call of `who` that has `time` to live.
+    pub fn within(who: Who, time: Duration) -> Self {
         let deadline = Instant::now() + time.min(MAX_DEADLINE);
         Self {
             deadline,
@@ -63,6 +67,7 @@ impl Call {
             consistency: Consistency::Linearizable,
             past_index: None,
             wait: Duration::ZERO,
+            who,
             tenant: None,
         }
     }
@@ -76,6 +81,7 @@ pub struct Inner {
     pub replica: Replica,
     pub info: Info,
     pub metrics: Metrics,
+    pub gate: Gate,
     models: model::Models,
     logs: Option<super::LogSource>,
     calls: Semaphore,
@@ -96,11 +102,12 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, models, info, metrics } = state;
+        let ApiState { replica, logs, models, info, metrics, auth } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
             deploys: deploys::Deploys::new(metrics.clone()),
+            gate: Gate::new(auth, replica.clone()),
             replica,
             info,
             metrics,

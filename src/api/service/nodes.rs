@@ -232,8 +232,13 @@ impl Service {
     /// What the cluster has and who holds it.
     pub async fn resources(&self, call: &Call) -> Result<ResourcesAnswer, Failure> {
         let view = self.read(call).await?;
-        let tenant = call.tenant.clone();
-        super::off_thread(move || summary(&view.state, tenant.as_ref(), freshness(&view))).await
+        let (tenant, wide) = (call.tenant.clone(), call.who.wide());
+        let mut answer = super::off_thread(move || summary(&view.state, tenant.as_ref(), freshness(&view))).await?;
+        if !wide {
+            // A tenant sees the cluster's sums and its own use, not the machines.
+            answer.nodes.clear();
+        }
+        Ok(answer)
     }
 
     /// All nodes with their devices.

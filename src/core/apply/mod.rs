@@ -6,6 +6,7 @@ mod cluster;
 mod job;
 mod node;
 mod tenant;
+mod token;
 
 pub use job::MINTED_MS;
 
@@ -62,6 +63,7 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
+        Command::RevokeToken { token } => token::revoke(state, *token),
     }
 }
 
@@ -73,4 +75,5 @@ fn forget(state: &mut State) {
     for key in due {
         state.remove_request(key);
     }
+    token::forget(state, FORGET);
 }

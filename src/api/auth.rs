@@ -1,0 +1,335 @@
+//! Who may do what: one gate before REST and gRPC alike, and one table that maps each
+//! route to what it asks of its caller. What a call then sees is bounded by [`Who`]:
+//! another tenant's object is as absent as one that never was. It does not verify
+//! signatures of tokens (`security::jwt` does), nor know what the routes do.
+
+use super::error::Failure;
+use super::service::Service;
+use crate::raft::Replica;
+use crate::security::jwt::{Denied, Identity, Role, Verifier};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use nf_core::command::Mode;
+use nf_core::id::TenantId;
+use nf_core::reason::{Reason, Refusal};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What a route asks of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: monitors and documents.
+    Open,
+    /// A token of any role: people get their tenant's part, machines and admins the whole.
+    Any,
+    /// To see one's tenant: any role of people.
+    Read,
+    /// To schedule in one's tenant.
+    Operator,
+    /// To see what belongs to no tenant: admins, and machines such as a scraper.
+    Wide,
+    /// To run nodes, quotas and the cluster.
+    Admin,
+    /// To bring a node in: admins and machines.
+    Node,
+}
+
+impl Access {
+    /// The roles that open it; any one of them does.
+    pub fn roles(self) -> &'static [Role] {
+        match self {
+            Access::Open | Access::Any => &Role::ALL,
+            Access::Read => &[Role::Viewer, Role::Operator, Role::Promoter, Role::Admin],
+            Access::Operator => &[Role::Operator],
+            Access::Wide | Access::Node => &[Role::Admin, Role::Node],
+            Access::Admin => &[Role::Admin],
+        }
+    }
+}
+
+/// Each route. A route that is not here asks for an admin, so that a new one is never open by mistake;
+/// a test holds the table against the OpenAPI document and the descriptors.
+pub const TABLE: &[(&str, &str, Access)] = &[
+    ("GET", "/health", Access::Open),
+    ("GET", "/health/ready", Access::Open),
+    ("GET", "/openapi.json", Access::Open),
+    ("GET", "/docs", Access::Open),
+    ("GET", "/metrics", Access::Any),
+    ("GET", "/sd/prometheus", Access::Any),
+    ("POST", "/schedule", Access::Operator),
+    ("GET", "/schedule", Access::Read),
+    ("GET", "/schedule/{request_id}", Access::Read),
+    ("DELETE", "/schedule/{request_id}", Access::Operator),
+    ("GET", "/schedule/{request_id}/logs", Access::Read),
+    ("GET", "/resources", Access::Read),
+    ("POST", "/resources/register", Access::Node),
+    ("POST", "/node/register", Access::Node),
+    ("POST", "/node/launch", Access::Operator),
+    ("POST", "/node/{node_id}/cordon", Access::Admin),
+    ("POST", "/node/{node_id}/uncordon", Access::Admin),
+    ("GET", "/nodes", Access::Wide),
+    ("GET", "/tenants", Access::Read),
+    ("POST", "/tenants", Access::Admin),
+    ("DELETE", "/tenants/{tenant_id}", Access::Admin),
+    ("GET", "/tenants/{tenant_id}/quota", Access::Read),
+    ("PUT", "/tenants/{tenant_id}/quota", Access::Admin),
+    ("GET", "/cluster/members", Access::Wide),
+    ("POST", "/cluster/members", Access::Node),
+    ("DELETE", "/cluster/members/{member}", Access::Admin),
+    ("POST", "/cluster/members/{member}/promote", Access::Admin),
+    ("POST", "/cluster/snapshot", Access::Admin),
+    ("POST", "/failover/promote", Access::Admin),
+    ("GET", "/events", Access::Read),
+    ("POST", "/tokens/revoke", Access::Admin),
+    ("RPC", "/neuralfabric.v1.SchedulerService/Schedule", Access::Operator),
+    ("RPC", "/neuralfabric.v1.SchedulerService/Plan", Access::Operator),
+    ("RPC", "/neuralfabric.v1.SchedulerService/Get", Access::Read),
+    ("RPC", "/neuralfabric.v1.SchedulerService/List", Access::Read),
+    ("RPC", "/neuralfabric.v1.SchedulerService/Stop", Access::Operator),
+    ("RPC", "/neuralfabric.v1.SchedulerService/Watch", Access::Read),
+    ("RPC", "/neuralfabric.v1.ResourceService/Get", Access::Read),
+    ("RPC", "/neuralfabric.v1.ResourceService/RegisterNode", Access::Node),
+    ("RPC", "/neuralfabric.v1.SecurityService/RevokeToken", Access::Admin),
+    ("RPC", "/grpc.health.v1.Health/Check", Access::Open),
+    ("RPC", "/grpc.health.v1.Health/Watch", Access::Open),
+    ("RPC", "/grpc.health.v1.Health/List", Access::Open),
+    ("RPC", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Access::Open),
+    ("RPC", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Access::Open),
+];
+
+/// What the route asks for.
+pub fn access(method: &str, path: &str) -> Access {
+    let method = if method == "HEAD" { "GET" } else { method };
+    let row = TABLE.iter().find(|(verb, route, _)| *verb == method && *route == path);
+    row.map_or(Access::Admin, |(_, _, access)| *access)
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub enum Who {
+    /// This group asks nobody (simulation without keys): a call acts as the tenant it names.
+    Anyone,
+    /// Did not say, on a route that is open to all.
+    Stranger,
+    Known(Arc<Identity>),
+}
+
+/// As if it were absent, which for this caller it is.
+fn hidden(tenant: &TenantId) -> Failure {
+    Refusal::field(Reason::NotFound, "tenant_id", format!("no tenant {tenant}")).into()
+}
+
+impl Who {
+    /// Sees what belongs to no tenant, and every tenant's.
+    pub fn wide(&self) -> bool {
+        match self {
+            Who::Anyone => true,
+            Who::Stranger => false,
+            Who::Known(identity) => Access::Wide.roles().iter().any(|role| identity.roles.has(*role)),
+        }
+    }
+
+    fn admin(&self) -> bool {
+        match self {
+            Who::Anyone => true,
+            Who::Stranger => false,
+            Who::Known(identity) => identity.roles.has(Role::Admin),
+        }
+    }
+
+    /// The tenant that a read is bound to, when it names one or none.
+    ///
+    /// # Errors
+    /// `NotFound` when it names another tenant than the caller's.
+    pub fn sees(&self, named: Option<TenantId>) -> Result<Option<TenantId>, Failure> {
+        match self {
+            Who::Anyone => Ok(named),
+            Who::Known(_) if self.wide() => Ok(named),
+            Who::Known(identity) => match named {
+                Some(other) if other != identity.tenant => Err(hidden(&other)),
+                _ => Ok(Some(identity.tenant.clone())),
+            },
+            Who::Stranger => Err(unauthenticated()),
+        }
+    }
+
+    /// The tenant that a change is bound to: the caller's own, unless an admin names another.
+    ///
+    /// # Errors
+    /// As [`Who::sees`].
+    pub fn acts(&self, named: Option<TenantId>) -> Result<Option<TenantId>, Failure> {
+        match self {
+            Who::Known(identity) if self.admin() => Ok(Some(named.unwrap_or_else(|| identity.tenant.clone()))),
+            Who::Known(identity) => match named {
+                Some(other) if other != identity.tenant => Err(hidden(&other)),
+                _ => Ok(Some(identity.tenant.clone())),
+            },
+            _ => self.sees(named),
+        }
+    }
+}
+
+/// What a caller who may not is told.
+fn forbidden(access: Access) -> Failure {
+    let names: Vec<&str> = access.roles().iter().map(|role| role.name()).collect();
+    let detail = format!("this needs the role {}; nf token create makes a token with it", names.join(" or "));
+    Refusal::new(Reason::Forbidden, detail).into()
+}
+
+fn unauthenticated() -> Failure {
+    Denied::Shape.refusal().into()
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_secs())
+}
+
+/// The gate. Without keys it is open in simulation and shut in production.
+#[derive(Clone)]
+pub struct Gate {
+    verifier: Option<Arc<Verifier>>,
+    replica: Replica,
+}
+
+impl Gate {
+    pub fn new(verifier: Option<Arc<Verifier>>, replica: Replica) -> Self {
+        Self { verifier, replica }
+    }
+
+    /// Whether callers must say who they are.
+    pub fn asks(&self) -> bool {
+        self.verifier.is_some() || self.replica.applied().state.meta().mode == Mode::Production
+    }
+
+    /// Who calls, and that they may.
+    fn admit(&self, headers: &HeaderMap, access: Access) -> Result<Who, Failure> {
+        if !self.asks() {
+            return Ok(Who::Anyone);
+        }
+        let Some(token) = bearer(headers) else {
+            let open = access == Access::Open && !headers.contains_key(header::AUTHORIZATION);
+            return if open { Ok(Who::Stranger) } else { Err(unauthenticated()) };
+        };
+        let verifier = self.verifier.as_ref().ok_or_else(unauthenticated)?;
+        let identity = verifier.verify(token, now()).map_err(|denied| {
+            // How close it was is for the log alone.
+            tracing::debug!(%denied, "a token was refused");
+            Failure::from(denied.refusal())
+        })?;
+        self.still(&identity)?;
+        match access.roles().iter().any(|role| identity.roles.has(*role)) {
+            true => Ok(Who::Known(identity)),
+            false => Err(forbidden(access)),
+        }
+    }
+
+    fn still(&self, identity: &Identity) -> Result<(), Failure> {
+        let state = self.replica.applied().state;
+        match identity.token_id.as_deref().is_some_and(|id| state.is_revoked(id)) {
+            true => {
+                tracing::debug!("a revoked token was used");
+                Err(unauthenticated())
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Whether who opened a stream may still read it: tokens end, and are revoked.
+    pub fn counts(&self, who: &Who) -> Result<(), Failure> {
+        match who {
+            Who::Anyone | Who::Stranger => Ok(()),
+            Who::Known(identity) if identity.expires.saturating_add(crate::security::jwt::LEEWAY) <= now() => {
+                Err(unauthenticated())
+            }
+            Who::Known(identity) => self.still(identity),
+        }
+    }
+}
+
+/// The only token of the only Authorization header.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(header::AUTHORIZATION).iter();
+    let (only, None) = (all.next()?, all.next()) else { return None };
+    let (scheme, token) = only.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Before each call: who is it, and may they? Both surfaces go through here.
+pub async fn guard(State(service): State<Service>, mut request: Request, next: Next) -> Response {
+    let rpc = request.headers().get(header::CONTENT_TYPE);
+    let rpc = rpc.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let route = request.extensions().get::<MatchedPath>();
+    // The routes of gRPC are its paths; those of REST leave parts open.
+    let needed = match route {
+        Some(route) if !rpc => access(request.method().as_str(), route.as_str()),
+        _ if request.method() == Method::POST => access("RPC", request.uri().path()),
+        _ => Access::Admin,
+    };
+    match service.gate.admit(request.headers(), needed) {
+        Ok(who) => {
+            request.extensions_mut().insert(who);
+            next.run(request).await
+        }
+        Err(failure) => {
+            service.metrics.auth_refused.with_label_values(&[failure.refusal.reason.token()]).inc();
+            if rpc {
+                return tonic::Status::from(failure).into_http();
+            }
+            failure.into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    #[test]
+    fn every_route_has_its_row_and_every_row_its_route() {
+        let document = serde_json::to_value(super::super::rest::openapi()).unwrap();
+        let mut routes: Vec<(String, String)> = Vec::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys() {
+                routes.push((method.to_uppercase(), path.clone()));
+            }
+        }
+        routes.extend([("GET".into(), "/openapi.json".into()), ("GET".into(), "/docs".into())]);
+        let files = <prost_types::FileDescriptorSet as prost::Message>::decode(nf_proto::DESCRIPTORS).unwrap();
+        for file in files.file.iter().filter(|file| file.package() == "neuralfabric.v1") {
+            for service in &file.service {
+                let methods =
+                    service.method.iter().map(|m| format!("/{}.{}/{}", file.package(), service.name(), m.name()));
+                routes.extend(methods.map(|path| ("RPC".to_owned(), path)));
+            }
+        }
+        let rows = |method: &str, path: &str| TABLE.iter().filter(|(m, p, _)| *m == method && *p == path).count();
+        for (method, path) in &routes {
+            assert_eq!(rows(method, path), 1, "{method} {path}");
+        }
+        for (method, path, _) in TABLE {
+            let ours = !path.starts_with("/grpc.");
+            assert_eq!(routes.iter().any(|(m, p)| m == method && p == path), ours, "{method} {path}");
+        }
+        assert_eq!(access("PATCH", "/schedule"), Access::Admin, "what is not there asks for the most");
+    }
+
+    #[test]
+    fn one_bearer_token_or_none() {
+        let with = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, HeaderValue::from_str(value).unwrap());
+            }
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(with(&["Bearer a.b.c"]).as_deref(), Some("a.b.c"));
+        assert_eq!(with(&["bearer  a.b.c "]).as_deref(), Some("a.b.c"));
+        for none in [&[][..], &["a.b.c"], &["Basic a"], &["Bearer a", "Bearer b"]] {
+            assert_eq!(with(none), None, "{none:?}");
+        }
+    }
+}
