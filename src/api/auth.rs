@@ -3,19 +3,23 @@
 //! another tenant's object is as absent as one that never was. It does not verify
 //! signatures of tokens (`security::jwt` does), nor know what the routes do.
 
-use super::error::Failure;
+use super::error::{Failure, Problem};
 use super::service::Service;
 use crate::raft::Replica;
 use crate::security::jwt::{Denied, Identity, Role, Verifier};
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use nf_core::audit::{Actor, Receipt};
 use nf_core::command::Mode;
-use nf_core::id::TenantId;
-use nf_core::reason::{Reason, Refusal};
-use std::sync::Arc;
+use nf_core::id::{NodeName, TenantId};
+use nf_core::reason::{Reason, Refusal, printable};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Characters of a path that the trail repeats.
+const MAX_PATH: usize = 120;
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +87,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/failover/promote", Access::Admin),
     ("GET", "/events", Access::Read),
     ("POST", "/tokens/revoke", Access::Admin),
+    ("GET", "/audit", Access::Admin),
     ("RPC", "/neuralfabric.v1.SchedulerService/Schedule", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Plan", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Get", Access::Read),
@@ -92,6 +97,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("RPC", "/neuralfabric.v1.ResourceService/Get", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/RegisterNode", Access::Node),
     ("RPC", "/neuralfabric.v1.SecurityService/RevokeToken", Access::Admin),
+    ("RPC", "/neuralfabric.v1.SecurityService/ReadAudit", Access::Admin),
     ("RPC", "/grpc.health.v1.Health/Check", Access::Open),
     ("RPC", "/grpc.health.v1.Health/Watch", Access::Open),
     ("RPC", "/grpc.health.v1.Health/List", Access::Open),
@@ -116,6 +122,22 @@ pub enum Who {
     Known(Arc<Identity>),
 }
 
+/// Where a call that changes something leaves its receipt for the answer's head.
+#[derive(Clone, Debug, Default)]
+pub struct Slot(Arc<OnceLock<Receipt>>);
+
+impl Slot {
+    /// Keeps the first: it is the one of what was asked.
+    pub fn put(&self, receipt: Option<Receipt>) {
+        if let Some(receipt) = receipt {
+            let _ = self.0.set(receipt);
+        }
+    }
+}
+
+/// The receipt, `seq:hash`, of the entry that a call left in the audit trail.
+const RECEIPT: &str = "x-nf-audit";
+
 /// As if it were absent, which for this caller it is.
 fn hidden(tenant: &TenantId) -> Failure {
     Refusal::field(Reason::NotFound, "tenant_id", format!("no tenant {tenant}")).into()
@@ -137,6 +159,26 @@ impl Who {
             Who::Stranger => false,
             Who::Known(identity) => identity.roles.has(Role::Admin),
         }
+    }
+
+    /// Whether a route is open to the caller.
+    fn may(&self, access: Access) -> bool {
+        match self {
+            Who::Anyone => true,
+            Who::Stranger => access == Access::Open,
+            Who::Known(identity) => access.roles().iter().any(|role| identity.roles.has(*role)),
+        }
+    }
+
+    /// How the audit trail names the caller; None where nobody was asked.
+    pub fn actor(&self, cluster: &str, node: &str) -> Option<Actor> {
+        let Who::Known(identity) = self else { return None };
+        Some(Actor {
+            subject: identity.subject.as_str().into(),
+            tenant: Some(identity.tenant.clone()),
+            token: identity.token_id.as_deref().map(|id| Actor::token_digest(cluster, id)),
+            node: NodeName::new(node).ok(),
+        })
     }
 
     /// The tenant that a read is bound to, when it names one or none.
@@ -204,8 +246,8 @@ impl Gate {
         self.verifier.is_some() || self.replica.applied().state.meta().mode == Mode::Production
     }
 
-    /// Who calls, and that they may.
-    fn admit(&self, headers: &HeaderMap, access: Access) -> Result<Who, Failure> {
+    /// Who calls.
+    fn known(&self, headers: &HeaderMap, access: Access) -> Result<Who, Failure> {
         if !self.asks() {
             return Ok(Who::Anyone);
         }
@@ -220,10 +262,7 @@ impl Gate {
             Failure::from(denied.refusal())
         })?;
         self.still(&identity)?;
-        match access.roles().iter().any(|role| identity.roles.has(*role)) {
-            true => Ok(Who::Known(identity)),
-            false => Err(forbidden(access)),
-        }
+        Ok(Who::Known(identity))
     }
 
     fn still(&self, identity: &Identity) -> Result<(), Failure> {
@@ -268,25 +307,47 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
         _ if request.method() == Method::POST => access("RPC", request.uri().path()),
         _ => Access::Admin,
     };
-    match service.gate.admit(request.headers(), needed) {
-        Ok(who) => {
-            request.extensions_mut().insert(who);
-            next.run(request).await
-        }
-        Err(failure) => {
-            service.metrics.auth_refused.with_label_values(&[failure.refusal.reason.token()]).inc();
-            if rpc {
-                return tonic::Status::from(failure).into_http();
-            }
-            failure.into_response()
-        }
+    let what = match route {
+        Some(route) if !rpc => format!("{} {}", request.method(), route.as_str()),
+        _ => printable(request.uri().path(), MAX_PATH),
+    };
+    let refused = |failure: Failure| {
+        service.metrics.auth_refused.with_label_values(&[failure.refusal.reason.token()]).inc();
+        if rpc { tonic::Status::from(failure).into_http() } else { failure.into_response() }
+    };
+    let who = match service.gate.known(request.headers(), needed) {
+        Ok(who) => who,
+        Err(failure) => return refused(failure),
+    };
+    if !who.may(needed) {
+        tell(&service, &who, &what, Reason::Forbidden);
+        return refused(forbidden(needed));
+    }
+    let slot = Slot::default();
+    request.extensions_mut().insert(who.clone());
+    request.extensions_mut().insert(slot.clone());
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions().get::<Problem>().filter(|p| (400..500).contains(&p.status)) {
+        let reason = Reason::from_token(&problem.reason).unwrap_or(Reason::Internal);
+        tell(&service, &who, &what, reason);
+    }
+    if let Some(value) = slot.0.get().and_then(|receipt| HeaderValue::from_str(&receipt.to_string()).ok()) {
+        response.headers_mut().insert(RECEIPT, value);
+    }
+    response
+}
+
+/// Refusals of somebody known are in the audit trail.
+fn tell(service: &Service, who: &Who, what: &str, reason: Reason) {
+    let cluster = service.replica.applied().state.meta().cluster.clone();
+    if let Some(actor) = who.actor(&cluster, &service.info.node_name) {
+        service.denials.tell(actor, what, reason);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::http::HeaderValue;
 
     #[test]
     fn every_route_has_its_row_and_every_row_its_route() {

@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod convert;
+mod denials;
 pub mod error;
 pub mod grpc;
 pub mod rest;

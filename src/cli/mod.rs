@@ -126,8 +126,8 @@ enum Command {
         after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model pull magika@v1 --store file:///srv/models -o json"
     )]
     Model(model::Model),
-    /// Check an export of the audit trail, without the group
-    #[command(after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl -o json")]
+    /// Export the audit trail, and check an export without the group
+    #[command(after_help = "Examples:\n  nf audit export --out export.jsonl\n  nf audit verify export.jsonl -o json")]
     Audit(audit::Audit),
     /// Make tokens for callers, and revoke them
     #[command(
@@ -179,7 +179,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(serve) => return serve.run(),
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
-        Command::Audit(audit) => return audit.run(&global),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
             return Ok(());
@@ -204,12 +203,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Cluster(cluster) => cluster.run(&global).await,
             Command::Model(model) => model.run(&global).await,
             Command::Token(token) => token.run(&global).await,
+            Command::Audit(audit) => audit.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
             Command::Sim(sim) => sim.run(&global).await,
             Command::Serve(_)
             | Command::Config(_)
             | Command::Context(_)
-            | Command::Audit(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),
         }

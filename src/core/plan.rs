@@ -1,8 +1,9 @@
 //! Planning: what a caller wants (an intent) → what is decided (commands), on
 //! the leader's speculative state. `nf plan` runs the same code and commits nothing.
 
+use crate::audit::{Actor, Receipt};
 use crate::bounds;
-use crate::command::{Answer, Command, Member, Mode, Report, Submission};
+use crate::command::{Answer, Command, Member, Mode, Note, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::JobSpec;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
@@ -90,6 +91,30 @@ pub enum Intent {
     RevokeToken {
         token: Digest16,
     },
+    Note(Note),
+    /// The same, wanted by somebody who was asked who they are.
+    By {
+        actor: Actor,
+        intent: Box<Intent>,
+    },
+}
+
+impl Intent {
+    /// What is wanted, whoever wants it.
+    pub fn bare(&self) -> &Intent {
+        match self {
+            Intent::By { intent, .. } => intent,
+            bare => bare,
+        }
+    }
+
+    /// Who wants it, where that is known.
+    pub fn actor(&self) -> Option<&Actor> {
+        match self {
+            Intent::By { actor, .. } => Some(actor),
+            _ => None,
+        }
+    }
 }
 
 /// What the caller is told once the commands are committed.
@@ -102,11 +127,18 @@ pub struct Reply {
     pub why: Vec<(u16, Why)>,
     /// The applied index that the reply reflects; a reader that has it sees the change.
     pub index: u64,
+    /// The entry of the audit trail that it left, for the caller to keep.
+    pub receipt: Option<Receipt>,
 }
 
 impl Reply {
+    /// Nothing done, nothing to say.
+    pub fn empty() -> Self {
+        Self { result: Ok(Answer::Done), job: None, why: Vec::new(), index: 0, receipt: None }
+    }
+
     pub fn refused(refusal: Refusal) -> Self {
-        Self { result: Err(refusal), job: None, why: Vec::new(), index: 0 }
+        Self { result: Err(refusal), ..Self::empty() }
     }
 }
 
@@ -186,6 +218,9 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             plan(state, &Intent::Cordon { node: node.clone(), cordon: cordon.clone() })
         }
         Intent::RevokeToken { token } => Planned::one(Command::RevokeToken { token: *token }),
+        Intent::Note(note) => Planned::one(Command::Note(note.clone())),
+        // Bounds allow one of these around what is wanted, and no more.
+        Intent::By { intent, .. } => plan(state, intent),
     }
 }
 
@@ -197,7 +232,7 @@ fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
 /// The rule of a production group, judged where it binds: the member that took the
 /// call may not have known yet which group it is in.
 fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
-    match intent {
+    match intent.bare() {
         Intent::Register { kind, spec, .. } if spec.simulated || matches!(kind, NodeKind::Played(_)) => {
             let detail = "this is a production group: a simulated node has no place in it";
             Err(Refusal::new(Reason::Forbidden, detail))

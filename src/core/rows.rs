@@ -2,6 +2,7 @@
 //! sum of the hashes of all live rows, kept current from each row's bytes before
 //! and after, so members can compare their states with one number.
 
+use crate::audit::{Chain, Entry};
 use crate::codec::{self, body, exact};
 use crate::command::Member;
 use crate::event::Event;
@@ -31,6 +32,10 @@ pub enum Table {
     /// Events by sequence number. Not in memory, not hashed.
     Event = 9,
     Revoked = 10,
+    /// Where the audit trail ends; one row.
+    Audit = 11,
+    /// The audit trail by sequence number. Not in memory; hashed through its end. Never deleted.
+    AuditEntry = 12,
 }
 
 impl Table {
@@ -45,10 +50,20 @@ impl Table {
         Table::HistoryOf,
         Table::Event,
         Table::Revoked,
+        Table::Audit,
+        Table::AuditEntry,
     ];
     /// The tables that [`State::from_rows`] wants.
-    pub const LIVE: &[Table] =
-        &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member, Table::Revoked];
+    pub const LIVE: &[Table] = &[
+        Table::Meta,
+        Table::Job,
+        Table::Node,
+        Table::Tenant,
+        Table::Request,
+        Table::Member,
+        Table::Revoked,
+        Table::Audit,
+    ];
 }
 
 /// One row to write, or (None) to delete.
@@ -109,6 +124,14 @@ pub fn read_event(bytes: &[u8]) -> Result<Event, Error> {
     read(Table::Event, bytes)
 }
 
+/// An entry of the audit trail from its row.
+///
+/// # Errors
+/// When the bytes are not such a row.
+pub fn read_audit(bytes: &[u8]) -> Result<Entry, Error> {
+    read(Table::AuditEntry, bytes)
+}
+
 /// Key of a row in [`Table::HistoryOf`]; its value is the big-endian position.
 pub fn history_key(request: &RequestId) -> [u8; 16] {
     crate::state::request_key(request).0
@@ -127,6 +150,7 @@ impl RowKey {
             RowKey::Request(_) => Table::Request,
             RowKey::Member(_) => Table::Member,
             RowKey::Revoked(_) => Table::Revoked,
+            RowKey::Audit => Table::Audit,
         }
     }
 
@@ -137,6 +161,7 @@ impl RowKey {
             RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Request(key) | RowKey::Revoked(key) => key.0.to_vec(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
+            RowKey::Audit => vec![0],
         }
     }
 }
@@ -150,6 +175,7 @@ impl Before {
             Before::Request(row) => row.as_ref().map(value),
             Before::Member(row) => row.as_deref().map(value),
             Before::Revoked(row) => row.as_ref().map(value),
+            Before::Audit(row) => row.as_deref().map(value),
         }
     }
 }
@@ -159,7 +185,8 @@ impl State {
     pub fn take_changes(&mut self) -> Vec<RowChange> {
         let Some(changes) = &mut self.changes else { return Vec::new() };
         let changes = std::mem::take(changes);
-        let mut out = Vec::with_capacity(changes.rows.len() + changes.events.len() + 2 * changes.finished.len() + 1);
+        let most = changes.rows.len() + changes.events.len() + 2 * changes.finished.len() + changes.audit.len() + 1;
+        let mut out = Vec::with_capacity(most);
         for (key, before) in &changes.rows {
             let (table, bytes, after) = (key.table(), key.bytes(), self.row(*key));
             self.rehash(table, &bytes, before.value().as_deref(), after.as_deref());
@@ -175,6 +202,10 @@ impl State {
             if let Some(old) = event.seq.checked_sub(EVENTS_KEPT) {
                 out.push(RowChange { table: Table::Event, key: old.to_be_bytes().to_vec(), value: None });
             }
+        }
+        for entry in &changes.audit {
+            let (key, value) = (entry.seq.to_be_bytes().to_vec(), Some(value(entry)));
+            out.push(RowChange { table: Table::AuditEntry, key, value });
         }
         if changes.meta.is_some() {
             // The hash rides in the row and is therefore not part of it.
@@ -192,6 +223,7 @@ impl State {
             RowKey::Request(key) => self.requests.get(&key).map(value),
             RowKey::Member(id) => self.members.get(&id).map(|row| value(&**row)),
             RowKey::Revoked(key) => self.revoked.get(&key).map(value),
+            RowKey::Audit => (self.audit.seq() > 0).then(|| value(&*self.audit)),
         }
     }
 
@@ -202,6 +234,7 @@ impl State {
         let keys = keys.chain(self.members.keys().map(|id| RowKey::Member(*id)));
         let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
         let keys = keys.chain(self.revoked.keys().map(|key| RowKey::Revoked(*key)));
+        let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
         keys.filter_map(|key| Some((key.table(), key.bytes(), self.row(key)?))).chain([meta])
@@ -245,7 +278,14 @@ impl State {
                     let key = key.try_into().map_err(|_| Error::Key { table, length })?;
                     state.put_revoked(Digest16(key), read::<u64>(table, &bytes)?);
                 }
-                Table::History | Table::HistoryOf | Table::Event => {}
+                Table::Audit => {
+                    let chain = read::<Chain>(table, &bytes)?;
+                    if !chain.is_sound() {
+                        return Err(Error::Hash);
+                    }
+                    state.audit = Arc::new(chain);
+                }
+                Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }
         }
         for job in jobs {

@@ -3,6 +3,7 @@
 //! both in step and remember the row as it was, so that the caller can later
 //! ask which rows changed. It does not decide anything.
 
+use crate::audit::{Chain, Entry, Receipt, Record};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
@@ -78,6 +79,7 @@ pub(crate) enum Before {
     Request(Option<Request>),
     Member(Option<Arc<Member>>),
     Revoked(Option<u64>),
+    Audit(Option<Arc<Chain>>),
 }
 
 /// Names the row of a [`Before`].
@@ -89,6 +91,7 @@ pub(crate) enum RowKey {
     Request(Digest16),
     Member(MemberId),
     Revoked(Digest16),
+    Audit,
 }
 
 /// What changed since the rows were last taken.
@@ -97,6 +100,7 @@ pub(crate) struct Changes {
     pub rows: BTreeMap<RowKey, Before>,
     pub finished: Vec<(u64, Arc<Job>)>,
     pub events: Vec<Event>,
+    pub audit: Vec<Entry>,
     pub meta: Option<Meta>,
 }
 
@@ -111,6 +115,8 @@ pub struct State {
     pub(crate) members: OrdMap<MemberId, Arc<Member>>,
     /// Digests of the ids of tokens that count no more, and until when that is kept.
     pub(crate) revoked: OrdMap<Digest16, u64>,
+    /// Where the audit trail ends.
+    pub(crate) audit: Arc<Chain>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -136,6 +142,8 @@ pub struct State {
     pub(crate) room: u64,
     /// Wrapping sum of the row hashes; see `rows`.
     pub(crate) hash: u128,
+    /// Of the last entry's commands, in order; not stored.
+    pub(crate) receipts: Arc<[Option<Receipt>]>,
     /// None on speculative copies, which nobody stores.
     pub(crate) changes: Option<Changes>,
 }
@@ -190,6 +198,16 @@ impl State {
     /// Equal on members that applied the same log. Covers all live rows.
     pub fn hash(&self) -> u128 {
         self.hash
+    }
+
+    /// Where the audit trail ends. Speculative copies do not go on with it.
+    pub fn audit(&self) -> &Chain {
+        &self.audit
+    }
+
+    /// What each command of the last entry left in the audit trail.
+    pub fn receipts(&self) -> &[Option<Receipt>] {
+        &self.receipts
     }
 
     /// Whether the token of that id counts no more.
@@ -453,6 +471,15 @@ impl State {
         if let Some(old) = self.requests.remove(&key) {
             self.unindex_request(key, &old);
         }
+    }
+
+    /// Appends to the audit trail; nothing on speculative copies.
+    pub(crate) fn append_audit(&mut self, record: Record) -> Option<Receipt> {
+        self.remember(RowKey::Audit, |state| Before::Audit((state.audit.seq() > 0).then(|| state.audit.clone())));
+        let changes = self.changes.as_mut()?;
+        let (entry, receipt) = Arc::make_mut(&mut self.audit).append(record);
+        changes.audit.push(entry);
+        Some(receipt)
     }
 
     pub(crate) fn put_revoked(&mut self, token: Digest16, until_ms: u64) {

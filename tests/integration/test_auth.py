@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import nf
 
@@ -43,6 +44,22 @@ def test_a_group_asks_who_calls_from_its_first_start(tmp_path):
         assert job["state"] != "Failed", job
         _, err = run(as_ada, "run", "m1", "--tenant", "other", "--gpus", "1", code=4)
         assert "no tenant other" in err, err
+        export = tmp_path / "export.jsonl"
+        run(with_token, "audit", "export", "--out", str(export))
+        assert "holds" in run(env, "audit", "verify", str(export))[0]
+        script = nf.ROOT / "docs/examples/audit_verify.py"
+        check = [sys.executable, str(script), str(export)]
+        assert subprocess.run(check, capture_output=True, check=False).returncode == 0
+        lines = export.read_text().splitlines(keepends=True)
+        entries = [json.loads(line)["entry"] for line in lines[:-1]]
+        of_ada = [e for e in entries if e["actor"]["sub"] == "ada" and e["action"] == "JobSchedule"]
+        assert len(of_ada) == 1 and of_ada[0]["object"] == f"job/{job['request_id']}", entries
+        export.write_text("".join(lines[:1] + lines[2:]))
+        _, err = run(env, "audit", "verify", str(export), code=1)
+        assert "seq 2" in err, err
+        assert subprocess.run(check, capture_output=True, check=False).returncode != 0
+        _, err = run(as_ada, "audit", "export", code=6)
+        assert "Forbidden" in err, err
         run(with_token, "token", "revoke", ada["id"])
         _, err = run(as_ada, "get", "jobs", code=6)
         assert "Unauthenticated" in err, err

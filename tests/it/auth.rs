@@ -327,3 +327,76 @@ async fn a_revoked_token_is_refused_on_every_member_and_its_streams_end() {
     }
     group.stop().await;
 }
+
+/// The whole trail, in pages of three lines.
+async fn trail(group: &Group, token: &str) -> String {
+    let (mut from, mut out) = (1_u64, String::new());
+    loop {
+        let url = format!("{}/audit?from={from}&per_page=3", group.urls[0]);
+        let response = group.http.get(url).bearer_auth(token).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let next = response.headers().get("x-nf-audit-next").map(|n| n.to_str().unwrap().parse().unwrap());
+        out.push_str(&response.text().await.unwrap());
+        match next {
+            Some(next) => from = next,
+            None => return out,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_trail_names_who_did_what_and_each_caller_has_a_receipt() {
+    let group = Group::start(3).await;
+    let (admin, ada) = (group.token("ops", &[Role::Admin]), group.token("t1", &[Role::Operator, Role::Viewer]));
+    group.call(&admin, Method::POST, "/node/register", Some(json!({"node_id": "n1", "gpus": 8}))).await;
+    let post =
+        |body: Value| group.http.post(format!("{}/schedule", group.urls[1])).bearer_auth(&ada).json(&body).send();
+    let response = post(job("t1", "r1")).await.unwrap();
+    let receipt: nf_core::audit::Receipt = response.headers()["x-nf-audit"].to_str().unwrap().parse().unwrap();
+    let again = post(job("t1", "r1")).await.unwrap();
+    assert!(!again.headers().contains_key("x-nf-audit"), "a replay did nothing");
+    assert_eq!(group.call(&ada, Method::PUT, "/tenants/t1/quota", Some(json!({"gpu": 64}))).await.0, 403);
+    for _ in 0..20 {
+        assert_eq!(group.call(&ada, Method::POST, "/tenants", Some(json!({"tenant_id": "x"}))).await.0, 403);
+    }
+    let until = crate::harness::deadline();
+    let text = loop {
+        let text = trail(&group, &admin).await;
+        if text.matches("\"result\":\"Forbidden\"").count() >= 2 {
+            break text;
+        }
+        assert!(Instant::now() < until, "refusals are in the trail: {text}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let summary = neural_fabric::security::audit::verify(text.as_bytes(), &[receipt], &[]).unwrap();
+    assert_eq!((summary.receipts, &*summary.checkpoint.origin), (1, "test"));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |action: &str| lines.iter().filter(|l| l["entry"]["action"] == action).collect::<Vec<_>>();
+    let scheduled = of("JobSchedule");
+    assert_eq!(scheduled.len(), 1, "{text}");
+    let entry = &scheduled[0]["entry"];
+    assert_eq!(
+        (&entry["actor"]["sub"], &entry["actor"]["tenant_id"], &entry["object"]),
+        (&json!("ada of t1"), &json!("t1"), &json!("job/r1"))
+    );
+    assert_eq!((&entry["checks"]["P2"]["verdict"], &entry["result"]), (&json!("simulated"), &json!("done")));
+    assert_eq!(of("Call").len(), 2, "twenty refusals of a kind are one entry, and their number comes later: {text}");
+    assert!(!text.contains(&ada), "no token in the trail");
+    let mut client = SecurityServiceClient::new(group.grpc().await);
+    let page = client.read_audit(with(&admin, v1::ReadAuditRequest::default())).await.unwrap().into_inner();
+    assert!(page.next == 0 && page.lines.starts_with(&text[..text.len() / 2]), "both surfaces tell the same");
+    let status = client.read_audit(with(&ada, v1::ReadAuditRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    let mut heads = std::collections::BTreeSet::new();
+    for seat in 0..3 {
+        let replica = group.cluster.replica(seat).clone();
+        let size = summary.checkpoint.size;
+        crate::harness::eventually("the member has it", || {
+            (replica.applied().state.audit().seq() >= size).then_some(())
+        })
+        .await;
+        heads.insert(replica.applied().state.audit().head());
+    }
+    assert_eq!(heads.len(), 1, "the members agree about the past");
+    group.stop().await;
+}

@@ -4,7 +4,7 @@ mod resource;
 mod scheduler;
 mod security;
 
-use super::auth::Who;
+use super::auth::{Slot, Who};
 use super::error::Failure;
 use super::service::{Call, DEFAULT_DEADLINE, Service};
 use crate::raft::Consistency;
@@ -81,7 +81,8 @@ fn call<T>(request: &Request<T>) -> Result<Call, Failure> {
     let time = request.metadata().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
     let who = request.extensions().get::<Who>().cloned();
     let who = who.ok_or_else(|| Failure::new(Reason::Internal, "this call passed no gate"))?;
-    Ok(Call::within(who, time.unwrap_or(DEFAULT_DEADLINE)))
+    let slot = request.extensions().get::<Slot>().cloned().unwrap_or_default();
+    Ok(Call { slot, ..Call::within(who, time.unwrap_or(DEFAULT_DEADLINE)) })
 }
 
 /// `500m`, `10S`, …: at most eight digits and a unit.

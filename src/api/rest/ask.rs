@@ -1,7 +1,7 @@
 //! An HTTP call being read: its time to live, its query and its body, each
 //! strictly. Whatever is not asked for is refused. It does not know the routes.
 
-use crate::api::auth::Who;
+use crate::api::auth::{Slot, Who};
 use crate::api::convert::json;
 use crate::api::convert::value;
 use crate::api::error::Failure;
@@ -26,6 +26,7 @@ const MAX_PARAMS: usize = 32;
 pub struct Ask {
     pub headers: HeaderMap,
     pub who: Who,
+    slot: Slot,
     params: Vec<(String, String)>,
     known: Vec<&'static str>,
     body: Body,
@@ -39,13 +40,14 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
         // Only the gate puts it there: a route that was built around it answers nothing.
         let who = parts.extensions.get::<Who>().cloned();
         let who = who.ok_or_else(|| Failure::new(Reason::Internal, "this call passed no gate"))?;
+        let slot = parts.extensions.get::<Slot>().cloned().unwrap_or_default();
         let bad = |text: String| Failure::new(Reason::InvalidArgument, format!("the query cannot be read: {text}"));
         let Query(params) =
             Query::<Vec<(String, String)>>::try_from_uri(&parts.uri).map_err(|error| bad(error.body_text()))?;
         if params.len() > MAX_PARAMS {
             return Err(bad(format!("more than {MAX_PARAMS} parameters")));
         }
-        Ok(Self { headers: parts.headers, who, params, known: Vec::new(), body })
+        Ok(Self { headers: parts.headers, who, slot, params, known: Vec::new(), body })
     }
 }
 
@@ -111,7 +113,7 @@ impl Ask {
 
     /// The call that this is, with the parameters that every read has.
     pub fn call(&mut self) -> Result<Call, Failure> {
-        let mut call = Call::within(self.who.clone(), self.time()?);
+        let mut call = Call { slot: self.slot.clone(), ..Call::within(self.who.clone(), self.time()?) };
         call.consistency = match self.text("consistency")?.as_deref() {
             None | Some("linearizable") => Consistency::Linearizable,
             Some("stale") => Consistency::Stale,

@@ -2,6 +2,7 @@
 //! asks the service and shapes the answer; it decides nothing.
 
 pub mod ask;
+mod audit;
 mod cluster;
 mod docs;
 mod nodes;
@@ -77,6 +78,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::metrics))
         .routes(routes!(cluster::targets))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(audit::read))
 }
 
 /// A JSON answer.

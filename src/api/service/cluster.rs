@@ -5,6 +5,7 @@ use super::{Call, Service};
 use crate::api::convert::node::{NewMember, Promote, Target, member_matches};
 use crate::api::error::Failure;
 use crate::raft::{MemberStatus, Role, Status};
+use nf_core::audit::Action;
 use nf_core::command::Mode;
 use nf_core::id::MemberId;
 use nf_core::node::NodeKind;
@@ -86,6 +87,9 @@ pub struct MembersBody {
     pub simulation: bool,
     /// Equal on members that applied the same log.
     pub state_hash: String,
+    /// Entries of the audit trail, and the hash of the last one, on this member.
+    pub audit_seq: u64,
+    pub audit_head: String,
 }
 
 /// Where leadership went, or would go.
@@ -215,6 +219,8 @@ impl Service {
             feature_level: state.meta().level,
             simulation: state.meta().mode == Mode::Simulation,
             state_hash: format!("{:032x}", state.hash()),
+            audit_seq: state.audit().seq(),
+            audit_head: state.audit().head().to_string(),
         }
     }
 
@@ -227,6 +233,7 @@ impl Service {
             let detail = format!("member {} is called {}; give another id and name", other.id, other.name);
             return Err(Refusal::field(Reason::Conflict, "id", detail).into());
         }
+        self.note(call, Action::MemberJoin, format!("member/{}", wanted.name)).await?;
         let added = self.replica.add_learner(id, wanted.name.to_string(), wanted.peer, call.deadline).await;
         added.map_err(|error| self.fail(error))?;
         Ok(self.members())
@@ -235,6 +242,7 @@ impl Service {
     /// Gives a learner a vote.
     pub async fn give_vote(&self, call: &Call, member: &str) -> Result<MembersBody, Failure> {
         let id = self.member_named(member)?;
+        self.note(call, Action::MemberPromote, format!("member/{id}")).await?;
         self.replica.promote(id, call.deadline).await.map_err(|error| self.fail(error))?;
         Ok(self.members())
     }
@@ -242,6 +250,7 @@ impl Service {
     /// Takes a member out of the group.
     pub async fn remove_member(&self, call: &Call, member: &str) -> Result<MembersBody, Failure> {
         let id = self.member_named(member)?;
+        self.note(call, Action::MemberRemove, format!("member/{id}")).await?;
         self.replica.remove(id, call.deadline).await.map_err(|error| self.fail(error))?;
         Ok(self.members())
     }
@@ -268,6 +277,7 @@ impl Service {
         let simulation = state.meta().mode == Mode::Simulation;
         drop(state);
         if !wanted.dry_run && status.leader != Some(to) {
+            self.note(call, Action::LeaderTransfer, format!("member/{to}")).await?;
             self.replica.transfer(to, call.deadline).await.map_err(|error| self.fail(error))?;
         }
         let region = match &wanted.target {

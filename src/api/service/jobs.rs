@@ -89,7 +89,7 @@ impl Service {
         }
         let request = naming.request.clone();
         let intent = wanted.into_intent(naming, facts);
-        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        let reply = self.submit(call, intent).await?;
         let replayed = matches!(reply.result?, Answer::Job { replayed: true, .. });
         let state = self.replica.applied().state;
         let why = whys(&state, &reply.why);
@@ -136,7 +136,7 @@ impl Service {
     /// Asks a job to end. A job that is over already is no error.
     pub async fn stop(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
         let intent = Intent::Stop { request: request.clone(), tenant: call.tenant.clone(), why: Reason::StoppedByUser };
-        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        let reply = self.submit(call, intent).await?;
         let refusal = match reply.result {
             Ok(_) => None,
             Err(refusal) if refusal.reason == Reason::NotFound => Some(refusal),

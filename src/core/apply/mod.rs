@@ -5,6 +5,7 @@
 mod cluster;
 mod job;
 mod node;
+mod record;
 mod tenant;
 mod token;
 
@@ -44,7 +45,16 @@ pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
     });
     state.ledger.version = state.meta.base;
     forget(state);
-    BatchOutcome::Applied(batch.commands.iter().map(|command| apply(state, command)).collect())
+    let mut receipts = Vec::with_capacity(batch.commands.len());
+    let one = |(place, command): (usize, &Command)| {
+        let about = record::about(state, command);
+        let answer = apply(state, command);
+        receipts.push(about.and_then(|about| record::keep(state, about, batch.actor(place), &answer)));
+        answer
+    };
+    let answers = batch.commands.iter().enumerate().map(one).collect();
+    state.receipts = receipts.into();
+    BatchOutcome::Applied(answers)
 }
 
 /// Applies one command.
@@ -64,6 +74,7 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Stop { job, why } => job::stop(state, *job, *why),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
         Command::RevokeToken { token } => token::revoke(state, *token),
+        Command::Note(_) => Ok(Answer::Done),
     }
 }
 

@@ -70,7 +70,7 @@ proptest! {
         }
         if let Some(job) = world.state.jobs().values().next() {
             let view = Some(Box::new(nf_core::view::job(&world.state, job)));
-            damaged(&Reply { result: Ok(Answer::Done), job: view, why: Vec::new(), index: 3 }, &mut rng);
+            damaged(&Reply { job: view, index: 3, ..Reply::empty() }, &mut rng);
         }
     }
 
