@@ -67,6 +67,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("GET", "/schedule/{request_id}", Access::Read),
     ("DELETE", "/schedule/{request_id}", Access::Operator),
     ("GET", "/schedule/{request_id}/logs", Access::Read),
+    ("POST", "/schedule/{request_id}/scale", Access::Operator),
+    ("GET", "/services", Access::Read),
     ("GET", "/resources", Access::Read),
     ("POST", "/resources/register", Access::Node),
     ("POST", "/node/register", Access::Node),
@@ -93,6 +95,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("RPC", "/neuralfabric.v1.SchedulerService/Get", Access::Read),
     ("RPC", "/neuralfabric.v1.SchedulerService/List", Access::Read),
     ("RPC", "/neuralfabric.v1.SchedulerService/Stop", Access::Operator),
+    ("RPC", "/neuralfabric.v1.SchedulerService/Scale", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Watch", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/Get", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/RegisterNode", Access::Node),
@@ -335,6 +338,40 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
         response.headers_mut().insert(RECEIPT, value);
     }
     response
+}
+
+/// Before each request to a model: a caller reaches the models of one tenant. Which one stands
+/// in a header or in the path, as the gateway reads them; a token decides it for its holder, and is
+/// not shown to the model. `name` is the header.
+pub async fn guard_models(service: Service, name: &'static str, mut request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let refused = |failure: Failure| {
+        service.metrics.auth_refused.with_label_values(&[failure.refusal.reason.token()]).inc();
+        failure.into_response()
+    };
+    let who = match service.gate.known(headers, Access::Read) {
+        Ok(Who::Anyone) => return next.run(request).await,
+        Ok(who) if who.may(Access::Read) => who,
+        Ok(_) => return refused(forbidden(Access::Read)),
+        Err(failure) => return refused(failure),
+    };
+    let in_path = request.uri().path().strip_prefix("/serve/").and_then(|rest| rest.split('/').next());
+    let in_header = headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    // Each that is named must be the caller's; what is no name at all the gateway refuses itself.
+    for named in [in_path, in_header].into_iter().flatten() {
+        let Ok(tenant) = TenantId::new(named) else {
+            return refused(Refusal::invalid("tenant", "no tenant's name").into());
+        };
+        if let Err(failure) = who.acts(Some(tenant)) {
+            return refused(failure);
+        }
+    }
+    let named = in_path.or(in_header).and_then(|named| TenantId::new(named).ok());
+    let Ok(Some(tenant)) = who.acts(named) else { return refused(unauthenticated()) };
+    let Ok(value) = HeaderValue::from_str(tenant.as_str()) else { return refused(unauthenticated()) };
+    request.headers_mut().insert(name, value);
+    request.headers_mut().remove(header::AUTHORIZATION);
+    next.run(request).await
 }
 
 /// Refusals of somebody known are in the audit trail.

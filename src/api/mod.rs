@@ -60,7 +60,19 @@ pub struct ApiState {
 /// REST and gRPC on one router. Must be called on a runtime: it starts one small
 /// task that ends with the replica.
 pub fn router(state: ApiState) -> Router {
+    build(Service::new(state))
+}
+
+/// The same with the way to models beside it, behind the same gate. `tenant` is the header by
+/// which `models` is told whose they are.
+pub fn router_with(state: ApiState, models: Router, tenant: &'static str) -> Router {
     let service = Service::new(state);
+    let gate = service.clone();
+    let guard = move |request, next| auth::guard_models(gate.clone(), tenant, request, next);
+    build(service).merge(models.layer(axum::middleware::from_fn(guard)))
+}
+
+fn build(service: Service) -> Router {
     let lost = service.clone();
     let fallback = move |method, uri, headers| rest::not_found(lost.clone(), method, uri, headers);
     rest::router(service.clone()).merge(grpc::router(service)).fallback(fallback)

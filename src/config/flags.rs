@@ -65,6 +65,7 @@ const HIDDEN: &[&str] = &[
     "lease",
     "kill_budget",
     "down_after",
+    "scale_every",
     "stop_grace",
     "kill_after",
     "prom_url",

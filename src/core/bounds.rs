@@ -57,6 +57,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
         | Intent::RevokeToken { .. }
+        | Intent::Scale { .. }
+        | Intent::Wake { .. }
         | Intent::PlaceWaiting => Ok(()),
     }
 }
@@ -77,6 +79,9 @@ fn list(field: &str, length: usize, most: usize) -> Result<(), Refusal> {
 
 fn job(spec: &JobSpec) -> Result<(), Refusal> {
     let r = &spec.resources;
+    if let Some(scaling) = &spec.scaling {
+        scaling.check(spec.replicas, spec.gang)?;
+    }
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
     }

@@ -8,6 +8,7 @@ use crate::id::{
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
 use crate::reason::Reason;
+use crate::scaling::Target;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -174,6 +175,11 @@ pub enum Command {
     },
     /// Something that is done outside the state, or was refused before it came here, for the audit trail.
     Note(Note),
+    /// Another number of replicas for a service.
+    Scale {
+        job: JobNo,
+        target: Target,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -205,6 +211,7 @@ impl Command {
             }
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
+            Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
             Command::SetNodeState { .. }
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }

@@ -12,6 +12,7 @@ use crate::api::{self, ApiState, Info, Resolve};
 use crate::config::Settings;
 use crate::controller;
 use crate::exchange::{self, Hub};
+use crate::gateway::{self, Gateway};
 use crate::models::Store;
 use crate::raft::{self, Replica, Role};
 use crate::security::jwt::Verifier;
@@ -53,9 +54,13 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (end, ended) = watch::channel(false);
-    let mut leading = tokio::spawn(controller::run(hub.group().clone(), hub.beats(), controller_options(settings)));
+    let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
     let store = nodes::store(settings, &me.data)?;
-    let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun, auth));
+    let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway::Options::default());
+    let lookout = gateway.clone();
+    hub.look_out(Arc::new(move || lookout.seen()));
+    let state = api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun, auth);
+    let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
@@ -129,14 +134,33 @@ fn exchange_options(settings: &Settings, me: &Me) -> exchange::Options {
     exchange::Options { lease: settings.lease.value, dial: Arc::new(dial) }
 }
 
-fn controller_options(settings: &Settings) -> controller::Options {
+fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Options {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let timeouts = Timeouts {
         suspect_ms: ms(settings.suspect_after.value),
         unknown_ms: ms(settings.unknown_after.value),
         down_ms: ms(settings.down_after.value),
     };
-    controller::Options { timeouts, ..controller::Options::default() }
+    let (scale_every, metrics) = (settings.scale_every.value, metrics.clone());
+    let told = Arc::new(move |looks: Vec<controller::Look>| scaled(&metrics, &looks));
+    controller::Options { timeouts, scale_every, told, ..controller::Options::default() }
+}
+
+/// What the leader's looks at the services came to, into the families that they have there.
+fn scaled(metrics: &Metrics, looks: &[controller::Look]) {
+    for look in looks.iter().take(crate::telemetry::MAX_MODELS) {
+        let (tenant, model) = (look.tenant.as_str(), look.model.as_str());
+        let wanted = look.decision.desired;
+        metrics.autoscale_replicas.with_label_values(&[tenant, model, "current"]).set(look.current.into());
+        metrics.autoscale_replicas.with_label_values(&[tenant, model, "recommended"]).set(wanted.into());
+        let direction = match wanted.cmp(&u32::from(look.current)) {
+            std::cmp::Ordering::Greater => "up",
+            std::cmp::Ordering::Less => "down",
+            std::cmp::Ordering::Equal => "hold",
+        };
+        let labels = [tenant, model, direction, look.decision.why.token()];
+        metrics.autoscale_decisions.with_label_values(&labels).inc();
+    }
 }
 
 fn api_state(

@@ -339,6 +339,8 @@ pub struct JobBody {
     pub approved_by: Option<String>,
     pub resources: ResourcesBody,
     pub constraints: ConstraintsBody,
+    /// Null when the number of replicas is fixed.
+    pub scaling: Option<ScalingBody>,
     pub replicas: Vec<ReplicaBody>,
     /// Replicas that serve.
     pub ready: u16,
@@ -353,6 +355,29 @@ pub struct JobBody {
     pub policies: Policies,
     #[serde(flatten)]
     pub read: Freshness,
+}
+
+/// Between which bounds a service's number of replicas follows its load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScalingBody {
+    pub min: u16,
+    pub max: u16,
+    /// Requests that one replica serves at once.
+    pub concurrency: u16,
+    /// Bound on the time until a request starts to be served.
+    pub max_wait_ms: u32,
+    pub cold_start_ms: u32,
+    /// A replica is kept for so long after the last request, where `min` is 0.
+    pub idle_ms: u32,
+    /// Decisions are told and not carried out.
+    pub advisory: bool,
+}
+
+impl From<&nf_core::scaling::Scaling> for ScalingBody {
+    fn from(scaling: &nf_core::scaling::Scaling) -> Self {
+        let nf_core::scaling::Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory } = *scaling;
+        Self { min, max, concurrency, max_wait_ms: wait_ms, cold_start_ms, idle_ms, advisory }
+    }
 }
 
 /// The outcome of admission, from a job's state.
@@ -388,6 +413,7 @@ impl JobBody {
             approved_by: spec.approved_by.as_ref().map(ToString::to_string),
             resources: (&spec.resources).into(),
             constraints: (&spec.constraints).into(),
+            scaling: spec.scaling.as_ref().map(ScalingBody::from),
             placement: replicas.iter().find_map(|r| r.placement.clone()),
             ready: replicas.iter().filter(|r| r.status == "Ready").count() as u16,
             replicas,
@@ -451,7 +477,7 @@ impl JobRow {
             status: status_of(job_state).into(),
             state: job_state.name().into(),
             priority: job.spec.priority,
-            replicas: job.spec.replicas,
+            replicas: job.desired(),
             ready: job.replicas.iter().filter(ready).count() as u16,
             nodes: nodes.into_iter().filter_map(|no| Some(state.node(no)?.name.to_string())).collect(),
             gpu: whole(job.spec.resources.gpu.milli()),

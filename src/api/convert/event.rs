@@ -89,6 +89,15 @@ impl EventBody {
             EventKind::Member { name, version } => {
                 Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
             }
+            EventKind::Scaled { request, tenant, from, to, why, .. } => Self {
+                kind: "scaled".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                from: Some(from.to_string()),
+                to: Some(to.to_string()),
+                why: Some(why.token().into()),
+                ..blank
+            },
             EventKind::Level { to } => Self { kind: "level".into(), to: Some(to.to_string()), ..blank },
         }
     }

@@ -8,6 +8,7 @@ mod docs;
 mod nodes;
 mod schedule;
 mod schema;
+mod services;
 mod tenants;
 mod tokens;
 mod watch;
@@ -57,6 +58,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(schedule::post, schedule::list))
         .routes(routes!(schedule::get, schedule::stop))
         .routes(routes!(schedule::logs))
+        .routes(routes!(services::list))
+        .routes(routes!(services::resize))
         .routes(routes!(nodes::resources))
         .routes(routes!(nodes::register_resource))
         .routes(routes!(nodes::register))

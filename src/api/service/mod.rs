@@ -11,6 +11,7 @@ pub mod jobs;
 pub mod list;
 pub mod model;
 pub mod nodes;
+pub mod services;
 pub mod targets;
 pub mod tenants;
 pub mod tokens;

@@ -8,6 +8,7 @@ use crate::job::{Allocation, Job, JobSpec, JobState, MAX_REPLICAS, Next, Phase, 
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
+use crate::scaling::Target;
 use crate::state::{Request, State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,8 @@ pub const KEYED_MAX: u32 = 100_000;
 /// First back-off after a failure; doubles up to [`BACKOFF_MAX_MS`].
 const BACKOFF_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
+/// Held for so long before it failed, a replica counts its failures anew.
+const CALM_MS: u64 = 2 * BACKOFF_MAX_MS;
 
 pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[Placement]) -> Result<Answer, Refusal> {
     if let Some(known) = state.request(&submission.request) {
@@ -171,6 +174,27 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     Ok(Answer::Count(1))
 }
 
+pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
+        return Ok(Answer::Count(0));
+    };
+    let Some(scaling) = job.spec.scaling else {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has a fixed number of replicas", job.request)));
+    };
+    if target.replicas > scaling.max {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has at most {}", job.request, scaling.max)));
+    }
+    let mut job = (**job).clone();
+    let (before, from) = (job.state(), job.desired());
+    job.resize(target.replicas);
+    let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
+    let Target { replicas: to, why, inputs } = target.clone();
+    state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
+    let why = (job.desired() < from).then_some(Reason::ScaledDown);
+    save(state, job, before, why);
+    Ok(Answer::Count(1))
+}
+
 pub(super) fn reports(
     state: &mut State,
     node: NodeNo,
@@ -239,8 +263,11 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
         (None, ..) => {
-            let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(replica.restarts.min(16)));
-            again(replica.restarts.saturating_add(1), now + backoff)
+            // One that ran for long before it failed is no crash loop: it begins to count anew.
+            let ran_ms = replica.allocation().map_or(0, |alloc| now.saturating_sub(alloc.at_ms));
+            let before = if ran_ms >= CALM_MS { 0 } else { replica.restarts };
+            let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(before.min(16)));
+            again(before.saturating_add(1), now + backoff)
         }
     }
 }
@@ -293,7 +320,7 @@ fn save(state: &mut State, mut job: Job, before: JobState, why: Option<Reason>) 
     if job.state() != before {
         emit(state, &job, Some(before), why);
     }
-    if !job.replicas.iter().all(Replica::has_ended) {
+    if !job.is_over() {
         state.put_job(job);
         return;
     }

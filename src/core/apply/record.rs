@@ -45,6 +45,7 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             About { checks: policy::admission(&submission.spec, state.meta().mode), refs, ..about }
         }
         Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
+        Command::Scale { job, .. } => About::new(Action::ServiceScale, format!("job/{}", state.job(*job)?.request)),
         Command::Register { name, .. } => {
             let node = state.node_named(name).cloned();
             About { node, ..About::new(Action::NodeRegister, format!("node/{name}")) }

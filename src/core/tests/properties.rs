@@ -10,7 +10,7 @@
 mod world;
 
 use nf_core::apply::{BatchOutcome, apply_batch};
-use nf_core::command::{Answer, Batch};
+use nf_core::command::Batch;
 use nf_core::id::{DeviceType, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
 use nf_core::plan::{Intent, Reply, plan};
 use nf_core::proposer::Proposer;
