@@ -75,6 +75,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/node/launch", Access::Operator),
     ("POST", "/node/{node_id}/cordon", Access::Admin),
     ("POST", "/node/{node_id}/uncordon", Access::Admin),
+    ("POST", "/node/{node_id}/drain", Access::Admin),
+    ("POST", "/node/{node_id}/down", Access::Admin),
     ("GET", "/nodes", Access::Wide),
     ("GET", "/tenants", Access::Read),
     ("POST", "/tenants", Access::Admin),
@@ -97,6 +99,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("RPC", "/neuralfabric.v1.SchedulerService/Stop", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Scale", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Watch", Access::Read),
+    ("RPC", "/neuralfabric.v1.EndpointService/Watch", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/Get", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/RegisterNode", Access::Node),
     ("RPC", "/neuralfabric.v1.SecurityService/RevokeToken", Access::Admin),
@@ -170,6 +173,14 @@ impl Who {
             Who::Anyone => true,
             Who::Stranger => access == Access::Open,
             Who::Known(identity) => access.roles().iter().any(|role| identity.roles.has(*role)),
+        }
+    }
+
+    /// The caller's name, for people to read.
+    pub fn name(&self) -> &str {
+        match self {
+            Who::Known(identity) => &identity.subject,
+            Who::Anyone | Who::Stranger => "operator",
         }
     }
 

@@ -101,6 +101,7 @@ const NODES: &[Column] = &[
     col("NODE", |v| at(v, "node_id")),
     col("STATE", |v| state(&at(v, "state"))),
     col("SCHEDULABLE", |v| if at(v, "schedulable") == "false" { "no".into() } else { "yes".into() }),
+    col("DRAIN", drain),
     col("GPUS", |v| at(v, "total.gpu")),
     col("FREE", |v| at(v, "free.gpu")),
     col("REPLICAS", |v| at(v, "replicas")),
@@ -161,10 +162,19 @@ const MEMBERS: &[Column] = &[
     wide("VERSION", |v| at(v, "version")),
 ];
 
+/// How far a drain has come, and how many replicas are left.
+fn drain(v: &Value) -> String {
+    match at(v, "drain").as_str() {
+        "None" | "-" => "-".to_owned(),
+        "Drained" => state("Drained"),
+        word => format!("{} ({} left)", state(word), at(v, "replicas")),
+    }
+}
+
 /// What an event is about, by its kind.
 fn object(v: &Value) -> String {
     match at(v, "kind").as_str() {
-        "job" | "replica" | "scaled" => at(v, "request_id"),
+        "job" | "replica" | "scaled" | "move" => at(v, "request_id"),
         "tenant" => at(v, "tenant_id"),
         _ => at(v, "node"),
     }

@@ -95,6 +95,9 @@ impl Settings {
         if !order.is_sorted_by(|a, b| a < b) {
             return clash("NF_BEAT < NF_SUSPECT_AFTER < NF_UNKNOWN_AFTER < NF_DOWN_AFTER must hold".into());
         }
+        if self.network_fault_down_after.value < self.down_after.value {
+            return clash("NF_NETWORK_FAULT_DOWN_AFTER must not be shorter than NF_DOWN_AFTER".into());
+        }
         // The lease runs on the node's clock, which may be 1 % slow; see DESIGN.md section 3.
         let needed = self.lease.value.mul_f64(1.01) + GUARD_TICK + Duration::from_secs(5);
         if self.down_after.value < needed {

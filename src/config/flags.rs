@@ -66,6 +66,8 @@ const HIDDEN: &[&str] = &[
     "kill_budget",
     "down_after",
     "scale_every",
+    "network_fault_percent",
+    "network_fault_down_after",
     "stop_grace",
     "kill_after",
     "prom_url",

@@ -240,13 +240,15 @@ mod tests {
     use super::*;
     use crate::exchange::testing::{Memory, eventually};
     use crate::exchange::{Beat, Hub};
+    use nf_core::control::NetworkFault;
     use nf_core::id::{Incarnation, NodeName, NodeNo};
     use nf_core::node::NodeState;
     use nf_core::resources::Gpus;
     use nf_core::testing;
 
     fn fast() -> Options {
-        let timeouts = Timeouts { suspect_ms: 100, unknown_ms: 200, down_ms: 400 };
+        let fault = NetworkFault { percent: 50, down_ms: 1_000 };
+        let timeouts = Timeouts { suspect_ms: 100, unknown_ms: 200, down_ms: 400, fault };
         Options { timeouts, tick: Duration::from_millis(20), ..Options::default() }
     }
 

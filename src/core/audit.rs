@@ -95,6 +95,8 @@ actions! {
     ClusterInit,
     // A call that was refused before it became anything else.
     Call,
+    // An operator says that a silent node is dead.
+    NodeGiveUp,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

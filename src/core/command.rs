@@ -6,7 +6,7 @@ use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
 };
 use crate::job::{Allocation, JobSpec, Stage};
-use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
+use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::reason::Reason;
 use crate::scaling::Target;
 use crate::tenant::Quota;
@@ -180,6 +180,24 @@ pub enum Command {
         job: JobNo,
         target: Target,
     },
+    /// A replacement, elsewhere, of the copy that has generation `from`.
+    Move {
+        job: JobNo,
+        from: Generation,
+        to: Placement,
+        why: Reason,
+    },
+    /// The copy of generation `from` stops, replaced or not; it waits for a place again if it may.
+    Evict {
+        job: JobNo,
+        replica: u16,
+        from: Generation,
+        why: Reason,
+    },
+    SetDrain {
+        node: NodeNo,
+        to: DrainState,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -212,9 +230,12 @@ impl Command {
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
             Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
+            Command::Move { to, .. } => 24 + places(std::slice::from_ref(to)),
             Command::SetNodeState { .. }
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }
+            | Command::Evict { .. }
+            | Command::SetDrain { .. }
             | Command::RevokeToken { .. } => 24,
             Command::Note(note) => 16 + note.object.len(),
         }

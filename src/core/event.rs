@@ -4,7 +4,7 @@
 use crate::autoscaler::{Inputs, Why};
 use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
 use crate::job::JobState;
-use crate::node::NodeState;
+use crate::node::{DrainState, NodeState};
 use crate::reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -69,6 +69,22 @@ pub enum EventKind {
         why: Why,
         inputs: Option<Box<Inputs>>,
     },
+    /// A replica gets a replacement on another node.
+    Move {
+        request: RequestId,
+        tenant: TenantId,
+        replica: u16,
+        /// Of the replacement.
+        generation: Generation,
+        from: NodeName,
+        to: NodeName,
+        why: Reason,
+    },
+    /// How far the draining of a node has come.
+    Drain {
+        node: NodeName,
+        to: DrainState,
+    },
 }
 
 /// What happened to a tenant.
@@ -86,7 +102,8 @@ impl EventKind {
             EventKind::Job { tenant, .. }
             | EventKind::Replica { tenant, .. }
             | EventKind::Tenant { tenant, .. }
-            | EventKind::Scaled { tenant, .. } => Some(tenant),
+            | EventKind::Scaled { tenant, .. }
+            | EventKind::Move { tenant, .. } => Some(tenant),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
-use crate::job::{Allocation, Job, JobSpec, JobState, Phase, Replica, Share, Stage, Transition};
+use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
 use crate::placement::explain;
 use crate::reason::{Blocker, Reason};
@@ -39,6 +39,18 @@ pub struct ReplicaView {
     pub status: Arc<str>,
     /// Why it ended, or why its last run did.
     pub why: Option<Reason>,
+    pub place: Option<PlaceView>,
+    /// Its second copy, while it moves: the replacement, or what was replaced.
+    pub other: Option<CopyView>,
+}
+
+/// The second copy of a replica that moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    pub generation: u32,
+    /// `Draining` for what was replaced; for a replacement how far it has come.
+    pub status: Arc<str>,
+    pub why: Reason,
     pub place: Option<PlaceView>,
 }
 
@@ -101,7 +113,22 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
         Phase::Cancelled => ("Stopped", None),
     };
     let place = r.allocation().and_then(|alloc| place(state, alloc));
-    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place }
+    let other = match &r.moving {
+        Some(Move::Coming { generation, alloc, stage, why, .. }) => Some(CopyView {
+            generation: generation.0,
+            status: stage_name(*stage).into(),
+            why: *why,
+            place: self::place(state, alloc),
+        }),
+        Some(Move::Going { generation, alloc, why }) => Some(CopyView {
+            generation: generation.0,
+            status: "Draining".into(),
+            why: *why,
+            place: self::place(state, alloc),
+        }),
+        _ => None,
+    };
+    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place, other }
 }
 
 /// Where an allocation is, or would be; None when its node is not known.

@@ -20,7 +20,7 @@ use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
 use futures::StreamExt;
-use nf_core::control::Timeouts;
+use nf_core::control::{NetworkFault, Timeouts};
 use nf_core::node::NodeKind;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -140,6 +140,7 @@ fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Opt
         suspect_ms: ms(settings.suspect_after.value),
         unknown_ms: ms(settings.unknown_after.value),
         down_ms: ms(settings.down_after.value),
+        fault: network_fault(settings),
     };
     let (scale_every, metrics) = (settings.scale_every.value, metrics.clone());
     let told = Arc::new(move |looks: Vec<controller::Look>| scaled(&metrics, &looks));
@@ -160,6 +161,14 @@ fn scaled(metrics: &Metrics, looks: &[controller::Look]) {
         };
         let labels = [tenant, model, direction, look.decision.why.token()];
         metrics.autoscale_decisions.with_label_values(&labels).inc();
+    }
+}
+
+fn network_fault(settings: &Settings) -> NetworkFault {
+    let after = settings.network_fault_down_after.value;
+    NetworkFault {
+        percent: settings.network_fault_percent.value,
+        down_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -185,6 +194,7 @@ fn api_state(
         ports: nf_core::played::played_ports(nodes::range(settings)),
         run_dir: settings.run_dir.value.display().to_string(),
         missing: settings.missing().into_iter().map(str::to_owned).collect(),
+        network_fault: network_fault(settings),
         started,
     };
     ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics, auth }

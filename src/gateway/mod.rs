@@ -36,7 +36,7 @@ const MAX_BODY: usize = 16 << 20;
 /// So much of a body tells which conversation it goes on with.
 const PREFIX: usize = 512;
 /// How long a model that this member has not heard of may still be news from another one.
-const UNHEARD: Duration = Duration::from_millis(300);
+const UNHEARD: Duration = Duration::from_secs(1);
 /// How long a service may take to hear that it is wanted.
 const WAKE: Duration = Duration::from_secs(5);
 /// Names the tenant, where no token does.

@@ -45,6 +45,7 @@ impl Group {
                 ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
                 run_dir: "/tmp/runs".into(),
                 missing: Vec::new(),
+                network_fault: Default::default(),
                 started: Instant::now(),
             };
             let keys = Keys::parse("test", mint.jwks().to_string().as_bytes()).unwrap();

@@ -295,6 +295,19 @@ pub struct ReplicaBody {
     /// Why it ended, or why its last run did.
     pub why: Option<String>,
     pub placement: Option<PlacementBody>,
+    /// Its second copy while it moves: the replacement, or what was replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<CopyBody>,
+}
+
+/// The second copy of a replica that moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopyBody {
+    pub generation: u32,
+    /// `Draining` for what was replaced; for a replacement how far it has come.
+    pub status: String,
+    pub why: String,
+    pub placement: Option<PlacementBody>,
 }
 
 impl From<&ReplicaView> for ReplicaBody {
@@ -306,6 +319,12 @@ impl From<&ReplicaView> for ReplicaBody {
             status: r.status.to_string(),
             why: r.why.map(|reason| reason.token().to_owned()),
             placement: r.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+            other: r.other.as_ref().map(|copy| CopyBody {
+                generation: copy.generation,
+                status: copy.status.to_string(),
+                why: copy.why.token().to_owned(),
+                placement: copy.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+            }),
         }
     }
 }
@@ -465,7 +484,8 @@ impl JobRow {
         let ready = |r: &&nf_core::job::Replica| {
             matches!(&r.phase, nf_core::job::Phase::Held { stage: nf_core::job::Stage::Ready, .. })
         };
-        let mut nodes: Vec<_> = job.replicas.iter().filter_map(|r| Some(r.allocation()?.node)).collect();
+        let mut nodes: Vec<_> =
+            job.replicas.iter().flat_map(nf_core::job::Replica::allocations).map(|a| a.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
         let job_state = job.state();

@@ -236,6 +236,12 @@ fn replica(r: &ReplicaView) -> v1::Replica {
         status: r.status.to_string(),
         why: token(r.why),
         place: r.place.as_ref().map(place),
+        other: r.other.as_ref().map(|copy| v1::ReplicaCopy {
+            generation: copy.generation,
+            status: copy.status.to_string(),
+            why: copy.why.token().to_owned(),
+            place: copy.place.as_ref().map(place),
+        }),
     }
 }
 

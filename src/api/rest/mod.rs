@@ -5,6 +5,7 @@ pub mod ask;
 mod audit;
 mod cluster;
 mod docs;
+mod drain;
 mod nodes;
 mod schedule;
 mod schema;
@@ -67,6 +68,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::cordon))
         .routes(routes!(nodes::uncordon))
+        .routes(routes!(drain::drain))
+        .routes(routes!(drain::down))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))

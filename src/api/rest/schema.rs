@@ -184,6 +184,19 @@ pub struct CordonRequest {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    pub reason: Option<String>,
+    /// After so long, such as `10m`, what is left stops, replaced or not; never unless said.
+    #[schema(inline)]
+    pub deadline: Option<Quantity>,
+    /// What cannot be replaced elsewhere now stops at once.
+    pub force: Option<bool>,
+    /// Only say what would become of each replica.
+    pub dry_run: Option<bool>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct TenantRequest {
     pub tenant_id: String,
 }

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod cluster;
 pub mod deploys;
+pub mod drain;
 pub mod gauges;
 pub mod jobs;
 pub mod list;

@@ -4,8 +4,10 @@
 
 mod cluster;
 mod job;
+mod moving;
 mod node;
 mod record;
+mod scale;
 mod tenant;
 mod token;
 
@@ -72,7 +74,10 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Submit { submission, placements } => job::submit(state, submission, placements),
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
-        Command::Scale { job, target } => job::scale(state, *job, target),
+        Command::Scale { job, target } => scale::scale(state, *job, target),
+        Command::Move { job, from, to, why } => moving::replace(state, *job, *from, to, *why),
+        Command::Evict { job, replica, from, why } => moving::evict(state, *job, *replica, *from, *why),
+        Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
         Command::RevokeToken { token } => token::revoke(state, *token),
         Command::Note(_) => Ok(Answer::Done),

@@ -23,12 +23,14 @@ pub(super) struct About {
     note: Option<(Option<crate::reason::Reason>, u32)>,
     /// For a registration, the node as it was: saying the same again is no entry.
     node: Option<Arc<Node>>,
+    /// An entry only where somebody wanted it.
+    of_people: bool,
 }
 
 impl About {
     fn new(action: Action, object: String) -> Self {
         let checks = [Check::default(); 7];
-        Self { action, object, checks, refs: Refs::default(), note: None, node: None }
+        Self { action, object, checks, refs: Refs::default(), note: None, node: None, of_people: false }
     }
 }
 
@@ -51,7 +53,11 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             About { node, ..About::new(Action::NodeRegister, format!("node/{name}")) }
         }
         Command::SetCordon { node, cordon } => {
-            let action = if cordon.is_some() { Action::NodeCordon } else { Action::NodeUncordon };
+            let action = match cordon {
+                Some(cordon) if cordon.drain.is_some() => Action::NodeDrain,
+                Some(_) => Action::NodeCordon,
+                None => Action::NodeUncordon,
+            };
             About::new(action, format!("node/{}", state.node(*node)?.name))
         }
         Command::CreateTenant { tenant: id } if state.tenant_named(id).is_some() => return None,
@@ -67,7 +73,16 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::Note(Note { action, object, refused, count }) => {
             About { note: Some((*refused, *count)), ..About::new(*action, object.to_string()) }
         }
-        Command::SetNodeState { .. } | Command::Place { .. } | Command::Reports { .. } => return None,
+        // The group's own verdicts are its bookkeeping; those of a person are theirs.
+        Command::SetNodeState { node, .. } => {
+            let about = About::new(Action::NodeGiveUp, format!("node/{}", state.node(*node)?.name));
+            About { of_people: true, ..about }
+        }
+        Command::Place { .. }
+        | Command::Reports { .. }
+        | Command::Move { .. }
+        | Command::Evict { .. }
+        | Command::SetDrain { .. } => return None,
     })
 }
 
@@ -78,6 +93,9 @@ pub(super) fn keep(
     actor: Option<&Actor>,
     answer: &Result<Answer, Refusal>,
 ) -> Option<Receipt> {
+    if about.of_people && actor.is_none() {
+        return None;
+    }
     let again = |node: &Arc<Node>| state.node_named(&node.name).is_some_and(|now| Arc::ptr_eq(now, node));
     let (refused, count) = match (answer, about.note) {
         (Ok(Answer::Job { replayed: true, .. } | Answer::Count(0)), _) => return None,

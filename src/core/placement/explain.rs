@@ -19,6 +19,14 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return Vec::new();
     }
     let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
+    let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
+    let nodes: Vec<_> =
+        leaving.filter_map(|r| Some(state.node(r.other_allocation()?.node)?.name.to_string())).collect();
+    if !nodes.is_empty() {
+        let detail =
+            format!("its former copy is still stopping on {}; it is placed when that is gone", nodes.join(", "));
+        out.push(Blocker { reason: Reason::Draining, detail, nodes: 0, permanent: false });
+    }
     if job.placeable(now).next().is_none()
         && let Some(at) = state.wakes.iter().find(|(_, no)| *no == job.no).map(|(at, _)| *at)
     {
