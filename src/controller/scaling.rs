@@ -8,7 +8,8 @@ use crate::exchange::{Panorama, Sight};
 use nf_core::autoscaler::signal::Reading;
 use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
 use nf_core::id::{JobNo, MemberId, ModelId, TenantId};
-use nf_core::job::{Job, Phase, Replica, Stage};
+use nf_core::job::{Job, Next, Phase, Replica, Stage};
+use nf_core::node::NodeState;
 use nf_core::plan::Intent;
 use nf_core::quota;
 use nf_core::scaling::{Scaling, Target};
@@ -17,8 +18,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Looks in which a member may be silent before it counts as gone with all its requests.
-const SILENCE: u32 = 3;
 /// Looks for which a new leader takes nothing away.
 const SETTLE: u32 = 12;
 /// What a request takes, until some were seen, in milliseconds.
@@ -43,7 +42,6 @@ pub struct Look {
 struct Last {
     epoch: u64,
     sights: BTreeMap<Name, Sight>,
-    silent: u32,
 }
 
 /// What all gateways saw of one model since the last look.
@@ -110,9 +108,9 @@ impl Scaler {
     /// One look at all services. `state` is from before the panorama: a service that was woken
     /// in between is not put back to sleep by who has not seen why.
     pub fn look(&mut self, state: &State, panorama: Panorama, at_ms: u64) -> (Vec<Intent>, Vec<Look>) {
-        let sums = self.sum_up(panorama);
+        let sums = self.sum_up(state, panorama);
         let mut shared: BTreeMap<Name, u64> = BTreeMap::new();
-        for job in state.services() {
+        for job in state.services().filter(|job| !job.stopped && job.desired() > 0) {
             *shared.entry(name(job)).or_default() += 1;
         }
         self.scalers.retain(|no, _| state.job(*no).is_some());
@@ -126,11 +124,14 @@ impl Scaler {
             let mut decision = known.scaler.step(&signals);
             let current = job.desired();
             let to = u16::try_from(decision.desired).unwrap_or(u16::MAX);
-            known.said = Some(to);
-            if scaling.advisory && to != current {
-                decision.why = Why::AdvisoryOnly;
-            } else if to != current {
+            // Fewer only where that was decided: who has just begun knows of fewer than there are.
+            let moves = to > current || (to < current && decision.desired < decision.before);
+            let acts = moves && !scaling.advisory;
+            known.said = Some(if acts { to } else { current });
+            if acts {
                 intents.push(scale(job, to, &decision));
+            } else if scaling.advisory && to != current {
+                decision.why = Why::AdvisoryOnly;
             }
             let (tenant, model) = name(job);
             looks.push(Look { tenant, model, current, decision, advisory: scaling.advisory });
@@ -141,8 +142,7 @@ impl Scaler {
     /// Begins anew where the terms have changed, and where somebody asked for more than was said:
     /// who begins takes nothing away for a while.
     fn known(&mut self, job: &Job, scaling: Scaling) -> Option<&mut Known> {
-        let asked =
-            |known: &Known| !scaling.advisory && known.said.is_some_and(|said| said > 0 && job.desired() > said);
+        let asked = |known: &Known| known.said.is_some_and(|said| job.desired() > said.max(1));
         if self.scalers.get(&job.no).is_none_or(|known| known.scaling != scaling || asked(known)) {
             // What is stored was checked when it was accepted; what still can't be is left alone.
             let scaler = Autoscaler::new(service(&scaling, self.tick)).ok()?;
@@ -151,17 +151,16 @@ impl Scaler {
         self.scalers.get_mut(&job.no)
     }
 
-    /// What came since the last look; None while a member is silent that a moment ago was not.
-    fn sum_up(&mut self, panorama: Panorama) -> Option<BTreeMap<Name, Sum>> {
+    /// What came since the last look; None while a member that may still have requests is silent.
+    fn sum_up(&mut self, state: &State, panorama: Panorama) -> Option<BTreeMap<Name, Sum>> {
         let mut sums: BTreeMap<Name, Sum> = BTreeMap::new();
         let mut whole = true;
         for member in &panorama.silent {
-            let last = self.last.entry(*member).or_default();
-            last.silent = last.silent.saturating_add(1);
-            whole &= last.silent > SILENCE;
+            self.last.remove(member);
+            whole &= is_gone(state, *member);
         }
         for (member, seen) in panorama.seen {
-            let known = self.last.remove(&member).filter(|last| last.epoch == seen.epoch && last.silent == 0);
+            let known = self.last.remove(&member).filter(|last| last.epoch == seen.epoch);
             let sights: BTreeMap<Name, Sight> =
                 seen.sights.into_iter().map(|sight| ((sight.tenant.clone(), sight.model.clone()), sight)).collect();
             // A first look knows what is there, not what came since.
@@ -170,10 +169,16 @@ impl Scaler {
                 let before = known.as_ref().and_then(|last| last.sights.get(name));
                 sums.entry(name.clone()).or_default().add(sight, before);
             }
-            self.last.insert(member, Last { epoch: seen.epoch, sights, silent: 0 });
+            self.last.insert(member, Last { epoch: seen.epoch, sights });
         }
         whole.then_some(sums)
     }
+}
+
+/// Whether a member that says nothing has been given up, and all that it had with it.
+fn is_gone(state: &State, member: MemberId) -> bool {
+    let node = state.members().get(&member).and_then(|member| state.node_named(&member.name));
+    node.is_some_and(|node| node.state == NodeState::Down)
 }
 
 fn name(job: &Job) -> Name {
@@ -181,7 +186,8 @@ fn name(job: &Job) -> Name {
 }
 
 fn scale(job: &Arc<Job>, to: u16, decision: &Decision) -> Intent {
-    let target = Target { replicas: to, why: decision.why, inputs: Some(Box::new(decision.inputs)) };
+    let target =
+        Target { replicas: to, why: decision.why, inputs: Some(Box::new(decision.inputs)), seen: Some(job.desired()) };
     Intent::Scale { request: job.request.clone(), tenant: None, target }
 }
 
@@ -210,9 +216,11 @@ fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64) -> Sign
         at_ms,
         ready: count(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })),
         starting: count(|p| {
-            matches!(p, Phase::Waiting { .. }) || matches!(p, Phase::Held { stage, .. } if *stage != Stage::Ready)
+            // What stops to start again elsewhere is on its way, too.
+            matches!(p, Phase::Waiting { .. } | Phase::Stopping { then: Next::Again, .. })
+                || matches!(p, Phase::Held { stage, .. } if *stage != Stage::Ready)
         }),
-        draining: count(|p| matches!(p, Phase::Stopping { .. })),
+        draining: count(|p| matches!(p, Phase::Stopping { then: Next::End, .. })),
         ..Signals::default()
     };
     let Some(sum) = sum else { return replicas };
@@ -241,6 +249,8 @@ fn within_quota(state: &State, job: &Job) -> u32 {
 mod tests {
     use super::*;
     use crate::exchange::Seen;
+    use nf_core::command::Member;
+    use nf_core::id::{Incarnation, NodeName, NodeNo};
     use nf_core::job::JobSpec;
     use nf_core::resources::Gpus;
     use nf_core::testing;
@@ -255,6 +265,13 @@ mod tests {
         let spec = JobSpec { scaling: Some(scaling), ..testing::job_spec("t1", Gpus::Milli(100)) };
         testing::run(&mut state, testing::schedule("s1", spec));
         state
+    }
+
+    fn member(id: u64, name: &str) -> Intent {
+        let text: Arc<str> = "x".into();
+        let (api, peer, version) = (text.clone(), text.clone(), text);
+        let name = NodeName::new(name).unwrap();
+        Intent::Member(Member { id: MemberId(id), name, api, peer, min_level: 1, max_level: 1, version })
     }
 
     fn sight(arrived: u64, waiting: u32, running: u32) -> Sight {
@@ -277,7 +294,10 @@ mod tests {
 
     #[test]
     fn load_on_two_members_scales_up_and_silence_never_down() {
-        let (mut state, mut scaler) = (world(), Scaler::new(Duration::from_millis(TICK)));
+        let mut state = world();
+        testing::run(&mut state, testing::register("m2", testing::node_spec(1)));
+        testing::run(&mut state, member(2, "m2"));
+        let (mut state, mut scaler) = (state, Scaler::new(Duration::from_millis(TICK)));
         let mut at = 1_000_000;
         let mut came = 0;
         for _ in 0..30 {
@@ -291,12 +311,13 @@ mod tests {
         let desired = |state: &State| state.services().next().unwrap().desired();
         assert_eq!(desired(&state), 4);
         // One member says nothing and the other has nothing to do: that is no proof of idleness.
-        for _ in 0..SILENCE {
+        for _ in 0..100 {
             at += TICK;
             let one = vec![seen(1, 1, sight(came, 0, 0))];
             let (intents, _) = scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)] }, at);
             assert_eq!(intents, []);
         }
+        testing::run(&mut state, Intent::NodeStates(vec![(NodeNo(2), Incarnation(1), NodeState::Down)]));
         // Gone for good, it takes its requests along; after the idle time the service sleeps.
         let mut asleep_after = 0;
         while desired(&state) > 0 && asleep_after < 300 {

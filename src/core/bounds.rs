@@ -97,6 +97,11 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     let r = &spec.resources;
     if let Some(scaling) = &spec.scaling {
         scaling.check(spec.replicas, spec.gang)?;
+        if spec.constraints.exclusive {
+            // One that leaves may still serve when the next one comes.
+            let detail = "an exclusive job has a fixed number of replicas; leave out exclusive or scaling";
+            return Err(Refusal::invalid("constraints.exclusive", detail));
+        }
     }
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));

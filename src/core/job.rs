@@ -285,6 +285,11 @@ impl Phase {
 }
 
 impl JobSpec {
+    /// The most replicas that it can ever have.
+    pub fn most_replicas(&self) -> u16 {
+        self.scaling.map_or(self.replicas, |scaling| scaling.max)
+    }
+
     /// How its replicas may be moved.
     pub fn movable(&self) -> Movable {
         match () {

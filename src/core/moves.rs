@@ -20,6 +20,8 @@ pub const EXPLAINED: usize = 32;
 enum Step {
     /// A replacement there.
     Replace(Pick),
+    /// It stops, and starts there, on the same node.
+    Beside(Pick),
     /// It stops without one.
     Evict,
     /// It is on its way: there is a replacement, or it stops already.
@@ -41,7 +43,10 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
         let over = |q: &Quarantine| q.ends_ms().is_some_and(|at| at <= state.meta().now_ms);
         let healed = node.quarantine.iter().filter(|(_, q)| over(q));
         out.extend(healed.map(|(uuid, _)| Command::Heal { node: node.no, uuid: uuid.clone(), by: None }));
-        let moves = moves_from(state, &mut scratch, node, limit, &mut out);
+        // What is healed in this pass is judged in the next one.
+        let mut sound = (**node).clone();
+        sound.quarantine.retain(|_, q| !over(q));
+        let moves = moves_from(state, &mut scratch, &sound, limit, &mut out);
         if let (true, Some(to)) = (node.is_draining(), moves)
             && node.drain != to
         {
@@ -73,6 +78,11 @@ fn moves_from(
                 scratch.book(&job.spec, no, &pick.alloc);
                 let to = Placement { replica: no, alloc: pick.alloc };
                 out.push(Command::Move { job: job.no, from: replica.generation, to, why: cause.reason() });
+            }
+            Step::Beside(pick) => {
+                scratch.book(&job.spec, no, &pick.alloc);
+                let why = cause.reason();
+                out.push(Command::Evict { job: job.no, replica: no, from: replica.generation, why });
             }
             Step::Evict => {
                 let why = cause.reason();
@@ -155,15 +165,20 @@ fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16, cause
         (Some(pick), _) => Step::Replace(pick),
         (None, Cause::Drain { force: true, .. }) => Step::Evict,
         // Two copies on one node are one too many: it stops, and starts on a sound device there.
-        (None, Cause::Fault { .. }) if has_room_beside(state, node.no, job) => Step::Evict,
+        (None, Cause::Fault { .. }) => room_beside(state, node.no, job).map_or(Step::Stay, Step::Beside),
         (None, _) => Step::Stay,
     }
 }
 
-/// Whether the node itself has another place for the replica.
-fn has_room_beside(state: &State, node: NodeNo, job: &Job) -> bool {
-    let pick = place_one(state, &job.spec, &Limits::default());
-    job.spec.movable() != Movable::Never && pick.is_some_and(|pick| pick.alloc.node == node)
+/// Another place for the replica on the node itself. Only while nobody else could take it: no
+/// other waits, or is about to.
+fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
+    let stops =
+        |(_, _, r): (_, _, &Replica)| matches!(r.copy_on(node), Some((_, _, Copy::Own(Phase::Stopping { .. }))));
+    if job.spec.movable() == Movable::Never || state.has_waiters() || state.replicas_on(node).any(stops) {
+        return None;
+    }
+    place_one(state, &job.spec, &Limits::default()).filter(|pick| pick.alloc.node == node)
 }
 
 /// A place elsewhere for a second copy, inside the tenant's quota.
@@ -215,6 +230,11 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
                 let to = name(pick.alloc.node);
                 scratch.book(&job.spec, no, &pick.alloc);
                 Outlook { to, ..blank }
+            }
+            Step::Beside(pick) => {
+                let to = name(pick.alloc.node);
+                scratch.book(&job.spec, no, &pick.alloc);
+                Outlook { to, stops_first: true, ..blank }
             }
             Step::Evict => Outlook { stops_first: true, ..blank },
             Step::UnderWay => {

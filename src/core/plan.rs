@@ -301,6 +301,15 @@ fn give_up(state: &State, name: &NodeName) -> Result<Planned, Refusal> {
     match node.state {
         NodeState::Down => Ok(Planned::default()),
         NodeState::Suspect | NodeState::Unknown => {
+            let exclusive = state.replicas_on(node.no).find(|(job, ..)| job.spec.constraints.exclusive);
+            if let Some((job, ..)) = exclusive {
+                // Its copy may live until its lease ends; only the full silence says that it has.
+                let detail = format!(
+                    "node {name} runs job {}, which must never run twice: it is given up by itself once its lease is over",
+                    job.request
+                );
+                return Err(Refusal::field(Reason::Conflict, "node_id", detail));
+            }
             Planned::one(Command::SetNodeState { node: node.no, incarnation: node.incarnation, to: NodeState::Down })
         }
         NodeState::Ready | NodeState::Maintenance => {
@@ -373,7 +382,8 @@ fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: 
         let detail = format!("{} to {} for {request}, not {}", scaling.min, scaling.max, target.replicas);
         return Err(Refusal::invalid("replicas", detail));
     }
-    if job.desired() == target.replicas {
+    let outdated = target.seen.is_some_and(|seen| seen != job.desired());
+    if job.desired() == target.replicas || outdated || job.is_spent_beyond(target.replicas) {
         return Ok(Planned::default());
     }
     Planned::one(Command::Scale { job: job.no, target: target.clone() })
@@ -382,7 +392,7 @@ fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: 
 /// One replica for a service that has none; nothing for everybody else.
 fn wake(state: &State, request: &RequestId) -> Planned {
     let asleep = |job: &&Arc<Job>| !job.stopped && job.spec.scaling.is_some() && job.desired() == 0;
-    let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None };
+    let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None, seen: Some(0) };
     let commands = state.job_of(request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
     Planned { commands: commands.into_iter().collect(), why: Vec::new() }
 }

@@ -82,12 +82,24 @@ pub struct Target {
     pub why: Why,
     /// What the autoscaler saw; None when somebody else asked.
     pub inputs: Option<Box<Inputs>>,
+    /// How many were wanted when this was decided: void at any other number.
+    pub seen: Option<u16>,
 }
 
 impl Job {
     /// Replicas that run or shall run.
     pub fn desired(&self) -> u16 {
         self.replicas.iter().filter(|r| is_wanted(&r.phase)).count() as u16
+    }
+
+    /// Whether replicas that have ended for good are all that stands between the wanted number and more.
+    pub(crate) fn is_spent_beyond(&self, to: u16) -> bool {
+        to > self.desired() && self.desired() + self.spent() >= to
+    }
+
+    /// Replicas that ended by themselves, for good: they are not begun again by asking for more.
+    pub(crate) fn spent(&self) -> u16 {
+        self.replicas.iter().filter(|r| matches!(r.phase, Phase::Succeeded | Phase::Failed { .. })).count() as u16
     }
 
     /// A service without a replica, which its next request wakes.
@@ -132,7 +144,7 @@ mod tests {
     }
 
     fn scale(state: &mut State, to: u16) -> Vec<Answer> {
-        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None };
+        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None, seen: None };
         let request = RequestId::new("s1").unwrap();
         let answer = testing::run(state, Intent::Scale { request, tenant: None, target });
         testing::run(state, Intent::PlaceWaiting);
@@ -201,7 +213,7 @@ mod tests {
         let mut state = world(1, 3);
         assert_eq!(scale(&mut state, 1), []);
         for to in [0, 4] {
-            let target = Target { replicas: to, why: Why::Idle, inputs: None };
+            let target = Target { replicas: to, why: Why::Idle, inputs: None, seen: None };
             let request = RequestId::new("s1").unwrap();
             let refusal = testing::try_run(&mut state, Intent::Scale { request, tenant: None, target }).unwrap_err();
             assert_eq!(refusal.field.as_deref(), Some("replicas"), "{refusal}");

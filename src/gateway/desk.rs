@@ -96,6 +96,11 @@ impl Desk {
         Some(Seat { desk: self.clone(), who, address, since: now, metrics: metrics.clone() })
     }
 
+    /// When the next replica that could not be reached gets another chance.
+    pub fn next_chance(&self) -> Option<Instant> {
+        self.counts().shunned.values().min().copied()
+    }
+
     pub fn sight(&self, tenant: TenantId, model: ModelId) -> Sight {
         let counts = self.counts();
         Sight {

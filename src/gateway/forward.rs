@@ -17,6 +17,8 @@ pub const TRIES: u32 = 3;
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long a replica may take until its answer begins.
 const BEGIN: Duration = Duration::from_secs(600);
+/// How long a replica may be silent in the middle of its answer.
+const STALL: Duration = Duration::from_secs(300);
 /// How long an idle connection to a replica is kept.
 const IDLE: Duration = Duration::from_secs(15);
 
@@ -110,7 +112,9 @@ fn counted(
     seat: Seat,
 ) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> + Send {
     futures::stream::unfold((pieces, Some(seat)), |(mut pieces, mut seat)| async move {
-        match pieces.next().await {
+        let next = tokio::time::timeout(STALL, pieces.next()).await;
+        let stalled = |_| Some(Err(axum::Error::new(std::io::Error::from(std::io::ErrorKind::TimedOut))));
+        match next.unwrap_or_else(stalled) {
             Some(Ok(piece)) => Some((Ok(piece), (pieces, seat))),
             Some(Err(error)) => {
                 if let Some(seat) = seat.take() {

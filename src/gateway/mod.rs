@@ -27,12 +27,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use table::{Entry, Table};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Models that are counted; beyond it those that are gone are forgotten.
 const DESKS: usize = 4096;
 /// The largest body of a request.
 const MAX_BODY: usize = 16 << 20;
+/// How long a body may take to come.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// Bodies that are held at a time, all together, in KiB.
+const BODIES_KIB: u32 = 256 << 10;
 /// So much of a body tells which conversation it goes on with.
 const PREFIX: usize = 512;
 /// How long a model that this member has not heard of may still be news from another one.
@@ -68,6 +72,7 @@ struct Inner {
     replicas: forward::Client,
     metrics: Metrics,
     options: Options,
+    bodies: Arc<Semaphore>,
     epoch: u64,
 }
 
@@ -83,7 +88,8 @@ impl Gateway {
         let tables = table::follow(group.watch());
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let replicas = forward::client();
-        Self(Arc::new(Inner { group, tables, desks: Mutex::default(), replicas, metrics, options, epoch }))
+        let bodies = Arc::new(Semaphore::new(BODIES_KIB as usize));
+        Self(Arc::new(Inner { group, tables, desks: Mutex::default(), replicas, metrics, options, bodies, epoch }))
     }
 
     pub fn router(&self) -> Router {
@@ -178,10 +184,16 @@ impl Gateway {
                 held = Some(place.ok_or(Refused::Full { held: self.0.options.held })?);
             }
             self.wake(entry, waiting.desk());
+            let chance = waiting.desk().next_chance().map_or(until, |at| at.min(until));
             tokio::select! {
                 () = &mut freed => {}
                 changed = tables.changed() => changed.map_err(|_| Refused::Stopping)?,
-                () = tokio::time::sleep_until(until.into()) => return Err(Refused::Late(self.0.options.hold)),
+                // Nobody tells when a replica that was passed over may be asked again.
+                () = tokio::time::sleep_until(chance.into()) => {
+                    if Instant::now() >= until {
+                        return Err(Refused::Late(self.0.options.hold));
+                    }
+                }
             }
         }
     }
@@ -252,21 +264,36 @@ fn affinity(body: &[u8]) -> u64 {
     hasher.finish()
 }
 
-async fn read(body: Body) -> Result<Bytes, Refused> {
-    axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| Refused::TooLarge(MAX_BODY))
+/// A body, and its part of the memory that all bodies may take.
+type Read = (Bytes, OwnedSemaphorePermit);
+
+async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<Read, Refused> {
+    let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    // Who does not say how much will come may bring all that is allowed.
+    let length = said.unwrap_or(MAX_BODY);
+    if length > MAX_BODY {
+        return Err(Refused::TooLarge(MAX_BODY));
+    }
+    let share = u32::try_from(length / 1024).unwrap_or(u32::MAX).saturating_add(1);
+    let permit = gateway.0.bodies.clone().try_acquire_many_owned(share).map_err(|_| Refused::Crowded)?;
+    match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(body)) => Ok((body, permit)),
+        Ok(Err(_)) => Err(Refused::TooLarge(MAX_BODY)),
+        Err(_) => Err(Refused::Slow(BODY_TIME)),
+    }
 }
 
 async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let asked = async {
-        let body = read(body).await?;
+        let (body, permit) = read(&gateway, &parts.headers, body).await?;
         let bad = |detail: String| Refused::Bad { field: "model", detail };
         let named: Named = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
         let model = ModelId::new(&named.model).map_err(|e| bad(e.to_string()))?;
-        Ok((gateway.tenant(&parts.headers, &model).await?, model, body))
+        Ok((gateway.tenant(&parts.headers, &model).await?, model, body, permit))
     };
     match asked.await {
-        Ok((tenant, model, body)) => {
+        Ok((tenant, model, body, _permit)) => {
             let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
             let head = forward::Head { method: parts.method, path, headers: parts.headers };
             gateway.serve(&tenant, &model, head, body).await
@@ -286,10 +313,11 @@ async fn passthrough(
         let bad = |field, detail: String| Refused::Bad { field, detail };
         let tenant = TenantId::new(part("tenant")).map_err(|e| bad("tenant", e.to_string()))?;
         let model = ModelId::new(part("model")).map_err(|e| bad("model", e.to_string()))?;
-        Ok((tenant, model, read(body).await?))
+        let (body, permit) = read(&gateway, &parts.headers, body).await?;
+        Ok((tenant, model, body, permit))
     };
     match asked.await {
-        Ok((tenant, model, body)) => {
+        Ok((tenant, model, body, _permit)) => {
             let head = forward::Head { method: parts.method, path: rest_of(&parts.uri), headers: parts.headers };
             gateway.serve(&tenant, &model, head, body).await
         }

@@ -23,6 +23,10 @@ pub enum Refused {
     Full {
         held: u32,
     },
+    /// The bodies of other requests take all the memory that they may.
+    Crowded,
+    /// The body did not come in time.
+    Slow(Duration),
     /// It waited for as long as one may.
     Late(Duration),
     /// Nothing was sent.
@@ -48,6 +52,14 @@ impl Refused {
             Refused::Full { held } => {
                 let detail = format!("{held} requests wait for a replica of this model already; come again");
                 (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, detail)
+            }
+            Refused::Crowded => {
+                let detail = "other requests' bodies take all the memory that this member has for them; come again";
+                (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, detail.to_owned())
+            }
+            Refused::Slow(time) => {
+                let detail = format!("the body did not come within {} s", time.as_secs());
+                (StatusCode::REQUEST_TIMEOUT, Reason::Timeout, detail)
             }
             Refused::Late(hold) => {
                 let detail =

@@ -4,7 +4,9 @@ use super::{moving, tenant};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
-use crate::job::{Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Next, Phase, Replica, Restart, Stage};
+use crate::job::{
+    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Next, Phase, Replica, Restart, Stage,
+};
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
@@ -204,6 +206,8 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
             next.phase = Phase::Held { alloc: alloc.clone(), stage: *new };
             (None, None)
         }
+        // In a swap nobody was told to start it yet.
+        (Copy::Coming(_), ReportKind::Stage(_)) if job.spec.movable() != Movable::Surge => return false,
         (Copy::Coming(_), ReportKind::Stage(new)) => match moving::came(replica, *new) {
             Some(came) => {
                 next = came;

@@ -7,6 +7,7 @@ use crate::fault::{Quarantine, Rule, rule};
 use crate::id::{Incarnation, NodeName, NodeNo};
 use crate::node::{Cordon, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::reason::{Reason, Refusal};
+use crate::resources::MAX_DEVICES;
 use crate::state::State;
 use std::sync::Arc;
 
@@ -48,9 +49,15 @@ pub(super) fn register(
     let to = if from == NodeState::Maintenance { from } else { NodeState::Ready };
     if changed || from != to {
         let since_ms = if from == to { known.since_ms } else { state.meta().now_ms };
-        // A device that is there no more takes its quarantine along.
+        // One that is there no more may come back as broken as it went: its quarantine stays, within bounds.
         let mut quarantine = known.quarantine.clone();
-        quarantine.retain(|uuid, _| spec.devices.iter().any(|device| device.uuid == *uuid));
+        let there = |uuid: &Arc<str>| spec.devices.iter().any(|device| device.uuid == *uuid);
+        let mut absent = quarantine.keys().filter(|uuid| !there(uuid)).count();
+        quarantine.retain(|uuid, _| {
+            let keep = there(uuid) || absent <= usize::from(MAX_DEVICES);
+            absent -= usize::from(!keep);
+            keep
+        });
         let spec = spec.clone();
         state.put_node(Node { kind, incarnation, spec, state: to, since_ms, quarantine, ..(*known).clone() });
     }

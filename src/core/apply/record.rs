@@ -8,7 +8,7 @@ use crate::command::{Answer, Command, Note};
 use crate::id::NodeNo;
 use crate::node::Node;
 use crate::policy;
-use crate::reason::Refusal;
+use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub(super) struct About {
     object: String,
     checks: [Check; 7],
     refs: Refs,
-    note: Option<(Option<crate::reason::Reason>, u32)>,
+    note: Option<(Option<Reason>, u32)>,
     /// For a registration, the node as it was: saying the same again is no entry.
     node: Option<Arc<Node>>,
     /// An entry only where somebody wanted it.
@@ -89,6 +89,11 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
     })
 }
 
+/// Told to those who go on too fast, or repeat themselves; metrics count it.
+fn is_about_pace(reason: Reason) -> bool {
+    matches!(reason, Reason::QueueFull | Reason::TooManyRequests | Reason::IdempotencyConflict | Reason::PlanChanged)
+}
+
 /// What agents see is bookkeeping, too; what an operator says of a device is not.
 fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
     let about = About::new(action, format!("node/{}", state.node(node)?.name));
@@ -113,6 +118,8 @@ pub(super) fn keep(
         (Ok(_), None) => (None, 1),
         // What the group refuses itself is told by its own replies.
         (Err(_), None) if actor.is_none() => return None,
+        // What a caller may try again and again fills no trail that is kept for ever.
+        (Err(refusal), None) if is_about_pace(refusal.reason) => return None,
         (Err(refusal), None) => (Some(refusal.reason), 1),
     };
     let nobody = || Actor { subject: NOBODY.into(), tenant: None, token: None, node: None };

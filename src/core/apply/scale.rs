@@ -25,7 +25,7 @@ pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Ans
     let (before, from) = (job.state(), job.desired());
     resize(&mut job, target.replicas);
     let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
-    let Target { replicas: to, why, inputs } = target.clone();
+    let Target { replicas: to, why, inputs, .. } = target.clone();
     state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
     let why = (job.desired() < from).then_some(Reason::ScaledDown);
     save(state, job, before, why);
@@ -36,7 +36,9 @@ pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Ans
 /// least: waiting, then not ready, then the highest number.
 fn resize(job: &mut Job, to: u16) {
     let mut wanted = job.desired();
-    while wanted < to && grow(&mut job.replicas) {
+    // What failed for good fails again: it counts as one of those that were asked for.
+    let spent = job.spent();
+    while wanted + spent < to && grow(&mut job.replicas) {
         wanted += 1;
     }
     let mut order: Vec<usize> = (0..job.replicas.len()).filter(|i| is_wanted(&job.replicas[*i].phase)).collect();
@@ -49,9 +51,10 @@ fn resize(job: &mut Job, to: u16) {
 
 /// One replica more, under a number that is free; false when there is none.
 fn grow(replicas: &mut Vec<Replica>) -> bool {
-    if let Some(ended) = replicas.iter_mut().find(|r| r.has_ended()) {
-        // Generations go on counting, so that a copy of before can be told apart.
-        (ended.phase, ended.restarts) = (Phase::Waiting { not_before_ms: 0, last: None }, 0);
+    let taken_away = |r: &&mut Replica| matches!(r.phase, Phase::Cancelled) && r.has_ended();
+    if let Some(ended) = replicas.iter_mut().find(taken_away) {
+        // Generations go on counting, so that a copy of before can be told apart; failures do, too.
+        ended.phase = Phase::Waiting { not_before_ms: 0, last: None };
         return true;
     }
     let room = replicas.len() < usize::from(MAX_REPLICAS);

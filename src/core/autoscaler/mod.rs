@@ -292,6 +292,9 @@ impl Autoscaler {
             match sight.doubt {
                 Some(doubt) if !forced => (desired, said) = (before, doubt),
                 _ if settling && !forced => (desired, said) = (before, Why::Stabilizing),
+                // What can't be held goes, and no more on a word that is doubted.
+                Some(_) => (desired, said) = (desired.max(ceiling.max(min)), Why::QuotaLimit),
+                _ if settling => (desired, said) = (desired.max(ceiling.max(min)), Why::QuotaLimit),
                 _ => said = Why::Idle,
             }
         } else {

@@ -52,7 +52,8 @@ pub fn constraints_hold(flavor: &Flavor, spec: &JobSpec) -> bool {
         && place(&c.zone, &flavor.zone)
         && place(&c.rack, &flavor.rack)
         && c.labels.iter().all(|(key, value)| flavor.labels.get(key) == Some(value))
-        && c.max_cost_per_hour.is_none_or(|max| cost_per_hour(flavor, spec).saturating_mul(spec.replicas.into()) <= max)
+        && c.max_cost_per_hour
+            .is_none_or(|max| cost_per_hour(flavor, spec).saturating_mul(spec.most_replicas().into()) <= max)
 }
 
 /// Millionths per hour of one replica's devices on such a node.

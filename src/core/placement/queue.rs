@@ -178,7 +178,7 @@ type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16);
 fn shape(spec: &JobSpec, wanted: usize) -> Shape<'_> {
     // A gang needs room for all at once, and a price is meant for all replicas.
     let at_once = if spec.gang { wanted } else { 1 };
-    let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.replicas } else { 1 };
+    let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
     (&spec.resources, &spec.constraints, at_once, priced)
 }
 

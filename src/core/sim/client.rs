@@ -179,7 +179,7 @@ pub fn greedy(member: usize, term: u64, rng: &mut Rng) -> Intent {
 
 /// Another number for a service, or a request that wakes it.
 fn resize(request: RequestId, rng: &mut Rng) -> Intent {
-    let target = Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None };
+    let target = Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None, seen: None };
     match rng.chance(300) {
         true => Intent::Wake { request },
         false => Intent::Scale { request, tenant: None, target },
@@ -217,7 +217,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         memory: rng.between(0, 64) << 30,
         ..Resources::default()
     };
-    let scaling = rng.chance(150).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
+    let scaling = (!constraints.exclusive && rng.chance(150)).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
     JobSpec {
         tenant: tenant(rng),
         model: id(ModelId::new("m1")),

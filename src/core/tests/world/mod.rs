@@ -320,7 +320,7 @@ fn node(rng: &mut Rng) -> NodeSpec {
 }
 
 fn target(rng: &mut Rng) -> Target {
-    Target { replicas: rng.below(7) as u16, why: Why::Idle, inputs: None }
+    Target { replicas: rng.below(7) as u16, why: Why::Idle, inputs: None, seen: None }
 }
 
 fn submission(rng: &mut Rng) -> Submission {
@@ -361,7 +361,11 @@ fn job(rng: &mut Rng) -> JobSpec {
     let replicas = rng.between(1, 4) as u16;
     let tenant = format!("t{}", rng.below(3));
     let priority = rng.below(3) as i16 - 1;
-    let scaling = rng.chance(300).then(|| Scaling { min: rng.below(2) as u16, max: 6, ..Scaling::default() });
+    let scaling = (!constraints.exclusive && rng.chance(300)).then(|| Scaling {
+        min: rng.below(2) as u16,
+        max: 6,
+        ..Scaling::default()
+    });
     let gang = scaling.is_none() && rng.chance(400);
     JobSpec { resources, constraints, replicas, gang, priority, scaling, ..testing::job_spec(&tenant, gpu) }
 }
