@@ -80,6 +80,7 @@ async fn tell(node: &NodeStart, link: &dyn Link, mut seen: mpsc::Receiver<Seen>)
 }
 
 /// Looks until nobody listens. A driver that does not answer is asked again.
+#[allow(clippy::disallowed_methods, reason = "a thread of its own")]
 fn look(uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) {
     while !sees.is_closed() {
         match Nvml::init() {
