@@ -165,7 +165,7 @@ settings! {
     lease: Duration = "45s", "NF_LEASE", parse::duration,
         "agent lease, from the sending of a beat";
     kill_budget: Duration = "5s", "NF_KILL_BUDGET", parse::duration,
-        "time kept before the lease ends to stop exclusive replicas";
+        "kept before the lease ends: the guard kills exclusive replicas then; they are told to stop so long before that";
     down_after: Duration = "60s", "NF_DOWN_AFTER", parse::duration,
         "silence after which a node is given up and its replicas start elsewhere";
     scale_every: Duration = "5s", "NF_SCALE_EVERY", parse::duration,

@@ -146,6 +146,23 @@ async fn what_it_holds_outlives_the_agent_and_is_found_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_kills_at_the_time_though_no_agent_is_there_any_more() {
+    let mut world = World::new();
+    let key = uuid::Uuid::now_v7().to_string();
+    let until = boot_ms() + 1_500;
+    let tie = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
+    tie.extend(Some(until), until);
+    tie.hold(&key, None).await.unwrap();
+    let leader = world.replica(&key);
+    // Gone before it could say who the first process is.
+    drop(tie);
+    eventually("all have started", || members(&key) >= 4);
+    assert!(boot_ms() >= until || leader.lives());
+    eventually("it is dead", || members(&key) == 0);
+    assert!(boot_ms() >= until);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_guard_nothing_may_start() {
     let world = World::without_guard();
     let error = world.tie().hold("key", None).await.unwrap_err();

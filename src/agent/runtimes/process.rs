@@ -24,6 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
+/// How much sooner than others a replica is chosen when memory runs out, of 1000.
+const OOM_SCORE: &str = "300";
 /// Looks at a control group that should be empty, and the pause between them.
 const EMPTYING: u32 = 50;
 const EMPTY: Duration = Duration::from_millis(20);
@@ -209,6 +211,8 @@ async fn spawn_held(
         record.save(&shared.places.records)?;
         let child = Command::from(command).spawn()?;
         let pid = child.id().ok_or_else(|| io::Error::other("ended before it began"))?;
+        // When memory runs out the replica goes before the agent and the guard. One that has ended by now needs it not.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         // A child that nobody waited for keeps its pid, so this can't be another's.
         let identity = Identity::of(pid).unwrap_or(Identity { pid, start: u64::MAX });
         record.process = Some(identity);

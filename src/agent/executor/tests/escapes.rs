@@ -98,6 +98,7 @@ async fn a_program_gets_no_privilege_no_file_of_ours_and_no_core() {
     let proc = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
     eventually("it is what it runs", || proc("comm").trim() == "sleep").await;
     assert!(proc("status").contains("NoNewPrivs:\t1"));
+    assert_eq!(proc("oom_score_adj").trim(), "300");
     let limits = proc("limits");
     let line = |name: &str| limits.lines().find(|l| l.starts_with(name)).unwrap().to_owned();
     let core: Vec<String> = line("Max core file size").split_whitespace().map(str::to_owned).collect();
