@@ -184,7 +184,7 @@ fn drain(v: &Value) -> String {
 /// What an event is about, by its kind.
 fn object(v: &Value) -> String {
     match at(v, "kind").as_str() {
-        "job" | "replica" | "move" | "scaled" => at(v, "request_id"),
+        "job" | "replica" | "scaled" | "move" => at(v, "request_id"),
         "tenant" => at(v, "tenant_id"),
         _ => at(v, "node"),
     }

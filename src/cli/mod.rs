@@ -10,8 +10,10 @@ mod completion;
 mod context;
 mod contexts;
 mod dev;
+mod doctor;
 mod exit;
 mod get;
+mod guard;
 mod job;
 mod kinds;
 mod logs;
@@ -151,6 +153,15 @@ enum Command {
         after_help = "Examples:\n  nf completion bash > /etc/bash_completion.d/nf\n  nf completion zsh > ~/.zfunc/_nf"
     )]
     Completion(completion::Completion),
+    /// Look at what this machine gives, and say what is missing
+    #[command(after_help = "Examples:\n  nf doctor\n  nf doctor --data-dir /var/lib/neural-fabric -o json")]
+    Doctor(doctor::Doctor),
+    /// End exclusive replicas when their lease does; started by agents
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  nf guard --dir /var/lib/neural-fabric/nodes/node-1/guard/node-1\n  nf guard --dir ./guard"
+    )]
+    Guard(guard::Guard),
     /// Print version, commit and phase
     #[command(after_help = "Examples:\n  nf version\n  nf version -o json")]
     Version,
@@ -178,6 +189,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
         Command::Audit(audit) => return audit.run(&global),
+        Command::Guard(guard) => return guard.run(),
+        Command::Doctor(doctor) => return doctor.run(&global),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
             return Ok(());
@@ -208,6 +221,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             | Command::Config(_)
             | Command::Context(_)
             | Command::Audit(_)
+            | Command::Guard(_)
+            | Command::Doctor(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),
         }

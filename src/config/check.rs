@@ -108,13 +108,6 @@ impl Settings {
         if self.lease.value < self.kill_budget.value + Duration::from_secs(30) + Duration::from_millis(1) {
             return clash("NF_LEASE must be more than 30s longer than NF_KILL_BUDGET".into());
         }
-        // An exclusive replica is told to stop a kill budget before the lease ends, and may drain then.
-        let stopped = (self.lease.value - self.kill_budget.value + self.stop_grace.value).mul_f64(1.01);
-        if self.down_after.value < stopped {
-            let text = "NF_DOWN_AFTER must be at least 1.01 × (NF_LEASE - NF_KILL_BUDGET + NF_STOP_GRACE), or an \
-                        exclusive replica may still drain when its successor starts";
-            return clash(format!("{text} (here {}s)", stopped.as_secs_f64()));
-        }
         Ok(())
     }
 

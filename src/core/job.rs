@@ -214,7 +214,7 @@ pub struct Replica {
     pub generation: Generation,
     /// The highest generation that any of its copies ever had: none is given twice.
     pub newest: Generation,
-    /// Times it was started again after a failure of its own.
+    /// Times in a row that it was started again after a failure of its own; ten minutes without one end the row.
     pub restarts: u16,
     pub phase: Phase,
     pub moving: Option<Move>,

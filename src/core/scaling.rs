@@ -1,12 +1,12 @@
 //! A job whose number of replicas follows its load: between which bounds, what a
 //! replica can serve, and how its number is changed. A service that needs none is
 //! asleep, not over; its next request wakes it. It does not decide how many are
-//! needed (`autoscaler` does), nor where they go (`placement` does).
+//! needed (`autoscaler` does), nor where they go (`placement` does), and changes
+//! nothing (`apply` does).
 
-use crate::apply::moving;
 use crate::autoscaler::{Inputs, Why};
-use crate::job::{Job, MAX_REPLICAS, Next, Phase, Replica, Stage};
-use crate::reason::{Reason, Refusal};
+use crate::job::{Job, MAX_REPLICAS, Next, Phase, Replica};
+use crate::reason::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// Bounds and wishes of a service, as its owner states them.
@@ -100,49 +100,11 @@ impl Job {
     pub fn is_over(&self) -> bool {
         self.replicas.iter().all(Replica::has_ended) && !self.is_asleep()
     }
-
-    /// Changes the number of wanted replicas. Those that end are taken first where
-    /// nobody misses them: waiting, then not ready, then the highest number.
-    pub(crate) fn resize(&mut self, to: u16) {
-        let mut wanted = self.desired();
-        while wanted < to && self.grow() {
-            wanted += 1;
-        }
-        let mut order: Vec<usize> = (0..self.replicas.len()).filter(|i| is_wanted(&self.replicas[*i].phase)).collect();
-        order.sort_by_key(|i| (missed(&self.replicas[*i].phase), std::cmp::Reverse(*i)));
-        for i in order.into_iter().take(usize::from(wanted.saturating_sub(to))) {
-            moving::stop(&self.spec, &mut self.replicas[i], Reason::ScaledDown);
-        }
-    }
-
-    /// One replica more, under a number that is free; false when there is none.
-    fn grow(&mut self) -> bool {
-        let waiting = Phase::Waiting { not_before_ms: 0, last: None };
-        if let Some(ended) = self.replicas.iter_mut().find(|r| r.has_ended()) {
-            // The generation goes on counting, so that a copy of before can be told apart.
-            (ended.phase, ended.restarts) = (waiting, 0);
-            return true;
-        }
-        let room = self.replicas.len() < usize::from(MAX_REPLICAS);
-        if room {
-            self.replicas.push(Replica::waiting());
-        }
-        room
-    }
 }
 
-fn is_wanted(phase: &Phase) -> bool {
+/// Whether the replica runs, or shall.
+pub(crate) fn is_wanted(phase: &Phase) -> bool {
     matches!(phase, Phase::Waiting { .. } | Phase::Held { .. } | Phase::Stopping { then: Next::Again, .. })
-}
-
-/// How much a replica would be missed.
-fn missed(phase: &Phase) -> u8 {
-    match phase {
-        Phase::Held { stage: Stage::Ready, .. } => 3,
-        Phase::Held { .. } => 2,
-        Phase::Stopping { .. } => 1,
-        _ => 0,
-    }
 }
 
 #[cfg(test)]
@@ -150,8 +112,9 @@ mod tests {
     use super::*;
     use crate::command::{Answer, Report, ReportKind};
     use crate::id::{Incarnation, JobNo, NodeName, RequestId};
-    use crate::job::{JobSpec, JobState};
+    use crate::job::{JobSpec, JobState, Stage};
     use crate::plan::Intent;
+    use crate::reason::Reason;
     use crate::resources::Gpus;
     use crate::state::State;
     use crate::{invariants, testing};

@@ -35,6 +35,8 @@ const DESKS: usize = 4096;
 const MAX_BODY: usize = 16 << 20;
 /// So much of a body tells which conversation it goes on with.
 const PREFIX: usize = 512;
+/// How long a model that this member has not heard of may still be news from another one.
+const UNHEARD: Duration = Duration::from_secs(1);
 /// How long a service may take to hear that it is wanted.
 const WAKE: Duration = Duration::from_secs(5);
 /// Names the tenant, where no token does.
@@ -119,6 +121,10 @@ impl Gateway {
 
     /// Finds a replica for the request and passes it on.
     async fn serve(&self, tenant: &TenantId, model: &ModelId, head: forward::Head, body: Bytes) -> Response {
+        let exists = |table: &Table| table.entry(tenant, model).map(|_| ());
+        if self.heard(exists).await.is_none() {
+            return self.refuse(Refused::NoModel(model.clone()));
+        }
         let desk = self.desk(tenant, model);
         let waiting = desk.arrive();
         let until = Instant::now() + self.0.options.hold;
@@ -197,18 +203,34 @@ impl Gateway {
         response
     }
 
+    /// What `look` finds in the table, or in one of the next ones.
+    async fn heard<T>(&self, look: impl Fn(&Table) -> Option<T>) -> Option<T> {
+        let mut tables = self.0.tables.clone();
+        let found = async {
+            loop {
+                let found = look(&tables.borrow_and_update());
+                if found.is_some() || tables.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(UNHEARD, found).await.ok().flatten()
+    }
+
     /// Whose model it is: as the header says, else the only tenant that has it.
-    fn tenant(&self, headers: &HeaderMap, model: &ModelId) -> Result<TenantId, Refused> {
+    async fn tenant(&self, headers: &HeaderMap, model: &ModelId) -> Result<TenantId, Refused> {
         if let Some(value) = headers.get(TENANT) {
             let text = value.to_str().unwrap_or_default();
             return TenantId::new(text).map_err(|e| Refused::Bad { field: TENANT, detail: e.to_string() });
         }
-        let table = self.0.tables.borrow();
-        let mut owners = table.owners(model);
-        match (owners.next(), owners.next()) {
-            (Some(only), None) => Ok(only.clone()),
-            (None, _) => Err(Refused::NoModel(model.clone())),
-            _ => {
+        let owners = |table: &Table| {
+            let owners: Vec<TenantId> = table.owners(model).take(2).cloned().collect();
+            (!owners.is_empty()).then_some(owners)
+        };
+        match self.heard(owners).await.as_deref() {
+            Some([only]) => Ok(only.clone()),
+            None => Err(Refused::NoModel(model.clone())),
+            Some(_) => {
                 let detail = format!("several tenants have a model {model}; say whose with the header {TENANT}");
                 Err(Refused::Bad { field: TENANT, detail })
             }
@@ -241,7 +263,7 @@ async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
         let bad = |detail: String| Refused::Bad { field: "model", detail };
         let named: Named = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
         let model = ModelId::new(&named.model).map_err(|e| bad(e.to_string()))?;
-        Ok((gateway.tenant(&parts.headers, &model)?, model, body))
+        Ok((gateway.tenant(&parts.headers, &model).await?, model, body))
     };
     match asked.await {
         Ok((tenant, model, body)) => {

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 const PAUSE: Duration = Duration::from_millis(10);
 /// So many times as long as a reading took is the pause after it.
 const SHARE: u32 = 20;
+/// No pause is longer: a thread that had to wait for its turn must not keep news back.
+const LONGEST: Duration = Duration::from_millis(200);
 
 /// One replica, as one start of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,13 +103,16 @@ pub fn follow(mut applied: watch::Receiver<Applied>) -> watch::Receiver<Arc<Tabl
     tokio::spawn(async move {
         while applied.changed().await.is_ok() {
             let state = applied.borrow_and_update().state.clone();
-            let began = Instant::now();
+            let read = move || {
+                let began = Instant::now();
+                (Table::of(&state), began.elapsed())
+            };
             // Off the runtime's threads: with a hundred thousand jobs it takes milliseconds.
-            let Ok(table) = tokio::task::spawn_blocking(move || Table::of(&state)).await else { continue };
+            let Ok((table, took)) = tokio::task::spawn_blocking(read).await else { continue };
             if tables.send(Arc::new(table)).is_err() {
                 return;
             }
-            tokio::time::sleep(PAUSE.max(began.elapsed() * SHARE)).await;
+            tokio::time::sleep((took * SHARE).clamp(PAUSE, LONGEST)).await;
         }
     });
     followed

@@ -8,7 +8,6 @@ use crate::job::{Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Next, P
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
-use crate::scaling::Target;
 use crate::state::{Request, State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +21,8 @@ pub const KEYED_MAX: u32 = 100_000;
 /// First back-off after a failure; doubles up to [`BACKOFF_MAX_MS`].
 const BACKOFF_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
+/// Held for so long before it failed, a replica counts its failures anew.
+const CALM_MS: u64 = 2 * BACKOFF_MAX_MS;
 
 pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[Placement]) -> Result<Answer, Refusal> {
     if let Some(known) = state.request(&submission.request) {
@@ -175,27 +176,6 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     Ok(Answer::Count(1))
 }
 
-pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
-    let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
-        return Ok(Answer::Count(0));
-    };
-    let Some(scaling) = job.spec.scaling else {
-        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has a fixed number of replicas", job.request)));
-    };
-    if target.replicas > scaling.max {
-        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has at most {}", job.request, scaling.max)));
-    }
-    let mut job = (**job).clone();
-    let (before, from) = (job.state(), job.desired());
-    job.resize(target.replicas);
-    let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
-    let Target { replicas: to, why, inputs } = target.clone();
-    state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
-    let why = (job.desired() < from).then_some(Reason::ScaledDown);
-    save(state, job, before, why);
-    Ok(Answer::Count(1))
-}
-
 pub(super) fn reports(
     state: &mut State,
     node: NodeNo,
@@ -276,7 +256,12 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         }
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
-        (None, ..) => again(replica.restarts.saturating_add(1), now + backoff_ms(replica.restarts)),
+        (None, ..) => {
+            // One that ran for long before it failed is no crash loop: it begins to count anew.
+            let ran_ms = replica.allocation().map_or(0, |alloc| now.saturating_sub(alloc.at_ms));
+            let before = if ran_ms >= CALM_MS { 0 } else { replica.restarts };
+            again(before.saturating_add(1), now + backoff_ms(before))
+        }
     }
 }
 

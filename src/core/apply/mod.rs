@@ -4,8 +4,9 @@
 
 mod cluster;
 mod job;
-pub(crate) mod moving;
+mod moving;
 mod node;
+mod scale;
 mod tenant;
 
 pub use job::MINTED_MS;
@@ -62,7 +63,7 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Submit { submission, placements } => job::submit(state, submission, placements),
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
-        Command::Scale { job, target } => job::scale(state, *job, target),
+        Command::Scale { job, target } => scale::scale(state, *job, target),
         Command::Move { job, from, to, why } => moving::replace(state, *job, *from, to, *why),
         Command::Evict { job, replica, from, why } => moving::evict(state, *job, *replica, *from, *why),
         Command::Faults { node, faults } => node::faults(state, *node, faults),
