@@ -80,6 +80,7 @@ async fn tell(node: &NodeStart, link: &dyn Link, mut seen: mpsc::Receiver<Seen>)
 }
 
 /// Looks until nobody listens. A driver that does not answer is asked again.
+#[allow(clippy::disallowed_methods, reason = "a thread of its own: NVML blocks")]
 fn look(uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) {
     while !sees.is_closed() {
         match Nvml::init() {
@@ -153,6 +154,7 @@ mod tests {
 
     /// Only where there is a GPU: its driver takes the registration and says nothing while all is well.
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "a thread of its own")]
     fn sound_gpus_of_this_machine_are_watched_in_silence() {
         let Ok(Some(gpus)) = crate::agent::nvml::gpus() else { return };
         let uuids: Vec<Arc<str>> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
