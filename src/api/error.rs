@@ -214,6 +214,9 @@ impl IntoResponse for Problem {
         if let Some(ms) = self.retry_after_ms {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
         }
+        if self.status == 401 {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""));
+        }
         if let Ok(value) = HeaderValue::from_str(&self.call_id) {
             headers.insert("x-nf-call-id", value);
         }

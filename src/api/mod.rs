@@ -2,13 +2,16 @@
 //! It knows the group only through `raft::Replica`, and neither agents nor the
 //! controller.
 
+pub mod auth;
 pub mod convert;
+mod denials;
 pub mod error;
 pub mod grpc;
 pub mod rest;
 pub mod service;
 
 use crate::raft::Replica;
+use crate::security::jwt::Verifier;
 use crate::telemetry::Metrics;
 use axum::Router;
 use bytes::Bytes;
@@ -53,12 +56,26 @@ pub struct ApiState {
     pub models: Option<Resolve>,
     pub info: Info,
     pub metrics: Metrics,
+    /// Who may call; None: anybody, in simulation alone.
+    pub auth: Option<Arc<Verifier>>,
 }
 
 /// REST and gRPC on one router. Must be called on a runtime: it starts one small
 /// task that ends with the replica.
 pub fn router(state: ApiState) -> Router {
+    build(Service::new(state))
+}
+
+/// The same with the way to models beside it, behind the same gate. `tenant` is the header by
+/// which `models` is told whose they are.
+pub fn router_with(state: ApiState, models: Router, tenant: &'static str) -> Router {
     let service = Service::new(state);
+    let gate = service.clone();
+    let guard = move |request, next| auth::guard_models(gate.clone(), tenant, request, next);
+    build(service).merge(models.layer(axum::middleware::from_fn(guard)))
+}
+
+fn build(service: Service) -> Router {
     let lost = service.clone();
     let fallback = move |method, uri, headers| rest::not_found(lost.clone(), method, uri, headers);
     rest::router(service.clone()).merge(grpc::router(service)).fallback(fallback)

@@ -2,13 +2,14 @@
 //! nobody has to trust the group about its own past.
 
 use super::exit::{Exit, fail};
-use super::{Global, output};
+use super::{Global, output, say};
 use crate::security::audit;
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use nf_core::audit::Receipt;
 use serde_json::json;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Write};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -24,6 +25,13 @@ enum AuditCommand {
         after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl --receipt 17:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --checkpoint last-week.json\n\nExit: 0 when it holds, 1 with the first bad seq when it does not. Whoever holds a quorum can write a trail\nanew; receipts (the X-NF-Audit of an answer) and checkpoints that were kept elsewhere are what shows it."
     )]
     Verify(Verify),
+    /// Read the whole trail from the group, as lines that nf audit verify checks
+    #[command(after_help = "Examples:\n  nf audit export --out export.jsonl\n  nf audit export > export.jsonl")]
+    Export {
+        /// Where it is written; stdout when absent
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -39,11 +47,34 @@ struct Verify {
 }
 
 impl Audit {
-    pub fn run(self, global: &Global) -> anyhow::Result<()> {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         match self.command {
             AuditCommand::Verify(verify) => verify.run(global),
+            AuditCommand::Export { out } => export(global, out).await,
         }
     }
+}
+
+/// Page by page, since a trail only grows.
+async fn export(global: &Global, out: Option<PathBuf>) -> anyhow::Result<()> {
+    let client = global.client()?;
+    let name = out.as_ref().map_or("stdout".to_owned(), |path| path.display().to_string());
+    let mut to: Box<dyn Write> = match &out {
+        Some(path) => Box::new(File::create(path).with_context(|| name.clone())?),
+        None => Box::new(std::io::stdout().lock()),
+    };
+    let (mut from, mut lines) = (Some(1), 0);
+    while let Some(first) = from {
+        let response = client.stream(&format!("/audit?from={first}&per_page=5000")).await?;
+        let next = response.headers().get("x-nf-audit-next").and_then(|next| next.to_str().ok()?.parse().ok());
+        let text = response.text().await?;
+        lines += text.lines().count();
+        to.write_all(text.as_bytes()).with_context(|| name.clone())?;
+        from = next;
+    }
+    to.flush().with_context(|| name.clone())?;
+    say(format!("{} entries; nf audit verify checks them without the group", lines.saturating_sub(1)));
+    Ok(())
 }
 
 impl Verify {

@@ -4,8 +4,9 @@ use super::client::escape;
 use super::exit::{Exit, fail};
 use super::kinds::Kind;
 use super::output::{self, at};
-use super::{Global, confirm, say};
+use super::{Global, confirm, say, token};
 use crate::config::parse::{self, Member};
+use crate::security::jwt::issuer::JWKS_FILE;
 use crate::security::tls::Authority;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -73,6 +74,9 @@ struct Init {
     /// The group's name
     #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
     cluster: String,
+    /// Make no keys for tokens: anybody who reaches the port may do anything (simulation alone)
+    #[arg(long)]
+    open: bool,
 }
 
 #[derive(Debug, Args)]
@@ -157,12 +161,15 @@ impl Init {
         let authority = Authority::create(&self.cluster)?;
         authority.write(&authority_dir)?;
         let list: Vec<_> = self.members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
+        let tokens = self.dir.join("tokens");
+        let first = if self.open { None } else { Some(token::first(&tokens)?) };
         let mut files = Vec::new();
         for member in &self.members {
-            let extra = [("members", list.join(","))];
+            let mut extra = vec![("members", list.join(","))];
+            extra.extend(jwks(&self.dir, member)?.map(|path| ("jwks", path)));
             files.push(member_files(&self.dir, &authority, &self.cluster, member, &extra)?);
         }
-        tell(global, &self.dir, &files)
+        tell(global, &self.dir, &files, first.as_ref())
     }
 }
 
@@ -173,10 +180,24 @@ impl Join {
         };
         let authority = Authority::read(&self.dir.join("ca"))?;
         let client = global.client()?;
-        let extra = [("join", client.addrs().join(","))];
+        let mut extra = vec![("join", client.addrs().join(","))];
+        extra.extend(jwks(&self.dir, member)?.map(|path| ("jwks", path)));
         let file = member_files(&self.dir, &authority, &self.cluster, member, &extra)?;
-        tell(global, &self.dir, &[file])
+        tell(global, &self.dir, &[file], None)
     }
+}
+
+/// The member's copy of the keys that verify tokens, if the group has any.
+fn jwks(dir: &Path, member: &Member) -> anyhow::Result<Option<String>> {
+    let from = dir.join("tokens").join(JWKS_FILE);
+    if !from.exists() {
+        return Ok(None);
+    }
+    let home = std::path::absolute(dir.join(&member.name))?;
+    std::fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+    let to = home.join(JWKS_FILE);
+    std::fs::copy(&from, &to).with_context(|| to.display().to_string())?;
+    Ok(Some(to.display().to_string()))
 }
 
 /// Keys and the config file of one member.
@@ -220,12 +241,22 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-fn tell(global: &Global, dir: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+fn tell(global: &Global, dir: &Path, files: &[PathBuf], first: Option<&token::Made>) -> anyhow::Result<()> {
     let commands: Vec<_> = files.iter().map(|file| format!("nf serve --config {}", file.display())).collect();
-    let value = json!({ "dir": dir.display().to_string(), "commands": commands });
+    let mut value = json!({ "dir": dir.display().to_string(), "commands": commands });
+    if let Some(made) = first {
+        value["admin_token"] = json!(made.token);
+    }
     let people = || commands.iter().map(|line| format!("{line}\n")).collect();
     output::put(&output::object(global.style(), &value, &at(&value, "dir"), people)?);
     say(format!("keys are in {}; copy each member's directory to its machine, and keep ca/ off them", dir.display()));
     say("start each member with its line above");
+    if let Some(made) = first {
+        say(format!("the first admin's token, told this once; it counts 24 hours:\n  NF_TOKEN={}", made.token));
+        say(format!(
+            "nf token create --keys {} makes others; keep tokens/ off the members",
+            dir.join("tokens").display()
+        ));
+    }
     Ok(())
 }

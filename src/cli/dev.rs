@@ -49,6 +49,9 @@ pub struct Up {
     /// Leave the selected context alone
     #[arg(long)]
     no_context: bool,
+    /// Ask every caller for a token, and put one for all roles into the context
+    #[arg(long)]
+    auth: bool,
     /// A setting for every member, key=value; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,

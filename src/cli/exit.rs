@@ -103,6 +103,10 @@ fn hint(reason: &str) -> Option<&'static str> {
         "IdempotencyConflict" => "choose another --name, or repeat the request unchanged",
         "PlanChanged" => "nf plan again, then run with the new digest",
         "StaleIndex" => "the same command again: it reads what is there now",
+        "Unauthenticated" | "TenantClaimInvalid" => {
+            "NF_TOKEN=$(nf token create --keys DIR/tokens --subject NAME --tenant TENANT --role operator)"
+        }
+        "Forbidden" => "a token with the role: nf token create --keys DIR/tokens --role ROLE …",
         "NotCaughtUp" | "NotVoter" => "nf get members shows who may lead",
         _ => return None,
     })

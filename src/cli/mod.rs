@@ -25,6 +25,7 @@ mod settings;
 mod signals;
 mod sim;
 mod tenant;
+mod token;
 pub(crate) mod version;
 
 pub use version::{COMMIT, VERSION};
@@ -131,9 +132,14 @@ enum Command {
         after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model pull magika@v1 --store file:///srv/models -o json"
     )]
     Model(model::Model),
-    /// Check an export of the audit trail, without the group
-    #[command(after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl -o json")]
+    /// Export the audit trail, and check an export without the group
+    #[command(after_help = "Examples:\n  nf audit export --out export.jsonl\n  nf audit verify export.jsonl -o json")]
     Audit(audit::Audit),
+    /// Make tokens for callers, and revoke them
+    #[command(
+        after_help = "Examples:\n  nf token create --keys ./lab/tokens --subject ada --tenant demo --role operator\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d"
+    )]
+    Token(token::Token),
     /// Choose which group the commands speak to
     #[command(after_help = "Examples:\n  nf context list\n  nf context use dev")]
     Context(contexts::Contexts),
@@ -188,7 +194,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(serve) => return serve.run(),
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
-        Command::Audit(audit) => return audit.run(&global),
         Command::Guard(guard) => return guard.run(),
         Command::Doctor(doctor) => return doctor.run(&global),
         Command::Completion(completion) => {
@@ -215,12 +220,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Quota(quota) => quota.run(&global).await,
             Command::Cluster(cluster) => cluster.run(&global).await,
             Command::Model(model) => model.run(&global).await,
+            Command::Token(token) => token.run(&global).await,
+            Command::Audit(audit) => audit.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
             Command::Sim(sim) => sim.run(&global).await,
             Command::Serve(_)
             | Command::Config(_)
             | Command::Context(_)
-            | Command::Audit(_)
             | Command::Guard(_)
             | Command::Doctor(_)
             | Command::Completion(_)

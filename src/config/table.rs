@@ -129,7 +129,11 @@ settings! {
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
         "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,
-        "file or URL with the keys that sign people's tokens; this build only asks whether it is set";
+        "file with the public keys that sign tokens (JWKS), watched; with it every caller says who it is";
+    token_issuer: Option<String> = "", "NF_TOKEN_ISSUER", parse::text,
+        "the only issuer whose tokens count; any that holds a key of jwks when not set";
+    #[secret] token: Option<String> = "", "NF_TOKEN", parse::text,
+        "token with which this process speaks to the group that it joins";
     tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
     pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,

@@ -48,7 +48,13 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        // Each entry writes several: a table costs a fraction of the formatter.
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 64];
+        for (to, b) in text.chunks_exact_mut(2).zip(self.0) {
+            to.copy_from_slice(&[DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
+        }
+        f.write_str(std::str::from_utf8(&text).expect("hexadecimal digits are text"))
     }
 }
 
@@ -86,6 +92,13 @@ actions! {
     MemberJoin, MemberPromote, MemberRemove, LeaderTransfer, SnapshotRestore, LevelFinalize,
     TokenCreate, TokenRevoke, JoinTokenCreate, CertificateIssue,
     Read,
+    ClusterInit,
+    // A call that was refused before it became anything else.
+    Call,
+    // An operator says that a silent node is dead.
+    NodeGiveUp,
+    // An operator leaves a device alone, or takes it back.
+    DeviceQuarantine, DeviceHeal,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.
@@ -97,6 +110,13 @@ pub struct Actor {
     pub token: Option<Hash>,
     /// The member or worker through which the call came.
     pub node: Option<NodeName>,
+}
+
+impl Actor {
+    /// The digest under which a token's id is in the trail: of one group, so that two trails don't join.
+    pub fn token_digest(cluster: &str, id: &str) -> Hash {
+        Hash::of(&[b"nf audit token\0", cluster.as_bytes(), b"\0", id.as_bytes()])
+    }
 }
 
 /// What one of P1–P7 said.
@@ -337,6 +357,11 @@ pub struct Chain {
 impl Chain {
     pub fn seq(&self) -> u64 {
         self.frontier.size
+    }
+
+    /// Whether it can be gone on with: as many peaks as its size has bits.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.frontier.peaks.len() == self.frontier.size.count_ones() as usize
     }
 
     pub fn head(&self) -> Hash {

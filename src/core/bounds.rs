@@ -2,7 +2,7 @@
 //! overflowing and log entries from growing without end. It reads the intent alone;
 //! what the state has to say to it is the business of `plan`.
 
-use crate::command::Member;
+use crate::command::{Member, Note};
 use crate::job::{JobSpec, MAX_REPLICAS};
 use crate::node::{Cordon, NodeSpec};
 use crate::plan::Intent;
@@ -53,6 +53,14 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             }
         }
         Intent::Schedule { submission, .. } => job(&submission.spec),
+        Intent::Note(Note { object, .. }) => text("object", object, MAX_TEXT),
+        Intent::By { actor, intent } => {
+            text("actor", &actor.subject, MAX_TEXT)?;
+            match **intent {
+                Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
+                _ => check(intent),
+            }
+        }
         Intent::Reports { reports, .. } => list("reports", reports.len(), MAX_LIST),
         Intent::Cordon { cordon: None, .. }
         | Intent::CordonIf { cordon: None, .. }
@@ -62,6 +70,7 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::DeleteTenant { .. }
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
+        | Intent::RevokeToken { .. }
         | Intent::Scale { .. }
         | Intent::Wake { .. }
         | Intent::PlaceWaiting

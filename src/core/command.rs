@@ -1,6 +1,7 @@
 //! Commands: what was decided. Several make one log entry. They carry every
 //! number that apply needs, because apply reads nothing but its arguments.
 
+use crate::audit::{Action, Actor};
 use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// One log entry.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
     /// The state's `base` that the commands were planned on. At any other base
     /// the entry changes nothing (DESIGN: speculation is exact or void).
@@ -22,6 +23,32 @@ pub struct Batch {
     /// The leader's clock, milliseconds since the epoch.
     pub at_ms: u64,
     pub commands: Vec<Command>,
+    /// Who wanted them, each once.
+    pub actors: Vec<Actor>,
+    /// For each command, in order, the number of its actor from 1; 0, or nothing at the end, for none.
+    pub by: Vec<u16>,
+}
+
+impl Batch {
+    /// Adds a command that somebody wanted, or that follows from what is.
+    pub fn push(&mut self, command: Command, by: Option<&Actor>) {
+        if let Some(actor) = by {
+            let known = self.actors.iter().rposition(|known| known == actor);
+            let no = known.unwrap_or_else(|| {
+                self.actors.push(actor.clone());
+                self.actors.len() - 1
+            });
+            self.by.resize(self.commands.len(), 0);
+            self.by.push(no as u16 + 1);
+        }
+        self.commands.push(command);
+    }
+
+    /// Who wanted the command of that place.
+    pub fn actor(&self, place: usize) -> Option<&Actor> {
+        let no = usize::from(self.by.get(place).copied().unwrap_or(0));
+        self.actors.get(no.checked_sub(1)?)
+    }
 }
 
 /// Fixed at `nf cluster init`, for the group's life.
@@ -152,6 +179,12 @@ pub enum Command {
         incarnation: Incarnation,
         reports: Vec<Report>,
     },
+    /// A token that counts no more. Its id is there as a digest: whoever reads the log learns none.
+    RevokeToken {
+        token: Digest16,
+    },
+    /// Something that is done outside the state, or was refused before it came here, for the audit trail.
+    Note(Note),
     /// Another number of replicas for a service.
     Scale {
         job: JobNo,
@@ -187,6 +220,17 @@ pub enum Command {
     },
 }
 
+/// What is told of something that leaves no other command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub action: Action,
+    /// Kind and id.
+    pub object: Arc<str>,
+    pub refused: Option<Reason>,
+    /// How often within the minute.
+    pub count: u32,
+}
+
 impl Command {
     /// About how many bytes it takes in the log, without encoding it.
     pub fn weight(&self) -> usize {
@@ -213,7 +257,9 @@ impl Command {
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }
             | Command::Evict { .. }
-            | Command::SetDrain { .. } => 24,
+            | Command::SetDrain { .. }
+            | Command::RevokeToken { .. } => 24,
+            Command::Note(note) => 16 + note.object.len(),
         }
     }
 }
@@ -278,7 +324,7 @@ mod tests {
     /// Bytes in the log, and the estimate.
     fn sizes(command: Command) -> (usize, usize) {
         let weight = command.weight();
-        (codec::encode(&Batch { base: 1, at_ms: 1, commands: vec![command] }).len(), weight)
+        (codec::encode(&Batch { base: 1, at_ms: 1, commands: vec![command], ..Batch::default() }).len(), weight)
     }
 
     fn planned(intent: &crate::plan::Intent) -> Command {

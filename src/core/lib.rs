@@ -25,6 +25,7 @@ pub mod node;
 pub mod placement;
 pub mod plan;
 pub mod played;
+pub mod policy;
 pub mod proposer;
 pub mod quota;
 pub mod reason;

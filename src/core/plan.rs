@@ -1,9 +1,10 @@
 //! Planning: what a caller wants (an intent) → what is decided (commands), on
 //! the leader's speculative state. `nf plan` runs the same code and commits nothing.
 
+use crate::audit::{Actor, Receipt};
 use crate::autoscaler;
 use crate::bounds;
-use crate::command::{Answer, Command, DeviceFault, Member, Mode, Report, Submission};
+use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec};
@@ -100,6 +101,10 @@ pub enum Intent {
         cordon: Option<Cordon>,
         seen: Digest16,
     },
+    /// A token, by the digest of its id ([`crate::state::token_key`]).
+    RevokeToken {
+        token: Digest16,
+    },
     /// One pass over what has to leave where it is.
     Moves,
     /// What was seen of a node's devices; `incarnation` of the agent that saw it.
@@ -118,6 +123,30 @@ pub enum Intent {
     GiveUp {
         node: NodeName,
     },
+    Note(Note),
+    /// The same, wanted by somebody who was asked who they are.
+    By {
+        actor: Actor,
+        intent: Box<Intent>,
+    },
+}
+
+impl Intent {
+    /// What is wanted, whoever wants it.
+    pub fn bare(&self) -> &Intent {
+        match self {
+            Intent::By { intent, .. } => intent,
+            bare => bare,
+        }
+    }
+
+    /// Who wants it, where that is known.
+    pub fn actor(&self) -> Option<&Actor> {
+        match self {
+            Intent::By { actor, .. } => Some(actor),
+            _ => None,
+        }
+    }
 }
 
 /// What the caller is told once the commands are committed.
@@ -130,11 +159,18 @@ pub struct Reply {
     pub why: Vec<(u16, Why)>,
     /// The applied index that the reply reflects; a reader that has it sees the change.
     pub index: u64,
+    /// The entry of the audit trail that it left, for the caller to keep.
+    pub receipt: Option<Receipt>,
 }
 
 impl Reply {
+    /// Nothing done, nothing to say.
+    pub fn empty() -> Self {
+        Self { result: Ok(Answer::Done), job: None, why: Vec::new(), index: 0, receipt: None }
+    }
+
     pub fn refused(refusal: Refusal) -> Self {
-        Self { result: Err(refusal), job: None, why: Vec::new(), index: 0 }
+        Self { result: Err(refusal), ..Self::empty() }
     }
 }
 
@@ -222,6 +258,10 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             crate::etag::check_cordon(state, node, cordon.as_ref(), *seen)?;
             plan(state, &Intent::Cordon { node: node.clone(), cordon: cordon.clone() })
         }
+        Intent::RevokeToken { token } => Planned::one(Command::RevokeToken { token: *token }),
+        Intent::Note(note) => Planned::one(Command::Note(note.clone())),
+        // Bounds allow one of these around what is wanted, and no more.
+        Intent::By { intent, .. } => plan(state, intent),
     }
 }
 
@@ -276,7 +316,7 @@ fn give_up(state: &State, name: &NodeName) -> Result<Planned, Refusal> {
 /// The rule of a production group, judged where it binds: the member that took the
 /// call may not have known yet which group it is in.
 fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
-    match intent {
+    match intent.bare() {
         Intent::Register { kind, spec, .. } if spec.simulated || matches!(kind, NodeKind::Played(_)) => {
             let detail = "this is a production group: a simulated node has no place in it";
             Err(Refusal::new(Reason::Forbidden, detail))

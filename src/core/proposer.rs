@@ -138,7 +138,7 @@ impl Proposer {
             return (None, Vec::new());
         }
         let at_ms = now_ms.max(self.speculative.meta().now_ms);
-        let mut batch = Batch { base: self.speculative.meta().base, at_ms, commands: Vec::new() };
+        let mut batch = Batch { base: self.speculative.meta().base, at_ms, commands: Vec::new(), ..Batch::default() };
         let mut entry = Entry::default();
         // Each call is planned on what the calls before it in the entry will have done.
         let mut scratch = self.speculative.clone();
@@ -155,9 +155,13 @@ impl Proposer {
                 Err(refusal) => entry.refused.push((call, refusal)),
                 Ok(Planned { commands, why }) => {
                     bytes += commands.iter().map(Command::weight).sum::<usize>();
+                    bytes += call.intent.actor().map_or(0, |actor| 64 + actor.subject.len());
                     answers.extend(commands.iter().map(|command| scratch.run(command)));
-                    entry.planted.push(Planted { call, commands: commands.len(), why });
-                    batch.commands.extend(commands);
+                    let count = commands.len();
+                    for command in commands {
+                        batch.push(command, call.intent.actor());
+                    }
+                    entry.planted.push(Planted { call, commands: count, why });
                 }
             }
         }
@@ -182,8 +186,7 @@ impl Proposer {
             last.planted.extend(entry.planted);
             return Vec::new();
         }
-        let done =
-            |p: Planted| (p.call.ticket, Reply { result: Ok(Answer::Count(0)), job: None, why: Vec::new(), index: 0 });
+        let done = |p: Planted| (p.call.ticket, Reply { result: Ok(Answer::Count(0)), ..Reply::empty() });
         let refused = |(call, refusal): (Call, Refusal)| (call.ticket, Reply::refused(refusal));
         entry.refused.into_iter().map(refused).chain(entry.planted.into_iter().map(done)).collect()
     }
@@ -266,18 +269,22 @@ fn calls_of(entry: Entry) -> impl Iterator<Item = Call> {
 /// The replies to an applied entry's callers.
 fn replies(entry: Entry, answers: &[Result<Answer, Refusal>], after: &State, index: u64) -> Vec<(Ticket, Reply)> {
     let mut rest = answers;
+    let mut receipts = after.receipts();
     let mut out = Vec::with_capacity(entry.planted.len() + entry.refused.len());
     for Planted { call, commands, why } in entry.planted {
         let (own, others) = rest.split_at(commands.min(rest.len()));
         rest = others;
+        let (left, later) = receipts.split_at(commands.min(receipts.len()));
+        receipts = later;
+        let receipt = left.iter().flatten().last().copied();
         let result = fold(own);
-        let job = match (&result, &call.intent) {
+        let job = match (&result, call.intent.bare()) {
             (Ok(Answer::Job { no, .. }), _) => after.job(*no),
             (Ok(_), Intent::Stop { request, .. }) => after.job_of(request),
             _ => None,
         };
         let job = job.map(|job| Box::new(view::job(after, job)));
-        out.push((call.ticket, Reply { result, job, why, index }));
+        out.push((call.ticket, Reply { result, job, why, index, receipt }));
     }
     out.extend(
         entry.refused.into_iter().map(|(call, refusal)| (call.ticket, Reply { index, ..Reply::refused(refusal) })),
@@ -307,7 +314,7 @@ fn fold(own: &[Result<Answer, Refusal>]) -> Result<Answer, Refusal> {
 impl State {
     /// The first half of an entry: time, and what it makes forgotten.
     fn advance(&mut self, at_ms: u64) {
-        let empty = Batch { base: self.meta.base, at_ms, commands: Vec::new() };
+        let empty = Batch { base: self.meta.base, at_ms, commands: Vec::new(), ..Batch::default() };
         apply_batch(self, &empty);
         // The entry itself raises `base`, once, when it is complete.
         self.meta.base -= 1;

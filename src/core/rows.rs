@@ -2,6 +2,7 @@
 //! sum of the hashes of all live rows, kept current from each row's bytes before
 //! and after, so members can compare their states with one number.
 
+use crate::audit::{Chain, Entry};
 use crate::codec::{self, body, exact};
 use crate::command::Member;
 use crate::event::Event;
@@ -30,6 +31,11 @@ pub enum Table {
     HistoryOf = 8,
     /// Events by sequence number. Not in memory, not hashed.
     Event = 9,
+    Revoked = 10,
+    /// Where the audit trail ends; one row.
+    Audit = 11,
+    /// The audit trail by sequence number. Not in memory; hashed through its end. Never deleted.
+    AuditEntry = 12,
 }
 
 impl Table {
@@ -43,9 +49,21 @@ impl Table {
         Table::History,
         Table::HistoryOf,
         Table::Event,
+        Table::Revoked,
+        Table::Audit,
+        Table::AuditEntry,
     ];
     /// The tables that [`State::from_rows`] wants.
-    pub const LIVE: &[Table] = &[Table::Meta, Table::Job, Table::Node, Table::Tenant, Table::Request, Table::Member];
+    pub const LIVE: &[Table] = &[
+        Table::Meta,
+        Table::Job,
+        Table::Node,
+        Table::Tenant,
+        Table::Request,
+        Table::Member,
+        Table::Revoked,
+        Table::Audit,
+    ];
 }
 
 /// One row to write, or (None) to delete.
@@ -106,6 +124,14 @@ pub fn read_event(bytes: &[u8]) -> Result<Event, Error> {
     read(Table::Event, bytes)
 }
 
+/// An entry of the audit trail from its row.
+///
+/// # Errors
+/// When the bytes are not such a row.
+pub fn read_audit(bytes: &[u8]) -> Result<Entry, Error> {
+    read(Table::AuditEntry, bytes)
+}
+
 /// Key of a row in [`Table::HistoryOf`]; its value is the big-endian position.
 pub fn history_key(request: &RequestId) -> [u8; 16] {
     crate::state::request_key(request).0
@@ -123,6 +149,8 @@ impl RowKey {
             RowKey::Tenant(_) => Table::Tenant,
             RowKey::Request(_) => Table::Request,
             RowKey::Member(_) => Table::Member,
+            RowKey::Revoked(_) => Table::Revoked,
+            RowKey::Audit => Table::Audit,
         }
     }
 
@@ -131,8 +159,9 @@ impl RowKey {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Request(key) => key.0.to_vec(),
+            RowKey::Request(key) | RowKey::Revoked(key) => key.0.to_vec(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
+            RowKey::Audit => vec![0],
         }
     }
 }
@@ -145,6 +174,8 @@ impl Before {
             Before::Tenant(row) => row.as_deref().map(value),
             Before::Request(row) => row.as_ref().map(value),
             Before::Member(row) => row.as_deref().map(value),
+            Before::Revoked(row) => row.as_ref().map(value),
+            Before::Audit(row) => row.as_deref().map(value),
         }
     }
 }
@@ -154,7 +185,8 @@ impl State {
     pub fn take_changes(&mut self) -> Vec<RowChange> {
         let Some(changes) = &mut self.changes else { return Vec::new() };
         let changes = std::mem::take(changes);
-        let mut out = Vec::with_capacity(changes.rows.len() + changes.events.len() + 2 * changes.finished.len() + 1);
+        let most = changes.rows.len() + changes.events.len() + 2 * changes.finished.len() + changes.audit.len() + 1;
+        let mut out = Vec::with_capacity(most);
         for (key, before) in &changes.rows {
             let (table, bytes, after) = (key.table(), key.bytes(), self.row(*key));
             self.rehash(table, &bytes, before.value().as_deref(), after.as_deref());
@@ -171,6 +203,10 @@ impl State {
                 out.push(RowChange { table: Table::Event, key: old.to_be_bytes().to_vec(), value: None });
             }
         }
+        for entry in &changes.audit {
+            let (key, value) = (entry.seq.to_be_bytes().to_vec(), Some(value(entry)));
+            out.push(RowChange { table: Table::AuditEntry, key, value });
+        }
         if changes.meta.is_some() {
             // The hash rides in the row and is therefore not part of it.
             let stored = (&self.meta, self.hash);
@@ -186,6 +222,8 @@ impl State {
             RowKey::Tenant(no) => self.tenants.get(&no).map(|row| value(&**row)),
             RowKey::Request(key) => self.requests.get(&key).map(value),
             RowKey::Member(id) => self.members.get(&id).map(|row| value(&**row)),
+            RowKey::Revoked(key) => self.revoked.get(&key).map(value),
+            RowKey::Audit => (self.audit.seq() > 0).then(|| value(&*self.audit)),
         }
     }
 
@@ -195,6 +233,8 @@ impl State {
         let keys = keys.chain(self.tenants.keys().map(|no| RowKey::Tenant(*no)));
         let keys = keys.chain(self.members.keys().map(|id| RowKey::Member(*id)));
         let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
+        let keys = keys.chain(self.revoked.keys().map(|key| RowKey::Revoked(*key)));
+        let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
         keys.filter_map(|key| Some((key.table(), key.bytes(), self.row(key)?))).chain([meta])
@@ -233,7 +273,19 @@ impl State {
                     let key = key.try_into().map_err(|_| Error::Key { table, length })?;
                     state.put_request(Digest16(key), read::<Request>(table, &bytes)?);
                 }
-                Table::History | Table::HistoryOf | Table::Event => {}
+                Table::Revoked => {
+                    let length = key.len();
+                    let key = key.try_into().map_err(|_| Error::Key { table, length })?;
+                    state.put_revoked(Digest16(key), read::<u64>(table, &bytes)?);
+                }
+                Table::Audit => {
+                    let chain = read::<Chain>(table, &bytes)?;
+                    if !chain.is_sound() {
+                        return Err(Error::Hash);
+                    }
+                    state.audit = Arc::new(chain);
+                }
+                Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }
         }
         for job in jobs {

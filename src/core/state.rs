@@ -3,6 +3,7 @@
 //! both in step and remember the row as it was, so that the caller can later
 //! ask which rows changed. It does not decide anything.
 
+use crate::audit::{Chain, Entry, Receipt, Record};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
@@ -77,6 +78,8 @@ pub(crate) enum Before {
     Tenant(Option<Arc<Tenant>>),
     Request(Option<Request>),
     Member(Option<Arc<Member>>),
+    Revoked(Option<u64>),
+    Audit(Option<Arc<Chain>>),
 }
 
 /// Names the row of a [`Before`].
@@ -87,6 +90,8 @@ pub(crate) enum RowKey {
     Tenant(TenantNo),
     Request(Digest16),
     Member(MemberId),
+    Revoked(Digest16),
+    Audit,
 }
 
 /// What changed since the rows were last taken.
@@ -95,6 +100,7 @@ pub(crate) struct Changes {
     pub rows: BTreeMap<RowKey, Before>,
     pub finished: Vec<(u64, Arc<Job>)>,
     pub events: Vec<Event>,
+    pub audit: Vec<Entry>,
     pub meta: Option<Meta>,
 }
 
@@ -107,6 +113,10 @@ pub struct State {
     pub(crate) tenants: OrdMap<TenantNo, Arc<Tenant>>,
     pub(crate) requests: OrdMap<Digest16, Request>,
     pub(crate) members: OrdMap<MemberId, Arc<Member>>,
+    /// Digests of the ids of tokens that count no more, and until when that is kept.
+    pub(crate) revoked: OrdMap<Digest16, u64>,
+    /// Where the audit trail ends.
+    pub(crate) audit: Arc<Chain>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -122,6 +132,8 @@ pub struct State {
     pub(crate) services: OrdSet<JobNo>,
     /// When a request is forgotten.
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
+    /// When a revocation is.
+    pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
     /// What the live jobs ask for, which stands for what will be asked.
@@ -132,6 +144,8 @@ pub struct State {
     pub(crate) room: u64,
     /// Wrapping sum of the row hashes; see `rows`.
     pub(crate) hash: u128,
+    /// Of the last entry's commands, in order; not stored.
+    pub(crate) receipts: Arc<[Option<Receipt>]>,
     /// None on speculative copies, which nobody stores.
     pub(crate) changes: Option<Changes>,
 }
@@ -144,6 +158,11 @@ const RULES_EVERY: u64 = 512;
 /// The key under which a request is remembered.
 pub fn request_key(request: &RequestId) -> Digest16 {
     Digest16::of(&[b"request", request.as_str().as_bytes()])
+}
+
+/// The key under which a token's id is revoked.
+pub fn token_key(id: &str) -> Digest16 {
+    Digest16::of(&[b"token", id.as_bytes()])
 }
 
 impl State {
@@ -181,6 +200,21 @@ impl State {
     /// Equal on members that applied the same log. Covers all live rows.
     pub fn hash(&self) -> u128 {
         self.hash
+    }
+
+    /// Where the audit trail ends. Speculative copies do not go on with it.
+    pub fn audit(&self) -> &Chain {
+        &self.audit
+    }
+
+    /// What each command of the last entry left in the audit trail.
+    pub fn receipts(&self) -> &[Option<Receipt>] {
+        &self.receipts
+    }
+
+    /// Whether the token of that id counts no more.
+    pub fn is_revoked(&self, id: &str) -> bool {
+        !self.revoked.is_empty() && self.revoked.contains_key(&token_key(id))
     }
 
     pub fn job(&self, no: JobNo) -> Option<&Arc<Job>> {
@@ -447,6 +481,30 @@ impl State {
         self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
         if let Some(old) = self.requests.remove(&key) {
             self.unindex_request(key, &old);
+        }
+    }
+
+    /// Appends to the audit trail; nothing on speculative copies.
+    pub(crate) fn append_audit(&mut self, record: Record) -> Option<Receipt> {
+        self.remember(RowKey::Audit, |state| Before::Audit((state.audit.seq() > 0).then(|| state.audit.clone())));
+        let changes = self.changes.as_mut()?;
+        let (entry, receipt) = Arc::make_mut(&mut self.audit).append(record);
+        changes.audit.push(entry);
+        Some(receipt)
+    }
+
+    pub(crate) fn put_revoked(&mut self, token: Digest16, until_ms: u64) {
+        self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
+        if let Some(old) = self.revoked.insert(token, until_ms) {
+            self.revoked_until.remove(&(old, token));
+        }
+        self.revoked_until.insert((until_ms, token));
+    }
+
+    pub(crate) fn remove_revoked(&mut self, token: Digest16) {
+        self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
+        if let Some(old) = self.revoked.remove(&token) {
+            self.revoked_until.remove(&(old, token));
         }
     }
 

@@ -74,10 +74,10 @@ pub fn try_run(state: &mut State, intent: Intent) -> Result<Vec<Answer>, Refusal
 /// # Errors
 /// The refusal of the plan or of the first refused command.
 pub fn try_run_at(state: &mut State, intent: Intent, at_ms: u64) -> Result<Vec<Answer>, Refusal> {
-    let tick = Batch { base: state.meta().base, at_ms, commands: Vec::new() };
+    let tick = Batch { base: state.meta().base, at_ms, commands: Vec::new(), ..Batch::default() };
     apply_batch(state, &tick);
     let commands = plan(state, &intent)?.commands;
-    match apply_batch(state, &Batch { base: state.meta().base, at_ms, commands }) {
+    match apply_batch(state, &Batch { base: state.meta().base, at_ms, commands, ..Batch::default() }) {
         BatchOutcome::Applied(answers) => answers.into_iter().collect(),
         BatchOutcome::Superseded { base } => unreachable!("planned at base {base}"),
     }

@@ -51,6 +51,12 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
         if !known.is_empty() && *known != *me.cluster {
             bail!("this is a member of group {known}, not {}: see NF_CLUSTER", me.cluster);
         }
+        // Each would let in what the other must not: a simulated process in a production group above all.
+        if !known.is_empty() && state.meta().mode != mode {
+            bail!(
+                "the group's mode was fixed when it was formed, and is not that of this process: see NEURAL_FABRIC_MODE"
+            );
+        }
         let intent = match known.is_empty() {
             true => Intent::Init {
                 cluster: me.cluster.as_str().into(),
@@ -91,7 +97,8 @@ async fn caught_up(replica: &Replica, index: u64) {
 }
 
 /// A question to the first member that answers it.
-pub async fn ask(addrs: &[String], path: &str, body: Option<&Value>) -> Result<Value> {
+pub async fn ask(settings: &Settings, path: &str, body: Option<&Value>) -> Result<Value> {
+    let (addrs, token) = (&settings.join.value, settings.token.value.as_ref());
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
     let end = Instant::now() + JOIN;
     let mut said = String::new();
@@ -103,10 +110,17 @@ pub async fn ask(addrs: &[String], path: &str, body: Option<&Value>) -> Result<V
                 Some(body) => http.post(&url).json(body),
                 None => http.get(&url),
             };
+            let request = match token {
+                Some(token) => request.bearer_auth(token),
+                None => request,
+            };
             match request.send().await {
                 Ok(answer) if answer.status().is_success() => return answer.json().await.with_context(|| url),
                 Ok(answer) if answer.status().is_client_error() => {
                     let status = answer.status();
+                    if matches!(status.as_u16(), 401 | 403) {
+                        bail!("{url}: {status}: the group asks who calls; set NF_TOKEN (nf token create --role node)");
+                    }
                     bail!("{url}: {status}: {}", answer.text().await.unwrap_or_default());
                 }
                 Ok(answer) => said = format!("{url}: {}", answer.status()),
@@ -126,8 +140,8 @@ pub struct Group {
     next_id: u64,
 }
 
-pub async fn group(addrs: &[String]) -> Result<Group> {
-    let answer = ask(addrs, "/cluster/members?consistency=stale", None).await?;
+pub async fn group(settings: &Settings) -> Result<Group> {
+    let answer = ask(settings, "/cluster/members?consistency=stale", None).await?;
     let list = answer.get("items").unwrap_or(&answer).as_array().cloned().unwrap_or_default();
     let one = |m: &Value| {
         let text = |key: &str| m.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -146,7 +160,7 @@ pub async fn joining_id(settings: &Settings) -> Result<MemberId> {
     if let Some(there) = there {
         return Ok(MemberId(settings.member_id.value.unwrap_or(there.member)));
     }
-    let group = group(&settings.join.value).await?;
+    let group = group(settings).await?;
     let (name, wanted) = (settings.name(), settings.member_id.value);
     match group.members.iter().find(|(id, known, _)| *known == name || Some(*id) == wanted) {
         Some((id, ..)) => Err(wiped::refusal(settings, MemberId(*id))),
@@ -157,7 +171,7 @@ pub async fn joining_id(settings: &Settings) -> Result<MemberId> {
 /// Asks the group to take this member in as a learner.
 pub async fn join(settings: &Settings, me: &Me) -> Result<()> {
     let body = json!({ "id": me.id.0, "name": me.name.as_str(), "peer": me.peer });
-    ask(&settings.join.value, "/cluster/members", Some(&body)).await?;
+    ask(settings, "/cluster/members", Some(&body)).await?;
     tracing::info!(id = me.id.0, "the group took this member in as a learner; nf cluster promote makes it vote");
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::exchange::{self, Hub};
 use crate::gateway::{self, Gateway};
 use crate::models::Store;
 use crate::raft::{self, Replica, Role};
+use crate::security::jwt::Verifier;
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
@@ -37,6 +38,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
     wiped::check_founder(settings).await?;
+    let auth = public::auth(settings)?;
     let public = bind(settings.public(), "--listen")?;
     let peer = bind(settings.peer(), "--peer-listen")?;
     let peer_address = peer.local_addr()?;
@@ -57,8 +59,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway::Options::default());
     let lookout = gateway.clone();
     hub.look_out(Arc::new(move || lookout.seen()));
-    let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun));
-    let router = router.merge(gateway.router());
+    let state = api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun, auth);
+    let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
@@ -178,6 +180,7 @@ fn api_state(
     store: Option<Store>,
     metrics: Metrics,
     started: Instant,
+    auth: Option<Arc<Verifier>>,
 ) -> ApiState {
     let hub = hub.clone();
     let logs: api::LogSource = Arc::new(move |node, request, replica, follow, tail| {
@@ -194,7 +197,7 @@ fn api_state(
         network_fault: network_fault(settings),
         started,
     };
-    ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics }
+    ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics, auth }
 }
 
 fn resolve(store: Store) -> Resolve {

@@ -23,7 +23,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
     let public = bind(settings.public(), "--listen")?;
-    let members = form::group(&settings.join.value).await?.members;
+    let members = form::group(settings).await?.members;
     // A worker has no number, and members never call it: its peer address is a name only.
     let me = Me::new(settings, MemberId(0), public.local_addr()?, settings.peer())?;
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
@@ -97,6 +97,8 @@ impl About {
             uptime: self.begun.elapsed().as_secs_f64(),
             simulation: self.mode == Mode::Simulation,
             mode: self.mode.name().into(),
+            // Its port tells how it is and nothing else.
+            auth: "off".into(),
             missing: self.missing.clone(),
             node_id: self.node.clone(),
             role: "worker".into(),

@@ -98,7 +98,7 @@ impl Memory {
         let index = self.0.applied.borrow().index + 1;
         state.take_changes();
         self.0.applied.send_replace(Applied { state: Arc::new(state.clone()), index, ..Applied::default() });
-        Reply { result, job: None, why: Vec::new(), index }
+        Reply { result, index, ..Reply::empty() }
     }
 }
 

@@ -331,6 +331,15 @@ impl Replica {
         .await
     }
 
+    /// At most `limit` entries of the audit trail from `seq` on.
+    pub async fn audit(&self, seq: u64, limit: usize) -> Vec<nf_core::audit::Entry> {
+        self.on_disk(move |tables| {
+            let rows = tables.scan(Table::AuditEntry as u8, &seq.to_be_bytes(), limit)?;
+            rows.iter().map(|row| rows::read_audit(&row.value).map_err(damaged)).collect()
+        })
+        .await
+    }
+
     /// The finished job of that request.
     pub async fn finished(&self, request: &RequestId) -> Option<Job> {
         let key = rows::history_key(request);

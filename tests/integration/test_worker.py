@@ -12,7 +12,7 @@ from nf import Process, Serve, eventually, free_port
 def test_a_worker_answers_for_itself(tmp_path):
     peer, own = free_port(), free_port()
     lab = tmp_path / "lab"
-    made = Process(tmp_path / "made", ["cluster", "init", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{peer}"])
+    made = Process(tmp_path / "made", ["cluster", "init", "--open", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{peer}"])
     assert made.wait(20) == 0, made.output
     member = {"NF_PEER_LISTEN": f"127.0.0.1:{peer}", "NF_NODE_NAME": "node-1",
               "NF_MEMBERS": f"node-1=127.0.0.1:{peer}", "NF_TLS_DIR": lab / "node-1/tls",

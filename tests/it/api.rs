@@ -39,7 +39,7 @@ impl Group {
             };
             let replica = seat.replica.clone().expect("running");
             let metrics = Metrics::new("1.2.3", "abc");
-            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics });
+            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics, auth: None });
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             urls.push(format!("http://{}", listener.local_addr().expect("bound")));
             servers.push(tokio::spawn(async move {

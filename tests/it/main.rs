@@ -6,6 +6,7 @@
 
 mod api;
 mod audit_export;
+mod auth;
 mod cli;
 mod commands;
 mod documents;

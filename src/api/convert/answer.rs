@@ -1,10 +1,12 @@
 //! What the REST API answers, as types: their serde form is the contract and
 //! their schema the OpenAPI document. It does not decide anything.
 
+use nf_core::command::Mode;
 use nf_core::job::{Arrangement, Constraints, Job, JobSpec, JobState, Restart};
 use nf_core::ledger::NodeUse;
 use nf_core::node::{DeviceKind, Node};
 use nf_core::placement::Why;
+use nf_core::policy;
 use nf_core::reason::Blocker;
 use nf_core::resources::Resources;
 use nf_core::state::State;
@@ -131,20 +133,13 @@ impl PlacementBody {
 /// Values of the compliance policies P1 to P7: pass, block, na, simulated or waived.
 pub type Policies = BTreeMap<String, String>;
 
-/// The matrix of an admission. In simulation what is bent says so, and nothing says
-/// pass that was not checked. P4 (every member and worker answers /health and
-/// /metrics) is a property of the build and holds for every admission.
+/// The matrix of an admission, as the audit trail has it, too.
 pub fn policies(spec: &JobSpec, simulation: bool) -> Policies {
-    let known = spec.manifest.is_some();
-    let value = |policy: &str| match (policy, simulation) {
-        ("P4", _) => "pass",
-        ("P2" | "P5", true) => "simulated",
-        ("P3", true) => "waived",
-        // A store's bytes are verified when the replica starts; of others there are none.
-        ("P7", true) if !known => "simulated",
-        _ => "na",
-    };
-    ["P1", "P2", "P3", "P4", "P5", "P6", "P7"].into_iter().map(|p| (p.to_owned(), value(p).to_owned())).collect()
+    let mode = if simulation { Mode::Simulation } else { Mode::Production };
+    let matrix = policy::admission(spec, mode);
+    let said =
+        policy::POLICIES.iter().zip(matrix).map(|(p, check)| (p.name.to_owned(), check.verdict.token().to_owned()));
+    said.collect()
 }
 
 /// The answer to a schedule call.

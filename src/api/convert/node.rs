@@ -117,6 +117,17 @@ pub fn tenant(map: &Map<String, Value>) -> Result<TenantId, Refusal> {
     Ok(tenant)
 }
 
+/// A token's id.
+///
+/// # Errors
+/// The first field at fault.
+pub fn token_id(map: &Map<String, Value>) -> Result<String, Refusal> {
+    let mut o = Object::top(map);
+    let id = o.need("id")?.text()?.to_owned();
+    o.finish()?;
+    Ok(id)
+}
+
 /// A quota; what is absent or null has no limit of its own.
 ///
 /// # Errors

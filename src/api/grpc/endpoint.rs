@@ -1,6 +1,6 @@
 //! EndpointService: the endpoint watch as a stream. It decides nothing.
 
-use super::tenant;
+use super::{call, tenant};
 use crate::api::convert::proto::maybe;
 use crate::api::error::Failure;
 use crate::api::service::Service;
@@ -37,9 +37,10 @@ impl EndpointService for Endpoints {
         &self,
         request: Request<v1::EndpointServiceWatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let call = call(&request)?;
         let message = request.into_inner();
         let wanted = Wanted {
-            tenant: tenant(&message.tenant_id)?,
+            tenant: call.who.sees(tenant(&message.tenant_id)?)?,
             model: maybe("model_id", &message.model_id, ModelId::new).map_err(Failure::from)?,
             request: maybe("request_id", &message.request_id, RequestId::new).map_err(Failure::from)?,
         };

@@ -3,18 +3,22 @@
 mod endpoint;
 mod resource;
 mod scheduler;
+mod security;
 
+use super::auth::{Slot, Who};
 use super::error::Failure;
 use super::service::{Call, DEFAULT_DEADLINE, Service};
 use crate::raft::Consistency;
 use axum::Router;
 use nf_core::id::TenantId;
+use nf_core::reason::Reason;
 use nf_proto::v1;
 use nf_proto::v1::endpoint_service_server::EndpointServiceServer;
 use nf_proto::v1::resource_service_server::ResourceServiceServer;
 use nf_proto::v1::scheduler_service_server::SchedulerServiceServer;
+use nf_proto::v1::security_service_server::SecurityServiceServer;
 use std::time::Duration;
-use tonic::metadata::MetadataMap;
+use tonic::Request;
 
 /// Largest message that is read, as for REST.
 const MAX_MESSAGE: usize = super::convert::json::MAX_BODY;
@@ -25,11 +29,13 @@ pub fn router(service: Service) -> Router {
     tokio::spawn(follow_health(service.clone(), reporter));
     let scheduler = SchedulerServiceServer::new(scheduler::Scheduler(service.clone()));
     let endpoints = EndpointServiceServer::new(endpoint::Endpoints(service.clone()));
-    let resources = ResourceServiceServer::new(resource::Resources(service));
+    let resources = ResourceServiceServer::new(resource::Resources(service.clone()));
+    let security = SecurityServiceServer::new(security::Security(service.clone()));
     let mut routes = tonic::service::Routes::new(health)
         .add_service(scheduler.max_decoding_message_size(MAX_MESSAGE))
         .add_service(endpoints.max_decoding_message_size(MAX_MESSAGE))
-        .add_service(resources.max_decoding_message_size(MAX_MESSAGE));
+        .add_service(resources.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(security.max_decoding_message_size(MAX_MESSAGE));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(nf_proto::DESCRIPTORS)
@@ -37,20 +43,27 @@ pub fn router(service: Service) -> Router {
             .with_service_name("neuralfabric.v1.SchedulerService")
             .with_service_name("neuralfabric.v1.ResourceService")
             .with_service_name("neuralfabric.v1.EndpointService")
+            .with_service_name("neuralfabric.v1.SecurityService")
             .with_service_name("grpc.health.v1.Health")
     };
     // Older tools still ask for v1alpha. Our own descriptors are made by the build, so both succeed.
     if let (Ok(v1), Ok(alpha)) = (reflection().build_v1(), reflection().build_v1alpha()) {
         routes = routes.add_service(v1).add_service(alpha);
     }
-    routes.prepare().into_axum_router().reset_fallback()
+    let guard = axum::middleware::from_fn_with_state(service, super::auth::guard);
+    routes.prepare().into_axum_router().reset_fallback().layer(guard)
 }
 
 /// Keeps the health service's word equal to `/health/ready`, until the member ends.
 async fn follow_health(service: Service, reporter: tonic_health::server::HealthReporter) {
     const LOOK: Duration = Duration::from_secs(1);
-    let names =
-        ["", "neuralfabric.v1.SchedulerService", "neuralfabric.v1.ResourceService", "neuralfabric.v1.EndpointService"];
+    let names = [
+        "",
+        "neuralfabric.v1.SchedulerService",
+        "neuralfabric.v1.ResourceService",
+        "neuralfabric.v1.EndpointService",
+        "neuralfabric.v1.SecurityService",
+    ];
     let mut watch = service.replica.watch();
     let (mut ticks, mut last) = (tokio::time::interval(LOOK), None);
     loop {
@@ -73,10 +86,13 @@ async fn follow_health(service: Service, reporter: tonic_health::server::HealthR
     }
 }
 
-/// The call that this is, with its time to live.
-fn call(metadata: &MetadataMap) -> Call {
-    let time = metadata.get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
-    Call::within(time.unwrap_or(DEFAULT_DEADLINE))
+/// The call that this is, with its time to live and whom the gate let in.
+fn call<T>(request: &Request<T>) -> Result<Call, Failure> {
+    let time = request.metadata().get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
+    let who = request.extensions().get::<Who>().cloned();
+    let who = who.ok_or_else(|| Failure::new(Reason::Internal, "this call passed no gate"))?;
+    let slot = request.extensions().get::<Slot>().cloned().unwrap_or_default();
+    Ok(Call { slot, ..Call::within(who, time.unwrap_or(DEFAULT_DEADLINE)) })
 }
 
 /// `500m`, `10S`, …: at most eight digits and a unit.

@@ -17,9 +17,9 @@ impl ResourceService for Resources {
         request: Request<v1::ResourceServiceGetRequest>,
     ) -> Result<Response<v1::ResourceServiceGetResponse>, Status> {
         let _permit = self.0.enter()?;
-        let mut call = call(request.metadata());
+        let mut call = call(&request)?;
         let message = request.into_inner();
-        call.tenant = tenant(&message.tenant_id)?;
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
         call.consistency = consistency(message.consistency)?;
         let all = self.0.resources(&call).await?;
         let node = |n: crate::api::service::nodes::NodeBody| v1::NodeResources {
@@ -62,7 +62,7 @@ impl ResourceService for Resources {
         request: Request<v1::RegisterNodeRequest>,
     ) -> Result<Response<v1::RegisterNodeResponse>, Status> {
         let _permit = self.0.enter()?;
-        let call = call(request.metadata());
+        let call = call(&request)?;
         let wanted = proto::registration(request.into_inner()).map_err(Failure::from)?;
         let done = self.0.register_node(&call, wanted).await?;
         Ok(Response::new(v1::RegisterNodeResponse {

@@ -28,7 +28,7 @@ fn request_id(text: &str) -> Result<RequestId, Failure> {
 impl SchedulerService for Scheduler {
     async fn schedule(&self, request: Request<v1::ScheduleRequest>) -> Result<Response<v1::ScheduleResponse>, Status> {
         let _permit = self.0.enter()?;
-        let call = call(request.metadata());
+        let call = call(&request)?;
         let (wanted, key) = proto::schedule(request.into_inner()).map_err(Failure::from)?;
         let done = self.0.schedule(&call, wanted, key.as_deref()).await?;
         let job = &done.job;
@@ -51,7 +51,7 @@ impl SchedulerService for Scheduler {
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::PlanResponse>, Status> {
         let _permit = self.0.enter()?;
-        let call = call(request.metadata());
+        let call = call(&request)?;
         let missing = || Failure::from(Refusal::invalid("request", "request is missing"));
         let wanted: Schedule =
             proto::schedule(request.into_inner().request.ok_or_else(missing)?).map_err(Failure::from)?.0;
@@ -70,9 +70,9 @@ impl SchedulerService for Scheduler {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         let _permit = self.0.enter()?;
-        let mut call = call(request.metadata());
+        let mut call = call(&request)?;
         let message = request.into_inner();
-        call.tenant = tenant(&message.tenant_id)?;
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
         call.consistency = consistency(message.consistency)?;
         let Found { job, simulation, read } = self.0.get(&call, &request_id(&message.request_id)?).await?;
         let job = Some(proto::job(&job, simulation));
@@ -81,10 +81,12 @@ impl SchedulerService for Scheduler {
 
     async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListResponse>, Status> {
         let _permit = self.0.enter()?;
-        let mut call = call(request.metadata());
+        let mut call = call(&request)?;
         let message = request.into_inner();
         call.consistency = consistency(message.consistency)?;
-        let page = self.0.list(&call, filter(&message).map_err(Failure::from)?).await?;
+        let mut filter = filter(&message).map_err(Failure::from)?;
+        filter.tenant = call.who.sees(filter.tenant)?;
+        let page = self.0.list(&call, filter).await?;
         Ok(Response::new(v1::ListResponse {
             jobs: page.rows.into_iter().map(|row| proto::row(row.row, row.created_ms, row.changed_ms)).collect(),
             next_token: page.next.map(Cursor::token).unwrap_or_default(),
@@ -95,9 +97,9 @@ impl SchedulerService for Scheduler {
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
         let _permit = self.0.enter()?;
-        let mut call = call(request.metadata());
+        let mut call = call(&request)?;
         let message = request.into_inner();
-        call.tenant = tenant(&message.tenant_id)?;
+        call.tenant = call.who.acts(tenant(&message.tenant_id)?)?;
         let found = self.0.stop(&call, &request_id(&message.request_id)?).await?;
         let job = Some(proto::job(&found.job, found.simulation));
         Ok(Response::new(v1::StopResponse { job, index: found.read.index }))
@@ -105,9 +107,9 @@ impl SchedulerService for Scheduler {
 
     async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<v1::ScaleResponse>, Status> {
         let _permit = self.0.enter()?;
-        let mut call = call(request.metadata());
+        let mut call = call(&request)?;
         let message = request.into_inner();
-        call.tenant = tenant(&message.tenant_id)?;
+        call.tenant = call.who.acts(tenant(&message.tenant_id)?)?;
         let too_many = |_| Refusal::invalid("replicas", format!("0 to {MAX_REPLICAS}, not {}", message.replicas));
         let replicas = u16::try_from(message.replicas).map_err(too_many).map_err(Failure::from)?;
         let found = self.0.scale(&call, &request_id(&message.request_id)?, replicas).await?;
@@ -118,9 +120,11 @@ impl SchedulerService for Scheduler {
     type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let call = call(&request)?;
         let message = request.into_inner();
         let from = (message.from > 0).then_some(message.from);
-        let feed = self.0.watch(from, tenant(&message.tenant_id)?).await?;
+        let tenant = call.who.sees(tenant(&message.tenant_id)?)?;
+        let feed = self.0.watch(&call.who, from, tenant).await?;
         Ok(Response::new(messages(self.0.clone(), feed).boxed()))
     }
 }

@@ -1,6 +1,7 @@
 //! An HTTP call being read: its time to live, its query and its body, each
 //! strictly. Whatever is not asked for is refused. It does not know the routes.
 
+use crate::api::auth::{Slot, Who};
 use crate::api::convert::json;
 use crate::api::convert::value;
 use crate::api::error::Failure;
@@ -25,6 +26,8 @@ const MAX_PARAMS: usize = 32;
 /// A call as it came.
 pub struct Ask {
     pub headers: HeaderMap,
+    pub who: Who,
+    slot: Slot,
     params: Vec<(String, String)>,
     known: Vec<&'static str>,
     body: Body,
@@ -35,13 +38,17 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
+        // Only the gate puts it there: a route that was built around it answers nothing.
+        let who = parts.extensions.get::<Who>().cloned();
+        let who = who.ok_or_else(|| Failure::new(Reason::Internal, "this call passed no gate"))?;
+        let slot = parts.extensions.get::<Slot>().cloned().unwrap_or_default();
         let bad = |text: String| Failure::new(Reason::InvalidArgument, format!("the query cannot be read: {text}"));
         let Query(params) =
             Query::<Vec<(String, String)>>::try_from_uri(&parts.uri).map_err(|error| bad(error.body_text()))?;
         if params.len() > MAX_PARAMS {
             return Err(bad(format!("more than {MAX_PARAMS} parameters")));
         }
-        Ok(Self { headers: parts.headers, params, known: Vec::new(), body })
+        Ok(Self { headers: parts.headers, who, slot, params, known: Vec::new(), body })
     }
 }
 
@@ -98,15 +105,22 @@ impl Ask {
         Ok(NumberPage::new(token.as_deref(), per_page)?)
     }
 
+    /// The call that this is when it changes something: it is bound to one tenant.
+    pub fn act(&mut self) -> Result<Call, Failure> {
+        let mut call = self.call()?;
+        call.tenant = call.who.acts(call.tenant)?;
+        Ok(call)
+    }
+
     /// The call that this is, with the parameters that every read has.
     pub fn call(&mut self) -> Result<Call, Failure> {
-        let mut call = Call::within(self.time()?);
+        let mut call = Call { slot: self.slot.clone(), ..Call::within(self.who.clone(), self.time()?) };
         call.consistency = match self.text("consistency")?.as_deref() {
             None | Some("linearizable") => Consistency::Linearizable,
             Some("stale") => Consistency::Stale,
             Some(_) => return Err(Refusal::invalid("consistency", "linearizable or stale").into()),
         };
-        call.tenant = self.name("tenant_id", TenantId::new)?;
+        call.tenant = call.who.sees(self.name("tenant_id", TenantId::new)?)?;
         call.past_index = self.number("index", u64::MAX)?;
         if let Some(wait) = self.text("wait")? {
             let ms = value::span(&wait).map_err(|text| Refusal::invalid("wait", format!("wait: {text}")))?;
@@ -182,7 +196,7 @@ mod tests {
     use super::*;
 
     async fn ask(uri: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Ask, Failure> {
-        let mut request = Request::builder().uri(uri);
+        let mut request = Request::builder().uri(uri).extension(Who::Anyone);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -6,7 +6,7 @@ use crate::api::convert::event::EventBody;
 use crate::api::convert::node as convert;
 use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
 use crate::api::service::targets::TargetBody;
-use crate::api::service::{Service, off_thread};
+use crate::api::service::{Service, gauges, off_thread};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -115,7 +115,7 @@ pub async fn events(State(service): State<Service>, mut ask: Ask) -> Answer {
     ask.finish()?;
     if watched {
         let from = watch::start(&service, &ask.headers, from, call.past_index)?;
-        return watch::events(&service, from, call.tenant).await;
+        return watch::events(&service, &call.who, from, call.tenant).await;
     }
     let (events, next) = service.events(from.unwrap_or(1), per_page as usize, call.tenant.as_ref()).await?;
     let simulation = service.simulation();
@@ -157,9 +157,11 @@ pub async fn targets(State(service): State<Service>, mut ask: Ask) -> Answer {
 /// Metrics in the Prometheus text format.
 #[utoipa::path(get, path = "/metrics", tag = "health",
     responses((status = 200, description = "Prometheus text format", body = String, content_type = "text/plain")))]
-pub async fn metrics(State(service): State<Service>) -> Answer {
+pub async fn metrics(State(service): State<Service>, ask: Ask) -> Answer {
+    let only = ask.who.sees(None)?;
     let text = off_thread(move || service.render_metrics()).await?;
-    let mut response = Response::new(Body::from(text.to_string()));
+    let text = only.map_or_else(|| text.to_string(), |tenant| gauges::part_of(&text, &tenant));
+    let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)

@@ -2,6 +2,7 @@
 //! asks the service and shapes the answer; it decides nothing.
 
 pub mod ask;
+mod audit;
 mod cluster;
 mod devices;
 mod docs;
@@ -12,6 +13,7 @@ mod schedule;
 mod schema;
 mod services;
 mod tenants;
+mod tokens;
 mod watch;
 
 use super::convert::answer::Freshness;
@@ -44,6 +46,7 @@ pub fn router(service: Service) -> Router {
     routes
         .merge(docs.router())
         .method_not_allowed_fallback(not_allowed)
+        .layer(from_fn_with_state(service.clone(), super::auth::guard))
         .layer(from_fn_with_state(service.clone(), counted))
         .with_state(service)
 }
@@ -85,6 +88,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::ready))
         .routes(routes!(cluster::metrics))
         .routes(routes!(cluster::targets))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(audit::read))
 }
 
 /// A JSON answer.

@@ -91,6 +91,7 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
     ask.finish()?;
     let key = key(&ask.headers)?;
     let (node, mut wanted) = convert::launch(&ask.json(false).await?)?;
+    call.who.acts(Some(wanted.spec.tenant.clone()))?;
     same_tenant(&call, &wanted)?;
     if wanted.dry_run {
         return Err(Refusal::invalid("dry_run", "plan it with POST /schedule, constraints.node and dry_run").into());

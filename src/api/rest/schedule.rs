@@ -31,6 +31,7 @@ pub async fn post(State(service): State<Service>, mut ask: Ask) -> Answer {
     ask.finish()?;
     let key = key(&ask.headers)?;
     let wanted = from_json(&ask.json(false).await?)?;
+    call.who.acts(Some(wanted.spec.tenant.clone()))?;
     same_tenant(&call, &wanted)?;
     if dry_run || wanted.dry_run {
         let spec = wanted.spec.clone();
@@ -146,7 +147,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     ask.finish()?;
     if watched {
         let from = watch::start(&service, &ask.headers, from, call.past_index)?;
-        return watch::jobs(&service, from, filter).await;
+        return watch::jobs(&service, &call.who, from, filter).await;
     }
     let page = service.list(&call, filter).await?;
     let body = JobList {
@@ -185,7 +186,7 @@ fn job(found: Found) -> Response {
            ("dry_run" = Option<bool>, Query, description = "Only show the job that would be stopped")),
     responses((status = 200, description = "The job, Draining or over", body = JobBody)))]
 pub async fn stop(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
-    let call = ask.call()?;
+    let call = ask.act()?;
     let dry_run = ask.flag("dry_run")?;
     ask.finish()?;
     let request = path("request_id", &id, RequestId::new)?;
@@ -221,6 +222,8 @@ pub async fn logs(State(service): State<Service>, Part(id): Part, mut ask: Ask) 
         let _held = &permit;
         chunk.map_err(std::io::Error::other)
     });
+    // Nor does it outlive the right to read it.
+    let lines = lines.take_while(move |_| std::future::ready(service.gate.counts(&call.who).is_ok()));
     let mut response = Response::new(Body::from_stream(lines));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     Ok(response)

@@ -211,6 +211,13 @@ pub struct TenantRequest {
     pub tenant_id: String,
 }
 
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// The token's `jti`.
+    pub id: String,
+}
+
 /// Limits; what is absent or null has none of its own.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -27,7 +27,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
            ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
     responses((status = 200, description = "The job, with the new number", body = JobBody)))]
 pub async fn resize(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
-    let call = ask.call()?;
+    let call = ask.act()?;
     ask.finish()?;
     let request = path("request_id", &id, RequestId::new)?;
     let replicas = scale(&ask.json(false).await?)?;

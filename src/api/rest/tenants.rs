@@ -71,6 +71,7 @@ pub async fn quota(State(service): State<Service>, Part(id): Part, mut ask: Ask)
     let call = ask.call()?;
     ask.finish()?;
     let tenant = path("tenant_id", &id, TenantId::new)?;
+    call.who.sees(Some(tenant.clone()))?;
     let body = service.tenant(&call, &tenant).await?;
     Ok(tagged(&body, &body.etag))
 }

@@ -2,6 +2,7 @@
 //! resumes by itself. It does not know what happened.
 
 use super::Answer;
+use crate::api::auth::Who;
 use crate::api::convert::answer::JobRow;
 use crate::api::convert::event::EventBody;
 use crate::api::error::{Failure, Problem};
@@ -37,14 +38,14 @@ pub fn start(
 }
 
 /// Everything that happens.
-pub async fn events(service: &Service, from: Option<u64>, tenant: Option<TenantId>) -> Answer {
-    let feed = service.watch(from, tenant).await?;
+pub async fn events(service: &Service, who: &Who, from: Option<u64>, tenant: Option<TenantId>) -> Answer {
+    let feed = service.watch(who, from, tenant).await?;
     Ok(stream(service.clone(), feed, |_, _| true))
 }
 
 /// What happens to jobs that the filter lets through, each with the job as it is now.
-pub async fn jobs(service: &Service, from: Option<u64>, filter: Filter) -> Answer {
-    let feed = service.watch(from, filter.tenant.clone()).await?;
+pub async fn jobs(service: &Service, who: &Who, from: Option<u64>, filter: Filter) -> Answer {
+    let feed = service.watch(who, from, filter.tenant.clone()).await?;
     Ok(stream(service.clone(), feed, move |service, body| about_a_job(service, body, &filter)))
 }
 
@@ -55,6 +56,8 @@ fn about_a_job(service: &Service, body: &mut EventBody, filter: &Filter) -> bool
     let state = service.replica.applied().state;
     let id = body.request_id.as_deref().and_then(|id| nf_core::id::RequestId::new(id).ok());
     let job = id.and_then(|id| state.job_of(&id).cloned());
+    // Another tenant may have taken the id since.
+    let job = job.filter(|job| filter.tenant.as_ref().is_none_or(|tenant| *tenant == job.spec.tenant));
     if let Some(job) = &job {
         let fits = filter.model.as_ref().is_none_or(|model| *model == job.spec.model);
         body.job = Some(JobRow::new(&state, job));

@@ -5,6 +5,7 @@ use super::{Call, Service};
 use crate::api::convert::node::{NewMember, Promote, Target, member_matches};
 use crate::api::error::Failure;
 use crate::raft::{MemberStatus, Role, Status};
+use nf_core::audit::Action;
 use nf_core::command::Mode;
 use nf_core::id::MemberId;
 use nf_core::node::NodeKind;
@@ -38,6 +39,8 @@ pub struct HealthBody {
     pub simulation: bool,
     /// `production` or `simulation`.
     pub mode: String,
+    /// `on`: callers say who they are, with a token; `off`: anybody may call (simulation alone).
+    pub auth: String,
     /// Settings that production needs and this process has not.
     pub missing: Vec<String>,
     pub node_id: String,
@@ -84,6 +87,9 @@ pub struct MembersBody {
     pub simulation: bool,
     /// Equal on members that applied the same log.
     pub state_hash: String,
+    /// Entries of the audit trail, and the hash of the last one, on this member.
+    pub audit_seq: u64,
+    pub audit_head: String,
 }
 
 /// Where leadership went, or would go.
@@ -127,6 +133,7 @@ impl Service {
             uptime: self.info.started.elapsed().as_secs_f64(),
             simulation,
             mode: if simulation { "simulation".into() } else { "production".into() },
+            auth: if self.gate.asks() { "on".into() } else { "off".into() },
             missing: self.info.missing.clone(),
             node_id: self.info.node_name.clone(),
             role: role_name(status.role).into(),
@@ -233,6 +240,8 @@ impl Service {
             feature_level: state.meta().level,
             simulation: state.meta().mode == Mode::Simulation,
             state_hash: format!("{:032x}", state.hash()),
+            audit_seq: state.audit().seq(),
+            audit_head: state.audit().head().to_string(),
         }
     }
 
@@ -245,6 +254,7 @@ impl Service {
             let detail = format!("member {} is called {}; give another id and name", other.id, other.name);
             return Err(Refusal::field(Reason::Conflict, "id", detail).into());
         }
+        self.note(call, Action::MemberJoin, format!("member/{}", wanted.name)).await?;
         let added = self.replica.add_learner(id, wanted.name.to_string(), wanted.peer, call.deadline).await;
         added.map_err(|error| self.fail(error))?;
         Ok(self.members())
@@ -253,6 +263,7 @@ impl Service {
     /// Gives a learner a vote.
     pub async fn give_vote(&self, call: &Call, member: &str) -> Result<MembersBody, Failure> {
         let id = self.member_named(member)?;
+        self.note(call, Action::MemberPromote, format!("member/{id}")).await?;
         self.replica.promote(id, call.deadline).await.map_err(|error| self.fail(error))?;
         Ok(self.members())
     }
@@ -260,6 +271,7 @@ impl Service {
     /// Takes a member out of the group.
     pub async fn remove_member(&self, call: &Call, member: &str) -> Result<MembersBody, Failure> {
         let id = self.member_named(member)?;
+        self.note(call, Action::MemberRemove, format!("member/{id}")).await?;
         self.replica.remove(id, call.deadline).await.map_err(|error| self.fail(error))?;
         Ok(self.members())
     }
@@ -286,6 +298,7 @@ impl Service {
         let simulation = state.meta().mode == Mode::Simulation;
         drop(state);
         if !wanted.dry_run && status.leader != Some(to) {
+            self.note(call, Action::LeaderTransfer, format!("member/{to}")).await?;
             self.replica.transfer(to, call.deadline).await.map_err(|error| self.fail(error))?;
         }
         let region = match &wanted.target {

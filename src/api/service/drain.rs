@@ -76,7 +76,7 @@ impl Service {
     /// Empties a node, or says what that would do.
     pub async fn drain(&self, call: &Call, wanted: DrainCall) -> Result<DrainBody, Failure> {
         let DrainCall { node, reason, drain, dry_run, seen } = wanted;
-        let cordon = Cordon { by: "operator".into(), reason, at_ms: 0, drain: Some(drain) };
+        let cordon = Cordon { by: call.who.name().into(), reason, at_ms: 0, drain: Some(drain) };
         if dry_run {
             return self.look_at_drain(call, &node, cordon).await;
         }

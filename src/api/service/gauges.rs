@@ -127,6 +127,13 @@ impl Service {
     }
 }
 
+/// What of a scrape is not about other tenants.
+pub fn part_of(text: &str, tenant: &TenantId) -> String {
+    let own = format!("tenant=\"{tenant}\"");
+    let kept = |line: &&str| line.starts_with('#') || !line.contains("tenant=\"") || line.contains(&own);
+    text.lines().filter(kept).flat_map(|line| [line, "\n"]).collect()
+}
+
 fn fill_raft(metrics: &Metrics, status: &Status) {
     let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     metrics.is_leader.set(i64::from(status.role == Role::Leader));

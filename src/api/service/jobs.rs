@@ -75,6 +75,7 @@ impl Service {
     }
 
     async fn schedule_uncounted(&self, call: &Call, wanted: Schedule, key: Option<&str>) -> Result<Scheduled, Failure> {
+        call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
         let mode = self.mode(call).await?;
         let facts = self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
@@ -88,7 +89,7 @@ impl Service {
         }
         let request = naming.request.clone();
         let intent = wanted.into_intent(naming, facts);
-        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        let reply = self.submit(call, intent).await?;
         let replayed = matches!(reply.result?, Answer::Job { replayed: true, .. });
         let state = self.replica.applied().state;
         let why = whys(&state, &reply.why);
@@ -104,6 +105,7 @@ impl Service {
 
     /// What a schedule call would do on the state as it is; commits nothing.
     pub async fn plan(&self, call: &Call, wanted: Schedule) -> Result<Planned, Failure> {
+        call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
         self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
@@ -134,7 +136,7 @@ impl Service {
     /// Asks a job to end. A job that is over already is no error.
     pub async fn stop(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
         let intent = Intent::Stop { request: request.clone(), tenant: call.tenant.clone(), why: Reason::StoppedByUser };
-        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        let reply = self.submit(call, intent).await?;
         let refusal = match reply.result {
             Ok(_) => None,
             Err(refusal) if refusal.reason == Reason::NotFound => Some(refusal),

@@ -3,6 +3,7 @@
 //! bodies of `convert::answer` where a list or a sum has no core type, or a failure.
 //! It reads no request and writes no response.
 
+pub mod audit;
 pub mod cluster;
 pub mod deploys;
 pub mod devices;
@@ -16,8 +17,10 @@ pub mod nodes;
 pub mod services;
 pub mod targets;
 pub mod tenants;
+pub mod tokens;
 pub mod watch;
 
+use super::auth::{Gate, Slot, Who};
 use super::convert::answer::Freshness;
 use super::error::Failure;
 use super::{ApiState, Info};
@@ -53,13 +56,17 @@ pub struct Call {
     pub past_index: Option<u64>,
     /// How long a blocking read waits for that.
     pub wait: Duration,
+    /// Who calls.
+    pub who: Who,
+    /// For the receipt of what it changes.
+    pub slot: Slot,
     /// Only this tenant's rows.
     pub tenant: Option<TenantId>,
 }
 
 impl Call {
-    /// A call that has `time` to live.
-    pub fn within(time: Duration) -> Self {
+    /// A call of `who` that has `time` to live.
+    pub fn within(who: Who, time: Duration) -> Self {
         let deadline = Instant::now() + time.min(MAX_DEADLINE);
         Self {
             deadline,
@@ -67,6 +74,8 @@ impl Call {
             consistency: Consistency::Linearizable,
             past_index: None,
             wait: Duration::ZERO,
+            who,
+            slot: Slot::default(),
             tenant: None,
         }
     }
@@ -80,6 +89,8 @@ pub struct Inner {
     pub replica: Replica,
     pub info: Info,
     pub metrics: Metrics,
+    pub gate: Gate,
+    pub(super) denials: super::denials::Denials,
     models: model::Models,
     logs: Option<super::LogSource>,
     calls: Semaphore,
@@ -100,11 +111,13 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, models, info, metrics } = state;
+        let ApiState { replica, logs, models, info, metrics, auth } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
             deploys: deploys::Deploys::new(metrics.clone()),
+            gate: Gate::new(auth, replica.clone()),
+            denials: super::denials::Denials::new(replica.clone()),
             replica,
             info,
             metrics,
@@ -179,13 +192,38 @@ impl Service {
         self.replica.applied().state.members().get(&leader).map(|member| member.api.to_string())
     }
 
+    /// Has an intent committed in the caller's name, and keeps the receipt for the answer.
+    async fn submit(&self, call: &Call, intent: nf_core::plan::Intent) -> Result<nf_core::plan::Reply, Failure> {
+        let actor = match &call.who {
+            Who::Known(_) => {
+                let cluster = self.replica.applied().state.meta().cluster.clone();
+                call.who.actor(&cluster, &self.info.node_name)
+            }
+            Who::Anyone | Who::Stranger => None,
+        };
+        let intent = match actor {
+            Some(actor) => nf_core::plan::Intent::By { actor, intent: Box::new(intent) },
+            None => intent,
+        };
+        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        call.slot.put(reply.receipt);
+        Ok(reply)
+    }
+
+    /// Leaves word of what is about to be done outside the state: no word, no deed.
+    async fn note(&self, call: &Call, action: nf_core::audit::Action, object: String) -> Result<(), Failure> {
+        let note = nf_core::command::Note { action, object: object.into(), refused: None, count: 1 };
+        self.submit(call, nf_core::plan::Intent::Note(note)).await?.result?;
+        Ok(())
+    }
+
     /// Commits an intent that makes no job, and returns its answer and index.
     async fn commit(
         &self,
         call: &Call,
         intent: nf_core::plan::Intent,
     ) -> Result<(nf_core::command::Answer, u64), Failure> {
-        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        let reply = self.submit(call, intent).await?;
         Ok((reply.result?, reply.index))
     }
 }

@@ -262,8 +262,13 @@ impl Service {
     /// What the cluster has and who holds it.
     pub async fn resources(&self, call: &Call) -> Result<ResourcesAnswer, Failure> {
         let view = self.read(call).await?;
-        let tenant = call.tenant.clone();
-        super::off_thread(move || summary(&view.state, tenant.as_ref(), freshness(&view))).await
+        let (tenant, wide) = (call.tenant.clone(), call.who.wide());
+        let mut answer = super::off_thread(move || summary(&view.state, tenant.as_ref(), freshness(&view))).await?;
+        if !wide {
+            // A tenant sees the cluster's sums and its own use, not the machines.
+            answer.nodes.clear();
+        }
+        Ok(answer)
     }
 
     /// All nodes with their devices.
@@ -361,7 +366,7 @@ impl Service {
         reason: Option<Arc<str>>,
         seen: Option<Digest16>,
     ) -> Result<NodeBody, Failure> {
-        let cordon = reason.map(|reason| Cordon { by: "operator".into(), reason, at_ms: 0, drain: None });
+        let cordon = reason.map(|reason| Cordon { by: call.who.name().into(), reason, at_ms: 0, drain: None });
         let intent = match seen {
             None => Intent::Cordon { node: node.clone(), cordon },
             Some(seen) => Intent::CordonIf { node: node.clone(), cordon, seen },

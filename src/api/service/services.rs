@@ -65,7 +65,7 @@ impl Service {
     pub async fn scale(&self, call: &Call, request: &RequestId, replicas: u16) -> Result<Found, Failure> {
         let target = Target { replicas, why: Why::Asked, inputs: None };
         let intent = Intent::Scale { request: request.clone(), tenant: call.tenant.clone(), target };
-        let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
+        let reply = self.submit(call, intent).await?;
         reply.result?;
         self.get(call, request).await
     }

@@ -3,6 +3,7 @@
 //! a slow client costs nothing. It does not know SSE or gRPC.
 
 use super::Service;
+use crate::api::auth::{Gate, Who};
 use crate::api::error::Failure;
 use crate::raft::{Applied, Replica};
 use nf_core::event::Event;
@@ -36,6 +37,8 @@ pub struct Feed {
     watch: watch::Receiver<Applied>,
     next: u64,
     tenant: Option<TenantId>,
+    who: Who,
+    gate: Gate,
     ready: VecDeque<Event>,
     first: bool,
     _permit: OwnedSemaphorePermit,
@@ -53,8 +56,8 @@ impl Service {
         self.streams.clone().try_acquire_owned().map_err(full)
     }
 
-    /// Events from `from` on; None: from now on.
-    pub async fn watch(&self, from: Option<u64>, tenant: Option<TenantId>) -> Result<Feed, Failure> {
+    /// Events from `from` on; None: from now on. It ends when `who` may look no longer.
+    pub async fn watch(&self, who: &Who, from: Option<u64>, tenant: Option<TenantId>) -> Result<Feed, Failure> {
         let permit = self.open_stream()?;
         let mut watch = self.replica.watch();
         let now = watch.borrow_and_update().state.meta().next_event;
@@ -67,6 +70,8 @@ impl Service {
             watch,
             next,
             tenant,
+            who: who.clone(),
+            gate: self.gate.clone(),
             ready: VecDeque::new(),
             first: true,
             _permit: permit,
@@ -123,6 +128,12 @@ fn compacted(asked: u64, first: u64) -> Failure {
 impl Feed {
     /// The next event or heartbeat; None when the member shuts down.
     pub async fn next(&mut self) -> Option<Result<Item, Failure>> {
+        let next = self.look().await?;
+        // After the wait, which may have been long: what is told now is told to one who may know it now.
+        Some(self.gate.counts(&self.who).and(next))
+    }
+
+    async fn look(&mut self) -> Option<Result<Item, Failure>> {
         // At once, so that a client sees that the watch stands and from where.
         if std::mem::take(&mut self.first) {
             return Some(Ok(Item::Heartbeat { next: self.next }));

@@ -6,6 +6,7 @@ use super::{Up, ports};
 use crate::cli::exit::{Exit, fail};
 use crate::config::TABLE;
 use crate::daemon::PLAYER;
+use crate::security::jwt::issuer::JWKS_FILE;
 use crate::security::tls::{Authority, Credentials, Role};
 use anyhow::{Context as _, Result};
 use std::fs::OpenOptions;
@@ -15,6 +16,8 @@ use tokio::process::{Child, Command};
 
 /// The group's name in its certificates.
 const CLUSTER: &str = "dev";
+/// Where the keys of its tokens are, with --auth.
+pub const TOKENS: &str = "tokens";
 
 /// A member that can be started, and started again.
 #[derive(Clone, Debug)]
@@ -46,7 +49,8 @@ impl Plan {
         let log = log.with_context(|| self.log.display().to_string())?;
         let mut command = Command::new(std::env::current_exe().context("the path of nf itself")?);
         // What is set for one server on this machine is not meant for these three.
-        for name in ["NF_JOIN", "NF_ROLE", "NF_ADVERTISE", "NF_MEMBER_ID", "NEURAL_FABRIC_MODE"] {
+        for name in ["NF_JOIN", "NF_ROLE", "NF_ADVERTISE", "NF_MEMBER_ID", "NEURAL_FABRIC_MODE", "NF_JWKS", "NF_TOKEN"]
+        {
             command.env_remove(name);
         }
         command
@@ -122,6 +126,9 @@ pub fn plan(up: &Up, dir: &Path) -> Result<Vec<Plan>> {
             ("model-store-url", store.clone()),
         ] {
             args.extend([format!("--{flag}"), value]);
+        }
+        if up.auth {
+            args.extend(["--jwks".to_owned(), dir.join(TOKENS).join(JWKS_FILE).display().to_string()]);
         }
         for set in &up.set {
             let (key, value) =

@@ -8,6 +8,7 @@ use crate::cli::context::{self, Context};
 use crate::cli::exit::{Exit, fail};
 use crate::cli::output::at;
 use crate::cli::{say, signals, version};
+use crate::security::jwt::{MAX_LIFETIME, Role, issuer};
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -69,6 +70,7 @@ pub async fn run(up: Up) -> Result<()> {
     let stop = signals::stop();
     tokio::pin!(stop);
     let data = data(&up)?;
+    let token = if up.auth { Some(token(&data.dir)?) } else { None };
     let plans = group::plan(&up, &data.dir)?;
     let mut seats = Vec::new();
     for plan in plans {
@@ -80,13 +82,13 @@ pub async fn run(up: Up) -> Result<()> {
     record.write()?;
     record.point()?;
     let ready = tokio::select! {
-        ready = ready(&mut seats) => ready,
+        ready = ready(&mut seats, token.as_deref()) => ready,
         stopped = &mut stop => stopped.map(|()| Vec::new()).map_err(Into::into),
     };
     let outcome = match ready {
         Ok(healths) if healths.is_empty() => Ok(()),
         Ok(healths) => {
-            let tell = tell(&up, &record, &seats, &healths, begun);
+            let tell = tell(&up, &record, &seats, &healths, begun, token);
             match tell {
                 Ok(()) => supervise(&data.dir, &mut seats, &mut wishes, stop.as_mut()).await,
                 Err(error) => Err(error),
@@ -105,7 +107,7 @@ fn record(dir: &Path, seats: &[Seat]) -> Record {
 }
 
 /// Waits until every member answers, knows the leader, and sees all nodes.
-async fn ready(seats: &mut [Seat]) -> Result<Vec<Value>> {
+async fn ready(seats: &mut [Seat], token: Option<&str>) -> Result<Vec<Value>> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let end = Instant::now() + READY;
     loop {
@@ -126,7 +128,7 @@ async fn ready(seats: &mut [Seat]) -> Result<Vec<Value>> {
             healths.extend(there.filter(|_| ready));
         }
         let led = healths.iter().any(|health| at(health, "role") == "leader");
-        if healths.len() == seats.len() && led && nodes(&http, &seats[0].plan.api()).await >= seats.len() {
+        if healths.len() == seats.len() && led && nodes(&http, &seats[0].plan.api(), token).await >= seats.len() {
             return Ok(healths);
         }
         if Instant::now() > end {
@@ -138,9 +140,23 @@ async fn ready(seats: &mut [Seat]) -> Result<Vec<Value>> {
     }
 }
 
+/// The group's issuer, made or kept, and a token of all roles that people have.
+fn token(dir: &Path) -> Result<String> {
+    let keys = dir.join(group::TOKENS);
+    let mint = match keys.join(issuer::KEY_FILE).exists() {
+        true => issuer::open(&keys),
+        false => issuer::create(&keys),
+    };
+    let mint = mint.map_err(|refusal| fail(Exit::Failed, refusal.to_string()))?;
+    let roles = [Role::Viewer, Role::Operator, Role::Promoter, Role::Admin];
+    Ok(crate::cli::token::make(&mint, "dev", "demo", &roles, MAX_LIFETIME)?.token)
+}
+
 /// How many nodes are ready for work.
-async fn nodes(http: &reqwest::Client, api: &str) -> usize {
-    let list = http.get(format!("{api}/resources")).timeout(super::ASK).send().await;
+async fn nodes(http: &reqwest::Client, api: &str, token: Option<&str>) -> usize {
+    let request = http.get(format!("{api}/resources")).timeout(super::ASK);
+    let request = token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth);
+    let list = request.send().await;
     let Ok(list) = list else { return 0 };
     let list: Value = list.json().await.unwrap_or(Value::Null);
     let nodes = list.get("nodes").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -148,7 +164,14 @@ async fn nodes(http: &reqwest::Client, api: &str) -> usize {
 }
 
 /// The ready line, the context, and the file for scripts.
-fn tell(up: &Up, record: &Record, seats: &[Seat], healths: &[Value], begun: Instant) -> Result<()> {
+fn tell(
+    up: &Up,
+    record: &Record,
+    seats: &[Seat],
+    healths: &[Value],
+    begun: Instant,
+    token: Option<String>,
+) -> Result<()> {
     say(format!("  Neural Fabric {} · development cluster, not for production", version::VERSION));
     for (seat, health) in seats.iter().zip(healths) {
         let (device_type, count) = &seat.plan.gpus;
@@ -159,8 +182,13 @@ fn tell(up: &Up, record: &Record, seats: &[Seat], healths: &[Value], begun: Inst
     let seconds = begun.elapsed().as_secs_f64();
     say(format!("  Ready in {seconds:.1} s.  Health {first}/health   API {first}/openapi.json   Metrics /metrics"));
     let addrs: Vec<_> = seats.iter().map(|seat| seat.plan.api()).collect();
+    if let Some(token) = &token {
+        say(format!(
+            "  Every caller is asked for a token. One for all roles of tenant demo, for 24 h:\n  NF_TOKEN={token}"
+        ));
+    }
     if !up.no_context {
-        context::write("dev", &Context { addrs: addrs.clone(), token: None })?;
+        context::write("dev", &Context { addrs: addrs.clone(), token })?;
         context::select("dev")?;
         say("  Context \"dev\" selected.  Try:   nf run llama-8b --tenant demo --gpus 2 --wait");
     } else {

@@ -6,8 +6,10 @@ mod cluster;
 mod job;
 mod moving;
 mod node;
+mod record;
 mod scale;
 mod tenant;
+mod token;
 
 pub use job::MINTED_MS;
 
@@ -45,7 +47,16 @@ pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
     });
     state.ledger.version = state.meta.base;
     forget(state);
-    BatchOutcome::Applied(batch.commands.iter().map(|command| apply(state, command)).collect())
+    let mut receipts = Vec::with_capacity(batch.commands.len());
+    let one = |(place, command): (usize, &Command)| {
+        let about = record::about(state, command);
+        let answer = apply(state, command);
+        receipts.push(about.and_then(|about| record::keep(state, about, batch.actor(place), &answer)));
+        answer
+    };
+    let answers = batch.commands.iter().enumerate().map(one).collect();
+    state.receipts = receipts.into();
+    BatchOutcome::Applied(answers)
 }
 
 /// Applies one command.
@@ -70,6 +81,8 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Heal { node, uuid, by } => node::heal(state, *node, uuid, by.as_ref()),
         Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
+        Command::RevokeToken { token } => token::revoke(state, *token),
+        Command::Note(_) => Ok(Answer::Done),
     }
 }
 
@@ -81,4 +94,5 @@ fn forget(state: &mut State) {
     for key in due {
         state.remove_request(key);
     }
+    token::forget(state, FORGET);
 }

@@ -272,7 +272,7 @@ impl Member {
         }
         let mut commands = queue::pass(&lifted, 4);
         commands.extend(plan(&lifted, &client::greedy(self.me, term, rng)).unwrap_or_default().commands);
-        let batch = Batch { base: self.state.meta().base, at_ms: self.wall(now), commands };
+        let batch = Batch { base: self.state.meta().base, at_ms: self.wall(now), commands, ..Batch::default() };
         let write = WriteId { member: self.me, shell: 0, seq: 0 };
         self.raft.write(Some(term), write, codec::encode(&batch));
     }

@@ -39,7 +39,7 @@ fn cluster(nodes: usize) -> State {
 
 fn entry(state: &mut State, intent: &Intent, at_ms: u64) {
     let commands = plan(state, intent).unwrap().commands;
-    let batch = Batch { base: state.meta().base, at_ms, commands };
+    let batch = Batch { base: state.meta().base, at_ms, commands, ..Batch::default() };
     let outcome = apply_batch(state, &batch);
     assert!(matches!(outcome, BatchOutcome::Applied(answers) if answers.iter().all(Result::is_ok)));
 }
@@ -78,7 +78,7 @@ fn per_call(waiters: u64) {
         let submission = testing::schedule(&format!("waiter-{i}"), spec);
         let Intent::Schedule { submission, .. } = submission else { continue };
         let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new() }];
-        let batch = Batch { base: state.meta().base, at_ms: 1, commands };
+        let batch = Batch { base: state.meta().base, at_ms: 1, commands, ..Batch::default() };
         apply_batch(&mut state, &batch);
     }
     // Steady: one stop and one report for each call, and some thousand small jobs that stay.
@@ -106,7 +106,7 @@ fn per_call(waiters: u64) {
         let started = Instant::now();
         let commands = plan(&speculative, &intent).unwrap().commands;
         add(&mut planning, started);
-        let batch = Batch { base: speculative.meta().base, at_ms: 1, commands };
+        let batch = Batch { base: speculative.meta().base, at_ms: 1, commands, ..Batch::default() };
         let started = Instant::now();
         apply_batch(&mut speculative, &batch);
         add(&mut speculating, started);
@@ -133,7 +133,7 @@ fn per_call(waiters: u64) {
             nf_core::command::Command::Stop { job: no, why: Reason::StoppedByUser },
             nf_core::command::Command::Reports { node, incarnation, reports: vec![report] },
         ];
-        let batch = Batch { base: speculative.meta().base, at_ms: 1, commands };
+        let batch = Batch { base: speculative.meta().base, at_ms: 1, commands, ..Batch::default() };
         apply_batch(&mut speculative, &batch);
         apply_batch(&mut follower, &batch);
         follower.take_changes();

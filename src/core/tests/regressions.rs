@@ -46,7 +46,7 @@ fn place(replica: u16, device: u16) -> Placement {
 
 /// The answer to one command, which must leave a sound state.
 fn one(state: &mut State, command: Command) -> Result<Answer, Reason> {
-    let batch = Batch { base: state.meta().base, at_ms: 0, commands: vec![command] };
+    let batch = Batch { base: state.meta().base, at_ms: 0, commands: vec![command], ..Batch::default() };
     let BatchOutcome::Applied(mut answers) = apply_batch(state, &batch) else { panic!("superseded") };
     assert_eq!(invariants::check(state), []);
     answers.remove(0).map_err(|refusal| refusal.reason)
@@ -54,7 +54,7 @@ fn one(state: &mut State, command: Command) -> Result<Answer, Reason> {
 
 #[test]
 fn a_frame_that_understates_its_length_is_refused() {
-    let mut bytes = codec::encode(&Batch { base: 1, at_ms: 2, commands: Vec::new() });
+    let mut bytes = codec::encode(&Batch { base: 1, at_ms: 2, commands: Vec::new(), ..Batch::default() });
     bytes[7] -= 1;
     assert!(codec::decode::<Batch>(&bytes).is_err());
 }
@@ -173,7 +173,7 @@ fn a_port_that_somebody_else_has_is_not_tried_again_at_once() {
 fn a_broken_clock_does_not_overflow_log_time() {
     let mut state = with_nodes(&[8]);
     run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
-    let late = Batch { base: state.meta().base, at_ms: u64::MAX, commands: Vec::new() };
+    let late = Batch { base: state.meta().base, at_ms: u64::MAX, commands: Vec::new(), ..Batch::default() };
     apply_batch(&mut state, &late);
     assert!(state.request(&RequestId::new("r1").unwrap()).is_some(), "a live job's request is not forgotten");
     let kind = ReportKind::Ended { ok: false, why: Reason::RuntimeFailed };

@@ -5,6 +5,7 @@
 
 mod cache;
 mod claims;
+pub mod issuer;
 mod keys;
 mod mint;
 #[cfg(test)]

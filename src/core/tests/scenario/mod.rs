@@ -102,7 +102,7 @@ impl Player {
     }
 
     fn apply(&mut self, commands: Vec<Command>) -> Vec<Result<Answer, Refusal>> {
-        let batch = Batch { base: self.state.meta().base, at_ms: self.now, commands };
+        let batch = Batch { base: self.state.meta().base, at_ms: self.now, commands, ..Batch::default() };
         let BatchOutcome::Applied(answers) = apply_batch(&mut self.state, &batch) else { panic!("superseded") };
         for change in self.state.take_changes() {
             if let (nf_core::rows::Table::History, Some(row)) = (change.table, change.value) {
@@ -244,7 +244,8 @@ impl Player {
     /// Sends the request planned on an older base.
     fn superseded(&mut self, words: &Words) -> Vec<String> {
         let planned = plan(&self.state, &words.schedule()).unwrap();
-        let batch = Batch { base: self.state.meta().base - 1, at_ms: self.now, commands: planned.commands };
+        let batch =
+            Batch { base: self.state.meta().base - 1, at_ms: self.now, commands: planned.commands, ..Batch::default() };
         match apply_batch(&mut self.state, &batch) {
             BatchOutcome::Superseded { .. } => vec!["superseded".into()],
             BatchOutcome::Applied(_) => vec!["applied".into()],

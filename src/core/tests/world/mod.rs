@@ -69,7 +69,7 @@ impl World {
     /// Applies one command; when it is refused, it must have changed nothing.
     pub fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
         let mut untouched = self.state.clone();
-        let nothing = Batch { base: untouched.meta().base, at_ms: self.now, commands: Vec::new() };
+        let nothing = Batch { base: untouched.meta().base, at_ms: self.now, commands: Vec::new(), ..Batch::default() };
         apply_batch(&mut untouched, &nothing);
         untouched.take_changes();
         let before = self.held();
@@ -125,7 +125,7 @@ impl World {
     }
 
     fn apply(&mut self, commands: Vec<Command>) -> Vec<Result<Answer, Refusal>> {
-        let batch = Batch { base: self.state.meta().base, at_ms: self.now, commands };
+        let batch = Batch { base: self.state.meta().base, at_ms: self.now, commands, ..Batch::default() };
         let time = self.state.meta().now_ms;
         let BatchOutcome::Applied(answers) = apply_batch(&mut self.state, &batch) else { panic!("superseded") };
         assert!(self.state.meta().now_ms >= time, "log time went back");

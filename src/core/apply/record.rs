@@ -1,0 +1,222 @@
+//! Which commands leave an entry in the audit trail, and what it says. An entry is
+//! made of the command and of the state before it, so the log carries nothing for it but
+//! the actor. Speculative copies make none: nobody stores them. It does not change
+//! what a command does.
+
+use crate::audit::{Action, Actor, Check, Receipt, Record, Refs};
+use crate::command::{Answer, Command, Note};
+use crate::id::NodeNo;
+use crate::node::Node;
+use crate::policy;
+use crate::reason::Refusal;
+use crate::state::State;
+use std::sync::Arc;
+
+/// The subject where nobody was asked: simulation without keys, and what the group does by itself.
+pub const NOBODY: &str = "-";
+
+/// What the entry will say, as far as it is known before the command is applied.
+pub(super) struct About {
+    action: Action,
+    object: String,
+    checks: [Check; 7],
+    refs: Refs,
+    note: Option<(Option<crate::reason::Reason>, u32)>,
+    /// For a registration, the node as it was: saying the same again is no entry.
+    node: Option<Arc<Node>>,
+    /// An entry only where somebody wanted it.
+    of_people: bool,
+}
+
+impl About {
+    fn new(action: Action, object: String) -> Self {
+        let checks = [Check::default(); 7];
+        Self { action, object, checks, refs: Refs::default(), note: None, node: None, of_people: false }
+    }
+}
+
+/// None for what leaves no entry: the group's own bookkeeping, and what changes nothing.
+pub(super) fn about(state: &State, command: &Command) -> Option<About> {
+    // Only a state that is stored has a trail.
+    state.changes.as_ref()?;
+    let tenant = |action, id: &crate::id::TenantId| About::new(action, format!("tenant/{id}"));
+    Some(match command {
+        Command::Submit { submission, .. } => {
+            let about = About::new(Action::JobSchedule, format!("job/{}", submission.request));
+            let manifest = submission.spec.manifest.map(crate::audit::Hash);
+            let refs = Refs { manifest, ..Refs::default() };
+            About { checks: policy::admission(&submission.spec, state.meta().mode), refs, ..about }
+        }
+        Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
+        Command::Scale { job, .. } => About::new(Action::ServiceScale, format!("job/{}", state.job(*job)?.request)),
+        Command::Register { name, .. } => {
+            let node = state.node_named(name).cloned();
+            About { node, ..About::new(Action::NodeRegister, format!("node/{name}")) }
+        }
+        Command::SetCordon { node, cordon } => {
+            let action = match cordon {
+                Some(cordon) if cordon.drain.is_some() => Action::NodeDrain,
+                Some(_) => Action::NodeCordon,
+                None => Action::NodeUncordon,
+            };
+            About::new(action, format!("node/{}", state.node(*node)?.name))
+        }
+        Command::CreateTenant { tenant: id } if state.tenant_named(id).is_some() => return None,
+        Command::CreateTenant { tenant: id } => tenant(Action::TenantCreate, id),
+        Command::DeleteTenant { tenant: id } => tenant(Action::TenantDelete, id),
+        Command::SetQuota { tenant: id, .. } => tenant(Action::QuotaSet, id),
+        Command::Member(member) if state.members().get(&member.id).is_some_and(|m| **m == *member) => return None,
+        Command::Member(member) => About::new(Action::MemberJoin, format!("member/{}", member.name)),
+        Command::RaiseLevel { to } if *to == state.meta().level => return None,
+        Command::RaiseLevel { to } => About::new(Action::LevelFinalize, format!("level/{to}")),
+        Command::Init { cluster, .. } => About::new(Action::ClusterInit, format!("cluster/{cluster}")),
+        Command::RevokeToken { token } => About::new(Action::TokenRevoke, format!("token/{token}")),
+        Command::Note(Note { action, object, refused, count }) => {
+            About { note: Some((*refused, *count)), ..About::new(*action, object.to_string()) }
+        }
+        // The group's own verdicts are its bookkeeping; those of a person are theirs.
+        Command::SetNodeState { node, .. } => {
+            let about = About::new(Action::NodeGiveUp, format!("node/{}", state.node(*node)?.name));
+            About { of_people: true, ..about }
+        }
+        Command::Faults { node, .. } => device(state, Action::DeviceQuarantine, *node)?,
+        Command::Heal { node, .. } => device(state, Action::DeviceHeal, *node)?,
+        Command::Place { .. }
+        | Command::Reports { .. }
+        | Command::Move { .. }
+        | Command::Evict { .. }
+        | Command::SetDrain { .. } => return None,
+    })
+}
+
+/// What agents see is bookkeeping, too; what an operator says of a device is not.
+fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
+    let about = About::new(action, format!("node/{}", state.node(node)?.name));
+    Some(About { of_people: true, ..about })
+}
+
+/// Gives the entry its place, if the command did something or refused somebody.
+pub(super) fn keep(
+    state: &mut State,
+    about: About,
+    actor: Option<&Actor>,
+    answer: &Result<Answer, Refusal>,
+) -> Option<Receipt> {
+    if about.of_people && actor.is_none() {
+        return None;
+    }
+    let again = |node: &Arc<Node>| state.node_named(&node.name).is_some_and(|now| Arc::ptr_eq(now, node));
+    let (refused, count) = match (answer, about.note) {
+        (Ok(Answer::Job { replayed: true, .. } | Answer::Count(0)), _) => return None,
+        (Ok(Answer::Node { .. }), _) if about.node.as_ref().is_some_and(again) => return None,
+        (_, Some(note)) => note,
+        (Ok(_), None) => (None, 1),
+        // What the group refuses itself is told by its own replies.
+        (Err(_), None) if actor.is_none() => return None,
+        (Err(refusal), None) => (Some(refusal.reason), 1),
+    };
+    let nobody = || Actor { subject: NOBODY.into(), tenant: None, token: None, node: None };
+    let record = Record {
+        at_ms: state.meta().now_ms,
+        actor: actor.cloned().unwrap_or_else(nobody),
+        action: about.action,
+        object: about.object.into(),
+        checks: about.checks,
+        refs: about.refs,
+        refused,
+        count,
+    };
+    state.append_audit(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::apply_batch;
+    use crate::command::Batch;
+    use crate::plan::{Intent, plan};
+    use crate::resources::Gpus;
+    use crate::testing;
+
+    fn ada() -> Actor {
+        Actor { subject: "ada".into(), tenant: crate::id::TenantId::new("t1").ok(), token: None, node: None }
+    }
+
+    fn by(state: &mut State, intent: Intent, actor: Option<&Actor>) -> Option<Receipt> {
+        let mut batch = Batch { base: state.meta().base, at_ms: 7, ..Batch::default() };
+        for command in plan(state, &intent).unwrap().commands {
+            batch.push(command, actor);
+        }
+        apply_batch(state, &batch);
+        state.receipts().last().copied().flatten()
+    }
+
+    #[test]
+    fn what_changes_something_leaves_one_entry_and_a_receipt() {
+        let mut state = State::new();
+        let tenant = crate::id::TenantId::new("t1").unwrap();
+        let job = || testing::schedule("r1", testing::job_spec("t1", Gpus::Whole(1)));
+        let stop = || Intent::Stop {
+            request: crate::id::RequestId::new("r1").unwrap(),
+            tenant: None,
+            why: crate::reason::Reason::StoppedByUser,
+        };
+        let steps = [
+            (testing::register("n1", testing::node_spec(8)), true),
+            (testing::register("n1", testing::node_spec(8)), false),
+            (Intent::CreateTenant { tenant: tenant.clone() }, true),
+            (Intent::CreateTenant { tenant: tenant.clone() }, false),
+            (job(), true),
+            (job(), false),
+            (Intent::PlaceWaiting, false),
+            (stop(), true),
+            (Intent::RevokeToken { token: crate::state::token_key("x") }, true),
+            (Intent::RevokeToken { token: crate::state::token_key("x") }, false),
+        ];
+        for (n, (intent, leaves)) in steps.into_iter().enumerate() {
+            let before = (state.audit().seq(), state.hash());
+            let receipt = by(&mut state, intent, Some(&ada()));
+            assert_eq!(receipt.is_some(), leaves, "step {n}");
+            assert_eq!(state.audit().seq(), before.0 + u64::from(leaves), "step {n}");
+            assert!(receipt.is_none_or(|r| r.hash == state.audit().head() && r.seq == state.audit().seq()));
+        }
+    }
+
+    #[test]
+    fn the_trail_survives_a_restart_and_is_part_of_the_states_hash() {
+        let run = |subject: &str| {
+            let mut state = State::new();
+            let actor = Actor { subject: subject.into(), ..ada() };
+            by(&mut state, Intent::CreateTenant { tenant: crate::id::TenantId::new("t1").unwrap() }, Some(&actor));
+            let rows = state.take_changes();
+            (state, rows)
+        };
+        let ((one, rows), (other, _)) = (run("ada"), run("eve"));
+        assert_ne!(one.hash(), other.hash(), "members that disagree about who did it differ");
+        let again = State::from_rows(one.live_rows()).unwrap();
+        assert_eq!((again.audit(), again.hash()), (one.audit(), one.hash()));
+        let row = rows.iter().find(|row| row.table == crate::rows::Table::AuditEntry).unwrap();
+        let entry = crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap();
+        assert_eq!(
+            (entry.hash(), &*entry.record.actor.subject, &*entry.record.object),
+            (one.audit().head(), "ada", "tenant/t1")
+        );
+        let bare = crate::codec::encode(&Batch::default()).len();
+        println!("an entry is {} bytes of row, an empty batch {bare} bytes", row.value.as_ref().unwrap().len());
+    }
+
+    #[test]
+    fn a_refusal_of_somebody_known_is_an_entry_and_changes_nothing_else() {
+        let mut state = State::new();
+        by(&mut state, testing::schedule("r1", testing::job_spec("t1", Gpus::Whole(1))), None);
+        let delete = Intent::DeleteTenant { tenant: crate::id::TenantId::new("t1").unwrap() };
+        let seq = state.audit().seq();
+        assert!(by(&mut state, delete.clone(), None).is_none(), "nobody to name");
+        let receipt = by(&mut state, delete, Some(&ada())).unwrap();
+        assert_eq!((receipt.seq, state.tenants().len()), (seq + 1, 1));
+        let entries = state.take_changes();
+        let last = entries.iter().rfind(|row| row.table == crate::rows::Table::AuditEntry).unwrap();
+        let entry = crate::rows::read_audit(last.value.as_ref().unwrap()).unwrap();
+        assert_eq!(entry.record.refused, Some(crate::reason::Reason::Conflict));
+    }
+}

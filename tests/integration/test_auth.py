@@ -1,0 +1,66 @@
+"""Tokens as people have them: made with the group, told once, sent by the commands, revoked."""
+
+import json
+import subprocess
+import sys
+
+import nf
+
+
+def run(env, *args, code=0):
+    done = subprocess.run([str(nf.NF), *args], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, f"nf {' '.join(args)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout, done.stderr
+
+
+def test_a_group_asks_who_calls_from_its_first_start(tmp_path):
+    port, lab = nf.free_port(), tmp_path / "lab"
+    made = nf.Process(
+        tmp_path / "made",
+        ["cluster", "init", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{port + 1}", "-o", "json"],
+    )
+    assert made.wait(30) == 0, made.output
+    told = made.output
+    admin = json.loads(told[told.index("{") : told.rindex("}") + 1])["admin_token"]
+    kept = [path for path in lab.rglob("*") if path.is_file() and admin.encode() in path.read_bytes()]
+    assert not kept, f"the token is told once and kept nowhere: {kept}"
+    with nf.Process(tmp_path / "serve", ["serve", "--config", str(lab / "node-1/nf.toml")]) as member:
+        env = {**member.environment, "NF_ADDR": f"http://127.0.0.1:{port}"}
+        with_token = {**env, "NF_TOKEN": admin}
+
+        def nodes():
+            done = subprocess.run([str(nf.NF), "get", "nodes", "-o", "json"], env=with_token, capture_output=True, text=True)
+            return done.returncode == 0 and json.loads(done.stdout)["items"]
+
+        nf.eventually("the member's node is there", nodes, 40)
+        _, err = run(env, "get", "nodes", code=6)
+        assert "Unauthenticated" in err and "nf token create" in err, err
+        _, err = run(with_token, "run", "m1", "--tenant", "demo", "--gpus", "1", code=6)
+        assert "Forbidden" in err and "operator" in err, err
+        make = ["token", "create", "--keys", str(lab / "tokens"), "--subject", "ada", "--tenant", "demo", "--role", "operator"]
+        ada = json.loads(run(env, *make, "-o", "json")[0])
+        as_ada = {**env, "NF_TOKEN": ada["token"]}
+        job = json.loads(run(as_ada, "run", "m1", "--tenant", "demo", "--gpus", "1", "-o", "json")[0])
+        assert job["state"] != "Failed", job
+        _, err = run(as_ada, "run", "m1", "--tenant", "other", "--gpus", "1", code=4)
+        assert "no tenant other" in err, err
+        export = tmp_path / "export.jsonl"
+        run(with_token, "audit", "export", "--out", str(export))
+        assert "holds" in run(env, "audit", "verify", str(export))[0]
+        script = nf.ROOT / "docs/examples/audit_verify.py"
+        check = [sys.executable, str(script), str(export)]
+        assert subprocess.run(check, capture_output=True, check=False).returncode == 0
+        lines = export.read_text().splitlines(keepends=True)
+        entries = [json.loads(line)["entry"] for line in lines[:-1]]
+        of_ada = [e for e in entries if e["actor"]["sub"] == "ada" and e["action"] == "JobSchedule"]
+        assert len(of_ada) == 1 and of_ada[0]["object"] == f"job/{job['request_id']}", entries
+        export.write_text("".join(lines[:1] + lines[2:]))
+        _, err = run(env, "audit", "verify", str(export), code=1)
+        assert "seq 2" in err, err
+        assert subprocess.run(check, capture_output=True, check=False).returncode != 0
+        _, err = run(as_ada, "audit", "export", code=6)
+        assert "Forbidden" in err, err
+        run(with_token, "token", "revoke", ada["id"])
+        _, err = run(as_ada, "get", "jobs", code=6)
+        assert "Unauthenticated" in err, err
+        assert admin not in member.output and ada["token"] not in member.output, "no token in any log"

@@ -1,0 +1,403 @@
+//! Who may do what, over real members: each row of SECURITY's table about tokens, and
+//! every way in which a tenant could see another one's things. It does not check how
+//! tokens are verified; `security::jwt` has its own tests.
+
+use crate::harness::Cluster;
+use futures::StreamExt;
+use neural_fabric::api::{self, ApiState, Info};
+use neural_fabric::security::jwt::issuer::ISSUER;
+use neural_fabric::security::jwt::{Grant, Keys, Mint, Role, Verifier};
+use neural_fabric::telemetry::Metrics;
+use nf_proto::v1;
+use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
+use nf_proto::v1::security_service_client::SecurityServiceClient;
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic_types::StatusExt;
+
+/// A group that asks who calls.
+struct Group {
+    cluster: Cluster,
+    urls: Vec<String>,
+    servers: Vec<JoinHandle<()>>,
+    mint: Mint,
+    http: Client,
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+impl Group {
+    async fn start(members: u64) -> Self {
+        let (cluster, mint) = (Cluster::start(members).await, Mint::generate(ISSUER).unwrap());
+        let (mut urls, mut servers) = (Vec::new(), Vec::new());
+        for seat in &cluster.seats {
+            let info = Info {
+                version: "1.2.3".into(),
+                commit: "abc".into(),
+                node_name: seat.name.clone(),
+                host: "127.0.0.1".into(),
+                ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
+                run_dir: "/tmp/runs".into(),
+                missing: Vec::new(),
+                network_fault: Default::default(),
+                started: Instant::now(),
+            };
+            let keys = Keys::parse("test", mint.jwks().to_string().as_bytes()).unwrap();
+            let auth = Some(Arc::new(Verifier::new(keys, Some(ISSUER.into()))));
+            let (replica, metrics) = (seat.replica.clone().unwrap(), Metrics::new("1.2.3", "abc"));
+            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics, auth });
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            urls.push(format!("http://{}", listener.local_addr().unwrap()));
+            servers.push(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
+        }
+        Self { cluster, urls, servers, mint, http: Client::builder().no_proxy().build().unwrap() }
+    }
+
+    async fn stop(mut self) {
+        self.servers.iter().for_each(JoinHandle::abort);
+        self.cluster.stop().await;
+    }
+
+    fn token(&self, tenant: &str, roles: &[Role]) -> String {
+        self.token_of(tenant, roles, "", 600)
+    }
+
+    fn token_of(&self, tenant: &str, roles: &[Role], id: &str, lifetime_s: u64) -> String {
+        let (subject, tenant, roles, id) =
+            (format!("ada of {tenant}"), tenant.to_owned(), roles.to_vec(), id.to_owned());
+        let id = if id.is_empty() { uuid::Uuid::now_v7().to_string() } else { id };
+        self.mint.token(&Grant { subject, tenant, roles, id, lifetime_s }, now()).unwrap()
+    }
+
+    async fn call(&self, token: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request = self.http.request(method, format!("{}{path}", self.urls[0])).bearer_auth(token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.unwrap();
+        let (code, text) = (response.status().as_u16(), response.text().await.unwrap());
+        (code, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    async fn get(&self, token: &str, path: &str) -> (u16, Value) {
+        self.call(token, Method::GET, path, None).await
+    }
+
+    async fn grpc(&self) -> tonic::transport::Channel {
+        tonic::transport::Endpoint::from_shared(self.urls[0].clone()).unwrap().connect().await.unwrap()
+    }
+}
+
+fn job(tenant: &str, id: &str) -> Value {
+    json!({"tenant_id": tenant, "model_id": "m1", "model_version": "v1", "request_id": id, "resources": {"gpu": 0.5}})
+}
+
+fn with<T>(token: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
+}
+
+fn reason(status: &tonic::Status) -> String {
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_say_who_they_are_gets_nothing() {
+    let group = Group::start(1).await;
+    let other = Mint::generate(ISSUER).unwrap();
+    let grant = |tenant: &str| Grant {
+        subject: "eve".into(),
+        tenant: tenant.into(),
+        roles: vec![Role::Admin],
+        id: "1".into(),
+        lifetime_s: 60,
+    };
+    let foreign = Mint::generate("https://elsewhere").unwrap().token(&grant("t1"), now()).unwrap();
+    let forged = other.token(&grant("t1"), now()).unwrap();
+    let expired = group.mint.token(&grant("t1"), now() - 200).unwrap();
+    let nameless = group.token("", &[Role::Admin]);
+    let paths =
+        ["/schedule", "/resources", "/nodes", "/tenants", "/events", "/cluster/members", "/metrics", "/sd/prometheus"];
+    for path in paths {
+        let response = group.http.get(format!("{}{path}", group.urls[0])).send().await.unwrap();
+        assert_eq!(response.status(), 401, "{path}");
+        assert_eq!(response.headers()["www-authenticate"], "Bearer error=\"invalid_token\"", "{path}");
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{path}");
+        for bad in ["", "x", "a.b.c", foreign.as_str(), forged.as_str(), expired.as_str()] {
+            let (code, body) = group.get(bad, path).await;
+            assert_eq!((code, &body["reason"]), (401, &json!("Unauthenticated")), "{path} {bad}: {body}");
+            assert!(!body["detail"].as_str().unwrap().contains("signature"), "nobody learns how close it was: {body}");
+        }
+        let (code, body) = group.get(&nameless, path).await;
+        assert_eq!((code, &body["reason"]), (401, &json!("TenantClaimInvalid")), "{path}: {body}");
+    }
+    for open in ["/health", "/health/ready", "/openapi.json", "/docs"] {
+        let response = group.http.get(format!("{}{open}", group.urls[0])).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{open}");
+    }
+    let health: Value = group.http.get(format!("{}/health", group.urls[0])).send().await.unwrap().json().await.unwrap();
+    assert_eq!(health["auth"], "on");
+    let mut client = SchedulerServiceClient::new(group.grpc().await);
+    let status = client.list(v1::ListRequest::default()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "Unauthenticated"));
+    let status = client.list(with(&nameless, v1::ListRequest::default())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "TenantClaimInvalid"));
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_role_does_its_own_and_no_more() {
+    let group = Group::start(1).await;
+    let token = |role: Role| group.token("t1", &[role]);
+    let calls: [(Method, &str, Option<Value>, &[Role]); 9] = [
+        (Method::POST, "/node/register", Some(json!({"node_id": "n1", "gpus": 2})), &[Role::Admin, Role::Node]),
+        (Method::POST, "/schedule", Some(job("t1", "r1")), &[Role::Operator]),
+        (Method::GET, "/schedule/r1", None, &[Role::Viewer, Role::Operator, Role::Promoter, Role::Admin]),
+        (Method::PUT, "/tenants/t1/quota", Some(json!({"gpu": 4})), &[Role::Admin]),
+        (Method::POST, "/node/n1/cordon", Some(json!({"reason": "fans"})), &[Role::Admin]),
+        (Method::GET, "/nodes", None, &[Role::Admin, Role::Node]),
+        (Method::POST, "/failover/promote", Some(json!({"member": "n1"})), &[Role::Admin]),
+        (Method::GET, "/metrics", None, &Role::ALL),
+        (Method::DELETE, "/schedule/r1", None, &[Role::Operator]),
+    ];
+    for (method, path, body, allowed) in calls {
+        for role in Role::ALL {
+            let (code, answer) = group.call(&token(role), method.clone(), path, body.clone()).await;
+            let may = allowed.contains(&role);
+            assert_eq!(code != 403, may, "{} {method} {path}: {code} {answer}", role.name());
+            assert!(may || answer["reason"] == "Forbidden", "{answer}");
+        }
+    }
+    let mut client = SchedulerServiceClient::new(group.grpc().await);
+    let wanted = v1::ScheduleRequest {
+        tenant_id: "t1".into(),
+        model_id: "m".into(),
+        model_version: "v".into(),
+        ..Default::default()
+    };
+    let status = client.schedule(with(&token(Role::Viewer), wanted.clone())).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "Forbidden"));
+    assert!(client.schedule(with(&token(Role::Operator), wanted)).await.is_ok());
+    group.stop().await;
+}
+
+/// What differs between two answers about things that are not there: the thing's own name.
+fn without(body: &Value, name: &str) -> String {
+    let mut body = body.clone();
+    body["call_id"] = Value::Null;
+    body.to_string().replace(name, "X")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_tenants_things_are_as_absent_as_what_never_was() {
+    let group = Group::start(1).await;
+    let admin = group.token("ops", &[Role::Admin, Role::Operator]);
+    group.call(&admin, Method::POST, "/node/register", Some(json!({"node_id": "n1", "gpus": 8}))).await;
+    for tenant in ["t1", "t2"] {
+        let operator = group.token(tenant, &[Role::Operator]);
+        let (code, answer) =
+            group.call(&operator, Method::POST, "/schedule", Some(job(tenant, &format!("of-{tenant}")))).await;
+        assert_eq!(code, 201, "{answer}");
+    }
+    let eve = group.token("t2", &[Role::Operator, Role::Viewer]);
+    let probes = [(Method::GET, "/schedule/ID"), (Method::DELETE, "/schedule/ID"), (Method::GET, "/schedule/ID/logs")];
+    for (method, path) in probes {
+        let (code, theirs) = group.call(&eve, method.clone(), &path.replace("ID", "of-t1"), None).await;
+        let (never_code, never) = group.call(&eve, method.clone(), &path.replace("ID", "of-xx"), None).await;
+        assert_eq!((code, never_code), (404, 404), "{method} {path}: {theirs}");
+        assert_eq!(without(&theirs, "of-t1"), without(&never, "of-xx"), "{method} {path}");
+    }
+    let named = [
+        (Method::GET, "/schedule/of-t1?tenant_id=T", None),
+        (Method::GET, "/schedule?tenant_id=T", None),
+        (Method::GET, "/schedule?tenant_id=T&watch=true", None),
+        (Method::GET, "/events?tenant_id=T", None),
+        (Method::GET, "/events?tenant_id=T&watch=true", None),
+        (Method::GET, "/resources?tenant_id=T", None),
+        (Method::GET, "/tenants?tenant_id=T", None),
+        (Method::GET, "/tenants/T/quota", None),
+        (Method::GET, "/sd/prometheus?tenant_id=T", None),
+        (Method::POST, "/schedule", Some(job("T", "new"))),
+        (Method::POST, "/schedule?dry_run=true", Some(job("T", "new"))),
+        (Method::POST, "/node/launch", Some(job("T", "new"))),
+    ];
+    for (method, path, body) in named {
+        let ask = |tenant: &str| {
+            let body = body
+                .as_ref()
+                .map(|b| serde_json::from_str(&b.to_string().replace("\"T\"", &format!("\"{tenant}\""))).unwrap());
+            let path = path.replace('T', tenant);
+            let (group, eve, method) = (&group, &eve, method.clone());
+            async move { group.call(eve, method, &path, body).await }
+        };
+        let ((code, theirs), (never_code, never)) = (ask("t1").await, ask("xx").await);
+        assert_eq!((code, never_code), (404, 404), "{method} {path}: {theirs}");
+        assert_eq!(without(&theirs, "t1"), without(&never, "xx"), "{method} {path}");
+    }
+    for path in [
+        "/schedule",
+        "/events?per_page=1000",
+        "/tenants",
+        "/sd/prometheus",
+        "/resources",
+        "/metrics",
+        "/schedule?finished=true",
+    ] {
+        let (code, body) = group.get(&eve, path).await;
+        let text = body.to_string();
+        assert_eq!(code, 200, "{path}: {text}");
+        assert!(
+            !text.contains("of-t1") && !text.contains("\"t1\"") && !text.contains("tenant=\\\"t1"),
+            "{path}: {text}"
+        );
+        let (_, whole) = group.get(&admin, path).await;
+        assert!(whole.to_string().contains("t1"), "an admin sees the whole of {path}");
+    }
+    let (_, mine) = group.get(&eve, "/resources").await;
+    assert_eq!((mine["nodes"].as_array().map(Vec::len), mine["total"]["gpu"].as_f64()), (Some(0), Some(8.0)));
+    let mut client = SchedulerServiceClient::new(group.grpc().await);
+    let get = |id: &str, tenant: &str| v1::GetRequest {
+        request_id: id.into(),
+        tenant_id: tenant.into(),
+        ..Default::default()
+    };
+    for message in [get("of-t1", ""), get("of-t1", "t1"), get("of-xx", "")] {
+        assert_eq!(client.get(with(&eve, message)).await.unwrap_err().code(), Code::NotFound);
+    }
+    let stop = v1::StopRequest { request_id: "of-t1".into(), ..Default::default() };
+    assert_eq!(client.stop(with(&eve, stop)).await.unwrap_err().code(), Code::NotFound);
+    let list = v1::ListRequest { tenant_id: "t1".into(), ..Default::default() };
+    assert_eq!(client.list(with(&eve, list)).await.unwrap_err().code(), Code::NotFound);
+    let rows = client.list(with(&eve, v1::ListRequest::default())).await.unwrap().into_inner().jobs;
+    assert!(rows.len() == 1 && rows[0].tenant_id == "t2", "{rows:?}");
+    // An admin changes another tenant's things when the tenant is named, and only then.
+    let (code, _) = group.call(&admin, Method::DELETE, "/schedule/of-t1", None).await;
+    assert_eq!(code, 404);
+    let (code, answer) = group.call(&admin, Method::DELETE, "/schedule/of-t1?tenant_id=t1", None).await;
+    assert_eq!(code, 200, "{answer}");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_token_is_refused_on_every_member_and_its_streams_end() {
+    let group = Group::start(3).await;
+    let admin = group.token("ops", &[Role::Admin]);
+    let lost = group.token_of("t1", &[Role::Viewer], "lost-1", 600);
+    let kept = group.token_of("t1", &[Role::Viewer], "kept-1", 600);
+    assert_eq!(group.get(&lost, "/schedule").await.0, 200);
+    let watch = group.http.get(format!("{}/events?watch=true", group.urls[0])).bearer_auth(&lost).send().await.unwrap();
+    let mut watch = watch.bytes_stream();
+    assert!(watch.next().await.is_some(), "the watch stands");
+    let (code, answer) = group.call(&lost, Method::POST, "/tokens/revoke", Some(json!({"id": "lost-1"}))).await;
+    assert_eq!(code, 403, "{answer}");
+    let (code, answer) = group.call(&admin, Method::POST, "/tokens/revoke", Some(json!({"id": "lost-1"}))).await;
+    assert_eq!((code, &answer["new"]), (200, &json!(true)), "{answer}");
+    let mut client = SecurityServiceClient::new(group.grpc().await);
+    let again = client.revoke_token(with(&admin, v1::RevokeTokenRequest { id: "lost-1".into() })).await.unwrap();
+    assert!(!again.into_inner().is_new);
+    // Something happens that the watch would tell.
+    group.call(&admin, Method::POST, "/tenants", Some(json!({"tenant_id": "t1"}))).await;
+    let end = tokio::time::timeout(crate::harness::PATIENCE, async {
+        let mut text = String::new();
+        while let Some(Ok(piece)) = watch.next().await {
+            text.push_str(&String::from_utf8_lossy(&piece));
+        }
+        text
+    });
+    let told = end.await.expect("the stream ends");
+    assert!(told.contains("Unauthenticated") && !told.contains("\"tenant_id\":\"t1\""), "{told}");
+    for url in &group.urls {
+        let until = crate::harness::deadline();
+        loop {
+            let response = group.http.get(format!("{url}/schedule")).bearer_auth(&lost).send().await.unwrap();
+            if response.status() == 401 {
+                break;
+            }
+            assert!(Instant::now() < until, "{url} still takes it");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let response = group.http.get(format!("{url}/schedule")).bearer_auth(&kept).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{url}");
+    }
+    group.stop().await;
+}
+
+/// The whole trail, in pages of three lines.
+async fn trail(group: &Group, token: &str) -> String {
+    let (mut from, mut out) = (1_u64, String::new());
+    loop {
+        let url = format!("{}/audit?from={from}&per_page=3", group.urls[0]);
+        let response = group.http.get(url).bearer_auth(token).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let next = response.headers().get("x-nf-audit-next").map(|n| n.to_str().unwrap().parse().unwrap());
+        out.push_str(&response.text().await.unwrap());
+        match next {
+            Some(next) => from = next,
+            None => return out,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_trail_names_who_did_what_and_each_caller_has_a_receipt() {
+    let group = Group::start(3).await;
+    let (admin, ada) = (group.token("ops", &[Role::Admin]), group.token("t1", &[Role::Operator, Role::Viewer]));
+    group.call(&admin, Method::POST, "/node/register", Some(json!({"node_id": "n1", "gpus": 8}))).await;
+    let post =
+        |body: Value| group.http.post(format!("{}/schedule", group.urls[1])).bearer_auth(&ada).json(&body).send();
+    let response = post(job("t1", "r1")).await.unwrap();
+    let receipt: nf_core::audit::Receipt = response.headers()["x-nf-audit"].to_str().unwrap().parse().unwrap();
+    let again = post(job("t1", "r1")).await.unwrap();
+    assert!(!again.headers().contains_key("x-nf-audit"), "a replay did nothing");
+    assert_eq!(group.call(&ada, Method::PUT, "/tenants/t1/quota", Some(json!({"gpu": 64}))).await.0, 403);
+    for _ in 0..20 {
+        assert_eq!(group.call(&ada, Method::POST, "/tenants", Some(json!({"tenant_id": "x"}))).await.0, 403);
+    }
+    let until = crate::harness::deadline();
+    let text = loop {
+        let text = trail(&group, &admin).await;
+        if text.matches("\"result\":\"Forbidden\"").count() >= 2 {
+            break text;
+        }
+        assert!(Instant::now() < until, "refusals are in the trail: {text}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let summary = neural_fabric::security::audit::verify(text.as_bytes(), &[receipt], &[]).unwrap();
+    assert_eq!((summary.receipts, &*summary.checkpoint.origin), (1, "test"));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |action: &str| lines.iter().filter(|l| l["entry"]["action"] == action).collect::<Vec<_>>();
+    let scheduled = of("JobSchedule");
+    assert_eq!(scheduled.len(), 1, "{text}");
+    let entry = &scheduled[0]["entry"];
+    assert_eq!(
+        (&entry["actor"]["sub"], &entry["actor"]["tenant_id"], &entry["object"]),
+        (&json!("ada of t1"), &json!("t1"), &json!("job/r1"))
+    );
+    assert_eq!((&entry["checks"]["P2"]["verdict"], &entry["result"]), (&json!("simulated"), &json!("done")));
+    assert_eq!(of("Call").len(), 2, "twenty refusals of a kind are one entry, and their number comes later: {text}");
+    assert!(!text.contains(&ada), "no token in the trail");
+    let mut client = SecurityServiceClient::new(group.grpc().await);
+    let page = client.read_audit(with(&admin, v1::ReadAuditRequest::default())).await.unwrap().into_inner();
+    assert!(page.next == 0 && page.lines.starts_with(&text[..text.len() / 2]), "both surfaces tell the same");
+    let status = client.read_audit(with(&ada, v1::ReadAuditRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    let mut heads = std::collections::BTreeSet::new();
+    for seat in 0..3 {
+        let replica = group.cluster.replica(seat).clone();
+        let size = summary.checkpoint.size;
+        crate::harness::eventually("the member has it", || {
+            (replica.applied().state.audit().seq() >= size).then_some(())
+        })
+        .await;
+        heads.insert(replica.applied().state.audit().head());
+    }
+    assert_eq!(heads.len(), 1, "the members agree about the past");
+    group.stop().await;
+}
