@@ -61,6 +61,9 @@ pub(crate) struct Beats {
     /// Last beat of each node's present incarnation.
     last: BTreeMap<NodeNo, u64>,
     steady: BTreeMap<NodeNo, Steady>,
+    /// Which start of each node was last found Ready, since when by its row, and when that was
+    /// first seen here: one that has just registered was not silent before.
+    ready: BTreeMap<NodeNo, (Incarnation, u64, u64)>,
     /// Since when a silent node's silence counts.
     grace_from_ms: u64,
     /// A gap between beats that ends a steady run.
@@ -116,13 +119,25 @@ impl Beats {
         })
     }
 
+    /// Finds nodes that have become Ready: by a beat, or because they registered.
+    fn note_ready(&mut self, state: &State, now_ms: u64) {
+        for node in state.nodes().values().filter(|node| node.state == NodeState::Ready) {
+            let (now, since) = (node.incarnation, node.since_ms);
+            let known = self.ready.get(&node.no).is_some_and(|(start, at, _)| (*start, *at) == (now, since));
+            if !known {
+                self.ready.insert(node.no, (now, since, now_ms));
+            }
+        }
+    }
+
     /// Whether the node itself spoke within `within_ms`; the grace after a pause of ours does not count.
     fn has_spoken(&self, node: NodeNo, within_ms: u64, now_ms: u64) -> bool {
         self.last.get(&node).is_some_and(|at| now_ms.saturating_sub(*at) < within_ms)
     }
 
     fn silence_ms(&self, node: NodeNo, now_ms: u64) -> u64 {
-        let heard = self.last.get(&node).copied().unwrap_or(0).max(self.grace_from_ms);
+        let began = self.ready.get(&node).map_or(0, |(.., seen)| *seen);
+        let heard = self.last.get(&node).copied().unwrap_or(0).max(self.grace_from_ms).max(began);
         now_ms.saturating_sub(heard)
     }
 }
@@ -134,6 +149,7 @@ pub(crate) fn verdicts(
     now_ms: u64,
 ) -> Vec<(NodeNo, Incarnation, NodeState)> {
     seen.gap_ms = timeouts.suspect_ms;
+    seen.note_ready(state, now_ms);
     let seen = &*seen;
     let fault = network_fault(state, seen, timeouts, now_ms);
     let verdict = |node: &Node| {
@@ -311,6 +327,20 @@ mod tests {
         assert_eq!(watch.states()[..2], [NodeState::Unknown; 2]);
         watch.pass(2, &[1, 2]);
         assert_eq!(watch.states()[..2], [NodeState::Down; 2]);
+    }
+
+    #[test]
+    fn a_node_that_has_just_registered_was_not_silent_before() {
+        let mut watch = Watch::of(2);
+        watch.pass(300, &[]);
+        run(&mut watch.state, register("late", node_spec(1)));
+        watch.pass(4, &[3]);
+        assert_eq!(watch.states(), [NodeState::Ready; 3], "its first beat may take a moment");
+        watch.pass(57, &[3]);
+        assert_eq!(watch.states()[2], NodeState::Down);
+        run(&mut watch.state, register("late", node_spec(1)));
+        watch.pass(4, &[3]);
+        assert_eq!(watch.states()[2], NodeState::Ready, "also when it registers again");
     }
 
     #[test]

@@ -136,7 +136,8 @@ def test_where_there_is_no_room_nothing_stops(group):
     nodes(group, b2=2)
     eventually("drained", lambda: node(group, "b1")["drain"] == "Drained", 30)
     moved = group.job("full")["replicas"][0]
-    assert (moved["placement"]["node"], moved["generation"]) == ("b2", still["generation"] + 1)
+    told = [e for e in group.get("/events?per_page=1000")["items"] if e.get("request_id") == "full"]
+    assert (moved["placement"]["node"], moved["generation"]) == ("b2", still["generation"] + 1), told
     group.nf("node", "uncordon", "b1")
     group.call("POST", "/node/b1/cordon", {})
     # Force does not wait.

@@ -5,6 +5,7 @@ use crate::harness::Cluster;
 use neural_fabric::api::{self, ApiState, Info};
 use neural_fabric::telemetry::Metrics;
 use nf_proto::v1;
+use nf_proto::v1::endpoint_service_client::EndpointServiceClient;
 use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -381,5 +382,33 @@ async fn leadership_moves_when_asked_and_the_members_say_so() {
     let metrics = group.send(to, Method::GET, "/metrics", None).await.text().await.expect("text");
     assert!(metrics.contains("nf_raft_is_leader 1"), "{metrics}");
     assert!(metrics.contains("nf_tenant_gpus{kind=\"quota\",tenant=\"t1\"} 8"), "{metrics}");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_protocols_tell_the_same_endpoints() {
+    let group = Group::start(1).await;
+    group.post(0, "/node/register", json!({"node_id": "gpu-1", "gpus": 4})).await;
+    let mut grpc = EndpointServiceClient::connect(group.urls[0].clone()).await.expect("connects");
+    let wanted = v1::EndpointServiceWatchRequest { model_id: "m1".into(), ..Default::default() };
+    let mut sets = grpc.watch(wanted).await.expect("a stream").into_inner();
+    let first = sets.message().await.expect("a set").expect("more");
+    assert!(first.endpoints.is_empty() && first.simulation && !first.heartbeat, "{first:?}");
+    group.post(0, "/schedule", job("t1", 1.0)).await;
+    let told = sets.message().await.expect("a set").expect("more");
+    assert!(told.index > first.index);
+    let (code, list) = group.get(0, "/endpoints?model_id=m1").await;
+    let (one, same) = (&told.endpoints[0], &list["items"][0]);
+    assert_eq!((code, one.state.as_str(), one.traffic, one.generation), (200, "Scheduled", false, 1));
+    assert_eq!((&same["address"], &same["node"]), (&json!(one.address), &json!("gpu-1")), "{list}");
+    assert_eq!(group.get(0, "/endpoints?model_id=m2").await.1["items"], json!([]));
+    let mut stream = group.send(0, Method::GET, "/endpoints?watch=true&tenant_id=t1", None).await;
+    let chunk = stream.chunk().await.expect("a chunk").expect("more");
+    let text = String::from_utf8(chunk.to_vec()).expect("text");
+    assert!(text.contains("event: endpoints") && text.contains(&one.address), "{text}");
+    assert!(
+        grpc.watch(v1::EndpointServiceWatchRequest { model_id: "../m".into(), ..Default::default() }).await.is_err()
+    );
+    drop((sets, stream));
     group.stop().await;
 }
