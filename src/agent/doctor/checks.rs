@@ -99,7 +99,7 @@ pub(super) fn disk(data: &Path) -> Finding {
     let room = statvfs(there).map_or(0, |fs| {
         #[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
         let blocks = fs.blocks_available() as u64;
-        blocks.saturating_mul(fs.fragment_size() as u64)
+        blocks.saturating_mul(fs.fragment_size())
     });
     let detail = format!("{}: {} free, an fsync takes {:.1} ms", there.display(), gib(room), took.as_secs_f64() * 1e3);
     match () {
