@@ -97,6 +97,8 @@ actions! {
     Call,
     // An operator says that a silent node is dead.
     NodeGiveUp,
+    // An operator leaves a device alone, or takes it back.
+    DeviceQuarantine, DeviceHeal,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

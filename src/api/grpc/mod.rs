@@ -1,5 +1,6 @@
 //! gRPC: the same use cases as REST, plus health and reflection. No JSON here.
 
+mod endpoint;
 mod resource;
 mod scheduler;
 mod security;
@@ -12,6 +13,7 @@ use axum::Router;
 use nf_core::id::TenantId;
 use nf_core::reason::Reason;
 use nf_proto::v1;
+use nf_proto::v1::endpoint_service_server::EndpointServiceServer;
 use nf_proto::v1::resource_service_server::ResourceServiceServer;
 use nf_proto::v1::scheduler_service_server::SchedulerServiceServer;
 use nf_proto::v1::security_service_server::SecurityServiceServer;
@@ -26,10 +28,12 @@ pub fn router(service: Service) -> Router {
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(follow_health(service.clone(), reporter));
     let scheduler = SchedulerServiceServer::new(scheduler::Scheduler(service.clone()));
+    let endpoints = EndpointServiceServer::new(endpoint::Endpoints(service.clone()));
     let resources = ResourceServiceServer::new(resource::Resources(service.clone()));
     let security = SecurityServiceServer::new(security::Security(service.clone()));
     let mut routes = tonic::service::Routes::new(health)
         .add_service(scheduler.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(endpoints.max_decoding_message_size(MAX_MESSAGE))
         .add_service(resources.max_decoding_message_size(MAX_MESSAGE))
         .add_service(security.max_decoding_message_size(MAX_MESSAGE));
     let reflection = || {
@@ -38,6 +42,7 @@ pub fn router(service: Service) -> Router {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("neuralfabric.v1.SchedulerService")
             .with_service_name("neuralfabric.v1.ResourceService")
+            .with_service_name("neuralfabric.v1.EndpointService")
             .with_service_name("neuralfabric.v1.SecurityService")
             .with_service_name("grpc.health.v1.Health")
     };
@@ -52,8 +57,13 @@ pub fn router(service: Service) -> Router {
 /// Keeps the health service's word equal to `/health/ready`, until the member ends.
 async fn follow_health(service: Service, reporter: tonic_health::server::HealthReporter) {
     const LOOK: Duration = Duration::from_secs(1);
-    let names =
-        ["", "neuralfabric.v1.SchedulerService", "neuralfabric.v1.ResourceService", "neuralfabric.v1.SecurityService"];
+    let names = [
+        "",
+        "neuralfabric.v1.SchedulerService",
+        "neuralfabric.v1.ResourceService",
+        "neuralfabric.v1.EndpointService",
+        "neuralfabric.v1.SecurityService",
+    ];
     let mut watch = service.replica.watch();
     let (mut ticks, mut last) = (tokio::time::interval(LOOK), None);
     loop {

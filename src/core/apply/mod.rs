@@ -77,6 +77,8 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Scale { job, target } => scale::scale(state, *job, target),
         Command::Move { job, from, to, why } => moving::replace(state, *job, *from, to, *why),
         Command::Evict { job, replica, from, why } => moving::evict(state, *job, *replica, *from, *why),
+        Command::Faults { node, faults } => node::faults(state, *node, faults),
+        Command::Heal { node, uuid, by } => node::heal(state, *node, uuid, by.as_ref()),
         Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
         Command::RevokeToken { token } => token::revoke(state, *token),

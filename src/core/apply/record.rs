@@ -5,6 +5,7 @@
 
 use crate::audit::{Action, Actor, Check, Receipt, Record, Refs};
 use crate::command::{Answer, Command, Note};
+use crate::id::NodeNo;
 use crate::node::Node;
 use crate::policy;
 use crate::reason::Refusal;
@@ -81,12 +82,20 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let about = About::new(Action::NodeGiveUp, format!("node/{}", state.node(*node)?.name));
             About { of_people: true, ..about }
         }
+        Command::Faults { node, .. } => device(state, Action::DeviceQuarantine, *node)?,
+        Command::Heal { node, .. } => device(state, Action::DeviceHeal, *node)?,
         Command::Place { .. }
         | Command::Reports { .. }
         | Command::Move { .. }
         | Command::Evict { .. }
         | Command::SetDrain { .. } => return None,
     })
+}
+
+/// What agents see is bookkeeping, too; what an operator says of a device is not.
+fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
+    let about = About::new(action, format!("node/{}", state.node(node)?.name));
+    Some(About { of_people: true, ..about })
 }
 
 /// Gives the entry its place, if the command did something or refused somebody.
