@@ -8,6 +8,7 @@ mod links;
 mod member;
 mod nodes;
 mod public;
+mod trust;
 mod wiped;
 mod worker;
 

@@ -152,7 +152,7 @@ impl Metrics {
             fetch_bytes: counts("nf_model_fetch_bytes_total", "Bytes of models brought from a store.", &["scheme"]),
             verify_failures: counts(
                 "nf_model_verify_failures_total",
-                "Model files refused: size, digest, missing or link.",
+                "Model files refused: size, digest, missing or link; and versions: signature.",
                 &["kind"],
             ),
             tls_connections: counts(

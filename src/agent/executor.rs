@@ -10,12 +10,12 @@ use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
-use crate::models::{Cache, Store};
+use crate::models::{Cache, Manifest, Store};
 use bytes::Bytes;
 use futures::FutureExt;
-use nf_core::id::{Generation, NodeName, RequestId};
+use nf_core::id::{Generation, NodeName, RequestId, TenantId};
 use nf_core::job::{Runtime, Stage};
-use nf_core::reason::Reason;
+use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, ReplicaId, Want};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -34,6 +34,9 @@ const ENDED_RUN_FILES: usize = 1000;
 /// Log files that are kept; those of live replicas always are.
 const LOG_FILES: usize = 512;
 
+/// Whether a version's signature counts for a tenant; may block.
+pub type Judge = Arc<dyn Fn(&Manifest, &TenantId) -> Result<(), Refusal> + Send + Sync>;
+
 /// What an executor works with.
 #[derive(Clone)]
 pub struct ExecutorConfig {
@@ -43,6 +46,8 @@ pub struct ExecutorConfig {
     pub data_dir: PathBuf,
     pub node: NodeName,
     pub store: Option<Store>,
+    /// Judges a version's signature before it starts; None: nobody asks for one.
+    pub judge: Option<Judge>,
     /// From TERM to KILL.
     pub stop_grace: Duration,
     /// From KILL until a process that is still there is worth an alarm.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use service::Service;
-pub use service::model::Resolve;
+pub use service::model::{Resolve, Unresolved};
 
 /// Where logs come from: node, job, replica, follow, tail in lines. The member
 /// wires `exchange::Hub::logs` in here.

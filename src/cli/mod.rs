@@ -20,11 +20,14 @@ mod logs;
 mod model;
 mod node;
 mod output;
+mod precheck;
+mod report;
 mod scale;
 mod settings;
 mod signals;
 mod sim;
 mod tenant;
+mod tls;
 mod token;
 pub(crate) mod version;
 
@@ -140,6 +143,19 @@ enum Command {
         after_help = "Examples:\n  nf token create --keys ./lab/tokens --subject ada --tenant demo --role operator\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d"
     )]
     Token(token::Token),
+    /// Make the group's authority, and certificates of members and workers
+    #[command(
+        after_help = "Examples:\n  nf tls ca create --dir ./lab/ca\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls"
+    )]
+    Tls(tls::Tls),
+    /// Check that everything is there that this phase needs
+    #[command(
+        after_help = "Examples:\n  nf precheck\n  nf precheck --strict --out reports -o json\n\nExit: 0 for PROCEED and PROCEED_SIMULATION, 1 for BLOCK."
+    )]
+    Precheck(precheck::Precheck),
+    /// Write what this phase can show, with the policy matrix, as pages
+    #[command(after_help = "Examples:\n  nf report\n  nf report --out reports -o json")]
+    Report(report::Report),
     /// Choose which group the commands speak to
     #[command(after_help = "Examples:\n  nf context list\n  nf context use dev")]
     Context(contexts::Contexts),
@@ -194,6 +210,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(serve) => return serve.run(),
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
+        Command::Tls(tls) => return tls.run(&global),
         Command::Guard(guard) => return guard.run(),
         Command::Doctor(doctor) => return doctor.run(&global),
         Command::Completion(completion) => {
@@ -220,6 +237,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Quota(quota) => quota.run(&global).await,
             Command::Cluster(cluster) => cluster.run(&global).await,
             Command::Model(model) => model.run(&global).await,
+            Command::Precheck(precheck) => precheck.run(&global).await,
+            Command::Report(report) => report.run(&global).await,
             Command::Token(token) => token.run(&global).await,
             Command::Audit(audit) => audit.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
@@ -227,6 +246,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Serve(_)
             | Command::Config(_)
             | Command::Context(_)
+            | Command::Tls(_)
             | Command::Guard(_)
             | Command::Doctor(_)
             | Command::Completion(_)

@@ -10,7 +10,7 @@ use super::output;
 use super::{Global, say};
 use crate::models::{self, Draft, FileName, Launch, Process, Store};
 use clap::{Args, Subcommand};
-use nf_core::id::{ModelId, VersionId};
+use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_core::reason::Reason;
 use serde_json::json;
 use std::path::PathBuf;
@@ -77,6 +77,12 @@ struct Publish {
     /// The version's memory budget, e.g. 2GiB
     #[arg(long, value_parser = nf_core::resources::parse_bytes)]
     memory: Option<u64>,
+    /// A signature to keep with the version: of its files (nf model sign), or of its manifest.json (cosign)
+    #[arg(long, value_name = "FILE")]
+    signature: Option<PathBuf>,
+    /// The tenant that the signature is for; every tenant when absent
+    #[arg(long, requires = "signature")]
+    tenant: Option<TenantId>,
 }
 
 #[derive(Debug, Args)]
@@ -147,6 +153,12 @@ impl Publish {
             memory: self.memory,
         };
         let manifest = models::publish(&store, &self.dir, draft).await.map_err(told)?;
+        if let Some(path) = &self.signature {
+            let signature = verify::small(path)?;
+            let kept =
+                store.sign_blocking(&self.model, &self.version, self.tenant.as_ref(), &signature).map_err(told)?;
+            say(format!("its signature is kept in {}", kept.display()));
+        }
         let (model, version, digest) = (&self.model, &self.version, manifest.digest().to_string());
         let value = json!({ "model_id": model, "version": version, "sha256": digest, "files": manifest.files.len() });
         let people = || format!("{model}@{version} published, sha256 {digest}\n");

@@ -47,7 +47,7 @@ impl Settings {
     pub fn can_serve(&self) -> Result<(), Error> {
         match (self.mode(), self.missing()) {
             (Mode::Simulation, _) => Ok(()),
-            (Mode::Production, missing) if missing.is_empty() => Err(Error::NoIdentity),
+            (Mode::Production, missing) if missing.is_empty() => Err(Error::NoApprovals),
             (Mode::Production, missing) => Err(Error::Missing(missing)),
         }
     }

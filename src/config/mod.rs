@@ -37,9 +37,9 @@ pub enum Error {
     #[error("production needs {}: set {}, or run in simulation with SIMULATION_MODE=true", .0.join(", "), if .0.len() == 1 { "it" } else { "them" })]
     Missing(Vec<&'static str>),
     #[error(
-        "production needs JWT verification, which this build does not have yet; run in simulation with SIMULATION_MODE=true"
+        "production needs approvals of versions (P3), which this build does not have yet; run in simulation with SIMULATION_MODE=true"
     )]
-    NoIdentity,
+    NoApprovals,
 }
 
 /// Where the three layers are read from; tests hand in their own.

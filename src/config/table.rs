@@ -125,7 +125,7 @@ settings! {
     model_store_url: Option<String> = "", "MODEL_STORE_URL", parse::store,
         "where model versions come from: file:// (other stores are not in this build); a directory of its own in simulation";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
-        "public keys that sign model manifests; this build only asks whether it is set";
+        "public keys that sign models, comma separated; with it every published version needs a signature";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
         "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,

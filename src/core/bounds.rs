@@ -125,6 +125,7 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     }
     list("resources.device_type", r.device_types.len(), MAX_ENTRIES)?;
     list("constraints.labels", spec.constraints.labels.len(), MAX_ENTRIES)?;
+    spec.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
     spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
 }
 

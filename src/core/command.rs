@@ -293,6 +293,7 @@ fn weight_of_job(spec: &JobSpec) -> usize {
         + weight_of_place([&c.region, &c.zone, &c.rack])
         + c.node.as_ref().map_or(0, |node| node.as_str().len())
         + spec.approved_by.as_ref().map_or(0, |who| who.len())
+        + spec.evidence.as_ref().map_or(0, |evidence| 36 + evidence.key_id.len())
 }
 
 /// What a command did, for the caller.

@@ -84,6 +84,16 @@ pub struct JobSpec {
     pub approved_by: Option<Arc<str>>,
     /// A service: its number of replicas follows its load.
     pub scaling: Option<Scaling>,
+    /// Whose signature the admitting member verified; it names `manifest` and nothing else.
+    pub evidence: Option<Evidence>,
+}
+
+/// A signature that was verified, by digest, so that what was trusted can be found again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// SHA-256 of the signature file.
+    pub signature: [u8; 32],
+    pub key_id: Arc<str>,
 }
 
 impl JobSpec {
@@ -101,6 +111,7 @@ impl JobSpec {
             runtime: Runtime::Simulated,
             manifest: None,
             approved_by: None,
+            evidence: None,
             scaling: None,
         }
     }

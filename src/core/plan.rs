@@ -338,6 +338,14 @@ fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
             );
             Err(Refusal::field(Reason::ModelNotFound, "model_version", detail))
         }
+        Intent::Schedule { submission, .. } if submission.spec.evidence.is_none() => {
+            let spec = &submission.spec;
+            let detail = format!(
+                "version {} of model {} came without a verified signature; sign it (nf model sign)",
+                spec.version, spec.model
+            );
+            Err(Refusal::field(Reason::SignatureRequired, "model_version", detail))
+        }
         _ => Ok(()),
     }
 }
@@ -535,7 +543,14 @@ mod tests {
         assert_eq!(plan(&state, &played("n1", 1)).unwrap_err().reason, Reason::Forbidden);
         let worker = testing::register("n1", testing::node_spec(1));
         assert_eq!(plan(&state, &worker).unwrap_err().reason, Reason::Forbidden);
+        let unsigned = JobSpec { manifest: Some([7; 32]), ..spec.clone() };
+        let refusal = plan(&state, &testing::schedule("r1", unsigned)).unwrap_err();
+        assert_eq!(refusal.reason, Reason::SignatureRequired);
+        let evidence = crate::job::Evidence { signature: [8; 32], key_id: "k".into() };
         testing::run(&mut state, testing::register("n1", NodeSpec { simulated: false, ..testing::node_spec(1) }));
-        testing::run(&mut state, testing::schedule("r1", JobSpec { manifest: Some([7; 32]), ..spec }));
+        testing::run(
+            &mut state,
+            testing::schedule("r1", JobSpec { manifest: Some([7; 32]), evidence: Some(evidence), ..spec }),
+        );
     }
 }

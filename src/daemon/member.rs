@@ -3,12 +3,13 @@
 use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
+use super::trust::Trust;
 use super::{Extras, Stop, bind, nodes, public, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
 use crate::api::convert::schedule::ModelFacts;
-use crate::api::{self, ApiState, Info, Resolve};
+use crate::api::{self, ApiState, Info, Resolve, Unresolved};
 use crate::config::Settings;
 use crate::controller;
 use crate::exchange::{self, Hub};
@@ -56,15 +57,17 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let (end, ended) = watch::channel(false);
     let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
     let store = nodes::store(settings, &me.data)?;
+    let trust = Trust::open(settings, store.as_ref())?;
     let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway::Options::default());
     let lookout = gateway.clone();
     hub.look_out(Arc::new(move || lookout.seen()));
-    let state = api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun, auth);
+    let models = store.clone().map(|store| resolve(store, trust.clone()));
+    let state = api_state(settings, &me, &replica, &hub, models, metrics, begun, auth);
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
-    let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, ended: &ended };
+    let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, trust, ended: &ended };
     let outcome = tokio::select! {
         outcome = part.take(&founders, extras) => outcome,
         why = stop.asked() => { tracing::info!(why, "stopping"); Ok(()) }
@@ -177,7 +180,7 @@ fn api_state(
     me: &Me,
     replica: &Replica,
     hub: &Hub,
-    store: Option<Store>,
+    models: Option<Resolve>,
     metrics: Metrics,
     started: Instant,
     auth: Option<Arc<Verifier>>,
@@ -197,13 +200,16 @@ fn api_state(
         network_fault: network_fault(settings),
         started,
     };
-    ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics, auth }
+    ApiState { replica: replica.clone(), logs: Some(logs), models, info, metrics, auth }
 }
 
-fn resolve(store: Store) -> Resolve {
-    Arc::new(move |model, version| {
-        let found = store.resolve_blocking(model, version).map_err(|e| e.to_string())?;
-        Ok(found.map(|manifest| ModelFacts { runtime: manifest.runtime(), manifest: manifest.sha256() }))
+fn resolve(store: Store, trust: Option<Trust>) -> Resolve {
+    Arc::new(move |tenant, model, version| {
+        let found = store.resolve_blocking(model, version).map_err(|e| Unresolved::Down(e.to_string()))?;
+        let Some(manifest) = found else { return Ok(None) };
+        let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant));
+        let evidence = judged.transpose().map_err(Unresolved::Refused)?;
+        Ok(Some(ModelFacts { runtime: manifest.runtime(), manifest: manifest.sha256(), evidence }))
     })
 }
 
@@ -214,6 +220,7 @@ struct Part<'a> {
     replica: &'a Replica,
     hub: &'a Hub,
     store: Option<Store>,
+    trust: Option<Trust>,
     ended: &'a watch::Receiver<bool>,
 }
 
@@ -229,7 +236,7 @@ impl Part<'_> {
         form::introduce(replica, me, settings).await?;
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
-        let config = nodes::executor_config(settings, &me.data, &me.name, self.store.clone());
+        let config = nodes::executor_config(settings, &me.data, &me.name, self.store.clone(), self.trust.as_ref());
         let executor = Executor::open(config)?;
         let spec = nodes::own_spec(settings, me)?;
         let watched = nodes::watched(me, incarnation, &spec);
@@ -243,7 +250,7 @@ impl Part<'_> {
             me: me.id,
             incarnation,
             hub: (*hub).clone(),
-            open: nodes::opener(settings, &me.data, self.store.clone()),
+            open: nodes::opener(settings, &me.data, self.store.clone(), self.trust.clone()),
             beat_every: settings.beat.value,
             kill_budget: settings.kill_budget.value,
         };

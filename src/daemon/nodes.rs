@@ -2,6 +2,7 @@
 //! specs and executors; the agent does the rest.
 
 use super::identity::Me;
+use super::trust::Trust;
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
@@ -78,8 +79,15 @@ pub fn store(settings: &Settings, data: &Path) -> Result<Option<Store>> {
 }
 
 /// What an executor of this process is opened with.
-pub fn executor_config(settings: &Settings, data: &Path, node: &NodeName, store: Option<Store>) -> ExecutorConfig {
+pub fn executor_config(
+    settings: &Settings,
+    data: &Path,
+    node: &NodeName,
+    store: Option<Store>,
+    trust: Option<&Trust>,
+) -> ExecutorConfig {
     ExecutorConfig {
+        judge: trust.map(Trust::for_node),
         run_dir: settings.run_dir.value.clone(),
         data_dir: data.join("nodes").join(node.as_str()),
         node: node.clone(),
@@ -111,10 +119,10 @@ pub fn watched(me: &Me, incarnation: Incarnation, spec: &NodeSpec) -> (NodeStart
 }
 
 /// Opens executors for nodes that this member plays.
-pub fn opener(settings: &Settings, data: &Path, store: Option<Store>) -> OpenExecutor {
+pub fn opener(settings: &Settings, data: &Path, store: Option<Store>, trust: Option<Trust>) -> OpenExecutor {
     let (settings, data) = (settings.clone(), data.to_owned());
     Arc::new(move |name| {
-        let executor = Executor::open(executor_config(&settings, &data, name, store.clone()))?;
+        let executor = Executor::open(executor_config(&settings, &data, name, store.clone(), trust.as_ref()))?;
         Ok(Arc::new(executor) as Arc<dyn Execute>)
     })
 }

@@ -2,6 +2,7 @@
 //! answers two questions about itself and nothing else.
 
 use super::links::TlsDial;
+use super::trust::Trust;
 use super::{Extras, Stop, bind, form, identity::Me, nodes, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
@@ -33,7 +34,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let dir = me.data.join("node");
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;
-    let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store))?;
+    let trust = Trust::open(settings, store.as_ref())?;
+    let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref()))?;
     let spec = nodes::own_spec(settings, &me)?;
     let served = serve(public, About::new(settings, &me, spec.simulated, begun))?;
     let watched = nodes::watched(&me, incarnation, &spec);

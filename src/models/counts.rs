@@ -14,10 +14,12 @@ pub enum Refused {
     Missing,
     /// A link, or no regular file.
     Link,
+    /// A version whose signature is missing or does not count.
+    Signature,
 }
 
 impl Refused {
-    pub const ALL: [Refused; 4] = [Refused::Size, Refused::Digest, Refused::Missing, Refused::Link];
+    pub const ALL: [Refused; 5] = [Refused::Size, Refused::Digest, Refused::Missing, Refused::Link, Refused::Signature];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -25,18 +27,20 @@ impl Refused {
             Refused::Digest => "digest",
             Refused::Missing => "missing",
             Refused::Link => "link",
+            Refused::Signature => "signature",
         }
     }
 }
 
 static FETCHED: AtomicU64 = AtomicU64::new(0);
-static REFUSED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+static REFUSED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
 
 pub(super) fn fetched(bytes: u64) {
     FETCHED.fetch_add(bytes, Ordering::Relaxed);
 }
 
-pub(super) fn refused(why: Refused) {
+/// Counts one.
+pub fn refused(why: Refused) {
     REFUSED[why as usize].fetch_add(1, Ordering::Relaxed);
 }
 

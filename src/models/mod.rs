@@ -1,6 +1,6 @@
 //! Model versions: what a manifest says, where versions are kept, and how their
-//! bytes reach a node verified. Nothing here knows jobs, devices or Raft, and
-//! signatures are not looked at yet: a digest says *which* bytes, not *whose*.
+//! bytes reach a node verified. Nothing here knows jobs, devices or Raft. Signatures are
+//! kept here and judged elsewhere: a digest says *which* bytes, not *whose*.
 
 mod cache;
 mod checksum;
@@ -15,6 +15,7 @@ mod tests;
 
 pub use cache::Cache;
 pub use checksum::Checksum;
+pub use counts::{Refused, refused};
 pub use manifest::{Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Process, Slots};
 pub use profile::{profile, profiles};
 pub use publish::{Draft, Pulled, publish, pull};
@@ -44,6 +45,9 @@ pub enum Error {
     Exists { model: String, version: String },
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
+    /// The version's signature does not count here.
+    #[error("{text}")]
+    Refused { reason: Reason, text: String },
     #[error("given up, because nobody waits for it any more")]
     Cancelled,
 }
@@ -56,6 +60,7 @@ impl Error {
             Error::Manifest { .. } | Error::Mismatch { .. } => Reason::ArtifactMismatch,
             Error::Missing { .. } => Reason::ModelNotFound,
             Error::Exists { .. } => Reason::Conflict,
+            Error::Refused { reason, .. } => *reason,
             Error::Io { .. } | Error::Cancelled => Reason::RuntimeFailed,
         }
     }

@@ -5,7 +5,7 @@
 
 use super::counts::{self, Refused};
 use super::{Error, FileName, MAX_MANIFEST_BYTES, Manifest, blocking};
-use nf_core::id::{ModelId, VersionId};
+use nf_core::id::{ModelId, TenantId, VersionId};
 use nix::fcntl::OFlag;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -13,6 +13,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The signature that counts for every tenant; no tenant's name begins so.
+const ALL_TENANTS: &str = "_all.sig";
+/// The longest signature file.
+const MAX_SIGNATURE: usize = 4 << 20;
 const SUPPORTED: &str = "supported: file:///absolute/directory";
 
 /// A place that holds published model versions.
@@ -94,6 +98,74 @@ impl Store {
             }
             e => e,
         })
+    }
+
+    /// The signature of a version for a tenant, or the one for all tenants; None when it has neither.
+    /// Only the first that is there counts: a bad one is never passed over.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Mismatch`] when what is there cannot be read.
+    pub fn signature_blocking(
+        &self,
+        model: &ModelId,
+        version: &VersionId,
+        tenant: &TenantId,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let dir = self.signatures(model, version);
+        for name in [format!("{tenant}.sig"), ALL_TENANTS.to_owned()] {
+            let file = match open_regular(&self.root, &dir.join(name)) {
+                Ok(file) => file,
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            let mut bytes = Vec::new();
+            // One more than may be: who judges it says that it is too long.
+            let mut limited = file.take(MAX_SIGNATURE as u64 + 1);
+            limited.read_to_end(&mut bytes).map_err(Error::io(format!("signature of {model} {version}")))?;
+            return Ok(Some(bytes));
+        }
+        Ok(None)
+    }
+
+    /// The manifest's bytes as they are stored, which some signatures are over.
+    ///
+    /// # Errors
+    /// As [`Store::resolve`], and [`Error::Mismatch`] when they are no longer this manifest's.
+    pub fn manifest_bytes_blocking(&self, manifest: &Manifest) -> Result<Vec<u8>, Error> {
+        let path = self.dir(&manifest.model_id, &manifest.version).join("manifest.json");
+        let mut bytes = Vec::new();
+        let file = open_regular(&self.root, &path)?;
+        file.take(MAX_MANIFEST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(Error::at(&path))?;
+        match super::Checksum::of(&bytes) == manifest.digest() {
+            true => Ok(bytes),
+            false => Err(Error::Mismatch { file: "manifest.json".into(), text: "changed while it was read".into() }),
+        }
+    }
+
+    /// Keeps a signature of a version, for one tenant or for all. One that is there is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sign_blocking(
+        &self,
+        model: &ModelId,
+        version: &VersionId,
+        tenant: Option<&TenantId>,
+        signature: &[u8],
+    ) -> Result<PathBuf, Error> {
+        let dir = self.signatures(model, version);
+        fs::create_dir_all(&dir).map_err(Error::at(&dir))?;
+        let path = dir.join(tenant.map_or(ALL_TENANTS.to_owned(), |tenant| format!("{tenant}.sig")));
+        let partial = dir.join(format!(".new-{}", uuid::Uuid::now_v7()));
+        fs::write(&partial, signature).map_err(Error::at(&partial))?;
+        fs::rename(&partial, &path).map_err(Error::at(&path))?;
+        super::cache::sync_dir(&dir)?;
+        Ok(path)
+    }
+
+    /// Beside the versions, which never change. No model's name begins with a dot.
+    fn signatures(&self, model: &ModelId, version: &VersionId) -> PathBuf {
+        self.root.join(".signatures").join(model.as_str()).join(version.as_str())
     }
 
     pub(super) fn dir(&self, model: &ModelId, version: &VersionId) -> PathBuf {

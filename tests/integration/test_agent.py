@@ -83,7 +83,7 @@ class Lab:
         times = {"NF_LEASE": f"{int(LEASE * 1000)}ms", "NF_KILL_BUDGET": f"{BUDGET:.0f}s", "NF_DOWN_AFTER": f"{DOWN:.0f}s",
                  "NF_STOP_GRACE": "2s", "SIMULATION_MODE": "true", "MAX_TENANT_GPUS": "16"}
         lab = folder / "lab"
-        made = Process(folder / "made", ["cluster", "init", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{self.peer}"])
+        made = Process(folder / "made", ["cluster", "init", "--open", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{self.peer}"])
         assert made.wait(20) == 0, made.output
         self.member = Serve(folder / "member", {
             "NF_PEER_LISTEN": f"127.0.0.1:{self.peer}", "NF_NODE_NAME": "node-1",

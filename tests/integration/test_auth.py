@@ -1,6 +1,7 @@
 """Tokens as people have them: made with the group, told once, sent by the commands, revoked."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -64,3 +65,20 @@ def test_a_group_asks_who_calls_from_its_first_start(tmp_path):
         _, err = run(as_ada, "get", "jobs", code=6)
         assert "Unauthenticated" in err, err
         assert admin not in member.output and ada["token"] not in member.output, "no token in any log"
+
+
+def test_a_certificate_of_a_node_is_made_by_the_authority(tmp_path):
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    ca = tmp_path / "ca"
+    run(env, "tls", "ca", "create", "--dir", str(ca), "--cluster", "lab")
+    run(env, "tls", "ca", "create", "--dir", str(ca), "--cluster", "lab", code=5)
+    make = ["tls", "cert", "create", "--ca", str(ca), "--cluster", "lab", "--name", "gpu-7", "--dir", str(tmp_path / "tls")]
+    out, _ = run(env, *make, "--role", "node", "-o", "json")
+    assert json.loads(out)["name"] == "gpu-7.client.lab.nf"
+    assert (tmp_path / "tls/member.key").stat().st_mode & 0o777 == 0o600
+    verify = ["openssl", "verify", "-CAfile", str(ca / "ca.pem"), str(tmp_path / "tls/member.pem")]
+    assert subprocess.run(verify, capture_output=True, check=False).returncode == 0
+    run(env, *make, "--role", "node", code=5)
+    named = ["../x" if word == "gpu-7" else word for word in make[:-1]]
+    _, err = run(env, *named, str(tmp_path / "bad"), "--role", "node", code=2)
+    assert "../x" in err, err

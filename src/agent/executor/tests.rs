@@ -53,6 +53,7 @@ impl World {
             data_dir: self.path("data"),
             node: NodeName::new("n1").unwrap(),
             store: Some(self.store.clone()),
+            judge: None,
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),
             cgroups: self.cgroups,

@@ -52,6 +52,13 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
         );
         return Err(Error::Mismatch { file: "manifest.json".into(), text });
     }
+    if let Some(judge) = post.shared.config.judge.clone() {
+        // Once more here: what the admitting member believed is not taken on trust.
+        let (signed, tenant) = (manifest.clone(), spec.tenant.clone());
+        let judged = tokio::task::spawn_blocking(move || judge(&signed, &tenant)).await;
+        let judged = judged.map_err(|e| Error::Io { what: "verifying".into(), source: std::io::Error::other(e) })?;
+        judged.map_err(|refusal| Error::Refused { reason: refusal.reason, text: refusal.detail })?;
+    }
     let into = model_dir(post);
     let mut tries = 0;
     loop {

@@ -65,6 +65,7 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
         priority: m.priority as i16,
         runtime: Runtime::Simulated,
         manifest: None,
+        evidence: None,
         approved_by: match m.approved_by.as_str() {
             "" => None,
             text => Some(at("approved_by", approver(text))?),

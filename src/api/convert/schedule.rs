@@ -6,7 +6,7 @@ use super::value;
 use nf_core::codec;
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
-use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
+use nf_core::job::{Arrangement, Constraints, Evidence, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Refusal;
 use nf_core::resources::{Gpus, Resources};
@@ -78,6 +78,7 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
         priority,
         runtime,
         manifest: None,
+        evidence: None,
         approved_by,
         scaling,
     };
@@ -276,11 +277,13 @@ pub fn naming(tenant: &TenantId, request: Option<&RequestId>, key: Option<&str>)
 }
 
 /// What a model store says of a version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelFacts {
     pub runtime: Runtime,
     /// SHA-256 of the manifest.
     pub manifest: [u8; 32],
+    /// Whose signature was verified, where signatures are asked for.
+    pub evidence: Option<Evidence>,
 }
 
 impl Schedule {
@@ -296,6 +299,7 @@ impl Schedule {
             if let (Some(facts), Some(spec)) = (facts, Arc::get_mut(&mut submission.spec)) {
                 spec.runtime = facts.runtime;
                 spec.manifest = Some(facts.manifest);
+                spec.evidence = facts.evidence;
             }
         }
         intent

@@ -60,6 +60,8 @@ impl EndpointService for Endpoints {
             };
             Some((Ok(message), feed))
         });
+        let service = self.0.clone();
+        let messages = messages.take_while(move |_| std::future::ready(service.gate.counts(&call.who).is_ok()));
         Ok(Response::new(messages.boxed()))
     }
 }

@@ -8,7 +8,7 @@ use crate::api::service::endpoints::{EndpointList, Feed, Item, Wanted};
 use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, Sse};
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use nf_core::id::{ModelId, RequestId};
 use serde_json::json;
 use std::convert::Infallible;
@@ -34,7 +34,10 @@ pub async fn endpoints(State(service): State<Service>, mut ask: Ask) -> Answer {
     ask.finish()?;
     if watched {
         let feed = service.watch_endpoints(wanted)?;
-        return Ok(Sse::new(lines(service.simulation(), feed)).into_response());
+        // A stream does not outlive the right to read it.
+        let lines = lines(service.simulation(), feed);
+        let lines = lines.take_while(move |_| std::future::ready(service.gate.counts(&call.who).is_ok()));
+        return Ok(Sse::new(lines).into_response());
     }
     let body = service.endpoints(&call, wanted).await?;
     Ok(fresh(&body, &body.read))

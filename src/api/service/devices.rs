@@ -78,7 +78,7 @@ impl Service {
     /// Takes a device back.
     pub async fn heal(&self, call: &Call, node: NodeName, device: &str) -> Result<NodeBody, Failure> {
         let (uuid, _) = self.device(call, &node, device).await?;
-        let intent = Intent::Heal { node: node.clone(), uuid, by: "operator".into() };
+        let intent = Intent::Heal { node: node.clone(), uuid, by: call.who.name().into() };
         self.changed_node(call, node, intent).await
     }
 

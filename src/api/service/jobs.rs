@@ -78,7 +78,8 @@ impl Service {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
         let mode = self.mode(call).await?;
-        let facts = self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        let facts =
+            self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
         // The leader judges it once more; here it costs no round.
         if facts.is_none() && mode == Mode::Production {
             let detail = format!(
@@ -108,7 +109,7 @@ impl Service {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
-        self.models.facts(&wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
         let view = self.read(call).await?;
         let seconds = self.metrics.placement_seconds.clone();
         let timed = move || seconds.observe_closure_duration(|| plan_on(&view, &wanted));

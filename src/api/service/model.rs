@@ -5,14 +5,23 @@
 use super::super::error::Failure;
 use crate::api::convert::schedule::ModelFacts;
 use arc_swap::ArcSwap;
-use nf_core::id::{ModelId, VersionId};
-use nf_core::reason::Reason;
+use nf_core::id::{ModelId, TenantId, VersionId};
+use nf_core::reason::{Reason, Refusal};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Looks a version up; may block. None: no store knows it. A text: the store did not answer.
-pub type Resolve = Arc<dyn Fn(&ModelId, &VersionId) -> Result<Option<ModelFacts>, String> + Send + Sync>;
+/// Why a version could not be looked up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// The store did not answer.
+    Down(String),
+    /// Its signature does not count for this tenant.
+    Refused(Refusal),
+}
+
+/// Looks a version up for a tenant; may block. None: no store knows it.
+pub type Resolve = Arc<dyn Fn(&TenantId, &ModelId, &VersionId) -> Result<Option<ModelFacts>, Unresolved> + Send + Sync>;
 
 /// How long an answer is trusted.
 const FRESH: Duration = Duration::from_secs(2);
@@ -21,7 +30,7 @@ const FRESH_UNKNOWN: Duration = Duration::from_millis(250);
 /// Versions that are remembered.
 const MAX_KNOWN: usize = 1024;
 
-type Known = HashMap<(ModelId, VersionId), (Option<ModelFacts>, Instant)>;
+type Known = HashMap<(TenantId, ModelId, VersionId), (Option<ModelFacts>, Instant)>;
 
 /// See the module's text. Readers take no lock.
 pub struct Models {
@@ -40,28 +49,31 @@ impl Models {
     }
 
     /// # Errors
-    /// `StoreUnavailable` when the store does not answer in time.
+    /// `StoreUnavailable` when the store does not answer in time, or why the signature does not count.
     pub async fn facts(
         &self,
+        tenant: &TenantId,
         model: &ModelId,
         version: &VersionId,
         deadline: Instant,
     ) -> Result<Option<ModelFacts>, Failure> {
         let Some(resolve) = &self.resolve else { return Ok(None) };
-        let key = (model.clone(), version.clone());
+        let key = (tenant.clone(), model.clone(), version.clone());
         if let Some((facts, until)) = self.known.load().get(&key)
             && *until > Instant::now()
         {
-            return Ok(*facts);
+            return Ok(facts.clone());
         }
-        let (resolve, (model, version)) = (resolve.clone(), key.clone());
-        let asked = tokio::task::spawn_blocking(move || resolve(&model, &version));
+        let (resolve, (tenant, model, version)) = (resolve.clone(), key.clone());
+        let asked = tokio::task::spawn_blocking(move || resolve(&tenant, &model, &version));
         let down = |text: String| {
             let detail = format!("the model store does not answer ({text}); see MODEL_STORE_URL in nf config view");
             Failure::new(Reason::StoreUnavailable, detail)
         };
         let facts = match tokio::time::timeout_at(deadline.into(), asked).await {
-            Ok(Ok(facts)) => facts.map_err(down)?,
+            Ok(Ok(Ok(facts))) => facts,
+            Ok(Ok(Err(Unresolved::Down(text)))) => return Err(down(text)),
+            Ok(Ok(Err(Unresolved::Refused(refusal)))) => return Err(refusal.into()),
             Ok(Err(_)) => return Err(down("its reader died".to_owned())),
             Err(_) => return Err(down("the deadline passed".to_owned())),
         };
@@ -69,7 +81,7 @@ impl Models {
         self.known.rcu(|known| {
             // Full: start over, since what is in use comes back at once.
             let mut next = if known.len() < MAX_KNOWN { Known::clone(known) } else { Known::new() };
-            next.insert(key.clone(), (facts, until));
+            next.insert(key.clone(), (facts.clone(), until));
             next
         });
         Ok(facts)
@@ -86,23 +98,24 @@ mod tests {
     async fn an_answer_is_remembered_and_a_failure_is_not() {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
-        let resolve: Resolve = Arc::new(move |model, _| {
+        let resolve: Resolve = Arc::new(move |_, model, _| {
             count.fetch_add(1, Ordering::Relaxed);
             match model.as_str() {
-                "broken" => Err("refused".to_owned()),
-                _ => Ok(Some(ModelFacts { runtime: Runtime::Process, manifest: [7; 32] })),
+                "broken" => Err(Unresolved::Down("refused".to_owned())),
+                _ => Ok(Some(ModelFacts { runtime: Runtime::Process, manifest: [7; 32], evidence: None })),
             }
         });
         let models = Models::new(Some(resolve));
         let (m1, broken) = (ModelId::new("m1").unwrap(), ModelId::new("broken").unwrap());
         let version = VersionId::new("v1").unwrap();
+        let tenant = TenantId::new("t1").unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
         for _ in 0..3 {
-            assert!(models.facts(&m1, &version, deadline).await.unwrap().is_some());
+            assert!(models.facts(&tenant, &m1, &version, deadline).await.unwrap().is_some());
         }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         for _ in 0..2 {
-            let failure = models.facts(&broken, &version, deadline).await.unwrap_err();
+            let failure = models.facts(&tenant, &broken, &version, deadline).await.unwrap_err();
             assert_eq!(failure.refusal.reason, Reason::StoreUnavailable);
         }
         assert_eq!(asked.load(Ordering::Relaxed), 3);

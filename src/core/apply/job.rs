@@ -64,6 +64,23 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
     Ok(Answer::Job { no, replayed: false })
 }
 
+/// Ends after which the same bytes would end the same way.
+fn never_again(why: Reason) -> bool {
+    use Reason as R;
+    matches!(
+        why,
+        R::ArtifactMismatch
+            | R::ModelNotFound
+            | R::SignatureRequired
+            | R::SignatureInvalid
+            | R::SignatureUnsupported
+            | R::SignatureBindingMismatch
+            | R::HybridSignatureIncomplete
+            | R::VerifierDisagreement
+            | R::KeyVersionRetired
+    )
+}
+
 /// Bounds of the tenant's queue and of its remembered ids.
 fn may_wait(
     state: &State,
@@ -255,9 +272,7 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (Some(Next::End), ..) => end(Phase::Cancelled),
         (Some(Next::Again), ..) => again(replica.restarts, 0),
         // Bytes that don't match their digest won't match them next time.
-        (None, false, _) if why == Reason::ArtifactMismatch || why == Reason::ModelNotFound => {
-            end(Phase::Failed { why })
-        }
+        (None, false, _) if never_again(why) => end(Phase::Failed { why }),
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
         (None, ..) => {

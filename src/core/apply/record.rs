@@ -44,7 +44,10 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::Submit { submission, .. } => {
             let about = About::new(Action::JobSchedule, format!("job/{}", submission.request));
             let manifest = submission.spec.manifest.map(crate::audit::Hash);
-            let refs = Refs { manifest, ..Refs::default() };
+            let evidence = submission.spec.evidence.as_ref();
+            let signature = evidence.map(|evidence| crate::audit::Hash(evidence.signature));
+            let key_id = evidence.map(|evidence| evidence.key_id.clone());
+            let refs = Refs { manifest, signature, key_id, ..Refs::default() };
             About { checks: policy::admission(&submission.spec, state.meta().mode), refs, ..about }
         }
         Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),

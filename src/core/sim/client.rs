@@ -230,6 +230,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         runtime: Runtime::Simulated,
         manifest: None,
         approved_by: None,
+        evidence: None,
         scaling,
     }
 }

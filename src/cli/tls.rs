@@ -1,0 +1,127 @@
+//! `nf tls`: the group's authority, and certificates under it, as files. It asks no
+//! group: whoever holds the authority's key may make any of them.
+
+use super::exit::{Exit, fail};
+use super::output;
+use super::{Global, say};
+use crate::config::parse;
+use crate::security::tls::{Authority, Role};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub struct Tls {
+    #[command(subcommand)]
+    command: TlsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TlsCommand {
+    /// The group's certificate authority
+    #[command(
+        after_help = "Examples:\n  nf tls ca create --dir ./lab/ca\n  nf tls ca create --dir ./lab/ca --cluster lab -o json"
+    )]
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
+    /// Certificates of members and workers
+    #[command(
+        after_help = "Examples:\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls\n  nf tls cert create --ca ./lab/ca --role server --name node-4 --dir ./node-4/tls"
+    )]
+    Cert {
+        #[command(subcommand)]
+        command: CertCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Make an authority; one that is there is not replaced
+    #[command(
+        after_help = "Examples:\n  nf tls ca create --dir ./lab/ca\n  nf tls ca create --dir ./lab/ca --cluster lab -o json"
+    )]
+    Create {
+        /// Where ca.pem and ca.key are written
+        #[arg(long)]
+        dir: PathBuf,
+        /// The group's name
+        #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
+        cluster: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CertCommand {
+    /// Make a key and its certificate: ca.pem, member.pem and member.key, as NF_TLS_DIR wants them
+    #[command(
+        after_help = "Examples:\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls\n  nf tls cert create --ca ./lab/ca --role server --name node-4 --dir ./node-4/tls -o json"
+    )]
+    Create(CertCreate),
+}
+
+/// What the holder may be: a certificate of a node opens nothing that is a member's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Holder {
+    /// A member: it serves, and speaks Raft
+    Server,
+    /// A worker, of this name and no other
+    Node,
+}
+
+#[derive(Debug, Args)]
+struct CertCreate {
+    /// The directory with ca.pem and ca.key
+    #[arg(long, value_name = "DIR")]
+    ca: PathBuf,
+    #[arg(long, value_enum)]
+    role: Holder,
+    /// The member's or node's name
+    #[arg(long)]
+    name: String,
+    /// Where the three files are written
+    #[arg(long)]
+    dir: PathBuf,
+    /// The group's name
+    #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
+    cluster: String,
+}
+
+fn not_there(path: &Path) -> anyhow::Result<()> {
+    match path.exists() {
+        true => Err(fail(Exit::Conflict, format!("{} is there already; choose another --dir", path.display()))),
+        false => Ok(()),
+    }
+}
+
+impl Tls {
+    pub fn run(self, global: &Global) -> anyhow::Result<()> {
+        let wrong = |e: crate::security::tls::Error| fail(Exit::Usage, e.to_string());
+        match self.command {
+            TlsCommand::Ca { command: CaCommand::Create { dir, cluster } } => {
+                not_there(&dir.join("ca.key"))?;
+                Authority::create(&cluster).and_then(|authority| authority.write(&dir)).map_err(wrong)?;
+                let (shown, files) = (dir.display().to_string(), ["ca.pem", "ca.key"].map(|name| dir.join(name)));
+                let value = json!({ "dir": shown, "cluster": cluster, "files": files });
+                output::put(&output::object(global.style(), &value, &shown, || format!("{shown}\n"))?);
+                say("ca.key makes certificates of any member: keep it off all of them");
+            }
+            TlsCommand::Cert { command: CertCommand::Create(wanted) } => {
+                not_there(&wanted.dir.join("member.key"))?;
+                let role = match wanted.role {
+                    Holder::Server => Role::Server,
+                    Holder::Node => Role::Client,
+                };
+                let authority = Authority::read(&wanted.ca).map_err(wrong)?;
+                let made = authority.issue_as(&wanted.cluster, &wanted.name, role).map_err(wrong)?;
+                made.write(&wanted.dir).map_err(wrong)?;
+                let shown = wanted.dir.display().to_string();
+                let dns = crate::security::tls::name_of(&wanted.cluster, &wanted.name, role).map_err(wrong)?;
+                let value = json!({ "dir": shown, "name": dns });
+                output::put(&output::object(global.style(), &value, &dns, || format!("{dns} in {shown}\n"))?);
+            }
+        }
+        Ok(())
+    }
+}
