@@ -6,6 +6,7 @@ use crate::id::{
 };
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
+use crate::placement::{Chosen, Why};
 use crate::reason::Reason;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,8 @@ pub struct Submission {
 pub struct Placement {
     pub replica: u16,
     pub alloc: Allocation,
+    /// Kept with the replica, for those who ask later.
+    pub why: Option<Arc<Why>>,
 }
 
 /// What an agent says of one replica.
@@ -141,12 +144,16 @@ pub enum Command {
         incarnation: Incarnation,
         reports: Vec<Report>,
     },
+    /// How places are compared from now on.
+    SetPlacement(Chosen),
 }
 
 impl Command {
     /// About how many bytes it takes in the log, without encoding it.
     pub fn weight(&self) -> usize {
-        let places = |list: &[Placement]| list.iter().map(|p| 24 + 6 * p.alloc.shares.len()).sum::<usize>();
+        let places = |list: &[Placement]| {
+            list.iter().map(|p| 24 + 40 * usize::from(p.why.is_some()) + 6 * p.alloc.shares.len()).sum::<usize>()
+        };
         match self {
             Command::Init { cluster, .. } => 32 + cluster.len(),
             Command::Member(Member { name, api, peer, version, .. }) => {
@@ -161,7 +168,10 @@ impl Command {
             }
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
-            Command::SetNodeState { .. } | Command::Stop { .. } | Command::RaiseLevel { .. } => 24,
+            Command::SetNodeState { .. }
+            | Command::Stop { .. }
+            | Command::RaiseLevel { .. }
+            | Command::SetPlacement(_) => 24,
         }
     }
 }

@@ -4,6 +4,7 @@
 use crate::id::{Generation, JobNo, NodeName, RequestId, TenantId};
 use crate::job::JobState;
 use crate::node::NodeState;
+use crate::placement::Policy;
 use crate::reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -57,6 +58,11 @@ pub enum EventKind {
     },
     Level {
         to: u32,
+    },
+    /// Places are compared by another policy, or by other weights.
+    Placement {
+        policy: Policy,
+        version: u64,
     },
 }
 

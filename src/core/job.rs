@@ -5,6 +5,7 @@
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId,
 };
+use crate::placement::Why;
 use crate::reason::Reason;
 use crate::resources::Resources;
 use serde::{Deserialize, Serialize};
@@ -173,11 +174,18 @@ pub struct Replica {
     /// Times it was started again after a failure of its own.
     pub restarts: u16,
     pub phase: Phase,
+    /// Why it has the place that it holds, or held last.
+    pub choice: Option<Arc<Why>>,
 }
 
 impl Replica {
     pub fn waiting() -> Self {
-        Self { generation: Generation(0), restarts: 0, phase: Phase::Waiting { not_before_ms: 0, last: None } }
+        Self {
+            generation: Generation(0),
+            restarts: 0,
+            phase: Phase::Waiting { not_before_ms: 0, last: None },
+            choice: None,
+        }
     }
 
     /// The allocation, while one is held.

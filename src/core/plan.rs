@@ -6,7 +6,7 @@ use crate::command::{Answer, Command, Member, Mode, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::JobSpec;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
-use crate::placement::{self, Limits, Pick, Why, explain, queue};
+use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::state::State;
 use crate::tenant::Quota;
@@ -85,6 +85,11 @@ pub enum Intent {
         node: NodeName,
         cordon: Option<Cordon>,
         seen: Digest16,
+    },
+    /// `seen`: only if the policy is still that one ([`crate::etag::placement`]).
+    SetPlacement {
+        chosen: Chosen,
+        seen: Option<Digest16>,
     },
 }
 
@@ -181,6 +186,10 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             crate::etag::check_cordon(state, node, cordon.as_ref(), *seen)?;
             plan(state, &Intent::Cordon { node: node.clone(), cordon: cordon.clone() })
         }
+        Intent::SetPlacement { chosen, seen } => {
+            crate::etag::check_placement(state, chosen, *seen)?;
+            Planned::one(Command::SetPlacement(*chosen))
+        }
     }
 }
 
@@ -256,8 +265,7 @@ fn schedule(
         return Err(refuse_waiting(&draft.blockers(state, &submission.spec)));
     }
     let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
-    let placement = |(replica, pick): (u16, Pick)| crate::command::Placement { replica, alloc: pick.alloc };
-    let placements = draft.picks.into_iter().map(placement).collect();
+    let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
     Ok(Planned { commands: vec![Command::Submit { submission: submission.clone(), placements }], why })
 }
 

@@ -12,7 +12,7 @@ use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::placement::mix::Mix;
 use crate::placement::worth::Worth;
-use crate::placement::{Policy, Rules};
+use crate::placement::{Chosen, Policy, Rules};
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,10 @@ pub struct Meta {
     pub next_event: u64,
     /// Position of the next finished job in the history.
     pub next_history: u64,
+    /// How places are compared, and who may be made to give way.
+    pub placement: Chosen,
+    /// Raised whenever `placement` is set.
+    pub placement_version: u64,
 }
 
 impl Default for Meta {
@@ -54,6 +58,8 @@ impl Default for Meta {
             next_tenant: 1,
             next_event: 1,
             next_history: 1,
+            placement: Chosen::default(),
+            placement_version: 1,
         }
     }
 }
@@ -253,17 +259,18 @@ impl State {
         self.mix.add(&job.spec.resources, job.spec.replicas.into());
         self.until_rules = self.until_rules.saturating_sub(1);
         if self.until_rules == 0 {
-            self.make_rules(self.rules.policy, WORKLOAD);
+            self.make_rules(WORKLOAD);
         }
     }
 
     /// Tables for the present workload, if it is at least so many requests, and the present room.
-    pub(crate) fn make_rules(&mut self, policy: Policy, least: u64) {
-        let worth = match policy {
+    pub(crate) fn make_rules(&mut self, least: u64) {
+        let chosen = self.meta.placement;
+        let worth = match chosen.policy {
             Policy::Fragmentation if self.mix.total() >= least => Arc::new(Worth::new(&self.mix, &self.capacity)),
             _ => Arc::default(),
         };
-        self.rules = Arc::new(Rules { policy, worth });
+        self.rules = Arc::new(Rules { chosen, worth });
         // Soon while little is known, then every now and then.
         self.until_rules = (self.mix.total() / 4).clamp(1, RULES_EVERY);
     }
@@ -286,7 +293,7 @@ impl State {
     pub(crate) fn reclass_all(&mut self) {
         let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|no| self.reclass(no));
-        self.make_rules(self.rules.policy, WORKLOAD);
+        self.make_rules(WORKLOAD);
     }
 
     /// Moves a job whose replicas have all ended to the history.
@@ -391,7 +398,7 @@ impl State {
         let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
         if self.capacity.kinds_of_hardware() != known {
-            self.make_rules(self.rules.policy, WORKLOAD);
+            self.make_rules(WORKLOAD);
         }
         self.room += 1;
     }
@@ -442,6 +449,16 @@ impl State {
     fn unindex_request(&mut self, key: Digest16, old: &Request) {
         self.ledger.tenant_mut(old.tenant).keyed -= u32::from(old.keyed);
         self.expiries.remove(&(old.expires_ms, key));
+    }
+
+    /// From now on places are compared by this. Waiters are worth another look.
+    pub(crate) fn set_placement(&mut self, chosen: Chosen) {
+        self.change_meta(|meta| {
+            meta.placement = chosen;
+            meta.placement_version += 1;
+        });
+        self.make_rules(WORKLOAD);
+        self.room += 1;
     }
 
     pub(crate) fn change_meta(&mut self, change: impl FnOnce(&mut Meta)) {

@@ -4,7 +4,7 @@
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
-use crate::placement::explain;
+use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};
 use crate::state::State;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,19 @@ pub struct ReplicaView {
     /// Why it ended, or why its last run did.
     pub why: Option<Reason>,
     pub place: Option<PlaceView>,
+    /// Why that place; None while it has none.
+    pub choice: Option<ChoiceView>,
+}
+
+/// Why a place was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChoiceView {
+    pub policy: Policy,
+    pub score: i64,
+    pub terms: Terms,
+    /// The best node that was not chosen, and its score.
+    pub runner_up: Option<(NodeName, i64)>,
+    pub candidates: u32,
 }
 
 /// Where a replica is.
@@ -101,7 +114,15 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
         Phase::Cancelled => ("Stopped", None),
     };
     let place = r.allocation().and_then(|alloc| place(state, alloc));
-    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place }
+    let choice = r.choice.as_ref().filter(|_| place.is_some()).map(|why| choice(state, why));
+    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place, choice }
+}
+
+/// Why a place was chosen, with names.
+pub fn choice(state: &State, why: &Why) -> ChoiceView {
+    let Why { policy, score, ref terms, runner_up, candidates } = *why;
+    let runner_up = runner_up.and_then(|(no, score)| Some((state.node(no)?.name.clone(), score)));
+    ChoiceView { policy, score, terms: *terms, runner_up, candidates }
 }
 
 /// Where an allocation is, or would be; None when its node is not known.

@@ -8,7 +8,7 @@ use nf_core::placement::Why;
 use nf_core::reason::Blocker;
 use nf_core::resources::Resources;
 use nf_core::state::State;
-use nf_core::view::{JobView, PlaceView, ReplicaView};
+use nf_core::view::{self, ChoiceView, JobView, PlaceView, ReplicaView};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -62,6 +62,8 @@ pub fn reasons(blockers: &[Blocker]) -> Vec<ReasonBody> {
 /// Why a place was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WhyBody {
+    /// The placement policy that was in force.
+    pub policy: String,
     pub score: i64,
     /// Each term from 0 (worst) to 1000 (best), before weighting.
     pub terms: BTreeMap<String, i32>,
@@ -74,14 +76,7 @@ pub struct WhyBody {
 
 impl WhyBody {
     pub fn new(state: &State, why: &Why) -> Self {
-        let name = |no| state.node(no).map(|node| node.name.to_string());
-        Self {
-            score: why.score,
-            terms: why.terms.each().into_iter().map(|(term, value)| (term.name().to_owned(), value)).collect(),
-            runner_up: why.runner_up.and_then(|(no, _)| name(no)),
-            runner_up_score: why.runner_up.map(|(_, score)| score),
-            candidates: why.candidates,
-        }
+        (&view::choice(state, why)).into()
     }
 
     /// In one line, for gRPC and people.
@@ -92,6 +87,19 @@ impl WhyBody {
             _ => String::new(),
         };
         format!("score {} ({terms}) among {} nodes{other}", self.score, self.candidates)
+    }
+}
+
+impl From<&ChoiceView> for WhyBody {
+    fn from(choice: &ChoiceView) -> Self {
+        Self {
+            policy: choice.policy.name().to_owned(),
+            score: choice.score,
+            terms: choice.terms.each().into_iter().map(|(term, value)| (term.name().to_owned(), value)).collect(),
+            runner_up: choice.runner_up.as_ref().map(|(node, _)| node.to_string()),
+            runner_up_score: choice.runner_up.as_ref().map(|(_, score)| *score),
+            candidates: choice.candidates,
+        }
     }
 }
 
@@ -310,7 +318,10 @@ impl From<&ReplicaView> for ReplicaBody {
             restarts: r.restarts,
             status: r.status.to_string(),
             why: r.why.map(|reason| reason.token().to_owned()),
-            placement: r.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+            placement: {
+                let why = || r.choice.as_ref().map(WhyBody::from);
+                r.place.as_ref().map(|place| PlacementBody::new(r.no, place, why()))
+            },
         }
     }
 }

@@ -13,7 +13,7 @@ pub struct EventBody {
     /// Counts without gaps.
     pub seq: u64,
     pub at: String,
-    /// `job`, `replica`, `node`, `cordon`, `tenant`, `member` or `level`.
+    /// `job`, `replica`, `node`, `cordon`, `tenant`, `member`, `level` or `policy`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -89,6 +89,12 @@ impl EventBody {
             EventKind::Member { name, version } => {
                 Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
             }
+            EventKind::Placement { policy, version } => Self {
+                kind: "policy".into(),
+                to: Some(policy.name().into()),
+                why: Some(format!("version {version}")),
+                ..blank
+            },
             EventKind::Level { to } => Self { kind: "level".into(), to: Some(to.to_string()), ..blank },
         }
     }

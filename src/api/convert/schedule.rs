@@ -181,7 +181,7 @@ pub fn labels(field: &Field<'_>) -> Result<BTreeMap<Label, Label>, Refusal> {
 }
 
 /// Seconds as a number, or a span such as `10m`.
-fn span(field: &Field<'_>) -> Result<u64, Refusal> {
+pub(super) fn span(field: &Field<'_>) -> Result<u64, Refusal> {
     let ms = match field.value {
         Value::Number(number) => value::seconds(number.as_f64().unwrap_or(f64::NAN)),
         _ => value::span(field.text()?),

@@ -5,6 +5,7 @@ pub mod ask;
 mod cluster;
 mod docs;
 mod nodes;
+mod policy;
 mod schedule;
 mod schema;
 mod tenants;
@@ -64,6 +65,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))
+        .routes(routes!(policy::get, policy::set))
         .routes(routes!(cluster::members, cluster::join))
         .routes(routes!(cluster::remove))
         .routes(routes!(cluster::vote))

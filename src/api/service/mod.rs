@@ -10,6 +10,7 @@ pub mod jobs;
 pub mod list;
 pub mod model;
 pub mod nodes;
+pub mod policy;
 pub mod targets;
 pub mod tenants;
 pub mod watch;

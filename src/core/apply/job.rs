@@ -129,6 +129,7 @@ fn occupy(job: &mut Job, placements: &[Placement]) {
         if let Some(replica) = job.replicas.get_mut(usize::from(placement.replica)) {
             replica.generation.0 += 1;
             replica.phase = Phase::Held { alloc: placement.alloc.clone(), stage: Stage::Scheduled };
+            replica.choice = placement.why.clone();
         }
     }
 }
@@ -227,6 +228,7 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         generation: replica.generation,
         restarts,
         phase: Phase::Waiting { not_before_ms, last: Some(why) },
+        choice: None,
     };
     let end = |phase: Phase| Replica { phase, ..replica.clone() };
     match (stopping, ok, restart) {

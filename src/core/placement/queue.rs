@@ -193,7 +193,7 @@ fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placem
         &wanted,
         Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) },
     );
-    picks.into_iter().map(|(replica, pick)| crate::command::Placement { replica, alloc: pick.alloc }).collect()
+    picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()
 }
 
 /// How many free ports to pass over for replicas whose last port was taken by

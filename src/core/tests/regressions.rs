@@ -41,7 +41,11 @@ fn submission(spec: JobSpec) -> Submission {
 
 fn place(replica: u16, device: u16) -> Placement {
     let shares = vec![Share { device, milli: 1000 }];
-    Placement { replica, alloc: Allocation { node: NodeNo(1), shares, port: Some(31000 + device), at_ms: 0 } }
+    Placement {
+        replica,
+        alloc: Allocation { node: NodeNo(1), shares, port: Some(31000 + device), at_ms: 0 },
+        why: None,
+    }
 }
 
 /// The answer to one command, which must leave a sound state.
@@ -120,7 +124,7 @@ fn a_tenants_total_that_would_overflow_is_refused() {
         spec.resources.memory = HUGE;
         let request = RequestId::new(&format!("r{i}")).unwrap();
         let alloc = Allocation { node: NodeNo(i + 1), shares: Vec::new(), port: Some(31000), at_ms: 0 };
-        let placements = vec![Placement { replica: 0, alloc }];
+        let placements = vec![Placement { replica: 0, alloc, why: None }];
         let command = Command::Submit { submission: Submission { request, ..submission(spec) }, placements };
         refused += u32::from(one(&mut state, command) == Err(Reason::PlanChanged));
     }

@@ -176,6 +176,10 @@ impl World {
             4 => Intent::NodeStates(vec![(node_no(rng), Incarnation(rng.between(1, 3)), node_state(rng))]),
             5 => Intent::SetQuota { tenant: tenant(rng), quota: some_quota(rng) },
             6 if rng.chance(300) => Intent::DeleteTenant { tenant: tenant(rng) },
+            6 if rng.chance(300) => {
+                let policy = *rng.pick(&nf_core::placement::Policy::ALL);
+                Intent::SetPlacement { chosen: policy.into(), seen: None }
+            }
             6 => Intent::CreateTenant { tenant: tenant(rng) },
             7..12 => {
                 let queueing = if rng.chance(150) { Queueing::Never } else { Queueing::Wait };
@@ -341,7 +345,11 @@ fn placement(rng: &mut Rng) -> Placement {
         shares.sort();
     }
     let port = rng.chance(800).then(|| 31000 + rng.below(4) as u16);
-    Placement { replica: rng.below(4) as u16, alloc: Allocation { node: node_no(rng), shares, port, at_ms: 0 } }
+    Placement {
+        replica: rng.below(4) as u16,
+        alloc: Allocation { node: node_no(rng), shares, port, at_ms: 0 },
+        why: None,
+    }
 }
 
 fn kind(rng: &mut Rng) -> ReportKind {
