@@ -51,6 +51,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::DeleteTenant { .. }
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
+        | Intent::Scale { .. }
+        | Intent::Wake { .. }
         | Intent::PlaceWaiting => Ok(()),
     }
 }
@@ -88,6 +90,9 @@ fn list(field: &str, length: usize, most: usize) -> Result<(), Refusal> {
 
 fn job(spec: &JobSpec) -> Result<(), Refusal> {
     let r = &spec.resources;
+    if let Some(scaling) = &spec.scaling {
+        scaling.check(spec.replicas, spec.gang)?;
+    }
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
     }

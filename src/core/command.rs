@@ -8,6 +8,7 @@ use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
 use crate::reason::Reason;
+use crate::scaling::Target;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -144,6 +145,11 @@ pub enum Command {
         incarnation: Incarnation,
         reports: Vec<Report>,
     },
+    /// Another number of replicas for a service.
+    Scale {
+        job: JobNo,
+        target: Target,
+    },
     /// How places are compared from now on.
     SetPlacement(Chosen),
 }
@@ -168,6 +174,7 @@ impl Command {
             }
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
+            Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
             Command::SetNodeState { .. }
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }

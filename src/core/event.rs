@@ -1,7 +1,8 @@
 //! Events: what happened, for watchers, the SQL mirror and people. They follow
 //! from commands and are never read by apply.
 
-use crate::id::{Generation, JobNo, NodeName, RequestId, TenantId};
+use crate::autoscaler::{Inputs, Why};
+use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
 use crate::job::JobState;
 use crate::node::NodeState;
 use crate::placement::Policy;
@@ -59,6 +60,16 @@ pub enum EventKind {
     Level {
         to: u32,
     },
+    /// A service has another number of replicas, and what the decision was made from.
+    Scaled {
+        request: RequestId,
+        tenant: TenantId,
+        model: ModelId,
+        from: u16,
+        to: u16,
+        why: Why,
+        inputs: Option<Box<Inputs>>,
+    },
     /// Places are compared by another policy, or by other weights.
     Placement {
         policy: Policy,
@@ -78,9 +89,10 @@ impl EventKind {
     /// The tenant whose event it is; None for events of the cluster.
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
-            EventKind::Job { tenant, .. } | EventKind::Replica { tenant, .. } | EventKind::Tenant { tenant, .. } => {
-                Some(tenant)
-            }
+            EventKind::Job { tenant, .. }
+            | EventKind::Replica { tenant, .. }
+            | EventKind::Tenant { tenant, .. }
+            | EventKind::Scaled { tenant, .. } => Some(tenant),
             _ => None,
         }
     }

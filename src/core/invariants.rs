@@ -83,7 +83,7 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
         if state.requests.get(&request_key(&job.request)).is_none_or(|r| r.job != job.no) {
             bad(format!("{} is not the job of its request {}", job.no, job.request));
         }
-        if job.replicas.iter().all(Replica::has_ended) {
+        if job.is_over() {
             bad(format!("{} has ended and is not in the history", job.no));
         }
         let ask = &job.spec.resources;
@@ -132,6 +132,7 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
         ("limited", fresh.limited == state.limited),
+        ("services", fresh.services == state.services),
         ("expiries", fresh.expiries == state.expiries),
         ("node names", fresh.node_names == state.node_names),
         ("tenant names", fresh.tenant_names == state.tenant_names),

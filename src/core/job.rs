@@ -8,6 +8,7 @@ use crate::id::{
 use crate::placement::Why;
 use crate::reason::Reason;
 use crate::resources::Resources;
+use crate::scaling::Scaling;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub struct JobSpec {
     /// no store knows the version, which only simulation allows.
     pub manifest: Option<[u8; 32]>,
     pub approved_by: Option<Arc<str>>,
+    /// A service: its number of replicas follows its load.
+    pub scaling: Option<Scaling>,
 }
 
 impl JobSpec {
@@ -99,6 +102,7 @@ impl JobSpec {
             runtime: Runtime::Simulated,
             manifest: None,
             approved_by: None,
+            scaling: None,
         }
     }
 }
@@ -281,6 +285,9 @@ pub struct Job {
 impl Job {
     /// Derived from the replicas; see the table in docs/architecture.md.
     pub fn state(&self) -> JobState {
+        if self.is_asleep() {
+            return JobState::Admitted;
+        }
         let any = |test: fn(&Phase) -> bool| self.replicas.iter().any(|r| test(&r.phase));
         let all = |test: fn(&Phase) -> bool| self.replicas.iter().all(|r| test(&r.phase));
         if self.replicas.iter().all(Replica::has_ended) {

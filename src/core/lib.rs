@@ -28,6 +28,7 @@ pub mod reason;
 pub mod reconcile;
 pub mod resources;
 pub mod rows;
+pub mod scaling;
 #[doc(hidden)]
 pub mod sim;
 pub mod state;

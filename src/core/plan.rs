@@ -1,13 +1,15 @@
 //! Planning: what a caller wants (an intent) → what is decided (commands), on
 //! the leader's speculative state. `nf plan` runs the same code and commits nothing.
 
+use crate::autoscaler;
 use crate::bounds;
 use crate::command::{Answer, Command, Member, Mode, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
-use crate::job::JobSpec;
+use crate::job::{Job, JobSpec};
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
+use crate::scaling::Target;
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
@@ -74,6 +76,16 @@ pub enum Intent {
     },
     /// One pass over the queue.
     PlaceWaiting,
+    /// Another number of replicas for a service; `tenant` limits whose it may be.
+    Scale {
+        request: RequestId,
+        tenant: Option<TenantId>,
+        target: Target,
+    },
+    /// A request has come for a service that may be asleep.
+    Wake {
+        request: RequestId,
+    },
     /// Only if the quota is still the one that the caller has seen ([`crate::etag::quota`]).
     SetQuotaIf {
         tenant: TenantId,
@@ -176,6 +188,8 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             let node = named(state, node)?;
             Planned::one(Command::Reports { node, incarnation: *incarnation, reports: reports.clone() })
         }
+        Intent::Scale { request, tenant, target } => scale(state, request, tenant.as_ref(), target),
+        Intent::Wake { request } => Ok(wake(state, request)),
         Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
         // Checked here and not in apply: an entry takes effect on this very state or not at all.
         Intent::SetQuotaIf { tenant, quota, seen } => {
@@ -242,6 +256,34 @@ fn stop(state: &State, request: &RequestId, tenant: Option<&TenantId>, why: Reas
     let missing =
         || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
     Planned::one(Command::Stop { job: job.ok_or_else(missing)?.no, why })
+}
+
+fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: &Target) -> Result<Planned, Refusal> {
+    let job = state.job_of(request).filter(|job| !job.stopped && tenant.is_none_or(|t| *t == job.spec.tenant));
+    let missing =
+        || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
+    let job = job.ok_or_else(missing)?;
+    let fixed = || {
+        let detail = format!("job {request} has a fixed number of replicas; schedule it with scaling to change it");
+        Refusal::field(Reason::Conflict, "request_id", detail)
+    };
+    let scaling = job.spec.scaling.ok_or_else(fixed)?;
+    if !(scaling.min..=scaling.max).contains(&target.replicas) {
+        let detail = format!("{} to {} for {request}, not {}", scaling.min, scaling.max, target.replicas);
+        return Err(Refusal::invalid("replicas", detail));
+    }
+    if job.desired() == target.replicas {
+        return Ok(Planned::default());
+    }
+    Planned::one(Command::Scale { job: job.no, target: target.clone() })
+}
+
+/// One replica for a service that has none; nothing for everybody else.
+fn wake(state: &State, request: &RequestId) -> Planned {
+    let asleep = |job: &&Arc<Job>| !job.stopped && job.spec.scaling.is_some() && job.desired() == 0;
+    let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None };
+    let commands = state.job_of(request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
+    Planned { commands: commands.into_iter().collect(), why: Vec::new() }
 }
 
 fn schedule(

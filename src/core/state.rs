@@ -124,6 +124,8 @@ pub struct State {
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
     /// Live jobs with a maximum run time.
     pub(crate) limited: OrdSet<JobNo>,
+    /// Live jobs whose number of replicas follows their load.
+    pub(crate) services: OrdSet<JobNo>,
     /// When a request is forgotten.
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
     /// How places are compared. Made from what lives, now and then; not stored.
@@ -225,6 +227,10 @@ impl State {
     pub fn has_waiters(&self) -> bool {
         !self.waiting.is_empty()
     }
+    /// Jobs whose number of replicas follows their load.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.services.iter().filter_map(|no| self.jobs.get(no))
+    }
     /// Rises whenever a waiter may have become placeable.
     pub fn room(&self) -> u64 {
         self.room
@@ -322,6 +328,9 @@ impl State {
         if job.spec.constraints.max_run_ms.is_some() {
             self.limited.insert(job.no);
         }
+        if job.spec.scaling.is_some() {
+            self.services.insert(job.no);
+        }
         let totals = self.ledger.tenant_mut(job.tenant);
         totals.jobs += 1;
         if job.wants_place() {
@@ -335,6 +344,9 @@ impl State {
 
     fn unindex_job(&mut self, job: &Job) {
         self.limited.remove(&job.no);
+        if job.spec.scaling.is_some() {
+            self.services.remove(&job.no);
+        }
         let totals = self.ledger.tenant_mut(job.tenant);
         totals.jobs -= 1;
         if job.wants_place() {

@@ -8,6 +8,7 @@ use crate::job::{Allocation, Job, JobSpec, JobState, MAX_REPLICAS, Next, Phase, 
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
+use crate::scaling::Target;
 use crate::state::{Request, State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -172,6 +173,27 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     Ok(Answer::Count(1))
 }
 
+pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
+        return Ok(Answer::Count(0));
+    };
+    let Some(scaling) = job.spec.scaling else {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has a fixed number of replicas", job.request)));
+    };
+    if target.replicas > scaling.max {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has at most {}", job.request, scaling.max)));
+    }
+    let mut job = (**job).clone();
+    let (before, from) = (job.state(), job.desired());
+    job.resize(target.replicas);
+    let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
+    let Target { replicas: to, why, inputs } = target.clone();
+    state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
+    let why = (job.desired() < from).then_some(Reason::ScaledDown);
+    save(state, job, before, why);
+    Ok(Answer::Count(1))
+}
+
 pub(super) fn reports(
     state: &mut State,
     node: NodeNo,
@@ -295,7 +317,7 @@ fn save(state: &mut State, mut job: Job, before: JobState, why: Option<Reason>) 
     if job.state() != before {
         emit(state, &job, Some(before), why);
     }
-    if !job.replicas.iter().all(Replica::has_ended) {
+    if !job.is_over() {
         state.put_job(job);
         return;
     }

@@ -61,6 +61,7 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Submit { submission, placements } => job::submit(state, submission, placements),
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
+        Command::Scale { job, target } => job::scale(state, *job, target),
         Command::SetPlacement(chosen) => cluster::set_placement(state, *chosen),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
     }

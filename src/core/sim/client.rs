@@ -5,6 +5,7 @@
 use super::net::{Message, Peer};
 use super::oracle::Oracle;
 use super::rng::Rng;
+use crate::autoscaler::Why;
 use crate::command::Submission;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
@@ -12,6 +13,7 @@ use crate::node::Cordon;
 use crate::plan::{Intent, Queueing, Reply};
 use crate::reason::Reason;
 use crate::resources::{Gpus, Resources};
+use crate::scaling::{Scaling, Target};
 use crate::tenant::Quota;
 use std::sync::Arc;
 
@@ -107,6 +109,7 @@ impl Client {
         match (known, rng.below(100)) {
             (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
             (Some(known), 30..38) => again(known),
+            (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known.request, rng),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);
                 let other = Submission { body, ..known };
@@ -160,6 +163,15 @@ pub fn greedy(member: usize, term: u64, rng: &mut Rng) -> Intent {
     again(Submission { request, body, keyed: true, spec: Arc::new(spec) })
 }
 
+/// Another number for a service, or a request that wakes it.
+fn resize(request: RequestId, rng: &mut Rng) -> Intent {
+    let target = Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None };
+    match rng.chance(300) {
+        true => Intent::Wake { request },
+        false => Intent::Scale { request, tenant: None, target },
+    }
+}
+
 fn again(submission: Submission) -> Intent {
     Intent::Schedule { submission, queueing: Queueing::Wait, check_plan: None }
 }
@@ -190,17 +202,19 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         memory: rng.between(0, 64) << 30,
         ..Resources::default()
     };
+    let scaling = rng.chance(150).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
     JobSpec {
         tenant: tenant(rng),
         model: id(ModelId::new("m1")),
         version: id(VersionId::new("v1")),
         resources,
         replicas,
-        gang: replicas > 1 && rng.chance(500),
+        gang: scaling.is_none() && replicas > 1 && rng.chance(500),
         constraints,
         priority: *rng.pick(&[0, 0, 0, 10, -10]),
         runtime: Runtime::Simulated,
         manifest: None,
         approved_by: None,
+        scaling,
     }
 }

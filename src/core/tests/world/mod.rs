@@ -2,6 +2,7 @@
 //! meet. Every step is checked; what is applied is kept for replay and reload.
 
 use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::autoscaler::Why;
 use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
 use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Restart, Share, Stage};
@@ -10,6 +11,7 @@ use nf_core::plan::{Intent, Queueing, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
 use nf_core::rows::Table;
+use nf_core::scaling::{Scaling, Target};
 use nf_core::sim::Rng;
 use nf_core::state::State;
 use nf_core::tenant::Quota;
@@ -190,7 +192,9 @@ impl World {
                 tenant: rng.chance(300).then(|| tenant(rng)),
                 why: Reason::StoppedByUser,
             },
-            14..18 => self.reports(rng),
+            14..17 => self.reports(rng),
+            17 => Intent::Scale { request: request(rng), tenant: None, target: target(rng) },
+            18 => Intent::Wake { request: request(rng) },
             _ => Intent::PlaceWaiting,
         }
     }
@@ -221,10 +225,11 @@ impl World {
     fn garbage(&self, rng: &mut Rng) -> Command {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
-        match rng.below(6) {
+        match rng.below(7) {
             0..2 => Command::Submit { submission: submission(rng), placements: places },
             2..4 => Command::Place { job, placements: places },
             4 => Command::Stop { job, why: Reason::Preempted },
+            5 => Command::Scale { job, target: target(rng) },
             _ => Command::SetNodeState { node: node_no(rng), incarnation: Incarnation(1), to: node_state(rng) },
         }
     }
@@ -295,6 +300,10 @@ fn node(rng: &mut Rng) -> NodeSpec {
     spec
 }
 
+fn target(rng: &mut Rng) -> Target {
+    Target { replicas: rng.below(7) as u16, why: Why::Idle, inputs: None }
+}
+
 fn submission(rng: &mut Rng) -> Submission {
     let spec = job(rng);
     // Now and then the same id with the same body, although the job differs in the small.
@@ -332,7 +341,9 @@ fn job(rng: &mut Rng) -> JobSpec {
     let replicas = rng.between(1, 4) as u16;
     let tenant = format!("t{}", rng.below(3));
     let priority = rng.below(3) as i16 - 1;
-    JobSpec { resources, constraints, replicas, gang: rng.chance(400), priority, ..testing::job_spec(&tenant, gpu) }
+    let scaling = rng.chance(300).then(|| Scaling { min: rng.below(2) as u16, max: 6, ..Scaling::default() });
+    let gang = scaling.is_none() && rng.chance(400);
+    JobSpec { resources, constraints, replicas, gang, priority, scaling, ..testing::job_spec(&tenant, gpu) }
 }
 
 fn placement(rng: &mut Rng) -> Placement {

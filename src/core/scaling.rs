@@ -1,0 +1,268 @@
+//! A job whose number of replicas follows its load: between which bounds, what a
+//! replica can serve, and how its number is changed. A service that needs none is
+//! asleep, not over; its next request wakes it. It does not decide how many are
+//! needed (`autoscaler` does), nor where they go (`placement` does).
+
+use crate::autoscaler::{Inputs, Why};
+use crate::job::{Job, MAX_REPLICAS, Next, Phase, Replica, Stage};
+use crate::reason::{Reason, Refusal};
+use serde::{Deserialize, Serialize};
+
+/// Bounds and wishes of a service, as its owner states them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Scaling {
+    /// 0 lets it sleep when nobody asks.
+    pub min: u16,
+    pub max: u16,
+    /// Requests that one replica serves at once.
+    pub concurrency: u16,
+    /// Bound on the time until a request starts to be served, in milliseconds.
+    pub wait_ms: u32,
+    /// How long a replica takes to start, until that has been seen, in milliseconds.
+    pub cold_start_ms: u32,
+    /// Decisions are told and not carried out.
+    pub advisory: bool,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self { min: 1, max: 1, concurrency: 8, wait_ms: 2_000, cold_start_ms: 30_000, advisory: false }
+    }
+}
+
+/// Longest bound on waiting, and longest start: an hour.
+const MOST_MS: u32 = 3_600_000;
+
+impl Scaling {
+    /// Refuses what no service can be.
+    ///
+    /// # Errors
+    /// The first field at fault.
+    pub fn check(&self, replicas: u16, gang: bool) -> Result<(), Refusal> {
+        let bad = |field: &str, detail: String| Err(Refusal::invalid(format!("scaling.{field}"), detail));
+        if self.max == 0 || self.max > MAX_REPLICAS {
+            return bad("max", format!("1 to {MAX_REPLICAS}, not {}", self.max));
+        }
+        if self.min > self.max {
+            return bad("min", format!("at most max, {}, not {}", self.max, self.min));
+        }
+        if replicas > self.max || replicas < self.min {
+            let detail = format!("replicas, the first number, is {replicas}: between scaling.min and scaling.max");
+            return Err(Refusal::invalid("replicas", detail));
+        }
+        if self.concurrency == 0 {
+            return bad("concurrency", "at least 1: requests that a replica serves at once".to_owned());
+        }
+        if self.wait_ms > MOST_MS || self.cold_start_ms > MOST_MS {
+            let field = if self.wait_ms > MOST_MS { "max_wait" } else { "cold_start" };
+            return bad(field, "at most an hour".to_owned());
+        }
+        if gang {
+            return bad("max", "a gang has a fixed number of replicas; leave out gang or scaling".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// How many replicas a service shall have, and on whose word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub replicas: u16,
+    pub why: Why,
+    /// What the autoscaler saw; None when somebody else asked.
+    pub inputs: Option<Box<Inputs>>,
+}
+
+impl Job {
+    /// Replicas that run or shall run.
+    pub fn desired(&self) -> u16 {
+        self.replicas.iter().filter(|r| is_wanted(&r.phase)).count() as u16
+    }
+
+    /// A service without a replica, which its next request wakes.
+    pub fn is_asleep(&self) -> bool {
+        let none = || self.replicas.iter().all(|r| matches!(r.phase, Phase::Cancelled));
+        !self.stopped && self.spec.scaling.is_some() && none()
+    }
+
+    /// Nothing of it runs, or will.
+    pub fn is_over(&self) -> bool {
+        self.replicas.iter().all(Replica::has_ended) && !self.is_asleep()
+    }
+
+    /// Changes the number of wanted replicas. Those that end are taken first where
+    /// nobody misses them: waiting, then not ready, then the highest number.
+    pub(crate) fn resize(&mut self, to: u16) {
+        let mut wanted = self.desired();
+        while wanted < to && self.grow() {
+            wanted += 1;
+        }
+        let mut order: Vec<usize> = (0..self.replicas.len()).filter(|i| is_wanted(&self.replicas[*i].phase)).collect();
+        order.sort_by_key(|i| (missed(&self.replicas[*i].phase), std::cmp::Reverse(*i)));
+        for i in order.into_iter().take(usize::from(wanted.saturating_sub(to))) {
+            shed(&mut self.replicas[i].phase);
+        }
+    }
+
+    /// One replica more, under a number that is free; false when there is none.
+    fn grow(&mut self) -> bool {
+        let waiting = Phase::Waiting { not_before_ms: 0, last: None };
+        if let Some(ended) = self.replicas.iter_mut().find(|r| r.has_ended()) {
+            // The generation goes on counting, so that a copy of before can be told apart.
+            (ended.phase, ended.restarts) = (waiting, 0);
+            return true;
+        }
+        let room = self.replicas.len() < usize::from(MAX_REPLICAS);
+        if room {
+            self.replicas.push(Replica::waiting());
+        }
+        room
+    }
+}
+
+fn is_wanted(phase: &Phase) -> bool {
+    matches!(phase, Phase::Waiting { .. } | Phase::Held { .. } | Phase::Stopping { then: Next::Again, .. })
+}
+
+/// How much a replica would be missed.
+fn missed(phase: &Phase) -> u8 {
+    match phase {
+        Phase::Held { stage: Stage::Ready, .. } => 3,
+        Phase::Held { .. } => 2,
+        Phase::Stopping { .. } => 1,
+        _ => 0,
+    }
+}
+
+fn shed(phase: &mut Phase) {
+    *phase = match std::mem::replace(phase, Phase::Cancelled) {
+        Phase::Held { alloc, .. } => Phase::Stopping { alloc, why: Reason::ScaledDown, then: Next::End },
+        Phase::Stopping { alloc, why, .. } => Phase::Stopping { alloc, why, then: Next::End },
+        _ => Phase::Cancelled,
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Answer, Report, ReportKind};
+    use crate::id::{Incarnation, JobNo, NodeName, RequestId};
+    use crate::job::{JobSpec, JobState};
+    use crate::plan::Intent;
+    use crate::resources::Gpus;
+    use crate::state::State;
+    use crate::{invariants, testing};
+
+    fn service(min: u16, max: u16) -> JobSpec {
+        let scaling = Scaling { min, max, ..Scaling::default() };
+        JobSpec { scaling: Some(scaling), ..testing::job_spec("t1", Gpus::Milli(100)) }
+    }
+
+    fn world(min: u16, max: u16) -> State {
+        let mut state = State::new();
+        testing::run(&mut state, testing::register("n1", testing::node_spec(8)));
+        testing::run(&mut state, testing::schedule("s1", service(min, max)));
+        state
+    }
+
+    fn scale(state: &mut State, to: u16) -> Vec<Answer> {
+        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None };
+        let request = RequestId::new("s1").unwrap();
+        let answer = testing::run(state, Intent::Scale { request, tenant: None, target });
+        testing::run(state, Intent::PlaceWaiting);
+        assert_eq!(invariants::check(state), []);
+        answer
+    }
+
+    fn job(state: &State) -> &Job {
+        state.job(JobNo(1)).unwrap()
+    }
+
+    /// The agent says of every replica that should stop that it has, and of the others that they are ready.
+    fn agent(state: &mut State) {
+        let report = |(no, r): (usize, &Replica)| {
+            let kind = match &r.phase {
+                Phase::Held { .. } => ReportKind::Stage(Stage::Ready),
+                Phase::Stopping { .. } => ReportKind::Ended { ok: true, why: Reason::ScaledDown },
+                _ => return None,
+            };
+            Some(Report { job: JobNo(1), replica: no as u16, generation: r.generation, kind })
+        };
+        let reports = job(state).replicas.iter().enumerate().filter_map(report).collect();
+        let node = NodeName::new("n1").unwrap();
+        testing::run(state, Intent::Reports { node, incarnation: Incarnation(1), reports });
+        assert_eq!(invariants::check(state), []);
+    }
+
+    #[test]
+    fn a_service_goes_up_down_to_sleep_and_wakes() {
+        let mut state = world(0, 4);
+        agent(&mut state);
+        assert_eq!((job(&state).desired(), job(&state).state()), (1, JobState::Running));
+        scale(&mut state, 4);
+        agent(&mut state);
+        assert_eq!((job(&state).desired(), state.ledger().tenant(job(&state).tenant).gpu_milli), (4, 400));
+        scale(&mut state, 0);
+        assert_eq!((job(&state).desired(), job(&state).is_asleep()), (0, false), "they are still stopping");
+        // Wanted again before the old ones are gone: under numbers of their own.
+        scale(&mut state, 1);
+        assert_eq!((job(&state).desired(), job(&state).replicas.len()), (1, 5));
+        scale(&mut state, 0);
+        agent(&mut state);
+        assert!(job(&state).is_asleep() && !job(&state).is_over());
+        assert_eq!(job(&state).state(), JobState::Admitted);
+        assert_eq!(state.ledger().tenant(job(&state).tenant).gpu_milli, 0);
+        scale(&mut state, 2);
+        agent(&mut state);
+        let generations: Vec<u32> = job(&state).replicas.iter().map(|r| r.generation.0).collect();
+        assert_eq!((job(&state).state(), generations), (JobState::Running, vec![2, 2, 1, 1, 1]));
+    }
+
+    #[test]
+    fn what_waits_and_what_is_not_ready_goes_first() {
+        let mut state = world(1, 8);
+        scale(&mut state, 2);
+        agent(&mut state);
+        scale(&mut state, 3);
+        scale(&mut state, 2);
+        let phases: Vec<bool> =
+            job(&state).replicas.iter().map(|r| matches!(r.phase, Phase::Held { stage: Stage::Ready, .. })).collect();
+        assert_eq!(phases, [true, true, false]);
+    }
+
+    #[test]
+    fn the_same_number_is_no_change_and_bounds_hold() {
+        let mut state = world(1, 3);
+        assert_eq!(scale(&mut state, 1), []);
+        for to in [0, 4] {
+            let target = Target { replicas: to, why: Why::Idle, inputs: None };
+            let request = RequestId::new("s1").unwrap();
+            let refusal = testing::try_run(&mut state, Intent::Scale { request, tenant: None, target }).unwrap_err();
+            assert_eq!(refusal.field.as_deref(), Some("replicas"), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_sleeping_service_is_stopped_for_good() {
+        let mut state = world(0, 2);
+        scale(&mut state, 0);
+        agent(&mut state);
+        let stop = Intent::Stop { request: RequestId::new("s1").unwrap(), tenant: None, why: Reason::StoppedByUser };
+        testing::run(&mut state, stop);
+        assert!(state.job(JobNo(1)).is_none());
+        assert_eq!(invariants::check(&state), []);
+    }
+
+    #[test]
+    fn what_no_service_can_be_is_refused() {
+        let good = Scaling { min: 0, max: 4, ..Scaling::default() };
+        assert!(good.check(0, false).is_ok() && good.check(4, false).is_ok());
+        let field = |scaling: Scaling, replicas, gang| scaling.check(replicas, gang).unwrap_err().field.unwrap();
+        assert_eq!(field(Scaling { max: 0, ..good }, 1, false), "scaling.max");
+        assert_eq!(field(Scaling { min: 5, ..good }, 1, false), "scaling.min");
+        assert_eq!(field(good, 5, false), "replicas");
+        assert_eq!(field(Scaling { concurrency: 0, ..good }, 1, false), "scaling.concurrency");
+        assert_eq!(field(Scaling { wait_ms: u32::MAX, ..good }, 1, false), "scaling.max_wait");
+        assert_eq!(field(good, 1, true), "scaling.max");
+    }
+}
