@@ -1,6 +1,7 @@
 //! Commands: what was decided. Several make one log entry. They carry every
 //! number that apply needs, because apply reads nothing but its arguments.
 
+use crate::claim::Claim;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
 };
@@ -130,6 +131,8 @@ pub enum Command {
     Submit {
         submission: Submission,
         placements: Vec<Placement>,
+        /// Who gives way to it, and the place that it gets then.
+        claim: Option<Box<Claim>>,
     },
     /// Places for waiting replicas.
     Place {
@@ -152,11 +155,17 @@ pub enum Command {
     },
     /// How places are compared from now on.
     SetPlacement(Chosen),
+    /// Others give way to a waiting job.
+    Preempt {
+        job: JobNo,
+        claim: Box<Claim>,
+    },
 }
 
 impl Command {
     /// About how many bytes it takes in the log, without encoding it.
     pub fn weight(&self) -> usize {
+        let claim_of = |claim: &Claim| 16 + 16 * claim.victims.len() + 80 * claim.placements.len();
         let places = |list: &[Placement]| {
             list.iter().map(|p| 24 + 40 * usize::from(p.why.is_some()) + 6 * p.alloc.shares.len()).sum::<usize>()
         };
@@ -169,9 +178,14 @@ impl Command {
             Command::SetCordon { cordon, .. } => 32 + cordon.as_ref().map_or(0, |c| c.by.len() + c.reason.len()),
             Command::CreateTenant { tenant } | Command::DeleteTenant { tenant } => 16 + tenant.as_str().len(),
             Command::SetQuota { tenant, .. } => 64 + tenant.as_str().len(),
-            Command::Submit { submission, placements } => {
-                32 + submission.request.as_str().len() + weight_of_job(&submission.spec) + places(placements)
+            Command::Submit { submission, placements, claim } => {
+                claim.as_ref().map_or(0, |claim| claim_of(claim))
+                    + 32
+                    + submission.request.as_str().len()
+                    + weight_of_job(&submission.spec)
+                    + places(placements)
             }
+            Command::Preempt { claim, .. } => 16 + claim_of(claim),
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
             Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),

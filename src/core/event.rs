@@ -70,6 +70,16 @@ pub enum EventKind {
         why: Why,
         inputs: Option<Box<Inputs>>,
     },
+    /// A replica gives way to a job of higher priority.
+    GaveWay {
+        request: RequestId,
+        tenant: TenantId,
+        replica: u16,
+        priority: i16,
+        node: NodeName,
+        to: RequestId,
+        to_priority: i16,
+    },
     /// Places are compared by another policy, or by other weights.
     Placement {
         policy: Policy,
@@ -90,6 +100,7 @@ impl EventKind {
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
             EventKind::Job { tenant, .. }
+            | EventKind::GaveWay { tenant, .. }
             | EventKind::Replica { tenant, .. }
             | EventKind::Tenant { tenant, .. }
             | EventKind::Scaled { tenant, .. } => Some(tenant),

@@ -22,6 +22,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     devices(state, &mut bad);
     jobs(state, &mut bad);
     quotas(state, &mut bad);
+    claims(state, &mut bad);
     derived(state, &mut bad);
     out
 }
@@ -103,6 +104,24 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
     }
 }
 
+/// Who claims a place waits for it, and no two claim the same node.
+fn claims(state: &State, bad: &mut impl FnMut(String)) {
+    let mut of: BTreeMap<NodeNo, crate::id::JobNo> = BTreeMap::new();
+    for (job, claim) in crate::claim::open(state) {
+        if job.stopped || claim.placements.is_empty() || claim.victims.is_empty() {
+            bad(format!("{} claims a place that it can't take", job.no));
+        }
+        for node in claim.nodes() {
+            if *of.entry(node).or_insert(job.no) != job.no {
+                bad(format!("{node} is claimed by {} and by {}", job.no, of[&node]));
+            }
+        }
+    }
+    if state.claims.len() > crate::claim::MOST_OPEN {
+        bad(format!("{} claims are open", state.claims.len()));
+    }
+}
+
 /// What each tenant holds adds up. (A quota lowered under what is held is legal;
 /// what may not happen is a placement beyond it, which apply refuses.)
 fn quotas(state: &State, bad: &mut impl FnMut(String)) {
@@ -131,6 +150,8 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let queues = [
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
+        ("claims", fresh.claims == state.claims),
+        ("yielding", fresh.yielding == state.yielding),
         ("limited", fresh.limited == state.limited),
         ("services", fresh.services == state.services),
         ("expiries", fresh.expiries == state.expiries),

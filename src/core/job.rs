@@ -2,6 +2,7 @@
 //! their phases. The job's own state is derived from its replicas, so the two
 //! can't disagree. It does not know nodes or quotas.
 
+use crate::claim::{Claim, GaveWay};
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId,
 };
@@ -276,6 +277,10 @@ pub struct Job {
     pub replicas: Vec<Replica>,
     /// Someone asked for it to end.
     pub stopped: bool,
+    /// The place that it gets when others have given way.
+    pub claim: Option<Box<Claim>>,
+    /// To whom it gave way last.
+    pub gave_way: Option<Box<GaveWay>>,
     pub created_ms: u64,
     pub changed_ms: u64,
     /// The last [`HISTORY`] transitions, oldest first.
@@ -293,7 +298,9 @@ impl Job {
         if self.replicas.iter().all(Replica::has_ended) {
             return match () {
                 () if any(|p| matches!(p, Phase::Failed { why: Reason::NodeFailure })) => JobState::Lost,
-                () if any(|p| matches!(p, Phase::Failed { why: Reason::Preempted })) => JobState::Preempted,
+                () if any(|p| matches!(p, Phase::Failed { why: Reason::Preempted | Reason::QuotaReclaimed })) => {
+                    JobState::Preempted
+                }
                 () if any(|p| matches!(p, Phase::Failed { .. })) => JobState::Failed,
                 () if any(|p| matches!(p, Phase::Cancelled)) => JobState::Cancelled,
                 () => JobState::Succeeded,

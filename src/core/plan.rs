@@ -3,6 +3,7 @@
 
 use crate::autoscaler;
 use crate::bounds;
+use crate::claim::Claim;
 use crate::command::{Answer, Command, Member, Mode, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec};
@@ -294,7 +295,7 @@ fn schedule(
 ) -> Result<Planned, Refusal> {
     // A retry: apply answers with the job that the first one made, or with a conflict.
     if state.request(&submission.request).is_some() {
-        return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new() });
+        return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
     let draft = draft(state, &submission.spec);
     if let Some(expected) = check
@@ -308,7 +309,8 @@ fn schedule(
     }
     let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
     let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
-    Ok(Planned { commands: vec![Command::Submit { submission: submission.clone(), placements }], why })
+    let claim = draft.claim.map(Box::new);
+    Ok(Planned { commands: vec![Command::Submit { submission: submission.clone(), placements, claim }], why })
 }
 
 /// `queue: never`: 429 when the quota is in the way, else 503.
@@ -326,6 +328,8 @@ fn refuse_waiting(blockers: &[Blocker]) -> Refusal {
 #[derive(Clone, Debug)]
 pub struct Draft {
     pub picks: Vec<(u16, Pick)>,
+    /// Others who would give way, and the places that they would leave.
+    pub claim: Option<Claim>,
     /// Waiters ahead keep nodes, or quota cut the number of replicas.
     kept: bool,
 }
@@ -337,6 +341,13 @@ impl Draft {
         for (replica, pick) in &self.picks {
             text.push_str(&format!("{replica}@{}:{:?};", pick.alloc.node, pick.alloc.shares));
         }
+        if let Some(claim) = &self.claim {
+            for placement in &claim.placements {
+                let alloc = &placement.alloc;
+                text.push_str(&format!("{}@{}:{:?} after ", placement.replica, alloc.node, alloc.shares));
+            }
+            text.push_str(&format!("{:?}", claim.victims));
+        }
         Digest16::of(&[b"plan", text.as_bytes()])
     }
 
@@ -345,6 +356,9 @@ impl Draft {
         let waiting = u64::from(spec.replicas) - self.picks.len() as u64;
         if waiting == 0 {
             return Vec::new();
+        }
+        if let Some(claim) = &self.claim {
+            return vec![explain::claiming(state, claim)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let mut out = explain::blockers_of(state, tenant, spec, waiting);
@@ -362,8 +376,21 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let wanted = queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
     let held = queue::kept_nodes(state, spec.priority);
     let kept = !held.is_empty();
-    let picks = placement::place(state, spec, &wanted, Limits { held, ..Limits::default() });
-    Draft { picks, kept }
+    let limits = Limits { held, ..Limits::default() };
+    let picks = placement::place(state, spec, &wanted, limits.clone());
+    let rest = &wanted[picks.len()..];
+    let claim = if rest.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
+    Draft { picks, claim, kept }
+}
+
+/// Others who would give way to the replicas that found no place, beside those that did.
+fn make_room(state: &State, spec: &JobSpec, picks: &[(u16, Pick)], rest: &[u16], mut limits: Limits) -> Option<Claim> {
+    let mut scratch = state.speculative();
+    for (replica, pick) in picks {
+        scratch.book(spec, *replica, &pick.alloc);
+        *limits.siblings.entry(pick.alloc.node).or_default() += 1;
+    }
+    queue::claim_for(&scratch, spec, rest, &limits)
 }
 
 #[cfg(test)]

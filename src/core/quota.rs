@@ -1,6 +1,7 @@
 //! Quotas: what a tenant may hold, and what stands in the way of a request. The
 //! same arithmetic serves apply (which refuses) and explanations (which tell).
 
+use crate::claim;
 use crate::id::TenantNo;
 use crate::job::JobSpec;
 use crate::ledger::TenantUse;
@@ -46,6 +47,19 @@ pub fn gpu_limit(state: &State, tenant: TenantNo) -> u64 {
 /// Most jobs of the tenant that may wait at once.
 pub fn waiting_limit(quota: &Quota) -> u32 {
     quota.waiting.unwrap_or(DEFAULT_WAITING)
+}
+
+/// What the tenant holds, and what its open claims will.
+pub fn used(state: &State, tenant: TenantNo) -> TenantUse {
+    let mut used = state.ledger().tenant(tenant);
+    for (job, claim) in claim::open(state).filter(|(job, _)| job.tenant == tenant) {
+        let (ask, times) = (&job.spec.resources, claim.placements.len() as u64);
+        used.gpu_milli += ask.gpu.milli() * times;
+        used.tpu += u64::from(ask.tpu) * times;
+        used.cpu_milli += ask.cpu_milli * times;
+        used.memory += ask.memory * times;
+    }
+    used
 }
 
 fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
@@ -95,14 +109,14 @@ impl Line {
 /// does not exist yet is judged as one with none of its own.
 pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
-    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
+    let used = tenant.map(|no| used(state, no)).unwrap_or_default();
     !lines(&quota, state.meta().default_gpu_milli, used, ask, times).iter().any(Line::is_over)
 }
 
 /// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.
 pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting: u64) -> Vec<Blocker> {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
-    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
+    let used = tenant.map(|no| used(state, no)).unwrap_or_default();
     let times = if spec.gang { waiting } else { 1 };
     let mut out = Vec::new();
     for line in lines(&quota, state.meta().default_gpu_milli, used, &spec.resources, times) {

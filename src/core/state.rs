@@ -122,6 +122,10 @@ pub struct State {
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
+    /// Jobs with an open claim.
+    pub(crate) claims: OrdSet<JobNo>,
+    /// (priority, age) of jobs that hold something and said that they give way.
+    pub(crate) yielding: OrdSet<(i32, JobNo)>,
     /// Live jobs with a maximum run time.
     pub(crate) limited: OrdSet<JobNo>,
     /// Live jobs whose number of replicas follows their load.
@@ -325,6 +329,12 @@ impl State {
     }
 
     fn enqueue_job(&mut self, job: &Job) {
+        if job.claim.is_some() {
+            self.claims.insert(job.no);
+        }
+        if job.spec.constraints.preemptible && job.replicas.iter().any(|r| matches!(r.phase, Phase::Held { .. })) {
+            self.yielding.insert((job.spec.priority.into(), job.no));
+        }
         if job.spec.constraints.max_run_ms.is_some() {
             self.limited.insert(job.no);
         }
@@ -343,6 +353,8 @@ impl State {
     }
 
     fn unindex_job(&mut self, job: &Job) {
+        self.claims.remove(&job.no);
+        self.yielding.remove(&(job.spec.priority.into(), job.no));
         self.limited.remove(&job.no);
         if job.spec.scaling.is_some() {
             self.services.remove(&job.no);
@@ -393,6 +405,14 @@ impl State {
         for node in touched {
             self.reclass(node);
         }
+    }
+
+    /// As if the replica held nothing, on a scratch copy.
+    pub(crate) fn give_back(&mut self, job: &Job, replica: u16) {
+        let Some(alloc) = job.replicas.get(usize::from(replica)).and_then(Replica::allocation) else { return };
+        let Some(node) = self.nodes.get(&alloc.node).cloned() else { return };
+        self.ledger.release(job.tenant, (job.no, replica), &job.spec.resources, alloc, &node.spec);
+        self.reclass(node.no);
     }
 
     fn reclass(&mut self, no: NodeNo) {

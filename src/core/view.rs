@@ -1,6 +1,7 @@
 //! Views: what the API shows of a job, with names instead of numbers. One place
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
+use crate::claim::GaveWay;
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
@@ -27,6 +28,8 @@ pub struct JobView {
     /// 1 is the next of its tenant's waiting jobs.
     pub position: Option<u32>,
     pub history: Vec<Transition>,
+    /// To whom it gave way last.
+    pub gave_way: Option<GaveWay>,
 }
 
 /// A replica, for people and clients.
@@ -91,6 +94,7 @@ pub fn job(state: &State, job: &Job) -> JobView {
         blockers: if waits { explain::blockers(state, job) } else { Vec::new() },
         position: waits.then(|| position(state, job)),
         history: job.history.clone(),
+        gave_way: job.gave_way.as_deref().cloned(),
     }
 }
 

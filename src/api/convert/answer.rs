@@ -190,8 +190,10 @@ pub struct PlanBody {
     pub simulation: bool,
     pub placement: Option<PlacementBody>,
     pub placements: Vec<PlacementBody>,
-    /// Jobs that would have to make room; always empty before preemption exists.
+    /// Jobs that would be made to give way; empty when none has to.
     pub victims: Vec<String>,
+    /// Where the replicas would go that wait for those.
+    pub after_victims: Vec<PlacementBody>,
     pub quota: QuotaEffect,
     pub reasons: Vec<ReasonBody>,
     /// For `check_plan`.
@@ -334,6 +336,15 @@ pub struct TransitionBody {
     pub why: Option<String>,
 }
 
+/// A job of higher priority that was given the place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GaveWayBody {
+    pub at: String,
+    pub to: String,
+    /// Of that job.
+    pub priority: i16,
+}
+
 /// A job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobBody {
@@ -364,6 +375,8 @@ pub struct JobBody {
     pub position: Option<u32>,
     /// The last transitions, oldest first.
     pub history: Vec<TransitionBody>,
+    /// To whom it gave way last.
+    pub gave_way: Option<GaveWayBody>,
     pub created_at: String,
     pub changed_at: String,
     pub policies: Policies,
@@ -410,6 +423,11 @@ impl JobBody {
             reasons: reasons(&view.blockers),
             position: view.position,
             history: view.history.iter().map(line).collect(),
+            gave_way: view.gave_way.as_ref().map(|g| GaveWayBody {
+                at: time(g.at_ms),
+                to: g.to.to_string(),
+                priority: g.priority,
+            }),
             created_at: time(view.created_ms),
             changed_at: time(view.changed_ms),
             policies: policies(spec, simulation),

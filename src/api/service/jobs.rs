@@ -37,6 +37,10 @@ pub struct Scheduled {
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub placements: Vec<(u16, PlaceView, WhyBody)>,
+    /// Jobs that would be made to give way.
+    pub victims: Vec<String>,
+    /// Places that they would leave.
+    pub claimed: Vec<(u16, PlaceView, WhyBody)>,
     pub blockers: Vec<Blocker>,
     pub digest: Digest16,
     pub gpu_limit: f64,
@@ -237,7 +241,16 @@ fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
         let place = view::place(state, &pick.alloc)?;
         Some((*replica, place, WhyBody::new(state, &pick.why)))
     });
+    let claim = draft.claim.iter();
+    let claimed = claim
+        .clone()
+        .flat_map(|claim| &claim.placements)
+        .filter_map(|p| Some((p.replica, view::place(state, &p.alloc)?, WhyBody::new(state, p.why.as_ref()?))));
+    let mut victims: Vec<_> = claim.flat_map(|claim| &claim.victims).map(|victim| victim.job).collect();
+    victims.dedup();
     Ok(Planned {
+        victims: victims.iter().filter_map(|no| Some(state.job(*no)?.request.to_string())).collect(),
+        claimed: claimed.collect(),
         placements: placements.collect(),
         blockers: draft.blockers(state, spec),
         digest,

@@ -1,6 +1,7 @@
 //! Commands about jobs and their replicas.
 
 use super::tenant;
+use crate::claim::{Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
@@ -23,7 +24,12 @@ pub const KEYED_MAX: u32 = 100_000;
 const BACKOFF_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
 
-pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[Placement]) -> Result<Answer, Refusal> {
+pub(super) fn submit(
+    state: &mut State,
+    submission: &Submission,
+    placements: &[Placement],
+    claim: Option<&Claim>,
+) -> Result<Answer, Refusal> {
     if let Some(known) = state.request(&submission.request) {
         if known.body == submission.body {
             return Ok(Answer::Job { no: known.job, replayed: true });
@@ -35,7 +41,10 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
     well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
-    fits(state, known, spec, placements)?;
+    fits(state, known, spec, placements, &[])?;
+    if let Some(claim) = claim {
+        super::claim::judge_new(state, known, spec, placements, claim)?;
+    }
 
     let tenant = tenant::ensure(state, &spec.tenant);
     let no = JobNo(state.meta().next_job);
@@ -48,6 +57,8 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
         spec: spec.clone(),
         replicas: vec![Replica::waiting(); usize::from(spec.replicas)],
         stopped: false,
+        claim: claim.cloned().map(Box::new),
+        gave_way: None,
         created_ms: now,
         changed_ms: now,
         history: Vec::new(),
@@ -58,6 +69,9 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
     let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
     state.put_request(request_key(&submission.request), request);
     state.put_job(job);
+    if let Some(claim) = claim {
+        super::claim::evict(state, claim, &submission.request, spec.priority);
+    }
     Ok(Answer::Job { no, replayed: false })
 }
 
@@ -85,7 +99,7 @@ fn may_wait(
 }
 
 /// Each place is for another replica that exists, and a gang starts as one.
-fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
+pub(super) fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
     let mut seen = BTreeSet::new();
     let sound = placements.iter().all(|p| p.replica < spec.replicas && seen.insert(p.replica));
     let whole = !spec.gang || placements.is_empty() || placements.len() == usize::from(spec.replicas);
@@ -95,8 +109,14 @@ fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> 
     }
 }
 
-/// The judgement on a plan: quota and every dimension of every node.
-fn fits(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
+/// The judgement on a plan: quota and every dimension of every node, as if `gone` were gone.
+pub(super) fn fits(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: &JobSpec,
+    placements: &[Placement],
+    gone: &[Victim],
+) -> Result<(), Refusal> {
     let bad = |detail: String| Err(Refusal::new(Reason::PlanChanged, detail));
     if !quota::allows(state, tenant, &spec.resources, placements.len() as u64) {
         return bad(format!("tenant {} would pass its quota", spec.tenant));
@@ -105,13 +125,14 @@ fn fits(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, placements: &[P
     let mut uses: BTreeMap<NodeNo, NodeUse> = BTreeMap::new();
     for placement in placements {
         let alloc = &placement.alloc;
-        let Some(node) = state.node(alloc.node).filter(|node| node.takes_work()) else {
+        let Some(node) = state.node(alloc.node).filter(|node| node.takes_work()).cloned() else {
             return bad(format!("node {} takes no work", alloc.node));
         };
         let Some(held) = state.ledger().node(alloc.node) else {
             return bad(format!("node {} has no ledger", alloc.node));
         };
-        let used = uses.get(&alloc.node).unwrap_or(held);
+        let held = super::claim::without(state, held, &node, gone);
+        let used = uses.get(&alloc.node).unwrap_or(&held);
         if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));
         }
@@ -144,7 +165,7 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
-    fits(state, Some(job.tenant), &job.spec, placements)?;
+    fits(state, Some(job.tenant), &job.spec, placements, &[])?;
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);
@@ -160,6 +181,7 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     let mut job = (**job).clone();
     let before = job.state();
     job.stopped = true;
+    job.claim = None;
     for replica in &mut job.replicas {
         replica.phase = match std::mem::replace(&mut replica.phase, Phase::Cancelled) {
             Phase::Waiting { .. } => Phase::Cancelled,
@@ -243,7 +265,7 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
 /// What becomes of a replica that its agent saw end.
 fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u64) -> Replica {
     let stopping = match &replica.phase {
-        Phase::Stopping { then, .. } => Some(*then),
+        Phase::Stopping { then, why, .. } => Some((*then, *why)),
         _ => None,
     };
     let again = |restarts: u16, not_before_ms: u64| Replica {
@@ -254,8 +276,10 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
     };
     let end = |phase: Phase| Replica { phase, ..replica.clone() };
     match (stopping, ok, restart) {
-        (Some(Next::End), ..) => end(Phase::Cancelled),
-        (Some(Next::Again), ..) => again(replica.restarts, 0),
+        (Some((Next::End, why)), ..) => end(ended_by(why)),
+        (Some((Next::Again, why)), ..) => {
+            Replica { phase: Phase::Waiting { not_before_ms: 0, last: Some(why) }, ..again(replica.restarts, 0) }
+        }
         // Bytes that don't match their digest won't match them next time.
         (None, false, _) if why == Reason::ArtifactMismatch || why == Reason::ModelNotFound => {
             end(Phase::Failed { why })
@@ -266,6 +290,14 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
             let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(replica.restarts.min(16)));
             again(replica.restarts.saturating_add(1), now + backoff)
         }
+    }
+}
+
+/// How a replica ends that was told to stop for good.
+fn ended_by(why: Reason) -> Phase {
+    match why {
+        Reason::Preempted | Reason::QuotaReclaimed => Phase::Failed { why },
+        _ => Phase::Cancelled,
     }
 }
 
@@ -303,7 +335,7 @@ fn release_from(state: &mut State, node: NodeNo, which: impl Fn(&Job, &Phase) ->
 
 fn after_loss(phase: &Phase, restart: Restart) -> Phase {
     match (phase, restart) {
-        (Phase::Stopping { then: Next::End, .. }, _) => Phase::Cancelled,
+        (Phase::Stopping { then: Next::End, why, .. }, _) => ended_by(*why),
         (Phase::Held { .. }, Restart::Never) => Phase::Failed { why: Reason::NodeFailure },
         // The next launch counts the generation up, so the lost one can be told apart when it returns.
         _ => Phase::Waiting { not_before_ms: 0, last: Some(Reason::NodeFailure) },
@@ -311,7 +343,7 @@ fn after_loss(phase: &Phase, restart: Restart) -> Phase {
 }
 
 /// Writes the job back, tells what changed, and moves it to the history when it is over.
-fn save(state: &mut State, mut job: Job, before: JobState, why: Option<Reason>) {
+pub(super) fn save(state: &mut State, mut job: Job, before: JobState, why: Option<Reason>) {
     let now = state.meta().now_ms;
     job.note(now, before, why);
     if job.state() != before {

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod filter;
 pub mod mix;
 pub mod policy;
+pub mod preempt;
 pub mod queue;
 pub mod score;
 pub mod trial;

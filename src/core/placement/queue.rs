@@ -2,8 +2,9 @@
 //! tenant that uses least of its quota), then by age. The first few that wait for
 //! room keep a node each, so that later and smaller work can't starve them.
 
-use super::{Limits, devices, filter, place};
+use super::{Limits, devices, filter, place, preempt};
 use crate::capacity::{Class, Flavor};
+use crate::claim::{self, Claim};
 use crate::id::{JobNo, NodeNo, TenantNo};
 use crate::job::{Constraints, Job, JobSpec, Phase, Replica};
 use crate::quota;
@@ -73,7 +74,7 @@ fn waits_for_room(state: &State, job: &Job) -> bool {
     let now = state.meta().now_ms;
     let wanted = job.placeable(now).count() as u64;
     let times = if job.spec.gang { wanted } else { 1 };
-    wanted > 0 && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+    wanted > 0 && job.claim.is_none() && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
 }
 
 /// The nodes kept for those of the first waiters that go before `priority`
@@ -84,7 +85,7 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
     }
     let first = waiters(state, HEAD);
     let ahead = first.iter().filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
-    let mut kept = Vec::new();
+    let mut kept = claim::nodes(state);
     for job in ahead.take(KEPT) {
         kept.extend(targets(state, &job.spec, job.placeable(state.meta().now_ms).count(), &kept));
     }
@@ -137,7 +138,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     let mut hopeless: BTreeSet<Shape> = BTreeSet::new();
     let mut fails: BTreeMap<TenantNo, u32> = BTreeMap::new();
     let waiters = waiters(state, LOOKED_AT);
-    let mut kept: Vec<NodeNo> = Vec::new();
+    let mut kept: Vec<NodeNo> = claim::nodes(state);
     let mut keepers = 0;
     let mut out = Vec::new();
     for job in &waiters {
@@ -157,6 +158,11 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             // Nothing is released within a pass, so an equal ask fails as well.
             hopeless.insert(shape);
             *failed += 1;
+            if let Some(claim) = make_room(&scratch, job, &kept) {
+                out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
+                // What the victims held is neither free nor theirs any more: the next pass sees it.
+                break;
+            }
             if keepers < KEPT {
                 let found = targets(&scratch, &job.spec, job.placeable(state.meta().now_ms).count(), &kept);
                 keepers += usize::from(!found.is_empty());
@@ -170,6 +176,22 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         out.push(crate::command::Command::Place { job: job.no, placements });
     }
     out
+}
+
+/// Others who give way to the job, for all its replicas that wait, or else for one of them.
+fn make_room(state: &State, job: &Job, kept: &[NodeNo]) -> Option<Claim> {
+    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
+    let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
+    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
+    let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
+    claim_for(state, &job.spec, &wanted, &limits)
+}
+
+/// A claim for all of `wanted`, or, unless they are a gang, for the first of them.
+pub fn claim_for(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> Option<Claim> {
+    let all = preempt::claim(state, spec, wanted, limits);
+    let one = || preempt::claim(state, spec, wanted.get(..1)?, limits);
+    all.or_else(|| if spec.gang || wanted.len() < 2 { None } else { one() })
 }
 
 /// What decides whether a job finds a place: jobs of one shape fare alike.

@@ -77,7 +77,7 @@ fn per_call(waiters: u64) {
         spec.resources.cpu_milli = i % 50;
         let submission = testing::schedule(&format!("waiter-{i}"), spec);
         let Intent::Schedule { submission, .. } = submission else { continue };
-        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new() }];
+        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
         let batch = Batch { base: state.meta().base, at_ms: 1, commands };
         apply_batch(&mut state, &batch);
     }

@@ -5,6 +5,7 @@ use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, NodeName, RequestId, TenantId};
 use nf_core::job::{Arrangement, JobSpec, Restart, Stage};
 use nf_core::node::{DeviceKind, NodeSpec, PortRange};
+use nf_core::placement::{Chosen, Policy};
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
@@ -109,6 +110,12 @@ impl<'a> Words<'a> {
         }
     }
 
+    pub fn policy(&self) -> Chosen {
+        let mut chosen = Chosen::from(Policy::named(self.name).unwrap_or_default());
+        chosen.preemption.min_run_ms = 1000 * self.number("min_run", 60);
+        chosen
+    }
+
     pub fn node(&self) -> NodeSpec {
         let (gpus, tpus) = (self.number("gpus", 1) as u16, self.number("tpus", 0) as u16);
         let mut spec = testing::node_spec(gpus + tpus);
@@ -161,6 +168,7 @@ impl<'a> Words<'a> {
         (c.region, c.zone, c.rack) = (self.label("region"), self.label("zone"), self.label("rack"));
         c.labels = self.labels();
         c.arrangement = if self.flag("spread") { Arrangement::Spread } else { Arrangement::Pack };
+        c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.node = self.get("node").map(|text| NodeName::new(text).unwrap());
         c.max_cost_per_hour = self.get("max_price").map(|text| text.parse::<u64>().unwrap() * 1_000_000);

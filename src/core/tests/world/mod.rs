@@ -179,8 +179,9 @@ impl World {
             5 => Intent::SetQuota { tenant: tenant(rng), quota: some_quota(rng) },
             6 if rng.chance(300) => Intent::DeleteTenant { tenant: tenant(rng) },
             6 if rng.chance(300) => {
-                let policy = *rng.pick(&nf_core::placement::Policy::ALL);
-                Intent::SetPlacement { chosen: policy.into(), seen: None }
+                let mut chosen = nf_core::placement::Chosen::from(*rng.pick(&nf_core::placement::Policy::ALL));
+                chosen.preemption.min_run_ms = rng.below(3) * 1000;
+                Intent::SetPlacement { chosen, seen: None }
             }
             6 => Intent::CreateTenant { tenant: tenant(rng) },
             7..12 => {
@@ -226,7 +227,7 @@ impl World {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         match rng.below(7) {
-            0..2 => Command::Submit { submission: submission(rng), placements: places },
+            0..2 => Command::Submit { submission: submission(rng), placements: places, claim: None },
             2..4 => Command::Place { job, placements: places },
             4 => Command::Stop { job, why: Reason::Preempted },
             5 => Command::Scale { job, target: target(rng) },
@@ -335,6 +336,7 @@ fn job(rng: &mut Rng) -> JobSpec {
         max_cost_per_hour: rng.chance(100).then(|| rng.below(100_000_000)),
         node: rng.chance(100).then(|| node_name(rng)),
         restart: *rng.pick(&[Restart::Always, Restart::OnFailure, Restart::Never]),
+        preemptible: rng.chance(500),
         max_run_ms: rng.chance(100).then(|| rng.below(10_000)),
         ..Constraints::default()
     };
