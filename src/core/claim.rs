@@ -3,9 +3,13 @@
 //! made to stop for a place that somebody else then takes. Here: who may be made to
 //! give way to whom, and what that costs. The search is `placement::preempt`.
 //!
+//! A tenant that is within its nominal quota may also have back what others borrowed
+//! of it (`quota::tree`), whatever the priorities.
+//!
 //! Why it ends: a victim has a strictly lower priority than its rival, so each claim
 //! that is met raises the list "work that holds a place, by priority, highest first"
-//! in lexical order, and with given jobs that list has an end. The one place a rival
+//! in lexical order, and with given jobs that list has an end; and whoever is made to
+//! give borrowed quota back would borrow again, and may take nothing from the owner. The one place a rival
 //! gets is bound to it in the same entry in which its last victim is gone, so it
 //! waits again only after it lost that place itself: it failed, its node went Down,
 //! or somebody more urgent came. Until one of these happens it evicts nobody twice.
@@ -13,6 +17,8 @@
 use crate::command::Placement;
 use crate::id::{Generation, JobNo, NodeNo, RequestId};
 use crate::job::{Job, JobSpec, Phase, Replica, Restart};
+use crate::quota::tree::Standing;
+use crate::reason::Reason;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +35,8 @@ pub struct Victim {
     pub job: JobNo,
     pub replica: u16,
     pub generation: Generation,
+    /// `Preempted`, or `QuotaReclaimed` when its tenant had only borrowed what it holds.
+    pub why: Reason,
 }
 
 /// The place that a job gets when its victims are gone.
@@ -55,15 +63,22 @@ impl Claim {
     }
 }
 
-/// Whether the replica may be made to give way to a job like `rival` now.
-pub fn may_evict(state: &State, rival: &JobSpec, job: &Job, replica: &Replica) -> bool {
+/// Why the replica may be made to give way to a job like `rival` now, if it may.
+pub fn may_evict(state: &State, rival: &JobSpec, standing: &Standing, job: &Job, replica: &Replica) -> Option<Reason> {
     let rules = state.meta().placement.preemption;
-    let Phase::Held { alloc, .. } = &replica.phase else { return false };
-    rules.enabled
-        && !job.stopped
-        && job.spec.constraints.preemptible
-        && job.spec.priority < rival.priority
-        && state.meta().now_ms.saturating_sub(alloc.at_ms) >= rules.min_run_ms
+    let Phase::Held { alloc, .. } = &replica.phase else { return None };
+    let safe = state.meta().now_ms.saturating_sub(alloc.at_ms) < rules.min_run_ms;
+    if !rules.enabled || job.stopped || safe {
+        return None;
+    }
+    // Who would borrow takes nothing from other tenants.
+    let reach = standing.within || job.spec.tenant == rival.tenant;
+    let less = job.spec.constraints.preemptible && job.spec.priority < rival.priority;
+    match (reach && less, standing.reclaimable.contains(&job.no)) {
+        (true, _) => Some(Reason::Preempted),
+        (false, true) => Some(Reason::QuotaReclaimed),
+        (false, false) => None,
+    }
 }
 
 /// What is lost when the replica gives way: its start, its urgency, the time it has
@@ -94,4 +109,15 @@ pub fn open(state: &State) -> impl Iterator<Item = (&Job, &Claim)> {
 pub fn nodes(state: &State) -> Vec<NodeNo> {
     let all: std::collections::BTreeSet<NodeNo> = open(state).flat_map(|(_, claim)| claim.nodes()).collect();
     all.into_iter().collect()
+}
+
+/// A scratch copy as if the victims held nothing.
+pub(crate) fn without(state: &State, gone: &[Victim]) -> State {
+    let mut scratch = state.speculative();
+    for victim in gone {
+        if let Some(job) = state.job(victim.job) {
+            scratch.give_back(job, victim.replica);
+        }
+    }
+    scratch
 }

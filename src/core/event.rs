@@ -79,6 +79,8 @@ pub enum EventKind {
         node: NodeName,
         to: RequestId,
         to_priority: i16,
+        /// `Preempted` or `QuotaReclaimed`.
+        why: Reason,
     },
     /// Places are compared by another policy, or by other weights.
     Placement {

@@ -150,6 +150,8 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let queues = [
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
+        ("children", fresh.children == state.children),
+        ("holding", fresh.holding == state.holding),
         ("claims", fresh.claims == state.claims),
         ("yielding", fresh.yielding == state.yielding),
         ("limited", fresh.limited == state.limited),

@@ -378,7 +378,9 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let kept = !held.is_empty();
     let limits = Limits { held, ..Limits::default() };
     let picks = placement::place(state, spec, &wanted, limits.clone());
-    let rest = &wanted[picks.len()..];
+    // Also what the quota cut off: it may be in the hands of those who borrowed it.
+    let all: Vec<u16> = (0..spec.replicas).collect();
+    let rest = &all[picks.len()..];
     let claim = if rest.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
     Draft { picks, claim, kept }
 }

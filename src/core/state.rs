@@ -118,6 +118,10 @@ pub struct State {
     pub(crate) capacity: CapacityIndex,
     pub(crate) node_names: OrdMap<NodeName, NodeNo>,
     pub(crate) tenant_names: OrdMap<TenantId, TenantNo>,
+    /// Tenants by the one above them.
+    pub(crate) children: OrdSet<(TenantId, TenantNo)>,
+    /// Jobs that hold something, by tenant.
+    pub(crate) holding: OrdSet<(TenantNo, JobNo)>,
     /// (tenant, priority inverted, age): each tenant's waiters, first first.
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
@@ -329,6 +333,9 @@ impl State {
     }
 
     fn enqueue_job(&mut self, job: &Job) {
+        if job.replicas.iter().any(|r| r.allocation().is_some()) {
+            self.holding.insert((job.tenant, job.no));
+        }
         if job.claim.is_some() {
             self.claims.insert(job.no);
         }
@@ -353,6 +360,7 @@ impl State {
     }
 
     fn unindex_job(&mut self, job: &Job) {
+        self.holding.remove(&(job.tenant, job.no));
         self.claims.remove(&job.no);
         self.yielding.remove(&(job.spec.priority.into(), job.no));
         self.limited.remove(&job.no);
@@ -439,6 +447,13 @@ impl State {
         let no = tenant.no;
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.tenant_names.insert(tenant.id.clone(), no);
+        let above = |tenant: &Tenant| tenant.quota.parent.clone();
+        if let Some(old) = self.tenants.get(&no).and_then(|old| above(old)) {
+            self.children.remove(&(old, no));
+        }
+        if let Some(new) = above(&tenant) {
+            self.children.insert((new, no));
+        }
         self.tenants.insert(no, Arc::new(tenant));
         self.room += 1;
     }
@@ -447,6 +462,9 @@ impl State {
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
+            if let Some(above) = &tenant.quota.parent {
+                self.children.remove(&(above.clone(), no));
+            }
         }
         if self.ledger.tenant(no) == TenantUse::default() {
             self.ledger.tenants.remove(&no);

@@ -89,14 +89,14 @@ impl EventBody {
             EventKind::Member { name, version } => {
                 Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
             }
-            EventKind::GaveWay { request, tenant, replica, priority, node, to, to_priority } => Self {
+            EventKind::GaveWay { request, tenant, replica, priority, node, to, to_priority, why } => Self {
                 kind: "gave_way".into(),
                 request_id: Some(request.to_string()),
                 tenant_id: Some(tenant.to_string()),
                 node: Some(node.to_string()),
                 replica: Some(*replica),
                 to: Some(to.to_string()),
-                why: Some(format!("Preempted: priority {priority} gives way to {to_priority}")),
+                why: Some(format!("{why}: priority {priority} gives way to {to_priority}")),
                 ..blank
             },
             EventKind::Placement { policy, version } => Self {

@@ -168,6 +168,14 @@ pub struct QuotaRequest {
     pub mem: Option<Quantity>,
     /// Most jobs that may wait at once.
     pub waiting: Option<u32>,
+    /// The tenant above it in the tree.
+    pub parent: Option<String>,
+    /// Most GPUs beyond `gpu` that it may borrow.
+    #[schema(inline)]
+    pub borrow: Option<Quantity>,
+    /// Most of its unused GPUs that others may borrow.
+    #[schema(inline)]
+    pub lend: Option<Quantity>,
 }
 
 /// How places are compared; what is absent is as the named policy has it.

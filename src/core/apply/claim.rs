@@ -2,18 +2,15 @@
 //! soon as they are gone. It does not choose the victims; it judges them on facts.
 
 use super::job;
-use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS, Victim};
+use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS};
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
 use crate::id::{JobNo, RequestId, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase, Restart};
-use crate::ledger::{Ledger, NodeUse};
-use crate::node::Node;
-use crate::placement::preempt::take_out;
+use crate::quota::tree;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 /// Others give way to a job that waits already.
 pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Answer, Refusal> {
@@ -65,6 +62,8 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
     if replicas.len() < claim.placements.len() || claim.nodes().any(|node| claimed.contains(&node)) {
         return Err(bad("a place is claimed twice".to_owned()));
     }
+    let more = spec.resources.gpu.milli().saturating_mul(claim.placements.len() as u64);
+    let standing = tree::standing(state, tenant, more);
     for victim in &claim.victims {
         let job = state.job(victim.job);
         let replica = job.and_then(|job| job.replicas.get(usize::from(victim.replica)));
@@ -73,7 +72,8 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
             let held = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Held { .. }));
             held.map(|(i, _)| (job.no, i as u16)).all(|member| distinct.contains(&member))
         };
-        let may = claim::may_evict(state, spec, job, replica) && replica.generation == victim.generation;
+        let may = claim::may_evict(state, spec, &standing, job, replica) == Some(victim.why)
+            && replica.generation == victim.generation;
         if !may || (job.spec.gang && !all()) {
             return Err(bad(format!("job {} does not give way to this one", job.request)));
         }
@@ -83,23 +83,6 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
 
 fn spec_bound(spec: &JobSpec) -> usize {
     usize::from(spec.replicas.max(1)).max(spec.scaling.map_or(0, |s| usize::from(s.max)))
-}
-
-/// The node's use as if the victims were gone.
-pub(super) fn without(state: &State, held: &Arc<NodeUse>, node: &Node, gone: &[Victim]) -> Arc<NodeUse> {
-    if gone.is_empty() {
-        return held.clone();
-    }
-    let mut books = Ledger::default();
-    books.nodes.insert(node.no, held.clone());
-    for victim in gone {
-        let Some(job) = state.job(victim.job) else { continue };
-        let alloc = job.replicas.get(usize::from(victim.replica)).and_then(|r| r.allocation());
-        if let Some(alloc) = alloc.filter(|alloc| alloc.node == node.no) {
-            take_out(&mut books, node, job, victim.replica, alloc);
-        }
-    }
-    books.nodes[&node.no].clone()
 }
 
 /// Tells the victims to stop; what they hold is theirs until their agents say that they are gone.
@@ -116,7 +99,7 @@ pub(super) fn evict(state: &mut State, claim: &Claim, to: &RequestId, priority: 
             let Some(replica) = job.replicas.get_mut(usize::from(victim.replica)) else { continue };
             let Phase::Held { alloc, .. } = &replica.phase else { continue };
             let node = state.nodes[&alloc.node].name.clone();
-            replica.phase = Phase::Stopping { alloc: alloc.clone(), why: Reason::Preempted, then };
+            replica.phase = Phase::Stopping { alloc: alloc.clone(), why: victim.why, then };
             state.emit(EventKind::GaveWay {
                 request: old.request.clone(),
                 tenant: old.spec.tenant.clone(),
@@ -125,9 +108,11 @@ pub(super) fn evict(state: &mut State, claim: &Claim, to: &RequestId, priority: 
                 node,
                 to: to.clone(),
                 to_priority: priority,
+                why: victim.why,
             });
         }
-        job::save(state, job, before, Some(Reason::Preempted));
+        let why = claim.victims.iter().find(|victim| victim.job == no).map(|victim| victim.why);
+        job::save(state, job, before, why);
     }
 }
 

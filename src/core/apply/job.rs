@@ -1,7 +1,7 @@
 //! Commands about jobs and their replicas.
 
 use super::tenant;
-use crate::claim::{Claim, Victim};
+use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
@@ -118,6 +118,14 @@ pub(super) fn fits(
     gone: &[Victim],
 ) -> Result<(), Refusal> {
     let bad = |detail: String| Err(Refusal::new(Reason::PlanChanged, detail));
+    let scratch;
+    let state = match gone {
+        [] => state,
+        gone => {
+            scratch = claim::without(state, gone);
+            &scratch
+        }
+    };
     if !quota::allows(state, tenant, &spec.resources, placements.len() as u64) {
         return bad(format!("tenant {} would pass its quota", spec.tenant));
     }
@@ -125,14 +133,13 @@ pub(super) fn fits(
     let mut uses: BTreeMap<NodeNo, NodeUse> = BTreeMap::new();
     for placement in placements {
         let alloc = &placement.alloc;
-        let Some(node) = state.node(alloc.node).filter(|node| node.takes_work()).cloned() else {
+        let Some(node) = state.node(alloc.node).filter(|node| node.takes_work()) else {
             return bad(format!("node {} takes no work", alloc.node));
         };
         let Some(held) = state.ledger().node(alloc.node) else {
             return bad(format!("node {} has no ledger", alloc.node));
         };
-        let held = super::claim::without(state, held, &node, gone);
-        let used = uses.get(&alloc.node).unwrap_or(&held);
+        let used = uses.get(&alloc.node).unwrap_or(held);
         if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));
         }

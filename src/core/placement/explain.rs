@@ -57,7 +57,7 @@ pub fn claiming(state: &State, claim: &Claim) -> Blocker {
     let nodes = claim.nodes().collect::<std::collections::BTreeSet<_>>();
     let at = nodes.iter().take(NAMED).filter_map(|no| Some(state.node(*no)?.name.to_string()));
     let at = at.collect::<Vec<_>>().join(", ");
-    let detail = format!("{left} replicas of lower priority give way on {at}: {}{more}", names.join(", "));
+    let detail = format!("{left} replica(s) give way on {at}: {}{more}", names.join(", "));
     Blocker { reason: Reason::WaitingForPreemptedJobs, detail, nodes: nodes.len() as u32, permanent: false }
 }
 

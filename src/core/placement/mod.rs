@@ -11,6 +11,7 @@ pub mod mix;
 pub mod policy;
 pub mod preempt;
 pub mod queue;
+pub mod remedy;
 pub mod score;
 pub mod trial;
 pub mod worth;

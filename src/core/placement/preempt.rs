@@ -13,6 +13,9 @@ use crate::id::{JobNo, NodeNo, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Phase};
 use crate::ledger::{Ledger, NodeUse};
 use crate::node::Node;
+use crate::quota;
+use crate::quota::tree::{self, Standing};
+use crate::reason::Reason;
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,6 +35,7 @@ const PRUNED: usize = 16;
 struct Unit {
     members: Vec<(Arc<Job>, u16)>,
     cost: u64,
+    why: Reason,
 }
 
 impl Unit {
@@ -47,48 +51,60 @@ impl Unit {
 /// The cheapest claim that gives all of `wanted` a place, or None. Some of the job's
 /// replicas may be booked in `state` already.
 pub fn claim(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> Option<Claim> {
+    let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
     if wanted.is_empty() || !state.meta().placement.preemption.enabled || state.claims.len() >= claim::MOST_OPEN {
         return None;
     }
-    let units = units(state, spec);
+    let more = spec.resources.gpu.milli().saturating_mul(wanted.len() as u64);
+    let standing = tree::standing(state, tenant, more);
+    let units = units(state, spec, &standing);
     if units.is_empty() {
         return None;
     }
     let mut search = Search { state, spec, units: &units, trials: TRIALS };
-    let chosen = search.cheapest(wanted, limits)?;
+    let mut chosen = search.cheapest(wanted, limits)?;
+    free_quota(state, tenant, spec, wanted.len(), &units, &mut chosen)?;
     let (chosen, placements) = needed(state, spec, wanted, limits, &units, chosen)?;
-    let victim = |(job, replica): &(Arc<Job>, u16)| Victim {
+    let victim = |why: Reason, (job, replica): &(Arc<Job>, u16)| Victim {
         job: job.no,
         replica: *replica,
         generation: job.replicas[usize::from(*replica)].generation,
+        why,
     };
-    let mut victims: Vec<Victim> = chosen.iter().flat_map(|unit| units[*unit].members.iter().map(victim)).collect();
+    let of = |unit: &Unit| unit.members.iter().map(|member| victim(unit.why, member)).collect::<Vec<_>>();
+    let mut victims: Vec<Victim> = chosen.iter().flat_map(|unit| of(&units[*unit])).collect();
     victims.sort_unstable();
     let few = !victims.is_empty() && victims.len() <= MOST_VICTIMS;
     few.then(|| Claim { placements, victims, at_ms: state.meta().now_ms })
 }
 
 /// All that may be made to give way to such a job.
-fn units(state: &State, spec: &JobSpec) -> Vec<Unit> {
+fn units(state: &State, spec: &JobSpec, standing: &Standing) -> Vec<Unit> {
     let now = state.meta().now_ms;
     let below = (i32::from(spec.priority), JobNo(0));
-    let jobs = state.yielding.range(..below).take(MOST_JOBS).filter_map(|(_, no)| state.job(*no));
+    let less = state.yielding.range(..below).take(MOST_JOBS).map(|(_, no)| *no);
+    let all: BTreeSet<JobNo> = less.chain(standing.reclaimable.iter().copied()).collect();
+    let jobs = all.into_iter().filter_map(|no| state.job(no));
     let mut out = Vec::new();
     for job in jobs {
         let held = job.replicas.iter().enumerate().filter_map(|(i, r)| match &r.phase {
             Phase::Held { alloc, .. } => Some((i as u16, r, alloc.at_ms)),
             _ => None,
         });
-        let each = held.map(|(i, r, at)| (i, claim::may_evict(state, spec, job, r), claim::cost(now, job, at)));
+        let each =
+            held.map(|(i, r, at)| (i, claim::may_evict(state, spec, standing, job, r), claim::cost(now, job, at)));
         if job.spec.gang {
             let members: Vec<_> = each.collect();
-            if members.iter().all(|(_, may, _)| *may) {
+            let why = members.iter().map(|(_, why, _)| *why).collect::<Option<Vec<_>>>();
+            if let Some(why) = why.and_then(|why| why.first().copied()) {
                 let cost = members.iter().map(|(.., cost)| cost).sum();
-                out.push(Unit { members: members.iter().map(|(i, ..)| (job.clone(), *i)).collect(), cost });
+                out.push(Unit { members: members.iter().map(|(i, ..)| (job.clone(), *i)).collect(), cost, why });
             }
         } else {
-            let single = |(i, _, cost)| Unit { members: vec![(job.clone(), i)], cost };
-            out.extend(each.filter(|(_, may, _)| *may).map(single));
+            let single = |(i, why, cost): (u16, Option<Reason>, u64)| {
+                Some(Unit { members: vec![(job.clone(), i)], cost, why: why? })
+            };
+            out.extend(each.filter_map(single));
         }
     }
     out.retain(|unit| !unit.members.is_empty());
@@ -129,7 +145,7 @@ impl Search<'_> {
             nodes.iter().filter_map(|(_, no)| self.offer(*no, &on_node[no], wanted.len())).collect();
         // What is free elsewhere counts, too: for a gang some of it is.
         let alone = JobSpec { gang: false, ..self.spec.clone() };
-        let free = if wanted.len() > 1 { place(self.state, &alone, wanted, limits.clone()).len() } else { 0 };
+        let free = place(self.state, &alone, wanted, limits.clone()).len();
         let missing = wanted.len().checked_sub(free)?;
         mix(&offers, missing)
     }
@@ -232,7 +248,7 @@ impl Search<'_> {
 }
 
 /// As if the replica had never been there. Of one node's books the tenants do not matter.
-pub(crate) fn take_out(books: &mut Ledger, node: &Node, job: &Job, replica: u16, alloc: &Allocation) {
+fn take_out(books: &mut Ledger, node: &Node, job: &Job, replica: u16, alloc: &Allocation) {
     let ask = &job.spec.resources;
     let totals = books.tenant_mut(job.tenant);
     totals.gpu_milli += ask.gpu.milli();
@@ -268,6 +284,40 @@ fn mix(offers: &[Offer], missing: usize) -> Option<BTreeSet<usize>> {
     Some(gone.flat_map(|(offer, here)| offer.more[here - 1].1.iter().copied()).collect())
 }
 
+/// Adds units, the cheapest first, until the quota allows so many replicas.
+fn free_quota(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: &JobSpec,
+    times: usize,
+    units: &[Unit],
+    chosen: &mut BTreeSet<usize>,
+) -> Option<()> {
+    let mut scratch = state.speculative();
+    for (job, replica) in chosen.iter().flat_map(|unit| &units[*unit].members) {
+        scratch.give_back(job, *replica);
+    }
+    let allows = |scratch: &State| quota::allows(scratch, tenant, &spec.resources, times as u64);
+    if allows(&scratch) {
+        return Some(());
+    }
+    // Whose work counts against the same quota.
+    let own = state.tenant(tenant?)?;
+    let root = tree::path(state, own).last().copied()?;
+    let counted: BTreeSet<TenantNo> = tree::subtree(state, root).into_iter().collect();
+    let mut others: Vec<usize> = (0..units.len()).filter(|unit| !chosen.contains(unit)).collect();
+    others.retain(|unit| units[*unit].members.iter().any(|(job, _)| counted.contains(&job.tenant)));
+    others.sort_by_key(|unit| (units[*unit].cost, *unit));
+    for unit in others {
+        units[unit].members.iter().for_each(|(job, replica)| scratch.give_back(job, *replica));
+        chosen.insert(unit);
+        if allows(&scratch) {
+            return Some(());
+        }
+    }
+    None
+}
+
 /// The places, and the units without which they would not be there.
 fn needed(
     state: &State,
@@ -283,10 +333,12 @@ fn needed(
             scratch.give_back(job, *replica);
         }
         let picks = place(&scratch, spec, wanted, limits.clone());
-        (picks.len() == wanted.len()).then_some(picks)
+        let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
+        let fits = picks.len() == wanted.len();
+        (fits && quota::allows(&scratch, tenant, &spec.resources, wanted.len() as u64)).then_some(picks)
     };
     let mut picks = places(&chosen)?;
-    if (2..=PRUNED).contains(&chosen.len()) {
+    if (1..=PRUNED).contains(&chosen.len()) {
         let mut dearest: Vec<usize> = chosen.iter().copied().collect();
         dearest.sort_by_key(|unit| std::cmp::Reverse(units[*unit].cost));
         for unit in dearest {
@@ -301,4 +353,4 @@ fn needed(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

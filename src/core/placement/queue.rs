@@ -1,5 +1,5 @@
 //! Who is next. Waiting jobs are tried by priority, then by fair share (the
-//! tenant that uses least of its quota), then by age. The first few that wait for
+//! tenant of which the resource it uses most, as a part of its quota, is used least), then by age. The first few that wait for
 //! room keep a node each, so that later and smaller work can't starve them.
 
 use super::{Limits, devices, filter, place, preempt};
@@ -28,17 +28,14 @@ pub const LOOKED_AT: usize = 16_384;
 /// the tenant alone: nobody may hold up the others with what can't run.
 const FAILS: u32 = 64;
 
+/// Waiters of one pass for which others are looked for who could give way.
+const TRIES: u32 = 16;
+
 /// Place in the order; the greatest goes first.
 type Rank = (i32, Reverse<u64>, Reverse<JobNo>);
 
-/// The share of its GPU quota that a tenant uses, in millionths.
-fn share(state: &State, tenant: TenantNo) -> u64 {
-    let used = state.ledger().tenant(tenant).gpu_milli;
-    used.saturating_mul(1_000_000) / quota::gpu_limit(state, tenant).max(1)
-}
-
 fn rank(state: &State, job: &Job) -> Rank {
-    (i32::from(job.spec.priority), Reverse(share(state, job.tenant)), Reverse(job.no))
+    (i32::from(job.spec.priority), Reverse(quota::dominant_share(state, job.tenant)), Reverse(job.no))
 }
 
 /// Waiting jobs in order, up to `limit`. Reads the head of each tenant's queue and
@@ -140,13 +137,24 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     let waiters = waiters(state, LOOKED_AT);
     let mut kept: Vec<NodeNo> = claim::nodes(state);
     let mut keepers = 0;
+    let mut tries = TRIES;
     let mut out = Vec::new();
     for job in &waiters {
         if out.len() == limit {
             break;
         }
         let failed = fails.entry(job.tenant).or_default();
-        if *failed == FAILS || !waits_for_room(&scratch, job) {
+        if *failed == FAILS || job.claim.is_some() {
+            continue;
+        }
+        if !waits_for_room(&scratch, job) {
+            // Its quota may be in the hands of those who borrowed it, or of its own less urgent work.
+            if tries > 0
+                && let Some(claim) = make_room(&scratch, job, &kept, &mut tries)
+            {
+                out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
+                break;
+            }
             continue;
         }
         let shape = shape(&job.spec, job.placeable(state.meta().now_ms).count());
@@ -158,7 +166,9 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             // Nothing is released within a pass, so an equal ask fails as well.
             hopeless.insert(shape);
             *failed += 1;
-            if let Some(claim) = make_room(&scratch, job, &kept) {
+            if tries > 0
+                && let Some(claim) = make_room(&scratch, job, &kept, &mut tries)
+            {
                 out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
                 // What the victims held is neither free nor theirs any more: the next pass sees it.
                 break;
@@ -179,9 +189,12 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
 }
 
 /// Others who give way to the job, for all its replicas that wait, or else for one of them.
-fn make_room(state: &State, job: &Job, kept: &[NodeNo]) -> Option<Claim> {
+fn make_room(state: &State, job: &Job, kept: &[NodeNo], tries: &mut u32) -> Option<Claim> {
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
-    let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
+    if wanted.is_empty() {
+        return None;
+    }
+    *tries -= 1;
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
     claim_for(state, &job.spec, &wanted, &limits)

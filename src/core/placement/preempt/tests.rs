@@ -57,7 +57,7 @@ fn full(rng: &mut Rng, gangs: bool) -> State {
 
 /// The cost of the cheapest set of units with which all of `wanted` have a place, by trying all sets.
 fn brute(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<u64> {
-    let units = units(state, spec);
+    let units = units(state, spec, &Standing { within: true, ..Standing::default() });
     assert!(units.len() <= 12, "too many to try all");
     let fits = |set: u32| {
         let mut scratch = state.speculative();
@@ -77,7 +77,11 @@ fn cost_of(state: &State, spec: &JobSpec, claim: &Claim) -> u64 {
         assert_eq!(unit.members.iter().any(is), unit.members.iter().all(is), "a gang gives way as a whole");
         unit.members.iter().any(is)
     };
-    units(state, spec).iter().filter(evicted).map(|unit| unit.cost).sum()
+    units(state, spec, &Standing { within: true, ..Standing::default() })
+        .iter()
+        .filter(evicted)
+        .map(|unit| unit.cost)
+        .sum()
 }
 
 fn rival(rng: &mut Rng, most: u64) -> JobSpec {
@@ -173,8 +177,12 @@ fn gone(state: &mut State, victim: Victim) {
 fn all_gone(state: &mut State) {
     let stopping = |job: &Arc<Job>| {
         let each = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Stopping { .. }));
-        let victim =
-            |(i, r): (usize, &crate::job::Replica)| Victim { job: job.no, replica: i as u16, generation: r.generation };
+        let victim = |(i, r): (usize, &crate::job::Replica)| Victim {
+            job: job.no,
+            replica: i as u16,
+            generation: r.generation,
+            why: crate::reason::Reason::Preempted,
+        };
         each.map(victim).collect::<Vec<_>>()
     };
     let victims: Vec<Victim> = state.jobs().values().flat_map(stopping).collect();
@@ -219,7 +227,7 @@ fn ten_thousand_arrivals_come_to_rest_and_nobody_is_evicted_twice_by_the_same_ri
 }
 
 /// Passes over the queue, and agents that do as they are told, until nothing is left to do.
-fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo, u32)>, seed: u64) -> u64 {
+pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo, u32)>, seed: u64) -> u64 {
     let mut evictions = 0;
     for round in 0.. {
         assert!(round < 200, "seed {seed}: no rest");

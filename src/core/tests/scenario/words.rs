@@ -107,6 +107,9 @@ impl<'a> Words<'a> {
             memory: self.get("mem").map(|text| parse_bytes(text).unwrap()),
             tpu: self.get("tpu").map(|text| text.parse().unwrap()),
             waiting: self.get("waiting").map(|text| text.parse().unwrap()),
+            parent: self.get("parent").map(|text| TenantId::new(text).unwrap()),
+            borrow_milli: self.milli("borrow"),
+            lend_milli: self.milli("lend"),
         }
     }
 
