@@ -6,7 +6,7 @@
 //! | 1 | `config` `telemetry` `security` `storage` `models` | row 0 |
 //! | 2 | `raft` (with the proposer) | rows 0–1; openraft, in this room alone |
 //! | 2 | `exchange` | rows 0–1, `raft` |
-//! | 3 | `controller` `agent` `api` `integrations` | rows 0–1, `raft`, `exchange`; not one another |
+//! | 3 | `controller` `agent` `api` `gateway` `integrations` | rows 0–1, `raft`, `exchange`; not one another |
 //! | 4 | `daemon` `cli` `main` | everything |
 //!
 //! `tests/it/layers.rs` holds the code against this table.
@@ -18,6 +18,7 @@ pub mod config;
 pub mod controller;
 pub mod daemon;
 pub mod exchange;
+pub mod gateway;
 pub mod models;
 pub mod raft;
 pub mod security;

@@ -3,11 +3,13 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+use super::guard::Tie;
 use super::logs;
 use super::post::{Places, Post};
 use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
+use super::runtimes::cgroup::Cgroups;
 use crate::models::{Cache, Store};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -45,6 +47,10 @@ pub struct ExecutorConfig {
     pub stop_grace: Duration,
     /// From KILL until a process that is still there is worth an alarm.
     pub kill_after: Duration,
+    /// Whether replicas get control groups where the kernel gives them.
+    pub cgroups: bool,
+    /// What is run as the guard: `nf` itself.
+    pub guard: PathBuf,
 }
 
 pub(super) type Key = (ReplicaId, Generation);
@@ -66,6 +72,10 @@ pub(super) struct Shared {
     pub cache: Cache,
     pub client: reqwest::Client,
     pub boot: String,
+    /// Holds the replicas that must never run twice.
+    pub guard: Tie,
+    /// Control groups, or what is missing for them.
+    pub cgroups: Result<Cgroups, String>,
     runtime: Handle,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
@@ -143,12 +153,17 @@ impl Executor {
         let lock = Some(Arc::new(lock_file(&places)?));
         let cache = Cache::open(&places.cache())?;
         let records = record::load_all(&places.records)?;
+        let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
+        tell_limits(&config.node, &cgroups);
         logs::prune(&places.logs, LOG_FILES, &[])?;
+        let guard = Tie::new(&runtime, places.guard.clone(), config.guard.clone());
         let shared = Arc::new(Shared {
             places,
             cache,
             client: Probe::client()?,
             boot: runtimes::processes::boot_id().unwrap_or_default(),
+            guard,
+            cgroups,
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -201,6 +216,9 @@ impl Executor {
             }
             runtimes::process::Recalled::Alive(process) => {
                 tracing::info!(job = %id.job, replica = id.replica, pid = process.pid, "adopted a running replica");
+                if record.exclusive {
+                    self.shared.guard.knows(&record.key, process, record.cgroup.clone());
+                }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
                 let post = self.insert(&launch, Condition::Alive, stage);
                 self.launch(launch, async move { runtimes::process::adopt(post, record, process).await });
@@ -320,6 +338,16 @@ impl Executor {
         alive.map(|((id, generation), slot)| (*id, *generation, slot.stage)).collect()
     }
 
+    /// See [`super::Execute::guard_until`].
+    pub fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
+        self.shared.guard.extend(proven_ms, else_ms);
+    }
+
+    /// See [`super::Execute::guarded_until`].
+    pub fn guarded_until(&self) -> Option<u64> {
+        self.shared.guard.until()
+    }
+
     /// Changes its value whenever [`Executor::actual`] or [`Executor::stages`] does.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
@@ -349,6 +377,18 @@ impl Executor {
             }
         }
         held(&self.shared.lock).take();
+    }
+}
+
+/// What holds replicas' programs within bounds here, said once at start.
+fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>) {
+    match cgroups {
+        Ok(groups) if groups.missing().is_empty() => tracing::info!(%node, "replicas get control groups"),
+        Ok(groups) => {
+            let missing = groups.missing().join(", ");
+            tracing::info!(%node, missing, "replicas get control groups without these limits; see nf doctor");
+        }
+        Err(why) => tracing::info!(%node, why, "replicas get no control groups; see nf doctor"),
     }
 }
 

@@ -53,13 +53,28 @@ impl Lease {
         now_ms < self.until_ms
     }
 
-    /// From when on replicas that must never run twice are stopped: `budget_ms` before the
-    /// lease ends. An agent that has just started does not know what its predecessor was
-    /// granted; it gives itself that same time to be granted something.
-    pub fn exclusive_until(&mut self, now_ms: u64, budget_ms: u64) -> u64 {
+    /// When replicas that must never run twice end: killed `budget_ms` before the lease
+    /// ends, and told to stop that long before. An agent that has just started knows what
+    /// its predecessor was granted only as far as its guard still holds it (`held_ms`); it
+    /// gives itself a moment to be granted something.
+    pub fn exclusive(&mut self, now_ms: u64, budget_ms: u64, held_ms: Option<u64>) -> Exclusive {
         let since = *self.since_ms.get_or_insert(now_ms);
-        self.until_ms.saturating_sub(budget_ms).max(since.saturating_add(budget_ms))
+        let proven_ms = (self.until_ms > 0).then(|| self.until_ms.saturating_sub(budget_ms));
+        let else_ms = since.saturating_add(budget_ms.saturating_mul(2));
+        let kill_ms = proven_ms.or(held_ms).unwrap_or(0).max(else_ms);
+        Exclusive { stop_ms: kill_ms.saturating_sub(budget_ms), proven_ms, else_ms }
     }
+}
+
+/// Until when a node may run replicas that must never run twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exclusive {
+    /// From then on they are told to stop.
+    pub stop_ms: u64,
+    /// From then on they are killed, as a lease of this start proves.
+    pub proven_ms: Option<u64>,
+    /// The same for those of whom nobody knows what they were granted.
+    pub else_ms: u64,
 }
 
 /// Milliseconds since the machine started, also those that it slept (CLOCK_BOOTTIME).
@@ -102,12 +117,16 @@ mod tests {
     #[test]
     fn what_must_not_run_twice_ends_before_it_does() {
         let mut lease = Lease::default();
-        assert_eq!(lease.exclusive_until(1_000, 5), 1_005, "a moment for the first lease");
-        assert_eq!(lease.exclusive_until(2_000, 5), 1_005, "counted from the start, not from now");
+        let nothing = Exclusive { stop_ms: 1_005, proven_ms: None, else_ms: 1_010 };
+        assert_eq!(lease.exclusive(1_000, 5, None), nothing, "a moment for the first lease");
+        assert_eq!(lease.exclusive(2_000, 5, None), nothing, "counted from the start, not from now");
+        let held = Exclusive { stop_ms: 1_045, ..nothing };
+        assert_eq!(lease.exclusive(2_000, 5, Some(1_050)), held, "what the guard still holds was granted before");
         lease.granted(1_002, &answer(1, 5), 4);
-        assert_eq!(lease.exclusive_until(1_003, 5), 1_005, "its commit index is not known yet");
+        assert_eq!(lease.exclusive(1_003, 5, None), nothing, "its commit index is not known yet");
         lease.known(5);
-        assert_eq!(lease.exclusive_until(1_003, 5), 1_097);
+        let proven = Exclusive { stop_ms: 1_092, proven_ms: Some(1_097), ..nothing };
+        assert_eq!(lease.exclusive(1_003, 5, Some(1_050)), proven);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! [`Execute`] does it, a [`Link`] reaches the group. The agent decides nothing about
 //! placement, and keeps replicas running while no member answers.
 
+pub mod doctor;
 pub mod executor;
+pub mod guard;
 pub mod incarnation;
 pub mod inventory;
 pub mod lease;
@@ -57,6 +59,14 @@ pub trait Execute: Send + Sync + 'static {
     fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)>;
     /// Rises when `actual` or `stages` may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
+    /// Until when, by CLOCK_BOOTTIME, replicas that must never run twice may live: as a
+    /// lease proves, or else for those of whom nobody knows more. A runtime whose replicas
+    /// end with the agent needs nobody to end them.
+    fn guard_until(&self, _proven_ms: Option<u64>, _else_ms: u64) {}
+    /// The earliest time at which one of them is killed by whoever guards them.
+    fn guarded_until(&self) -> Option<u64> {
+        None
+    }
     fn logs(
         &self,
         request: &RequestId,
@@ -91,7 +101,8 @@ pub struct AgentConfig {
     pub changes: Option<mpsc::Receiver<Change>>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
-    /// How long before its lease ends a node stops its exclusive replicas.
+    /// How long before its lease ends a node's guard kills its exclusive replicas, and how
+    /// long before that they are told to stop.
     pub kill_budget: Duration,
 }
 
@@ -286,6 +297,8 @@ impl Agent {
         let mut beat = tokio::time::interval(self.beat_every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let touched = self.touched.clone();
+        // What was adopted is guarded from the first moment on.
+        self.step(&(0..self.nodes.len()).collect());
         loop {
             if self.changes.is_none() && self.in_standing(|s| s != Standing::Superseded).next().is_none() {
                 self.watchers.abort_all();

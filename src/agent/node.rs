@@ -37,7 +37,7 @@ pub struct Node {
     known: Option<u64>,
     revision: u64,
     lease: Lease,
-    /// How long before the lease's end exclusive replicas are stopped.
+    /// How long before the lease's end exclusive replicas are killed, and before that told to stop.
     kill_budget_ms: u64,
     /// Set while an exclusive replica lives here: when it has to be stopped.
     exclusive_until: Option<u64>,
@@ -150,7 +150,9 @@ impl Node {
         let mut reports = NodeReports { node, incarnation, reports: Vec::new() };
         let actual = self.executor.actual();
         // Whatever the group thinks of this node, and even when it says nothing at all.
-        let exclusive_until = self.lease.exclusive_until(now_ms, self.kill_budget_ms);
+        let exclusive = self.lease.exclusive(now_ms, self.kill_budget_ms, self.executor.guarded_until());
+        self.executor.guard_until(exclusive.proven_ms, exclusive.else_ms);
+        let exclusive_until = exclusive.stop_ms;
         let held = self.stop_exclusive(&actual, now_ms, exclusive_until);
         self.exclusive_until = held.then_some(exclusive_until);
         let (Some(_), Standing::Registered(_)) = (self.known, self.standing) else { return reports };

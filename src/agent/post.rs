@@ -23,6 +23,7 @@ pub(super) struct Places {
     pub replicas: PathBuf,
     pub logs: PathBuf,
     pub run: PathBuf,
+    pub guard: PathBuf,
     data: PathBuf,
 }
 
@@ -34,6 +35,7 @@ impl Places {
             replicas: data.join("replicas").join(node),
             logs: data.join("logs").join(node),
             run: config.run_dir.clone(),
+            guard: data.join("guard").join(node),
             data: data.clone(),
         }
     }

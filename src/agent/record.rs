@@ -4,7 +4,8 @@
 //! disk before the next step, so a kill -9 between any two leaves a process that
 //! is either found by its record or was never started.
 
-use super::runtimes::processes::Identity;
+use super::runtimes::processes::{Family, Identity};
+use crate::models::{Drain, Live, Metrics};
 use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Holding, ReplicaId, Want};
@@ -75,6 +76,29 @@ pub(super) struct Record {
     /// It was ready once: the next agent asks how it is, not whether it begins.
     pub was_ready: bool,
     pub ended: Option<End>,
+    /// It must never run twice: a guard holds it.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// Its control group, where the kernel gives one.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    #[serde(default)]
+    pub live: Option<Live>,
+    #[serde(default)]
+    pub drain: Option<Drain>,
+    #[serde(default)]
+    pub metrics: Option<Metrics>,
+    #[serde(default)]
+    pub stopping: Option<Stopping>,
+}
+
+/// A stop that has begun; times by CLOCK_BOOTTIME of this boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stopping {
+    pub why: Reason,
+    /// Requests that are under way have until then.
+    pub term_ms: u64,
+    pub kill_ms: u64,
 }
 
 impl Record {
@@ -91,7 +115,18 @@ impl Record {
             ready_timeout_s: timeout_s,
             was_ready: false,
             ended: None,
+            exclusive: false,
+            cgroup: None,
+            live: None,
+            drain: None,
+            metrics: None,
+            stopping: None,
         }
+    }
+
+    /// What its processes are found by.
+    pub(super) fn family(&self, leader: Option<Identity>) -> Family {
+        Family { key: self.key.clone(), leader, cgroup: self.cgroup.clone() }
     }
 
     /// Durable when it returns.

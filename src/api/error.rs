@@ -72,7 +72,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::RuntimeFailed | R::ReadyTimeout | R::ExitedNonZero | R::PortTaken | R::NodeFailure => {
             (500, Code::Internal, 1)
         }
-        R::DeviceFault => (500, Code::Internal, 1),
+        R::DeviceFault | R::NoGuard | R::LivenessFailed => (500, Code::Internal, 1),
         R::NodeDrain | R::Preempted | R::QuotaReclaimed | R::ScaledDown | R::Defragmentation => (409, Code::Aborted, 1),
         R::MaxRunTime | R::StoppedByUser | R::Completed => (409, Code::Aborted, 1),
     };

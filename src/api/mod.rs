@@ -13,6 +13,7 @@ use crate::telemetry::Metrics;
 use axum::Router;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use nf_core::control::NetworkFault;
 use nf_core::id::{NodeName, RequestId};
 use nf_core::node::PortRange;
 use std::sync::Arc;
@@ -40,6 +41,8 @@ pub struct Info {
     pub run_dir: String,
     /// Settings that production needs and this process has not.
     pub missing: Vec<String>,
+    /// When silent nodes are blamed on the network.
+    pub network_fault: NetworkFault,
     pub started: Instant,
 }
 

@@ -231,6 +231,13 @@ fn explain(job: &Value) -> String {
     if !waits.is_empty() {
         out.push_str(&format!("waits at position {} because of\n{waits}", at(job, "position")));
     }
+    let remedy = job.get("remedy").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if !remedy.is_empty() {
+        out.push_str("it would run after\n");
+    }
+    for change in remedy.iter().filter_map(Value::as_str) {
+        out.push_str(&format!("  {change}\n"));
+    }
     for replica in replicas(job) {
         let place = replica.get("placement").unwrap_or(&Value::Null);
         let why = match at(replica, "why").as_str() {

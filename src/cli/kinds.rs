@@ -15,6 +15,8 @@ pub enum Kind {
     Gpus,
     #[value(alias = "tenant", alias = "t")]
     Tenants,
+    #[value(alias = "service", alias = "s")]
+    Services,
     #[value(alias = "event")]
     Events,
     #[value(alias = "member", alias = "m")]
@@ -27,6 +29,7 @@ impl Kind {
             Kind::Jobs => "/schedule",
             Kind::Nodes | Kind::Gpus => "/nodes",
             Kind::Tenants => "/tenants",
+            Kind::Services => "/services",
             Kind::Events => "/events",
             Kind::Members => "/cluster/members",
         }
@@ -38,6 +41,7 @@ impl Kind {
             Kind::Nodes => "node",
             Kind::Gpus => "gpu",
             Kind::Tenants => "tenant",
+            Kind::Services => "service",
             Kind::Events => "event",
             Kind::Members => "member",
         }
@@ -50,6 +54,7 @@ impl Kind {
             Kind::Nodes => |v| at(v, "node_id"),
             Kind::Gpus => |v| at(v, "uuid"),
             Kind::Tenants => |v| at(v, "tenant_id"),
+            Kind::Services => |v| format!("{}/{}", at(v, "tenant_id"), at(v, "model_id")),
             Kind::Events => |v| at(v, "seq"),
             Kind::Members => |v| at(v, "name"),
         }
@@ -61,6 +66,7 @@ impl Kind {
             Kind::Jobs => "no jobs; nf run MODEL --tenant T --gpus 1 schedules one",
             Kind::Nodes | Kind::Gpus => "no nodes; nf node register n1 --gpus 8 adds one (in simulation)",
             Kind::Tenants => "no tenants; one exists once it is named",
+            Kind::Services => "no services; nf run MODEL --tenant T --gpus 1 --scale 0..4 makes one",
             Kind::Events => "no events",
             Kind::Members => "no members",
         }
@@ -72,6 +78,7 @@ impl Kind {
             Kind::Nodes => NODES,
             Kind::Gpus => GPUS,
             Kind::Tenants => TENANTS,
+            Kind::Services => SERVICES,
             Kind::Events => EVENTS,
             Kind::Members => MEMBERS,
         }
@@ -94,6 +101,7 @@ const NODES: &[Column] = &[
     col("NODE", |v| at(v, "node_id")),
     col("STATE", |v| state(&at(v, "state"))),
     col("SCHEDULABLE", |v| if at(v, "schedulable") == "false" { "no".into() } else { "yes".into() }),
+    col("DRAIN", drain),
     col("GPUS", |v| at(v, "total.gpu")),
     col("FREE", |v| at(v, "free.gpu")),
     col("REPLICAS", |v| at(v, "replicas")),
@@ -121,6 +129,20 @@ const TENANTS: &[Column] = &[
     col("JOBS", |v| at(v, "jobs")),
     col("WAITING", |v| at(v, "waiting")),
 ];
+const SERVICES: &[Column] = &[
+    col("TENANT", |v| at(v, "tenant_id")),
+    col("MODEL", |v| at(v, "model_id")),
+    col("STATE", |v| state(&at(v, "state"))),
+    col("READY", |v| format!("{}/{}", at(v, "ready"), at(v, "replicas"))),
+    col("SCALES", |v| match at(v, "scaling.max").as_str() {
+        "-" => "-".to_owned(),
+        max => format!("{}..{max}", at(v, "scaling.min")),
+    }),
+    col("VERSIONS", |v| texts(v, "versions")),
+    wide("JOBS", |v| texts(v, "jobs")),
+    wide("CONCURRENCY", |v| at(v, "scaling.concurrency")),
+    wide("ADVISORY", |v| at(v, "scaling.advisory")),
+];
 const EVENTS: &[Column] = &[
     col("SEQ", |v| at(v, "seq")),
     col("AGE", |v| age_of(v, "at")),
@@ -140,13 +162,27 @@ const MEMBERS: &[Column] = &[
     wide("VERSION", |v| at(v, "version")),
 ];
 
+/// How far a drain has come, and how many replicas are left.
+fn drain(v: &Value) -> String {
+    match at(v, "drain").as_str() {
+        "None" | "-" => "-".to_owned(),
+        "Drained" => state("Drained"),
+        word => format!("{} ({} left)", state(word), at(v, "replicas")),
+    }
+}
+
 /// What an event is about, by its kind.
 fn object(v: &Value) -> String {
     match at(v, "kind").as_str() {
-        "job" | "replica" => at(v, "request_id"),
+        "job" | "replica" | "scaled" | "move" => at(v, "request_id"),
         "tenant" => at(v, "tenant_id"),
         _ => at(v, "node"),
     }
+}
+
+fn texts(v: &Value, key: &str) -> String {
+    let list = v.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
 }
 
 fn size(v: &Value, path: &str) -> String {

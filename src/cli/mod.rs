@@ -10,8 +10,10 @@ mod completion;
 mod context;
 mod contexts;
 mod dev;
+mod doctor;
 mod exit;
 mod get;
+mod guard;
 mod job;
 mod kinds;
 mod logs;
@@ -19,6 +21,7 @@ mod model;
 mod node;
 mod output;
 mod policy;
+mod scale;
 mod settings;
 mod signals;
 mod sim;
@@ -104,6 +107,9 @@ enum Command {
     /// Stop a job
     #[command(after_help = "Examples:\n  nf stop 01j8\n  nf stop 01j8 --yes")]
     Stop(job::Stop),
+    /// Change the number of replicas of a job that scales
+    #[command(after_help = "Examples:\n  nf scale 01j8 3\n  nf scale 01j8 0")]
+    Scale(scale::Scale),
     /// Print what a replica writes
     #[command(after_help = "Examples:\n  nf logs 01j8\n  nf logs 01j8 --replica 1 -f")]
     Logs(logs::Logs),
@@ -151,6 +157,15 @@ enum Command {
         after_help = "Examples:\n  nf completion bash > /etc/bash_completion.d/nf\n  nf completion zsh > ~/.zfunc/_nf"
     )]
     Completion(completion::Completion),
+    /// Look at what this machine gives, and say what is missing
+    #[command(after_help = "Examples:\n  nf doctor\n  nf doctor --data-dir /var/lib/neural-fabric -o json")]
+    Doctor(doctor::Doctor),
+    /// End exclusive replicas when their lease does; started by agents
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  nf guard --dir /var/lib/neural-fabric/nodes/node-1/guard/node-1\n  nf guard --dir ./guard"
+    )]
+    Guard(guard::Guard),
     /// Print version, commit and phase
     #[command(after_help = "Examples:\n  nf version\n  nf version -o json")]
     Version,
@@ -178,6 +193,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Config(config) => return config.run(&global),
         Command::Context(contexts) => return contexts.run(&global),
         Command::Audit(audit) => return audit.run(&global),
+        Command::Guard(guard) => return guard.run(),
+        Command::Doctor(doctor) => return doctor.run(&global),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
             return Ok(());
@@ -195,6 +212,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Describe(describe) => describe.run(&global).await,
             Command::Explain(explain) => explain.run(&global).await,
             Command::Stop(stop) => stop.run(&global).await,
+            Command::Scale(scale) => scale.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,
             Command::Tenant(tenant) => tenant.run(&global).await,
@@ -208,6 +226,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             | Command::Config(_)
             | Command::Context(_)
             | Command::Audit(_)
+            | Command::Guard(_)
+            | Command::Doctor(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),
         }

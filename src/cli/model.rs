@@ -25,7 +25,7 @@ pub struct Model {
 enum ModelCommand {
     /// Publish the files of a directory as a model version
     #[command(
-        after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model publish ./m --model m --version v2 --store file:///srv/models --runtime runtime.json"
+        after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model publish ./m --model m --version v2 --store file:///srv/models --runtime runtime.json\n  nf model publish ./llama --model llama-8b --version v1 --store file:///srv/models --profile vllm"
     )]
     Publish(Publish),
     /// Fetch a version, check every byte, and print where it is
@@ -62,6 +62,9 @@ struct Publish {
     /// How it is run, as JSON ({"argv":[…],"ready":{…}}); simulated when absent
     #[arg(long, value_name = "FILE")]
     runtime: Option<PathBuf>,
+    /// How it is run, by the name of a model server: vllm, sglang, triton, tgi, llama-cpp, ollama, onnx-example
+    #[arg(long, value_name = "NAME", conflicts_with = "runtime")]
+    profile: Option<String>,
     /// Which file is the model; the largest when absent
     #[arg(long, value_name = "PATH")]
     main: Option<String>,
@@ -115,9 +118,14 @@ fn told(error: models::Error) -> anyhow::Error {
 impl Publish {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
         let store = Store::open(&self.store).map_err(told)?;
-        let runtime = match &self.runtime {
-            None => Launch::Simulated {},
-            Some(path) => {
+        let runtime = match (&self.runtime, &self.profile) {
+            (None, None) => Launch::Simulated {},
+            (None, Some(name)) => {
+                let known = || models::profiles().collect::<Vec<_>>().join(", ");
+                let unknown = || fail(Exit::Usage, format!("--profile {name}: not known; one of {}", known()));
+                Launch::Process(models::profile(name).ok_or_else(unknown)?.clone())
+            }
+            (Some(path), _) => {
                 let bad = |e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
                 let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
                 Launch::Process(serde_json::from_str::<Process>(&text).map_err(|e| bad(&e))?)

@@ -1,6 +1,6 @@
 //! `nf node`: register nodes by hand (simulation) and keep work away from them.
 
-use super::client::escape;
+use super::client::{Client, escape};
 use super::output::{self, at};
 use super::{Global, say};
 use clap::{Args, Subcommand};
@@ -28,9 +28,42 @@ enum NodeCommand {
         #[arg(long)]
         reason: Option<String>,
     },
-    /// Let new work onto a node again
+    /// Let new work onto a node again; ends a drain and maintenance
     #[command(after_help = "Examples:\n  nf node uncordon n1\n  nf node uncordon n1 -o json")]
     Uncordon { node: String },
+    /// Empty a node: each replica gets a replacement elsewhere before it stops
+    #[command(
+        after_help = "Examples:\n  nf node drain n1 --reason 'new fans' --dry-run\n  nf node drain n1 --deadline 10m --yes"
+    )]
+    Drain(Drain),
+    /// Give up a silent node at once: you know that it is dead
+    #[command(after_help = "Examples:\n  nf node down n1\n  nf node down n1 --yes")]
+    Down {
+        node: String,
+        /// Don't ask
+        #[arg(short, long, alias = "confirm")]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Drain {
+    node: String,
+    /// Why; shown by nf describe node
+    #[arg(long)]
+    reason: Option<String>,
+    /// After so long, what is left stops, replaced or not (10m, 1h); never unless said
+    #[arg(long)]
+    deadline: Option<String>,
+    /// Stop at once what cannot be replaced elsewhere now
+    #[arg(long)]
+    force: bool,
+    /// Say what would become of each replica, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Don't ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +93,11 @@ impl Node {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         let (path, body) = match self.command {
+            NodeCommand::Drain(drain) => return drain.run(global, &client).await,
+            NodeCommand::Down { node, yes } => {
+                super::confirm(&format!("give up node {node}: its replicas start elsewhere"), yes)?;
+                (format!("/node/{}/down", escape(&node)), json!({}))
+            }
             NodeCommand::Register(register) => ("/node/register".to_owned(), register.body()),
             NodeCommand::Cordon { node, reason } => {
                 (format!("/node/{}/cordon", escape(&node)), json!({ "reason": reason }))
@@ -71,6 +109,7 @@ impl Node {
         let people = || match (path.rsplit('/').next(), status.as_u16()) {
             (Some("register"), 201) => format!("node {name} registered\n"),
             (Some("register"), _) => format!("node {name} was registered already\n"),
+            (Some("down"), _) => format!("node {name} is given up\n"),
             (verb, _) => format!("node {name} {}ed\n", verb.unwrap_or_default()),
         };
         output::put(&output::object(global.style(), &answer, &name, people)?);
@@ -79,6 +118,48 @@ impl Node {
         }
         Ok(())
     }
+}
+
+impl Drain {
+    async fn run(self, global: &Global, client: &Client) -> anyhow::Result<()> {
+        let path = format!("/node/{}/drain", escape(&self.node));
+        let call = |dry_run: bool| json!({ "reason": self.reason, "deadline": self.deadline, "force": self.force, "dry_run": dry_run });
+        if !self.dry_run {
+            super::confirm(&format!("drain node {}", self.node), self.yes)?;
+        }
+        let (_, answer) = client.change(Method::POST, &path, call(self.dry_run)).await?;
+        let name = at(&answer, "node_id");
+        output::put(&output::object(global.style(), &answer, &name, || told(&answer, self.dry_run))?);
+        if global.for_people() && !self.dry_run {
+            say(format!("nf describe node {name} shows how far it is; nf node uncordon {name} ends it"));
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of each replica, a line each.
+fn told(node: &Value, dry_run: bool) -> String {
+    let say = |would: &'static str, does: &'static str| if dry_run { would } else { does };
+    let list = |value: &Value, key: &str| value.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let name = at(node, "node_id");
+    let mut out = match at(node, "replicas").as_str() {
+        "0" => format!("node {name}: nothing runs there\n"),
+        count => format!("node {name} {}; {count} replica(s) run there\n", say("would be drained", "drains")),
+    };
+    for look in list(node, "leaving") {
+        let first = at(&look, "stops_first") == "true";
+        let what = match (at(&look, "to").as_str(), first) {
+            ("-", true) => format!("{}; there is no place for a replacement now", say("would stop", "stops")),
+            ("-", false) => say("would stay", "stays").to_owned(),
+            (to, true) => format!("{} there and then start on {to}", say("would stop", "stops")),
+            (to, false) => format!("{} replaced on {to} before it stops", say("would be", "is")),
+        };
+        out.push_str(&format!("  {} replica {}: {what}\n", at(&look, "request_id"), at(&look, "replica")));
+        for reason in list(&look, "reasons") {
+            out.push_str(&format!("    {}: {}\n", at(&reason, "reason"), at(&reason, "detail")));
+        }
+    }
+    out
 }
 
 impl Register {

@@ -118,6 +118,11 @@ pub fn member_id(text: &str) -> Result<Option<u64>, String> {
     }
 }
 
+/// A part of all nodes; 100 means all of them.
+pub fn percent(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|n| (1..=100).contains(n)).ok_or_else(|| "a number from 1 to 100".into())
+}
+
 pub fn role(text: &str) -> Result<Role, String> {
     match text {
         "member" => Ok(Role::Member),

@@ -164,6 +164,12 @@ settings! {
         "time kept before the lease ends to stop exclusive replicas";
     down_after: Duration = "60s", "NF_DOWN_AFTER", parse::duration,
         "silence after which a node is given up and its replicas start elsewhere";
+    scale_every: Duration = "5s", "NF_SCALE_EVERY", parse::duration,
+        "how often the leader looks at the load of services that scale";
+    network_fault_percent: u32 = "50", "NF_NETWORK_FAULT_PERCENT", parse::percent,
+        "of a hundred nodes so many silent at once, and at least two, are a network fault: they are not given up yet";
+    network_fault_down_after: Duration = "10m", "NF_NETWORK_FAULT_DOWN_AFTER", parse::duration,
+        "silence after which nodes are given up in a network fault, too; nf node down does it at once";
     stop_grace: Duration = "10s", "NF_STOP_GRACE", parse::duration,
         "how long a replica may drain after TERM before KILL";
     kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,

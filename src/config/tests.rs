@@ -107,7 +107,6 @@ fn values_that_do_not_fit_together_are_refused() {
         (vec![("NF_LISTEN", "0.0.0.0:8600")], "NF_LISTEN"),
         (vec![("NF_DOWN_AFTER", "50s")], "NF_DOWN_AFTER"),
         (vec![("NF_LEASE", "30s")], "NF_LEASE"),
-        (vec![("NF_STOP_GRACE", "30s")], "NF_STOP_GRACE"),
         (vec![("NF_ELECTION_MIN", "1s")], "NF_ELECTION_MIN"),
         (vec![("NF_ROLE", "worker")], "NF_JOIN"),
         (vec![("NF_MEMBERS", "a=h:1")], "NF_NODE_NAME"),

@@ -3,7 +3,11 @@
 //! with the term; it may be killed at any line and simply run again. It decides
 //! nothing itself.
 
-use crate::exchange::{Group, Heard};
+mod scaling;
+
+pub use scaling::Look;
+
+use crate::exchange::{Group, Heard, Hub};
 use crate::raft;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -11,6 +15,7 @@ use futures::stream::FuturesUnordered;
 use nf_core::command::Answer;
 use nf_core::control::{self, Now, Observations, Timeouts};
 use nf_core::plan::{Intent, Reply};
+use scaling::Scaler;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::time::MissedTickBehavior;
@@ -21,25 +26,39 @@ const SUBMIT: Duration = Duration::from_secs(5);
 const INTENTS: usize = 256;
 /// A change of the state is looked at so long after the last step at the earliest.
 const COALESCE: Duration = Duration::from_millis(5);
+/// How often services are looked at, where the settings do not say.
+const SCALE_EVERY: Duration = Duration::from_secs(5);
 /// Pause after a pass over the queue that got no answer.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// Is told what a look at all services came to.
+pub type Told = Arc<dyn Fn(Vec<Look>) + Send + Sync>;
+
 /// How the loop is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Options {
     pub timeouts: Timeouts,
     /// A step is made at least this often.
     pub tick: Duration,
+    /// Services are looked at this often.
+    pub scale_every: Duration,
+    pub told: Told,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeouts: Timeouts::default(), tick: Duration::from_millis(250) }
+        Self {
+            timeouts: Timeouts::default(),
+            tick: Duration::from_millis(250),
+            scale_every: SCALE_EVERY,
+            told: Arc::new(|_| ()),
+        }
     }
 }
 
 /// Runs until the group's handle stops. Give it a task of its own.
-pub async fn run(group: Arc<dyn Group>, heard: Heard, options: Options) {
+pub async fn run(hub: Hub, options: Options) {
+    let (group, heard) = (hub.group().clone(), hub.beats());
     let mut leading = group.leading();
     loop {
         let term = *leading.borrow_and_update();
@@ -53,7 +72,8 @@ pub async fn run(group: Arc<dyn Group>, heard: Heard, options: Options) {
                 tracing::info!(term, "leading: the control loop starts");
                 let mut over = leading.clone();
                 tokio::select! {
-                    () = lead(&*group, term, &heard, options) => return,
+                    () = lead(&*group, term, &heard, &options) => return,
+                    () = scale(&hub, term, &options) => return,
                     ended = over.wait_for(|now| *now != Some(term)) => match ended {
                         Ok(_) => tracing::info!(term, "the term is over: the control loop ends"),
                         Err(_) => return,
@@ -84,7 +104,7 @@ struct UnderWay<'a> {
 }
 
 /// One term. Returns when the group's handle stops.
-async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: Options) {
+async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
     // What was heard before the term is not this leader's to judge by.
     heard.drain();
     let origin = Instant::now();
@@ -129,6 +149,33 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: Options) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Looks at the services for one term. Returns when the group's handle stops.
+async fn scale(hub: &Hub, term: u64, options: &Options) {
+    let group = &**hub.group();
+    let mut scaler = Scaler::new(options.scale_every);
+    let mut tick = tokio::time::interval(options.scale_every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let origin = (Instant::now(), wall_ms());
+    let applied = group.watch();
+    while applied.has_changed().is_ok() {
+        tick.tick().await;
+        let state = applied.borrow().state.clone();
+        if state.services().next().is_none() {
+            continue;
+        }
+        let panorama = hub.sights().await;
+        // A clock that is set must not make signals old.
+        let at_ms = origin.1 + origin.0.elapsed().as_millis() as u64;
+        let (intents, looks) = scaler.look(&state, panorama, at_ms);
+        drop(state);
+        (options.told)(looks);
+        for intent in intents.into_iter().take(INTENTS) {
+            tracing::info!(?intent, "scaling");
+            log_failure(&submit(group, term, intent).await);
         }
     }
 }
@@ -193,19 +240,21 @@ mod tests {
     use super::*;
     use crate::exchange::testing::{Memory, eventually};
     use crate::exchange::{Beat, Hub};
+    use nf_core::control::NetworkFault;
     use nf_core::id::{Incarnation, NodeName, NodeNo};
     use nf_core::node::NodeState;
     use nf_core::resources::Gpus;
     use nf_core::testing;
 
-    const FAST: Options = Options {
-        timeouts: Timeouts { suspect_ms: 100, unknown_ms: 200, down_ms: 400 },
-        tick: Duration::from_millis(20),
-    };
+    fn fast() -> Options {
+        let fault = NetworkFault { percent: 50, down_ms: 1_000 };
+        let timeouts = Timeouts { suspect_ms: 100, unknown_ms: 200, down_ms: 400, fault };
+        Options { timeouts, tick: Duration::from_millis(20), ..Options::default() }
+    }
 
     fn started(group: &Memory, options: Options) -> (Hub, tokio::task::JoinHandle<()>) {
         let hub = Hub::new(group.clone(), Default::default());
-        let task = tokio::spawn(run(Arc::new(group.clone()), hub.beats(), options));
+        let task = tokio::spawn(run(hub.clone(), options));
         (hub, task)
     }
 
@@ -217,7 +266,7 @@ mod tests {
     async fn a_silent_node_goes_down_and_a_beat_brings_it_back() {
         let group = Memory::new();
         group.run(testing::register("n1", testing::node_spec(2)));
-        let (hub, task) = started(&group, FAST);
+        let (hub, task) = started(&group, fast());
         eventually("the node is down", || state_of(&group, 1) == NodeState::Down).await;
         let beat = Beat { node: NodeName::new("n1").unwrap(), incarnation: Incarnation(1), revision_seen: 0 };
         let answer = hub.beat(vec![beat]).await.unwrap();
@@ -245,7 +294,7 @@ mod tests {
         let group = Memory::new();
         group.lead(None);
         group.run(testing::register("n1", testing::node_spec(2)));
-        let (_hub, task) = started(&group, FAST);
+        let (_hub, task) = started(&group, fast());
         group.lead(Some(2));
         eventually("it decides in its term", || state_of(&group, 1) == NodeState::Down).await;
         group.lead(None);

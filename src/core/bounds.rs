@@ -17,6 +17,8 @@ pub const MAX_TEXT: usize = 1024;
 pub const MAX_UUID: usize = 128;
 /// Entries of a small list: labels, prices, device types.
 pub const MAX_ENTRIES: usize = 256;
+/// Longest patience of a drain.
+pub const MAX_DRAIN_MS: u64 = 30 * 24 * 3_600_000;
 /// Entries of a list about many nodes or replicas.
 pub const MAX_LIST: usize = 4096;
 
@@ -35,10 +37,14 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         }
         Intent::Register { spec, .. } => node(spec),
         Intent::NodeStates(states) => list("nodes", states.len(), MAX_LIST),
-        Intent::Cordon { cordon: Some(Cordon { by, reason, .. }), .. }
-        | Intent::CordonIf { cordon: Some(Cordon { by, reason, .. }), .. } => {
+        Intent::Cordon { cordon: Some(Cordon { by, reason, drain, .. }), .. }
+        | Intent::CordonIf { cordon: Some(Cordon { by, reason, drain, .. }), .. } => {
             text("by", by, MAX_TEXT)?;
-            text("reason", reason, MAX_TEXT)
+            text("reason", reason, MAX_TEXT)?;
+            match drain.and_then(|drain| drain.within_ms).is_some_and(|within| within > MAX_DRAIN_MS) {
+                true => Err(Refusal::invalid("deadline", "at most 30 days")),
+                false => Ok(()),
+            }
         }
         Intent::Schedule { submission, .. } => job(&submission.spec),
         Intent::SetPlacement { chosen, .. } => placement(chosen),
@@ -53,7 +59,9 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::Stop { .. }
         | Intent::Scale { .. }
         | Intent::Wake { .. }
-        | Intent::PlaceWaiting => Ok(()),
+        | Intent::PlaceWaiting
+        | Intent::Moves
+        | Intent::GiveUp { .. } => Ok(()),
     }
 }
 
@@ -172,7 +180,7 @@ mod tests {
         let mut spec = testing::job_spec("t1", Gpus::Whole(1));
         spec.approved_by = Some(long.clone());
         assert_eq!(field(&testing::schedule("r1", spec)).as_deref(), Some("approved_by"));
-        let cordon = Cordon { by: "me".into(), reason: long, at_ms: 0 };
+        let cordon = Cordon { by: "me".into(), reason: long, at_ms: 0, drain: None };
         let node = crate::id::NodeName::new("n1").unwrap();
         assert_eq!(field(&Intent::Cordon { node, cordon: Some(cordon) }).as_deref(), Some("reason"));
     }

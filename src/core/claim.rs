@@ -68,7 +68,8 @@ pub fn may_evict(state: &State, rival: &JobSpec, standing: &Standing, job: &Job,
     let rules = state.meta().placement.preemption;
     let Phase::Held { alloc, .. } = &replica.phase else { return None };
     let safe = state.meta().now_ms.saturating_sub(alloc.at_ms) < rules.min_run_ms;
-    if !rules.enabled || job.stopped || safe {
+    // One that moves leaves a place of its own accord already.
+    if !rules.enabled || job.stopped || safe || replica.other_allocation().is_some() {
         return None;
     }
     // Who would borrow takes nothing from other tenants.

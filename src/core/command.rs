@@ -6,7 +6,7 @@ use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
 };
 use crate::job::{Allocation, JobSpec, Stage};
-use crate::node::{Cordon, Device, NodeKind, NodeSpec, NodeState};
+use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
 use crate::reason::Reason;
 use crate::scaling::Target;
@@ -153,6 +153,24 @@ pub enum Command {
         job: JobNo,
         target: Target,
     },
+    /// A replacement, elsewhere, of the copy that has generation `from`.
+    Move {
+        job: JobNo,
+        from: Generation,
+        to: Placement,
+        why: Reason,
+    },
+    /// The copy of generation `from` stops, replaced or not; it waits for a place again if it may.
+    Evict {
+        job: JobNo,
+        replica: u16,
+        from: Generation,
+        why: Reason,
+    },
+    SetDrain {
+        node: NodeNo,
+        to: DrainState,
+    },
     /// How places are compared from now on.
     SetPlacement(Chosen),
     /// Others give way to a waiting job.
@@ -189,10 +207,13 @@ impl Command {
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
             Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
+            Command::Move { to, .. } => 24 + places(std::slice::from_ref(to)),
             Command::SetNodeState { .. }
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }
-            | Command::SetPlacement(_) => 24,
+            | Command::Evict { .. }
+            | Command::SetPlacement(_)
+            | Command::SetDrain { .. } => 24,
         }
     }
 }

@@ -1,76 +1,54 @@
 //! The leader's loop as a pure function: the state, what was heard from nodes,
-//! and the time → intents. What it observes dies with the term. Liveness has two
-//! guards: a leader that was itself late judges nobody, and a node gets a full
-//! time-out after each change of leader.
+//! and the time → intents. What it observes dies with the term. Who is alive is judged
+//! in `liveness`; a leader that was itself late judges nobody.
 
 use crate::id::NodeNo;
 use crate::job::JobState;
-use crate::node::{Node, NodeState};
+use crate::liveness::{self, Beats};
+use crate::moves;
 use crate::plan::Intent;
 use crate::reason::Reason;
 use crate::state::State;
-use std::collections::BTreeMap;
 
-/// When silence becomes which state, in milliseconds since the last beat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    pub suspect_ms: u64,
-    pub unknown_ms: u64,
-    pub down_ms: u64,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self { suspect_ms: 5_000, unknown_ms: 15_000, down_ms: 60_000 }
-    }
-}
+pub use crate::liveness::{NetworkFault, Timeouts};
 
 /// What the leader has heard since its term began. Times are of its own monotonic clock.
 #[derive(Clone, Debug, Default)]
 pub struct Observations {
-    /// Last beat of each node, and of which incarnation.
-    beats: BTreeMap<NodeNo, u64>,
-    /// Since when a silent node's silence counts.
-    grace_from_ms: u64,
+    beats: Beats,
     last_step_ms: u64,
     /// The state's `room` when the queue was last tried.
     tried_room: Option<u64>,
     tried_at_ms: u64,
     /// The same in log time, in which back-offs end.
     tried_wall_ms: u64,
+    /// The state's `room` when replicas that have to leave were last looked at, and when.
+    moved_room: Option<u64>,
+    moved_at_ms: u64,
+    moved_wall_ms: u64,
 }
 
 /// A step later than this says that the leader itself stood still.
 const LATE_MS: u64 = 2_000;
-/// Verdicts of one step, so that the loss of a rack is several entries, not one huge one.
-const MOST_VERDICTS: usize = 256;
 /// The queue is tried again after this long even if nothing seems to have changed.
 const RETRY_MS: u64 = 5_000;
+/// Replicas that have to leave are looked at again after this long.
+const MOVES_MS: u64 = 1_000;
 
 impl Observations {
     /// At the start of a term.
     pub fn new(now_ms: u64) -> Self {
-        Self { grace_from_ms: now_ms, last_step_ms: now_ms, ..Self::default() }
+        Self { beats: Beats::new(now_ms), last_step_ms: now_ms, ..Self::default() }
     }
 
     /// This leader may have heard nothing for reasons of its own: every silence begins anew.
     pub fn stood_still(&mut self, now_ms: u64) {
-        self.grace_from_ms = now_ms;
+        self.beats.begin_anew(now_ms);
     }
 
     /// A beat of the node's present incarnation arrived.
     pub fn heard(&mut self, node: NodeNo, now_ms: u64) {
-        self.beats.insert(node, now_ms);
-    }
-
-    /// Whether the node itself spoke within `within_ms`; the grace after a pause of ours does not count.
-    fn has_spoken(&self, node: NodeNo, within_ms: u64, now_ms: u64) -> bool {
-        self.beats.get(&node).is_some_and(|at| now_ms.saturating_sub(*at) < within_ms)
-    }
-
-    fn silence_ms(&self, node: NodeNo, now_ms: u64) -> u64 {
-        let heard = self.beats.get(&node).copied().unwrap_or(0).max(self.grace_from_ms);
-        now_ms.saturating_sub(heard)
+        self.beats.heard(node, now_ms);
     }
 }
 
@@ -92,11 +70,18 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
     }
     seen.last_step_ms = now_ms;
     let mut out = Vec::new();
-    let changes = verdicts(state, seen, timeouts, now_ms);
+    let changes = liveness::verdicts(state, &mut seen.beats, timeouts, now_ms);
     if !changes.is_empty() {
         out.push(Intent::NodeStates(changes));
     }
     out.extend(overdue(state, now.wall_ms));
+    // Before the queue: what runs goes before what waits.
+    if moves_are_due(state, seen, now) {
+        seen.moved_room = Some(state.room());
+        seen.moved_at_ms = now_ms;
+        seen.moved_wall_ms = now.wall_ms;
+        out.push(Intent::Moves);
+    }
     if queue_is_due(state, seen, now) {
         seen.tried_room = Some(state.room());
         seen.tried_at_ms = now_ms;
@@ -104,33 +89,6 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
         out.push(Intent::PlaceWaiting);
     }
     out
-}
-
-fn verdicts(
-    state: &State,
-    seen: &Observations,
-    timeouts: &Timeouts,
-    now_ms: u64,
-) -> Vec<(NodeNo, crate::id::Incarnation, NodeState)> {
-    let verdict = |node: &Node| {
-        let silence = seen.silence_ms(node.no, now_ms);
-        let to = match silence {
-            s if s >= timeouts.down_ms => NodeState::Down,
-            s if s >= timeouts.unknown_ms => NodeState::Unknown,
-            s if s >= timeouts.suspect_ms => NodeState::Suspect,
-            _ => NodeState::Ready,
-        };
-        let heard = seen.has_spoken(node.no, timeouts.suspect_ms, now_ms);
-        let change = match (node.state, to) {
-            (NodeState::Maintenance, _) => false,
-            // Down ends only with a beat; the others heal with one, too.
-            (from, NodeState::Ready) => from != NodeState::Ready && heard,
-            // Worse only, step by step: silence never makes a node look better.
-            (from, to) => to > from,
-        };
-        change.then_some((node.no, node.incarnation, to))
-    };
-    state.nodes().values().filter_map(|node| verdict(node)).take(MOST_VERDICTS).collect()
 }
 
 /// Jobs that have run for as long as they may.
@@ -149,6 +107,15 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
     limited.filter(over).map(stop).collect()
 }
 
+fn moves_are_due(state: &State, seen: &Observations, now: Now) -> bool {
+    if !moves::wanted(state) {
+        return false;
+    }
+    let over = moves::next_deadline_ms(state).is_some_and(|at| seen.moved_wall_ms < at && at <= now.wall_ms);
+    let late = now.mono_ms.saturating_sub(seen.moved_at_ms) >= MOVES_MS;
+    over || late || seen.moved_room != Some(state.room())
+}
+
 fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {
     // Only what ended since the last try: a waiter may stay after its back-off, for want of room.
     let woken = state.woke_between(seen.tried_wall_ms, now.wall_ms);
@@ -160,10 +127,16 @@ fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {
 mod tests {
     use super::*;
     use crate::id::{Incarnation, NodeName};
+    use crate::node::NodeState;
     use crate::node::{NodeKind, NodeSpec};
     use crate::testing;
 
-    const TIMEOUTS: Timeouts = Timeouts { suspect_ms: 5_000, unknown_ms: 15_000, down_ms: 60_000 };
+    const TIMEOUTS: Timeouts = Timeouts {
+        suspect_ms: 5_000,
+        unknown_ms: 15_000,
+        down_ms: 60_000,
+        fault: NetworkFault { percent: 50, down_ms: 600_000 },
+    };
 
     fn at(mono_ms: u64) -> Now {
         Now { mono_ms, wall_ms: mono_ms }

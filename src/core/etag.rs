@@ -57,7 +57,7 @@ pub fn check_quota(state: &State, tenant: &TenantId, wanted: &Quota, seen: Diges
 /// `StaleIndex`. That a node is absent is for others to say.
 pub fn check_cordon(state: &State, node: &NodeName, wanted: Option<&Cordon>, seen: Digest16) -> Result<(), Refusal> {
     // When it was said is not part of what is wanted.
-    let said = |cordon: Option<&Cordon>| cordon.map(|c| (c.by.clone(), c.reason.clone()));
+    let said = |cordon: Option<&Cordon>| cordon.map(|c| (c.by.clone(), c.reason.clone(), c.drain));
     match state.node_named(node) {
         Some(known) if cordon(known) != seen && said(known.cordon.as_ref()) != said(wanted) => {
             Err(stale(format!("the cordon of node {node}"), seen))
@@ -128,7 +128,7 @@ mod tests {
         let mut state = State::new();
         run(&mut state, register("n1", node_spec(1)));
         let node = NodeName::new("n1").unwrap();
-        let by = |who: &str| Some(Cordon { by: who.into(), reason: "fans".into(), at_ms: 0 });
+        let by = |who: &str| Some(Cordon { by: who.into(), reason: "fans".into(), at_ms: 0, drain: None });
         let set = |cordon, seen| Intent::CordonIf { node: node.clone(), cordon, seen };
         let seen = cordon(state.node_named(&node).unwrap());
         run(&mut state, set(by("ann"), seen));

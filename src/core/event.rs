@@ -4,7 +4,7 @@
 use crate::autoscaler::{Inputs, Why};
 use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
 use crate::job::JobState;
-use crate::node::NodeState;
+use crate::node::{DrainState, NodeState};
 use crate::placement::Policy;
 use crate::reason::Reason;
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,22 @@ pub enum EventKind {
         why: Why,
         inputs: Option<Box<Inputs>>,
     },
+    /// A replica gets a replacement on another node.
+    Move {
+        request: RequestId,
+        tenant: TenantId,
+        replica: u16,
+        /// Of the replacement.
+        generation: Generation,
+        from: NodeName,
+        to: NodeName,
+        why: Reason,
+    },
+    /// How far the draining of a node has come.
+    Drain {
+        node: NodeName,
+        to: DrainState,
+    },
     /// A replica gives way to a job of higher priority.
     GaveWay {
         request: RequestId,
@@ -105,7 +121,8 @@ impl EventKind {
             | EventKind::GaveWay { tenant, .. }
             | EventKind::Replica { tenant, .. }
             | EventKind::Tenant { tenant, .. }
-            | EventKind::Scaled { tenant, .. } => Some(tenant),
+            | EventKind::Scaled { tenant, .. }
+            | EventKind::Move { tenant, .. } => Some(tenant),
             _ => None,
         }
     }

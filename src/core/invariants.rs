@@ -4,7 +4,7 @@
 
 use crate::capacity::CapacityIndex;
 use crate::id::{NodeNo, TenantNo};
-use crate::job::{Phase, Replica};
+use crate::job::{Job, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
 use crate::resources::{Gpus, WHOLE};
 use crate::state::{State, request_key};
@@ -41,7 +41,7 @@ fn devices(state: &State, bad: &mut impl FnMut(String)) {
     let mut sums: BTreeMap<_, Sum> = BTreeMap::new();
     for job in state.jobs().values() {
         let ask = &job.spec.resources;
-        for alloc in job.replicas.iter().filter_map(Replica::allocation) {
+        for alloc in job.replicas.iter().flat_map(Replica::allocations) {
             let Some(node) = state.node(alloc.node) else {
                 bad(format!("{} holds {}, which does not exist", job.no, alloc.node));
                 continue;
@@ -94,8 +94,11 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
             Gpus::Whole(n) => usize::from(n),
         } + usize::from(ask.tpu);
         for (i, replica) in job.replicas.iter().enumerate() {
-            if replica.allocation().is_some_and(|alloc| alloc.shares.len() != count) {
+            if replica.allocations().any(|alloc| alloc.shares.len() != count) {
                 bad(format!("{} replica {i} does not hold what it asks for", job.no));
+            }
+            if let Some(text) = moves(job, replica) {
+                bad(format!("{} replica {i} {text}", job.no));
             }
             if matches!(replica.phase, Phase::Held { .. } if job.stopped) {
                 bad(format!("{} was stopped and replica {i} should still run", job.no));
@@ -122,12 +125,41 @@ fn claims(state: &State, bad: &mut impl FnMut(String)) {
     }
 }
 
+/// What is wrong with a replica's move.
+fn moves(job: &Job, replica: &Replica) -> Option<&'static str> {
+    let (own, other) = (replica.allocation(), replica.other_allocation());
+    match &replica.moving {
+        _ if replica.generation > replica.newest => Some("has a generation newer than its newest"),
+        _ if own.zip(other).is_some_and(|(own, other)| own.node == other.node) => Some("has two copies on one node"),
+        Some(Move::Coming { .. } | Move::Later { .. }) if own.is_none() => Some("is replaced and holds nothing"),
+        Some(Move::Coming { .. }) if job.stopped => Some("was stopped and is replaced"),
+        Some(Move::Coming { generation, .. }) if *generation <= replica.generation => {
+            Some("is replaced by an older generation")
+        }
+        Some(Move::Going { generation, .. }) if *generation == replica.generation => {
+            Some("has two copies of one generation")
+        }
+        Some(Move::Coming { .. }) if job.spec.movable() == Movable::Never => {
+            Some("may not be started again, and moves")
+        }
+        Some(Move::Coming { .. })
+            if job.spec.movable() == Movable::Swap && matches!(replica.phase, Phase::Held { .. }) =>
+        {
+            Some("must not run twice, and does not stop before its replacement starts")
+        }
+        Some(Move::Going { .. }) if job.spec.movable() != Movable::Surge && own.is_some() => {
+            Some("must not run twice, and has a former copy beside it")
+        }
+        _ => None,
+    }
+}
+
 /// What each tenant holds adds up. (A quota lowered under what is held is legal;
 /// what may not happen is a placement beyond it, which apply refuses.)
 fn quotas(state: &State, bad: &mut impl FnMut(String)) {
     let mut held: BTreeMap<_, u64> = BTreeMap::new();
     for job in state.jobs().values() {
-        let holding = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+        let holding = job.replicas.iter().flat_map(Replica::allocations).count() as u64;
         *held.entry(job.tenant).or_default() += holding * job.spec.resources.gpu.milli();
     }
     for (tenant, used) in &state.ledger().tenants {

@@ -172,31 +172,97 @@ pub enum Next {
     End,
 }
 
-/// One running copy.
+/// What else there is of a replica that moves: it has two copies for a while, on two nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Move {
+    /// The replacement. It takes over once it is Ready, or when the one before it is gone.
+    Coming {
+        generation: Generation,
+        alloc: Allocation,
+        stage: Stage,
+        why: Reason,
+        /// Replacements that failed before this one.
+        tries: u16,
+    },
+    /// What was replaced. It should stop, and holds its place until its agent says that it is gone.
+    Going { generation: Generation, alloc: Allocation, why: Reason },
+    /// The last replacement failed; the next one is not tried before `until_ms`.
+    Later { until_ms: u64, tries: u16, why: Reason },
+}
+
+/// How a replica may be moved to another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Movable {
+    /// Its replacement is Ready before it stops.
+    Surge,
+    /// Its place elsewhere is held for it, then it stops, then it starts there: two
+    /// copies at once are forbidden (exclusive), or make no sense (a rank of a gang).
+    Swap,
+    /// It may not be started again.
+    Never,
+}
+
+/// One of a replica's copies, as it stands on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy<'a> {
+    Own(&'a Phase),
+    Coming(Stage),
+    Going(Reason),
+}
+
+/// One running copy; two while it moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     pub generation: Generation,
-    /// Times it was started again after a failure of its own.
+    /// The highest generation that any of its copies ever had: none is given twice.
+    pub newest: Generation,
+    /// Times in a row that it was started again after a failure of its own; ten minutes without one end the row.
     pub restarts: u16,
     pub phase: Phase,
+    pub moving: Option<Move>,
     /// Why it has the place that it holds, or held last.
     pub choice: Option<Arc<Why>>,
 }
 
 impl Replica {
     pub fn waiting() -> Self {
-        Self {
-            generation: Generation(0),
-            restarts: 0,
-            phase: Phase::Waiting { not_before_ms: 0, last: None },
-            choice: None,
-        }
+        let phase = Phase::Waiting { not_before_ms: 0, last: None };
+        Self { generation: Generation(0), newest: Generation(0), restarts: 0, phase, moving: None, choice: None }
     }
 
-    /// The allocation, while one is held.
+    /// The allocation of the replica itself, while one is held; [`Replica::allocations`] has those of its move, too.
     pub fn allocation(&self) -> Option<&Allocation> {
         match &self.phase {
             Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Some(alloc),
+            _ => None,
+        }
+    }
+
+    /// What the other copy of a move holds.
+    pub fn other_allocation(&self) -> Option<&Allocation> {
+        match &self.moving {
+            Some(Move::Coming { alloc, .. } | Move::Going { alloc, .. }) => Some(alloc),
+            _ => None,
+        }
+    }
+
+    /// All that is held: at most two allocations, on two nodes.
+    pub fn allocations(&self) -> impl Iterator<Item = &Allocation> {
+        self.allocation().into_iter().chain(self.other_allocation())
+    }
+
+    /// The copy that holds something on the node, with its generation.
+    pub fn copy_on(&self, node: NodeNo) -> Option<(Generation, &Allocation, Copy<'_>)> {
+        if let Some(alloc) = self.allocation().filter(|alloc| alloc.node == node) {
+            return Some((self.generation, alloc, Copy::Own(&self.phase)));
+        }
+        match &self.moving {
+            Some(Move::Coming { generation, alloc, stage, .. }) if alloc.node == node => {
+                Some((*generation, alloc, Copy::Coming(*stage)))
+            }
+            Some(Move::Going { generation, alloc, why }) if alloc.node == node => {
+                Some((*generation, alloc, Copy::Going(*why)))
+            }
             _ => None,
         }
     }
@@ -205,8 +271,31 @@ impl Replica {
         matches!(self.phase, Phase::Waiting { .. })
     }
 
+    /// Its former copy has not gone yet.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.moving, Some(Move::Going { .. }))
+    }
+
+    /// Nothing of it is left, and nothing will come.
     pub fn has_ended(&self) -> bool {
-        matches!(self.phase, Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled)
+        self.phase.is_over() && self.other_allocation().is_none()
+    }
+}
+
+impl Phase {
+    pub fn is_over(&self) -> bool {
+        matches!(self, Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled)
+    }
+}
+
+impl JobSpec {
+    /// How its replicas may be moved.
+    pub fn movable(&self) -> Movable {
+        match () {
+            () if self.constraints.restart == Restart::Never => Movable::Never,
+            () if self.constraints.exclusive || self.gang => Movable::Swap,
+            () => Movable::Surge,
+        }
     }
 }
 
@@ -306,7 +395,7 @@ impl Job {
                 () => JobState::Succeeded,
             };
         }
-        if self.stopped {
+        if self.stopped || all(Phase::is_over) {
             return JobState::Draining;
         }
         if any(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })) {
@@ -331,7 +420,9 @@ impl Job {
     pub fn placeable(&self, now_ms: u64) -> impl Iterator<Item = u16> + '_ {
         let ready =
             move |r: &Replica| matches!(r.phase, Phase::Waiting { not_before_ms, .. } if not_before_ms <= now_ms);
-        self.replicas.iter().enumerate().filter(move |(_, r)| !self.stopped && ready(r)).map(|(i, _)| i as u16)
+        // A former copy may still hold the very devices and port that would be chosen.
+        let placeable = move |r: &Replica| !self.stopped && ready(r) && !r.is_leaving();
+        self.replicas.iter().enumerate().filter(move |(_, r)| placeable(r)).map(|(i, _)| i as u16)
     }
 
     /// Appends to the history when the state changed.

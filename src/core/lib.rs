@@ -19,6 +19,8 @@ pub mod id;
 pub mod invariants;
 pub mod job;
 pub mod ledger;
+pub mod liveness;
+pub mod moves;
 pub mod node;
 pub mod placement;
 pub mod plan;

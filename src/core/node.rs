@@ -1,5 +1,5 @@
 //! A node: a place to run. What it has, where it is, how it is; three separate
-//! fields say state, schedulable and (later) drain. It does not know what runs on it.
+//! fields say state, schedulable and drain. It does not know what runs on it.
 
 use crate::id::{DeviceType, Incarnation, Label, MemberId, NodeName, NodeNo};
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,7 @@ pub enum NodeState {
     Unknown,
     /// Given up: its allocations are released.
     Down,
+    /// Emptied by an operator: its silence is expected. Ends with the cordon.
     Maintenance,
 }
 
@@ -107,6 +108,47 @@ pub struct Cordon {
     pub by: Arc<str>,
     pub reason: Arc<str>,
     pub at_ms: u64,
+    /// What runs there is to go elsewhere, too.
+    pub drain: Option<Drain>,
+}
+
+/// How a node is emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Drain {
+    /// So long after the cordon, what is still there stops, replaced or not. None: never.
+    pub within_ms: Option<u64>,
+    /// What can't be replaced elsewhere now stops at once.
+    pub force: bool,
+}
+
+impl Cordon {
+    /// Log time at which patience ends.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        self.drain.and_then(|drain| drain.within_ms).map(|within| self.at_ms.saturating_add(within))
+    }
+}
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DrainState {
+    #[default]
+    None,
+    Draining,
+    /// Something has nowhere to go; it goes on running.
+    Blocked,
+    /// Nothing is held there.
+    Drained,
+}
+
+impl DrainState {
+    pub fn name(self) -> &'static str {
+        match self {
+            DrainState::None => "None",
+            DrainState::Draining => "Draining",
+            DrainState::Blocked => "Blocked",
+            DrainState::Drained => "Drained",
+        }
+    }
 }
 
 /// A registered node.
@@ -119,6 +161,7 @@ pub struct Node {
     pub spec: Arc<NodeSpec>,
     pub state: NodeState,
     pub cordon: Option<Cordon>,
+    pub drain: DrainState,
     /// When `state` last changed.
     pub since_ms: u64,
 }
@@ -127,5 +170,10 @@ impl Node {
     /// New replicas may be placed here.
     pub fn takes_work(&self) -> bool {
         self.state == NodeState::Ready && self.cordon.is_none()
+    }
+
+    /// What runs there is to go elsewhere.
+    pub fn is_draining(&self) -> bool {
+        self.cordon.as_ref().is_some_and(|cordon| cordon.drain.is_some())
     }
 }

@@ -7,6 +7,7 @@ use crate::claim::Claim;
 use crate::command::{Answer, Command, Member, Mode, Report, Submission};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec};
+use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
@@ -98,6 +99,12 @@ pub enum Intent {
         node: NodeName,
         cordon: Option<Cordon>,
         seen: Digest16,
+    },
+    /// One pass over what has to leave where it is.
+    Moves,
+    /// An operator says that a silent node is dead.
+    GiveUp {
+        node: NodeName,
     },
     /// `seen`: only if the policy is still that one ([`crate::etag::placement`]).
     SetPlacement {
@@ -192,6 +199,8 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         Intent::Scale { request, tenant, target } => scale(state, request, tenant.as_ref(), target),
         Intent::Wake { request } => Ok(wake(state, request)),
         Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
+        Intent::GiveUp { node } => give_up(state, node),
+        Intent::Moves => Ok(Planned { commands: moves::pass(state, PASS), why: Vec::new() }),
         // Checked here and not in apply: an entry takes effect on this very state or not at all.
         Intent::SetQuotaIf { tenant, quota, seen } => {
             crate::etag::check_quota(state, tenant, quota, *seen)?;
@@ -211,6 +220,25 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
 fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
     let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {name}; nf get nodes lists them"));
     state.node_named(name).map(|node| node.no).ok_or_else(missing)
+}
+
+/// Down at once, for a node that says nothing: one that beats is drained instead.
+fn give_up(state: &State, name: &NodeName) -> Result<Planned, Refusal> {
+    let node = named(state, name)?;
+    let node = state.node(node).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {name}")))?;
+    match node.state {
+        NodeState::Down => Ok(Planned::default()),
+        NodeState::Suspect | NodeState::Unknown => {
+            Planned::one(Command::SetNodeState { node: node.no, incarnation: node.incarnation, to: NodeState::Down })
+        }
+        NodeState::Ready | NodeState::Maintenance => {
+            let detail = format!(
+                "node {name} is {}: only one that is silent is given up; nf node drain empties it",
+                node.state.name()
+            );
+            Err(Refusal::field(Reason::Conflict, "node_id", detail))
+        }
+    }
 }
 
 /// The rule of a production group, judged where it binds: the member that took the

@@ -58,6 +58,11 @@ reasons! {
     KeyVersionRetired, VerifierUnavailable, NoTrustRoot,
     /// The tenant in a token is absent, empty, or no tenant's name.
     TenantClaimInvalid,
+    // Why a replica ended, continued.
+    /// It must never run twice, and its node has no guard that would see to that.
+    NoGuard,
+    /// It was ready, and then did not answer any more.
+    LivenessFailed,
 }
 
 impl fmt::Display for Reason {

@@ -3,7 +3,7 @@
 //! lost and is found again the next time. It does not act.
 
 use crate::id::{Generation, JobNo, NodeNo, RequestId};
-use crate::job::{JobSpec, Phase, Share, Stage};
+use crate::job::{Copy, JobSpec, Movable, Phase, Share, Stage};
 use crate::reason::Reason;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
@@ -97,15 +97,19 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
     let mut out = Desired::default();
     let Some(row) = state.node(node) else { return out };
     for (job, no, replica) in state.replicas_on(node) {
-        let (alloc, stage, stop) = match &replica.phase {
-            Phase::Held { alloc, stage } => (alloc, Some(*stage), None),
-            Phase::Stopping { alloc, why, .. } => (alloc, None, Some(*why)),
-            _ => continue,
+        let Some((generation, alloc, copy)) = replica.copy_on(node) else { continue };
+        let (stage, stop) = match copy {
+            Copy::Own(Phase::Held { stage, .. }) => (Some(*stage), None),
+            Copy::Own(Phase::Stopping { why, .. }) => (None, Some(*why)),
+            Copy::Going(why) => (None, Some(why)),
+            Copy::Coming(stage) if job.spec.movable() == Movable::Surge => (Some(stage), None),
+            // Its place is held for it; it starts when the copy before it is gone.
+            Copy::Own(_) | Copy::Coming(_) => continue,
         };
         let uuid = |share: &Share| row.spec.devices.get(usize::from(share.device)).map(|d| d.uuid.clone());
         let want = Want {
             request: job.request.clone(),
-            generation: replica.generation,
+            generation,
             spec: job.spec.clone(),
             shares: alloc.shares.clone(),
             uuids: alloc.shares.iter().filter_map(uuid).collect(),

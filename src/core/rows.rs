@@ -256,7 +256,7 @@ impl State {
 
 /// Booking an allocation on a node or device that is not there would panic.
 fn check_allocations(state: &State, job: &Job) -> Result<(), Error> {
-    for alloc in job.replicas.iter().filter_map(Replica::allocation) {
+    for alloc in job.replicas.iter().flat_map(Replica::allocations) {
         let devices = state.nodes.get(&alloc.node).map(|node| node.spec.devices.len());
         let there = |devices: usize| alloc.shares.iter().all(|share| usize::from(share.device) < devices);
         if !devices.is_some_and(there) {

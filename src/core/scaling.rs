@@ -1,11 +1,12 @@
 //! A job whose number of replicas follows its load: between which bounds, what a
 //! replica can serve, and how its number is changed. A service that needs none is
 //! asleep, not over; its next request wakes it. It does not decide how many are
-//! needed (`autoscaler` does), nor where they go (`placement` does).
+//! needed (`autoscaler` does), nor where they go (`placement` does), and changes
+//! nothing (`apply` does).
 
 use crate::autoscaler::{Inputs, Why};
-use crate::job::{Job, MAX_REPLICAS, Next, Phase, Replica, Stage};
-use crate::reason::{Reason, Refusal};
+use crate::job::{Job, MAX_REPLICAS, Next, Phase, Replica};
+use crate::reason::Refusal;
 use serde::{Deserialize, Serialize};
 
 /// Bounds and wishes of a service, as its owner states them.
@@ -20,18 +21,28 @@ pub struct Scaling {
     pub wait_ms: u32,
     /// How long a replica takes to start, until that has been seen, in milliseconds.
     pub cold_start_ms: u32,
+    /// A replica is kept for so long after the last request, where `min` is 0, in milliseconds.
+    pub idle_ms: u32,
     /// Decisions are told and not carried out.
     pub advisory: bool,
 }
 
 impl Default for Scaling {
     fn default() -> Self {
-        Self { min: 1, max: 1, concurrency: 8, wait_ms: 2_000, cold_start_ms: 30_000, advisory: false }
+        Self {
+            min: 1,
+            max: 1,
+            concurrency: 8,
+            wait_ms: 2_000,
+            cold_start_ms: 30_000,
+            idle_ms: 600_000,
+            advisory: false,
+        }
     }
 }
 
-/// Longest bound on waiting, and longest start: an hour.
-const MOST_MS: u32 = 3_600_000;
+/// Longest of any of its times: a day.
+const MOST_MS: u32 = 86_400_000;
 
 impl Scaling {
     /// Refuses what no service can be.
@@ -53,9 +64,9 @@ impl Scaling {
         if self.concurrency == 0 {
             return bad("concurrency", "at least 1: requests that a replica serves at once".to_owned());
         }
-        if self.wait_ms > MOST_MS || self.cold_start_ms > MOST_MS {
-            let field = if self.wait_ms > MOST_MS { "max_wait" } else { "cold_start" };
-            return bad(field, "at most an hour".to_owned());
+        let times = [("max_wait", self.wait_ms), ("cold_start", self.cold_start_ms), ("idle", self.idle_ms)];
+        if let Some((field, _)) = times.iter().find(|(_, ms)| *ms > MOST_MS) {
+            return bad(field, "at most a day".to_owned());
         }
         if gang {
             return bad("max", "a gang has a fixed number of replicas; leave out gang or scaling".to_owned());
@@ -81,7 +92,7 @@ impl Job {
 
     /// A service without a replica, which its next request wakes.
     pub fn is_asleep(&self) -> bool {
-        let none = || self.replicas.iter().all(|r| matches!(r.phase, Phase::Cancelled));
+        let none = || self.replicas.iter().all(|r| r.has_ended() && matches!(r.phase, Phase::Cancelled));
         !self.stopped && self.spec.scaling.is_some() && none()
     }
 
@@ -89,57 +100,11 @@ impl Job {
     pub fn is_over(&self) -> bool {
         self.replicas.iter().all(Replica::has_ended) && !self.is_asleep()
     }
-
-    /// Changes the number of wanted replicas. Those that end are taken first where
-    /// nobody misses them: waiting, then not ready, then the highest number.
-    pub(crate) fn resize(&mut self, to: u16) {
-        let mut wanted = self.desired();
-        while wanted < to && self.grow() {
-            wanted += 1;
-        }
-        let mut order: Vec<usize> = (0..self.replicas.len()).filter(|i| is_wanted(&self.replicas[*i].phase)).collect();
-        order.sort_by_key(|i| (missed(&self.replicas[*i].phase), std::cmp::Reverse(*i)));
-        for i in order.into_iter().take(usize::from(wanted.saturating_sub(to))) {
-            shed(&mut self.replicas[i].phase);
-        }
-    }
-
-    /// One replica more, under a number that is free; false when there is none.
-    fn grow(&mut self) -> bool {
-        let waiting = Phase::Waiting { not_before_ms: 0, last: None };
-        if let Some(ended) = self.replicas.iter_mut().find(|r| r.has_ended()) {
-            // The generation goes on counting, so that a copy of before can be told apart.
-            (ended.phase, ended.restarts) = (waiting, 0);
-            return true;
-        }
-        let room = self.replicas.len() < usize::from(MAX_REPLICAS);
-        if room {
-            self.replicas.push(Replica::waiting());
-        }
-        room
-    }
 }
 
-fn is_wanted(phase: &Phase) -> bool {
+/// Whether the replica runs, or shall.
+pub(crate) fn is_wanted(phase: &Phase) -> bool {
     matches!(phase, Phase::Waiting { .. } | Phase::Held { .. } | Phase::Stopping { then: Next::Again, .. })
-}
-
-/// How much a replica would be missed.
-fn missed(phase: &Phase) -> u8 {
-    match phase {
-        Phase::Held { stage: Stage::Ready, .. } => 3,
-        Phase::Held { .. } => 2,
-        Phase::Stopping { .. } => 1,
-        _ => 0,
-    }
-}
-
-fn shed(phase: &mut Phase) {
-    *phase = match std::mem::replace(phase, Phase::Cancelled) {
-        Phase::Held { alloc, .. } => Phase::Stopping { alloc, why: Reason::ScaledDown, then: Next::End },
-        Phase::Stopping { alloc, why, .. } => Phase::Stopping { alloc, why, then: Next::End },
-        _ => Phase::Cancelled,
-    };
 }
 
 #[cfg(test)]
@@ -147,8 +112,9 @@ mod tests {
     use super::*;
     use crate::command::{Answer, Report, ReportKind};
     use crate::id::{Incarnation, JobNo, NodeName, RequestId};
-    use crate::job::{JobSpec, JobState};
+    use crate::job::{JobSpec, JobState, Stage};
     use crate::plan::Intent;
+    use crate::reason::Reason;
     use crate::resources::Gpus;
     use crate::state::State;
     use crate::{invariants, testing};

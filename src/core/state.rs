@@ -293,10 +293,10 @@ impl State {
     /// capacity, which [`State::reclass_all`] makes afterwards, once for each node.
     pub(crate) fn load_job(&mut self, job: Arc<Job>) {
         for (i, replica) in job.replicas.iter().enumerate() {
-            if let Some(alloc) = replica.allocation()
-                && let Some(node) = self.nodes.get(&alloc.node)
-            {
-                self.ledger.hold(job.tenant, (job.no, i as u16), &job.spec.resources, alloc, &node.spec);
+            for alloc in replica.allocations() {
+                if let Some(node) = self.nodes.get(&alloc.node) {
+                    self.ledger.hold(job.tenant, (job.no, i as u16), &job.spec.resources, alloc, &node.spec);
+                }
             }
         }
         self.enqueue_job(&job);
@@ -333,7 +333,7 @@ impl State {
     }
 
     fn enqueue_job(&mut self, job: &Job) {
-        if job.replicas.iter().any(|r| r.allocation().is_some()) {
+        if job.replicas.iter().any(|r| r.allocations().next().is_some()) {
             self.holding.insert((job.tenant, job.no));
         }
         if job.claim.is_some() {
@@ -387,22 +387,21 @@ impl State {
             if was == is {
                 continue;
             }
-            let (held, holds) = (was.and_then(Replica::allocation), is.and_then(Replica::allocation));
+            let held = [was.and_then(Replica::allocation), was.and_then(Replica::other_allocation)];
+            let holds = [is.and_then(Replica::allocation), is.and_then(Replica::other_allocation)];
             let who = (job.no, i as u16);
-            if held == holds {
-                // Same allocation, another phase: the agent has to look again.
-                if let Some(alloc) = holds {
+            for alloc in held.iter().flatten() {
+                if holds.contains(&Some(*alloc)) {
+                    // Same allocation, another phase: the agent has to look again.
                     self.ledger.touch(alloc.node);
+                    continue;
                 }
-                continue;
-            }
-            if let Some(alloc) = held {
                 let spec = self.nodes[&alloc.node].spec.clone();
                 self.ledger.release(job.tenant, who, ask, alloc, &spec);
                 self.room += 1;
                 touched.push(alloc.node);
             }
-            if let Some(alloc) = holds {
+            for alloc in holds.iter().flatten().filter(|alloc| !held.contains(&Some(**alloc))) {
                 let spec = self.nodes[&alloc.node].spec.clone();
                 self.ledger.hold(job.tenant, who, ask, alloc, &spec);
                 touched.push(alloc.node);

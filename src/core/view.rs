@@ -3,7 +3,7 @@
 
 use crate::claim::GaveWay;
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
-use crate::job::{Allocation, Job, JobSpec, JobState, Phase, Replica, Share, Stage, Transition};
+use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};
@@ -30,6 +30,9 @@ pub struct JobView {
     pub history: Vec<Transition>,
     /// To whom it gave way last.
     pub gave_way: Option<GaveWay>,
+    /// The smallest set of changes that lets it run, each in words; only where somebody asks
+    /// about this one job, since it takes the placer many tries to find.
+    pub remedy: Vec<String>,
 }
 
 /// A replica, for people and clients.
@@ -45,6 +48,18 @@ pub struct ReplicaView {
     pub place: Option<PlaceView>,
     /// Why that place; None while it has none.
     pub choice: Option<ChoiceView>,
+    /// Its second copy, while it moves: the replacement, or what was replaced.
+    pub other: Option<CopyView>,
+}
+
+/// The second copy of a replica that moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    pub generation: u32,
+    /// `Draining` for what was replaced; for a replacement how far it has come.
+    pub status: Arc<str>,
+    pub why: Reason,
+    pub place: Option<PlaceView>,
 }
 
 /// Why a place was chosen.
@@ -95,6 +110,7 @@ pub fn job(state: &State, job: &Job) -> JobView {
         position: waits.then(|| position(state, job)),
         history: job.history.clone(),
         gave_way: job.gave_way.as_deref().cloned(),
+        remedy: Vec::new(),
     }
 }
 
@@ -118,8 +134,34 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
         Phase::Cancelled => ("Stopped", None),
     };
     let place = r.allocation().and_then(|alloc| place(state, alloc));
-    let choice = r.choice.as_ref().filter(|_| place.is_some()).map(|why| choice(state, why));
-    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place, choice }
+    let other = match &r.moving {
+        Some(Move::Coming { generation, alloc, stage, why, .. }) => Some(CopyView {
+            generation: generation.0,
+            status: stage_name(*stage).into(),
+            why: *why,
+            place: self::place(state, alloc),
+        }),
+        Some(Move::Going { generation, alloc, why }) => Some(CopyView {
+            generation: generation.0,
+            status: "Draining".into(),
+            why: *why,
+            place: self::place(state, alloc),
+        }),
+        _ => None,
+    };
+    // While it moves, the choice on record is that of the place it goes to.
+    let settled = place.is_some() && !matches!(r.moving, Some(Move::Coming { .. }));
+    let choice = r.choice.as_ref().filter(|_| settled).map(|why| choice(state, why));
+    ReplicaView {
+        no,
+        generation: r.generation.0,
+        restarts: r.restarts,
+        status: status.into(),
+        why,
+        place,
+        choice,
+        other,
+    }
 }
 
 /// Why a place was chosen, with names.

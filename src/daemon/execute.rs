@@ -31,6 +31,12 @@ impl Execute for Executor {
     fn changes(&self) -> watch::Receiver<u64> {
         Executor::changes(self)
     }
+    fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
+        Executor::guard_until(self, proven_ms, else_ms);
+    }
+    fn guarded_until(&self) -> Option<u64> {
+        Executor::guarded_until(self)
+    }
     fn logs(
         &self,
         request: &RequestId,

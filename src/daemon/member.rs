@@ -12,13 +12,14 @@ use crate::api::{self, ApiState, Info, Resolve};
 use crate::config::Settings;
 use crate::controller;
 use crate::exchange::{self, Hub};
+use crate::gateway::{self, Gateway};
 use crate::models::Store;
 use crate::raft::{self, Replica, Role};
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
 use futures::StreamExt;
-use nf_core::control::Timeouts;
+use nf_core::control::{NetworkFault, Timeouts};
 use nf_core::node::NodeKind;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -51,9 +52,13 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (end, ended) = watch::channel(false);
-    let mut leading = tokio::spawn(controller::run(hub.group().clone(), hub.beats(), controller_options(settings)));
+    let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
     let store = nodes::store(settings, &me.data)?;
+    let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway::Options::default());
+    let lookout = gateway.clone();
+    hub.look_out(Arc::new(move || lookout.seen()));
     let router = api::router(api_state(settings, &me, &replica, &hub, store.clone(), metrics, begun));
+    let router = router.merge(gateway.router());
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
@@ -127,14 +132,42 @@ fn exchange_options(settings: &Settings, me: &Me) -> exchange::Options {
     exchange::Options { lease: settings.lease.value, dial: Arc::new(dial) }
 }
 
-fn controller_options(settings: &Settings) -> controller::Options {
+fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Options {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let timeouts = Timeouts {
         suspect_ms: ms(settings.suspect_after.value),
         unknown_ms: ms(settings.unknown_after.value),
         down_ms: ms(settings.down_after.value),
+        fault: network_fault(settings),
     };
-    controller::Options { timeouts, ..controller::Options::default() }
+    let (scale_every, metrics) = (settings.scale_every.value, metrics.clone());
+    let told = Arc::new(move |looks: Vec<controller::Look>| scaled(&metrics, &looks));
+    controller::Options { timeouts, scale_every, told, ..controller::Options::default() }
+}
+
+/// What the leader's looks at the services came to, into the families that they have there.
+fn scaled(metrics: &Metrics, looks: &[controller::Look]) {
+    for look in looks.iter().take(crate::telemetry::MAX_MODELS) {
+        let (tenant, model) = (look.tenant.as_str(), look.model.as_str());
+        let wanted = look.decision.desired;
+        metrics.autoscale_replicas.with_label_values(&[tenant, model, "current"]).set(look.current.into());
+        metrics.autoscale_replicas.with_label_values(&[tenant, model, "recommended"]).set(wanted.into());
+        let direction = match wanted.cmp(&u32::from(look.current)) {
+            std::cmp::Ordering::Greater => "up",
+            std::cmp::Ordering::Less => "down",
+            std::cmp::Ordering::Equal => "hold",
+        };
+        let labels = [tenant, model, direction, look.decision.why.token()];
+        metrics.autoscale_decisions.with_label_values(&labels).inc();
+    }
+}
+
+fn network_fault(settings: &Settings) -> NetworkFault {
+    let after = settings.network_fault_down_after.value;
+    NetworkFault {
+        percent: settings.network_fault_percent.value,
+        down_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 fn api_state(
@@ -158,6 +191,7 @@ fn api_state(
         ports: nf_core::played::played_ports(nodes::range(settings)),
         run_dir: settings.run_dir.value.display().to_string(),
         missing: settings.missing().into_iter().map(str::to_owned).collect(),
+        network_fault: network_fault(settings),
         started,
     };
     ApiState { replica: replica.clone(), logs: Some(logs), models: store.map(resolve), info, metrics }

@@ -86,6 +86,9 @@ pub fn executor_config(settings: &Settings, data: &Path, node: &NodeName, store:
         store,
         stop_grace: settings.stop_grace.value,
         kill_after: settings.kill_after.value,
+        cgroups: true,
+        // Good also after an upgrade has replaced the file on disk.
+        guard: "/proc/self/exe".into(),
     }
 }
 

@@ -4,6 +4,7 @@
 use super::dial::{Address, Dial};
 use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slices};
+use super::sights::Seen;
 use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -83,6 +84,11 @@ impl Client {
         let message = wire::put_query(&self.cluster, query);
         let stream = self.inner.clone().read_logs(message).await.map_err(failed)?.into_inner();
         Ok(stream.map_ok(|chunk| chunk.data).map_err(failed).boxed())
+    }
+
+    pub async fn sights(&self) -> Result<Seen, Error> {
+        let message = pb::SightsRequest { cluster: self.cluster.clone() };
+        wire::seen(self.inner.clone().sights(message).await.map_err(failed)?.into_inner())
     }
 
     pub fn cluster(&self) -> &str {

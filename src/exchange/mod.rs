@@ -14,6 +14,7 @@ pub mod group;
 pub mod logs;
 pub mod message;
 mod service;
+pub mod sights;
 #[cfg(test)]
 pub mod testing;
 mod wire;
@@ -24,6 +25,7 @@ pub use group::Group;
 pub use logs::{LogSource, LogStream};
 pub use message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices};
 pub use service::{Caller, Identify};
+pub use sights::{Lookout, Panorama, Seen, Sight};
 pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
 
 use beats::Rounds;
@@ -38,6 +40,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
+/// How long another member may take to say what its gateway sees.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a registration or a report may wait for the group.
 const SUBMIT: Duration = Duration::from_secs(5);
 /// Intents of one message that are submitted at a time.
@@ -72,6 +76,7 @@ pub struct Hub {
     rounds: Rounds,
     peers: Peers,
     sources: logs::Sources,
+    post: sights::Post,
 }
 
 impl Hub {
@@ -85,7 +90,7 @@ impl Hub {
         let heard = Heard::default();
         let peers = Peers::new(options.dial);
         let rounds = Rounds::start(group.clone(), peers.clone(), heard.clone(), options.lease);
-        Self { group, heard, rounds, peers, sources: logs::Sources::default() }
+        Self { group, heard, rounds, peers, sources: logs::Sources::default(), post: sights::Post::default() }
     }
 
     pub fn group(&self) -> &Arc<dyn Group> {
@@ -152,6 +157,37 @@ impl Hub {
             index = index.max(reply.index);
         }
         Ok(index)
+    }
+
+    /// Lets the gateway of this process be asked for what it sees.
+    pub fn look_out(&self, lookout: Lookout) {
+        self.post.man(lookout);
+    }
+
+    /// What all members' gateways see now.
+    pub async fn sights(&self) -> Panorama {
+        let status = self.group.status();
+        let asked = status.members.iter().map(|member| async move {
+            let seen = match member.id == status.id {
+                true => self.post.look(),
+                false => self.sights_of(member.id).await,
+            };
+            (member.id, seen)
+        });
+        let mut panorama = Panorama::default();
+        for (member, seen) in futures::future::join_all(asked).await {
+            match seen {
+                Ok(seen) => panorama.seen.push((member, seen)),
+                Err(_) => panorama.silent.push(member),
+            }
+        }
+        panorama
+    }
+
+    async fn sights_of(&self, member: MemberId) -> Result<Seen, Error> {
+        let client = self.peers.member(&*self.group, member)?;
+        let late = |_| Error::Unavailable("no answer in time".into());
+        tokio::time::timeout(LOOK, client.sights()).await.map_err(late)?
     }
 
     /// The slices of `nodes`: all of them first, then what changes. Ends when the receiver is dropped.

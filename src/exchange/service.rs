@@ -159,6 +159,15 @@ impl NodeService for Service {
         Ok(Response::new(pb::ReportReply { index }))
     }
 
+    async fn sights(&self, request: Request<pb::SightsRequest>) -> Result<Response<pb::SightsReply>, Status> {
+        let caller = self.caller(&request, &request.get_ref().cluster)?;
+        if matches!(caller, Caller::Node(_)) {
+            let detail = "what gateways see is for members".to_owned();
+            return Err(refused(Reason::Forbidden, "certificate", detail));
+        }
+        Ok(Response::new(wire::put_seen(self.hub.post.look().map_err(fail)?)))
+    }
+
     type AnswerLogsStream = BoxStream<'static, Result<pb::LogOrder, Status>>;
 
     async fn answer_logs(

@@ -4,6 +4,7 @@
 use super::message::{
     Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices,
 };
+use super::sights::{self, Seen};
 use nf_core::codec::{self, Framed};
 use nf_core::command::Report;
 use nf_core::id::{Incarnation, NodeName, RequestId};
@@ -28,6 +29,8 @@ struct SpecBody(NodeSpec);
 struct DesiredBody(Arc<Desired>);
 #[derive(Serialize, Deserialize)]
 struct ReportsBody(Vec<Report>);
+#[derive(Serialize, Deserialize)]
+struct SeenBody(Seen);
 
 // Numbers from 32 on are the exchange's; nf-core has those below.
 impl Framed for SpecBody {
@@ -38,6 +41,9 @@ impl Framed for DesiredBody {
 }
 impl Framed for ReportsBody {
     const KIND: u16 = 34;
+}
+impl Framed for SeenBody {
+    const KIND: u16 = 35;
 }
 
 fn bad(field: &str, text: impl std::fmt::Display) -> Error {
@@ -198,6 +204,21 @@ pub fn answer(reply: pb::BeatReply) -> Result<BeatAnswer, Error> {
         superseded: names(reply.superseded)?,
         unknown: names(reply.unknown)?,
     })
+}
+
+// ---- sights ----
+
+pub fn put_seen(seen: Seen) -> pb::SightsReply {
+    pb::SightsReply { seen: codec::encode(&SeenBody(seen)).into() }
+}
+
+pub fn seen(reply: pb::SightsReply) -> Result<Seen, Error> {
+    let SeenBody(seen) = body("seen", &reply.seen)?;
+    at_most("sights", seen.sights.len(), sights::MODELS)?;
+    match seen.sights.iter().find(|sight| sight.answered.len() != sights::BUCKETS) {
+        Some(sight) => Err(bad("answered", format!("{} buckets, not {}", sight.answered.len(), sights::BUCKETS))),
+        None => Ok(seen),
+    }
 }
 
 // ---- slices ----

@@ -3,7 +3,8 @@
 //! identity. Parsing is strict and bounded because the bytes come from outside.
 //! It does not touch files.
 
-use super::{Checksum, Error};
+use super::serving::Serving;
+use super::{Checksum, Drain, Error, Live, Metrics, Ready};
 use nf_core::id::{ModelId, VersionId};
 use nf_core::job::Runtime;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -19,7 +20,6 @@ const MAX_ARGV: usize = 256;
 const MAX_ENV: usize = 64;
 const MAX_TEXT: usize = 4096;
 const MAX_DEPTH: usize = 16;
-const MAX_READY_S: u32 = 3600;
 /// Set by the agent; a manifest that sets them would lie to the process or to us.
 const OURS: [&str; 3] = ["PATH", "HOME", "CUDA_VISIBLE_DEVICES"];
 
@@ -82,38 +82,6 @@ pub struct Artifact {
     pub sha256: Checksum,
 }
 
-/// When a started process counts as ready: a 2xx at `path` within `timeout_s` seconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ready {
-    #[serde(default = "Ready::default_path")]
-    pub path: String,
-    #[serde(default = "Ready::default_timeout")]
-    pub timeout_s: u32,
-}
-
-impl Ready {
-    fn default_path() -> String {
-        "/health".into()
-    }
-    fn default_timeout() -> u32 {
-        60
-    }
-}
-
-impl Default for Ready {
-    fn default() -> Self {
-        Self { path: Self::default_path(), timeout_s: Self::default_timeout() }
-    }
-}
-
-/// Where a replica's Prometheus metrics are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Metrics {
-    pub path: String,
-}
-
 /// A program that serves the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,6 +92,10 @@ pub struct Process {
     pub env: BTreeMap<String, String>,
     #[serde(default)]
     pub ready: Ready,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub live: Option<Live>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Metrics>,
 }
@@ -275,16 +247,8 @@ impl Process {
                 return wrong(&format!("runtime.env.{key}"), format!("at most {MAX_TEXT} bytes, no NUL"));
             }
         }
-        if !(1..=MAX_READY_S).contains(&self.ready.timeout_s) {
-            return wrong("runtime.ready.timeout_s", format!("1 to {MAX_READY_S} seconds"));
-        }
-        let metrics = self.metrics.iter().map(|m| ("runtime.metrics.path", &m.path));
-        for (field, path) in metrics.chain([("runtime.ready.path", &self.ready.path)]) {
-            if !path.starts_with('/') || path.len() > 256 || !path.bytes().all(|b| b.is_ascii_graphic()) {
-                return wrong(field, "starts with /, printable ASCII, at most 256 bytes".into());
-            }
-        }
-        Ok(())
+        let (live, drain, metrics) = (self.live.as_ref(), self.drain.as_ref(), self.metrics.as_ref());
+        Serving { ready: &self.ready, live, drain, metrics }.check()
     }
 }
 

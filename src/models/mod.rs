@@ -6,17 +6,19 @@ mod cache;
 mod checksum;
 pub mod counts;
 mod manifest;
+mod profile;
 mod publish;
+mod serving;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use cache::Cache;
 pub use checksum::Checksum;
-pub use manifest::{
-    Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Metrics, Process, Ready, Slots,
-};
+pub use manifest::{Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Process, Slots};
+pub use profile::{profile, profiles};
 pub use publish::{Draft, Pulled, publish, pull};
+pub use serving::{Drain, Live, Metrics, Ready, sum};
 pub use store::Store;
 
 use nf_core::reason::Reason;

@@ -36,6 +36,8 @@ fn draft() -> Draft {
         argv: vec!["{python}".into(), "{model}".into(), "--port={port}".into(), "{file:sub/config.json}".into()],
         env: Default::default(),
         ready: Ready::default(),
+        live: None,
+        drain: None,
         metrics: None,
     };
     let runtime = Launch::Process(process);

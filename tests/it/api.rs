@@ -33,6 +33,7 @@ impl Group {
                 ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
                 run_dir: "/tmp/runs".into(),
                 missing: vec!["MODEL_STORE_URL".into()],
+                network_fault: Default::default(),
                 started: Instant::now(),
             };
             let replica = seat.replica.clone().expect("running");

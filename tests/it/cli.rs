@@ -155,3 +155,22 @@ fn members_on_machines_of_their_own_are_told_where_others_reach_them() {
     assert_eq!(told_of("node-2", "peer_listen"), "0.0.0.0:8601");
     assert_eq!(told_of("node-3", "listen"), "127.0.0.1:8600", "no plain text leaves the machine");
 }
+
+#[test]
+fn the_doctor_works_without_a_group_and_says_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    let args = ["doctor", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "-o", "json"];
+    let (code, out, err) = told(&nf(home.path(), &[], &args));
+    assert_eq!(code, 0, "{out}{err}");
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let items = found["items"].as_array().unwrap();
+    for check in ["kernel", "cgroup v2", "limits", "disk", "clock", "public port", "gpus", "container engine"] {
+        let item = items.iter().find(|item| item["check"] == check).unwrap_or_else(|| panic!("{check} in {out}"));
+        assert_eq!(item["next"].is_string(), item["verdict"] != "ok", "{item}");
+    }
+    assert!(!data.exists(), "nothing is made");
+    let (code, _, err) = told(&nf(home.path(), &[("NF_DATA_DIR", "/proc/nowhere")], &["doctor"]));
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("1 fault"), "{err}");
+}

@@ -1,6 +1,9 @@
 //! The executor with real small processes. Every test ends what it started:
 //! `World::drop` kills by key whatever is left, and `clear` asserts that nothing is.
 
+mod draining;
+mod escapes;
+
 use super::*;
 use crate::agent::runtimes::processes::{Family, Identity};
 use crate::models::{Draft, Process, Ready, publish};
@@ -30,13 +33,14 @@ struct World {
     tmp: tempfile::TempDir,
     store: Store,
     grace: Duration,
+    cgroups: bool,
 }
 
 impl World {
     fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("file://{}/store", tmp.path().display())).unwrap();
-        Self { tmp, store, grace: Duration::from_secs(5) }
+        Self { tmp, store, grace: Duration::from_secs(5), cgroups: true }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -51,6 +55,8 @@ impl World {
             store: Some(self.store.clone()),
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),
+            cgroups: self.cgroups,
+            guard: self.path("no-such-program"),
         }
     }
 
@@ -60,6 +66,26 @@ impl World {
 
     /// Publishes `program` and returns what to want of it.
     async fn publish(&self, program: &str, argv: &[&str], timeout_s: u32) -> Want {
+        self.publish_with(program, argv, timeout_s, |_| {}).await
+    }
+
+    /// The same with changes to how it is run.
+    async fn publish_with(
+        &self,
+        program: &str,
+        argv: &[&str],
+        timeout_s: u32,
+        change: impl FnOnce(&mut Process),
+    ) -> Want {
+        let mut process = Process {
+            argv: argv.iter().map(|a| a.to_string()).collect(),
+            env: [("EXTRA".to_string(), "from the manifest".to_string())].into(),
+            ready: Ready { timeout_s, ..Ready::default() },
+            live: None,
+            drain: None,
+            metrics: None,
+        };
+        change(&mut process);
         let dir = self.path("in");
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("program"), program).unwrap();
@@ -67,12 +93,7 @@ impl World {
             model_id: ModelId::new("m1").unwrap(),
             version: VersionId::new("v1").unwrap(),
             format: "test".into(),
-            runtime: crate::models::Launch::Process(Process {
-                argv: argv.iter().map(|a| a.to_string()).collect(),
-                env: [("EXTRA".to_string(), "from the manifest".to_string())].into(),
-                ready: Ready { timeout_s, ..Ready::default() },
-                metrics: None,
-            }),
+            runtime: crate::models::Launch::Process(process),
             main: None,
             latency_ms: None,
             memory: None,
@@ -104,7 +125,7 @@ impl World {
         let Ok(entries) = fs::read_dir(self.path("data/records/n1")) else { return vec![] };
         let records = entries.filter_map(|e| fs::read(e.unwrap().path()).ok());
         let records = records.filter_map(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        records.map(|r| Family { key: r.key, leader: None }).collect()
+        records.map(|r| r.family(None)).collect()
     }
 
     fn living(&self) -> usize {

@@ -3,9 +3,11 @@
 //! which is here: resolve, fetch, verify, lay out.
 
 mod answers;
+pub(super) mod cgroup;
+mod life;
 pub(super) mod process;
 pub(super) mod processes;
-mod session;
+pub(super) mod session;
 pub(super) mod simulated;
 
 use super::post::Post;

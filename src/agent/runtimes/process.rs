@@ -1,14 +1,14 @@
-//! A replica as a real program: a session of its own, a cleared environment, its
-//! own directory, output into a file. It outlives the agent; the next agent finds
-//! it by its record. Stopped by TERM, then KILL, and gone only when every process
-//! that it started is gone.
+//! A replica as a real program, up to its start: its record, its control group, a session
+//! of its own, a cleared environment, its own directory, output into a file. It outlives
+//! the agent; the next agent finds it by its record. `life` has what follows.
 
-use super::processes::{Family, Identity, KEY};
-use super::{model_dir, port_is_taken, port_taken, prepare, session};
+use super::life::{Leader, Running, clear};
+use super::processes::{Identity, KEY};
+use super::session::{self, Confinement};
+use super::{cgroup, model_dir, port_is_taken, port_taken, prepare};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
-use crate::agent::probe::Probe;
 use crate::agent::record::{self, End, Launch as Launched, Record};
 use crate::models::{Launch, Manifest, Process, Slots};
 use nf_core::job::Stage;
@@ -18,22 +18,12 @@ use nix::sys::signal::Signal;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
-/// Between two questions to a program that is not ready yet.
-const PROBE_STARTING: Duration = Duration::from_millis(100);
-/// Between two questions to one that is.
-const PROBE_RUNNING: Duration = Duration::from_secs(2);
-/// Unanswered questions in a row that make a replica NotReady.
-const MISSES: u32 = 3;
-/// Between two looks at processes that are not children of ours, or should go away.
-const LOOK: Duration = Duration::from_millis(50);
-const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(in crate::agent) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What a record of an earlier agent has come to.
 pub(in crate::agent) enum Recalled {
@@ -56,42 +46,11 @@ pub(in crate::agent) fn recall(record: &Record, boot: &str) -> Recalled {
     match record.process {
         Some(process) if process.lives() => Recalled::Alive(process),
         Some(_) => Recalled::Left,
-        None => match (Family { key: record.key.clone(), leader: None }).find_leader() {
+        None => match record.family(None).find_leader() {
             Some(process) => Recalled::Alive(process),
             None => Recalled::Never,
         },
     }
-}
-
-/// The program's first process.
-enum Leader {
-    Child(Child),
-    /// Started by an earlier agent: its end can be seen, its exit status not.
-    Adopted(Identity),
-}
-
-impl Leader {
-    /// Waits until it is gone; None when nobody could tell how it ended.
-    async fn gone(&mut self) -> Option<ExitStatus> {
-        match self {
-            Leader::Child(child) => child.wait().await.ok(),
-            Leader::Adopted(identity) => {
-                // One read of /proc, which never waits for a disk.
-                while identity.lives() {
-                    tokio::time::sleep(LOOK).await;
-                }
-                None
-            }
-        }
-    }
-}
-
-/// A program that runs.
-struct Running {
-    post: Post,
-    record: Record,
-    leader: Leader,
-    family: Family,
 }
 
 /// The whole life of a process replica.
@@ -108,14 +67,14 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
     // From here on a stop waits its turn: a spawn is never abandoned half way.
     match spawn(&post, want, manifest, process).await {
         Ok((record, child, leader)) => {
-            let family = Family { key: record.key.clone(), leader: Some(leader) };
+            let family = record.family(Some(leader));
             Running { post, record, leader: Leader::Child(child), family }.live().await
         }
-        Err(e) => {
-            post.note(&format!("can't start: {e}")).await;
-            let end = End::failed(Reason::RuntimeFailed);
+        Err((why, text)) => {
+            post.note(&format!("can't start: {why}: {text}")).await;
+            tracing::warn!(request = %post.launch.request, reason = %why, text, "a replica can't be started");
             discard(&post).await;
-            end
+            End::failed(why)
         }
     }
 }
@@ -125,7 +84,7 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Ide
     post.note(&format!("adopted by a new agent, pid {}", process.pid)).await;
     record.process = Some(process);
     save(&post.shared, &record).await;
-    let family = Family { key: record.key.clone(), leader: Some(process) };
+    let family = record.family(Some(process));
     Running { post, record, leader: Leader::Adopted(process), family }.live().await
 }
 
@@ -136,8 +95,9 @@ pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) 
     let end = End::failed(Reason::RuntimeFailed);
     let found = tokio::task::spawn_blocking(move || record::load(&records, id, generation)).await;
     if let Ok(Some(mut record)) = found {
-        let family = Family { key: record.key.clone(), leader: record.process.filter(Identity::lives) };
+        let family = record.family(record.process.filter(Identity::lives));
         clear(&family, shared.config.kill_after).await;
+        let_go(shared, &record);
         record.ended = Some(end);
         save(shared, &record).await;
     }
@@ -179,17 +139,60 @@ async fn make_own_dir(post: &Post) -> io::Result<()> {
     made
 }
 
-/// Writes the record, spawns, and writes the record again, all on one blocking thread.
+/// Has it guarded where it must be, then spawns it.
 async fn spawn(
     post: &Post,
     want: &Want,
     manifest: Manifest,
     process: Process,
+) -> Result<(Record, Child, Identity), (Reason, String)> {
+    let shared = post.shared.clone();
+    let ready = &process.ready;
+    let (node, launch, boot) = (shared.config.node.clone(), post.launch.clone(), shared.boot.clone());
+    let mut record = Record::new(node, launch, boot, ready.path.clone(), ready.timeout_s);
+    (record.live, record.drain, record.metrics) =
+        (process.live.clone(), process.drain.clone(), process.metrics.clone());
+    record.exclusive = want.spec.constraints.exclusive;
+    if let Ok(groups) = &shared.cgroups {
+        // Without its limits it would run wild where limits were promised.
+        let made = groups.make(&format!("nf-{}", record.key), &want.spec.resources);
+        record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
+    }
+    let until_ms = match record.exclusive {
+        true => match shared.guard.hold(&record.key, record.cgroup.clone()).await {
+            Ok(until_ms) => Some(until_ms),
+            Err(text) => {
+                let_go(&shared, &record);
+                return Err((Reason::NoGuard, text));
+            }
+        },
+        false => None,
+    };
+    let failed = record.clone();
+    match spawn_held(post, want, manifest, process, record, until_ms).await {
+        Ok((record, child, leader)) => {
+            if record.exclusive {
+                shared.guard.knows(&record.key, leader, record.cgroup.clone());
+            }
+            Ok((record, child, leader))
+        }
+        Err(e) => {
+            let_go(&shared, &failed);
+            Err((Reason::RuntimeFailed, e.to_string()))
+        }
+    }
+}
+
+/// Writes the record, spawns, and writes the record again, all on one blocking thread.
+async fn spawn_held(
+    post: &Post,
+    want: &Want,
+    manifest: Manifest,
+    process: Process,
+    mut record: Record,
+    until_ms: Option<u64>,
 ) -> io::Result<(Record, Child, Identity)> {
-    let (probe, timeout_s) = (process.ready.path.clone(), process.ready.timeout_s);
     let (shared, want) = (post.shared.clone(), want.clone());
-    let mut record =
-        Record::new(shared.config.node.clone(), post.launch.clone(), shared.boot.clone(), probe, timeout_s);
     let (dir, model, log) = (post.dir(), model_dir(post), post.log());
     // Held until both records are written, though the executor may be shut down meanwhile.
     let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
@@ -198,7 +201,7 @@ async fn spawn(
         let mut command = command(&record, &want, &manifest, &process, &dir, &model)?;
         let out = logs::open(&log)?;
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        session::lead_session(&mut command);
+        session::lead_session(&mut command, Confinement::of_replica(record.cgroup.as_deref(), until_ms)?);
         record.save(&shared.places.records)?;
         let child = Command::from(command).spawn()?;
         let pid = child.id().ok_or_else(|| io::Error::other("ended before it began"))?;
@@ -207,12 +210,22 @@ async fn spawn(
         record.process = Some(identity);
         if let Err(e) = record.save(&shared.places.records) {
             // Unrecorded it would outlive us unseen.
-            Family { key: record.key.clone(), leader: Some(identity) }.signal(Signal::SIGKILL);
+            record.family(Some(identity)).signal(Signal::SIGKILL);
             return Err(e);
         }
         Ok((record, child, identity))
     });
     spawned.await.map_err(io::Error::other)?
+}
+
+/// Nothing of it is left: its guard and its control group are not needed any more.
+pub(super) fn let_go(shared: &Arc<Shared>, record: &Record) {
+    shared.guard.release(&record.key);
+    if let Some(group) = &record.cgroup
+        && let Err(error) = cgroup::remove(group)
+    {
+        tracing::warn!(path = %group.display(), %error, "a replica's control group can't be removed");
+    }
 }
 
 /// The command with the environment that a replica gets: nothing of the agent's own.
@@ -247,131 +260,7 @@ fn command(
     Ok(command)
 }
 
-impl Running {
-    async fn live(mut self) -> End {
-        let launch = self.post.launch.clone();
-        let probe = Probe::new(self.post.shared.client.clone(), &launch.host, launch.port, &self.record.probe);
-        let deadline = Instant::now() + Duration::from_secs(self.record.ready_timeout_s.into());
-        if let Some(identity) = self.record.process {
-            self.post.note(&format!("runs as pid {}, generation {}", identity.pid, launch.generation.0)).await;
-        }
-        let mut misses = 0;
-        let end = loop {
-            let was_ready = self.record.was_ready;
-            let pause = if was_ready && misses == 0 { PROBE_RUNNING } else { PROBE_STARTING.max(LOOK * misses) };
-            let asked = async {
-                tokio::time::sleep(pause).await;
-                probe.is_well().await
-            };
-            tokio::select! {
-                status = self.leader.gone() => break self.exited(status).await,
-                why = self.post.stop_asked() => break self.stop(End { ok: true, why }).await,
-                well = asked => match well {
-                    true => {
-                        misses = 0;
-                        if !was_ready {
-                            // On disk before it is told, so that the next agent doesn't take it back.
-                            self.record.was_ready = true;
-                            save(&self.post.shared, &self.record).await;
-                            self.post.note("ready").await;
-                        }
-                        self.post.stage(Stage::Ready);
-                    }
-                    false if !was_ready && Instant::now() >= deadline => {
-                        self.post.note(&format!("not ready within {} s, stopped", self.record.ready_timeout_s)).await;
-                        break self.stop(End::failed(Reason::ReadyTimeout)).await;
-                    }
-                    false => {
-                        misses = MISSES.min(misses + 1);
-                        if was_ready && misses == MISSES {
-                            self.post.stage(Stage::NotReady);
-                        }
-                    }
-                },
-            }
-            self.rotate().await;
-        };
-        self.record.ended = Some(end);
-        save(&self.post.shared, &self.record).await;
-        self.post.note(&format!("ended: {}", end.why)).await;
-        end
-    }
-
-    async fn rotate(&self) {
-        let path = self.post.log();
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || logs::rotate(&path)).await {
-            tracing::warn!(request = %self.post.launch.request, error = %e, "a replica's log can't be rotated");
-        }
-    }
-
-    /// The first process ended by itself: what it left behind goes, too.
-    async fn exited(&mut self, status: Option<ExitStatus>) -> End {
-        clear(&self.family, self.post.shared.config.kill_after).await;
-        let (end, text) = match status {
-            Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
-            Some(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
-                (None, signal) => (End::failed(Reason::RuntimeFailed), format!("signal {}", signal.unwrap_or(0))),
-            },
-            None => (End::failed(Reason::RuntimeFailed), "how is unknown, it was adopted".to_string()),
-        };
-        self.post.note(&format!("its program ended by itself: {text}")).await;
-        end
-    }
-
-    /// TERM, a while, KILL; returns when nothing of it is left.
-    async fn stop(&mut self, end: End) -> End {
-        let config = &self.post.shared.config;
-        self.post.note(&format!("stopping: {}; TERM, and KILL after {:?}", end.why, config.stop_grace)).await;
-        signal(&self.family, Signal::SIGTERM).await;
-        let deadline = Instant::now() + config.stop_grace;
-        // Waiting for the child, too, takes the zombie away.
-        let all_gone = async {
-            tokio::join!(self.leader.gone(), gone(&self.family));
-        };
-        if tokio::time::timeout_at(deadline.into(), all_gone).await.is_err() {
-            self.post.note("did not end in time, KILL").await;
-            tokio::join!(self.leader.gone(), clear(&self.family, config.kill_after));
-        }
-        end
-    }
-}
-
-async fn signal(family: &Family, signal: Signal) -> usize {
-    let family = family.clone();
-    // If the runtime goes down, so do we; the processes stay for the next agent.
-    tokio::task::spawn_blocking(move || family.signal(signal)).await.unwrap_or(0)
-}
-
-/// Waits until no process of the family lives.
-async fn gone(family: &Family) {
-    loop {
-        let look = family.clone();
-        if let Ok(0) = tokio::task::spawn_blocking(move || look.members().len()).await {
-            return;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Kills until none is left. A process that the kernel does not let go of keeps
-/// its devices, so this waits as long as it takes and says so every `alarm`.
-async fn clear(family: &Family, alarm: Duration) {
-    let mut next = Instant::now() + alarm;
-    loop {
-        let left = signal(family, Signal::SIGKILL).await;
-        if left == 0 {
-            return;
-        }
-        if Instant::now() >= next {
-            tracing::error!(left, "processes of a replica survive KILL; its devices stay held");
-            next += alarm.max(Duration::from_secs(1));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-async fn save(shared: &Arc<Shared>, record: &Record) {
+pub(super) async fn save(shared: &Arc<Shared>, record: &Record) {
     let (dir, record) = (shared.places.records.clone(), record.clone());
     let request = record.launch.request.clone();
     if let Ok(Err(e)) = tokio::task::spawn_blocking(move || record.save(&dir)).await {

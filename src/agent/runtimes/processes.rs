@@ -2,12 +2,15 @@
 //! A pid alone names nobody, since pids are used again; a pid with its start time
 //! does, until the machine boots anew. It decides nothing about replicas.
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use super::cgroup;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, geteuid, getpgrp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// Carried by every process of a replica in its environment.
 pub(in crate::agent) const KEY: &str = "NF_REPLICA_KEY";
@@ -34,6 +37,7 @@ impl Identity {
 }
 
 struct Stat {
+    group: u32,
     session: u32,
     start: u64,
 }
@@ -45,7 +49,11 @@ fn stat(pid: u32) -> Option<Stat> {
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
     match *fields.first()? {
         "Z" | "X" | "x" => None,
-        _ => Some(Stat { session: fields.get(3)?.parse().ok()?, start: fields.get(19)?.parse().ok()? }),
+        _ => Some(Stat {
+            group: fields.get(2)?.parse().ok()?,
+            session: fields.get(3)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+        }),
     }
 }
 
@@ -54,27 +62,33 @@ pub(in crate::agent) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
 }
 
-/// All processes of one replica: those that carry its key, wherever they moved,
-/// and those in the session of its first process.
+/// All processes of one replica: those in its control group, those that carry its key,
+/// wherever they moved, and those in the session of its first process.
 #[derive(Clone, Debug)]
 pub(in crate::agent) struct Family {
     pub key: String,
     /// The first process; it leads the session. Only set when this agent saw it
     /// alive: a session number seen on disk alone may be a stranger's by now.
     pub leader: Option<Identity>,
+    /// Its control group, where the kernel gives one: nobody leaves it unseen.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Family {
     /// Those alive now. Reads all of /proc: not for a runtime thread.
     pub(in crate::agent) fn members(&self) -> Vec<Identity> {
+        self.look().into_iter().map(|(pid, stat)| Identity { pid, start: stat.start }).collect()
+    }
+
+    fn look(&self) -> Vec<(u32, Stat)> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let (me, mine) = (std::process::id(), geteuid().as_raw());
+        let grouped: BTreeSet<u32> = self.cgroup.iter().flat_map(|group| cgroup::processes(group)).collect();
         let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
         pids.filter(|pid| *pid != me && *pid > 1)
-            .filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == mine))
+            .filter(|pid| grouped.contains(pid) || fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == mine))
             .filter_map(|pid| stat(pid).map(|s| (pid, s)))
-            .filter(|(pid, stat)| self.in_session(stat) || carries(*pid, &self.key))
-            .map(|(pid, stat)| Identity { pid, start: stat.start })
+            .filter(|(pid, stat)| grouped.contains(pid) || self.in_session(stat) || carries(*pid, &self.key))
             .collect()
     }
 
@@ -84,27 +98,56 @@ impl Family {
         stat.session == leader.pid && stat.start >= leader.start && !taken_over
     }
 
-    /// Signals all that live now; says how many there were.
+    /// Signals all that live now; says how many there were. KILL reaches whole control and
+    /// process groups in one step of the kernel each, so that whoever forks meanwhile is in it.
     pub(in crate::agent) fn signal(&self, signal: Signal) -> usize {
-        let members = self.members();
-        for member in &members {
+        if signal == Signal::SIGKILL {
+            self.strike();
+        }
+        let members = self.look();
+        let mut groups = BTreeSet::new();
+        let ours = u32::try_from(getpgrp().as_raw()).unwrap_or(0);
+        for (pid, stat) in &members {
+            // A group lies within one session, and a replica's are its own. Its number stays
+            // taken while anybody is in it, also when the one that we saw has gone on.
+            if signal == Signal::SIGKILL && stat.group > 1 && stat.group != ours && groups.insert(stat.group) {
+                send(stat.group, signal, killpg);
+            }
             // Between the look and the signal a pid would have to end and be dealt out
             // again, through the whole range of pids; looking again narrows it to nothing.
-            if member.lives()
-                && let Ok(pid) = i32::try_from(member.pid)
-                && let Err(e) = kill(Pid::from_raw(pid), signal)
-                && e != nix::errno::Errno::ESRCH
-            {
-                tracing::warn!(pid, %signal, error = %e, "a replica's process can't be signalled");
+            if (Identity { pid: *pid, start: stat.start }).lives() {
+                send(*pid, signal, kill);
             }
         }
         members.len()
+    }
+
+    /// Kills the control group and the process group of the first process: what can be done
+    /// at once, without reading all of /proc.
+    pub(in crate::agent) fn strike(&self) {
+        if let Some(group) = &self.cgroup
+            && let Err(error) = cgroup::kill(group)
+        {
+            tracing::warn!(path = %group.display(), %error, "a control group can't be killed");
+        }
+        if let Some(leader) = self.leader.filter(Identity::lives) {
+            send(leader.pid, Signal::SIGKILL, killpg);
+        }
     }
 
     /// The first process by its key, after a crash between spawn and record. A
     /// session's leader is preferred to what it started.
     pub(in crate::agent) fn find_leader(&self) -> Option<Identity> {
         self.members().into_iter().find(|m| stat(m.pid).is_some_and(|s| s.session == m.pid))
+    }
+}
+
+fn send(pid: u32, signal: Signal, how: fn(Pid, Signal) -> nix::Result<()>) {
+    if let Ok(id) = i32::try_from(pid)
+        && let Err(error) = how(Pid::from_raw(id), signal)
+        && error != nix::errno::Errno::ESRCH
+    {
+        tracing::warn!(pid, %signal, %error, "a replica's process can't be signalled");
     }
 }
 

@@ -26,9 +26,10 @@ fn an_exclusive_replica_ends_before_its_lease_and_runs_again_after_it() {
     let sent = world.now_ms;
     world.run(Op::Step);
     assert_eq!(world.conditions(), [Condition::Alive, Condition::Alive]);
-    assert_eq!(world.node.exclusive_until(), Some(sent + LEASE - budget), "the loop knows when to look again");
+    let stop = sent + LEASE - 2 * budget;
+    assert_eq!(world.node.exclusive_until(), Some(stop), "the loop knows when to look again");
     // Cut off: no beat is answered any more. The other job's replica goes on serving.
-    world.now_ms = sent + LEASE - budget - 1;
+    world.now_ms = stop - 1;
     world.run(Op::Step);
     assert_eq!(world.conditions(), [Condition::Alive, Condition::Alive]);
     world.now_ms += 1;

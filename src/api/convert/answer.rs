@@ -310,6 +310,19 @@ pub struct ReplicaBody {
     /// Why it ended, or why its last run did.
     pub why: Option<String>,
     pub placement: Option<PlacementBody>,
+    /// Its second copy while it moves: the replacement, or what was replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<CopyBody>,
+}
+
+/// The second copy of a replica that moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopyBody {
+    pub generation: u32,
+    /// `Draining` for what was replaced; for a replacement how far it has come.
+    pub status: String,
+    pub why: String,
+    pub placement: Option<PlacementBody>,
 }
 
 impl From<&ReplicaView> for ReplicaBody {
@@ -324,6 +337,12 @@ impl From<&ReplicaView> for ReplicaBody {
                 let why = || r.choice.as_ref().map(WhyBody::from);
                 r.place.as_ref().map(|place| PlacementBody::new(r.no, place, why()))
             },
+            other: r.other.as_ref().map(|copy| CopyBody {
+                generation: copy.generation,
+                status: copy.status.to_string(),
+                why: copy.why.token().to_owned(),
+                placement: copy.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+            }),
         }
     }
 }
@@ -366,12 +385,16 @@ pub struct JobBody {
     pub approved_by: Option<String>,
     pub resources: ResourcesBody,
     pub constraints: ConstraintsBody,
+    /// Null when the number of replicas is fixed.
+    pub scaling: Option<ScalingBody>,
     pub replicas: Vec<ReplicaBody>,
     /// Replicas that serve.
     pub ready: u16,
     /// Of the first replica that has a place.
     pub placement: Option<PlacementBody>,
     pub reasons: Vec<ReasonBody>,
+    /// The smallest set of changes that lets it run; empty where it was not looked for or is not known.
+    pub remedy: Vec<String>,
     pub position: Option<u32>,
     /// The last transitions, oldest first.
     pub history: Vec<TransitionBody>,
@@ -382,6 +405,29 @@ pub struct JobBody {
     pub policies: Policies,
     #[serde(flatten)]
     pub read: Freshness,
+}
+
+/// Between which bounds a service's number of replicas follows its load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScalingBody {
+    pub min: u16,
+    pub max: u16,
+    /// Requests that one replica serves at once.
+    pub concurrency: u16,
+    /// Bound on the time until a request starts to be served.
+    pub max_wait_ms: u32,
+    pub cold_start_ms: u32,
+    /// A replica is kept for so long after the last request, where `min` is 0.
+    pub idle_ms: u32,
+    /// Decisions are told and not carried out.
+    pub advisory: bool,
+}
+
+impl From<&nf_core::scaling::Scaling> for ScalingBody {
+    fn from(scaling: &nf_core::scaling::Scaling) -> Self {
+        let nf_core::scaling::Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory } = *scaling;
+        Self { min, max, concurrency, max_wait_ms: wait_ms, cold_start_ms, idle_ms, advisory }
+    }
 }
 
 /// The outcome of admission, from a job's state.
@@ -417,10 +463,12 @@ impl JobBody {
             approved_by: spec.approved_by.as_ref().map(ToString::to_string),
             resources: (&spec.resources).into(),
             constraints: (&spec.constraints).into(),
+            scaling: spec.scaling.as_ref().map(ScalingBody::from),
             placement: replicas.iter().find_map(|r| r.placement.clone()),
             ready: replicas.iter().filter(|r| r.status == "Ready").count() as u16,
             replicas,
             reasons: reasons(&view.blockers),
+            remedy: view.remedy.clone(),
             position: view.position,
             history: view.history.iter().map(line).collect(),
             gave_way: view.gave_way.as_ref().map(|g| GaveWayBody {
@@ -473,7 +521,8 @@ impl JobRow {
         let ready = |r: &&nf_core::job::Replica| {
             matches!(&r.phase, nf_core::job::Phase::Held { stage: nf_core::job::Stage::Ready, .. })
         };
-        let mut nodes: Vec<_> = job.replicas.iter().filter_map(|r| Some(r.allocation()?.node)).collect();
+        let mut nodes: Vec<_> =
+            job.replicas.iter().flat_map(nf_core::job::Replica::allocations).map(|a| a.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
         let job_state = job.state();
@@ -485,7 +534,7 @@ impl JobRow {
             status: status_of(job_state).into(),
             state: job_state.name().into(),
             priority: job.spec.priority,
-            replicas: job.spec.replicas,
+            replicas: job.desired(),
             ready: job.replicas.iter().filter(ready).count() as u16,
             nodes: nodes.into_iter().filter_map(|no| Some(state.node(no)?.name.to_string())).collect(),
             gpu: whole(job.spec.resources.gpu.milli()),

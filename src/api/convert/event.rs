@@ -13,7 +13,7 @@ pub struct EventBody {
     /// Counts without gaps.
     pub seq: u64,
     pub at: String,
-    /// `job`, `replica`, `node`, `cordon`, `tenant`, `member`, `level`, `policy` or `gave_way`.
+    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `tenant`, `member`, `level`, `policy` or `gave_way`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -105,7 +105,31 @@ impl EventBody {
                 why: Some(format!("version {version}")),
                 ..blank
             },
+            EventKind::Scaled { request, tenant, from, to, why, .. } => Self {
+                kind: "scaled".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                from: Some(from.to_string()),
+                to: Some(to.to_string()),
+                why: Some(why.token().into()),
+                ..blank
+            },
             EventKind::Level { to } => Self { kind: "level".into(), to: Some(to.to_string()), ..blank },
+            EventKind::Move { request, tenant, replica, generation, from, to, why } => Self {
+                kind: "move".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                node: Some(to.to_string()),
+                from: Some(from.to_string()),
+                to: Some(to.to_string()),
+                why: Some(why.token().into()),
+                replica: Some(*replica),
+                generation: Some(generation.0),
+                ..blank
+            },
+            EventKind::Drain { node, to } => {
+                Self { kind: "drain".into(), node: Some(node.to_string()), to: Some(to.name().into()), ..blank }
+            }
         }
     }
 

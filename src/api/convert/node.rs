@@ -4,6 +4,7 @@
 use super::json::Object;
 use super::schedule::{Schedule, from_object, labels};
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
+use nf_core::node::Drain;
 use nf_core::reason::Refusal;
 use nf_core::tenant::Quota;
 use serde_json::{Map, Value};
@@ -58,10 +59,37 @@ pub fn launch(map: &Map<String, Value>) -> Result<(Option<NodeName>, Schedule), 
 /// The first field at fault.
 pub fn cordon(map: &Map<String, Value>) -> Result<Arc<str>, Refusal> {
     let mut o = Object::top(map);
+    let reason = reason(&mut o)?;
+    o.finish()?;
+    Ok(reason)
+}
+
+fn reason(o: &mut Object<'_>) -> Result<Arc<str>, Refusal> {
     let given = o.get("reason").filter(|f| f.value.as_str() != Some(""));
     let reason = given.map(|f| super::schedule::approver(f.text()?).map_err(|e| f.refuse(e))).transpose()?;
-    o.finish()?;
     Ok(reason.unwrap_or_else(|| "no reason given".into()))
+}
+
+/// How a node is to be emptied, why, and whether only to look.
+///
+/// # Errors
+/// The first field at fault.
+pub fn drain(map: &Map<String, Value>) -> Result<(Arc<str>, Drain, bool), Refusal> {
+    let mut o = Object::top(map);
+    let reason = reason(&mut o)?;
+    let within_ms = o.get("deadline").map(|f| super::schedule::span(&f)).transpose()?;
+    let force = o.boolean("force")?.unwrap_or(false);
+    let dry_run = o.boolean("dry_run")?.unwrap_or(false);
+    o.finish()?;
+    Ok((reason, Drain { within_ms, force }, dry_run))
+}
+
+/// Nothing may be said.
+///
+/// # Errors
+/// The first field, whatever it is.
+pub fn nothing(map: &Map<String, Value>) -> Result<(), Refusal> {
+    Object::top(map).finish()
 }
 
 /// # Errors

@@ -11,6 +11,7 @@ use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Run
 use nf_core::plan::Queueing;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
+use nf_core::scaling::Scaling;
 use nf_core::view::{JobView, PlaceView, ReplicaView};
 use nf_proto::v1;
 use std::collections::{BTreeMap, HashMap};
@@ -68,6 +69,7 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
             "" => None,
             text => Some(at("approved_by", approver(text))?),
         },
+        scaling: m.scaling.map(scaling).transpose()?,
     };
     let check_plan = match m.check_plan.as_str() {
         "" => None,
@@ -76,6 +78,23 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
     let request = maybe("request_id", &m.request_id, RequestId::new)?;
     let key = (!m.idempotency_key.is_empty()).then_some(m.idempotency_key);
     Ok((Schedule { spec, queueing, check_plan, request, dry_run: false }, key))
+}
+
+fn scaling(m: v1::Scaling) -> Result<Scaling, Refusal> {
+    let usual = Scaling::default();
+    let small = |field: &str, n: u32| {
+        u16::try_from(n).map_err(|_| Refusal::invalid(field, format!("{field}: at most {}, not {n}", u16::MAX)))
+    };
+    let or = |n: u32, usual: u32| if n == 0 { usual } else { n };
+    Ok(Scaling {
+        min: small("scaling.min", m.min)?,
+        max: small("scaling.max", m.max)?,
+        concurrency: small("scaling.concurrency", or(m.concurrency, usual.concurrency.into()))?,
+        wait_ms: or(m.max_wait_ms, usual.wait_ms),
+        cold_start_ms: or(m.cold_start_ms, usual.cold_start_ms),
+        idle_ms: or(m.idle_ms, usual.idle_ms),
+        advisory: m.advisory,
+    })
 }
 
 fn resources(m: v1::Resources) -> Result<Resources, Refusal> {
@@ -218,6 +237,12 @@ fn replica(r: &ReplicaView) -> v1::Replica {
         why: token(r.why),
         place: r.place.as_ref().map(place),
         choice: r.choice.as_ref().map(|choice| WhyBody::from(choice).line()).unwrap_or_default(),
+        other: r.other.as_ref().map(|copy| v1::ReplicaCopy {
+            generation: copy.generation,
+            status: copy.status.to_string(),
+            why: copy.why.token().to_owned(),
+            place: copy.place.as_ref().map(place),
+        }),
     }
 }
 

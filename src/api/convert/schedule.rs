@@ -10,6 +10,7 @@ use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Run
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Refusal;
 use nf_core::resources::{Gpus, Resources};
+use nf_core::scaling::Scaling;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
     let request = top.name("request_id", RequestId::new)?;
     let approved_by = top.get("approved_by").map(|f| approver(f.text()?).map_err(|e| f.refuse(e))).transpose()?;
     let dry_run = top.boolean("dry_run")?.unwrap_or(false);
+    let scaling = top.get("scaling").map(|f| scaling(&f, replicas)).transpose()?;
     let runtime = Runtime::Simulated;
     let spec = JobSpec {
         tenant,
@@ -77,6 +79,7 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
         runtime,
         manifest: None,
         approved_by,
+        scaling,
     };
     Ok(Schedule { spec, queueing, check_plan, request, dry_run })
 }
@@ -87,6 +90,40 @@ pub fn approver(text: &str) -> Result<Arc<str>, String> {
         return Err(format!("1 to {MAX_KEY} printable characters"));
     }
     Ok(text.into())
+}
+
+/// `{"min":0,"max":8,"concurrency":4,"max_wait":"2s","cold_start":"30s","idle":"10m","advisory":false}`.
+fn scaling(field: &Field<'_>, replicas: u16) -> Result<Scaling, Refusal> {
+    let mut o = field.object()?;
+    let most = i64::from(u16::MAX);
+    let usual = Scaling::default();
+    let whole = |n: Option<i64>, usual: u16| n.map_or(usual, |n| n as u16);
+    let min = whole(o.integer("min", 0, most)?, usual.min);
+    let max = o.need("max")?.integer(1, most)? as u16;
+    let concurrency = whole(o.integer("concurrency", 1, most)?, usual.concurrency);
+    let mut time = |key: &'static str, usual: u32| -> Result<u32, Refusal> {
+        let Some(f) = o.get(key) else { return Ok(usual) };
+        u32::try_from(span(&f)?).map_err(|_| f.refuse("at most a day"))
+    };
+    let wait_ms = time("max_wait", usual.wait_ms)?;
+    let cold_start_ms = time("cold_start", usual.cold_start_ms)?;
+    let idle_ms = time("idle", usual.idle_ms)?;
+    let advisory = o.boolean("advisory")?.unwrap_or(false);
+    o.finish()?;
+    let scaling = Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory };
+    scaling.check(replicas, false)?;
+    Ok(scaling)
+}
+
+/// `{"replicas":3}`.
+///
+/// # Errors
+/// The field at fault.
+pub fn scale(map: &Map<String, Value>) -> Result<u16, Refusal> {
+    let mut top = Object::top(map);
+    let replicas = top.need("replicas")?.integer(0, i64::from(MAX_REPLICAS))? as u16;
+    top.finish()?;
+    Ok(replicas)
 }
 
 fn resources(field: &Field<'_>) -> Result<Resources, Refusal> {

@@ -31,6 +31,7 @@ impl ResourceService for Resources {
             reserved: Some(amounts(n.reserved)),
             free: Some(amounts(n.free)),
             replicas: n.replicas,
+            drain: n.drain,
         };
         let tenant = |t: crate::api::service::nodes::TenantBody| v1::TenantResources {
             tenant_id: t.tenant_id,

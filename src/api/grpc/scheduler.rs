@@ -12,6 +12,7 @@ use crate::api::service::watch::{Feed, Item};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use nf_core::id::{ModelId, NodeName, RequestId};
+use nf_core::job::MAX_REPLICAS;
 use nf_core::reason::Refusal;
 use nf_proto::v1;
 use nf_proto::v1::scheduler_service_server::SchedulerService;
@@ -106,6 +107,18 @@ impl SchedulerService for Scheduler {
         let found = self.0.stop(&call, &request_id(&message.request_id)?).await?;
         let job = Some(proto::job(&found.job, found.simulation));
         Ok(Response::new(v1::StopResponse { job, index: found.read.index }))
+    }
+
+    async fn scale(&self, request: Request<v1::ScaleRequest>) -> Result<Response<v1::ScaleResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(request.metadata());
+        let message = request.into_inner();
+        call.tenant = tenant(&message.tenant_id)?;
+        let too_many = |_| Refusal::invalid("replicas", format!("0 to {MAX_REPLICAS}, not {}", message.replicas));
+        let replicas = u16::try_from(message.replicas).map_err(too_many).map_err(Failure::from)?;
+        let found = self.0.scale(&call, &request_id(&message.request_id)?, replicas).await?;
+        let job = Some(proto::job(&found.job, found.simulation));
+        Ok(Response::new(v1::ScaleResponse { job, index: found.read.index }))
     }
 
     type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;

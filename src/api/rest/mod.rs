@@ -4,10 +4,12 @@
 pub mod ask;
 mod cluster;
 mod docs;
+mod drain;
 mod nodes;
 mod policy;
 mod schedule;
 mod schema;
+mod services;
 mod tenants;
 mod watch;
 
@@ -55,6 +57,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(schedule::post, schedule::list))
         .routes(routes!(schedule::get, schedule::stop))
         .routes(routes!(schedule::logs))
+        .routes(routes!(services::list))
+        .routes(routes!(services::resize))
         .routes(routes!(nodes::resources))
         .routes(routes!(nodes::register_resource))
         .routes(routes!(nodes::register))
@@ -62,6 +66,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::list))
         .routes(routes!(nodes::cordon))
         .routes(routes!(nodes::uncordon))
+        .routes(routes!(drain::drain))
+        .routes(routes!(drain::down))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))

@@ -47,7 +47,40 @@ pub struct ScheduleRequest {
     /// Chosen by the client; a retry returns the same job.
     pub request_id: Option<String>,
     pub approved_by: Option<String>,
+    /// Makes it a service: its number of replicas follows its load.
+    pub scaling: Option<ScalingRequest>,
     pub dry_run: Option<bool>,
+}
+
+/// Between which bounds, and on what terms, the number of replicas follows the load.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScalingRequest {
+    /// 1 unless said; 0 lets it sleep when nobody asks.
+    pub min: Option<u32>,
+    #[schema(minimum = 1, maximum = 1024)]
+    pub max: u32,
+    /// Requests that one replica serves at once; 8 unless said.
+    pub concurrency: Option<u32>,
+    /// Bound on the time until a request starts to be served: seconds, or a span; 2s unless said.
+    #[schema(inline)]
+    pub max_wait: Option<Quantity>,
+    /// How long a replica takes to start, until that has been seen; 30s unless said.
+    #[schema(inline)]
+    pub cold_start: Option<Quantity>,
+    /// A replica is kept for so long after the last request, where min is 0; 10m unless said.
+    #[schema(inline)]
+    pub idle: Option<Quantity>,
+    /// Decisions are told and not carried out.
+    pub advisory: Option<bool>,
+}
+
+/// Another number of replicas.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    #[schema(minimum = 0, maximum = 1024)]
+    pub replicas: u32,
 }
 
 /// What one replica asks for.
@@ -147,6 +180,19 @@ pub struct RegisterRequest {
 #[serde(deny_unknown_fields)]
 pub struct CordonRequest {
     pub reason: Option<String>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    pub reason: Option<String>,
+    /// After so long, such as `10m`, what is left stops, replaced or not; never unless said.
+    #[schema(inline)]
+    pub deadline: Option<Quantity>,
+    /// What cannot be replaced elsewhere now stops at once.
+    pub force: Option<bool>,
+    /// Only say what would become of each replica.
+    pub dry_run: Option<bool>,
 }
 
 #[derive(Deserialize, ToSchema)]

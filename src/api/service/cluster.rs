@@ -162,7 +162,7 @@ impl Service {
         let autoscaler = Component { status: "missing".into(), detail: Some("not in this version".into()) };
         [
             ("scheduler", scheduler),
-            ("resource_manager", ok(Some(format!("{} nodes", state.nodes().len())))),
+            ("resource_manager", self.resource_manager(state)),
             ("model_store", store),
             ("agent", agent),
             ("placement", ok(None)),
@@ -171,6 +171,27 @@ impl Service {
         .into_iter()
         .map(|(name, component)| (name.to_owned(), component))
         .collect()
+    }
+
+    fn resource_manager(&self, state: &State) -> Component {
+        let nodes = format!("{} nodes", state.nodes().len());
+        match self.network_fault(state) {
+            None => Component { status: "ok".into(), detail: Some(nodes) },
+            Some(fault) => Component { status: "degraded".into(), detail: Some(format!("{nodes}; {fault}")) },
+        }
+    }
+
+    /// What is said while so many nodes are silent that the network is blamed.
+    pub(super) fn network_fault(&self, state: &State) -> Option<String> {
+        let fault = self.info.network_fault;
+        let (silent, all) = nf_core::liveness::silent_nodes(state);
+        fault.is_likely(silent, all).then(|| {
+            format!(
+                "{silent} of {all} nodes are silent at once: taken for a network fault, so none of them is given up \
+                 before {} s of silence; nf node down NODE gives up one that is dead",
+                fault.down_ms / 1000
+            )
+        })
     }
 
     /// Whether calls are better sent here than not: a leader is known and the lag is bounded.

@@ -129,7 +129,9 @@ impl Service {
         if let Some(job) = view.state.job_of(request) {
             // Another tenant's job is as absent as one that never was.
             let job = Some(job).filter(|job| mine(job)).ok_or_else(|| absent(request))?;
-            return Ok(Found { job: Box::new(view::job(&view.state, job)), simulation, read });
+            let mut found = Found { job: Box::new(view::job(&view.state, job)), simulation, read };
+            found.job.remedy = nf_core::placement::explain::remedy(&view.state, job);
+            return Ok(found);
         }
         let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;
         Ok(Found { job: Box::new(view::job(&view.state, &job)), simulation, read })

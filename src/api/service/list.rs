@@ -7,7 +7,7 @@ use crate::api::convert::answer::{Freshness, JobRow, reasons};
 use crate::api::error::Failure;
 use nf_core::command::Mode;
 use nf_core::id::{JobNo, ModelId, NodeName, TenantId};
-use nf_core::job::{Job, JobState};
+use nf_core::job::{Job, JobState, Replica};
 use nf_core::node::NodeState;
 use nf_core::placement::explain;
 use nf_core::reason::Refusal;
@@ -118,7 +118,7 @@ impl Filter {
             && self.state.is_none_or(|s| s == job.state())
             && self.node.as_ref().is_none_or(|name| {
                 let node = state.node_named(name).map(|n| n.no);
-                node.is_some() && job.replicas.iter().any(|r| r.allocation().map(|a| a.node) == node)
+                node.is_some() && job.replicas.iter().flat_map(Replica::allocations).any(|a| Some(a.node) == node)
             })
     }
 

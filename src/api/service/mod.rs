@@ -5,12 +5,14 @@
 
 pub mod cluster;
 pub mod deploys;
+pub mod drain;
 pub mod gauges;
 pub mod jobs;
 pub mod list;
 pub mod model;
 pub mod nodes;
 pub mod policy;
+pub mod services;
 pub mod targets;
 pub mod tenants;
 pub mod watch;

@@ -2,7 +2,7 @@
 //! list them, cordon them, sum them up. It does not run anything.
 
 use super::{Call, Service, freshness};
-use crate::api::convert::answer::{Amounts, Freshness, Sum, whole};
+use crate::api::convert::answer::{Amounts, Freshness, Sum, time, whole};
 use crate::api::convert::node::Registration;
 use crate::api::error::Failure;
 use nf_core::command::{Answer, Mode};
@@ -57,11 +57,28 @@ pub struct NodeBody {
     /// `member`, `worker` or `played`.
     pub kind: String,
     pub state: String,
+    /// What is behind it, where there is more to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_reason: Option<String>,
     pub schedulable: bool,
-    /// Always `None` in this version: nodes are cordoned, not drained.
+    /// `None`, `Draining`, `Blocked` (something has nowhere to go, and runs on) or `Drained`.
     pub drain: String,
+    /// When what is left on it stops, replaced or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_deadline: Option<String>,
+    /// What cannot be replaced elsewhere stops at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drain_force: bool,
+    /// What becomes of its replicas while it is drained; the first of them, where it has many.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<super::drain::LeavingBody>,
     /// Why it takes no new work.
     pub cordon_reason: Option<String>,
+    /// Who said so, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cordon_by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cordon_at: Option<String>,
     /// Of its cordon, for `If-Match`.
     pub etag: String,
     pub simulated: bool,
@@ -165,10 +182,16 @@ impl NodeBody {
                 NodeKind::Played(_) => "played".into(),
             },
             state: node.state.name().into(),
+            state_reason: None,
             schedulable: node.cordon.is_none(),
-            drain: "None".into(),
+            drain: node.drain.name().into(),
+            drain_deadline: node.cordon.as_ref().and_then(Cordon::deadline_ms).map(time),
+            drain_force: node.cordon.as_ref().and_then(|c| c.drain).is_some_and(|drain| drain.force),
+            leaving: if devices { super::drain::leaving(state, node) } else { Vec::new() },
             etag: etag::cordon(node).to_string(),
             cordon_reason: node.cordon.as_ref().map(|c| c.reason.to_string()),
+            cordon_by: node.cordon.as_ref().map(|c| c.by.to_string()),
+            cordon_at: node.cordon.as_ref().map(|c| time(c.at_ms)),
             simulated: node.spec.simulated,
             host: node.spec.host.to_string(),
             region: text(&node.spec.region),
@@ -176,7 +199,7 @@ impl NodeBody {
             rack: text(&node.spec.rack),
             labels: node.spec.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             incarnation: node.incarnation.0,
-            since: crate::api::convert::answer::time(node.since_ms),
+            since: time(node.since_ms),
             total: total.into(),
             reserved: held.into(),
             free: total.minus(held).into(),
@@ -250,6 +273,7 @@ impl Service {
         page: super::list::NumberPage,
     ) -> Result<NodeList, Failure> {
         let view = self.read(call).await?;
+        let fault = self.network_fault(&view.state);
         let make = move || {
             let state = &view.state;
             let after = page.after.map_or(NodeNo(0), |no| NodeNo(no as u32));
@@ -260,7 +284,10 @@ impl Service {
             nodes.truncate(page.per_page);
             NodeList {
                 next_token: nodes.last().filter(|_| more).map(|n| page.token(u64::from(n.no.0))),
-                items: nodes.into_iter().map(|n| NodeBody::new(state, n, true)).collect(),
+                items: nodes
+                    .into_iter()
+                    .map(|n| NodeBody { state_reason: silence(n, &fault), ..NodeBody::new(state, n, true) })
+                    .collect(),
                 simulation: state.meta().mode == Mode::Simulation,
                 read: freshness(&view),
             }
@@ -333,19 +360,18 @@ impl Service {
         reason: Option<Arc<str>>,
         seen: Option<Digest16>,
     ) -> Result<NodeBody, Failure> {
-        let cordon = reason.map(|reason| Cordon { by: "operator".into(), reason, at_ms: 0 });
+        let cordon = reason.map(|reason| Cordon { by: "operator".into(), reason, at_ms: 0, drain: None });
         let intent = match seen {
             None => Intent::Cordon { node: node.clone(), cordon },
             Some(seen) => Intent::CordonIf { node: node.clone(), cordon, seen },
         };
-        let (_, index) = self.commit(call, intent).await?;
-        self.applied_past(index.saturating_sub(1), call.deadline).await;
-        let state = self.replica.applied().state;
-        let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {node}"));
-        let node = state.node_named(&node).ok_or_else(missing)?;
-        let simulation = Some(state.meta().mode == Mode::Simulation);
-        Ok(NodeBody { simulation, ..NodeBody::new(&state, node, true) })
+        self.changed_node(call, node, intent).await
     }
+}
+
+/// Why a silent node is not given up.
+fn silence(node: &Node, fault: &Option<String>) -> Option<String> {
+    fault.clone().filter(|_| matches!(node.state, NodeState::Suspect | NodeState::Unknown))
 }
 
 fn made_up() -> NodeName {

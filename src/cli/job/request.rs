@@ -52,6 +52,21 @@ pub struct Request {
     /// Running copies
     #[arg(long)]
     replicas: Option<u16>,
+    /// Let the number of replicas follow the load, MIN..MAX; with 0 it sleeps when nobody asks
+    #[arg(long, value_name = "MIN..MAX")]
+    scale: Option<String>,
+    /// Requests that one replica serves at once, for --scale
+    #[arg(long, requires = "scale")]
+    concurrency: Option<u16>,
+    /// With --scale, bound on the time until a request starts to be served, e.g. 2s
+    #[arg(long, requires = "scale")]
+    max_wait: Option<String>,
+    /// With --scale 0..N, how long a replica is kept after the last request, e.g. 10m
+    #[arg(long, requires = "scale")]
+    idle: Option<String>,
+    /// With --scale, only tell what would be done
+    #[arg(long, requires = "scale")]
+    advisory: bool,
     /// All replicas at once, or none
     #[arg(long)]
     gang: bool,
@@ -130,6 +145,7 @@ impl Request {
         put(&mut body, "approved_by", text(&self.approved_by));
         merge(&mut body, "resources", self.resources());
         merge(&mut body, "constraints", self.constraints()?);
+        merge(&mut body, "scaling", self.scaling()?);
         if !body.contains_key("model_id") {
             return Err(fail(
                 Exit::Usage,
@@ -172,6 +188,21 @@ impl Request {
         put(&mut map, "mem", text(&self.mem));
         put(&mut map, "disk", text(&self.disk));
         map
+    }
+
+    fn scaling(&self) -> Result<Map<String, Value>> {
+        let mut map = Map::new();
+        let Some(range) = &self.scale else { return Ok(map) };
+        let bad = || fail(Exit::Usage, format!("--scale {range}: MIN..MAX, such as 0..4"));
+        let (min, max) = range.split_once("..").ok_or_else(bad)?;
+        let number = |text: &str| text.parse::<u16>().map_err(|_| bad());
+        put(&mut map, "min", Some(json!(number(min)?)));
+        put(&mut map, "max", Some(json!(number(max)?)));
+        put(&mut map, "concurrency", self.concurrency.map(|n| json!(n)));
+        put(&mut map, "max_wait", text(&self.max_wait));
+        put(&mut map, "idle", text(&self.idle));
+        put(&mut map, "advisory", flag(self.advisory));
+        Ok(map)
     }
 
     fn constraints(&self) -> Result<Map<String, Value>> {

@@ -122,6 +122,7 @@ impl Autoscale {
             wait_ms: ms(self.slo),
             service_ms: ms(self.service_time),
             gpus: self.gpus.max(1),
+            ..Service::default()
         };
         if !service.tick_ms.is_multiple_of(1000) {
             return Err("--tick: whole seconds, please".to_owned());

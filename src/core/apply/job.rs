@@ -1,15 +1,14 @@
 //! Commands about jobs and their replicas.
 
-use super::tenant;
+use super::{moving, tenant};
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
-use crate::job::{Allocation, Job, JobSpec, JobState, MAX_REPLICAS, Next, Phase, Replica, Restart, Stage};
+use crate::job::{Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Next, Phase, Replica, Restart, Stage};
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
-use crate::scaling::Target;
 use crate::state::{Request, State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +22,8 @@ pub const KEYED_MAX: u32 = 100_000;
 /// First back-off after a failure; doubles up to [`BACKOFF_MAX_MS`].
 const BACKOFF_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
+/// Held for so long before it failed, a replica counts its failures anew.
+const CALM_MS: u64 = 2 * BACKOFF_MAX_MS;
 
 pub(super) fn submit(
     state: &mut State,
@@ -156,7 +157,8 @@ pub(super) fn fits(
 fn occupy(job: &mut Job, placements: &[Placement]) {
     for placement in placements {
         if let Some(replica) = job.replicas.get_mut(usize::from(placement.replica)) {
-            replica.generation.0 += 1;
+            replica.newest.0 += 1;
+            replica.generation = replica.newest;
             replica.phase = Phase::Held { alloc: placement.alloc.clone(), stage: Stage::Scheduled };
             replica.choice = placement.why.clone();
         }
@@ -167,7 +169,8 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
     let mut seen = BTreeSet::new();
     let mut waits = |p: &Placement| {
-        job.replicas.get(usize::from(p.replica)).is_some_and(Replica::is_waiting) && seen.insert(p.replica)
+        let replica = job.replicas.get(usize::from(p.replica));
+        replica.is_some_and(|r| r.is_waiting() && !r.is_leaving()) && seen.insert(p.replica)
     };
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
@@ -189,37 +192,9 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     let before = job.state();
     job.stopped = true;
     job.claim = None;
-    for replica in &mut job.replicas {
-        replica.phase = match std::mem::replace(&mut replica.phase, Phase::Cancelled) {
-            Phase::Waiting { .. } => Phase::Cancelled,
-            Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => {
-                Phase::Stopping { alloc, why, then: Next::End }
-            }
-            ended => ended,
-        };
-    }
+    let spec = job.spec.clone();
+    job.replicas.iter_mut().for_each(|replica| moving::stop(&spec, replica, why));
     save(state, job, before, Some(why));
-    Ok(Answer::Count(1))
-}
-
-pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
-    let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
-        return Ok(Answer::Count(0));
-    };
-    let Some(scaling) = job.spec.scaling else {
-        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has a fixed number of replicas", job.request)));
-    };
-    if target.replicas > scaling.max {
-        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has at most {}", job.request, scaling.max)));
-    }
-    let mut job = (**job).clone();
-    let (before, from) = (job.state(), job.desired());
-    job.resize(target.replicas);
-    let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
-    let Target { replicas: to, why, inputs } = target.clone();
-    state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
-    let why = (job.desired() < from).then_some(Reason::ScaledDown);
-    save(state, job, before, why);
     Ok(Answer::Count(1))
 }
 
@@ -240,21 +215,34 @@ pub(super) fn reports(
 fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
     let Some(job) = state.job(report.job) else { return false };
     let Some(replica) = job.replicas.get(usize::from(report.replica)) else { return false };
-    let speaks_of_it = replica.generation == report.generation && replica.allocation().is_some_and(|a| a.node == node);
-    if !speaks_of_it {
+    let Some((_, alloc, copy)) = replica.copy_on(node).filter(|(generation, ..)| *generation == report.generation)
+    else {
         return false;
-    }
+    };
     let now = state.meta().now_ms;
     let mut next = replica.clone();
-    let (ended, why) = match (&replica.phase, &report.kind) {
-        (Phase::Held { alloc, stage }, ReportKind::Stage(new)) if stage != new => {
+    let (ended, why) = match (copy, &report.kind) {
+        (Copy::Own(Phase::Held { stage, .. }), ReportKind::Stage(new)) if stage != new => {
             next.phase = Phase::Held { alloc: alloc.clone(), stage: *new };
             (None, None)
         }
+        (Copy::Coming(_), ReportKind::Stage(new)) => match moving::came(replica, *new) {
+            Some(came) => {
+                next = came;
+                (None, None)
+            }
+            None => return false,
+        },
         (_, ReportKind::Stage(_)) => return false,
         (_, ReportKind::Ended { ok, why }) => {
-            next = after_end(replica, *ok, *why, job.spec.constraints.restart, now);
-            (Some((replica.generation, *ok)), Some(*why))
+            next = match copy {
+                Copy::Own(_) => {
+                    let after = after_end(replica, *ok, *why, job.spec.constraints.restart, now);
+                    moving::settle(&job.spec, replica, after)
+                }
+                Copy::Coming(_) | Copy::Going(_) => moving::other_ended(replica, *why, now),
+            };
+            (Some((report.generation, *ok)), Some(*why))
         }
     };
     let mut job = (**job).clone();
@@ -276,10 +264,10 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         _ => None,
     };
     let again = |restarts: u16, not_before_ms: u64| Replica {
-        generation: replica.generation,
         restarts,
         phase: Phase::Waiting { not_before_ms, last: Some(why) },
         choice: None,
+        ..replica.clone()
     };
     let end = |phase: Phase| Replica { phase, ..replica.clone() };
     match (stopping, ok, restart) {
@@ -294,18 +282,25 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
         (None, ..) => {
-            let backoff = BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(replica.restarts.min(16)));
-            again(replica.restarts.saturating_add(1), now + backoff)
+            // One that ran for long before it failed is no crash loop: it begins to count anew.
+            let ran_ms = replica.allocation().map_or(0, |alloc| now.saturating_sub(alloc.at_ms));
+            let before = if ran_ms >= CALM_MS { 0 } else { replica.restarts };
+            again(before.saturating_add(1), now + backoff_ms(before))
         }
     }
 }
 
 /// How a replica ends that was told to stop for good.
-fn ended_by(why: Reason) -> Phase {
+pub(super) fn ended_by(why: Reason) -> Phase {
     match why {
         Reason::Preempted | Reason::QuotaReclaimed => Phase::Failed { why },
         _ => Phase::Cancelled,
     }
+}
+
+/// The pause after the failure that comes after `failures` others.
+pub(super) fn backoff_ms(failures: u16) -> u64 {
+    BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(failures.min(16)))
 }
 
 /// The node is Down: what it held is free, and its replicas start elsewhere.
@@ -318,34 +313,28 @@ pub(super) fn lose_node(state: &mut State, node: NodeNo) {
 /// minute. They start elsewhere at a higher generation, which fences a copy that did
 /// begin after all. What may never run twice, or never again, waits for Down.
 pub(super) fn release_unheard(state: &mut State, node: NodeNo) {
-    let unheard = |phase: &Phase| matches!(phase, Phase::Held { stage: Stage::Scheduled, .. });
     let movable = |job: &Job| !job.spec.constraints.exclusive && job.spec.constraints.restart != Restart::Never;
-    release_from(state, node, |job, phase| movable(job) && unheard(phase));
+    release_from(state, node, |job, copy| match copy {
+        Copy::Own(Phase::Held { stage: Stage::Scheduled, .. }) => movable(job),
+        Copy::Coming(stage) => stage == Stage::Scheduled,
+        Copy::Own(_) | Copy::Going(_) => false,
+    });
 }
 
-fn release_from(state: &mut State, node: NodeNo, which: impl Fn(&Job, &Phase) -> bool) {
-    let on_node = |r: &Replica| r.allocation().is_some_and(|a| a.node == node);
+fn release_from(state: &mut State, node: NodeNo, which: impl Fn(&Job, Copy<'_>) -> bool) {
+    let lost = |job: &Job, r: &Replica| r.copy_on(node).is_some_and(|(.., copy)| which(job, copy));
     let mut jobs: Vec<JobNo> =
-        state.replicas_on(node).filter(|(job, _, r)| which(job, &r.phase)).map(|(job, ..)| job.no).collect();
+        state.replicas_on(node).filter(|(job, _, r)| lost(job, r)).map(|(job, ..)| job.no).collect();
     jobs.dedup();
     for no in jobs {
         let old = state.jobs[&no].clone();
         let mut job = (*old).clone();
         let before = job.state();
-        let restart = job.spec.constraints.restart;
-        for replica in job.replicas.iter_mut().filter(|r| on_node(r) && which(&old, &r.phase)) {
-            replica.phase = after_loss(&replica.phase, restart);
+        for replica in job.replicas.iter_mut().filter(|r| lost(&old, r)) {
+            let own = replica.allocation().is_some_and(|alloc| alloc.node == node);
+            *replica = moving::lost(&old, replica, own);
         }
         save(state, job, before, Some(Reason::NodeFailure));
-    }
-}
-
-fn after_loss(phase: &Phase, restart: Restart) -> Phase {
-    match (phase, restart) {
-        (Phase::Stopping { then: Next::End, why, .. }, _) => ended_by(*why),
-        (Phase::Held { .. }, Restart::Never) => Phase::Failed { why: Reason::NodeFailure },
-        // The next launch counts the generation up, so the lost one can be told apart when it returns.
-        _ => Phase::Waiting { not_before_ms: 0, last: Some(Reason::NodeFailure) },
     }
 }
 

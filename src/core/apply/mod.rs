@@ -5,7 +5,9 @@
 mod claim;
 mod cluster;
 mod job;
+mod moving;
 mod node;
+mod scale;
 mod tenant;
 
 pub use job::MINTED_MS;
@@ -73,7 +75,10 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::Preempt { job, claim } => claim::preempt(state, *job, claim),
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
-        Command::Scale { job, target } => job::scale(state, *job, target),
+        Command::Scale { job, target } => scale::scale(state, *job, target),
+        Command::Move { job, from, to, why } => moving::replace(state, *job, *from, to, *why),
+        Command::Evict { job, replica, from, why } => moving::evict(state, *job, *replica, *from, *why),
+        Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
         Command::SetPlacement(chosen) => cluster::set_placement(state, *chosen),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
     }

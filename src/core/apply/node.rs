@@ -4,7 +4,7 @@ use super::job;
 use crate::command::Answer;
 use crate::event::EventKind;
 use crate::id::{Incarnation, NodeName, NodeNo};
-use crate::node::{Cordon, Node, NodeKind, NodeSpec, NodeState};
+use crate::node::{Cordon, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use std::sync::Arc;
@@ -22,7 +22,17 @@ pub(super) fn register(
         let since_ms = state.meta().now_ms;
         let (name, spec) = (name.clone(), spec.clone());
         state.emit(EventKind::Node { node: name.clone(), from: None, to: NodeState::Ready });
-        state.put_node(Node { no, name, kind, incarnation, spec, state: NodeState::Ready, cordon: None, since_ms });
+        state.put_node(Node {
+            no,
+            name,
+            kind,
+            incarnation,
+            spec,
+            state: NodeState::Ready,
+            cordon: None,
+            drain: DrainState::None,
+            since_ms,
+        });
         return Ok(Answer::Node { no, new: true });
     };
     if incarnation < known.incarnation {
@@ -63,7 +73,7 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
         }
     }
     for (_, _, replica) in state.replicas_on(known.no) {
-        let shares = replica.allocation().map(|alloc| alloc.shares.as_slice()).unwrap_or_default();
+        let shares = replica.copy_on(known.no).map(|(_, alloc, _)| alloc.shares.as_slice()).unwrap_or_default();
         for share in shares {
             let (was, is) =
                 (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
@@ -106,8 +116,38 @@ pub(super) fn set_state(
 
 pub(super) fn set_cordon(state: &mut State, no: NodeNo, cordon: Option<&Cordon>) -> Result<Answer, Refusal> {
     let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
-    state.put_node(Node { cordon: cordon.cloned(), ..(*node).clone() });
+    let drained = cordon.is_some_and(|cordon| cordon.drain.is_some());
+    // Emptied for an operator who is done now.
+    let back = node.state == NodeState::Maintenance && !drained;
+    let (to, since_ms) = if back { (NodeState::Ready, state.meta().now_ms) } else { (node.state, node.since_ms) };
+    let drain = if drained { DrainState::Draining } else { DrainState::None };
+    state.put_node(Node { cordon: cordon.cloned(), drain, state: to, since_ms, ..(*node).clone() });
     let (by, reason) = (cordon.map(|c| c.by.clone()), cordon.map(|c| c.reason.clone()));
     state.emit(EventKind::Cordon { node: node.name.clone(), by, reason });
+    if drain != node.drain {
+        state.emit(EventKind::Drain { node: node.name.clone(), to: drain });
+    }
+    if back {
+        state.emit(EventKind::Node { node: node.name.clone(), from: Some(node.state), to });
+    }
+    Ok(Answer::Count(1))
+}
+
+/// How far a drain has come. A node on which nothing is left is in maintenance: it may be switched off.
+pub(super) fn set_drain(state: &mut State, no: NodeNo, to: DrainState) -> Result<Answer, Refusal> {
+    let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
+    let empty = state.replicas_on(no).next().is_none();
+    let sound = node.is_draining() && to != DrainState::None && (to == DrainState::Drained) == empty;
+    if !sound || node.drain == to {
+        return Ok(Answer::Count(0));
+    }
+    let rests = to == DrainState::Drained && !matches!(node.state, NodeState::Down | NodeState::Maintenance);
+    let (now, since) = (state.meta().now_ms, node.since_ms);
+    let (is, since_ms) = if rests { (NodeState::Maintenance, now) } else { (node.state, since) };
+    state.put_node(Node { drain: to, state: is, since_ms, ..(*node).clone() });
+    state.emit(EventKind::Drain { node: node.name.clone(), to });
+    if rests {
+        state.emit(EventKind::Node { node: node.name.clone(), from: Some(node.state), to: is });
+    }
     Ok(Answer::Count(1))
 }

@@ -41,12 +41,6 @@ use trend::Trend;
 /// Of a million requests, so many may wait too long by chance alone.
 const LATE_PPM: u64 = 4_000;
 
-/// After a change of leader nothing goes down for so long.
-const SETTLE_MS: u64 = 60_000;
-
-/// A replica is kept for so long after the last request, where zero is allowed.
-const IDLE_MS: u64 = 600_000;
-
 /// Latency beyond the bound for so many sights in a row asks for more replicas.
 const SLOW_SIGHTS: u32 = 3;
 
@@ -236,7 +230,7 @@ impl Autoscaler {
     /// One replica where anybody is there, or was a short while ago.
     fn floor(&self, now: u64, sight: &Sight) -> u32 {
         let waiting = sight.queue_m.is_some_and(|q| q > 0) || sight.running_m.is_some_and(|r| r > 0);
-        let recent = self.busy_ms > 0 && now < self.busy_ms + IDLE_MS;
+        let recent = self.busy_ms > 0 && now < self.busy_ms.saturating_add(self.service.idle_ms);
         u32::from(waiting || recent)
     }
 
@@ -293,7 +287,7 @@ impl Autoscaler {
                 other => other,
             };
         } else if desired < before {
-            let settling = self.began_ms.is_some_and(|began| now < began + SETTLE_MS);
+            let settling = self.began_ms.is_some_and(|began| now < began.saturating_add(self.service.settle_ms));
             let forced = before > ceiling.max(min);
             match sight.doubt {
                 Some(doubt) if !forced => (desired, said) = (before, doubt),

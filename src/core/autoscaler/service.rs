@@ -25,6 +25,10 @@ pub struct Service {
     pub service_ms: u64,
     /// Of one replica.
     pub gpus: u32,
+    /// A replica is kept for so long after the last request, where zero is allowed.
+    pub idle_ms: u64,
+    /// After a change of leader nothing goes down for so long.
+    pub settle_ms: u64,
 }
 
 impl Default for Service {
@@ -38,6 +42,8 @@ impl Default for Service {
             wait_ms: 2_000,
             service_ms: 2_000,
             gpus: 1,
+            idle_ms: 600_000,
+            settle_ms: 60_000,
         }
     }
 }

@@ -30,11 +30,13 @@ pub enum Why {
     /// Nothing to do, or too early to go down.
     Stabilizing,
     AdvisoryOnly,
+    /// Somebody asked for this number.
+    Asked,
 }
 
 impl Why {
     /// Every token, for tests and documents.
-    pub const ALL: [Why; 14] = [
+    pub const ALL: [Why; 15] = [
         Why::LatencyExceeded,
         Why::QueueDepth,
         Why::Forecast,
@@ -49,6 +51,7 @@ impl Why {
         Why::StaleSignal,
         Why::Stabilizing,
         Why::AdvisoryOnly,
+        Why::Asked,
     ];
 
     pub fn token(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Why {
             Why::StaleSignal => "StaleSignal",
             Why::Stabilizing => "Stabilizing",
             Why::AdvisoryOnly => "AdvisoryOnly",
+            Why::Asked => "Asked",
         }
     }
 }

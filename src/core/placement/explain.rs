@@ -26,6 +26,14 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return vec![claiming(state, claim)];
     }
     let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
+    let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
+    let nodes: Vec<_> =
+        leaving.filter_map(|r| Some(state.node(r.other_allocation()?.node)?.name.to_string())).collect();
+    if !nodes.is_empty() {
+        let detail =
+            format!("its former copy is still stopping on {}; it is placed when that is gone", nodes.join(", "));
+        out.push(Blocker { reason: Reason::Draining, detail, nodes: 0, permanent: false });
+    }
     if job.placeable(now).next().is_none()
         && let Some(at) = state.wakes.iter().find(|(_, no)| *no == job.no).map(|(at, _)| *at)
     {
@@ -40,6 +48,17 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
     }
     out
+}
+
+/// What would let a waiting job run now, each change in words; empty when nothing is known that would.
+pub fn remedy(state: &State, job: &Job) -> Vec<String> {
+    let waiting = job.replicas.iter().enumerate().filter(|(_, r)| r.is_waiting()).map(|(i, _)| i as u16);
+    let wanted: Vec<u16> = waiting.take(if job.spec.gang { usize::MAX } else { 1 }).collect();
+    if job.stopped || job.claim.is_some() || wanted.is_empty() {
+        return Vec::new();
+    }
+    let found = super::remedy::remedy(state, &job.spec, &wanted);
+    found.unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
 /// Whom a claim waits for, by name.

@@ -6,7 +6,7 @@ use super::{Limits, filter, place};
 use crate::claim;
 use crate::id::{Incarnation, NodeName, NodeNo, TenantId, TenantNo};
 use crate::job::JobSpec;
-use crate::node::{Device, DeviceKind, Node, NodeKind, NodeSpec, NodeState};
+use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::quota::{self, tree};
 use crate::resources::Gpus;
 use crate::state::State;
@@ -23,12 +23,18 @@ const ADDED: u16 = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Raise the tenant's quota to this.
-    Quota { tenant: TenantId, quota: Box<Quota> },
+    Quota {
+        tenant: TenantId,
+        quota: Box<Quota>,
+    },
     Uncordon(NodeName),
     /// It is silent, down or in maintenance.
     Return(NodeName),
     /// So many nodes that hold one replica each.
-    AddNodes { count: u16, spec: Box<NodeSpec> },
+    AddNodes {
+        count: u16,
+        spec: Box<NodeSpec>,
+    },
 }
 
 impl fmt::Display for Change {
@@ -45,9 +51,10 @@ impl fmt::Display for Change {
             Change::Uncordon(node) => write!(f, "uncordon node {node}: nf node uncordon {node}"),
             Change::Return(node) => write!(f, "bring node {node} back: nf describe node {node} says what is wrong"),
             Change::AddNodes { count, spec } => {
-                let devices = spec.devices.first().map_or(String::new(), |device| {
-                    format!(" with {} × {}", spec.devices.len(), device.device_type)
-                });
+                let devices = spec
+                    .devices
+                    .first()
+                    .map_or(String::new(), |device| format!(" with {} × {}", spec.devices.len(), device.device_type));
                 write!(f, "add {count} node(s){devices}")
             }
         }
@@ -165,7 +172,7 @@ fn make(state: &mut State, change: &Change) {
         }
         Change::Uncordon(name) => {
             if let Some(node) = find(state, name) {
-                state.put_node(Node { cordon: None, ..node });
+                state.put_node(Node { cordon: None, drain: DrainState::None, ..node });
             }
         }
         Change::Return(name) => {
@@ -185,6 +192,7 @@ fn make(state: &mut State, change: &Change) {
                     spec: Arc::new((**spec).clone()),
                     state: NodeState::Ready,
                     cordon: None,
+                    drain: DrainState::None,
                     since_ms: 0,
                 };
                 state.put_node(node);

@@ -6,7 +6,7 @@
 use super::{Limits, Pick, Policy, place_one};
 use crate::id::{DeviceType, Incarnation, ModelId, NodeName, NodeNo, TenantId, VersionId};
 use crate::job::JobSpec;
-use crate::node::{Device, DeviceKind, Node, NodeKind, NodeSpec, NodeState};
+use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::resources::Resources;
 use crate::state::{State, WORKLOAD};
 use std::sync::Arc;
@@ -132,6 +132,7 @@ fn register(no: NodeNo, node: &TrialNode) -> Node {
         spec: Arc::new(spec),
         state: NodeState::Ready,
         cordon: None,
+        drain: DrainState::None,
         since_ms: 0,
     }
 }

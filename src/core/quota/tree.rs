@@ -174,7 +174,7 @@ fn latest(state: &State, tenants: &[TenantNo], mut excess: u64, out: &mut BTreeS
     jobs.sort_unstable_by_key(|job| std::cmp::Reverse(*job));
     for no in jobs {
         let Some(job) = state.job(no).filter(|_| excess > 0) else { break };
-        let holding = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+        let holding = job.replicas.iter().flat_map(|r| r.allocations()).count() as u64;
         let held = holding * job.spec.resources.gpu.milli();
         if held > 0 {
             out.insert(no);

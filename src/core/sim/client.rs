@@ -9,7 +9,7 @@ use crate::autoscaler::Why;
 use crate::command::Submission;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
-use crate::node::Cordon;
+use crate::node::{Cordon, Drain};
 use crate::plan::{Intent, Queueing, Reply};
 use crate::reason::Reason;
 use crate::resources::{Gpus, Resources};
@@ -134,7 +134,9 @@ impl Client {
         let node = id(NodeName::new(&format!("n{}", rng.below(nodes as u64) + 1)));
         match rng.below(10) {
             0..2 => {
-                let cordon = Cordon { by: "operator".into(), reason: "drill".into(), at_ms: 0 };
+                let within_ms = rng.chance(300).then(|| rng.between(100, 3_000));
+                let drain = rng.chance(600).then(|| Drain { within_ms, force: rng.chance(200) });
+                let cordon = Cordon { by: "operator".into(), reason: "drill".into(), at_ms: 0, drain };
                 Intent::Cordon { node, cordon: Some(cordon) }
             }
             2..5 => Intent::Cordon { node, cordon: None },
@@ -193,6 +195,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         node: pinned,
         restart,
         preemptible: rng.chance(400),
+        exclusive: rng.chance(150),
         max_run_ms: rng.chance(100).then(|| rng.between(500, 5_000)),
         ..Constraints::default()
     };

@@ -12,7 +12,7 @@ use super::shell::{Caller, Shell};
 use crate::apply::apply_batch;
 use crate::codec;
 use crate::command::Batch;
-use crate::control::{self, Now, Timeouts};
+use crate::control::{self, NetworkFault, Now, Timeouts};
 use crate::id::{Incarnation, NodeName};
 use crate::placement::queue;
 use crate::plan::{Intent, Reply, plan};
@@ -25,7 +25,12 @@ use std::sync::Arc;
 const PARKED: usize = 64;
 /// How often a leader looks around.
 const CONTROL_MS: u64 = 250;
-pub const TIMEOUTS: Timeouts = Timeouts { suspect_ms: 1_000, unknown_ms: 2_500, down_ms: 5_000 };
+pub const TIMEOUTS: Timeouts = Timeouts {
+    suspect_ms: 1_000,
+    unknown_ms: 2_500,
+    down_ms: 5_000,
+    fault: NetworkFault { percent: 50, down_ms: 9_000 },
+};
 
 /// What a member wants done.
 #[derive(Debug)]

@@ -48,6 +48,9 @@ pub struct Report {
     /// Log entries, and how many of them were superseded.
     pub entries: usize,
     pub superseded: u64,
+    /// Replicas that got a replacement elsewhere, and replacements that took over.
+    pub moves: u64,
+    pub taken_over: u64,
     /// Requests answered with a job.
     pub acked: usize,
     pub live: usize,

@@ -6,7 +6,7 @@ use crate::apply::BatchOutcome;
 use crate::command::{Answer, Batch, Command};
 use crate::id::{Digest16, JobNo, RequestId, TenantNo};
 use crate::invariants;
-use crate::job::Job;
+use crate::job::{Job, Replica};
 use crate::plan::{Intent, Reply};
 use crate::quota;
 use crate::reason::Reason;
@@ -36,6 +36,9 @@ pub struct Oracle {
     ended: BTreeMap<RequestId, JobNo>,
     pub violations: Vec<String>,
     pub superseded: u64,
+    /// Replacements begun, and those that took over.
+    pub moves: u64,
+    pub taken_over: u64,
 }
 
 impl Oracle {
@@ -85,6 +88,8 @@ impl Oracle {
         if let Some((batch, outcome)) = batch {
             self.superseded += u64::from(matches!(outcome, BatchOutcome::Superseded { .. }));
             self.quotas(index, batch, before, after);
+            self.drains(index, batch, before);
+            self.count_moves(batch, before, after);
         }
         self.jobs(index, after, changes);
     }
@@ -105,7 +110,7 @@ impl Oracle {
         let held = |state: &State| {
             let mut sums: BTreeMap<TenantNo, [u64; 4]> = BTreeMap::new();
             for job in state.jobs().values() {
-                let n = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+                let n = job.replicas.iter().flat_map(Replica::allocations).count() as u64;
                 let (ask, sum) = (&job.spec.resources, sums.entry(job.tenant).or_default());
                 let each = [ask.gpu.milli(), u64::from(ask.tpu), ask.cpu_milli, ask.memory];
                 sum.iter_mut().zip(each).for_each(|(sum, each)| *sum += n * each);
@@ -127,6 +132,41 @@ impl Oracle {
                 if has[i] > had[i] && has[i] > old[i].max(new[i]) && !in_entry {
                     self.bad(format!("entry {index}: {tenant} holds {} of kind {i}, its quota is {}", has[i], new[i]));
                 }
+            }
+        }
+    }
+
+    /// A drain stops nothing that serves: only a deadline, or force, lets it, and what must not run
+    /// twice stops only once its place elsewhere is held for it.
+    fn drains(&mut self, index: usize, batch: &Batch, before: &State) {
+        for command in &batch.commands {
+            let Command::Evict { job, replica, from, .. } = command else { continue };
+            let Some(job) = before.job(*job) else { continue };
+            let Some(r) = job.replicas.get(usize::from(*replica)).filter(|r| r.generation == *from) else { continue };
+            let node = r.allocation().and_then(|alloc| before.node(alloc.node));
+            let cordon = node.and_then(|node| node.cordon.as_ref());
+            let in_entry = batch.commands.iter().any(|c| matches!(c, Command::SetCordon { .. }));
+            let over =
+                cordon.is_some_and(|c| c.deadline_ms().is_some_and(|at| at <= batch.at_ms.max(before.meta().now_ms)));
+            let force = cordon.is_some_and(|c| c.drain.is_some_and(|drain| drain.force));
+            if !over && !force && !in_entry {
+                self.bad(format!(
+                    "entry {index}: {} replica {replica} is stopped for a drain that may not",
+                    job.request
+                ));
+            }
+        }
+    }
+
+    fn count_moves(&mut self, batch: &Batch, before: &State, after: &State) {
+        self.moves += batch.commands.iter().filter(|c| matches!(c, Command::Move { .. })).count() as u64;
+        for command in &batch.commands {
+            let Command::Reports { reports, .. } = command else { continue };
+            for report in reports {
+                let of = |state: &State| {
+                    Some(state.job(report.job)?.replicas.get(usize::from(report.replica))?.is_leaving())
+                };
+                self.taken_over += u64::from(of(before) == Some(false) && of(after) == Some(true));
             }
         }
     }

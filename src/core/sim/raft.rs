@@ -111,6 +111,8 @@ impl Raft {
     fn stand(&mut self, now: u64, rng: &mut Rng) {
         self.disk.term += 1;
         self.disk.vote = Some(self.me);
+        // Verified by a leader of an earlier term: the next one may have other entries there.
+        self.verified = self.commit;
         self.leader = None;
         self.role = Role::Candidate { votes: [self.me].into() };
         self.rest(now, rng);

@@ -123,6 +123,8 @@ impl World {
             members: self.members.len(),
             entries: self.oracle.entries(),
             superseded: self.oracle.superseded,
+            moves: self.oracle.moves,
+            taken_over: self.oracle.taken_over,
             acked: self.oracle.acked(),
             live: self.oracle.live(),
             terms: self.members.iter().map(|m| m.raft.disk.term).max().unwrap_or(0),
@@ -358,10 +360,11 @@ impl World {
             for (i, replica) in job.replicas.iter().enumerate() {
                 let fine = match &replica.phase {
                     Phase::Held { stage, .. } => *stage == Stage::Ready,
-                    Phase::Waiting { not_before_ms, .. } => *not_before_ms <= first.state.meta().now_ms,
+                    // Log time stands still while there is nothing to write.
+                    Phase::Waiting { not_before_ms, .. } => *not_before_ms <= super::EPOCH_MS + self.now,
                     Phase::Stopping { .. } => false,
                     _ => true,
-                };
+                } && replica.other_allocation().is_none();
                 if !fine {
                     out.push(format!("{} replica {i} is {:?}", job.request, replica.phase));
                 }

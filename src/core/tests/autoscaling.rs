@@ -209,7 +209,7 @@ fn service() -> impl Strategy<Value = Service> {
             slots,
             wait_ms,
             service_ms,
-            gpus: 1,
+            ..Service::default()
         },
     )
 }

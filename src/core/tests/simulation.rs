@@ -57,13 +57,14 @@ fn simulation_is_safe_and_settles_for_every_seed() {
     let options = Options {
         ack_before_sync: std::env::var("NF_BUG").is_ok_and(|bug| bug == "ack-before-sync"),
         unpinned: std::env::var("NF_BUG").is_ok_and(|bug| bug == "unpinned"),
+        verbose: std::env::var("NF_VERBOSE").is_ok(),
         ..Options::default()
     };
     let started = std::time::Instant::now();
     let (failed, reports) = hunt(from, seeds, number("NF_THREADS", 2), &options);
     let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
     println!(
-        "{} seeds in {:?}: {} entries, {} superseded, {} acknowledged, {} live at the end, {} terms, {} crashes, {} s of virtual time",
+        "{} seeds in {:?}: {} entries, {} superseded, {} acknowledged, {} live at the end, {} terms, {} crashes, {} moves, {} taken over, {} s of virtual time",
         reports.len(),
         started.elapsed(),
         sum(|r| r.entries as u64),
@@ -72,8 +73,12 @@ fn simulation_is_safe_and_settles_for_every_seed() {
         sum(|r| r.live as u64),
         sum(|r| r.terms),
         sum(|r| r.crashes),
+        sum(|r| r.moves),
+        sum(|r| r.taken_over),
         sum(|r| r.virtual_ms) / 1000,
     );
+    // A world in which nothing moves would say nothing about moves.
+    assert!(seeds < 500 || sum(|r| r.taken_over) > 100, "no replica was moved");
     if let Some((seed, text)) = failed {
         panic!("seed {seed} (NF_SEED_FROM={seed} NF_SEEDS=1) after {} sound ones: {text}", reports.len());
     }

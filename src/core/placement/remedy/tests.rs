@@ -47,7 +47,7 @@ fn broken(rng: &mut Rng, faults: [Fault; 2]) -> (State, JobSpec) {
             },
             Fault::Cordoned => Intent::Cordon {
                 node: on.name.clone(),
-                cordon: Some(Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0 }),
+                cordon: Some(Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain: None }),
             },
             Fault::Down => Intent::NodeStates(vec![(on.no, on.incarnation, NodeState::Down)]),
         };

@@ -7,7 +7,7 @@ use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::command::{Answer, Batch, Command, Report, ReportKind};
 use nf_core::id::{NodeNo, RequestId};
 use nf_core::job::Job;
-use nf_core::node::{Cordon, NodeState};
+use nf_core::node::{Cordon, Drain, DrainState, NodeState};
 use nf_core::plan::{Intent, draft, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::state::State;
@@ -65,10 +65,13 @@ impl Player {
                 let intent = Intent::Stop { request: words.request(), tenant: None, why: Reason::StoppedByUser };
                 self.about_job(intent, &words.request())
             }
-            "cordon" => {
-                let cordon = Cordon { by: "operator".into(), reason: "drill".into(), at_ms: 0 };
-                self.quiet(Intent::Cordon { node: words.node_name(), cordon: Some(cordon) })
+            "cordon" => self.cordon(&words, None),
+            "drain" => {
+                let within = words.number("deadline", 0) * 1000;
+                let drain = Drain { within_ms: (within > 0).then_some(within), force: words.flag("force") };
+                self.cordon(&words, Some(drain))
             }
+            "moves" => self.moves(),
             "uncordon" => self.quiet(Intent::Cordon { node: words.node_name(), cordon: None }),
             "suspect" => self.node_state(&words, NodeState::Suspect),
             "unknown" => self.node_state(&words, NodeState::Unknown),
@@ -160,9 +163,10 @@ impl Player {
         let job = self.state.job_of(&words.request()).unwrap().clone();
         let replica = words.number("replica", 0) as u16;
         let r = &job.replicas[usize::from(replica)];
-        let node = r.allocation().map_or(NodeNo(words.number("node", 1) as u32), |alloc| alloc.node);
-        let node = self.state.node(node).unwrap().clone();
-        let mut generation = r.generation;
+        let own = r.allocation().map_or(NodeNo(words.number("node", 1) as u32), |alloc| alloc.node);
+        let other = words.flag("other").then(|| r.other_allocation().expect("another copy").node);
+        let node = self.state.node(other.unwrap_or(own)).unwrap().clone();
+        let mut generation = r.copy_on(node.no).map_or(r.generation, |(generation, ..)| generation);
         generation.0 = words.number("generation", generation.0.into()) as u32;
         let reports = vec![Report { job: job.no, replica, generation, kind }];
         let incarnation = node.incarnation;
@@ -189,6 +193,37 @@ impl Player {
             true => vec!["nothing to place".into()],
             false => jobs.iter().flat_map(|request| self.tell(request)).collect(),
         }
+    }
+
+    fn cordon(&mut self, words: &Words, drain: Option<Drain>) -> Vec<String> {
+        let cordon = Cordon { by: "operator".into(), reason: "drill".into(), at_ms: 0, drain };
+        self.quiet(Intent::Cordon { node: words.node_name(), cordon: Some(cordon) })
+    }
+
+    /// One pass over what has to leave where it is, and what is said of nodes that are drained.
+    fn moves(&mut self) -> Vec<String> {
+        self.apply(Vec::new());
+        let planned = plan(&self.state, &Intent::Moves).unwrap();
+        let mut jobs: Vec<_> = planned
+            .commands
+            .iter()
+            .filter_map(|command| match command {
+                Command::Move { job, .. } | Command::Evict { job, .. } => Some(self.state.job(*job)?.request.clone()),
+                _ => None,
+            })
+            .collect();
+        jobs.dedup();
+        for answer in self.apply(planned.commands) {
+            answer.unwrap();
+        }
+        let mut out: Vec<String> = jobs.iter().flat_map(|request| self.tell(request)).collect();
+        for node in self.state.nodes().values().filter(|node| node.drain != DrainState::None) {
+            out.push(format!("{} {} {}", node.name, node.state.name(), node.drain.name()));
+            for stay in nf_core::moves::outlook(&self.state, node.no).iter().filter(|look| look.to.is_none()) {
+                out.extend(stay.blockers.iter().map(|b| format!("{} stays: {}", stay.request, blocker(b))));
+            }
+        }
+        out
     }
 
     fn explain(&self, request: &RequestId) -> Vec<String> {
@@ -225,6 +260,10 @@ impl Player {
                 line.extend(place.address.iter().map(|a| format!(" {a}")));
             }
             line.extend(r.why.iter().map(|why| format!(" {why}")));
+            line.extend(r.other.iter().map(|other| {
+                let on = other.place.as_ref().map_or_else(|| "nowhere".to_owned(), |p| p.node.to_string());
+                format!(" ({} on {on} generation {})", other.status, other.generation)
+            }));
             if r.generation > 1 || r.restarts > 0 {
                 line.push_str(&format!(" generation {} restarts {}", r.generation, r.restarts));
             }

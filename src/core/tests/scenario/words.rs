@@ -37,7 +37,8 @@ impl<'a> Words<'a> {
         let mut words = line.split_whitespace();
         let verb = words.next().unwrap();
         let mut rest: Vec<&str> = words.collect();
-        let named = rest.first().is_some_and(|word| !word.contains('=')) && !["wait", "show", "pass"].contains(&verb);
+        let named =
+            rest.first().is_some_and(|word| !word.contains('=')) && !["wait", "show", "pass", "moves"].contains(&verb);
         let name = if named { rest.remove(0) } else { "" };
         let values = rest.iter().map(|word| word.split_once('=').unwrap_or((word, ""))).collect();
         Self { line, verb, name, values, read: RefCell::default() }
@@ -173,6 +174,7 @@ impl<'a> Words<'a> {
         c.arrangement = if self.flag("spread") { Arrangement::Spread } else { Arrangement::Pack };
         c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
+        c.exclusive = self.flag("exclusive");
         c.node = self.get("node").map(|text| NodeName::new(text).unwrap());
         c.max_cost_per_hour = self.get("max_price").map(|text| text.parse::<u64>().unwrap() * 1_000_000);
         c.restart = match self.get("restart") {

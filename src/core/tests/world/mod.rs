@@ -5,8 +5,8 @@ use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::autoscaler::Why;
 use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
 use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
-use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Restart, Share, Stage};
-use nf_core::node::{Cordon, DeviceKind, NodeKind, NodeSpec, NodeState, PortRange};
+use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
+use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
@@ -101,7 +101,7 @@ impl World {
     fn held(&self) -> BTreeMap<TenantId, [u64; 4]> {
         let mut sums: BTreeMap<TenantId, [u64; 4]> = BTreeMap::new();
         for job in self.state.jobs().values() {
-            let n = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64;
+            let n = job.replicas.iter().flat_map(Replica::allocations).count() as u64;
             let ask = &job.spec.resources;
             let each = [ask.gpu.milli(), ask.tpu.into(), ask.cpu_milli, ask.memory];
             let sum = sums.entry(job.spec.tenant.clone()).or_default();
@@ -175,8 +175,8 @@ impl World {
                 Intent::Register { name, kind, incarnation, spec }
             }
             3 => {
-                let cordon = Cordon { by: "me".into(), reason: "test".into(), at_ms: 0 };
-                Intent::Cordon { node: node_name(rng), cordon: rng.chance(500).then_some(cordon) }
+                let cordon = Cordon { by: "me".into(), reason: "test".into(), at_ms: 0, drain: drain(rng) };
+                Intent::Cordon { node: node_name(rng), cordon: rng.chance(600).then_some(cordon) }
             }
             4 => Intent::NodeStates(vec![(node_no(rng), Incarnation(rng.between(1, 3)), node_state(rng))]),
             5 => Intent::SetQuota { tenant: tenant(rng), quota: some_quota(rng) },
@@ -199,6 +199,7 @@ impl World {
             14..17 => self.reports(rng),
             17 => Intent::Scale { request: request(rng), tenant: None, target: target(rng) },
             18 => Intent::Wake { request: request(rng) },
+            19 => Intent::Moves,
             _ => Intent::PlaceWaiting,
         }
     }
@@ -213,8 +214,9 @@ impl World {
                 incarnation = row.incarnation;
             }
             for (job, replica, r) in self.state.replicas_on(row.no) {
+                let generation = r.copy_on(row.no).map_or(r.generation, |(generation, ..)| generation);
                 if rng.chance(600) {
-                    reports.push(Report { job: job.no, replica, generation: r.generation, kind: kind(rng) });
+                    reports.push(Report { job: job.no, replica, generation, kind: kind(rng) });
                 }
             }
         }
@@ -229,7 +231,14 @@ impl World {
     fn garbage(&self, rng: &mut Rng) -> Command {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
-        match rng.below(7) {
+        let from = Generation(rng.below(4) as u32);
+        match rng.below(10) {
+            6 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
+            7 => Command::Evict { job, replica: rng.below(4) as u16, from, why: Reason::NodeDrain },
+            8 => Command::SetDrain {
+                node: node_no(rng),
+                to: *rng.pick(&[DrainState::None, DrainState::Draining, DrainState::Blocked, DrainState::Drained]),
+            },
             0..2 => Command::Submit { submission: submission(rng), placements: places, claim: None },
             2..4 => Command::Place { job, placements: places },
             4 => Command::Stop { job, why: Reason::Preempted },
@@ -253,6 +262,11 @@ fn node_name(rng: &mut Rng) -> NodeName {
 
 fn node_no(rng: &mut Rng) -> NodeNo {
     NodeNo(rng.below(5) as u32)
+}
+
+fn drain(rng: &mut Rng) -> Option<Drain> {
+    let within_ms = rng.chance(300).then(|| rng.below(20_000));
+    rng.chance(700).then(|| Drain { within_ms, force: rng.chance(200) })
 }
 
 fn node_state(rng: &mut Rng) -> NodeState {
@@ -341,7 +355,8 @@ fn job(rng: &mut Rng) -> JobSpec {
         same_island: rng.chance(200),
         max_cost_per_hour: rng.chance(100).then(|| rng.below(100_000_000)),
         node: rng.chance(100).then(|| node_name(rng)),
-        restart: *rng.pick(&[Restart::Always, Restart::OnFailure, Restart::Never]),
+        restart: *rng.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
+        exclusive: rng.chance(150),
         preemptible: rng.chance(500),
         max_run_ms: rng.chance(100).then(|| rng.below(10_000)),
         ..Constraints::default()

@@ -1,0 +1,238 @@
+//! The single looks of `nf doctor`.
+
+use super::Finding;
+use crate::agent::runtimes::cgroup::Cgroups;
+use crate::agent::{lease, nvml};
+use nf_core::node::PortRange;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statvfs::statvfs;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Linux with `cgroup.kill`.
+const KERNEL: (u32, u32) = (5, 14);
+/// Open files that a busy member or model server may need.
+const FILES: u64 = 65_536;
+/// Room below which models and logs soon fill a disk.
+const ROOM: u64 = 10 << 30;
+/// A slower disk is felt by every schedule call: each waits for one fsync.
+const FSYNC: Duration = Duration::from_millis(20);
+/// Shared memory that servers with several GPUs use between their processes.
+const SHARED: u64 = 1 << 30;
+/// How long a container engine may take to answer.
+const ENGINE: Duration = Duration::from_secs(2);
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+pub(super) fn kernel() -> Finding {
+    let release = read("/proc/sys/kernel/osrelease");
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let text = format!("Linux {release}");
+    match version >= KERNEL {
+        true => Finding::ok("kernel", text),
+        false => {
+            let wanted =
+                format!("Linux {}.{} or later: older ones end a replica's processes one by one", KERNEL.0, KERNEL.1);
+            Finding::missing("kernel", text, wanted)
+        }
+    }
+}
+
+pub(super) fn cgroups() -> Finding {
+    let lost = "replicas run without limits of cpu, memory and processes, and a program that flees its session may outlive its stop";
+    match Cgroups::find() {
+        Err(why) => Finding::missing("cgroup v2", format!("none: {lost}"), why),
+        Ok(groups) => {
+            let has = groups.limits.join(", ");
+            let kill = if groups.kill { "cgroup.kill" } else { "no cgroup.kill" };
+            match groups.missing() {
+                none if none.is_empty() && groups.kill => Finding::ok("cgroup v2", format!("{has}, {kill}")),
+                missing => {
+                    let detail = format!("{kill}; no limits of {}", missing.join(", "));
+                    let next = "run nf as a systemd service with Delegate=yes on a machine without cgroup v1";
+                    Finding::missing("cgroup v2", detail, next)
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn limits() -> Finding {
+    let hard = |resource| getrlimit(resource).map_or(0, |(_, hard)| hard);
+    let (files, tasks) = (hard(Resource::RLIMIT_NOFILE), hard(Resource::RLIMIT_NPROC));
+    let shown = |n: u64| if n == u64::MAX { "unlimited".to_owned() } else { n.to_string() };
+    let detail = format!("open files {}, processes {}", shown(files), shown(tasks));
+    match files >= FILES {
+        true => Finding::ok("limits", detail),
+        false => {
+            Finding::missing("limits", detail, format!("allow {FILES} open files: ulimit -Hn, or LimitNOFILE={FILES}"))
+        }
+    }
+}
+
+/// Tries what a member does: write and sync a little file. In the nearest directory that exists.
+pub(super) fn disk(data: &Path) -> Finding {
+    let there = data.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let trial = there.join(format!(".nf-doctor-{}", std::process::id()));
+    let begun = Instant::now();
+    let wrote = fs::File::create(&trial).and_then(|mut file| {
+        file.write_all(&[0; 4096])?;
+        file.sync_all()
+    });
+    let took = begun.elapsed();
+    let _ = fs::remove_file(&trial);
+    if let Err(error) = wrote {
+        let next = "choose a directory on a disk that can be written: --data-dir, NF_DATA_DIR";
+        return Finding::fault("disk", format!("{}: {error}", there.display()), next);
+    }
+    let room = statvfs(there).map_or(0, |fs| {
+        #[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
+        let blocks = fs.blocks_available() as u64;
+        blocks.saturating_mul(fs.fragment_size() as u64)
+    });
+    let detail = format!("{}: {} free, an fsync takes {:.1} ms", there.display(), gib(room), took.as_secs_f64() * 1e3);
+    match () {
+        () if room < ROOM => Finding::missing("disk", detail, format!("make room: models and logs want {}", gib(ROOM))),
+        () if took > FSYNC => {
+            let next = "use a disk with power-loss protection: each schedule call waits for one fsync of a majority";
+            Finding::missing("disk", detail, next)
+        }
+        () => Finding::ok("disk", detail),
+    }
+}
+
+/// Leases need a clock that counts while the machine sleeps; certificates and tokens need the right time.
+pub(super) fn clock() -> Finding {
+    let source = read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+    let marked = ["/run/systemd/timesync/synchronized", "/run/chrony/chronyd.pid", "/run/ntpd.pid"];
+    let kept = marked.iter().find(|path| Path::new(path).exists());
+    let by = kept.map_or("no time service was seen", |_| "kept by a time service");
+    let detail = format!("up {} h, source {source}, {by}", lease::boot_ms() / 3_600_000);
+    match source.as_str() {
+        "jiffies" | "acpi_pm" | "hpet" => {
+            Finding::missing("clock", detail, "a slow clock source: see the kernel's log for why it gave up the tsc")
+        }
+        _ => Finding::ok("clock", detail),
+    }
+}
+
+pub(super) fn listen(check: &'static str, address: SocketAddr) -> Finding {
+    match TcpListener::bind(address) {
+        Ok(_) => Finding::ok(check, format!("{address} is free")),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let next = "fine when nf runs here already; else stop who listens there, or choose another with --listen";
+            Finding::missing(check, format!("{address} is taken"), next)
+        }
+        Err(error) => {
+            let next = "choose an address of this machine with --listen and --peer-listen";
+            Finding::fault(check, format!("{address}: {error}"), next)
+        }
+    }
+}
+
+/// A port that Linux hands out to any outgoing connection may be taken when a replica wants it.
+pub(super) fn replica_ports(ports: PortRange) -> Finding {
+    let own = read("/proc/sys/net/ipv4/ip_local_port_range");
+    let mut ends = own.split_whitespace().filter_map(|n| n.parse::<u16>().ok());
+    let (first, last) = (ends.next().unwrap_or(32_768), ends.next().unwrap_or(60_999));
+    let detail = format!("{}-{} for replicas, {first}-{last} for outgoing connections", ports.first, ports.last);
+    match ports.last < first || ports.first > last {
+        true => Finding::ok("replica ports", detail),
+        false => {
+            let range = format!("{}-{}", ports.first, ports.last);
+            let next = format!("keep them apart: NF_PORT_RANGE, or sysctl net.ipv4.ip_local_reserved_ports={range}");
+            Finding::missing("replica ports", detail, next)
+        }
+    }
+}
+
+pub(super) fn gpus() -> Finding {
+    match nvml::gpus() {
+        Ok(Some(gpus)) if !gpus.is_empty() => {
+            let names: Vec<&str> = gpus.iter().map(|gpu| gpu.device_type.as_str()).collect();
+            Finding::ok("gpus", format!("{} by NVML: {}", names.len(), names.join(", ")))
+        }
+        Ok(_) => Finding::missing(
+            "gpus",
+            "no NVIDIA driver: devices are simulated, or none",
+            "install the driver (nvidia-smi must work), or say what there is with GPU_NODES",
+        ),
+        Err(error) => Finding::fault("gpus", error, "the driver is there and does not answer: nvidia-smi says more"),
+    }
+}
+
+/// The sockets at which an engine may listen.
+fn engines() -> Vec<PathBuf> {
+    let host = std::env::var("DOCKER_HOST").ok();
+    let named = host.as_deref().and_then(|host| host.strip_prefix("unix://")).map(PathBuf::from);
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("podman/podman.sock"));
+    let usual = ["/var/run/docker.sock", "/run/podman/podman.sock"].map(PathBuf::from);
+    named.into_iter().chain(usual).chain(own).collect()
+}
+
+pub(super) fn docker() -> Finding {
+    let ping = |path: &Path| -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(ENGINE))?;
+        stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+        let mut head = String::new();
+        (&mut stream).take(4096).read_to_string(&mut head)?;
+        Ok(head.lines().next().unwrap_or_default().to_owned())
+    };
+    let found = engines().into_iter().find(|path| path.exists());
+    let Some(path) = found else {
+        let next = "only needed for containers, which this build does not run yet";
+        return Finding::missing("container engine", "no socket of Docker or Podman", next);
+    };
+    match ping(&path) {
+        Ok(line) if line.contains("200") => Finding::ok("container engine", format!("{} answers", path.display())),
+        Ok(line) => {
+            let next = format!("curl --unix-socket {} http://localhost/_ping", path.display());
+            Finding::missing("container engine", format!("{}: {line}", path.display()), next)
+        }
+        Err(error) => {
+            let next = "start the engine, or let this user speak to it (group docker)";
+            Finding::missing("container engine", format!("{}: {error}", path.display()), next)
+        }
+    }
+}
+
+pub(super) fn python() -> Finding {
+    let wanted = std::env::var("NF_PYTHON").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
+    let on_path = || {
+        // What replicas get as PATH, not what this shell has.
+        let dirs = crate::agent::runtimes::process::PATH.split(':');
+        dirs.map(|dir| Path::new(dir).join(&wanted)).find(|path| path.is_file())
+    };
+    let found = if wanted.contains('/') { Some(PathBuf::from(&wanted)).filter(|p| p.is_file()) } else { on_path() };
+    match found {
+        Some(path) => Finding::ok("python", format!("{} for {{python}}", path.display())),
+        None => {
+            let detail = format!("{wanted} is not there: manifests that say {{python}} can't run");
+            Finding::missing("python", detail, "install python3, or name one with NF_PYTHON")
+        }
+    }
+}
+
+pub(super) fn shared_memory() -> Finding {
+    #[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
+    let size = statvfs("/dev/shm").map_or(0, |fs| (fs.blocks() as u64).saturating_mul(fs.fragment_size() as u64));
+    match size >= SHARED {
+        true => Finding::ok("shared memory", format!("/dev/shm {}", gib(size))),
+        false => {
+            let detail = format!("/dev/shm {}: servers with several GPUs may fail", gib(size));
+            Finding::missing("shared memory", detail, "mount it larger: mount -o remount,size=8G /dev/shm")
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Programs that hang, and programs that still have requests when they should stop.
+
+use super::*;
+use crate::models::{Drain, Live, Metrics};
+
+/// Says how many requests it has by a file `busy`, and does not answer /live while there is a file `hung`.
+const SERVER: &str = r#"
+import http.server, os, sys
+def there(name):
+    return os.path.exists(os.path.join(os.environ["HOME"], name))
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b"requests_running{model=\"m\"} %d\n" % (1 if there("busy") else 0)
+        status = 500 if self.path == "/live" and there("hung") else 200
+        self.send_response(status); self.send_header("content-length", str(len(body))); self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *a): pass
+http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
+"#;
+
+async fn ready(w: &World, executor: &Executor, timeout_s: u32) -> (Want, PathBuf) {
+    let change = |process: &mut Process| {
+        process.live = Some(Live { path: "/live".into(), period_s: 1, failures: 2 });
+        process.drain = Some(Drain { path: None, timeout_s });
+        process.metrics = Some(Metrics {
+            path: "/metrics".into(),
+            running: Some("requests_running".into()),
+            waiting: None,
+            latency: None,
+        });
+    };
+    let want = w.publish_with(SERVER, &["{python}", "{model}", "{host}", "{port}"], 30, change).await;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    (want, w.path("data/replicas/n1/r1.0.j1.g1"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_under_way_are_waited_for_also_by_the_next_agent() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = ready(&w, &executor, 60).await;
+    fs::write(dir.join("busy"), "").unwrap();
+    executor.stop(ID, want.generation, Reason::NodeDrain);
+    eventually("both deadlines are on disk", || w.record(&want).stopping.is_some()).await;
+    let plan = w.record(&want).stopping.unwrap();
+    assert_eq!((plan.why, plan.kill_ms - plan.term_ms), (Reason::NodeDrain, 5_000));
+    let process = w.record(&want).process.unwrap();
+    executor.shutdown_keeping_replicas();
+
+    let executor = eventually_open(&w).await;
+    executor.stop(ID, want.generation, Reason::NodeDrain);
+    // Longer than it takes to look twice.
+    tokio::time::sleep(Duration::from_millis(1_600)).await;
+    assert!(process.lives(), "it still has a request");
+    assert_eq!(w.record(&want).stopping, Some(plan), "the same deadlines");
+    fs::remove_file(dir.join("busy")).unwrap();
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
+    assert!(crate::agent::lease::boot_ms() < plan.term_ms, "well before its deadline");
+    let log = log(&executor, 9).await;
+    assert!(log.contains("drained: no request is left") && log.contains("TERM, and KILL at"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_has_an_end() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = ready(&w, &executor, 2).await;
+    fs::write(dir.join("busy"), "").unwrap();
+    let begun = Instant::now();
+    executor.stop(ID, want.generation, Reason::ScaledDown);
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::ScaledDown });
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    assert!(log(&executor, 9).await.contains("its time for that is over"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_hangs_is_stopped_and_says_so() {
+    let w = World::new();
+    let executor = w.open();
+    let (_want, dir) = ready(&w, &executor, 60).await;
+    fs::write(dir.join("hung"), "").unwrap();
+    assert_eq!(executor.gone().await, End::failed(Reason::LivenessFailed));
+    assert_eq!(w.living(), 0);
+    assert!(log(&executor, 9).await.contains("/live did not answer 2 times in a row"));
+}

@@ -1,0 +1,356 @@
+//! The life of a program that runs: asked whether it is ready and whether it lives,
+//! drained, told to end, killed, and gone only when every process that it started is
+//! gone. It does not know how the program was started.
+
+use super::process::{let_go, save};
+use super::processes::{Family, Identity};
+use crate::agent::executor::Shared;
+use crate::agent::lease::boot_ms;
+use crate::agent::logs;
+use crate::agent::post::Post;
+use crate::agent::probe::Probe;
+use crate::agent::record::{End, Launch, Record, Stopping};
+use crate::models::{Drain, Metrics};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use nix::sys::signal::Signal;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+use tokio::process::Child;
+
+/// First and longest pause between two questions to a program that is not ready yet.
+const PROBE_STARTING: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Between two questions to one that is.
+const PROBE_RUNNING: Duration = Duration::from_secs(2);
+/// Unanswered questions in a row that make a replica NotReady.
+const MISSES: u32 = 3;
+/// Between two looks at processes that are not children of ours, or should go away.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long clients have to hear that a replica drains before its requests are counted.
+const TELL: Duration = Duration::from_secs(1);
+/// Between two looks at how many requests a draining replica has.
+const COUNT: Duration = Duration::from_millis(250);
+/// Looks in a row without an answer after which nothing is waited for any more.
+const DEAF: u32 = 8;
+
+/// The program's first process.
+pub(super) enum Leader {
+    Child(Child),
+    /// Started by an earlier agent: its end can be seen, its exit status not.
+    Adopted(Identity),
+}
+
+impl Leader {
+    /// Waits until it is gone; None when nobody could tell how it ended.
+    async fn gone(&mut self) -> Option<ExitStatus> {
+        match self {
+            Leader::Child(child) => child.wait().await.ok(),
+            Leader::Adopted(identity) => {
+                // One read of /proc, which never waits for a disk.
+                while identity.lives() {
+                    tokio::time::sleep(LOOK).await;
+                }
+                None
+            }
+        }
+    }
+}
+
+/// A program that runs.
+pub(super) struct Running {
+    pub post: Post,
+    pub record: Record,
+    pub leader: Leader,
+    pub family: Family,
+}
+
+/// What the answers were so far.
+#[derive(Default)]
+struct Health {
+    /// Questions in a row that were not answered well.
+    misses: u32,
+    /// The same for the question whether it lives.
+    hung: u32,
+    /// When that one is asked next.
+    live_at: Option<Instant>,
+}
+
+impl Health {
+    fn pause(&self, was_ready: bool) -> Duration {
+        match (was_ready, self.misses) {
+            (true, 0) => PROBE_RUNNING,
+            (true, misses) => (PROBE_STARTING.0 + LOOK * misses).min(PROBE_RUNNING),
+            (false, misses) => PROBE_STARTING.1.min(PROBE_STARTING.0 * (1 << misses.min(8))),
+        }
+    }
+}
+
+/// Whom a program is asked by.
+struct Probes {
+    ready: Probe,
+    /// None: by the same path, or not at all.
+    live: Option<Probe>,
+}
+
+impl Probes {
+    fn of(shared: &Shared, launch: &Launch, record: &Record) -> Self {
+        let probe = |path: &str| Probe::new(shared.client.clone(), &launch.host, launch.port, path);
+        let live = record.live.as_ref().filter(|live| live.path != record.probe);
+        Self { ready: probe(&record.probe), live: live.map(|live| probe(&live.path)) }
+    }
+
+    /// Whether it is ready, and, when that was asked, whether it lives.
+    async fn ask(&self, lives: bool) -> (bool, Option<bool>) {
+        let ready = self.ready.is_well().await;
+        match (lives, &self.live) {
+            (false, _) => (ready, None),
+            (true, None) => (ready, Some(ready)),
+            (true, Some(live)) => (ready, Some(live.is_well().await)),
+        }
+    }
+}
+
+impl Running {
+    pub(super) async fn live(mut self) -> End {
+        let launch = self.post.launch.clone();
+        let probes = Probes::of(&self.post.shared, &launch, &self.record);
+        let deadline = Instant::now() + Duration::from_secs(self.record.ready_timeout_s.into());
+        if let Some(identity) = self.record.process {
+            self.post.note(&format!("runs as pid {}, generation {}", identity.pid, launch.generation.0)).await;
+        }
+        let mut health = Health::default();
+        let end = loop {
+            let lives = self.record.was_ready && health.live_at.is_some_and(|at| Instant::now() >= at);
+            let pause = health.pause(self.record.was_ready);
+            let asked = async {
+                tokio::time::sleep(pause).await;
+                probes.ask(lives).await
+            };
+            tokio::select! {
+                status = self.leader.gone() => break self.exited(status).await,
+                why = self.post.stop_asked() => break self.stop(End { ok: true, why }).await,
+                (ready, lives) = asked => {
+                    if let Some(why) = self.answered(&mut health, ready, lives, deadline).await {
+                        break self.stop(End::failed(why)).await;
+                    }
+                }
+            }
+            self.rotate().await;
+        };
+        let_go(&self.post.shared, &self.record);
+        self.record.ended = Some(end);
+        save(&self.post.shared, &self.record).await;
+        self.post.note(&format!("ended: {}", end.why)).await;
+        end
+    }
+
+    /// Takes in an answer; says why the replica must go, if it must.
+    async fn answered(
+        &mut self,
+        health: &mut Health,
+        ready: bool,
+        lives: Option<bool>,
+        deadline: Instant,
+    ) -> Option<Reason> {
+        let was_ready = self.record.was_ready;
+        if ready {
+            health.misses = 0;
+            if !was_ready {
+                // On disk before it is told, so that the next agent doesn't take it back.
+                self.record.was_ready = true;
+                save(&self.post.shared, &self.record).await;
+                self.post.note("ready").await;
+            }
+            self.post.stage(Stage::Ready);
+        } else if !was_ready && Instant::now() >= deadline {
+            self.post.note(&format!("not ready within {} s, stopped", self.record.ready_timeout_s)).await;
+            return Some(Reason::ReadyTimeout);
+        } else {
+            health.misses = health.misses.saturating_add(1);
+            if was_ready && health.misses >= MISSES {
+                self.post.stage(Stage::NotReady);
+            }
+        }
+        let live = self.record.live.as_ref().filter(|_| self.record.was_ready)?;
+        if health.live_at.is_none() || lives.is_some() {
+            health.live_at = Some(Instant::now() + Duration::from_secs(live.period_s.into()));
+        }
+        health.hung = match lives {
+            Some(true) => 0,
+            Some(false) => health.hung + 1,
+            None => health.hung,
+        };
+        if health.hung < live.failures {
+            return None;
+        }
+        self.post.note(&format!("{} did not answer {} times in a row, stopped", live.path, health.hung)).await;
+        Some(Reason::LivenessFailed)
+    }
+
+    async fn rotate(&self) {
+        let path = self.post.log();
+        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || logs::rotate(&path)).await {
+            tracing::warn!(request = %self.post.launch.request, error = %e, "a replica's log can't be rotated");
+        }
+    }
+
+    /// The first process ended by itself: what it left behind goes, too.
+    async fn exited(&mut self, status: Option<ExitStatus>) -> End {
+        clear(&self.family, self.post.shared.config.kill_after).await;
+        if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
+            self.post.note("killed by the guard: no lease covered it any more").await;
+            return End::failed(Reason::NodeFailure);
+        }
+        let (end, text) = match status {
+            Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
+            Some(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
+                (None, signal) => (End::failed(Reason::RuntimeFailed), format!("signal {}", signal.unwrap_or(0))),
+            },
+            None => (End::failed(Reason::RuntimeFailed), "how is unknown, it was adopted".to_string()),
+        };
+        self.post.note(&format!("its program ended by itself: {text}")).await;
+        end
+    }
+
+    /// Drain, TERM, a while, KILL; returns when nothing of it is left.
+    async fn stop(&mut self, end: End) -> End {
+        let (grace, kill_after) = (self.post.shared.config.stop_grace, self.post.shared.config.kill_after);
+        let plan = self.plan(end).await;
+        if boot_ms() < plan.term_ms {
+            self.drain(Duration::from_millis(plan.term_ms - boot_ms())).await;
+        }
+        let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
+        self.post.note(&format!("TERM, and KILL at {} ({left:?})", at(left))).await;
+        signal(&self.family, Signal::SIGTERM).await;
+        // Waiting for the child, too, takes the zombie away.
+        let all_gone = async {
+            tokio::join!(self.leader.gone(), gone(&self.family));
+        };
+        if tokio::time::timeout(left, all_gone).await.is_err() {
+            self.post.note("did not end in time, KILL").await;
+            tokio::join!(self.leader.gone(), clear(&self.family, kill_after));
+        }
+        end
+    }
+
+    /// Both deadlines, on disk: an agent that starts meanwhile keeps to them.
+    async fn plan(&mut self, end: End) -> Stopping {
+        if let Some(plan) = self.record.stopping {
+            return plan;
+        }
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        // One that failed, or whose lease runs out, has nobody to wait for.
+        let gently =
+            end.ok && end.why != Reason::NodeFailure && self.record.was_ready && self.post.launch.port.is_some();
+        let drain = self.record.drain.as_ref().filter(|_| gently);
+        let drain = drain.map_or(Duration::ZERO, |drain| Duration::from_secs(drain.timeout_s.into()));
+        let grace = self.post.shared.config.stop_grace;
+        let term_ms = boot_ms() + ms(drain);
+        let mut kill_ms = term_ms.saturating_add(ms(grace));
+        // Its guard would not wait longer, and should that be gone, we don't either.
+        if let Some(until_ms) = self.post.shared.guard.until().filter(|_| end.why == Reason::NodeFailure) {
+            kill_ms = kill_ms.min(until_ms.max(term_ms));
+        }
+        let plan = Stopping { why: end.why, term_ms, kill_ms };
+        self.record.stopping = Some(plan);
+        save(&self.post.shared, &self.record).await;
+        let when = match drain.is_zero() {
+            true => String::from("now"),
+            false => format!("at {} or when no request is left", at(drain)),
+        };
+        self.post.note(&format!("stopping: {}; TERM {when}, KILL {grace:?} later", end.why)).await;
+        plan
+    }
+
+    /// Waits until no request is left, for so long at most.
+    async fn drain(&mut self, most: Duration) {
+        let (Some(drain), Some(port)) = (self.record.drain.clone(), self.post.launch.port) else { return };
+        let host = match self.post.launch.host.contains(':') {
+            true => format!("[{}]", self.post.launch.host),
+            false => self.post.launch.host.to_string(),
+        };
+        let url = format!("http://{host}:{port}");
+        let (client, metrics) = (self.post.shared.client.clone(), self.record.metrics.clone());
+        let said = tokio::select! {
+            said = drained(&client, &url, &drain, metrics.as_ref()) => said,
+            _ = self.leader.gone() => "its program has ended",
+            () = tokio::time::sleep(most) => "its time for that is over",
+        };
+        self.post.note(&format!("drained: {said}")).await;
+    }
+}
+
+/// Tells the program, and waits until it counts no request.
+async fn drained(client: &reqwest::Client, url: &str, drain: &Drain, metrics: Option<&Metrics>) -> &'static str {
+    if let Some(path) = &drain.path
+        && client.post(format!("{url}{path}")).send().await.is_err()
+    {
+        return "it does not answer";
+    }
+    tokio::time::sleep(TELL).await;
+    let counts: Vec<&String> = metrics.iter().flat_map(|m| m.running.iter().chain(&m.waiting)).collect();
+    let Some(metrics) = metrics.filter(|_| !counts.is_empty()) else {
+        // Only its own end, or the deadline, says that it is done.
+        return std::future::pending().await;
+    };
+    let mut deaf = 0;
+    loop {
+        let text =
+            async { client.get(format!("{url}{}", metrics.path)).send().await?.error_for_status()?.text().await };
+        let left = match text.await {
+            Ok(text) => counts.iter().filter_map(|name| crate::models::sum(&text, name)).reduce(|a, b| a + b),
+            Err(_) => None,
+        };
+        match left {
+            Some(left) if left <= 0.0 => return "no request is left",
+            Some(_) => deaf = 0,
+            None => deaf += 1,
+        }
+        if deaf == DEAF {
+            return "its metrics do not say how many requests are left";
+        }
+        tokio::time::sleep(COUNT).await;
+    }
+}
+
+/// The time of day in so long, for people.
+fn at(wait: Duration) -> String {
+    let then = jiff::Timestamp::now() + wait;
+    then.strftime("%FT%TZ").to_string()
+}
+
+async fn signal(family: &Family, signal: Signal) -> usize {
+    let family = family.clone();
+    // If the runtime goes down, so do we; the processes stay for the next agent.
+    tokio::task::spawn_blocking(move || family.signal(signal)).await.unwrap_or(0)
+}
+
+/// Waits until no process of the family lives.
+async fn gone(family: &Family) {
+    loop {
+        let look = family.clone();
+        if let Ok(0) = tokio::task::spawn_blocking(move || look.members().len()).await {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Kills until none is left. A process that the kernel does not let go of keeps
+/// its devices, so this waits as long as it takes and says so every `alarm`.
+pub(super) async fn clear(family: &Family, alarm: Duration) {
+    let mut next = Instant::now() + alarm;
+    loop {
+        let left = signal(family, Signal::SIGKILL).await;
+        if left == 0 {
+            return;
+        }
+        if Instant::now() >= next {
+            tracing::error!(left, "processes of a replica survive KILL; its devices stay held");
+            next += alarm.max(Duration::from_secs(1));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,41 @@
+//! `nf doctor`: what this machine gives, each with what is missing and the next step. It
+//! asks no group, and changes nothing.
+
+use super::exit::{Exit, fail};
+use super::output::{self, at, col};
+use super::{Global, say};
+use crate::agent::doctor::{self, Verdict, Wishes};
+use crate::config::{Flags, Settings, Sources};
+use clap::Args;
+use nf_core::node::PortRange;
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Doctor {
+    pub fn run(self, global: &Global) -> anyhow::Result<()> {
+        let settings = Settings::load(&Sources::process(&self.flags))?;
+        let (first, last) = settings.port_range.value;
+        let data = std::path::absolute(settings.data())?;
+        let (public, peer) = (settings.public(), settings.peer());
+        let found = doctor::look(&Wishes { data: &data, public, peer, ports: PortRange { first, last } });
+        let items: Vec<_> = found.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+        let columns = [
+            col("CHECK", |v| at(v, "check")),
+            col("STATE", |v| output::state(&at(v, "verdict"))),
+            col("FOUND", |v| at(v, "detail")),
+            col("NEXT", |v| at(v, "next")),
+        ];
+        output::put(&output::list(global.style(), &items, &columns, |v| at(v, "check"))?);
+        let count = |verdict| found.iter().filter(|f| f.verdict == verdict).count();
+        let (missing, faults) = (count(Verdict::Missing), count(Verdict::Fault));
+        if faults > 0 {
+            return Err(fail(Exit::Failed, format!("{faults} fault(s): nf does not work so; see the column NEXT")));
+        }
+        say(format!("nf can work here; {missing} of {} looks found something missing", found.len()));
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! `nf guard`: the process that ends exclusive replicas when their lease does. Agents
+//! start it; people have no use for it.
+
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct Guard {
+    /// Where it lives: below the agent's data directory
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+}
+
+impl Guard {
+    pub fn run(self) -> anyhow::Result<()> {
+        crate::telemetry::init_logs(None);
+        // The last to be given up when memory runs out. Only root may ask for that.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+        Ok(crate::agent::guard::run(&self.dir)?)
+    }
+}

@@ -1,0 +1,348 @@
+//! The leader's look at every service: what the members' gateways see goes through
+//! the autoscaler, and what it decides is submitted, with what it was decided from.
+//! Everything here dies with the term; a new leader learns for a while before it
+//! takes anything away. It does not decide itself.
+
+use crate::exchange::sights::{BUCKETS, bucket_end_ms};
+use crate::exchange::{Panorama, Sight};
+use nf_core::autoscaler::signal::Reading;
+use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
+use nf_core::id::{JobNo, MemberId, ModelId, TenantId};
+use nf_core::job::{Job, Phase, Replica, Stage};
+use nf_core::plan::Intent;
+use nf_core::quota;
+use nf_core::scaling::{Scaling, Target};
+use nf_core::state::State;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Looks in which a member may be silent before it counts as gone with all its requests.
+const SILENCE: u32 = 3;
+/// Looks for which a new leader takes nothing away.
+const SETTLE: u32 = 12;
+/// What a request takes, until some were seen, in milliseconds.
+const SERVICE_MS: u64 = 1_000;
+
+type Name = (TenantId, ModelId);
+
+/// What a look at one service came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    pub tenant: TenantId,
+    pub model: ModelId,
+    /// Replicas wanted when it was looked at.
+    pub current: u16,
+    pub decision: Decision,
+    /// It is told and not carried out.
+    pub advisory: bool,
+}
+
+/// Counters of one member's gateway at the last look.
+#[derive(Clone, Debug, Default)]
+struct Last {
+    epoch: u64,
+    sights: BTreeMap<Name, Sight>,
+    silent: u32,
+}
+
+/// What all gateways saw of one model since the last look.
+#[derive(Clone, Debug)]
+struct Sum {
+    arrived: u64,
+    waiting: u64,
+    running: u64,
+    answered: [u64; BUCKETS],
+}
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self { arrived: 0, waiting: 0, running: 0, answered: [0; BUCKETS] }
+    }
+}
+
+impl Sum {
+    fn add(&mut self, now: &Sight, before: Option<&Sight>) {
+        let was = |pick: fn(&Sight) -> u64| before.map_or(0, pick);
+        self.arrived += now.arrived.saturating_sub(was(|s| s.arrived));
+        self.waiting += u64::from(now.waiting);
+        self.running += u64::from(now.running);
+        for (i, count) in now.answered.iter().enumerate().take(BUCKETS) {
+            let before = before.and_then(|s| s.answered.get(i)).copied().unwrap_or(0);
+            self.answered[i] += count.saturating_sub(before);
+        }
+    }
+
+    /// Of the requests that were answered since the last look; 0 when there were none.
+    fn p95_ms(&self) -> u64 {
+        let all: u64 = self.answered.iter().sum();
+        let mut left = all * 95 / 100;
+        for (bucket, count) in self.answered.iter().enumerate() {
+            if *count > left {
+                return bucket_end_ms(bucket);
+            }
+            left -= count;
+        }
+        0
+    }
+}
+
+/// One service's autoscaler.
+struct Known {
+    scaling: Scaling,
+    scaler: Autoscaler,
+    /// What it said last.
+    said: Option<u16>,
+}
+
+/// One term's autoscalers.
+pub struct Scaler {
+    tick: Duration,
+    scalers: BTreeMap<JobNo, Known>,
+    last: BTreeMap<MemberId, Last>,
+}
+
+impl Scaler {
+    pub fn new(tick: Duration) -> Self {
+        Self { tick, scalers: BTreeMap::new(), last: BTreeMap::new() }
+    }
+
+    /// One look at all services. `state` is from before the panorama: a service that was woken
+    /// in between is not put back to sleep by who has not seen why.
+    pub fn look(&mut self, state: &State, panorama: Panorama, at_ms: u64) -> (Vec<Intent>, Vec<Look>) {
+        let sums = self.sum_up(panorama);
+        let mut shared: BTreeMap<Name, u64> = BTreeMap::new();
+        for job in state.services() {
+            *shared.entry(name(job)).or_default() += 1;
+        }
+        self.scalers.retain(|no, _| state.job(*no).is_some());
+        let (mut intents, mut looks) = (Vec::new(), Vec::new());
+        for job in state.services().filter(|job| !job.stopped) {
+            let Some(scaling) = job.spec.scaling else { continue };
+            let share = shared.get(&name(job)).copied().unwrap_or(1);
+            let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share);
+            let Some(known) = self.known(job, scaling) else { continue };
+            known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: None });
+            let mut decision = known.scaler.step(&signals);
+            let current = job.desired();
+            let to = u16::try_from(decision.desired).unwrap_or(u16::MAX);
+            known.said = Some(to);
+            if scaling.advisory && to != current {
+                decision.why = Why::AdvisoryOnly;
+            } else if to != current {
+                intents.push(scale(job, to, &decision));
+            }
+            let (tenant, model) = name(job);
+            looks.push(Look { tenant, model, current, decision, advisory: scaling.advisory });
+        }
+        (intents, looks)
+    }
+
+    /// Begins anew where the terms have changed, and where somebody asked for more than was said:
+    /// who begins takes nothing away for a while.
+    fn known(&mut self, job: &Job, scaling: Scaling) -> Option<&mut Known> {
+        let asked =
+            |known: &Known| !scaling.advisory && known.said.is_some_and(|said| said > 0 && job.desired() > said);
+        if self.scalers.get(&job.no).is_none_or(|known| known.scaling != scaling || asked(known)) {
+            // What is stored was checked when it was accepted; what still can't be is left alone.
+            let scaler = Autoscaler::new(service(&scaling, self.tick)).ok()?;
+            self.scalers.insert(job.no, Known { scaling, scaler, said: None });
+        }
+        self.scalers.get_mut(&job.no)
+    }
+
+    /// What came since the last look; None while a member is silent that a moment ago was not.
+    fn sum_up(&mut self, panorama: Panorama) -> Option<BTreeMap<Name, Sum>> {
+        let mut sums: BTreeMap<Name, Sum> = BTreeMap::new();
+        let mut whole = true;
+        for member in &panorama.silent {
+            let last = self.last.entry(*member).or_default();
+            last.silent = last.silent.saturating_add(1);
+            whole &= last.silent > SILENCE;
+        }
+        for (member, seen) in panorama.seen {
+            let known = self.last.remove(&member).filter(|last| last.epoch == seen.epoch && last.silent == 0);
+            let sights: BTreeMap<Name, Sight> =
+                seen.sights.into_iter().map(|sight| ((sight.tenant.clone(), sight.model.clone()), sight)).collect();
+            // A first look knows what is there, not what came since.
+            whole &= known.is_some();
+            for (name, sight) in &sights {
+                let before = known.as_ref().and_then(|last| last.sights.get(name));
+                sums.entry(name.clone()).or_default().add(sight, before);
+            }
+            self.last.insert(member, Last { epoch: seen.epoch, sights, silent: 0 });
+        }
+        whole.then_some(sums)
+    }
+}
+
+fn name(job: &Job) -> Name {
+    (job.spec.tenant.clone(), job.spec.model.clone())
+}
+
+fn scale(job: &Arc<Job>, to: u16, decision: &Decision) -> Intent {
+    let target = Target { replicas: to, why: decision.why, inputs: Some(Box::new(decision.inputs)) };
+    Intent::Scale { request: job.request.clone(), tenant: None, target }
+}
+
+fn service(scaling: &Scaling, tick: Duration) -> Service {
+    let tick_ms = u64::try_from(tick.as_millis()).unwrap_or(u64::MAX).max(1);
+    Service {
+        tick_ms,
+        cold_start_ms: scaling.cold_start_ms.into(),
+        min: scaling.min.into(),
+        max: scaling.max.into(),
+        slots: scaling.concurrency.into(),
+        wait_ms: scaling.wait_ms.into(),
+        service_ms: SERVICE_MS,
+        gpus: 1,
+        idle_ms: scaling.idle_ms.into(),
+        settle_ms: tick_ms.saturating_mul(SETTLE.into()),
+    }
+}
+
+/// What is seen of one service; `sum` is None when what was seen is not whole.
+fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64) -> Signals {
+    let count = |test: fn(&Phase) -> bool| {
+        Reading::of(job.replicas.iter().filter(|r: &&Replica| test(&r.phase)).count() as u64)
+    };
+    let replicas = Signals {
+        at_ms,
+        ready: count(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })),
+        starting: count(|p| {
+            matches!(p, Phase::Waiting { .. }) || matches!(p, Phase::Held { stage, .. } if *stage != Stage::Ready)
+        }),
+        draining: count(|p| matches!(p, Phase::Stopping { .. })),
+        ..Signals::default()
+    };
+    let Some(sum) = sum else { return replicas };
+    let nothing = Sum::default();
+    let sum = sum.unwrap_or(&nothing);
+    let part = |n: u64| Reading::of(n.div_ceil(share.max(1)));
+    Signals {
+        queue: part(sum.waiting),
+        running: part(sum.running),
+        arrivals: part(sum.arrived),
+        p95_ms: Reading::of(sum.p95_ms()),
+        ..replicas
+    }
+}
+
+/// Replicas that the tenant's GPU quota has room for, those of the job included.
+fn within_quota(state: &State, job: &Job) -> u32 {
+    let each = job.spec.resources.gpu.milli();
+    let held = job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64 * each;
+    let others = state.ledger().tenant(job.tenant).gpu_milli.saturating_sub(held);
+    let room = quota::gpu_limit(state, job.tenant).saturating_sub(others);
+    room.checked_div(each).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::Seen;
+    use nf_core::job::JobSpec;
+    use nf_core::resources::Gpus;
+    use nf_core::testing;
+
+    const TICK: u64 = 1_000;
+
+    fn world() -> State {
+        let mut state = State::new();
+        testing::run(&mut state, testing::register("n1", testing::node_spec(8)));
+        let scaling =
+            Scaling { min: 0, max: 4, concurrency: 2, idle_ms: 20_000, cold_start_ms: 1_000, ..Scaling::default() };
+        let spec = JobSpec { scaling: Some(scaling), ..testing::job_spec("t1", Gpus::Milli(100)) };
+        testing::run(&mut state, testing::schedule("s1", spec));
+        state
+    }
+
+    fn sight(arrived: u64, waiting: u32, running: u32) -> Sight {
+        let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
+        let mut answered = vec![0; BUCKETS];
+        answered[10] = arrived.saturating_sub(u64::from(waiting + running));
+        Sight { tenant, model, arrived, failed: 0, waiting, running, answered }
+    }
+
+    fn seen(member: u64, epoch: u64, sight: Sight) -> (MemberId, Seen) {
+        (MemberId(member), Seen { epoch, sights: vec![sight] })
+    }
+
+    fn run(state: &mut State, intents: Vec<Intent>) {
+        for intent in intents {
+            testing::run(state, intent);
+            testing::run(state, Intent::PlaceWaiting);
+        }
+    }
+
+    #[test]
+    fn load_on_two_members_scales_up_and_silence_never_down() {
+        let (mut state, mut scaler) = (world(), Scaler::new(Duration::from_millis(TICK)));
+        let mut at = 1_000_000;
+        let mut came = 0;
+        for _ in 0..30 {
+            at += TICK;
+            came += 8;
+            let both = vec![seen(1, 1, sight(came, 4, 2)), seen(2, 7, sight(came, 4, 2))];
+            let (intents, looks) = scaler.look(&state, Panorama { seen: both, silent: vec![] }, at);
+            assert_eq!(looks.len(), 1);
+            run(&mut state, intents);
+        }
+        let desired = |state: &State| state.services().next().unwrap().desired();
+        assert_eq!(desired(&state), 4);
+        // One member says nothing and the other has nothing to do: that is no proof of idleness.
+        for _ in 0..SILENCE {
+            at += TICK;
+            let one = vec![seen(1, 1, sight(came, 0, 0))];
+            let (intents, _) = scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)] }, at);
+            assert_eq!(intents, []);
+        }
+        // Gone for good, it takes its requests along; after the idle time the service sleeps.
+        let mut asleep_after = 0;
+        while desired(&state) > 0 && asleep_after < 300 {
+            at += TICK;
+            asleep_after += 1;
+            let one = vec![seen(1, 1, sight(came, 0, 0))];
+            let (intents, _) = scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)] }, at);
+            run(&mut state, intents);
+        }
+        assert!((15..200).contains(&asleep_after), "{asleep_after} s");
+    }
+
+    #[test]
+    fn advice_is_told_and_not_carried_out() {
+        let mut state = State::new();
+        testing::run(&mut state, testing::register("n1", testing::node_spec(8)));
+        let scaling = Scaling { min: 1, max: 4, concurrency: 1, advisory: true, ..Scaling::default() };
+        let spec = JobSpec { scaling: Some(scaling), ..testing::job_spec("t1", Gpus::Milli(100)) };
+        testing::run(&mut state, testing::schedule("s1", spec));
+        let mut scaler = Scaler::new(Duration::from_millis(TICK));
+        let mut told = Vec::new();
+        for i in 1..20 {
+            let seen = vec![seen(1, 1, sight(i * 20, 30, 1))];
+            let (intents, looks) = scaler.look(&state, Panorama { seen, silent: vec![] }, i * TICK);
+            assert_eq!(intents, []);
+            told.extend(looks.into_iter().map(|look| (look.current, look.decision.desired, look.decision.why)));
+        }
+        assert!(told.iter().any(|(now, to, why)| (*now, *why) == (1, Why::AdvisoryOnly) && *to > 1), "{told:?}");
+    }
+
+    #[test]
+    fn the_quota_is_a_ceiling() {
+        let mut state = world();
+        let quota = nf_core::tenant::Quota { gpu_milli: Some(250), ..Default::default() };
+        testing::run(&mut state, Intent::SetQuota { tenant: TenantId::new("t1").unwrap(), quota });
+        assert_eq!(within_quota(&state, state.services().next().unwrap()), 2);
+    }
+
+    #[test]
+    fn the_95th_percentile_is_of_what_was_answered_since() {
+        let mut sum = Sum::default();
+        assert_eq!(sum.p95_ms(), 0);
+        sum.answered[3] = 94;
+        sum.answered[20] = 6;
+        assert_eq!(sum.p95_ms(), bucket_end_ms(20));
+        sum.answered[3] = 1000;
+        assert_eq!(sum.p95_ms(), bucket_end_ms(3));
+    }
+}

@@ -1,0 +1,72 @@
+//! The command that gives a service another number of replicas. Which of them go is
+//! decided here, by who is missed least; where new ones run is not.
+
+use super::job::save;
+use super::moving;
+use crate::command::Answer;
+use crate::event::EventKind;
+use crate::id::JobNo;
+use crate::job::{Job, JobSpec, MAX_REPLICAS, Phase, Replica, Stage};
+use crate::reason::{Reason, Refusal};
+use crate::scaling::{Target, is_wanted};
+use crate::state::State;
+
+pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
+        return Ok(Answer::Count(0));
+    };
+    let Some(scaling) = job.spec.scaling else {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has a fixed number of replicas", job.request)));
+    };
+    if target.replicas > scaling.max {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {} has at most {}", job.request, scaling.max)));
+    }
+    let mut job = (**job).clone();
+    let (before, from) = (job.state(), job.desired());
+    resize(&mut job, target.replicas);
+    let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
+    let Target { replicas: to, why, inputs } = target.clone();
+    state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
+    let why = (job.desired() < from).then_some(Reason::ScaledDown);
+    save(state, job, before, why);
+    Ok(Answer::Count(1))
+}
+
+/// Changes the number of wanted replicas. Those that go are the ones that are missed
+/// least: waiting, then not ready, then the highest number.
+fn resize(job: &mut Job, to: u16) {
+    let mut wanted = job.desired();
+    while wanted < to && grow(&mut job.replicas) {
+        wanted += 1;
+    }
+    let mut order: Vec<usize> = (0..job.replicas.len()).filter(|i| is_wanted(&job.replicas[*i].phase)).collect();
+    order.sort_by_key(|i| (missed(&job.replicas[*i].phase), std::cmp::Reverse(*i)));
+    let spec: std::sync::Arc<JobSpec> = job.spec.clone();
+    for i in order.into_iter().take(usize::from(wanted.saturating_sub(to))) {
+        moving::stop(&spec, &mut job.replicas[i], Reason::ScaledDown);
+    }
+}
+
+/// One replica more, under a number that is free; false when there is none.
+fn grow(replicas: &mut Vec<Replica>) -> bool {
+    if let Some(ended) = replicas.iter_mut().find(|r| r.has_ended()) {
+        // Generations go on counting, so that a copy of before can be told apart.
+        (ended.phase, ended.restarts) = (Phase::Waiting { not_before_ms: 0, last: None }, 0);
+        return true;
+    }
+    let room = replicas.len() < usize::from(MAX_REPLICAS);
+    if room {
+        replicas.push(Replica::waiting());
+    }
+    room
+}
+
+/// How much a replica would be missed.
+fn missed(phase: &Phase) -> u8 {
+    match phase {
+        Phase::Held { stage: Stage::Ready, .. } => 3,
+        Phase::Held { .. } => 2,
+        Phase::Stopping { .. } => 1,
+        _ => 0,
+    }
+}

@@ -1,0 +1,129 @@
+//! One request to one replica, and its answer back, piece by piece as it comes. What
+//! belongs to one connection stays with it, and the caller's token stays here.
+
+use super::desk::Seat;
+use super::refusal::Refused;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderName, Method, Request, Uri, header};
+use axum::response::Response;
+use futures::StreamExt;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use std::time::Duration;
+
+/// Replicas that are tried when one can't be reached.
+pub const TRIES: u32 = 3;
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long a replica may take until its answer begins.
+const BEGIN: Duration = Duration::from_secs(600);
+/// How long an idle connection to a replica is kept.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// Connections to replicas.
+pub type Client = hyper_util::client::legacy::Client<HttpConnector, Body>;
+
+pub fn client() -> Client {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_nodelay(true);
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector)
+}
+
+/// A request without its body.
+pub struct Head {
+    pub method: Method,
+    /// Path and query at the replica.
+    pub path: String,
+    pub headers: HeaderMap,
+}
+
+/// Belongs to one connection (RFC 9110, section 7.6.1), or is between the caller and us.
+const KEPT_HERE: [HeaderName; 10] = [
+    header::CONNECTION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+];
+
+fn passed(headers: &HeaderMap) -> HeaderMap {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let mut out = headers.clone();
+    for name in KEPT_HERE.iter().chain(&named) {
+        out.remove(name);
+    }
+    out.remove(super::TENANT);
+    out
+}
+
+/// Sends the request. The seat is kept until the answer's last byte.
+pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> Result<Response, Refused> {
+    let uri: Uri = format!("http://{}{}", seat.address, head.path)
+        .parse()
+        .map_err(|e: axum::http::uri::InvalidUri| Refused::Bad { field: "path", detail: e.to_string() })?;
+    let mut request = Request::new(Body::from(body));
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri;
+    *request.headers_mut() = passed(&head.headers);
+    let answer = match tokio::time::timeout(BEGIN, client.request(request)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) if error.is_connect() => {
+            seat.shun();
+            return Err(Refused::Unreachable(error.to_string()));
+        }
+        // It may have begun to work: trying again could do it twice.
+        Ok(Err(error)) => return Err(Refused::Broken(error.to_string())),
+        Err(_) => return Err(Refused::Broken(format!("no answer began within {BEGIN:?}"))),
+    };
+    let (parts, incoming) = answer.into_parts();
+    if parts.status.is_server_error() {
+        seat.failed();
+    }
+    let headers = passed(&parts.headers);
+    let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
+    let pieces = Body::new(incoming).into_data_stream();
+    let mut response = Response::new(Body::from_stream(counted(pieces, seat)));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = headers;
+    if let Some(length) = length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    }
+    Ok(response)
+}
+
+/// The pieces as they come; the seat counts the answer when the last one has come, or is
+/// given up with the stream by a caller who went away.
+fn counted(
+    pieces: axum::body::BodyDataStream,
+    seat: Seat,
+) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> + Send {
+    futures::stream::unfold((pieces, Some(seat)), |(mut pieces, mut seat)| async move {
+        match pieces.next().await {
+            Some(Ok(piece)) => Some((Ok(piece), (pieces, seat))),
+            Some(Err(error)) => {
+                if let Some(seat) = seat.take() {
+                    seat.failed();
+                }
+                Some((Err(error), (pieces, seat)))
+            }
+            None => {
+                if let Some(seat) = seat.take() {
+                    seat.answered();
+                }
+                None
+            }
+        }
+    })
+}

@@ -1,0 +1,321 @@
+//! The way of requests to models: OpenAI-compatible paths and plain passthrough, on
+//! every member. It knows from this member's state which replicas are ready, gives
+//! each request to the one with the least to do, holds a bounded number while a
+//! replica wakes, and counts what the autoscaler wants to know. It keeps nothing
+//! beyond the process, and it does not decide how many replicas there are.
+
+mod desk;
+mod forward;
+mod refusal;
+mod table;
+
+use crate::exchange::{Group, Seen};
+use crate::telemetry::Metrics;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use desk::{Desk, Waiting};
+use nf_core::id::{ModelId, RequestId, TenantId};
+use nf_core::plan::Intent;
+use refusal::Refused;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+use table::{Entry, Table};
+use tokio::sync::watch;
+
+/// Models that are counted; beyond it those that are gone are forgotten.
+const DESKS: usize = 4096;
+/// The largest body of a request.
+const MAX_BODY: usize = 16 << 20;
+/// So much of a body tells which conversation it goes on with.
+const PREFIX: usize = 512;
+/// How long a model that this member has not heard of may still be news from another one.
+const UNHEARD: Duration = Duration::from_secs(1);
+/// How long a service may take to hear that it is wanted.
+const WAKE: Duration = Duration::from_secs(5);
+/// Names the tenant, where no token does.
+pub const TENANT: &str = "x-nf-tenant";
+
+/// Bounds of a gateway.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Requests for one model that are held while no replica has room.
+    pub held: u32,
+    /// How long one is held.
+    pub hold: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { held: 256, hold: Duration::from_secs(60) }
+    }
+}
+
+/// A handle; clones share it.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    group: Arc<dyn Group>,
+    tables: watch::Receiver<Arc<Table>>,
+    desks: Mutex<BTreeMap<(TenantId, ModelId), Arc<Desk>>>,
+    replicas: forward::Client,
+    metrics: Metrics,
+    options: Options,
+    epoch: u64,
+}
+
+/// What is read of a body: everything else is the model's business.
+#[derive(Deserialize)]
+struct Named {
+    model: String,
+}
+
+impl Gateway {
+    /// Must be called on a runtime; its task ends with the group's handle.
+    pub fn new(group: Arc<dyn Group>, metrics: Metrics, options: Options) -> Self {
+        let tables = table::follow(group.watch());
+        let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let replicas = forward::client();
+        Self(Arc::new(Inner { group, tables, desks: Mutex::default(), replicas, metrics, options, epoch }))
+    }
+
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/v1/chat/completions", post(openai))
+            .route("/v1/completions", post(openai))
+            .route("/v1/embeddings", post(openai))
+            .route("/v1/models", get(models))
+            .route("/serve/{tenant}/{model}", any(passthrough))
+            .route("/serve/{tenant}/{model}/{*rest}", any(passthrough))
+            .with_state(self.clone())
+    }
+
+    /// What the autoscaler asks every member.
+    pub fn seen(&self) -> Seen {
+        let desks: Vec<_> = self.desks().iter().map(|(name, desk)| (name.clone(), desk.clone())).collect();
+        let sights = desks.into_iter().map(|((tenant, model), desk)| desk.sight(tenant, model)).collect();
+        Seen { epoch: self.0.epoch, sights }
+    }
+
+    fn desks(&self) -> std::sync::MutexGuard<'_, BTreeMap<(TenantId, ModelId), Arc<Desk>>> {
+        // Entries are inserted whole, so a panic elsewhere leaves nothing half done.
+        self.0.desks.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The desk of a model that exists.
+    fn desk(&self, tenant: &TenantId, model: &ModelId) -> Arc<Desk> {
+        let mut desks = self.desks();
+        if desks.len() >= DESKS {
+            let table = self.0.tables.borrow().clone();
+            desks.retain(|(tenant, model), _| table.entry(tenant, model).is_some());
+        }
+        desks.entry((tenant.clone(), model.clone())).or_default().clone()
+    }
+
+    /// Finds a replica for the request and passes it on.
+    async fn serve(&self, tenant: &TenantId, model: &ModelId, head: forward::Head, body: Bytes) -> Response {
+        let exists = |table: &Table| table.entry(tenant, model).map(|_| ());
+        if self.heard(exists).await.is_none() {
+            return self.refuse(Refused::NoModel(model.clone()));
+        }
+        let desk = self.desk(tenant, model);
+        let waiting = desk.arrive();
+        let until = Instant::now() + self.0.options.hold;
+        let hint = affinity(&body);
+        let mut tried = 0;
+        loop {
+            let seat = match self.seat(&waiting, tenant, model, hint, until).await {
+                Ok(seat) => seat,
+                Err(refused) => return self.refuse(refused),
+            };
+            match forward::pass_on(&self.0.replicas, &head, body.clone(), seat).await {
+                Ok(response) => {
+                    self.count(response.status());
+                    return response;
+                }
+                // Nothing was sent: another replica may take it.
+                Err(Refused::Unreachable(_)) if tried < forward::TRIES => tried += 1,
+                Err(refused) => {
+                    desk.failed();
+                    return self.refuse(refused);
+                }
+            }
+        }
+    }
+
+    /// A place with the replica that has least to do; waits for one, up to the bounds.
+    async fn seat(
+        &self,
+        waiting: &Waiting,
+        tenant: &TenantId,
+        model: &ModelId,
+        hint: u64,
+        until: Instant,
+    ) -> Result<desk::Seat, Refused> {
+        let began = Instant::now();
+        let mut tables = self.0.tables.clone();
+        let mut held = None;
+        loop {
+            let freed = waiting.desk().freed();
+            tokio::pin!(freed);
+            // Before the look, so that what is freed during it is not missed.
+            freed.as_mut().enable();
+            let table = tables.borrow_and_update().clone();
+            let Some(entry) = table.entry(tenant, model) else { return Err(Refused::NoModel(model.clone())) };
+            if let Some(seat) = waiting.desk().take(&entry.endpoints, hint, &self.0.metrics) {
+                self.0.metrics.gateway_wait_seconds.observe(began.elapsed().as_secs_f64());
+                return Ok(seat);
+            }
+            if held.is_none() {
+                let place = waiting.hold(self.0.options.held, &self.0.metrics);
+                held = Some(place.ok_or(Refused::Full { held: self.0.options.held })?);
+            }
+            self.wake(entry, waiting.desk());
+            tokio::select! {
+                () = &mut freed => {}
+                changed = tables.changed() => changed.map_err(|_| Refused::Stopping)?,
+                () = tokio::time::sleep_until(until.into()) => return Err(Refused::Late(self.0.options.hold)),
+            }
+        }
+    }
+
+    /// Tells the group that a sleeping service is wanted, at most once a second.
+    fn wake(&self, entry: &Entry, desk: &Desk) {
+        let Some(request) = entry.asleep.clone().filter(|_| desk.may_wake()) else { return };
+        let group = self.0.group.clone();
+        tokio::spawn(async move { wake(&*group, request).await });
+    }
+
+    fn count(&self, status: StatusCode) {
+        self.0.metrics.gateway_requests.with_label_values(&[status.as_str()]).inc();
+    }
+
+    fn refuse(&self, refused: Refused) -> Response {
+        let response = refused.into_response();
+        self.count(response.status());
+        response
+    }
+
+    /// What `look` finds in the table, or in one of the next ones.
+    async fn heard<T>(&self, look: impl Fn(&Table) -> Option<T>) -> Option<T> {
+        let mut tables = self.0.tables.clone();
+        let found = async {
+            loop {
+                let found = look(&tables.borrow_and_update());
+                if found.is_some() || tables.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(UNHEARD, found).await.ok().flatten()
+    }
+
+    /// Whose model it is: as the header says, else the only tenant that has it.
+    async fn tenant(&self, headers: &HeaderMap, model: &ModelId) -> Result<TenantId, Refused> {
+        if let Some(value) = headers.get(TENANT) {
+            let text = value.to_str().unwrap_or_default();
+            return TenantId::new(text).map_err(|e| Refused::Bad { field: TENANT, detail: e.to_string() });
+        }
+        let owners = |table: &Table| {
+            let owners: Vec<TenantId> = table.owners(model).take(2).cloned().collect();
+            (!owners.is_empty()).then_some(owners)
+        };
+        match self.heard(owners).await.as_deref() {
+            Some([only]) => Ok(only.clone()),
+            None => Err(Refused::NoModel(model.clone())),
+            Some(_) => {
+                let detail = format!("several tenants have a model {model}; say whose with the header {TENANT}");
+                Err(Refused::Bad { field: TENANT, detail })
+            }
+        }
+    }
+}
+
+async fn wake(group: &dyn Group, request: RequestId) {
+    let intent = Intent::Wake { request: request.clone() };
+    if let Err(error) = group.submit(intent, Instant::now() + WAKE).await {
+        tracing::warn!(%request, %error, "a sleeping service could not be woken; the next request tries again");
+    }
+}
+
+/// Requests that begin alike go to the same replica where it has room: its cache knows the beginning.
+fn affinity(body: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    body[..body.len().min(PREFIX)].hash(&mut hasher);
+    hasher.finish()
+}
+
+async fn read(body: Body) -> Result<Bytes, Refused> {
+    axum::body::to_bytes(body, MAX_BODY).await.map_err(|_| Refused::TooLarge(MAX_BODY))
+}
+
+async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let asked = async {
+        let body = read(body).await?;
+        let bad = |detail: String| Refused::Bad { field: "model", detail };
+        let named: Named = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
+        let model = ModelId::new(&named.model).map_err(|e| bad(e.to_string()))?;
+        Ok((gateway.tenant(&parts.headers, &model).await?, model, body))
+    };
+    match asked.await {
+        Ok((tenant, model, body)) => {
+            let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+            let head = forward::Head { method: parts.method, path, headers: parts.headers };
+            gateway.serve(&tenant, &model, head, body).await
+        }
+        Err(refused) => gateway.refuse(refused),
+    }
+}
+
+async fn passthrough(
+    State(gateway): State<Gateway>,
+    Path(path): Path<BTreeMap<String, String>>,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let part = |name: &str| path.get(name).map(String::as_str).unwrap_or_default();
+    let asked = async {
+        let bad = |field, detail: String| Refused::Bad { field, detail };
+        let tenant = TenantId::new(part("tenant")).map_err(|e| bad("tenant", e.to_string()))?;
+        let model = ModelId::new(part("model")).map_err(|e| bad("model", e.to_string()))?;
+        Ok((tenant, model, read(body).await?))
+    };
+    match asked.await {
+        Ok((tenant, model, body)) => {
+            let head = forward::Head { method: parts.method, path: rest_of(&parts.uri), headers: parts.headers };
+            gateway.serve(&tenant, &model, head, body).await
+        }
+        Err(refused) => gateway.refuse(refused),
+    }
+}
+
+/// What follows `/serve/{tenant}/{model}`, as it was written, with the query.
+fn rest_of(uri: &axum::http::Uri) -> String {
+    let rest = uri.path().splitn(5, '/').nth(4).unwrap_or_default();
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("/{rest}{query}")
+}
+
+async fn models(State(gateway): State<Gateway>, headers: HeaderMap) -> Response {
+    let only = match headers.get(TENANT).map(|value| TenantId::new(value.to_str().unwrap_or_default())) {
+        None => None,
+        Some(Ok(tenant)) => Some(tenant),
+        Some(Err(e)) => return gateway.refuse(Refused::Bad { field: TENANT, detail: e.to_string() }),
+    };
+    let table = gateway.0.tables.borrow().clone();
+    let model = |(tenant, model): (&TenantId, &ModelId)| serde_json::json!({ "id": model.as_str(), "object": "model", "created": 0, "owned_by": tenant.as_str() });
+    let listed = table.names().filter(|(tenant, _)| only.as_ref().is_none_or(|only| only == *tenant));
+    let body = serde_json::json!({ "object": "list", "data": listed.map(model).collect::<Vec<_>>() });
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

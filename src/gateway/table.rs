@@ -1,0 +1,119 @@
+//! Which replicas of which model take requests, read from this member's state
+//! whenever it changes. Reading costs a walk over all jobs, so it is done at most
+//! for a twentieth of the time. It knows no requests.
+
+use crate::raft::Applied;
+use nf_core::id::{Generation, JobNo, ModelId, RequestId, TenantId};
+use nf_core::job::{Phase, Stage};
+use nf_core::node::NodeState;
+use nf_core::state::State;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Between two readings at least.
+const PAUSE: Duration = Duration::from_millis(10);
+/// So many times as long as a reading took is the pause after it.
+const SHARE: u32 = 20;
+/// No pause is longer: a thread that had to wait for its turn must not keep news back.
+const LONGEST: Duration = Duration::from_millis(200);
+
+/// One replica, as one start of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Who {
+    pub job: JobNo,
+    pub replica: u16,
+    pub generation: Generation,
+}
+
+/// A replica that takes requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub who: Who,
+    /// `host:port`.
+    pub address: Arc<str>,
+    /// Requests that it serves at once; the gateway gives it no more.
+    pub slots: u32,
+}
+
+/// A tenant's model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    pub endpoints: Vec<Endpoint>,
+    /// A service of it that a request wakes.
+    pub asleep: Option<RequestId>,
+}
+
+/// All models of the group.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    entries: BTreeMap<ModelId, BTreeMap<TenantId, Entry>>,
+}
+
+impl Table {
+    pub fn of(state: &State) -> Self {
+        let mut entries: BTreeMap<ModelId, BTreeMap<TenantId, Entry>> = BTreeMap::new();
+        for job in state.jobs().values().filter(|job| !job.stopped) {
+            let spec = &job.spec;
+            if !entries.contains_key(&spec.model) {
+                entries.insert(spec.model.clone(), BTreeMap::new());
+            }
+            let Some(tenants) = entries.get_mut(&spec.model) else { continue };
+            if !tenants.contains_key(&spec.tenant) {
+                tenants.insert(spec.tenant.clone(), Entry::default());
+            }
+            let Some(entry) = tenants.get_mut(&spec.tenant) else { continue };
+            let slots = spec.scaling.map_or(u32::MAX, |scaling| scaling.concurrency.into());
+            for (no, replica) in job.replicas.iter().enumerate() {
+                let Phase::Held { alloc, stage: Stage::Ready } = &replica.phase else { continue };
+                let Some((node, port)) = state.node(alloc.node).zip(alloc.port) else { continue };
+                // A silent node's replicas serve on as long as somebody reaches them.
+                if node.state == NodeState::Down {
+                    continue;
+                }
+                let who = Who { job: job.no, replica: no as u16, generation: replica.generation };
+                entry.endpoints.push(Endpoint { who, address: format!("{}:{port}", node.spec.host).into(), slots });
+            }
+            if spec.scaling.is_some() && job.desired() == 0 {
+                entry.asleep = Some(job.request.clone());
+            }
+        }
+        Self { entries }
+    }
+
+    pub fn entry(&self, tenant: &TenantId, model: &ModelId) -> Option<&Entry> {
+        self.entries.get(model)?.get(tenant)
+    }
+
+    /// Tenants that have a model of that name.
+    pub fn owners(&self, model: &ModelId) -> impl Iterator<Item = &TenantId> {
+        self.entries.get(model).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = (&TenantId, &ModelId)> {
+        self.entries.iter().flat_map(|(model, tenants)| tenants.keys().map(move |tenant| (tenant, model)))
+    }
+}
+
+/// Tables as the state changes; ends with the group's handle.
+pub fn follow(mut applied: watch::Receiver<Applied>) -> watch::Receiver<Arc<Table>> {
+    let first = applied.borrow_and_update().state.clone();
+    let (tables, followed) = watch::channel(Arc::new(Table::of(&first)));
+    tokio::spawn(async move {
+        while applied.changed().await.is_ok() {
+            let state = applied.borrow_and_update().state.clone();
+            let read = move || {
+                let began = Instant::now();
+                (Table::of(&state), began.elapsed())
+            };
+            // Off the runtime's threads: with a hundred thousand jobs it takes milliseconds.
+            let Ok((table, took)) = tokio::task::spawn_blocking(read).await else { continue };
+            if tables.send(Arc::new(table)).is_err() {
+                return;
+            }
+            tokio::time::sleep((took * SHARE).clamp(PAUSE, LONGEST)).await;
+        }
+    });
+    followed
+}

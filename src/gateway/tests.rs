@@ -1,0 +1,212 @@
+//! The gateway before real listeners, on a group in memory.
+
+use super::*;
+use crate::exchange::testing::{Memory, eventually};
+use axum::body::to_bytes;
+use nf_core::command::{Report, ReportKind};
+use nf_core::id::{Incarnation, NodeName};
+use nf_core::job::{JobSpec, Phase, Stage};
+use nf_core::node::PortRange;
+use nf_core::resources::Gpus;
+use nf_core::scaling::{Scaling, Target};
+use nf_core::testing;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tower::ServiceExt;
+
+/// What a replica of the tests does, and what it saw.
+#[derive(Default)]
+struct Replica {
+    now: AtomicUsize,
+    most: AtomicUsize,
+    served: AtomicUsize,
+    authorized: AtomicUsize,
+}
+
+async fn answer(State(replica): State<Arc<Replica>>, headers: HeaderMap, body: Bytes) -> Response {
+    let now = replica.now.fetch_add(1, Ordering::SeqCst) + 1;
+    replica.most.fetch_max(now, Ordering::SeqCst);
+    replica.authorized.fetch_add(usize::from(headers.contains_key(header::AUTHORIZATION)), Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    replica.now.fetch_sub(1, Ordering::SeqCst);
+    replica.served.fetch_add(1, Ordering::SeqCst);
+    body.into_response()
+}
+
+/// A listening replica and its port.
+async fn replica() -> (Arc<Replica>, u16) {
+    let replica = Arc::new(Replica::default());
+    let router = Router::new().fallback(answer).with_state(replica.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (replica, port)
+}
+
+/// A node for one replica, at that port.
+fn node(group: &Memory, name: &str, port: u16) {
+    let mut spec = testing::node_spec(1);
+    spec.ports = Some(PortRange { first: port, last: port });
+    group.run(testing::register(name, spec));
+}
+
+fn spec(tenant: &str, replicas: u16, scaling: Option<Scaling>) -> JobSpec {
+    JobSpec { replicas, scaling, ..testing::job_spec(tenant, Gpus::Milli(600)) }
+}
+
+/// Every placed replica is ready.
+fn ready(group: &Memory) {
+    let state = group.state();
+    for node in state.nodes().values() {
+        let reports = state.replicas_on(node.no).filter(|(.., r)| matches!(r.phase, Phase::Held { .. }));
+        let kind = ReportKind::Stage(Stage::Ready);
+        let reports = reports
+            .map(|(job, replica, r)| Report { job: job.no, replica, generation: r.generation, kind: kind.clone() })
+            .collect();
+        group.run(Intent::Reports { node: node.name.clone(), incarnation: Incarnation(1), reports });
+    }
+}
+
+fn gateway(group: &Memory, options: Options) -> Gateway {
+    Gateway::new(Arc::new(group.clone()), Metrics::new("test", "test"), options)
+}
+
+async fn complete(gateway: &Gateway, tenant: Option<&str>, model: &str) -> (StatusCode, HeaderMap, String) {
+    let mut request = axum::http::Request::post("/v1/completions").header(header::AUTHORIZATION, "Bearer secret");
+    if let Some(tenant) = tenant {
+        request = request.header(TENANT, tenant);
+    }
+    let body = format!(r#"{{"model":"{model}","prompt":"hello"}}"#);
+    let response = gateway.router().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    (parts.status, parts.headers, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_spread_and_no_replica_gets_more_than_its_slots() {
+    let group = Memory::new();
+    let (a, b) = (replica().await, replica().await);
+    node(&group, "n1", a.1);
+    node(&group, "n2", b.1);
+    let scaling = Scaling { min: 2, max: 2, concurrency: 2, ..Scaling::default() };
+    group.run(testing::schedule("s1", spec("t1", 2, Some(scaling))));
+    ready(&group);
+    let gateway = gateway(&group, Options::default());
+    let calls = (0..40).map(|_| complete(&gateway, None, "m1"));
+    for (status, _, body) in futures::future::join_all(calls).await {
+        assert_eq!((status, body.contains("hello")), (StatusCode::OK, true), "{body}");
+    }
+    let most = [&a.0, &b.0].map(|r| r.most.load(Ordering::SeqCst));
+    assert!(most.iter().all(|most| (1..=2).contains(most)), "{most:?}");
+    assert_eq!(a.0.served.load(Ordering::SeqCst) + b.0.served.load(Ordering::SeqCst), 40);
+    assert_eq!(a.0.authorized.load(Ordering::SeqCst), 0, "the caller's token is ours alone");
+    let seen = gateway.seen();
+    let sight = &seen.sights[0];
+    assert_eq!((sight.arrived, sight.waiting, sight.running, sight.failed), (40, 0, 0, 0));
+    assert_eq!(sight.answered.iter().sum::<u64>(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_wakes_a_sleeping_service_and_what_is_too_much_is_told_to_come_again() {
+    let group = Memory::new();
+    let (model, port) = replica().await;
+    node(&group, "n1", port);
+    let scaling = Scaling { min: 0, max: 1, concurrency: 4, ..Scaling::default() };
+    group.run(testing::schedule("s1", spec("t1", 1, Some(scaling))));
+    ready(&group);
+    sleep(&group);
+    let gateway = gateway(&group, Options { held: 10, ..Options::default() });
+    let awake = tokio::spawn({
+        let group = group.clone();
+        async move {
+            eventually("somebody wakes it", || group.state().services().any(|job| job.desired() == 1)).await;
+            group.run(Intent::PlaceWaiting);
+            ready(&group);
+        }
+    });
+    let calls = (0..50).map(|_| complete(&gateway, None, "m1"));
+    let answers = futures::future::join_all(calls).await;
+    awake.await.unwrap();
+    let good = answers.iter().filter(|(status, ..)| *status == StatusCode::OK).count();
+    let late: Vec<_> = answers.iter().filter(|(status, ..)| *status == StatusCode::TOO_MANY_REQUESTS).collect();
+    assert_eq!((good, late.len()), (10, 40));
+    assert!(late.iter().all(|(_, headers, body)| headers.contains_key("retry-after") && body.contains("come again")));
+    assert_eq!(model.served.load(Ordering::SeqCst), 10);
+}
+
+/// The service's replicas end, and it sleeps.
+fn sleep(group: &Memory) {
+    let target = Target { replicas: 0, why: nf_core::autoscaler::Why::Idle, inputs: None };
+    group.run(Intent::Scale { request: RequestId::new("s1").unwrap(), tenant: None, target });
+    let state = group.state();
+    let job = state.services().next().unwrap();
+    let kind = ReportKind::Ended { ok: true, why: nf_core::reason::Reason::ScaledDown };
+    let report = Report { job: job.no, replica: 0, generation: job.replicas[0].generation, kind };
+    let node = NodeName::new("n1").unwrap();
+    group.run(Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
+    assert!(group.state().services().next().unwrap().is_asleep());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_not_there_costs_no_request() {
+    let group = Memory::new();
+    let (here, port) = replica().await;
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = gone.local_addr().unwrap().port();
+    node(&group, "n1", port);
+    node(&group, "n2", nobody);
+    drop(gone);
+    group.run(testing::schedule("s1", spec("t1", 2, None)));
+    ready(&group);
+    let gateway = gateway(&group, Options::default());
+    for _ in 0..10 {
+        assert_eq!(complete(&gateway, None, "m1").await.0, StatusCode::OK);
+    }
+    assert_eq!(here.served.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn whose_model_it_is_must_be_clear() {
+    let group = Memory::new();
+    let ports = [replica().await.1, replica().await.1];
+    node(&group, "n1", ports[0]);
+    node(&group, "n2", ports[1]);
+    for tenant in ["t1", "t2"] {
+        group.run(testing::schedule(tenant, spec(tenant, 1, None)));
+    }
+    ready(&group);
+    let gateway = gateway(&group, Options::default());
+    let (status, _, body) = complete(&gateway, None, "m1").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body.contains(TENANT), "{body}");
+    assert_eq!(complete(&gateway, Some("t2"), "m1").await.0, StatusCode::OK);
+    assert_eq!(complete(&gateway, Some("t3"), "m1").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(complete(&gateway, Some("../t"), "m1").await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(complete(&gateway, None, "m2").await.0, StatusCode::NOT_FOUND);
+    let garbage = axum::http::Request::post("/v1/completions").body(Body::from("{\"model\":7}")).unwrap();
+    assert_eq!(gateway.router().oneshot(garbage).await.unwrap().status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn passthrough_keeps_the_rest_of_the_path() {
+    let uri = |text: &str| text.parse::<axum::http::Uri>().unwrap();
+    assert_eq!(rest_of(&uri("/serve/t1/m1/v2/models/x%2Fy/infer?a=1&b")), "/v2/models/x%2Fy/infer?a=1&b");
+    assert_eq!(rest_of(&uri("/serve/t1/m1")), "/");
+    assert_eq!(rest_of(&uri("/serve/t1/m1/?q")), "/?q");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_begin_alike_meet_the_same_replica() {
+    let group = Memory::new();
+    let (a, b) = (replica().await, replica().await);
+    node(&group, "n1", a.1);
+    node(&group, "n2", b.1);
+    group.run(testing::schedule("s1", spec("t1", 2, None)));
+    ready(&group);
+    let gateway = gateway(&group, Options::default());
+    for _ in 0..8 {
+        assert_eq!(complete(&gateway, None, "m1").await.0, StatusCode::OK);
+    }
+    let served = [&a.0, &b.0].map(|r| r.served.load(Ordering::SeqCst));
+    assert!(served == [8, 0] || served == [0, 8], "{served:?}");
+}

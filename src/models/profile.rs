@@ -1,0 +1,58 @@
+//! Runtime profiles: how well-known model servers are started, asked and drained, as data
+//! (profiles.toml beside this file). Publishing copies one into the manifest, so that a
+//! profile which changes with a release changes no version that exists.
+
+use super::Process;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+static PROFILES: LazyLock<BTreeMap<String, Process>> = LazyLock::new(|| {
+    toml::from_str(include_str!("profiles.toml")).expect("part of the build, and a test reads every one of them")
+});
+
+/// The profile of that name.
+pub fn profile(name: &str) -> Option<&'static Process> {
+    PROFILES.get(name)
+}
+
+/// All names, sorted.
+pub fn profiles() -> impl Iterator<Item = &'static str> {
+    PROFILES.keys().map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::Slots;
+    use super::super::{FileName, Launch, Manifest};
+    use super::*;
+    use serde_json::json;
+    use std::path::Path;
+
+    /// A manifest with that profile and the files that it names.
+    fn manifest(process: &Process) -> Manifest {
+        let named = process.argv.iter().filter_map(|word| word.strip_prefix("{file:")?.strip_suffix('}'));
+        let names: Vec<&str> = ["weights.gguf"].into_iter().chain(named).collect();
+        let file = |name: &&str| json!({ "path": FileName::new(name).unwrap(), "size": 1, "sha256": "0".repeat(64) });
+        let files: Vec<_> = names.iter().map(file).collect();
+        let runtime = serde_json::to_value(Launch::Process(process.clone())).unwrap();
+        let value = json!({ "model_id": "m", "version": "v1", "files": files, "format": "test", "runtime": runtime });
+        Manifest::parse("a profile", &serde_json::to_vec(&value).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_profile_is_a_sound_runtime() {
+        let known: Vec<&str> = profiles().collect();
+        assert_eq!(known, ["llama-cpp", "ollama", "onnx-example", "sglang", "tgi", "triton", "vllm"]);
+        for name in known {
+            let process = profile(name).unwrap();
+            let manifest = manifest(process);
+            let slots = Slots { host: "127.0.0.1", port: Some(4711), dir: Path::new("/m"), python: "python3" };
+            let argv = manifest.argv(process, &slots).unwrap().join(" ");
+            assert!(argv.contains("4711") && argv.contains("127.0.0.1") && argv.contains("/m"), "{name}: {argv}");
+            assert!(process.live.is_some(), "{name}");
+            let counts = process.metrics.as_ref().is_some_and(|m| m.running.is_some());
+            assert_eq!(process.drain.is_some(), counts, "{name}: who can be counted is waited for");
+        }
+        assert!(profile("no-such").is_none());
+    }
+}

@@ -1,0 +1,209 @@
+//! How a serving program is spoken to: when it is ready, whether it still lives, how it
+//! drains, and which of its metrics mean what. Part of a manifest, so parsing is strict
+//! and every time is bounded. It asks nobody anything.
+
+use serde::{Deserialize, Serialize};
+
+const MAX_READY_S: u32 = 3600;
+const MAX_PERIOD_S: u32 = 300;
+const MAX_FAILURES: u32 = 100;
+const MAX_DRAIN_S: u32 = 3600;
+const MAX_PATH: usize = 256;
+const MAX_NAME: usize = 256;
+
+/// When a started process counts as ready: a 2xx at `path` within `timeout_s` seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ready {
+    #[serde(default = "Ready::default_path")]
+    pub path: String,
+    #[serde(default = "Ready::default_timeout")]
+    pub timeout_s: u32,
+}
+
+impl Ready {
+    fn default_path() -> String {
+        "/health".into()
+    }
+    fn default_timeout() -> u32 {
+        60
+    }
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self { path: Self::default_path(), timeout_s: Self::default_timeout() }
+    }
+}
+
+/// When a process that was ready counts as hung: so many questions in a row without a 2xx.
+/// It is stopped and started again then; without this part it is only NotReady.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Live {
+    #[serde(default = "Ready::default_path")]
+    pub path: String,
+    #[serde(default = "Live::default_period")]
+    pub period_s: u32,
+    #[serde(default = "Live::default_failures")]
+    pub failures: u32,
+}
+
+impl Live {
+    fn default_period() -> u32 {
+        10
+    }
+    fn default_failures() -> u32 {
+        3
+    }
+}
+
+/// What is done before TERM, for at most `timeout_s` seconds: `path`, where there is one,
+/// is told by POST, and the metrics that count requests are waited for to be 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drain {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    #[serde(default = "Drain::default_timeout")]
+    pub timeout_s: u32,
+}
+
+impl Drain {
+    fn default_timeout() -> u32 {
+        30
+    }
+}
+
+/// Where a replica's Prometheus metrics are, and what they are called: a name, or a name
+/// with labels such as `name{type="waiting"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Metrics {
+    pub path: String,
+    /// Requests being worked on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<String>,
+    /// Requests that wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// A histogram of seconds from a request's arrival to its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<String>,
+}
+
+/// All of it, as a program's manifest or profile has it.
+pub(super) struct Serving<'a> {
+    pub ready: &'a Ready,
+    pub live: Option<&'a Live>,
+    pub drain: Option<&'a Drain>,
+    pub metrics: Option<&'a Metrics>,
+}
+
+impl Serving<'_> {
+    /// The first field at fault, and the rule.
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        let within = |field: &str, value: u32, most: u32| match (1..=most).contains(&value) {
+            true => Ok(()),
+            false => Err((field.to_owned(), format!("1 to {most}, not {value}"))),
+        };
+        within("runtime.ready.timeout_s", self.ready.timeout_s, MAX_READY_S)?;
+        path("runtime.ready.path", &self.ready.path)?;
+        if let Some(live) = self.live {
+            within("runtime.live.period_s", live.period_s, MAX_PERIOD_S)?;
+            within("runtime.live.failures", live.failures, MAX_FAILURES)?;
+            path("runtime.live.path", &live.path)?;
+        }
+        if let Some(drain) = self.drain {
+            within("runtime.drain.timeout_s", drain.timeout_s, MAX_DRAIN_S)?;
+            drain.path.iter().try_for_each(|p| path("runtime.drain.path", p))?;
+            let counted = self.metrics.is_some_and(|m| m.running.is_some() || m.waiting.is_some());
+            if drain.path.is_none() && !counted {
+                let text = "names a path, or the metrics name running or waiting: else there is nothing to wait for";
+                return Err(("runtime.drain".into(), text.into()));
+            }
+        }
+        let Some(metrics) = self.metrics else { return Ok(()) };
+        path("runtime.metrics.path", &metrics.path)?;
+        let names = [("running", &metrics.running), ("waiting", &metrics.waiting), ("latency", &metrics.latency)];
+        for (field, name) in names {
+            if name.as_ref().is_some_and(|name| !is_selector(name)) {
+                let text = "a metric's name, or name{label=\"value\"}".to_owned();
+                return Err((format!("runtime.metrics.{field}"), text));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn path(field: &str, path: &str) -> Result<(), (String, String)> {
+    if !path.starts_with('/') || path.len() > MAX_PATH || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err((field.to_owned(), format!("starts with /, printable ASCII, at most {MAX_PATH} bytes")));
+    }
+    Ok(())
+}
+
+fn is_selector(text: &str) -> bool {
+    let (name, labels) = text.split_once('{').unwrap_or((text, "}"));
+    let letter = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b':';
+    let named = !name.is_empty() && name.bytes().all(letter) && !name.as_bytes()[0].is_ascii_digit();
+    let bytes = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    named && bytes && text.len() <= MAX_NAME && labels.ends_with('}')
+}
+
+/// The sum of all series of a metric in a Prometheus text; None when it has none. A
+/// selector's labels must be among the series' own.
+pub fn sum(text: &str, selector: &str) -> Option<f64> {
+    let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
+    let wanted: Vec<&str> = labels.trim_end_matches('}').split(',').map(str::trim).filter(|l| !l.is_empty()).collect();
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let (own, rest) = match rest.strip_prefix('{') {
+            Some(rest) => rest.split_once('}')?,
+            None => ("", rest.strip_prefix(' ').map(|_| rest)?),
+        };
+        wanted.iter().all(|label| own.contains(label)).then_some(())?;
+        rest.split_ascii_whitespace().next()?.parse::<f64>().ok()
+    };
+    text.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "# HELP q Requests.\n# TYPE q gauge\nq{model=\"a\",t=\"waiting\"} 2\nq{model=\"b\",t=\"running\"} 3.0 17\nq_total 9\nplain 4\n";
+
+    #[test]
+    fn series_are_summed_by_name_and_labels() {
+        assert_eq!(sum(TEXT, "q"), Some(5.0));
+        assert_eq!(sum(TEXT, "q{t=\"waiting\"}"), Some(2.0));
+        assert_eq!(sum(TEXT, "plain"), Some(4.0));
+        assert_eq!(sum(TEXT, "absent"), None);
+        assert_eq!(sum(TEXT, "q{t=\"other\"}"), None);
+        assert_eq!(sum("q{broken 1\nq x\n", "q"), None);
+    }
+
+    #[test]
+    fn what_is_out_of_bounds_is_named() {
+        let ready = Ready::default();
+        let check = |live: Option<Live>, drain: Option<Drain>, metrics: Option<Metrics>| {
+            let serving =
+                Serving { ready: &ready, live: live.as_ref(), drain: drain.as_ref(), metrics: metrics.as_ref() };
+            serving.check().err().map(|(field, _)| field)
+        };
+        let live = |period_s, failures| Some(Live { path: "/health".into(), period_s, failures });
+        let drain = |path: Option<&str>| Some(Drain { path: path.map(Into::into), timeout_s: 30 });
+        let counts = |running: &str| {
+            Some(Metrics { path: "/metrics".into(), running: Some(running.into()), waiting: None, latency: None })
+        };
+        assert_eq!(check(live(10, 3), drain(None), counts("vllm:num_requests_running")), None);
+        assert_eq!(check(live(0, 3), None, None).as_deref(), Some("runtime.live.period_s"));
+        assert_eq!(check(live(1, 0), None, None).as_deref(), Some("runtime.live.failures"));
+        assert_eq!(check(None, drain(Some("x")), None).as_deref(), Some("runtime.drain.path"));
+        assert_eq!(check(None, drain(None), None).as_deref(), Some("runtime.drain"));
+        for bad in ["", "1x", "a b", "a{b", "é"] {
+            assert_eq!(check(None, None, counts(bad)).as_deref(), Some("runtime.metrics.running"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+"""Services on three members: the gateway takes requests on each of them, the number of
+replicas follows the load, no request is lost when the leader is killed meanwhile, and
+a sleeping service wakes. Going down after load takes minutes: tests/e2e waits for it.
+"""
+
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from nf import Dev, eventually
+
+SCALING = {"min": 0, "max": 4, "concurrency": 2, "max_wait": "200ms", "cold_start": "1s", "idle": "3s"}
+JOB = {"tenant_id": "t1", "model_id": "m1", "model_version": "v1", "resources": {"gpu": 0.1}, "scaling": SCALING}
+BODY = {"model": "m1", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    with Dev(tmp_path_factory.mktemp("services"), args=["--set", "scale_every=500ms"]) as group:
+        yield group
+
+
+def service(group, member=0):
+    items = group.get("/services?tenant_id=t1", member)["items"]
+    return next(item for item in items if item["model_id"] == "m1")
+
+
+def chat(url, session, timeout=90):
+    return session.post(f"{url}/v1/chat/completions", json=BODY, headers={"x-nf-tenant": "t1"}, timeout=timeout)
+
+
+class Load:
+    """Clients that call one member each until told to stop; a member that is gone costs them a retry elsewhere."""
+
+    def __init__(self, urls, clients):
+        self.urls, self.end, self.codes = urls, threading.Event(), Counter()
+        self.gone = None
+        self.threads = [threading.Thread(target=self.run, args=(i,)) for i in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, i):
+        session = requests.Session()
+        while not self.end.is_set():
+            url = self.urls[i % len(self.urls)]
+            try:
+                self.codes[chat(url, session).status_code] += 1
+            except requests.ConnectionError:
+                # The member itself was killed: its callers go to another, as any client does.
+                assert url == self.gone, f"{url} is alive and broke a connection"
+                self.codes["moved"] += 1
+                i += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_it_grows_with_its_load_and_loses_nothing_with_the_leader(group):
+    # A simulated replica lives in its member's process; a real one outlives it (tests/e2e).
+    leader = group.leader()
+    group.nf("node", "cordon", group.members()[leader]["name"], "--reason", "its end is near")
+    answer = group.call("POST", "/schedule", JOB)
+    assert answer.status_code == 201, answer.text
+    job = answer.json()["request_id"]
+    eventually("the first is ready", lambda: service(group)["state"] == "Healthy")
+    assert group.job(job)["scaling"]["max"] == 4
+
+    with Load(group.urls, 12) as load:
+        eventually("the load has made it grow", lambda: service(group)["ready"] >= 3, 60)
+        load.gone = group.url(leader)
+        group.kill(leader)
+        before = load.codes[200]
+        eventually("requests go on without that leader", lambda: load.codes[200] > before + 200, 30)
+    assert set(load.codes) <= {200, "moved"}, load.codes
+    group.restart(leader)
+    group.nf("node", "uncordon", group.members()[leader]["name"])
+
+    scaled = [(e["from"], e["to"]) for e in group.get("/events?per_page=1000")["items"] if e["kind"] == "scaled"]
+    assert scaled and scaled[0][0] == "1", scaled
+    group.call("DELETE", f"/schedule/{job}")
+
+
+def test_a_burst_at_zero_is_held_or_told_to_come_again(group):
+    job = {**JOB, "model_id": "m2", "scaling": {**SCALING, "idle": "1s"}}
+    group.call("POST", "/schedule", job)
+    item = lambda: next(i for i in group.get("/services")["items"] if i["model_id"] == "m2")  # noqa: E731
+    eventually("it sleeps", lambda: item()["state"] == "ScaledToZero", 60)
+    url, body = group.url(), {"model": "m2", "prompt": "x"}
+    with ThreadPoolExecutor(400) as pool:
+        calls = [pool.submit(requests.post, f"{url}/v1/completions", json=body, timeout=90) for _ in range(400)]
+        answers = [call.result() for call in calls]
+    codes = Counter(answer.status_code for answer in answers)
+    assert set(codes) <= {200, 429} and codes[200] >= 200, codes
+    assert all(a.headers.get("retry-after") for a in answers if a.status_code == 429)
+    events = [e for e in group.get("/events?per_page=1000")["items"] if e["kind"] == "scaled"]
+    assert any((e["from"], e["why"]) == ("0", "WakeFromZero") for e in events), events
+
+
+def test_a_number_can_be_asked_for_within_bounds(group):
+    answer = group.call("POST", "/schedule", {**JOB, "model_id": "m3", "scaling": {**SCALING, "min": 1}}).json()
+    job = answer["request_id"]
+    done = group.call("POST", f"/schedule/{job}/scale", {"replicas": 3})
+    assert done.status_code == 200, done.text
+    eventually("three serve", lambda: group.job(job)["ready"] == 3)
+    for replicas, field in [(0, "replicas"), (5, "replicas"), (-1, "replicas")]:
+        refused = group.call("POST", f"/schedule/{job}/scale", {"replicas": replicas})
+        assert (refused.status_code, refused.json()["field"]) == (400, field), refused.text
+    fixed = group.call("POST", "/schedule", {k: v for k, v in JOB.items() if k != "scaling"}).json()["request_id"]
+    refused = group.call("POST", f"/schedule/{fixed}/scale", {"replicas": 2})
+    assert refused.status_code == 409 and "fixed" in refused.json()["detail"], refused.text
+    assert group.nf("scale", job, "2").startswith(f"job {job} (m3 of t1) goes to 2")
+
+
+@pytest.mark.parametrize("scaling,field", [
+    ({"min": 2, "max": 1}, "scaling.min"),
+    ({"max": 0}, "scaling.max"),
+    ({}, "scaling.max"),
+    ({"max": 2, "concurrency": 0}, "scaling.concurrency"),
+    ({"max": 2, "idle": "400d"}, "scaling.idle"),
+    ({"max": 2, "surge": 1}, "scaling.surge"),
+])
+def test_terms_that_no_service_can_have(group, scaling, field):
+    answer = group.call("POST", "/schedule", {**JOB, "scaling": scaling})
+    assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
+
+
+def test_callers_are_told_what_is_wrong(group):
+    for path, body, code in [
+        ("/v1/chat/completions", {"model": "nobody-has-it"}, 404),
+        ("/v1/chat/completions", {"messages": []}, 400),
+        ("/v1/chat/completions", {"model": "../x"}, 400),
+        ("/serve/t1/nobody-has-it/x", {}, 404),
+        ("/serve/T%20/m/x", {}, 400),
+    ]:
+        answer = group.call("POST", path, body)
+        assert answer.status_code == code, (path, body, answer.text)
+        assert answer.json()["error"]["code"] and answer.json()["error"]["message"]
+    assert {m["id"] for m in group.get("/v1/models")["data"]} >= {"m3"}
