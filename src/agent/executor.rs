@@ -198,6 +198,9 @@ impl Executor {
         let (id, launch) = (record.launch.id, record.launch.clone());
         match runtimes::process::recall(&record, &self.shared.boot) {
             runtimes::process::Recalled::Never => {
+                if let Some(group) = &record.cgroup {
+                    runtimes::cgroup::remove(group)?;
+                }
                 record::remove(&self.shared.places.records, id, launch.generation)?;
                 let dir = self.shared.places.replica(&launch);
                 if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) }

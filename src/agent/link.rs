@@ -9,6 +9,7 @@ use crate::exchange::{
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use nf_core::command::DeviceFault;
 use nf_proto::internal as pb;
 use std::future::Future;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub trait Link: Send + Sync + 'static {
     fn beat(&self, beats: Vec<Beat>) -> BoxFuture<'_, Result<BeatAnswer, Error>>;
     /// Answers with the index that reflects the reports.
     fn report(&self, reports: Vec<NodeReports>) -> BoxFuture<'_, Result<u64, Error>>;
+    /// Tells what was seen of a node's devices.
+    fn faults(&self, node: NodeStart, faults: Vec<DeviceFault>) -> BoxFuture<'_, Result<(), Error>>;
     /// The nodes' slices; the receiver ends when the way to the group is lost.
     fn watch(&self, nodes: Vec<NodeStart>) -> mpsc::Receiver<Slices>;
     /// Answers requests for logs of `nodes` for as long as it is polled and the way holds.
@@ -53,6 +56,9 @@ impl Link for LocalLink {
     }
     fn report(&self, reports: Vec<NodeReports>) -> BoxFuture<'_, Result<u64, Error>> {
         Box::pin(self.0.report(reports))
+    }
+    fn faults(&self, node: NodeStart, faults: Vec<DeviceFault>) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.0.faults(node, faults))
     }
     fn watch(&self, nodes: Vec<NodeStart>) -> mpsc::Receiver<Slices> {
         self.0.watch(nodes)
@@ -157,6 +163,15 @@ impl Link for RemoteLink {
         let call = move |client: &'_ Client| {
             let (client, reports) = (client.clone(), reports.clone());
             async move { client.report(&reports).await }
+        };
+        Box::pin(async move { self.ask(CALL, call).await })
+    }
+
+    fn faults(&self, node: NodeStart, faults: Vec<DeviceFault>) -> BoxFuture<'_, Result<(), Error>> {
+        let said = Arc::new((node, faults));
+        let call = move |client: &'_ Client| {
+            let (client, said) = (client.clone(), said.clone());
+            async move { client.faults(&said.0, &said.1).await }
         };
         Box::pin(async move { self.ask(CALL, call).await })
     }

@@ -7,6 +7,7 @@
 
 pub mod doctor;
 pub mod executor;
+pub mod faults;
 pub mod guard;
 pub mod incarnation;
 pub mod inventory;

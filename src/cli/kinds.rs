@@ -119,8 +119,8 @@ const GPUS: &[Column] = &[
     col("MEMORY", |v| size(v, "memory")),
     col("USED", |v| at(v, "used_milli").parse().map_or_else(|_| "-".to_owned(), milli)),
     col("ISLAND", |v| at(v, "island")),
+    col("HEALTH", health),
     wide("UUID", |v| at(v, "uuid")),
-    wide("HEALTHY", |v| at(v, "healthy")),
 ];
 const TENANTS: &[Column] = &[
     col("TENANT", |v| at(v, "tenant_id")),
@@ -161,6 +161,16 @@ const MEMBERS: &[Column] = &[
     wide("ID", |v| at(v, "id")),
     wide("VERSION", |v| at(v, "version")),
 ];
+
+/// A device's health, with the fault that it is left alone for.
+fn health(v: &Value) -> String {
+    match (at(v, "health").as_str(), at(v, "quarantine.why").as_str()) {
+        (word, "-") => word.to_owned(),
+        (word, why) => {
+            format!("{word} ({why}{})", if at(v, "quarantine.simulated") == "true" { ", simulated" } else { "" })
+        }
+    }
+}
 
 /// How far a drain has come, and how many replicas are left.
 fn drain(v: &Value) -> String {

@@ -36,6 +36,26 @@ enum NodeCommand {
         after_help = "Examples:\n  nf node drain n1 --reason 'new fans' --dry-run\n  nf node drain n1 --deadline 10m --yes"
     )]
     Drain(Drain),
+    /// Leave one device alone; in simulation, for a fault that is made up
+    #[command(after_help = "Examples:\n  nf node fault n1 3\n  nf node fault n1 3 --xid 79")]
+    Fault {
+        node: String,
+        /// Its number on the node, or its uuid
+        device: String,
+        /// Number of an NVIDIA driver error (simulated nodes only)
+        #[arg(long, conflicts_with = "lost")]
+        xid: Option<u16>,
+        /// The driver does not find it (simulated nodes only)
+        #[arg(long)]
+        lost: bool,
+    },
+    /// Take a device back that was in quarantine
+    #[command(after_help = "Examples:\n  nf node heal n1 3\n  nf node heal n1 3 -o json")]
+    Heal {
+        node: String,
+        /// Its number on the node, or its uuid
+        device: String,
+    },
     /// Give up a silent node at once: you know that it is dead
     #[command(after_help = "Examples:\n  nf node down n1\n  nf node down n1 --yes")]
     Down {
@@ -94,6 +114,15 @@ impl Node {
         let client = global.client()?;
         let (path, body) = match self.command {
             NodeCommand::Drain(drain) => return drain.run(global, &client).await,
+            NodeCommand::Fault { node, device, xid, lost } => {
+                let mut body = Map::new();
+                body.extend(xid.map(|xid| ("xid".to_owned(), json!(xid))));
+                body.extend(lost.then(|| ("fault".to_owned(), json!("lost"))));
+                (format!("/node/{}/devices/{}/fault", escape(&node), escape(&device)), Value::Object(body))
+            }
+            NodeCommand::Heal { node, device } => {
+                (format!("/node/{}/devices/{}/heal", escape(&node), escape(&device)), json!({}))
+            }
             NodeCommand::Down { node, yes } => {
                 super::confirm(&format!("give up node {node}: its replicas start elsewhere"), yes)?;
                 (format!("/node/{}/down", escape(&node)), json!({}))
@@ -109,6 +138,7 @@ impl Node {
         let people = || match (path.rsplit('/').next(), status.as_u16()) {
             (Some("register"), 201) => format!("node {name} registered\n"),
             (Some("register"), _) => format!("node {name} was registered already\n"),
+            (Some("fault" | "heal"), _) => devices(&answer),
             (Some("down"), _) => format!("node {name} is given up\n"),
             (verb, _) => format!("node {name} {}ed\n", verb.unwrap_or_default()),
         };
@@ -118,6 +148,19 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// The devices of a node and how they are, a line each.
+fn devices(node: &Value) -> String {
+    let devices = node.get("devices").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let line = |device: &Value| {
+        let why = match (at(device, "quarantine.why").as_str(), at(device, "quarantine.detail").as_str()) {
+            ("-", _) => String::new(),
+            (why, detail) => format!(": {why}, {detail}"),
+        };
+        format!("{} {} {}{why}\n", at(node, "node_id"), at(device, "index"), at(device, "health"))
+    };
+    devices.iter().map(line).collect()
 }
 
 impl Drain {

@@ -36,6 +36,14 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             text("version", version, MAX_TEXT)
         }
         Intent::Register { spec, .. } => node(spec),
+        Intent::Faults { faults, .. } => {
+            list("faults", faults.len(), usize::from(MAX_DEVICES))?;
+            faults.iter().try_for_each(|fault| text("device", &fault.uuid, MAX_UUID))
+        }
+        Intent::Heal { uuid, by, .. } => {
+            text("device", uuid, MAX_UUID)?;
+            text("by", by, MAX_TEXT)
+        }
         Intent::NodeStates(states) => list("nodes", states.len(), MAX_LIST),
         Intent::Cordon { cordon: Some(Cordon { by, reason, drain, .. }), .. }
         | Intent::CordonIf { cordon: Some(Cordon { by, reason, drain, .. }), .. } => {

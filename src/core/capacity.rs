@@ -265,7 +265,7 @@ pub(crate) fn class_of(flavor: Arc<Flavor>, node: &Node, used: &NodeUse) -> Clas
     let s = &node.spec;
     let free = |(i, d): (usize, &Device)| {
         let held = used.devices.get(i).copied().unwrap_or_default();
-        match d.healthy {
+        match node.may_use(i as u16) {
             true => FreeDevice { milli: WHOLE as u16 - held.milli, memory: d.memory.saturating_sub(held.memory) },
             false => FreeDevice { milli: 0, memory: 0 },
         }

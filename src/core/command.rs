@@ -2,6 +2,7 @@
 //! number that apply needs, because apply reads nothing but its arguments.
 
 use crate::claim::Claim;
+use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
 };
@@ -89,6 +90,15 @@ pub struct Member {
     pub version: Arc<str>,
 }
 
+/// A fault of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFault {
+    pub uuid: Arc<str>,
+    pub fault: Fault,
+    /// Made up, for a device that is played.
+    pub simulated: bool,
+}
+
 /// What was decided. Append variants; a new one needs a feature level.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -171,6 +181,16 @@ pub enum Command {
         node: NodeNo,
         to: DrainState,
     },
+    Faults {
+        node: NodeNo,
+        faults: Vec<DeviceFault>,
+    },
+    /// The device may be used again; `by` is None when its time is over.
+    Heal {
+        node: NodeNo,
+        uuid: Arc<str>,
+        by: Option<Arc<str>>,
+    },
     /// How places are compared from now on.
     SetPlacement(Chosen),
     /// Others give way to a waiting job.
@@ -207,6 +227,8 @@ impl Command {
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
             Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
+            Command::Faults { faults, .. } => 16 + faults.iter().map(|f| 8 + f.uuid.len()).sum::<usize>(),
+            Command::Heal { uuid, by, .. } => 24 + uuid.len() + by.as_ref().map_or(0, |by| by.len()),
             Command::Move { to, .. } => 24 + places(std::slice::from_ref(to)),
             Command::SetNodeState { .. }
             | Command::Stop { .. }

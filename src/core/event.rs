@@ -2,6 +2,7 @@
 //! from commands and are never read by apply.
 
 use crate::autoscaler::{Inputs, Why};
+use crate::fault::Fault;
 use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
 use crate::job::JobState;
 use crate::node::{DrainState, NodeState};
@@ -85,6 +86,12 @@ pub enum EventKind {
     Drain {
         node: NodeName,
         to: DrainState,
+    },
+    /// A device is left alone for a fault; None: it may be used again.
+    Device {
+        node: NodeName,
+        uuid: Arc<str>,
+        fault: Option<Fault>,
     },
     /// A replica gives way to a job of higher priority.
     GaveWay {

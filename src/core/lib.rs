@@ -15,6 +15,7 @@ pub mod command;
 pub mod control;
 pub mod etag;
 pub mod event;
+pub mod fault;
 pub mod id;
 pub mod invariants;
 pub mod job;

@@ -5,6 +5,7 @@
 
 use crate::claim;
 use crate::command::Command;
+use crate::fault::Quarantine;
 use crate::id::{NodeName, NodeNo, RequestId};
 use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
 use crate::node::{Cordon, DrainState, Node};
@@ -29,54 +30,75 @@ enum Step {
 }
 
 /// One pass: the next steps of everything that has to leave, at most `limit` replicas,
-/// and how far each drain has come.
+/// how far each drain has come, and devices whose time in quarantine is over.
 pub fn pass(state: &State, limit: usize) -> Vec<Command> {
-    let leaving: Vec<_> = state.nodes().values().filter(|node| node.is_draining()).cloned().collect();
-    if leaving.is_empty() {
+    let concerned: Vec<_> = state.nodes().values().filter(|node| is_concerned(node)).cloned().collect();
+    if concerned.is_empty() {
         return Vec::new();
     }
     let mut scratch = state.speculative();
     let mut out = Vec::new();
-    for node in &leaving {
-        let (mut held, mut moves) = (0u32, 0u32);
-        for (job, no, replica) in state.replicas_on(node.no) {
-            held += 1;
-            if out.len() >= limit {
-                // The next pass goes on; until then it is not said to be blocked.
-                moves += 1;
-                continue;
-            }
-            let why = Reason::NodeDrain;
-            match step(&scratch, node, job, replica, no) {
-                Step::Replace(pick) => {
-                    scratch.book(&job.spec, no, &pick.alloc);
-                    let to = pick.for_replica(no);
-                    out.push(Command::Move { job: job.no, from: replica.generation, to, why });
-                    moves += 1;
-                }
-                Step::Evict => {
-                    out.push(Command::Evict { job: job.no, replica: no, from: replica.generation, why });
-                    moves += 1;
-                }
-                Step::UnderWay => moves += 1,
-                Step::Stay => {}
-            }
-        }
-        let to = match (held, moves) {
-            (0, _) => DrainState::Drained,
-            (_, 0) => DrainState::Blocked,
-            _ => DrainState::Draining,
-        };
-        if node.drain != to {
+    for node in &concerned {
+        let over = |q: &Quarantine| q.ends_ms().is_some_and(|at| at <= state.meta().now_ms);
+        let healed = node.quarantine.iter().filter(|(_, q)| over(q));
+        out.extend(healed.map(|(uuid, _)| Command::Heal { node: node.no, uuid: uuid.clone(), by: None }));
+        let moves = moves_from(state, &mut scratch, node, limit, &mut out);
+        if let (true, Some(to)) = (node.is_draining(), moves)
+            && node.drain != to
+        {
             out.push(Command::SetDrain { node: node.no, to });
         }
     }
     out
 }
 
+/// The next steps for one node; how far its drain has come, were it drained.
+fn moves_from(
+    state: &State,
+    scratch: &mut State,
+    node: &Node,
+    limit: usize,
+    out: &mut Vec<Command>,
+) -> Option<DrainState> {
+    let (mut held, mut moving) = (0u32, 0u32);
+    for (job, no, replica) in state.replicas_on(node.no) {
+        held += 1;
+        if out.len() >= limit {
+            // The next pass goes on; until then it is not said to be blocked.
+            moving += 1;
+            continue;
+        }
+        let Some(cause) = cause(node, replica, state.meta().now_ms) else { continue };
+        match step(scratch, node, job, replica, no, cause) {
+            Step::Replace(pick) => {
+                scratch.book(&job.spec, no, &pick.alloc);
+                let to = pick.for_replica(no);
+                out.push(Command::Move { job: job.no, from: replica.generation, to, why: cause.reason() });
+            }
+            Step::Evict => {
+                let why = cause.reason();
+                out.push(Command::Evict { job: job.no, replica: no, from: replica.generation, why });
+            }
+            Step::UnderWay => {}
+            Step::Stay => continue,
+        }
+        moving += 1;
+    }
+    Some(match (held, moving) {
+        (0, _) => DrainState::Drained,
+        (_, 0) => DrainState::Blocked,
+        _ => DrainState::Draining,
+    })
+}
+
+fn is_concerned(node: &Node) -> bool {
+    node.is_draining() || !node.quarantine.is_empty()
+}
+
 /// Whether a pass could find something to do.
 pub fn wanted(state: &State) -> bool {
-    state.nodes().values().any(|node| node.is_draining() && node.drain != DrainState::Drained)
+    let open = |node: &Node| node.is_draining() && node.drain != DrainState::Drained;
+    state.nodes().values().any(|node| open(node) || !node.quarantine.is_empty())
 }
 
 /// The next deadline of a drain that has not ended.
@@ -85,26 +107,64 @@ pub fn next_deadline_ms(state: &State) -> Option<u64> {
     open.filter_map(|node| node.cordon.as_ref()?.deadline_ms()).min()
 }
 
-fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16) -> Step {
-    let now = state.meta().now_ms;
+/// Why a replica has to leave, and how soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// Its node is drained; `now`: nothing is waited for any more.
+    Drain { now: bool, force: bool },
+    /// A device of it is in quarantine; `serves`: it can go on until its replacement is Ready.
+    Fault { serves: bool },
+}
+
+impl Cause {
+    fn reason(self) -> Reason {
+        match self {
+            Cause::Drain { .. } => Reason::NodeDrain,
+            Cause::Fault { .. } => Reason::DeviceFault,
+        }
+    }
+}
+
+/// A fault that stops it goes before a drain, and a drain before a fault that does not.
+fn cause(node: &Node, replica: &Replica, now_ms: u64) -> Option<Cause> {
+    let shares = replica.copy_on(node.no).map(|(_, alloc, _)| alloc.shares.as_slice()).unwrap_or_default();
+    let mut faults = shares.iter().filter_map(|share| node.quarantine_of(share.device)).map(Quarantine::serves);
+    let fault = faults.next().map(|first| faults.fold(first, |all, serves| all && serves));
+    let cordon = node.cordon.as_ref().and_then(|cordon| Some((cordon, cordon.drain?)));
+    match (fault, cordon) {
+        (Some(false), _) => Some(Cause::Fault { serves: false }),
+        (_, Some((cordon, drain))) => {
+            let now = cordon.deadline_ms().is_some_and(|deadline| deadline <= now_ms);
+            Some(Cause::Drain { now, force: drain.force })
+        }
+        (Some(true), None) => Some(Cause::Fault { serves: true }),
+        (None, None) => None,
+    }
+}
+
+fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16, cause: Cause) -> Step {
     let Some((_, _, Copy::Own(Phase::Held { .. }))) = replica.copy_on(node.no) else { return Step::UnderWay };
-    let (over, force) = node.cordon.as_ref().map_or((false, false), |cordon| {
-        let over = cordon.deadline_ms().is_some_and(|deadline| deadline <= now);
-        (over, cordon.drain.is_some_and(|drain| drain.force))
-    });
-    if over {
+    if matches!(cause, Cause::Drain { now: true, .. } | Cause::Fault { serves: false }) {
         return Step::Evict;
     }
     match &replica.moving {
         Some(Move::Coming { .. } | Move::Going { .. }) => return Step::UnderWay,
-        Some(Move::Later { until_ms, .. }) if *until_ms > now => return Step::UnderWay,
+        Some(Move::Later { until_ms, .. }) if *until_ms > state.meta().now_ms => return Step::UnderWay,
         _ => {}
     }
-    match place_for(state, node.no, job, no) {
-        Some(pick) => Step::Replace(pick),
-        None if force => Step::Evict,
-        None => Step::Stay,
+    match (place_for(state, node.no, job, no), cause) {
+        (Some(pick), _) => Step::Replace(pick),
+        (None, Cause::Drain { force: true, .. }) => Step::Evict,
+        // Two copies on one node are one too many: it stops, and starts on a sound device there.
+        (None, Cause::Fault { .. }) if has_room_beside(state, node.no, job) => Step::Evict,
+        (None, _) => Step::Stay,
     }
+}
+
+/// Whether the node itself has another place for the replica.
+fn has_room_beside(state: &State, node: NodeNo, job: &Job) -> bool {
+    let pick = place_one(state, &job.spec, &Limits::default());
+    job.spec.movable() != Movable::Never && pick.is_some_and(|pick| pick.alloc.node == node)
 }
 
 /// A place elsewhere for a second copy, inside the tenant's quota.
@@ -136,7 +196,7 @@ pub struct Outlook {
     pub blockers: Vec<Blocker>,
 }
 
-/// What becomes of each replica on a node that is (in `state`) to be drained, at most [`EXPLAINED`].
+/// What becomes of each replica that has to leave the node, at most [`EXPLAINED`].
 pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
     let Some(row) = state.node(node).cloned() else { return Vec::new() };
     let mut scratch = state.speculative();
@@ -152,7 +212,8 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
             under_way: false,
             blockers: Vec::new(),
         };
-        let look = match step(&scratch, &row, job, replica, no) {
+        let Some(cause) = cause(&row, replica, state.meta().now_ms) else { continue };
+        let look = match step(&scratch, &row, job, replica, no, cause) {
             Step::Replace(pick) => {
                 let to = name(pick.alloc.node);
                 scratch.book(&job.spec, no, &pick.alloc);

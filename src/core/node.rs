@@ -1,6 +1,7 @@
 //! A node: a place to run. What it has, where it is, how it is; three separate
 //! fields say state, schedulable and drain. It does not know what runs on it.
 
+use crate::fault::Quarantine;
 use crate::id::{DeviceType, Incarnation, Label, MemberId, NodeName, NodeNo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -162,6 +163,8 @@ pub struct Node {
     pub state: NodeState,
     pub cordon: Option<Cordon>,
     pub drain: DrainState,
+    /// Devices that get no work, by uuid: positions may change when the node registers again.
+    pub quarantine: BTreeMap<Arc<str>, Quarantine>,
     /// When `state` last changed.
     pub since_ms: u64,
 }
@@ -170,6 +173,17 @@ impl Node {
     /// New replicas may be placed here.
     pub fn takes_work(&self) -> bool {
         self.state == NodeState::Ready && self.cordon.is_none()
+    }
+
+    /// Whether new work may use the device.
+    pub fn may_use(&self, device: u16) -> bool {
+        let device = self.spec.devices.get(usize::from(device));
+        device.is_some_and(|device| device.healthy && !self.quarantine.contains_key(&device.uuid))
+    }
+
+    /// Why the device gets no work.
+    pub fn quarantine_of(&self, device: u16) -> Option<&Quarantine> {
+        self.quarantine.get(&self.spec.devices.get(usize::from(device))?.uuid)
     }
 
     /// What runs there is to go elsewhere.

@@ -4,7 +4,8 @@
 use crate::autoscaler;
 use crate::bounds;
 use crate::claim::Claim;
-use crate::command::{Answer, Command, Member, Mode, Report, Submission};
+use crate::command::{Answer, Command, DeviceFault, Member, Mode, Report, Submission};
+use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec};
 use crate::moves;
@@ -102,6 +103,18 @@ pub enum Intent {
     },
     /// One pass over what has to leave where it is.
     Moves,
+    /// What was seen of a node's devices; `incarnation` of the agent that saw it.
+    Faults {
+        node: NodeName,
+        incarnation: Option<Incarnation>,
+        faults: Vec<DeviceFault>,
+    },
+    /// An operator takes a device back.
+    Heal {
+        node: NodeName,
+        uuid: Arc<str>,
+        by: Arc<str>,
+    },
     /// An operator says that a silent node is dead.
     GiveUp {
         node: NodeName,
@@ -200,6 +213,11 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         Intent::Wake { request } => Ok(wake(state, request)),
         Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
         Intent::GiveUp { node } => give_up(state, node),
+        Intent::Faults { node, incarnation, faults } => seen_faults(state, node, *incarnation, faults),
+        Intent::Heal { node, uuid, by } => {
+            let command = Command::Heal { node: named(state, node)?, uuid: uuid.clone(), by: Some(by.clone()) };
+            Planned::one(command)
+        }
         Intent::Moves => Ok(Planned { commands: moves::pass(state, PASS), why: Vec::new() }),
         // Checked here and not in apply: an entry takes effect on this very state or not at all.
         Intent::SetQuotaIf { tenant, quota, seen } => {
@@ -220,6 +238,30 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
 fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
     let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {name}; nf get nodes lists them"));
     state.node_named(name).map(|node| node.no).ok_or_else(missing)
+}
+
+/// Only what is news: a driver may repeat itself many times a second.
+fn seen_faults(
+    state: &State,
+    name: &NodeName,
+    incarnation: Option<Incarnation>,
+    faults: &[DeviceFault],
+) -> Result<Planned, Refusal> {
+    let no = named(state, name)?;
+    let Some(node) = state.node(no).filter(|node| incarnation.is_none_or(|seen| seen == node.incarnation)) else {
+        return Ok(Planned::default());
+    };
+    let now = state.meta().now_ms;
+    let news = |f: &&DeviceFault| {
+        let known = node.quarantine.get(&f.uuid);
+        rule(f.fault) != Rule::Ignore && known.is_none_or(|known| known.is_news(f.fault, now))
+    };
+    let there = |f: &&DeviceFault| node.spec.devices.iter().any(|device| device.uuid == f.uuid);
+    let faults: Vec<_> = faults.iter().filter(there).filter(news).cloned().collect();
+    match faults.is_empty() {
+        true => Ok(Planned::default()),
+        false => Planned::one(Command::Faults { node: no, faults }),
+    }
 }
 
 /// Down at once, for a node that says nothing: one that beats is drained instead.

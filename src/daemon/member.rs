@@ -229,6 +229,7 @@ impl Part<'_> {
         let config = nodes::executor_config(settings, &me.data, &me.name, self.store.clone());
         let executor = Executor::open(config)?;
         let spec = nodes::own_spec(settings, me)?;
+        let watched = nodes::watched(me, incarnation, &spec);
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
             beat_every: settings.beat.value,
@@ -244,6 +245,8 @@ impl Part<'_> {
             kill_budget: settings.kill_budget.value,
         };
         tokio::spawn(played::run(played, self.ended.clone()));
+        let link = Arc::new(LocalLink((*hub).clone()));
+        tokio::spawn(agent::faults::run(watched.0, watched.1, link, self.ended.clone()));
         let agent = tokio::spawn(agent::run(config, self.ended.clone()));
         let keep = self.ended.clone();
         tokio::spawn(keep_replicas(keep, executor));

@@ -8,7 +8,7 @@ use crate::agent::played::OpenExecutor;
 use crate::agent::{Execute, NodeRegistration};
 use crate::config::Settings;
 use crate::config::parse::{GpuNodes, Mode, PlayedNode};
-use crate::exchange::Registration;
+use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
 use anyhow::{Context as _, Result, anyhow};
@@ -102,6 +102,12 @@ pub fn own(
 ) -> NodeRegistration {
     let registration = Registration { node: me.name.clone(), kind, incarnation, spec: Arc::new(spec) };
     NodeRegistration { registration, executor }
+}
+
+/// The GPUs of this process' own node that are real, to be watched for faults.
+pub fn watched(me: &Me, incarnation: Incarnation, spec: &NodeSpec) -> (NodeStart, Vec<Arc<str>>) {
+    let real = spec.devices.iter().filter(|device| !spec.simulated && device.kind == DeviceKind::Gpu);
+    (NodeStart { node: me.name.clone(), incarnation }, real.map(|device| device.uuid.clone()).collect())
 }
 
 /// Opens executors for nodes that this member plays.

@@ -36,13 +36,16 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store))?;
     let spec = nodes::own_spec(settings, &me)?;
     let served = serve(public, About::new(settings, &me, spec.simulated, begun))?;
+    let watched = nodes::watched(&me, incarnation, &spec);
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
+    let link = Arc::new(link);
     let config = AgentConfig {
         beat_every: settings.beat.value,
         kill_budget: settings.kill_budget.value,
-        ..AgentConfig::new(vec![node], Arc::new(link))
+        ..AgentConfig::new(vec![node], link.clone())
     };
     let (end, ended) = watch::channel(false);
+    tokio::spawn(agent::faults::run(watched.0, watched.1, link, ended.clone()));
     let mut agent = tokio::spawn(agent::run(config, ended));
     write_ready(extras.ready_file.as_ref(), &me.api)?;
     tracing::info!(node = %me.name, api = me.api, members = peers.join(","), "working");

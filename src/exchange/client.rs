@@ -9,6 +9,7 @@ use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
+use nf_core::command::DeviceFault;
 use nf_core::id::MemberId;
 use nf_proto::internal as pb;
 use pb::node_service_client::NodeServiceClient;
@@ -61,6 +62,11 @@ impl Client {
         let nodes = reports.iter().map(wire::put_reports).collect();
         let message = pb::ReportRequest { cluster: self.cluster.clone(), nodes };
         Ok(self.inner.clone().report(message).await.map_err(failed)?.into_inner().index)
+    }
+
+    pub async fn faults(&self, node: &NodeStart, faults: &[DeviceFault]) -> Result<(), Error> {
+        let message = wire::put_faults(&self.cluster, node, faults);
+        self.inner.clone().faults(message).await.map_err(failed).map(drop)
     }
 
     pub async fn watch(

@@ -32,6 +32,7 @@ use beats::Rounds;
 use client::Peers;
 use feed::Feed;
 use futures::stream::{self, StreamExt};
+use nf_core::command::DeviceFault;
 use nf_core::id::{MemberId, NodeName, RequestId};
 use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
@@ -157,6 +158,16 @@ impl Hub {
             index = index.max(reply.index);
         }
         Ok(index)
+    }
+
+    /// Tells the group what was seen of a node's devices.
+    ///
+    /// # Errors
+    /// When it was not committed: it may be told again.
+    pub async fn faults(&self, node: NodeStart, faults: Vec<DeviceFault>) -> Result<(), Error> {
+        let NodeStart { node, incarnation } = node;
+        let reply = self.submit(Intent::Faults { node, incarnation: Some(incarnation), faults }).await?;
+        reply.result.map(drop).map_err(Error::Refused)
     }
 
     /// Lets the gateway of this process be asked for what it sees.

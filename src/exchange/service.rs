@@ -159,6 +159,14 @@ impl NodeService for Service {
         Ok(Response::new(pb::ReportReply { index }))
     }
 
+    async fn faults(&self, request: Request<pb::FaultsRequest>) -> Result<Response<pb::FaultsReply>, Status> {
+        let caller = self.caller(&request, &request.get_ref().cluster)?;
+        let (node, faults) = wire::faults(request.into_inner()).map_err(fail)?;
+        self.may_speak(&caller, [&node.node])?;
+        self.hub.faults(node, faults).await.map_err(fail)?;
+        Ok(Response::new(pb::FaultsReply {}))
+    }
+
     async fn sights(&self, request: Request<pb::SightsRequest>) -> Result<Response<pb::SightsReply>, Status> {
         let caller = self.caller(&request, &request.get_ref().cluster)?;
         if matches!(caller, Caller::Node(_)) {

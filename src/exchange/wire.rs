@@ -6,7 +6,7 @@ use super::message::{
 };
 use super::sights::{self, Seen};
 use nf_core::codec::{self, Framed};
-use nf_core::command::Report;
+use nf_core::command::{DeviceFault, Report};
 use nf_core::id::{Incarnation, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
@@ -31,6 +31,8 @@ struct DesiredBody(Arc<Desired>);
 struct ReportsBody(Vec<Report>);
 #[derive(Serialize, Deserialize)]
 struct SeenBody(Seen);
+#[derive(Serialize, Deserialize)]
+struct FaultsBody(Vec<DeviceFault>);
 
 // Numbers from 32 on are the exchange's; nf-core has those below.
 impl Framed for SpecBody {
@@ -44,6 +46,9 @@ impl Framed for ReportsBody {
 }
 impl Framed for SeenBody {
     const KIND: u16 = 35;
+}
+impl Framed for FaultsBody {
+    const KIND: u16 = 36;
 }
 
 fn bad(field: &str, text: impl std::fmt::Display) -> Error {
@@ -258,6 +263,19 @@ pub fn reports(message: pb::NodeReports) -> Result<NodeReports, Error> {
     let ReportsBody(reports) = body("reports", &message.reports)?;
     at_most("reports", reports.len(), REPORTS)?;
     Ok(NodeReports { node, incarnation, reports })
+}
+
+// ---- faults ----
+
+pub fn put_faults(cluster: &str, node: &NodeStart, faults: &[DeviceFault]) -> pb::FaultsRequest {
+    let faults = codec::encode(&FaultsBody(faults.to_vec())).into();
+    pb::FaultsRequest { cluster: cluster.to_owned(), node: Some(put_start(node)), faults }
+}
+
+pub fn faults(message: pb::FaultsRequest) -> Result<(NodeStart, Vec<DeviceFault>), Error> {
+    let FaultsBody(faults) = body("faults", &message.faults)?;
+    at_most("faults", faults.len(), REPORTS)?;
+    Ok((start(message.node)?, faults))
 }
 
 // ---- logs ----

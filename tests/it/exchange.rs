@@ -55,7 +55,7 @@ async fn sides(cluster: &Cluster) -> (Vec<Side>, Vec<String>) {
         let routes = hub.serve(Arc::new(|_| Caller::Someone));
         let server = tonic::transport::Server::builder().add_routes(routes);
         let serving = server.serve_with_incoming(TcpListenerStream::new(listener));
-        let leading = controller::run(hub.group().clone(), hub.beats(), controller::Options::default());
+        let leading = controller::run(hub.clone(), controller::Options::default());
         let tasks = vec![tokio::spawn(async move { serving.await.unwrap() }), tokio::spawn(leading)];
         Side { hub, tasks }
     };

@@ -5,7 +5,7 @@ use crate::agent::runtimes::cgroup::Cgroups;
 use crate::agent::{lease, nvml};
 use nf_core::node::PortRange;
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -28,6 +28,11 @@ const ENGINE: Duration = Duration::from_secs(2);
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+#[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
+fn bytes(fs: &Statvfs, blocks: nix::libc::fsblkcnt_t) -> u64 {
+    (blocks as u64).saturating_mul(fs.fragment_size() as u64)
 }
 
 fn gib(bytes: u64) -> String {
@@ -96,11 +101,7 @@ pub(super) fn disk(data: &Path) -> Finding {
         let next = "choose a directory on a disk that can be written: --data-dir, NF_DATA_DIR";
         return Finding::fault("disk", format!("{}: {error}", there.display()), next);
     }
-    let room = statvfs(there).map_or(0, |fs| {
-        #[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
-        let blocks = fs.blocks_available() as u64;
-        blocks.saturating_mul(fs.fragment_size() as u64)
-    });
+    let room = statvfs(there).map_or(0, |fs| bytes(&fs, fs.blocks_available()));
     let detail = format!("{}: {} free, an fsync takes {:.1} ms", there.display(), gib(room), took.as_secs_f64() * 1e3);
     match () {
         () if room < ROOM => Finding::missing("disk", detail, format!("make room: models and logs want {}", gib(ROOM))),
@@ -226,8 +227,7 @@ pub(super) fn python() -> Finding {
 }
 
 pub(super) fn shared_memory() -> Finding {
-    #[allow(clippy::unnecessary_cast, reason = "the types differ between platforms")]
-    let size = statvfs("/dev/shm").map_or(0, |fs| (fs.blocks() as u64).saturating_mul(fs.fragment_size() as u64));
+    let size = statvfs("/dev/shm").map_or(0, |fs| bytes(&fs, fs.blocks()));
     match size >= SHARED {
         true => Finding::ok("shared memory", format!("/dev/shm {}", gib(size))),
         false => {

@@ -115,7 +115,11 @@ impl Tie {
         };
         match until {
             Some((until_ms, false)) => Ok(until_ms),
-            _ => {
+            Some((_, true)) => {
+                self.release(key);
+                Err("the lease that covers it is over".into())
+            }
+            None => {
                 self.release(key);
                 let trouble = self.seen.borrow().trouble.clone();
                 Err(trouble.unwrap_or_else(|| format!("the guard did not answer within {WORD:?}")))
@@ -283,6 +287,8 @@ impl Wire {
 
 /// Starts a guard: a session of its own and nothing of the agent's, so that it outlives us.
 fn start(program: &Path, dir: &Path, room: &Room) -> io::Result<Child> {
+    // It has another working directory than we.
+    let dir = std::path::absolute(dir)?;
     let path = room.log();
     let long = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
     let log = OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(path)?;

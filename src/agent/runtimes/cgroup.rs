@@ -40,7 +40,7 @@ impl Cgroups {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let base = place(&mounts, &own)
             .ok_or("no cgroup v2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1")?;
-        let trial = base.join(format!("nf-trial-{}", std::process::id()));
+        let trial = base.join(format!("nf-trial-{}", uuid::Uuid::now_v7().simple()));
         fs::create_dir(&trial).map_err(|error| {
             let text = "run nf as root, or as a systemd service with Delegate=yes";
             format!("{} can't be written ({error}); {text}", base.display())
@@ -192,6 +192,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "no runtime is here")]
     fn a_group_ends_all_that_are_in_it() {
         let Ok(groups) = Cgroups::find() else {
             return eprintln!("SKIPPED: this machine gives no writable cgroup v2");

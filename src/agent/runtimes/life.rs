@@ -138,7 +138,7 @@ impl Running {
             }
             self.rotate().await;
         };
-        let_go(&self.post.shared, &self.record);
+        let_go(&self.post.shared, &self.record).await;
         self.record.ended = Some(end);
         save(&self.post.shared, &self.record).await;
         self.post.note(&format!("ended: {}", end.why)).await;

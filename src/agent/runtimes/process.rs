@@ -21,8 +21,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::process::{Child, Command};
 
+/// Looks at a control group that should be empty, and the pause between them.
+const EMPTYING: u32 = 50;
+const EMPTY: Duration = Duration::from_millis(20);
 pub(in crate::agent) const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// What a record of an earlier agent has come to.
@@ -97,7 +101,7 @@ pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) 
     if let Ok(Some(mut record)) = found {
         let family = record.family(record.process.filter(Identity::lives));
         clear(&family, shared.config.kill_after).await;
-        let_go(shared, &record);
+        let_go(shared, &record).await;
         record.ended = Some(end);
         save(shared, &record).await;
     }
@@ -162,7 +166,7 @@ async fn spawn(
         true => match shared.guard.hold(&record.key, record.cgroup.clone()).await {
             Ok(until_ms) => Some(until_ms),
             Err(text) => {
-                let_go(&shared, &record);
+                let_go(&shared, &record).await;
                 return Err((Reason::NoGuard, text));
             }
         },
@@ -177,7 +181,7 @@ async fn spawn(
             Ok((record, child, leader))
         }
         Err(e) => {
-            let_go(&shared, &failed);
+            let_go(&shared, &failed).await;
             Err((Reason::RuntimeFailed, e.to_string()))
         }
     }
@@ -219,13 +223,19 @@ async fn spawn_held(
 }
 
 /// Nothing of it is left: its guard and its control group are not needed any more.
-pub(super) fn let_go(shared: &Arc<Shared>, record: &Record) {
+pub(super) async fn let_go(shared: &Arc<Shared>, record: &Record) {
     shared.guard.release(&record.key);
-    if let Some(group) = &record.cgroup
-        && let Err(error) = cgroup::remove(group)
-    {
-        tracing::warn!(path = %group.display(), %error, "a replica's control group can't be removed");
+    let Some(group) = &record.cgroup else { return };
+    let mut last = None;
+    for _ in 0..EMPTYING {
+        match cgroup::remove(group) {
+            Ok(()) => return,
+            Err(error) => last = Some(error),
+        }
+        // Who was killed is in it until the kernel has taken it apart.
+        tokio::time::sleep(EMPTY).await;
     }
+    tracing::warn!(path = %group.display(), error = ?last, "a replica's control group can't be removed");
 }
 
 /// The command with the environment that a replica gets: nothing of the agent's own.

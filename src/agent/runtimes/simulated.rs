@@ -17,6 +17,9 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+/// How long a stopped replica goes on taking requests: whoever follows the endpoints has
+/// been told by then that it drains.
+const LEAD: Duration = Duration::from_millis(500);
 /// How long a stopped replica may take over the answers that it has begun.
 const FINISH: Duration = Duration::from_secs(2);
 
@@ -124,6 +127,7 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
         Ok(None) => End { ok: true, why: post.stop_asked().await },
         Ok(Some(mut server)) => tokio::select! {
             why = post.stop_asked() => {
+                tokio::time::sleep(LEAD).await;
                 server.stop().await;
                 End { ok: true, why }
             }

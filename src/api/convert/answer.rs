@@ -600,7 +600,11 @@ impl Sum {
     }
 
     pub fn total(node: &Node) -> Self {
-        let count = |kind| node.spec.devices.iter().filter(|d| d.kind == kind && d.healthy).count() as u64;
+        let count = |kind| {
+            let usable =
+                node.spec.devices.iter().enumerate().filter(|(i, d)| d.kind == kind && node.may_use(*i as u16));
+            usable.count() as u64
+        };
         Self {
             gpu_milli: count(DeviceKind::Gpu) * 1000,
             tpu: count(DeviceKind::Tpu),

@@ -13,7 +13,7 @@ pub struct EventBody {
     /// Counts without gaps.
     pub seq: u64,
     pub at: String,
-    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `tenant`, `member`, `level`, `policy` or `gave_way`.
+    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `device`, `tenant`, `member`, `level`, `policy`, `gave_way`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -21,6 +21,9 @@ pub struct EventBody {
     pub tenant_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Its uuid, for events of a single device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The state before; absent for something new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
@@ -127,6 +130,14 @@ impl EventBody {
                 generation: Some(generation.0),
                 ..blank
             },
+            EventKind::Device { node, uuid, fault } => Self {
+                kind: "device".into(),
+                node: Some(node.to_string()),
+                device: Some(uuid.to_string()),
+                to: Some(if fault.is_some() { "Quarantined".into() } else { "Healthy".into() }),
+                why: fault.map(|fault| fault.to_string()),
+                ..blank
+            },
             EventKind::Drain { node, to } => {
                 Self { kind: "drain".into(), node: Some(node.to_string()), to: Some(to.name().into()), ..blank }
             }
@@ -147,6 +158,7 @@ impl EventBody {
             why: self.why.unwrap_or_default(),
             replica: u32::from(self.replica.unwrap_or(0)),
             generation: self.generation.unwrap_or(0),
+            device: self.device.unwrap_or_default(),
             simulation: self.simulation,
         }
     }

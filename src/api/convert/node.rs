@@ -3,6 +3,7 @@
 
 use super::json::Object;
 use super::schedule::{Schedule, from_object, labels};
+use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
 use nf_core::node::Drain;
 use nf_core::reason::Refusal;
@@ -82,6 +83,21 @@ pub fn drain(map: &Map<String, Value>) -> Result<(Arc<str>, Drain, bool), Refusa
     let dry_run = o.boolean("dry_run")?.unwrap_or(false);
     o.finish()?;
     Ok((reason, Drain { within_ms, force }, dry_run))
+}
+
+/// What is wrong with a device: nothing said means that the caller wants it left alone.
+///
+/// # Errors
+/// The first field at fault.
+pub fn fault(map: &Map<String, Value>) -> Result<Fault, Refusal> {
+    let mut o = Object::top(map);
+    let xid = o.integer("xid", 1, 999)?.map(|number| Fault::Xid(number as u16));
+    let kind = o.get("fault").map(|f| f.word(&[("lost", Fault::Lost), ("ecc", Fault::Ecc)])).transpose()?;
+    o.finish()?;
+    match (xid, kind) {
+        (Some(_), Some(_)) => Err(Refusal::invalid("fault", "give xid or fault, one of them")),
+        (xid, kind) => Ok(xid.or(kind).unwrap_or(Fault::Hand)),
+    }
 }
 
 /// Nothing may be said.

@@ -1,5 +1,6 @@
 //! gRPC: the same use cases as REST, plus health and reflection. No JSON here.
 
+mod endpoint;
 mod resource;
 mod scheduler;
 
@@ -9,6 +10,7 @@ use crate::raft::Consistency;
 use axum::Router;
 use nf_core::id::TenantId;
 use nf_proto::v1;
+use nf_proto::v1::endpoint_service_server::EndpointServiceServer;
 use nf_proto::v1::resource_service_server::ResourceServiceServer;
 use nf_proto::v1::scheduler_service_server::SchedulerServiceServer;
 use std::time::Duration;
@@ -22,9 +24,11 @@ pub fn router(service: Service) -> Router {
     let (reporter, health) = tonic_health::server::health_reporter();
     tokio::spawn(follow_health(service.clone(), reporter));
     let scheduler = SchedulerServiceServer::new(scheduler::Scheduler(service.clone()));
+    let endpoints = EndpointServiceServer::new(endpoint::Endpoints(service.clone()));
     let resources = ResourceServiceServer::new(resource::Resources(service));
     let mut routes = tonic::service::Routes::new(health)
         .add_service(scheduler.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(endpoints.max_decoding_message_size(MAX_MESSAGE))
         .add_service(resources.max_decoding_message_size(MAX_MESSAGE));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -32,6 +36,7 @@ pub fn router(service: Service) -> Router {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("neuralfabric.v1.SchedulerService")
             .with_service_name("neuralfabric.v1.ResourceService")
+            .with_service_name("neuralfabric.v1.EndpointService")
             .with_service_name("grpc.health.v1.Health")
     };
     // Older tools still ask for v1alpha. Our own descriptors are made by the build, so both succeed.
@@ -44,7 +49,8 @@ pub fn router(service: Service) -> Router {
 /// Keeps the health service's word equal to `/health/ready`, until the member ends.
 async fn follow_health(service: Service, reporter: tonic_health::server::HealthReporter) {
     const LOOK: Duration = Duration::from_secs(1);
-    let names = ["", "neuralfabric.v1.SchedulerService", "neuralfabric.v1.ResourceService"];
+    let names =
+        ["", "neuralfabric.v1.SchedulerService", "neuralfabric.v1.ResourceService", "neuralfabric.v1.EndpointService"];
     let mut watch = service.replica.watch();
     let (mut ticks, mut last) = (tokio::time::interval(LOOK), None);
     loop {

@@ -13,6 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use nf_core::id::{Digest16, NameError, TenantId};
 use nf_core::reason::{Reason, Refusal, printable};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
@@ -44,14 +45,14 @@ impl<S: Send + Sync> FromRequest<S> for Ask {
     }
 }
 
-/// The part of the path that a route leaves open.
-pub struct Part(pub String);
+/// The part of the path that a route leaves open, or both of them.
+pub struct Part<T = String>(pub T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Part {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Part<T> {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let read = Path::<String>::from_request_parts(parts, state).await;
+        let read = Path::<T>::from_request_parts(parts, state).await;
         let bad = |_| Refusal::field(Reason::InvalidArgument, "path", "the path is not UTF-8 once it is unescaped");
         Ok(Self(read.map_err(bad)?.0))
     }

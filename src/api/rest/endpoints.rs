@@ -14,7 +14,7 @@ use serde_json::json;
 use std::convert::Infallible;
 
 /// The replicas of a model and whether they take traffic; with `watch=true`, again whenever that changes.
-#[utoipa::path(get, path = "/endpoints", tag = "scheduling",
+#[utoipa::path(get, path = "/endpoints", tag = "schedule",
     params(("tenant_id" = Option<String>, Query, description = "Only this tenant's"),
            ("model_id" = Option<String>, Query, description = "Only of this model"),
            ("request_id" = Option<String>, Query, description = "Only of this job"),

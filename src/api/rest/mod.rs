@@ -3,8 +3,10 @@
 
 pub mod ask;
 mod cluster;
+mod devices;
 mod docs;
 mod drain;
+mod endpoints;
 mod nodes;
 mod policy;
 mod schedule;
@@ -68,6 +70,9 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::uncordon))
         .routes(routes!(drain::drain))
         .routes(routes!(drain::down))
+        .routes(routes!(devices::fault))
+        .routes(routes!(devices::heal))
+        .routes(routes!(endpoints::endpoints))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))

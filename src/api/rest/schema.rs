@@ -182,6 +182,16 @@ pub struct CordonRequest {
     pub reason: Option<String>,
 }
 
+/// Without a field: the device is left alone by the caller's word.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FaultRequest {
+    /// Number of an error report of NVIDIA's driver; simulated nodes only.
+    pub xid: Option<u16>,
+    /// `lost` or `ecc`; simulated nodes only.
+    pub fault: Option<String>,
+}
+
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {

@@ -137,7 +137,7 @@ fn fill_raft(metrics: &Metrics, status: &Status) {
 }
 
 fn fill_nodes(metrics: &Metrics, state: &State) {
-    let (mut used, mut free, mut away, mut sick) = (0u64, 0u64, 0u64, 0u64);
+    let (mut used, mut free, mut away, mut sick, mut kept_out) = (0u64, 0u64, 0u64, 0u64, 0u64);
     let mut nodes: BTreeMap<&str, i64> = BTreeMap::new();
     let all = [NodeState::Ready, NodeState::Suspect, NodeState::Unknown, NodeState::Down, NodeState::Maintenance];
     nodes.extend(all.map(|state| (state.name(), 0)));
@@ -147,6 +147,10 @@ fn fill_nodes(metrics: &Metrics, state: &State) {
         for (i, _) in node.spec.devices.iter().enumerate().filter(|(_, d)| d.kind == DeviceKind::Gpu) {
             let milli = u64::from(held.and_then(|h| h.devices.get(i)).map_or(0, |d| d.milli));
             used += milli;
+            if node.quarantine_of(i as u16).is_some() {
+                kept_out += 1000 - milli;
+                continue;
+            }
             match (node.spec.devices[i].healthy, node.takes_work()) {
                 (false, _) => sick += 1000 - milli,
                 (true, false) => away += 1000 - milli,
@@ -154,7 +158,8 @@ fn fill_nodes(metrics: &Metrics, state: &State) {
             }
         }
     }
-    for (name, milli) in [("used", used), ("free", free), ("unavailable", away), ("unhealthy", sick)] {
+    let all = [("used", used), ("free", free), ("unavailable", away), ("unhealthy", sick), ("quarantined", kept_out)];
+    for (name, milli) in all {
         metrics.gpus.with_label_values(&[name]).set(milli as f64 / 1000.0);
     }
     for (name, count) in nodes {

@@ -5,7 +5,9 @@
 
 pub mod cluster;
 pub mod deploys;
+pub mod devices;
 pub mod drain;
+pub mod endpoints;
 pub mod gauges;
 pub mod jobs;
 pub mod list;

@@ -45,7 +45,12 @@ pub struct DeviceBody {
     /// Devices with the same number share fast links.
     pub island: u16,
     pub mig_profile: Option<String>,
+    /// As its agent registered it.
     pub healthy: bool,
+    /// `Healthy`, `Quarantined` or `Unhealthy`; only a healthy one gets work.
+    pub health: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<super::devices::QuarantineBody>,
     /// Thousandths that are held.
     pub used_milli: u16,
 }
@@ -172,6 +177,8 @@ impl NodeBody {
             island: d.island,
             mig_profile: d.mig_profile.as_ref().map(ToString::to_string),
             healthy: d.healthy,
+            health: super::devices::health(node, i as u16).into(),
+            quarantine: node.quarantine_of(i as u16).map(Into::into),
             used_milli: used.devices.get(i).map_or(0, |held| held.milli),
         };
         Self {

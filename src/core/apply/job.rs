@@ -140,6 +140,9 @@ pub(super) fn fits(
         let Some(held) = state.ledger().node(alloc.node) else {
             return bad(format!("node {} has no ledger", alloc.node));
         };
+        if alloc.shares.iter().any(|share| node.quarantine_of(share.device).is_some()) {
+            return bad(format!("node {}: a device of the plan is in quarantine", node.name));
+        }
         let used = uses.get(&alloc.node).unwrap_or(held);
         if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));

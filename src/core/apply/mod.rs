@@ -78,6 +78,8 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::Scale { job, target } => scale::scale(state, *job, target),
         Command::Move { job, from, to, why } => moving::replace(state, *job, *from, to, *why),
         Command::Evict { job, replica, from, why } => moving::evict(state, *job, *replica, *from, *why),
+        Command::Faults { node, faults } => node::faults(state, *node, faults),
+        Command::Heal { node, uuid, by } => node::heal(state, *node, uuid, by.as_ref()),
         Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
         Command::SetPlacement(chosen) => cluster::set_placement(state, *chosen),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),

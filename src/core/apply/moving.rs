@@ -95,7 +95,7 @@ pub(super) fn settle(spec: &JobSpec, replica: &Replica, next: Replica) -> Replic
 }
 
 /// Nobody wants the replica any more.
-pub(super) fn stop(spec: &JobSpec, replica: &mut Replica, why: Reason) {
+pub(crate) fn stop(spec: &JobSpec, replica: &mut Replica, why: Reason) {
     replica.phase = match std::mem::replace(&mut replica.phase, Phase::Cancelled) {
         Phase::Waiting { .. } => Phase::Cancelled,
         Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Phase::Stopping { alloc, why, then: Next::End },

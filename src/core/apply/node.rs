@@ -1,8 +1,9 @@
 //! Commands about nodes.
 
 use super::job;
-use crate::command::Answer;
+use crate::command::{Answer, DeviceFault};
 use crate::event::EventKind;
+use crate::fault::{Quarantine, Rule, rule};
 use crate::id::{Incarnation, NodeName, NodeNo};
 use crate::node::{Cordon, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::reason::{Reason, Refusal};
@@ -31,6 +32,7 @@ pub(super) fn register(
             state: NodeState::Ready,
             cordon: None,
             drain: DrainState::None,
+            quarantine: Default::default(),
             since_ms,
         });
         return Ok(Answer::Node { no, new: true });
@@ -46,7 +48,11 @@ pub(super) fn register(
     let to = if from == NodeState::Maintenance { from } else { NodeState::Ready };
     if changed || from != to {
         let since_ms = if from == to { known.since_ms } else { state.meta().now_ms };
-        state.put_node(Node { kind, incarnation, spec: spec.clone(), state: to, since_ms, ..(*known).clone() });
+        // A device that is there no more takes its quarantine along.
+        let mut quarantine = known.quarantine.clone();
+        quarantine.retain(|uuid, _| spec.devices.iter().any(|device| device.uuid == *uuid));
+        let spec = spec.clone();
+        state.put_node(Node { kind, incarnation, spec, state: to, since_ms, quarantine, ..(*known).clone() });
     }
     if from != to {
         state.emit(EventKind::Node { node: name.clone(), from: Some(from), to });
@@ -130,6 +136,52 @@ pub(super) fn set_cordon(state: &mut State, no: NodeNo, cordon: Option<&Cordon>)
     if back {
         state.emit(EventKind::Node { node: node.name.clone(), from: Some(node.state), to });
     }
+    Ok(Answer::Count(1))
+}
+
+/// Leaves devices alone for their faults. What they hold is for `moves` to take elsewhere.
+pub(super) fn faults(state: &mut State, no: NodeNo, faults: &[DeviceFault]) -> Result<Answer, Refusal> {
+    let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
+    let now = state.meta().now_ms;
+    let mut quarantine = node.quarantine.clone();
+    let mut told = Vec::new();
+    for DeviceFault { uuid, fault, simulated } in faults {
+        let there = node.spec.devices.iter().any(|device| device.uuid == *uuid);
+        if !there || rule(*fault) == Rule::Ignore {
+            continue;
+        }
+        let (simulated, fault) = (*simulated, *fault);
+        let next = match quarantine.get(uuid) {
+            Some(known) => known.and(fault, now),
+            None => Quarantine { fault, since_ms: now, last_ms: now, times: 1, simulated },
+        };
+        if quarantine.get(uuid).is_none_or(|known| known.fault != next.fault) {
+            told.push((uuid.clone(), next.fault));
+        }
+        quarantine.insert(uuid.clone(), next);
+    }
+    if quarantine == node.quarantine {
+        return Ok(Answer::Count(0));
+    }
+    state.put_node(Node { quarantine, ..(*node).clone() });
+    let count = told.len() as u32;
+    for (uuid, fault) in told {
+        state.emit(EventKind::Device { node: node.name.clone(), uuid, fault: Some(fault) });
+    }
+    Ok(Answer::Count(count))
+}
+
+pub(super) fn heal(state: &mut State, no: NodeNo, uuid: &Arc<str>, by: Option<&Arc<str>>) -> Result<Answer, Refusal> {
+    let node = state.node(no).ok_or_else(|| Refusal::new(Reason::NotFound, format!("no node {no}")))?.clone();
+    // By itself only when its time is over, whatever a planner thought.
+    let over = |q: &Quarantine| by.is_some() || q.ends_ms().is_some_and(|at| at <= state.meta().now_ms);
+    if !node.quarantine.get(uuid).is_some_and(over) {
+        return Ok(Answer::Count(0));
+    }
+    let mut quarantine = node.quarantine.clone();
+    quarantine.remove(uuid);
+    state.put_node(Node { quarantine, ..(*node).clone() });
+    state.emit(EventKind::Device { node: node.name.clone(), uuid: uuid.clone(), fault: None });
     Ok(Answer::Count(1))
 }
 

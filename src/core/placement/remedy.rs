@@ -193,6 +193,7 @@ fn make(state: &mut State, change: &Change) {
                     state: NodeState::Ready,
                     cordon: None,
                     drain: DrainState::None,
+                    quarantine: Default::default(),
                     since_ms: 0,
                 };
                 state.put_node(node);

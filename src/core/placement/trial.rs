@@ -133,6 +133,7 @@ fn register(no: NodeNo, node: &TrialNode) -> Node {
         state: NodeState::Ready,
         cordon: None,
         drain: DrainState::None,
+        quarantine: Default::default(),
         since_ms: 0,
     }
 }

@@ -6,7 +6,8 @@ use super::net::{Message, Peer};
 use super::oracle::Oracle;
 use super::rng::Rng;
 use crate::autoscaler::Why;
-use crate::command::Submission;
+use crate::command::{DeviceFault, Submission};
+use crate::fault::Fault;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
 use crate::node::{Cordon, Drain};
@@ -140,7 +141,18 @@ impl Client {
                 Intent::Cordon { node, cordon: Some(cordon) }
             }
             2..5 => Intent::Cordon { node, cordon: None },
-            5..9 => quota(tenant(rng), rng.between(1, 20) * 1000),
+            5 => {
+                let fault = *rng.pick(&[Fault::Xid(13), Fault::Xid(79), Fault::Xid(63), Fault::Xid(94)]);
+                let uuid: Arc<str> = format!("GPU-{:04}", rng.below(4)).into();
+                match rng.chance(500) {
+                    true => Intent::Heal { node, uuid, by: "operator".into() },
+                    false => {
+                        let faults = vec![DeviceFault { uuid, fault, simulated: true }];
+                        Intent::Faults { node, incarnation: None, faults }
+                    }
+                }
+            }
+            6..9 => quota(tenant(rng), rng.between(1, 20) * 1000),
             _ => Intent::PlaceWaiting,
         }
     }

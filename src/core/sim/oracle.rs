@@ -140,7 +140,7 @@ impl Oracle {
     /// twice stops only once its place elsewhere is held for it.
     fn drains(&mut self, index: usize, batch: &Batch, before: &State) {
         for command in &batch.commands {
-            let Command::Evict { job, replica, from, .. } = command else { continue };
+            let Command::Evict { job, replica, from, why: Reason::NodeDrain } = command else { continue };
             let Some(job) = before.job(*job) else { continue };
             let Some(r) = job.replicas.get(usize::from(*replica)).filter(|r| r.generation == *from) else { continue };
             let node = r.allocation().and_then(|alloc| before.node(alloc.node));

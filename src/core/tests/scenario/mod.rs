@@ -4,7 +4,8 @@
 mod words;
 
 use nf_core::apply::{BatchOutcome, apply_batch};
-use nf_core::command::{Answer, Batch, Command, Report, ReportKind};
+use nf_core::command::{Answer, Batch, Command, DeviceFault, Report, ReportKind};
+use nf_core::fault::Fault;
 use nf_core::id::{NodeNo, RequestId};
 use nf_core::job::Job;
 use nf_core::node::{Cordon, Drain, DrainState, NodeState};
@@ -72,6 +73,15 @@ impl Player {
                 self.cordon(&words, Some(drain))
             }
             "moves" => self.moves(),
+            "fault" => {
+                let fault = Fault::Xid(words.number("xid", 0) as u16);
+                let faults = vec![DeviceFault { uuid: self.uuid(&words), fault, simulated: true }];
+                self.quiet(Intent::Faults { node: words.node_name(), incarnation: None, faults })
+            }
+            "heal" => {
+                let (node, uuid) = (words.node_name(), self.uuid(&words));
+                self.quiet(Intent::Heal { node, uuid, by: "operator".into() })
+            }
             "uncordon" => self.quiet(Intent::Cordon { node: words.node_name(), cordon: None }),
             "suspect" => self.node_state(&words, NodeState::Suspect),
             "unknown" => self.node_state(&words, NodeState::Unknown),
@@ -193,6 +203,11 @@ impl Player {
             true => vec!["nothing to place".into()],
             false => jobs.iter().flat_map(|request| self.tell(request)).collect(),
         }
+    }
+
+    fn uuid(&self, words: &Words) -> Arc<str> {
+        let node = self.state.node_named(&words.node_name()).unwrap();
+        node.spec.devices[words.number("device", 0) as usize].uuid.clone()
     }
 
     fn cordon(&mut self, words: &Words, drain: Option<Drain>) -> Vec<String> {

@@ -3,7 +3,8 @@
 
 use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::autoscaler::Why;
-use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
+use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
+use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
@@ -168,7 +169,7 @@ impl World {
     }
 
     pub fn some_intent(&self, rng: &mut Rng) -> Intent {
-        match rng.below(20) {
+        match rng.below(23) {
             0..3 => {
                 let (name, kind) = (node_name(rng), NodeKind::Worker);
                 let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
@@ -199,7 +200,8 @@ impl World {
             14..17 => self.reports(rng),
             17 => Intent::Scale { request: request(rng), tenant: None, target: target(rng) },
             18 => Intent::Wake { request: request(rng) },
-            19 => Intent::Moves,
+            19..21 => Intent::Moves,
+            21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
             _ => Intent::PlaceWaiting,
         }
     }
@@ -232,10 +234,12 @@ impl World {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         let from = Generation(rng.below(4) as u32);
-        match rng.below(10) {
-            6 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
-            7 => Command::Evict { job, replica: rng.below(4) as u16, from, why: Reason::NodeDrain },
-            8 => Command::SetDrain {
+        match rng.below(12) {
+            10 => Command::Faults { node: node_no(rng), faults: vec![fault(rng)] },
+            11 => Command::Heal { node: node_no(rng), uuid: fault(rng).uuid, by: None },
+            7 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
+            8 => Command::Evict { job, replica: rng.below(4) as u16, from, why: Reason::NodeDrain },
+            9 => Command::SetDrain {
                 node: node_no(rng),
                 to: *rng.pick(&[DrainState::None, DrainState::Draining, DrainState::Blocked, DrainState::Drained]),
             },
@@ -262,6 +266,11 @@ fn node_name(rng: &mut Rng) -> NodeName {
 
 fn node_no(rng: &mut Rng) -> NodeNo {
     NodeNo(rng.below(5) as u32)
+}
+
+fn fault(rng: &mut Rng) -> DeviceFault {
+    let fault = *rng.pick(&[Fault::Xid(13), Fault::Xid(79), Fault::Xid(94), Fault::Xid(63), Fault::Lost, Fault::Hand]);
+    DeviceFault { uuid: format!("GPU-{:04}", rng.below(9)).into(), fault, simulated: rng.chance(500) }
 }
 
 fn drain(rng: &mut Rng) -> Option<Drain> {

@@ -1,0 +1,171 @@
+//! Watches the GPUs of this machine for faults and tells the group: the driver's error
+//! reports and uncorrected memory errors as they come, and devices that it no longer
+//! finds. A machine without a driver has nothing to watch. What follows from a fault is
+//! decided in the core; nothing here stops a replica.
+
+use super::Link;
+use crate::exchange::NodeStart;
+use nf_core::command::DeviceFault;
+use nf_core::fault::Fault;
+use nvml_wrapper::Nvml;
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// Faults that wait to be told; beyond it they are dropped, since the first ones say enough.
+const UNTOLD: usize = 256;
+/// How long one wait for events takes; devices are looked for in between.
+const WAIT_MS: u32 = 2_000;
+/// Pause before the group is told again, or the driver is asked again.
+const RETRY: Duration = Duration::from_secs(2);
+/// What is still so is said again after this long: the group forgets a fault whose time is over.
+const AGAIN: Duration = Duration::from_secs(600);
+
+/// What was seen of which device.
+type Seen = (Arc<str>, Fault);
+
+/// Runs until `stop` is true. `uuids` are the node's real GPUs.
+pub async fn run(node: NodeStart, uuids: Vec<Arc<str>>, link: Arc<dyn Link>, mut stop: watch::Receiver<bool>) {
+    if uuids.is_empty() {
+        return;
+    }
+    let (sees, seen) = mpsc::channel(UNTOLD);
+    let watcher = std::thread::Builder::new().name("nf-gpu-faults".into()).spawn(move || look(&uuids, &sees));
+    if let Err(error) = watcher {
+        tracing::error!(%error, "the GPUs are not watched for faults");
+        return;
+    }
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = tell(&node, &*link, seen) => {}
+    }
+}
+
+/// Tells the group until it has heard.
+async fn tell(node: &NodeStart, link: &dyn Link, mut seen: mpsc::Receiver<Seen>) {
+    let mut untold: BTreeSet<Seen> = BTreeSet::new();
+    let mut retry_at: Option<Instant> = None;
+    loop {
+        let wait = async {
+            match retry_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            next = seen.recv() => match next {
+                Some((uuid, fault)) => {
+                    tracing::warn!(gpu = %uuid, %fault, meaning = nf_core::fault::meaning(fault), "a GPU reports a fault");
+                    untold.insert((uuid, fault));
+                }
+                None => return,
+            },
+            () = wait => {}
+        }
+        let faults =
+            untold.iter().map(|(uuid, fault)| DeviceFault { uuid: uuid.clone(), fault: *fault, simulated: false });
+        match link.faults(node.clone(), faults.collect()).await {
+            Ok(()) => (untold, retry_at) = (BTreeSet::new(), None),
+            Err(error) => {
+                tracing::debug!(%error, "telling faults; trying again");
+                retry_at = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+}
+
+/// Looks until nobody listens. A driver that does not answer is asked again.
+fn look(uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) {
+    while !sees.is_closed() {
+        match Nvml::init() {
+            Ok(nvml) => {
+                if let Err(error) = follow(&nvml, uuids, sees) {
+                    tracing::warn!(%error, "watching GPUs; trying again");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "NVML: the GPUs are not watched; trying again"),
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) -> Result<(), NvmlError> {
+    let mut set = nvml.create_event_set()?;
+    for uuid in uuids {
+        let Ok(gpu) = nvml.device_by_uuid(&**uuid) else { continue };
+        let offered = gpu.supported_event_types().unwrap_or_else(|_| EventTypes::empty());
+        let wanted = offered & (EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR);
+        set = gpu.register_events(wanted, set).map_err(|with| with.error)?;
+    }
+    let mut lost: Vec<(Arc<str>, std::time::Instant)> = Vec::new();
+    while !sees.is_closed() {
+        match set.wait(WAIT_MS) {
+            Ok(event) => {
+                if let (Ok(uuid), Some(fault)) = (event.device.uuid(), fault_of(event.event_type, event.event_data)) {
+                    // A full queue has enough to tell.
+                    let _ = sees.try_send((uuid.into(), fault));
+                }
+            }
+            Err(NvmlError::Timeout) => {}
+            Err(error) => return Err(error),
+        }
+        lost.retain(|(_, at)| at.elapsed() < AGAIN);
+        for uuid in uuids.iter().filter(|uuid| is_lost(nvml, uuid)) {
+            if !lost.iter().any(|(known, _)| known == uuid) {
+                lost.push((uuid.clone(), std::time::Instant::now()));
+                let _ = sees.try_send((uuid.clone(), Fault::Lost));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn fault_of(kind: EventTypes, data: Option<XidError>) -> Option<Fault> {
+    match data {
+        Some(XidError::Value(number)) => u16::try_from(number).ok().map(Fault::Xid),
+        _ if kind.contains(EventTypes::DOUBLE_BIT_ECC_ERROR) => Some(Fault::Ecc),
+        _ => None,
+    }
+}
+
+fn is_lost(nvml: &Nvml, uuid: &str) -> bool {
+    let found = nvml.device_by_uuid(uuid).and_then(|gpu| gpu.memory_info());
+    matches!(found, Err(NvmlError::GpuLost | NvmlError::NotFound))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_become_faults() {
+        let xid = |n| fault_of(EventTypes::CRITICAL_XID_ERROR, Some(XidError::Value(n)));
+        assert_eq!((xid(79), xid(31)), (Some(Fault::Xid(79)), Some(Fault::Xid(31))));
+        assert_eq!(xid(1 << 40), None);
+        assert_eq!(fault_of(EventTypes::CRITICAL_XID_ERROR, Some(XidError::Unknown)), None);
+        assert_eq!(fault_of(EventTypes::DOUBLE_BIT_ECC_ERROR, None), Some(Fault::Ecc));
+    }
+
+    /// Only where there is a GPU: its driver takes the registration and says nothing while all is well.
+    #[test]
+    fn sound_gpus_of_this_machine_are_watched_in_silence() {
+        let Ok(Some(gpus)) = crate::agent::nvml::gpus() else { return };
+        let uuids: Vec<Arc<str>> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+        let Ok(nvml) = Nvml::init() else { return };
+        let (sees, mut seen) = mpsc::channel(UNTOLD);
+        let closes = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            seen.close();
+            seen
+        });
+        follow(&nvml, &uuids, &sees).expect("the driver offers events");
+        let mut seen = closes.join().expect("it ends");
+        assert!(seen.try_recv().is_err(), "nothing is wrong");
+        assert!(is_lost(&nvml, "GPU-00000000-0000-0000-0000-000000000000"));
+    }
+}
