@@ -73,7 +73,7 @@ pub fn may_evict(state: &State, rival: &JobSpec, standing: &Standing, job: &Job,
         return None;
     }
     // Who would borrow takes nothing from other tenants.
-    let reach = standing.within || job.spec.tenant == rival.tenant;
+    let reach = job.spec.tenant == rival.tenant || standing.reaches(state, job.tenant);
     let less = job.spec.constraints.preemptible && job.spec.priority < rival.priority;
     match (reach && less, standing.reclaimable.contains(&job.no)) {
         (true, _) => Some(Reason::Preempted),

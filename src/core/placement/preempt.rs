@@ -48,6 +48,13 @@ impl Unit {
     }
 }
 
+/// Whether looking for victims is worth while at all; a cheap look.
+pub fn may_help(state: &State, job: &Job) -> bool {
+    let less_urgent = state.yielding.get_min().is_some_and(|(least, _)| *least < i32::from(job.spec.priority));
+    let in_tree = || state.tenant(job.tenant).is_some_and(|tenant| !tree::is_flat(state, tenant));
+    state.meta().placement.preemption.enabled && state.claims.len() < claim::MOST_OPEN && (less_urgent || in_tree())
+}
+
 /// The cheapest claim that gives all of `wanted` a place, or None. Some of the job's
 /// replicas may be booked in `state` already.
 pub fn claim(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> Option<Claim> {

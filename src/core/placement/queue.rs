@@ -28,8 +28,8 @@ pub const LOOKED_AT: usize = 16_384;
 /// the tenant alone: nobody may hold up the others with what can't run.
 const FAILS: u32 = 64;
 
-/// Waiters of one pass for which others are looked for who could give way.
-const TRIES: u32 = 16;
+/// Different askers of one pass for whom others are looked for who could give way.
+const TRIES: usize = 64;
 
 /// Place in the order; the greatest goes first.
 type Rank = (i32, Reverse<u64>, Reverse<JobNo>);
@@ -137,64 +137,56 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     let waiters = waiters(state, LOOKED_AT);
     let mut kept: Vec<NodeNo> = claim::nodes(state);
     let mut keepers = 0;
-    let mut tries = TRIES;
+    // Each (tenant, priority, ask) for which somebody was looked for who could give way.
+    let mut asked: BTreeSet<(TenantNo, i16, Shape)> = BTreeSet::new();
     let mut out = Vec::new();
     for job in &waiters {
         if out.len() == limit {
             break;
         }
+        let wanted = job.placeable(state.meta().now_ms).count();
         let failed = fails.entry(job.tenant).or_default();
-        if *failed == FAILS || job.claim.is_some() {
+        if *failed == FAILS || job.claim.is_some() || wanted == 0 {
             continue;
         }
-        if !waits_for_room(&scratch, job) {
-            // Its quota may be in the hands of those who borrowed it, or of its own less urgent work.
-            if tries > 0
-                && let Some(claim) = make_room(&scratch, job, &kept, &mut tries)
-            {
-                out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
-                break;
+        let shape = shape(&job.spec, wanted);
+        let mut fails_now = false;
+        if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
+            let placements = fill(&scratch, job, &kept);
+            if !placements.is_empty() {
+                for placement in &placements {
+                    scratch.book(&job.spec, placement.replica, &placement.alloc);
+                }
+                out.push(crate::command::Command::Place { job: job.no, placements });
+                continue;
             }
-            continue;
-        }
-        let shape = shape(&job.spec, job.placeable(state.meta().now_ms).count());
-        if hopeless.contains(&shape) {
-            continue;
-        }
-        let placements = fill(&scratch, job, &kept);
-        if placements.is_empty() {
             // Nothing is released within a pass, so an equal ask fails as well.
             hopeless.insert(shape);
             *failed += 1;
-            if tries > 0
-                && let Some(claim) = make_room(&scratch, job, &kept, &mut tries)
-            {
-                out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
-                // What the victims held is neither free nor theirs any more: the next pass sees it.
-                break;
-            }
-            if keepers < KEPT {
-                let found = targets(&scratch, &job.spec, job.placeable(state.meta().now_ms).count(), &kept);
-                keepers += usize::from(!found.is_empty());
-                kept.extend(found);
-            }
-            continue;
+            fails_now = true;
         }
-        for placement in &placements {
-            scratch.book(&job.spec, placement.replica, &placement.alloc);
+        // What it lacks, room or quota, may be in the hands of others who have to give way.
+        if asked.len() < TRIES
+            && preempt::may_help(&scratch, job)
+            && asked.insert((job.tenant, job.spec.priority, shape))
+            && let Some(claim) = make_room(&scratch, job, &kept)
+        {
+            out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
+            // What the victims held is neither free nor theirs any more: the next pass sees it.
+            break;
         }
-        out.push(crate::command::Command::Place { job: job.no, placements });
+        if fails_now && keepers < KEPT {
+            let found = targets(&scratch, &job.spec, wanted, &kept);
+            keepers += usize::from(!found.is_empty());
+            kept.extend(found);
+        }
     }
     out
 }
 
 /// Others who give way to the job, for all its replicas that wait, or else for one of them.
-fn make_room(state: &State, job: &Job, kept: &[NodeNo], tries: &mut u32) -> Option<Claim> {
+fn make_room(state: &State, job: &Job, kept: &[NodeNo]) -> Option<Claim> {
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
-    if wanted.is_empty() {
-        return None;
-    }
-    *tries -= 1;
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
     claim_for(state, &job.spec, &wanted, &limits)

@@ -10,8 +10,8 @@
 //! of a subtree above its nominal, the jobs that came last, until the rest is within it.
 //!
 //! Order among tenants: priority, then the smaller dominant share (`queue`), then age.
-//! Work above its own nominal makes nobody of another tenant give way, so what was
-//! reclaimed by an owner can't come back by force, and borrowing ends where it began.
+//! Work of a side of the tree that is above its nominal makes nobody of the other side
+//! give way, so what was reclaimed by an owner can't come back by force.
 
 use crate::id::{JobNo, TenantId, TenantNo};
 use crate::state::State;
@@ -116,26 +116,46 @@ pub fn check(state: &State, tenant: &Tenant, more: u64) -> Result<(), Over> {
 /// Whom a job may make give way, by the standing of its tenant in the tree.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
-    /// It would stay within its own nominal: it may make others give way at all.
-    pub within: bool,
+    /// Its tenant and those above, and whether each would stay within its nominal. Empty for one that stands alone.
+    levels: Vec<(TenantNo, bool)>,
+    /// Whether what the tenant holds itself, without those below it, would.
+    own: bool,
     /// Jobs that hold what it may have back.
     pub reclaimable: BTreeSet<JobNo>,
+}
+
+impl Standing {
+    /// Whether it may make less urgent work of that tenant give way: only where its side of
+    /// the tree, as seen from the first tenant that is above both, borrows nothing. Else
+    /// what was reclaimed from that side could come back by force.
+    pub fn reaches(&self, state: &State, victim: TenantNo) -> bool {
+        let Some(other) = state.tenant(victim) else { return false };
+        let above = path(state, other);
+        let meets = self.levels.iter().position(|(no, _)| above.iter().any(|each| each.no == *no));
+        match meets {
+            Some(0) => self.own || self.levels.first().is_some_and(|(no, _)| *no == victim),
+            Some(level) => self.levels[level - 1].1,
+            None => self.levels.iter().all(|(_, within)| *within),
+        }
+    }
 }
 
 /// The standing of a job that would hold so much more. A tenant that is not there yet stands alone.
 pub fn standing(state: &State, tenant: Option<TenantNo>, more: u64) -> Standing {
     let Some(tenant) = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !is_flat(state, tenant)) else {
-        return Standing { within: true, reclaimable: BTreeSet::new() };
+        return Standing::default();
     };
-    let own = sum(state, tenant, (tenant.no, more));
-    let mut out = Standing { within: own.demand <= own.nominal, reclaimable: BTreeSet::new() };
-    if !out.within {
-        return out;
-    }
-    for pair in path(state, tenant).windows(2) {
+    let above = path(state, tenant);
+    let within = |each: &&Tenant| {
+        let sum = sum(state, each, (tenant.no, more));
+        (each.no, sum.demand <= sum.nominal)
+    };
+    let own = super::used(state, tenant.no).gpu_milli.saturating_add(more) <= nominal(state, tenant);
+    let levels = above.iter().map(within).collect::<Vec<_>>();
+    let mut out = Standing { levels, own, reclaimable: BTreeSet::new() };
+    for (level, pair) in above.windows(2).enumerate() {
         let (below, above) = (pair[0], pair[1]);
-        let mine = sum(state, below, (tenant.no, more));
-        if mine.demand > mine.nominal {
+        if !out.levels[level].1 {
             continue;
         }
         for other in children(state, above).filter(|other| other.no != below.no) {

@@ -57,7 +57,7 @@ fn full(rng: &mut Rng, gangs: bool) -> State {
 
 /// The cost of the cheapest set of units with which all of `wanted` have a place, by trying all sets.
 fn brute(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<u64> {
-    let units = units(state, spec, &Standing { within: true, ..Standing::default() });
+    let units = units(state, spec, &Standing::default());
     assert!(units.len() <= 12, "too many to try all");
     let fits = |set: u32| {
         let mut scratch = state.speculative();
@@ -77,11 +77,7 @@ fn cost_of(state: &State, spec: &JobSpec, claim: &Claim) -> u64 {
         assert_eq!(unit.members.iter().any(is), unit.members.iter().all(is), "a gang gives way as a whole");
         unit.members.iter().any(is)
     };
-    units(state, spec, &Standing { within: true, ..Standing::default() })
-        .iter()
-        .filter(evicted)
-        .map(|unit| unit.cost)
-        .sum()
+    units(state, spec, &Standing::default()).iter().filter(evicted).map(|unit| unit.cost).sum()
 }
 
 fn rival(rng: &mut Rng, most: u64) -> JobSpec {
@@ -273,4 +269,51 @@ fn nobody_gives_way_to_an_equal_nor_before_its_time_nor_against_its_word() {
     chosen.preemption.enabled = false;
     testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
     assert!(!would(&state, 6), "switched off");
+}
+
+#[test]
+fn what_is_planned_is_what_a_run_with_its_digest_does_or_it_is_refused() {
+    use crate::plan::draft;
+    let (mut placed, mut evicting, mut refused) = (0, 0, 0);
+    for seed in 0..500 {
+        let mut rng = Rng::new(seed + 40_000);
+        let mut state = full(&mut rng, true);
+        let mut spec = rival(&mut rng, 3);
+        spec.gang = rng.chance(500);
+        let draft = draft(&state, &spec);
+        let run = |state: &mut State, request: &str| {
+            let Intent::Schedule { submission, queueing, .. } = testing::schedule(request, spec.clone()) else {
+                unreachable!("a schedule call")
+            };
+            testing::try_run(state, Intent::Schedule { submission, queueing, check_plan: Some(draft.digest()) })
+        };
+        let (before, base) = (state.hash(), state.meta().base);
+        let mut other = state.clone();
+        run(&mut state, "r").unwrap_or_else(|refusal| panic!("seed {seed}: {refusal}"));
+        let job = state.job_of(&crate::id::RequestId::new("r").unwrap()).unwrap();
+        for (replica, pick) in &draft.picks {
+            assert_eq!(job.replicas[usize::from(*replica)].allocation(), Some(&pick.alloc), "seed {seed}");
+        }
+        assert_eq!(job.claim.as_deref(), draft.claim.as_ref(), "seed {seed}");
+        placed += usize::from(!draft.picks.is_empty());
+        evicting += usize::from(draft.claim.is_some());
+        // Planning wrote nothing; and on a state where it would come out otherwise it is refused.
+        assert_eq!((other.hash(), other.meta().base), (before, base));
+        let node = other.nodes().values().nth(rng.below(4) as usize).unwrap().name.clone();
+        let by = crate::node::Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain: None };
+        testing::run(&mut other, Intent::Cordon { node, cordon: Some(by) });
+        let same = crate::plan::draft(&other, &spec).digest() == draft.digest();
+        match run(&mut other, "r") {
+            Ok(_) => assert!(same, "seed {seed}"),
+            Err(refusal) => {
+                assert_eq!(refusal.reason, crate::reason::Reason::PlanChanged, "seed {seed}");
+                assert!(!same, "seed {seed}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(
+        placed > 50 && evicting > 50 && refused > 50,
+        "{placed} placed, {evicting} with victims, {refused} refused"
+    );
 }
