@@ -101,6 +101,13 @@ fn place_of(placement: &Value) -> String {
     format!("{}{gpus}{why}", at(placement, "node"))
 }
 
+/// Where the job would go once others have given way.
+fn after_victims(plan: &Value) -> String {
+    let places = plan.get("after_victims").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let line = |p: &Value| format!("  then replica {} on {}\n", at(p, "replica"), place_of(p));
+    places.iter().map(line).collect()
+}
+
 /// All reasons, one a line.
 fn reasons(value: &Value) -> String {
     let list = value.get("reasons").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -184,7 +191,7 @@ impl Plan {
         let digest = at(&plan, "digest");
         let people = || {
             let mut out = match at(&plan, "status").as_str() {
-                "queued" => format!("○ would wait\n{}", reasons(&plan)),
+                "queued" => format!("○ would wait\n{}{}", reasons(&plan), after_victims(&plan)),
                 _ => format!("● would be placed on {}\n", place(&plan)),
             };
             out.push_str(&format!(
@@ -224,6 +231,13 @@ fn explain(job: &Value) -> String {
     if !waits.is_empty() {
         out.push_str(&format!("waits at position {} because of\n{waits}", at(job, "position")));
     }
+    let remedy = job.get("remedy").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    if !remedy.is_empty() {
+        out.push_str("it would run after\n");
+    }
+    for change in remedy.iter().filter_map(Value::as_str) {
+        out.push_str(&format!("  {change}\n"));
+    }
     for replica in replicas(job) {
         let place = replica.get("placement").unwrap_or(&Value::Null);
         let why = match at(replica, "why").as_str() {
@@ -232,6 +246,16 @@ fn explain(job: &Value) -> String {
         };
         let number = at(replica, "replica");
         out.push_str(&format!("  replica {number}: {} on {}{why}\n", at(replica, "status"), place_of(place)));
+        out.push_str(&terms(place));
+    }
+    if at(job, "gave_way.to") != "-" {
+        out.push_str(&format!(
+            "  gave way to job {} of priority {} (its own is {}) at {}\n",
+            at(job, "gave_way.to"),
+            at(job, "gave_way.priority"),
+            at(job, "priority"),
+            at(job, "gave_way.at")
+        ));
     }
     for step in job.get("history").and_then(Value::as_array).into_iter().flatten() {
         let why = match at(step, "why").as_str() {
@@ -241,6 +265,18 @@ fn explain(job: &Value) -> String {
         out.push_str(&format!("  {} {}{why}\n", at(step, "at"), at(step, "state")));
     }
     out
+}
+
+/// Why that place and no other: the terms of its score, and the next best.
+fn terms(place: &Value) -> String {
+    let Some(why) = place.get("why").filter(|why| why.is_object()) else { return String::new() };
+    let terms = why.get("terms").and_then(Value::as_object).into_iter().flatten();
+    let terms = terms.map(|(term, value)| format!("{term} {value}")).collect::<Vec<_>>().join(", ");
+    let next = match at(why, "runner_up").as_str() {
+        "-" => String::new(),
+        node => format!("; next best {node} with {}", at(why, "runner_up_score")),
+    };
+    format!("    policy {}: {terms}{next}\n", at(why, "policy"))
 }
 
 #[derive(Debug, Args)]

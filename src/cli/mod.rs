@@ -20,6 +20,7 @@ mod logs;
 mod model;
 mod node;
 mod output;
+mod policy;
 mod precheck;
 mod report;
 mod scale;
@@ -127,6 +128,9 @@ enum Command {
     /// Show and set a tenant's quota
     #[command(after_help = "Examples:\n  nf quota get demo\n  nf quota set demo --gpus 16")]
     Quota(tenant::Quota),
+    /// Show and set how places are compared
+    #[command(after_help = "Examples:\n  nf policy get\n  nf policy set best-fit")]
+    Policy(policy::Policy),
     /// Form and change the group of members
     #[command(after_help = "Examples:\n  nf cluster members\n  nf cluster transfer node-2")]
     Cluster(cluster::Cluster),
@@ -235,6 +239,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Node(node) => node.run(&global).await,
             Command::Tenant(tenant) => tenant.run(&global).await,
             Command::Quota(quota) => quota.run(&global).await,
+            Command::Policy(policy) => policy.run(&global).await,
             Command::Cluster(cluster) => cluster.run(&global).await,
             Command::Model(model) => model.run(&global).await,
             Command::Precheck(precheck) => precheck.run(&global).await,

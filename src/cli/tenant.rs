@@ -94,7 +94,7 @@ enum QuotaCommand {
     Get { tenant: String },
     /// Set a tenant's limits; what is not named stays
     #[command(
-        after_help = "Examples:\n  nf quota set demo --gpus 16\n  nf quota set demo --gpus 16 --cpu 64 --mem 512GiB"
+        after_help = "Examples:\n  nf quota set demo --gpus 16\n  nf quota set demo --gpus 16 --cpu 64 --mem 512GiB\n  nf quota set demo --parent research --borrow 8 --lend 4"
     )]
     Set(SetQuota),
 }
@@ -117,6 +117,15 @@ struct SetQuota {
     /// Most waiting jobs; "none" for the built-in bound
     #[arg(long)]
     waiting: Option<String>,
+    /// The tenant above it, from whose other children it may borrow GPUs; "none" for none
+    #[arg(long, value_name = "TENANT")]
+    parent: Option<String>,
+    /// Most GPUs that it may borrow; "none" for whatever is not used
+    #[arg(long, value_name = "GPUS")]
+    borrow: Option<String>,
+    /// Most of its unused GPUs that it lends; "none" for all
+    #[arg(long, value_name = "GPUS")]
+    lend: Option<String>,
 }
 
 impl Quota {
@@ -156,7 +165,12 @@ fn show(global: &Global, tenant: &str, quota: &Value) -> anyhow::Result<()> {
             let size = |text: String| if key == "mem" { text.parse().map_or(text, output::bytes) } else { text };
             table.add_row([name.to_owned(), size(limit), size(used)]);
         }
-        output::trimmed(&table)
+        let tree = [("parent", "below"), ("borrow", "may borrow"), ("lend", "lends at most")];
+        let line = |(key, word): (&str, &str)| match at(quota, &format!("quota.{key}")).as_str() {
+            "-" => String::new(),
+            value => format!("{word} {value}\n"),
+        };
+        output::trimmed(&table) + &tree.map(line).concat()
     };
     output::put(&output::object(global.style(), quota, tenant, people)?);
     Ok(())
@@ -181,11 +195,15 @@ impl SetQuota {
             ("mem", &self.mem),
             ("tpu", &self.tpu),
             ("waiting", &self.waiting),
+            ("parent", &self.parent),
+            ("borrow", &self.borrow),
+            ("lend", &self.lend),
         ];
         for (key, value) in given {
             match value.as_deref() {
                 None => {}
                 Some("none") => drop(body.remove(key)),
+                Some(text) if key == "parent" => drop(body.insert(key.to_owned(), json!(text))),
                 // Numbers go as numbers, so that a member reads "16" and 16 alike.
                 Some(text) => {
                     let number = serde_json::from_str::<serde_json::Number>(text).map(Value::Number);

@@ -5,6 +5,8 @@
 use crate::command::{Member, Note};
 use crate::job::{JobSpec, MAX_REPLICAS};
 use crate::node::{Cordon, NodeSpec};
+use crate::placement::Chosen;
+use crate::placement::policy::MOST_WEIGHT;
 use crate::plan::Intent;
 use crate::reason::Refusal;
 use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
@@ -53,6 +55,7 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             }
         }
         Intent::Schedule { submission, .. } => job(&submission.spec),
+        Intent::SetPlacement { chosen, .. } => placement(chosen),
         Intent::Note(Note { object, .. }) => text("object", object, MAX_TEXT),
         Intent::By { actor, intent } => {
             text("actor", &actor.subject, MAX_TEXT)?;
@@ -77,6 +80,23 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::Moves
         | Intent::GiveUp { .. } => Ok(()),
     }
+}
+
+/// A longer minimum run time would make nobody give way for a month.
+pub const MAX_MIN_RUN_MS: u64 = 30 * 24 * 3_600_000;
+
+fn placement(chosen: &Chosen) -> Result<(), Refusal> {
+    let w = chosen.weights;
+    for (field, weight) in [("fragmentation", w.fragmentation), ("topology", w.topology), ("cost", w.cost)] {
+        if weight > MOST_WEIGHT {
+            let text = format!("0 to {MOST_WEIGHT}, not {weight}");
+            return Err(Refusal::invalid(format!("weights.{field}"), text));
+        }
+    }
+    if chosen.preemption.min_run_ms > MAX_MIN_RUN_MS {
+        return Err(Refusal::invalid("preemption.min_run", "at most 30 days"));
+    }
+    Ok(())
 }
 
 fn text(field: &str, value: &str, most: usize) -> Result<(), Refusal> {

@@ -260,7 +260,8 @@ fn same_flavor(f: &Flavor, node: &Node) -> bool {
         && f.simulated == s.simulated
 }
 
-fn class_of(flavor: Arc<Flavor>, node: &Node, used: &NodeUse) -> Class {
+/// What the node would be with that use.
+pub(crate) fn class_of(flavor: Arc<Flavor>, node: &Node, used: &NodeUse) -> Class {
     let s = &node.spec;
     let free = |(i, d): (usize, &Device)| {
         let held = used.devices.get(i).copied().unwrap_or_default();

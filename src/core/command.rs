@@ -2,12 +2,14 @@
 //! number that apply needs, because apply reads nothing but its arguments.
 
 use crate::audit::{Action, Actor};
+use crate::claim::Claim;
 use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
 };
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
+use crate::placement::{Chosen, Why};
 use crate::reason::Reason;
 use crate::scaling::Target;
 use crate::tenant::Quota;
@@ -75,6 +77,8 @@ pub struct Submission {
 pub struct Placement {
     pub replica: u16,
     pub alloc: Allocation,
+    /// Kept with the replica, for those who ask later.
+    pub why: Option<Arc<Why>>,
 }
 
 /// What an agent says of one replica.
@@ -164,6 +168,8 @@ pub enum Command {
     Submit {
         submission: Submission,
         placements: Vec<Placement>,
+        /// Who gives way to it, and the place that it gets then.
+        claim: Option<Box<Claim>>,
     },
     /// Places for waiting replicas.
     Place {
@@ -218,6 +224,13 @@ pub enum Command {
         uuid: Arc<str>,
         by: Option<Arc<str>>,
     },
+    /// How places are compared from now on.
+    SetPlacement(Chosen),
+    /// Others give way to a waiting job.
+    Preempt {
+        job: JobNo,
+        claim: Box<Claim>,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -234,7 +247,10 @@ pub struct Note {
 impl Command {
     /// About how many bytes it takes in the log, without encoding it.
     pub fn weight(&self) -> usize {
-        let places = |list: &[Placement]| list.iter().map(|p| 24 + 6 * p.alloc.shares.len()).sum::<usize>();
+        let claim_of = |claim: &Claim| 16 + 16 * claim.victims.len() + 80 * claim.placements.len();
+        let places = |list: &[Placement]| {
+            list.iter().map(|p| 24 + 40 * usize::from(p.why.is_some()) + 6 * p.alloc.shares.len()).sum::<usize>()
+        };
         match self {
             Command::Init { cluster, .. } => 32 + cluster.len(),
             Command::Member(Member { name, api, peer, version, .. }) => {
@@ -244,9 +260,14 @@ impl Command {
             Command::SetCordon { cordon, .. } => 32 + cordon.as_ref().map_or(0, |c| c.by.len() + c.reason.len()),
             Command::CreateTenant { tenant } | Command::DeleteTenant { tenant } => 16 + tenant.as_str().len(),
             Command::SetQuota { tenant, .. } => 64 + tenant.as_str().len(),
-            Command::Submit { submission, placements } => {
-                32 + submission.request.as_str().len() + weight_of_job(&submission.spec) + places(placements)
+            Command::Submit { submission, placements, claim } => {
+                claim.as_ref().map_or(0, |claim| claim_of(claim))
+                    + 32
+                    + submission.request.as_str().len()
+                    + weight_of_job(&submission.spec)
+                    + places(placements)
             }
+            Command::Preempt { claim, .. } => 16 + claim_of(claim),
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
             Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
@@ -257,6 +278,7 @@ impl Command {
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }
             | Command::Evict { .. }
+            | Command::SetPlacement(_)
             | Command::SetDrain { .. }
             | Command::RevokeToken { .. } => 24,
             Command::Note(note) => 16 + note.object.len(),

@@ -5,6 +5,7 @@
 use crate::codec::body;
 use crate::id::{Digest16, NodeName, TenantId};
 use crate::node::{Cordon, Node};
+use crate::placement::Chosen;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
@@ -17,6 +18,25 @@ pub fn quota(tenant: &Tenant) -> Digest16 {
 /// Of a node's cordon.
 pub fn cordon(node: &Node) -> Digest16 {
     Digest16::of(&[b"cordon", &body(&(node.no, &node.cordon), Vec::new())])
+}
+
+/// Of the placement policy. The same policy set again after another has another one.
+pub fn placement(state: &State) -> Digest16 {
+    let meta = state.meta();
+    Digest16::of(&[b"placement", &body(&(meta.placement_version, &meta.placement), Vec::new())])
+}
+
+/// Whether the placement policy may be set by a caller that has seen `seen`, if it says so.
+///
+/// # Errors
+/// `StaleIndex`.
+pub fn check_placement(state: &State, wanted: &Chosen, seen: Option<Digest16>) -> Result<(), Refusal> {
+    match seen {
+        Some(seen) if seen != placement(state) && state.meta().placement != *wanted => {
+            Err(stale("the placement policy".to_owned(), seen))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a quota may be set by a caller that has seen `seen`. One that is as it is
@@ -76,6 +96,31 @@ mod tests {
         run(&mut state, set(2000, seen));
         assert_ne!(of(&state), seen);
         assert_eq!(state.tenant_named(&tenant).unwrap().quota, gpus(2000));
+    }
+
+    #[test]
+    fn the_placement_policy_changes_only_as_it_was_seen_and_each_decision_goes_by_it() {
+        use crate::placement::Policy;
+        let mut state = State::new();
+        let set = |policy: Policy, seen| Intent::SetPlacement { chosen: policy.into(), seen };
+        let first = placement(&state);
+        run(&mut state, set(Policy::Spread, Some(first)));
+        assert_eq!(state.rules.chosen.policy, Policy::Spread);
+        assert_eq!(try_run(&mut state, set(Policy::Cost, Some(first))).unwrap_err().reason, Reason::StaleIndex);
+        run(&mut state, set(Policy::Spread, Some(first)));
+        assert_eq!(state.meta().placement_version, 2, "what is so already is not set again");
+        run(&mut state, set(Policy::Cost, None));
+        let _ = state.take_changes();
+        let mut again = State::from_rows(state.live_rows()).unwrap();
+        assert_eq!((again.rules.chosen, placement(&again)), (Policy::Cost.into(), placement(&state)));
+        run(&mut again, register("n1", node_spec(2)));
+        run(
+            &mut again,
+            crate::testing::schedule("r1", crate::testing::job_spec("t1", crate::resources::Gpus::Whole(1))),
+        );
+        let job = again.jobs().values().next().unwrap();
+        let choice = job.replicas[0].choice.as_ref().unwrap();
+        assert_eq!(choice.score, choice.terms.total(Policy::Cost.weights()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::fault::Fault;
 use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
 use crate::job::JobState;
 use crate::node::{DrainState, NodeState};
+use crate::placement::Policy;
 use crate::reason::Reason;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -92,6 +93,23 @@ pub enum EventKind {
         uuid: Arc<str>,
         fault: Option<Fault>,
     },
+    /// A replica gives way to a job of higher priority.
+    GaveWay {
+        request: RequestId,
+        tenant: TenantId,
+        replica: u16,
+        priority: i16,
+        node: NodeName,
+        to: RequestId,
+        to_priority: i16,
+        /// `Preempted` or `QuotaReclaimed`.
+        why: Reason,
+    },
+    /// Places are compared by another policy, or by other weights.
+    Placement {
+        policy: Policy,
+        version: u64,
+    },
 }
 
 /// What happened to a tenant.
@@ -107,6 +125,7 @@ impl EventKind {
     pub fn tenant(&self) -> Option<&TenantId> {
         match self {
             EventKind::Job { tenant, .. }
+            | EventKind::GaveWay { tenant, .. }
             | EventKind::Replica { tenant, .. }
             | EventKind::Tenant { tenant, .. }
             | EventKind::Scaled { tenant, .. }

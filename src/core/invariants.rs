@@ -22,6 +22,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     devices(state, &mut bad);
     jobs(state, &mut bad);
     quotas(state, &mut bad);
+    claims(state, &mut bad);
     derived(state, &mut bad);
     out
 }
@@ -106,6 +107,24 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
     }
 }
 
+/// Who claims a place waits for it, and no two claim the same node.
+fn claims(state: &State, bad: &mut impl FnMut(String)) {
+    let mut of: BTreeMap<NodeNo, crate::id::JobNo> = BTreeMap::new();
+    for (job, claim) in crate::claim::open(state) {
+        if job.stopped || claim.placements.is_empty() || claim.victims.is_empty() {
+            bad(format!("{} claims a place that it can't take", job.no));
+        }
+        for node in claim.nodes() {
+            if *of.entry(node).or_insert(job.no) != job.no {
+                bad(format!("{node} is claimed by {} and by {}", job.no, of[&node]));
+            }
+        }
+    }
+    if state.claims.len() > crate::claim::MOST_OPEN {
+        bad(format!("{} claims are open", state.claims.len()));
+    }
+}
+
 /// What is wrong with a replica's move.
 fn moves(job: &Job, replica: &Replica) -> Option<&'static str> {
     let (own, other) = (replica.allocation(), replica.other_allocation());
@@ -163,6 +182,10 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let queues = [
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
+        ("children", fresh.children == state.children),
+        ("holding", fresh.holding == state.holding),
+        ("claims", fresh.claims == state.claims),
+        ("yielding", fresh.yielding == state.yielding),
         ("limited", fresh.limited == state.limited),
         ("services", fresh.services == state.services),
         ("expiries", fresh.expiries == state.expiries),

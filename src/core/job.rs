@@ -2,9 +2,11 @@
 //! their phases. The job's own state is derived from its replicas, so the two
 //! can't disagree. It does not know nodes or quotas.
 
+use crate::claim::{Claim, GaveWay};
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId,
 };
+use crate::placement::Why;
 use crate::reason::Reason;
 use crate::resources::Resources;
 use crate::scaling::Scaling;
@@ -229,12 +231,14 @@ pub struct Replica {
     pub restarts: u16,
     pub phase: Phase,
     pub moving: Option<Move>,
+    /// Why it has the place that it holds, or held last.
+    pub choice: Option<Arc<Why>>,
 }
 
 impl Replica {
     pub fn waiting() -> Self {
         let phase = Phase::Waiting { not_before_ms: 0, last: None };
-        Self { generation: Generation(0), newest: Generation(0), restarts: 0, phase, moving: None }
+        Self { generation: Generation(0), newest: Generation(0), restarts: 0, phase, moving: None, choice: None }
     }
 
     /// The allocation of the replica itself, while one is held; [`Replica::allocations`] has those of its move, too.
@@ -378,6 +382,10 @@ pub struct Job {
     pub replicas: Vec<Replica>,
     /// Someone asked for it to end.
     pub stopped: bool,
+    /// The place that it gets when others have given way.
+    pub claim: Option<Box<Claim>>,
+    /// To whom it gave way last.
+    pub gave_way: Option<Box<GaveWay>>,
     pub created_ms: u64,
     pub changed_ms: u64,
     /// The last [`HISTORY`] transitions, oldest first.
@@ -395,7 +403,9 @@ impl Job {
         if self.replicas.iter().all(Replica::has_ended) {
             return match () {
                 () if any(|p| matches!(p, Phase::Failed { why: Reason::NodeFailure })) => JobState::Lost,
-                () if any(|p| matches!(p, Phase::Failed { why: Reason::Preempted })) => JobState::Preempted,
+                () if any(|p| matches!(p, Phase::Failed { why: Reason::Preempted | Reason::QuotaReclaimed })) => {
+                    JobState::Preempted
+                }
                 () if any(|p| matches!(p, Phase::Failed { .. })) => JobState::Failed,
                 () if any(|p| matches!(p, Phase::Cancelled)) => JobState::Cancelled,
                 () => JobState::Succeeded,

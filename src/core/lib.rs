@@ -9,6 +9,7 @@ pub mod audit;
 pub mod autoscaler;
 pub mod bounds;
 pub mod capacity;
+pub mod claim;
 pub mod codec;
 pub mod command;
 pub mod control;

@@ -3,7 +3,8 @@
 //! never misses a request; where there is no room for one nothing is stopped, unless
 //! the operator said so. It reads the state; apply judges what it proposes. See ADR 12.
 
-use crate::command::{Command, Placement};
+use crate::claim;
+use crate::command::Command;
 use crate::fault::Quarantine;
 use crate::id::{NodeName, NodeNo, RequestId};
 use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
@@ -76,7 +77,7 @@ fn moves_from(
         match step(scratch, node, job, replica, no, cause) {
             Step::Replace(pick) => {
                 scratch.book(&job.spec, no, &pick.alloc);
-                let to = Placement { replica: no, alloc: pick.alloc };
+                let to = pick.for_replica(no);
                 out.push(Command::Move { job: job.no, from: replica.generation, to, why: cause.reason() });
             }
             Step::Beside(pick) => {
@@ -190,7 +191,9 @@ fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
     let others = job.replicas.iter().enumerate().filter(|(i, _)| *i != usize::from(no));
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
-    place_one(state, &job.spec, &Limits { held: vec![node], siblings, skip_ports: 0 })
+    let mut held = claim::nodes(state);
+    held.push(node);
+    place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })
 }
 
 /// What a drain would do, or is doing, about one replica.

@@ -4,13 +4,14 @@
 use crate::audit::{Actor, Receipt};
 use crate::autoscaler;
 use crate::bounds;
+use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
-use crate::placement::{self, Limits, Pick, Why, explain, queue};
+use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::scaling::Target;
 use crate::state::State;
@@ -122,6 +123,11 @@ pub enum Intent {
     /// An operator says that a silent node is dead.
     GiveUp {
         node: NodeName,
+    },
+    /// `seen`: only if the policy is still that one ([`crate::etag::placement`]).
+    SetPlacement {
+        chosen: Chosen,
+        seen: Option<Digest16>,
     },
     Note(Note),
     /// The same, wanted by somebody who was asked who they are.
@@ -257,6 +263,10 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         Intent::CordonIf { node, cordon, seen } => {
             crate::etag::check_cordon(state, node, cordon.as_ref(), *seen)?;
             plan(state, &Intent::Cordon { node: node.clone(), cordon: cordon.clone() })
+        }
+        Intent::SetPlacement { chosen, seen } => {
+            crate::etag::check_placement(state, chosen, *seen)?;
+            Planned::one(Command::SetPlacement(*chosen))
         }
         Intent::RevokeToken { token } => Planned::one(Command::RevokeToken { token: *token }),
         Intent::Note(note) => Planned::one(Command::Note(note.clone())),
@@ -413,7 +423,7 @@ fn schedule(
 ) -> Result<Planned, Refusal> {
     // A retry: apply answers with the job that the first one made, or with a conflict.
     if state.request(&submission.request).is_some() {
-        return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new() });
+        return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
     let draft = draft(state, &submission.spec);
     if let Some(expected) = check
@@ -426,9 +436,9 @@ fn schedule(
         return Err(refuse_waiting(&draft.blockers(state, &submission.spec)));
     }
     let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
-    let placement = |(replica, pick): (u16, Pick)| crate::command::Placement { replica, alloc: pick.alloc };
-    let placements = draft.picks.into_iter().map(placement).collect();
-    Ok(Planned { commands: vec![Command::Submit { submission: submission.clone(), placements }], why })
+    let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
+    let claim = draft.claim.map(Box::new);
+    Ok(Planned { commands: vec![Command::Submit { submission: submission.clone(), placements, claim }], why })
 }
 
 /// `queue: never`: 429 when the quota is in the way, else 503.
@@ -446,6 +456,8 @@ fn refuse_waiting(blockers: &[Blocker]) -> Refusal {
 #[derive(Clone, Debug)]
 pub struct Draft {
     pub picks: Vec<(u16, Pick)>,
+    /// Others who would give way, and the places that they would leave.
+    pub claim: Option<Claim>,
     /// Waiters ahead keep nodes, or quota cut the number of replicas.
     kept: bool,
 }
@@ -457,6 +469,13 @@ impl Draft {
         for (replica, pick) in &self.picks {
             text.push_str(&format!("{replica}@{}:{:?};", pick.alloc.node, pick.alloc.shares));
         }
+        if let Some(claim) = &self.claim {
+            for placement in &claim.placements {
+                let alloc = &placement.alloc;
+                text.push_str(&format!("{}@{}:{:?} after ", placement.replica, alloc.node, alloc.shares));
+            }
+            text.push_str(&format!("{:?}", claim.victims));
+        }
         Digest16::of(&[b"plan", text.as_bytes()])
     }
 
@@ -465,6 +484,9 @@ impl Draft {
         let waiting = u64::from(spec.replicas) - self.picks.len() as u64;
         if waiting == 0 {
             return Vec::new();
+        }
+        if let Some(claim) = &self.claim {
+            return vec![explain::claiming(state, claim)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let mut out = explain::blockers_of(state, tenant, spec, waiting);
@@ -482,8 +504,23 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let wanted = queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
     let held = queue::kept_nodes(state, spec.priority);
     let kept = !held.is_empty();
-    let picks = placement::place(state, spec, &wanted, Limits { held, ..Limits::default() });
-    Draft { picks, kept }
+    let limits = Limits { held, ..Limits::default() };
+    let picks = placement::place(state, spec, &wanted, limits.clone());
+    // Also what the quota cut off: it may be in the hands of those who borrowed it.
+    let all: Vec<u16> = (0..spec.replicas).collect();
+    let rest = &all[picks.len()..];
+    let claim = if rest.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
+    Draft { picks, claim, kept }
+}
+
+/// Others who would give way to the replicas that found no place, beside those that did.
+fn make_room(state: &State, spec: &JobSpec, picks: &[(u16, Pick)], rest: &[u16], mut limits: Limits) -> Option<Claim> {
+    let mut scratch = state.speculative();
+    for (replica, pick) in picks {
+        scratch.book(spec, *replica, &pick.alloc);
+        *limits.siblings.entry(pick.alloc.node).or_default() += 1;
+    }
+    queue::claim_for(&scratch, spec, rest, &limits)
 }
 
 #[cfg(test)]

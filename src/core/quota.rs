@@ -1,6 +1,9 @@
 //! Quotas: what a tenant may hold, and what stands in the way of a request. The
 //! same arithmetic serves apply (which refuses) and explanations (which tell).
 
+pub mod tree;
+
+use crate::claim;
 use crate::id::TenantNo;
 use crate::job::JobSpec;
 use crate::ledger::TenantUse;
@@ -38,9 +41,35 @@ pub fn quota(state: &State, tenant: TenantNo) -> Quota {
     state.tenant(tenant).map(|t| t.quota.clone()).unwrap_or_default()
 }
 
-/// The tenant's GPU limit in thousandths; the group's default when it has none of its own.
+/// The tenant's nominal GPUs in thousandths; the group's default when it has none of its own.
 pub fn gpu_limit(state: &State, tenant: TenantNo) -> u64 {
-    quota(state, tenant).gpu_milli.unwrap_or(state.meta().default_gpu_milli)
+    state.tenant(tenant).map_or(state.meta().default_gpu_milli, |tenant| tree::nominal(state, tenant))
+}
+
+/// The share of its quota that a tenant uses, in millionths: of that of which it uses most.
+pub fn dominant_share(state: &State, tenant: TenantNo) -> u64 {
+    let (used, quota) = (used(state, tenant), quota(state, tenant));
+    let of = |used: u64, limit: Option<u64>| {
+        limit.map_or(0, |limit| (u128::from(used) * 1_000_000 / u128::from(limit.max(1))).min(u64::MAX.into()) as u64)
+    };
+    let gpu = of(used.gpu_milli, Some(gpu_limit(state, tenant)));
+    let rest = [of(used.cpu_milli, quota.cpu_milli), of(used.memory, quota.memory), of(used.tpu, quota.tpu)];
+    rest.into_iter().fold(gpu, u64::max)
+}
+
+/// The limit of the tree that so many more GPUs would pass; flat tenants have their own line.
+fn over_tree(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Option<tree::Over> {
+    let tenant = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !tree::is_flat(state, tenant))?;
+    let more = ask.gpu.milli().checked_mul(times).filter(|more| *more > 0)?;
+    tree::check(state, tenant, more).err()
+}
+
+/// In a tree the limit of the line is that of the tree.
+fn flat_gpu(state: &State, tenant: Option<TenantNo>) -> Option<u64> {
+    match tenant.and_then(|no| state.tenant(no)) {
+        None => Some(state.meta().default_gpu_milli),
+        Some(tenant) => tree::is_flat(state, tenant).then(|| tree::nominal(state, tenant)),
+    }
 }
 
 /// Most jobs of the tenant that may wait at once.
@@ -48,16 +77,22 @@ pub fn waiting_limit(quota: &Quota) -> u32 {
     quota.waiting.unwrap_or(DEFAULT_WAITING)
 }
 
-fn lines(quota: &Quota, default_gpu_milli: u64, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
-    let gpu = quota.gpu_milli.unwrap_or(default_gpu_milli);
+/// What the tenant holds, and what its open claims will.
+pub fn used(state: &State, tenant: TenantNo) -> TenantUse {
+    let mut used = state.ledger().tenant(tenant);
+    for (job, claim) in claim::open(state).filter(|(job, _)| job.tenant == tenant) {
+        let (ask, times) = (&job.spec.resources, claim.placements.len() as u64);
+        used.gpu_milli += ask.gpu.milli() * times;
+        used.tpu += u64::from(ask.tpu) * times;
+        used.cpu_milli += ask.cpu_milli * times;
+        used.memory += ask.memory * times;
+    }
+    used
+}
+
+fn lines(quota: &Quota, gpu: Option<u64>, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
     [
-        Line {
-            what: "GPUs",
-            used: used.gpu_milli,
-            ask: ask.gpu.milli().checked_mul(times),
-            limit: Some(gpu),
-            unit: milli,
-        },
+        Line { what: "GPUs", used: used.gpu_milli, ask: ask.gpu.milli().checked_mul(times), limit: gpu, unit: milli },
         Line {
             what: "TPUs",
             used: used.tpu,
@@ -95,17 +130,18 @@ impl Line {
 /// does not exist yet is judged as one with none of its own.
 pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
-    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
-    !lines(&quota, state.meta().default_gpu_milli, used, ask, times).iter().any(Line::is_over)
+    let used = tenant.map(|no| used(state, no)).unwrap_or_default();
+    !lines(&quota, flat_gpu(state, tenant), used, ask, times).iter().any(Line::is_over)
+        && over_tree(state, tenant, ask, times).is_none()
 }
 
 /// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.
 pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting: u64) -> Vec<Blocker> {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
-    let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
+    let used = tenant.map(|no| used(state, no)).unwrap_or_default();
     let times = if spec.gang { waiting } else { 1 };
     let mut out = Vec::new();
-    for line in lines(&quota, state.meta().default_gpu_milli, used, &spec.resources, times) {
+    for line in lines(&quota, flat_gpu(state, tenant), used, &spec.resources, times) {
         if !line.is_over() {
             continue;
         }
@@ -133,5 +169,31 @@ pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting
         };
         out.push(Blocker { reason, detail, nodes: 0, permanent: never });
     }
+    out.extend(over_tree(state, tenant, &spec.resources, times).map(|over| of_tree(spec, times, &over)));
     out
+}
+
+/// The blocker that a limit of the tree is.
+fn of_tree(spec: &JobSpec, times: u64, over: &tree::Over) -> Blocker {
+    let (ask, limit) = (milli(spec.resources.gpu.milli().saturating_mul(times)), milli(over.limit));
+    let whose = match over.tenant == spec.tenant {
+        true => format!("tenant {}", over.tenant),
+        false => format!("tenant {}, above {},", over.tenant, spec.tenant),
+    };
+    let (reason, detail) = match over.never {
+        true => (
+            Reason::ExceedsMaxQuota,
+            format!(
+                "asks for {ask} GPUs, {whose} may hold {limit} in all, so it can never run; ask for less or raise the quota (nf quota set)"
+            ),
+        ),
+        false => (
+            Reason::WaitingForQuota,
+            format!(
+                "asks for {ask} GPUs, {whose} holds or keeps {} of {limit}, with what it may borrow; runs when some of that is released, or is its own and given back",
+                milli(over.demand)
+            ),
+        ),
+    };
+    Blocker { reason, detail, nodes: 0, permanent: over.never }
 }

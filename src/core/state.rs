@@ -13,7 +13,7 @@ use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::placement::mix::Mix;
 use crate::placement::worth::Worth;
-use crate::placement::{Policy, Rules};
+use crate::placement::{Chosen, Policy, Rules};
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,10 @@ pub struct Meta {
     pub next_event: u64,
     /// Position of the next finished job in the history.
     pub next_history: u64,
+    /// How places are compared, and who may be made to give way.
+    pub placement: Chosen,
+    /// Raised whenever `placement` is set.
+    pub placement_version: u64,
 }
 
 impl Default for Meta {
@@ -55,6 +59,8 @@ impl Default for Meta {
             next_tenant: 1,
             next_event: 1,
             next_history: 1,
+            placement: Chosen::default(),
+            placement_version: 1,
         }
     }
 }
@@ -122,10 +128,18 @@ pub struct State {
     pub(crate) capacity: CapacityIndex,
     pub(crate) node_names: OrdMap<NodeName, NodeNo>,
     pub(crate) tenant_names: OrdMap<TenantId, TenantNo>,
+    /// Tenants by the one above them.
+    pub(crate) children: OrdSet<(TenantId, TenantNo)>,
+    /// Jobs that hold something, by tenant.
+    pub(crate) holding: OrdSet<(TenantNo, JobNo)>,
     /// (tenant, priority inverted, age): each tenant's waiters, first first.
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
+    /// Jobs with an open claim.
+    pub(crate) claims: OrdSet<JobNo>,
+    /// (priority, age) of jobs that hold something and said that they give way.
+    pub(crate) yielding: OrdSet<(i32, JobNo)>,
     /// Live jobs with a maximum run time.
     pub(crate) limited: OrdSet<JobNo>,
     /// Live jobs whose number of replicas follows their load.
@@ -293,17 +307,18 @@ impl State {
         self.mix.add(&job.spec.resources, job.spec.replicas.into());
         self.until_rules = self.until_rules.saturating_sub(1);
         if self.until_rules == 0 {
-            self.make_rules(self.rules.policy, WORKLOAD);
+            self.make_rules(WORKLOAD);
         }
     }
 
     /// Tables for the present workload, if it is at least so many requests, and the present room.
-    pub(crate) fn make_rules(&mut self, policy: Policy, least: u64) {
-        let worth = match policy {
+    pub(crate) fn make_rules(&mut self, least: u64) {
+        let chosen = self.meta.placement;
+        let worth = match chosen.policy {
             Policy::Fragmentation if self.mix.total() >= least => Arc::new(Worth::new(&self.mix, &self.capacity)),
             _ => Arc::default(),
         };
-        self.rules = Arc::new(Rules { policy, worth });
+        self.rules = Arc::new(Rules { chosen, worth });
         // Soon while little is known, then every now and then.
         self.until_rules = (self.mix.total() / 4).clamp(1, RULES_EVERY);
     }
@@ -326,7 +341,7 @@ impl State {
     pub(crate) fn reclass_all(&mut self) {
         let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|no| self.reclass(no));
-        self.make_rules(self.rules.policy, WORKLOAD);
+        self.make_rules(WORKLOAD);
     }
 
     /// Moves a job whose replicas have all ended to the history.
@@ -352,6 +367,15 @@ impl State {
     }
 
     fn enqueue_job(&mut self, job: &Job) {
+        if job.replicas.iter().any(|r| r.allocations().next().is_some()) {
+            self.holding.insert((job.tenant, job.no));
+        }
+        if job.claim.is_some() {
+            self.claims.insert(job.no);
+        }
+        if job.spec.constraints.preemptible && job.replicas.iter().any(|r| matches!(r.phase, Phase::Held { .. })) {
+            self.yielding.insert((job.spec.priority.into(), job.no));
+        }
         if job.spec.constraints.max_run_ms.is_some() {
             self.limited.insert(job.no);
         }
@@ -370,6 +394,9 @@ impl State {
     }
 
     fn unindex_job(&mut self, job: &Job) {
+        self.holding.remove(&(job.tenant, job.no));
+        self.claims.remove(&job.no);
+        self.yielding.remove(&(job.spec.priority.into(), job.no));
         self.limited.remove(&job.no);
         if job.spec.scaling.is_some() {
             self.services.remove(&job.no);
@@ -421,6 +448,14 @@ impl State {
         }
     }
 
+    /// As if the replica held nothing, on a scratch copy.
+    pub(crate) fn give_back(&mut self, job: &Job, replica: u16) {
+        let Some(alloc) = job.replicas.get(usize::from(replica)).and_then(Replica::allocation) else { return };
+        let Some(node) = self.nodes.get(&alloc.node).cloned() else { return };
+        self.ledger.release(job.tenant, (job.no, replica), &job.spec.resources, alloc, &node.spec);
+        self.reclass(node.no);
+    }
+
     fn reclass(&mut self, no: NodeNo) {
         if let (Some(node), Some(used)) = (self.nodes.get(&no), self.ledger.nodes.get(&no)) {
             self.capacity.update(node, used);
@@ -436,7 +471,7 @@ impl State {
         let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
         if self.capacity.kinds_of_hardware() != known {
-            self.make_rules(self.rules.policy, WORKLOAD);
+            self.make_rules(WORKLOAD);
         }
         self.room += 1;
     }
@@ -445,6 +480,13 @@ impl State {
         let no = tenant.no;
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.tenant_names.insert(tenant.id.clone(), no);
+        let above = |tenant: &Tenant| tenant.quota.parent.clone();
+        if let Some(old) = self.tenants.get(&no).and_then(|old| above(old)) {
+            self.children.remove(&(old, no));
+        }
+        if let Some(new) = above(&tenant) {
+            self.children.insert((new, no));
+        }
         self.tenants.insert(no, Arc::new(tenant));
         self.room += 1;
     }
@@ -453,6 +495,9 @@ impl State {
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
+            if let Some(above) = &tenant.quota.parent {
+                self.children.remove(&(above.clone(), no));
+            }
         }
         if self.ledger.tenant(no) == TenantUse::default() {
             self.ledger.tenants.remove(&no);
@@ -511,6 +556,16 @@ impl State {
     fn unindex_request(&mut self, key: Digest16, old: &Request) {
         self.ledger.tenant_mut(old.tenant).keyed -= u32::from(old.keyed);
         self.expiries.remove(&(old.expires_ms, key));
+    }
+
+    /// From now on places are compared by this. Waiters are worth another look.
+    pub(crate) fn set_placement(&mut self, chosen: Chosen) {
+        self.change_meta(|meta| {
+            meta.placement = chosen;
+            meta.placement_version += 1;
+        });
+        self.make_rules(WORKLOAD);
+        self.room += 1;
     }
 
     pub(crate) fn change_meta(&mut self, change: impl FnOnce(&mut Meta)) {

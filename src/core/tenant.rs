@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// where it means the group's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quota {
-    /// Thousandths of a GPU.
+    /// Thousandths of a GPU: the nominal number, of which below a parent some may be lent, and more borrowed.
     pub gpu_milli: Option<u64>,
     /// Thousandths of a CPU.
     pub cpu_milli: Option<u64>,
@@ -18,6 +18,12 @@ pub struct Quota {
     pub tpu: Option<u64>,
     /// Most jobs of the tenant that may wait at once.
     pub waiting: Option<u32>,
+    /// The tenant above it in the tree, from whose other children it may borrow.
+    pub parent: Option<TenantId>,
+    /// Most thousandths of a GPU beyond the nominal ones; None: whatever is not used.
+    pub borrow_milli: Option<u64>,
+    /// Most of the unused nominal ones that others may borrow; None: all.
+    pub lend_milli: Option<u64>,
 }
 
 /// A tenant exists once it is named.

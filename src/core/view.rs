@@ -1,10 +1,11 @@
 //! Views: what the API shows of a job, with names instead of numbers. One place
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
+use crate::claim::GaveWay;
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
-use crate::placement::explain;
+use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};
 use crate::state::State;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,11 @@ pub struct JobView {
     /// 1 is the next of its tenant's waiting jobs.
     pub position: Option<u32>,
     pub history: Vec<Transition>,
+    /// To whom it gave way last.
+    pub gave_way: Option<GaveWay>,
+    /// The smallest set of changes that lets it run, each in words; only where somebody asks
+    /// about this one job, since it takes the placer many tries to find.
+    pub remedy: Vec<String>,
 }
 
 /// A replica, for people and clients.
@@ -40,6 +46,8 @@ pub struct ReplicaView {
     /// Why it ended, or why its last run did.
     pub why: Option<Reason>,
     pub place: Option<PlaceView>,
+    /// Why that place; None while it has none.
+    pub choice: Option<ChoiceView>,
     /// Its second copy, while it moves: the replacement, or what was replaced.
     pub other: Option<CopyView>,
 }
@@ -52,6 +60,17 @@ pub struct CopyView {
     pub status: Arc<str>,
     pub why: Reason,
     pub place: Option<PlaceView>,
+}
+
+/// Why a place was chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChoiceView {
+    pub policy: Policy,
+    pub score: i64,
+    pub terms: Terms,
+    /// The best node that was not chosen, and its score.
+    pub runner_up: Option<(NodeName, i64)>,
+    pub candidates: u32,
 }
 
 /// Where a replica is.
@@ -90,6 +109,8 @@ pub fn job(state: &State, job: &Job) -> JobView {
         blockers: if waits { explain::blockers(state, job) } else { Vec::new() },
         position: waits.then(|| position(state, job)),
         history: job.history.clone(),
+        gave_way: job.gave_way.as_deref().cloned(),
+        remedy: Vec::new(),
     }
 }
 
@@ -128,7 +149,26 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
         }),
         _ => None,
     };
-    ReplicaView { no, generation: r.generation.0, restarts: r.restarts, status: status.into(), why, place, other }
+    // While it moves, the choice on record is that of the place it goes to.
+    let settled = place.is_some() && !matches!(r.moving, Some(Move::Coming { .. }));
+    let choice = r.choice.as_ref().filter(|_| settled).map(|why| choice(state, why));
+    ReplicaView {
+        no,
+        generation: r.generation.0,
+        restarts: r.restarts,
+        status: status.into(),
+        why,
+        place,
+        choice,
+        other,
+    }
+}
+
+/// Why a place was chosen, with names.
+pub fn choice(state: &State, why: &Why) -> ChoiceView {
+    let Why { policy, score, ref terms, runner_up, candidates } = *why;
+    let runner_up = runner_up.and_then(|(no, score)| Some((state.node(no)?.name.clone(), score)));
+    ChoiceView { policy, score, terms: *terms, runner_up, candidates }
 }
 
 /// Where an allocation is, or would be; None when its node is not known.

@@ -10,7 +10,7 @@ use nf_core::policy;
 use nf_core::reason::Blocker;
 use nf_core::resources::Resources;
 use nf_core::state::State;
-use nf_core::view::{JobView, PlaceView, ReplicaView};
+use nf_core::view::{self, ChoiceView, JobView, PlaceView, ReplicaView};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -64,6 +64,8 @@ pub fn reasons(blockers: &[Blocker]) -> Vec<ReasonBody> {
 /// Why a place was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct WhyBody {
+    /// The placement policy that was in force.
+    pub policy: String,
     pub score: i64,
     /// Each term from 0 (worst) to 1000 (best), before weighting.
     pub terms: BTreeMap<String, i32>,
@@ -76,14 +78,7 @@ pub struct WhyBody {
 
 impl WhyBody {
     pub fn new(state: &State, why: &Why) -> Self {
-        let name = |no| state.node(no).map(|node| node.name.to_string());
-        Self {
-            score: why.score,
-            terms: why.terms.each().into_iter().map(|(term, value)| (term.name().to_owned(), value)).collect(),
-            runner_up: why.runner_up.and_then(|(no, _)| name(no)),
-            runner_up_score: why.runner_up.map(|(_, score)| score),
-            candidates: why.candidates,
-        }
+        (&view::choice(state, why)).into()
     }
 
     /// In one line, for gRPC and people.
@@ -94,6 +89,19 @@ impl WhyBody {
             _ => String::new(),
         };
         format!("score {} ({terms}) among {} nodes{other}", self.score, self.candidates)
+    }
+}
+
+impl From<&ChoiceView> for WhyBody {
+    fn from(choice: &ChoiceView) -> Self {
+        Self {
+            policy: choice.policy.name().to_owned(),
+            score: choice.score,
+            terms: choice.terms.each().into_iter().map(|(term, value)| (term.name().to_owned(), value)).collect(),
+            runner_up: choice.runner_up.as_ref().map(|(node, _)| node.to_string()),
+            runner_up_score: choice.runner_up.as_ref().map(|(_, score)| *score),
+            candidates: choice.candidates,
+        }
     }
 }
 
@@ -177,8 +185,10 @@ pub struct PlanBody {
     pub simulation: bool,
     pub placement: Option<PlacementBody>,
     pub placements: Vec<PlacementBody>,
-    /// Jobs that would have to make room; always empty before preemption exists.
+    /// Jobs that would be made to give way; empty when none has to.
     pub victims: Vec<String>,
+    /// Where the replicas would go that wait for those.
+    pub after_victims: Vec<PlacementBody>,
     pub quota: QuotaEffect,
     pub reasons: Vec<ReasonBody>,
     /// For `check_plan`.
@@ -318,7 +328,10 @@ impl From<&ReplicaView> for ReplicaBody {
             restarts: r.restarts,
             status: r.status.to_string(),
             why: r.why.map(|reason| reason.token().to_owned()),
-            placement: r.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+            placement: {
+                let why = || r.choice.as_ref().map(WhyBody::from);
+                r.place.as_ref().map(|place| PlacementBody::new(r.no, place, why()))
+            },
             other: r.other.as_ref().map(|copy| CopyBody {
                 generation: copy.generation,
                 status: copy.status.to_string(),
@@ -335,6 +348,15 @@ pub struct TransitionBody {
     pub at: String,
     pub state: String,
     pub why: Option<String>,
+}
+
+/// A job of higher priority that was given the place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GaveWayBody {
+    pub at: String,
+    pub to: String,
+    /// Of that job.
+    pub priority: i16,
 }
 
 /// A job.
@@ -366,9 +388,13 @@ pub struct JobBody {
     /// Of the first replica that has a place.
     pub placement: Option<PlacementBody>,
     pub reasons: Vec<ReasonBody>,
+    /// The smallest set of changes that lets it run; empty where it was not looked for or is not known.
+    pub remedy: Vec<String>,
     pub position: Option<u32>,
     /// The last transitions, oldest first.
     pub history: Vec<TransitionBody>,
+    /// To whom it gave way last.
+    pub gave_way: Option<GaveWayBody>,
     pub created_at: String,
     pub changed_at: String,
     pub policies: Policies,
@@ -437,8 +463,14 @@ impl JobBody {
             ready: replicas.iter().filter(|r| r.status == "Ready").count() as u16,
             replicas,
             reasons: reasons(&view.blockers),
+            remedy: view.remedy.clone(),
             position: view.position,
             history: view.history.iter().map(line).collect(),
+            gave_way: view.gave_way.as_ref().map(|g| GaveWayBody {
+                at: time(g.at_ms),
+                to: g.to.to_string(),
+                priority: g.priority,
+            }),
             created_at: time(view.created_ms),
             changed_at: time(view.changed_ms),
             policies: policies(spec, simulation),

@@ -13,7 +13,7 @@ pub struct EventBody {
     /// Counts without gaps.
     pub seq: u64,
     pub at: String,
-    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `device`, `tenant`, `member` or `level`.
+    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `device`, `tenant`, `member`, `level`, `policy`, `gave_way`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -92,6 +92,22 @@ impl EventBody {
             EventKind::Member { name, version } => {
                 Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
             }
+            EventKind::GaveWay { request, tenant, replica, priority, node, to, to_priority, why } => Self {
+                kind: "gave_way".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                node: Some(node.to_string()),
+                replica: Some(*replica),
+                to: Some(to.to_string()),
+                why: Some(format!("{why}: priority {priority} gives way to {to_priority}")),
+                ..blank
+            },
+            EventKind::Placement { policy, version } => Self {
+                kind: "policy".into(),
+                to: Some(policy.name().into()),
+                why: Some(format!("version {version}")),
+                ..blank
+            },
             EventKind::Scaled { request, tenant, from, to, why, .. } => Self {
                 kind: "scaled".into(),
                 request_id: Some(request.to_string()),

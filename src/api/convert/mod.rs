@@ -6,6 +6,7 @@ pub mod answer;
 pub mod event;
 pub mod json;
 pub mod node;
+pub mod policy;
 pub mod proto;
 pub mod schedule;
 pub mod value;

@@ -140,6 +140,9 @@ pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
         memory: o.bytes("mem")?,
         tpu: o.integer("tpu", 0, 1_000_000)?.map(i64::unsigned_abs),
         waiting: o.integer("waiting", 0, 1_000_000)?.map(|n| n as u32),
+        parent: o.name("parent", TenantId::new)?,
+        borrow_milli: o.milli("borrow")?,
+        lend_milli: o.milli("lend")?,
     };
     o.finish()?;
     Ok(out)

@@ -237,6 +237,7 @@ fn replica(r: &ReplicaView) -> v1::Replica {
         status: r.status.to_string(),
         why: token(r.why),
         place: r.place.as_ref().map(place),
+        choice: r.choice.as_ref().map(|choice| WhyBody::from(choice).line()).unwrap_or_default(),
         other: r.other.as_ref().map(|copy| v1::ReplicaCopy {
             generation: copy.generation,
             status: copy.status.to_string(),

@@ -63,6 +63,12 @@ impl SchedulerService for Scheduler {
             simulation: planned.simulation,
             placements: placed.map(|(no, place, why)| proto::placement(*no, place, Some(why))).collect(),
             reasons: planned.blockers.iter().map(proto::blocker).collect(),
+            victims: planned.victims.clone(),
+            after_victims: planned
+                .claimed
+                .iter()
+                .map(|(no, place, why)| proto::placement(*no, place, Some(why)))
+                .collect(),
             digest: planned.digest.to_string(),
             read: Some(proto::read(&planned.read)),
         }))

@@ -9,6 +9,7 @@ mod docs;
 mod drain;
 mod endpoints;
 mod nodes;
+mod policy;
 mod schedule;
 mod schema;
 mod services;
@@ -78,6 +79,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))
+        .routes(routes!(policy::get, policy::set))
         .routes(routes!(cluster::members, cluster::join))
         .routes(routes!(cluster::remove))
         .routes(routes!(cluster::vote))

@@ -106,7 +106,12 @@ pub fn plan_body(planned: &Planned, spec: &JobSpec) -> PlanBody {
         simulation: planned.simulation,
         placement: placements.first().cloned(),
         placements,
-        victims: Vec::new(),
+        victims: planned.victims.clone(),
+        after_victims: planned
+            .claimed
+            .iter()
+            .map(|(no, place, why)| PlacementBody::new(*no, place, Some(why.clone())))
+            .collect(),
         quota: QuotaEffect { gpu_limit: planned.gpu_limit, gpu_used: planned.gpu_used, gpu_after: planned.gpu_after },
         reasons: reasons(&planned.blockers),
         digest: planned.digest.to_string(),

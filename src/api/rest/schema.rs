@@ -231,6 +231,48 @@ pub struct QuotaRequest {
     pub mem: Option<Quantity>,
     /// Most jobs that may wait at once.
     pub waiting: Option<u32>,
+    /// The tenant above it in the tree.
+    pub parent: Option<String>,
+    /// Most GPUs beyond `gpu` that it may borrow.
+    #[schema(inline)]
+    pub borrow: Option<Quantity>,
+    /// Most of its unused GPUs that others may borrow.
+    #[schema(inline)]
+    pub lend: Option<Quantity>,
+}
+
+/// How places are compared; what is absent is as the named policy has it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRequest {
+    /// `fragmentation`, `best-fit`, `spread`, `cost`, `latency` or `random`.
+    pub policy: String,
+    pub weights: Option<WeightsRequest>,
+    pub preemption: Option<PreemptionRequest>,
+    /// Answer what the policy would be, and set nothing.
+    pub dry_run: Option<bool>,
+}
+
+/// What one point of each term of a score counts.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WeightsRequest {
+    #[schema(maximum = 1000)]
+    pub fragmentation: Option<u32>,
+    #[schema(maximum = 1000)]
+    pub topology: Option<u32>,
+    #[schema(maximum = 1000)]
+    pub cost: Option<u32>,
+}
+
+/// When a job that said `preemptible` gives way to one of higher priority.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PreemptionRequest {
+    pub enabled: Option<bool>,
+    /// Seconds, or a span such as `10m`.
+    #[schema(inline)]
+    pub min_run: Option<Quantity>,
 }
 
 /// A member that wants to join.

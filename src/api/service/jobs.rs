@@ -37,6 +37,10 @@ pub struct Scheduled {
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub placements: Vec<(u16, PlaceView, WhyBody)>,
+    /// Jobs that would be made to give way.
+    pub victims: Vec<String>,
+    /// Places that they would leave.
+    pub claimed: Vec<(u16, PlaceView, WhyBody)>,
     pub blockers: Vec<Blocker>,
     pub digest: Digest16,
     pub gpu_limit: f64,
@@ -128,7 +132,9 @@ impl Service {
         if let Some(job) = view.state.job_of(request) {
             // Another tenant's job is as absent as one that never was.
             let job = Some(job).filter(|job| mine(job)).ok_or_else(|| absent(request))?;
-            return Ok(Found { job: Box::new(view::job(&view.state, job)), simulation, read });
+            let mut found = Found { job: Box::new(view::job(&view.state, job)), simulation, read };
+            found.job.remedy = nf_core::placement::explain::remedy(&view.state, job);
+            return Ok(found);
         }
         let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;
         Ok(Found { job: Box::new(view::job(&view.state, &job)), simulation, read })
@@ -240,7 +246,16 @@ fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
         let place = view::place(state, &pick.alloc)?;
         Some((*replica, place, WhyBody::new(state, &pick.why)))
     });
+    let claim = draft.claim.iter();
+    let claimed = claim
+        .clone()
+        .flat_map(|claim| &claim.placements)
+        .filter_map(|p| Some((p.replica, view::place(state, &p.alloc)?, WhyBody::new(state, p.why.as_ref()?))));
+    let mut victims: Vec<_> = claim.flat_map(|claim| &claim.victims).map(|victim| victim.job).collect();
+    victims.dedup();
     Ok(Planned {
+        victims: victims.iter().filter_map(|no| Some(state.job(*no)?.request.to_string())).collect(),
+        claimed: claimed.collect(),
         placements: placements.collect(),
         blockers: draft.blockers(state, spec),
         digest,

@@ -14,6 +14,7 @@ pub mod jobs;
 pub mod list;
 pub mod model;
 pub mod nodes;
+pub mod policy;
 pub mod services;
 pub mod targets;
 pub mod tenants;

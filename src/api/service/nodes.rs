@@ -113,8 +113,10 @@ pub struct TenantBody {
     pub tenant_id: String,
     /// Its own limits.
     pub quota: super::tenants::QuotaBody,
-    /// GPUs that it may hold: its own limit, or the group's default.
+    /// Its nominal GPUs: its own limit, or the group's default.
     pub gpu_quota: f64,
+    /// GPUs that it holds beyond those; their owners may have them back.
+    pub borrowed: f64,
     /// Jobs that may wait at once.
     pub waiting_quota: u32,
     pub used: super::tenants::UseBody,
@@ -225,6 +227,10 @@ pub fn tenant_body(state: &State, tenant: &nf_core::tenant::Tenant) -> TenantBod
         tenant_id: tenant.id.to_string(),
         quota: (&tenant.quota).into(),
         gpu_quota: whole(quota::gpu_limit(state, tenant.no)),
+        borrowed: whole(match tenant.quota.parent {
+            Some(_) => used.gpu_milli.saturating_sub(quota::gpu_limit(state, tenant.no)),
+            None => 0,
+        }),
         waiting_quota: quota::waiting_limit(&tenant.quota),
         used: used.into(),
         jobs: used.jobs,

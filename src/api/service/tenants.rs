@@ -26,6 +26,15 @@ pub struct QuotaBody {
     pub mem: Option<u64>,
     /// Most jobs that may wait at once.
     pub waiting: Option<u32>,
+    /// The tenant above it in the tree; null: none.
+    #[serde(default)]
+    pub parent: Option<String>,
+    /// Most GPUs beyond `gpu` that it may borrow from its neighbours below the same parent; null: what they don't use.
+    #[serde(default)]
+    pub borrow: Option<f64>,
+    /// Most of its unused GPUs that its neighbours may borrow; null: all.
+    #[serde(default)]
+    pub lend: Option<f64>,
 }
 
 /// What a tenant holds now.
@@ -60,6 +69,9 @@ impl From<&Quota> for QuotaBody {
             cpu: quota.cpu_milli.map(whole),
             mem: quota.memory,
             waiting: quota.waiting,
+            parent: quota.parent.as_ref().map(ToString::to_string),
+            borrow: quota.borrow_milli.map(whole),
+            lend: quota.lend_milli.map(whole),
         }
     }
 }

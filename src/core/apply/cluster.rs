@@ -2,6 +2,7 @@
 
 use crate::command::{Answer, Member, Mode};
 use crate::event::EventKind;
+use crate::placement::Chosen;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use std::sync::Arc;
@@ -53,5 +54,14 @@ pub(super) fn raise_level(state: &mut State, to: u32) -> Result<Answer, Refusal>
     }
     state.change_meta(|meta| meta.level = to);
     state.emit(EventKind::Level { to });
+    Ok(Answer::Done)
+}
+
+pub(super) fn set_placement(state: &mut State, chosen: Chosen) -> Result<Answer, Refusal> {
+    if state.meta().placement == chosen {
+        return Ok(Answer::Done);
+    }
+    state.set_placement(chosen);
+    state.emit(EventKind::Placement { policy: chosen.policy, version: state.meta().placement_version });
     Ok(Answer::Done)
 }

@@ -1,6 +1,7 @@
 //! Commands about jobs and their replicas.
 
 use super::{moving, tenant};
+use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
@@ -26,7 +27,12 @@ const BACKOFF_MAX_MS: u64 = 300_000;
 /// Held for so long before it failed, a replica counts its failures anew.
 const CALM_MS: u64 = 2 * BACKOFF_MAX_MS;
 
-pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[Placement]) -> Result<Answer, Refusal> {
+pub(super) fn submit(
+    state: &mut State,
+    submission: &Submission,
+    placements: &[Placement],
+    claim: Option<&Claim>,
+) -> Result<Answer, Refusal> {
     if let Some(known) = state.request(&submission.request) {
         if known.body == submission.body {
             return Ok(Answer::Job { no: known.job, replayed: true });
@@ -38,7 +44,10 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
     well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
-    fits(state, known, spec, placements)?;
+    fits(state, known, spec, placements, &[])?;
+    if let Some(claim) = claim {
+        super::claim::judge_new(state, known, spec, placements, claim)?;
+    }
 
     let tenant = tenant::ensure(state, &spec.tenant);
     let no = JobNo(state.meta().next_job);
@@ -51,6 +60,8 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
         spec: spec.clone(),
         replicas: vec![Replica::waiting(); usize::from(spec.replicas)],
         stopped: false,
+        claim: claim.cloned().map(Box::new),
+        gave_way: None,
         created_ms: now,
         changed_ms: now,
         history: Vec::new(),
@@ -61,6 +72,9 @@ pub(super) fn submit(state: &mut State, submission: &Submission, placements: &[P
     let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
     state.put_request(request_key(&submission.request), request);
     state.put_job(job);
+    if let Some(claim) = claim {
+        super::claim::evict(state, claim, &submission.request, spec.priority);
+    }
     Ok(Answer::Job { no, replayed: false })
 }
 
@@ -105,7 +119,7 @@ fn may_wait(
 }
 
 /// Each place is for another replica that exists, and a gang starts as one.
-fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
+pub(super) fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> {
     let mut seen = BTreeSet::new();
     let sound = placements.iter().all(|p| p.replica < spec.replicas && seen.insert(p.replica));
     let whole = !spec.gang || placements.is_empty() || placements.len() == usize::from(spec.replicas);
@@ -115,14 +129,23 @@ fn well_formed(spec: &JobSpec, placements: &[Placement]) -> Result<(), Refusal> 
     }
 }
 
-/// The judgement on a plan: quota and every dimension of every node.
+/// The judgement on a plan: quota and every dimension of every node, as if `gone` were gone.
 pub(super) fn fits(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &JobSpec,
     placements: &[Placement],
+    gone: &[Victim],
 ) -> Result<(), Refusal> {
     let bad = |detail: String| Err(Refusal::new(Reason::PlanChanged, detail));
+    let scratch;
+    let state = match gone {
+        [] => state,
+        gone => {
+            scratch = claim::without(state, gone);
+            &scratch
+        }
+    };
     if !quota::allows(state, tenant, &spec.resources, placements.len() as u64) {
         return bad(format!("tenant {} would pass its quota", spec.tenant));
     }
@@ -159,6 +182,7 @@ fn occupy(job: &mut Job, placements: &[Placement]) {
             replica.newest.0 += 1;
             replica.generation = replica.newest;
             replica.phase = Phase::Held { alloc: placement.alloc.clone(), stage: Stage::Scheduled };
+            replica.choice = placement.why.clone();
         }
     }
 }
@@ -173,7 +197,7 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
-    fits(state, Some(job.tenant), &job.spec, placements)?;
+    fits(state, Some(job.tenant), &job.spec, placements, &[])?;
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);
@@ -189,6 +213,7 @@ pub(super) fn stop(state: &mut State, no: JobNo, why: Reason) -> Result<Answer, 
     let mut job = (**job).clone();
     let before = job.state();
     job.stopped = true;
+    job.claim = None;
     let spec = job.spec.clone();
     job.replicas.iter_mut().for_each(|replica| moving::stop(&spec, replica, why));
     save(state, job, before, Some(why));
@@ -259,18 +284,21 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
 /// What becomes of a replica that its agent saw end.
 fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u64) -> Replica {
     let stopping = match &replica.phase {
-        Phase::Stopping { then, .. } => Some(*then),
+        Phase::Stopping { then, why, .. } => Some((*then, *why)),
         _ => None,
     };
     let again = |restarts: u16, not_before_ms: u64| Replica {
         restarts,
         phase: Phase::Waiting { not_before_ms, last: Some(why) },
+        choice: None,
         ..replica.clone()
     };
     let end = |phase: Phase| Replica { phase, ..replica.clone() };
     match (stopping, ok, restart) {
-        (Some(Next::End), ..) => end(Phase::Cancelled),
-        (Some(Next::Again), ..) => again(replica.restarts, 0),
+        (Some((Next::End, why)), ..) => end(ended_by(why)),
+        (Some((Next::Again, why)), ..) => {
+            Replica { phase: Phase::Waiting { not_before_ms: 0, last: Some(why) }, ..again(replica.restarts, 0) }
+        }
         // Bytes that don't match their digest won't match them next time.
         (None, false, _) if never_again(why) => end(Phase::Failed { why }),
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
@@ -281,6 +309,14 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
             let before = if ran_ms >= CALM_MS { 0 } else { replica.restarts };
             again(before.saturating_add(1), now + backoff_ms(before))
         }
+    }
+}
+
+/// How a replica ends that was told to stop for good.
+pub(super) fn ended_by(why: Reason) -> Phase {
+    match why {
+        Reason::Preempted | Reason::QuotaReclaimed => Phase::Failed { why },
+        _ => Phase::Cancelled,
     }
 }
 

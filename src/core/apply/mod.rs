@@ -2,6 +2,7 @@
 //! arguments. Each handler checks everything first and changes then; after the
 //! first change there is no early return. It does not plan.
 
+mod claim;
 mod cluster;
 mod job;
 mod moving;
@@ -61,6 +62,14 @@ pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
 
 /// Applies one command.
 pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refusal> {
+    let answer = apply_alone(state, command)?;
+    if !state.claims.is_empty() {
+        claim::settle(state);
+    }
+    Ok(answer)
+}
+
+fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> {
     match command {
         Command::Init { cluster, mode, default_gpu_milli } => cluster::init(state, cluster, *mode, *default_gpu_milli),
         Command::Member(member) => cluster::member(state, member),
@@ -71,7 +80,10 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::CreateTenant { tenant } => tenant::create(state, tenant),
         Command::DeleteTenant { tenant } => tenant::delete(state, tenant),
         Command::SetQuota { tenant, quota } => tenant::set_quota(state, tenant, quota),
-        Command::Submit { submission, placements } => job::submit(state, submission, placements),
+        Command::Submit { submission, placements, claim } => {
+            job::submit(state, submission, placements, claim.as_deref())
+        }
+        Command::Preempt { job, claim } => claim::preempt(state, *job, claim),
         Command::Place { job, placements } => job::place(state, *job, placements),
         Command::Stop { job, why } => job::stop(state, *job, *why),
         Command::Scale { job, target } => scale::scale(state, *job, target),
@@ -80,6 +92,7 @@ pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refu
         Command::Faults { node, faults } => node::faults(state, *node, faults),
         Command::Heal { node, uuid, by } => node::heal(state, *node, uuid, by.as_ref()),
         Command::SetDrain { node, to } => node::set_drain(state, *node, *to),
+        Command::SetPlacement(chosen) => cluster::set_placement(state, *chosen),
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
         Command::RevokeToken { token } => token::revoke(state, *token),
         Command::Note(_) => Ok(Answer::Done),

@@ -2,7 +2,7 @@
 //! stop without waiting for one. Also what becomes of a replica's two copies when one
 //! of them comes up, ends or is lost. Why a replica should move is decided in `moves`.
 
-use super::job::{backoff_ms, fits, save};
+use super::job::{backoff_ms, ended_by, fits, save};
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo};
@@ -28,7 +28,7 @@ pub(super) fn replace(
     if alloc.node == to.alloc.node {
         return changed("a replacement goes to another node");
     }
-    fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to))?;
+    fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
     let name = |no| state.node(no).map(|node| node.name.clone());
     let (left, reached) = (name(alloc.node), name(to.alloc.node));
     let old = alloc.clone();
@@ -36,6 +36,7 @@ pub(super) fn replace(
     let before = job.state();
     let replica = &mut job.replicas[usize::from(to.replica)];
     replica.newest.0 += 1;
+    replica.choice.clone_from(&to.why);
     let tries = match replica.moving {
         Some(Move::Later { tries, .. }) => tries,
         _ => 0,
@@ -147,7 +148,7 @@ pub(super) fn lost(job: &Job, replica: &Replica, own: bool) -> Replica {
         return Replica { moving: None, ..replica.clone() };
     }
     let phase = match (&replica.phase, job.spec.constraints.restart) {
-        (Phase::Stopping { then: Next::End, .. }, _) => Phase::Cancelled,
+        (Phase::Stopping { then: Next::End, why, .. }, _) => ended_by(*why),
         (Phase::Held { .. }, Restart::Never) => Phase::Failed { why: Reason::NodeFailure },
         // The next launch counts the generation up, so the lost one can be told apart when it returns.
         _ => Phase::Waiting { not_before_ms: 0, last: Some(Reason::NodeFailure) },

@@ -82,6 +82,9 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let about = About::new(Action::NodeGiveUp, format!("node/{}", state.node(*node)?.name));
             About { of_people: true, ..about }
         }
+        Command::SetPlacement(_) => About::new(Action::PolicySet, "policy/placement".to_owned()),
+        // The group's own doing; the job's event names who gave way to whom.
+        Command::Preempt { job, .. } => About::new(Action::JobPreempt, format!("job/{}", state.job(*job)?.request)),
         Command::Faults { node, .. } => device(state, Action::DeviceQuarantine, *node)?,
         Command::Heal { node, .. } => device(state, Action::DeviceHeal, *node)?,
         Command::Place { .. }

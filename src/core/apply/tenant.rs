@@ -3,6 +3,7 @@
 use crate::command::Answer;
 use crate::event::{EventKind, TenantEvent};
 use crate::id::{TenantId, TenantNo};
+use crate::quota::tree;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
@@ -37,12 +38,19 @@ pub(super) fn delete(state: &mut State, id: &TenantId) -> Result<Answer, Refusal
     if jobs > 0 {
         return Err(Refusal::new(Reason::Conflict, format!("tenant {id} has {jobs} live jobs; stop them first")));
     }
+    if let Some(child) = tree::children(state, tenant).next() {
+        let detail = format!("tenant {} is below {id}; set its parent to none first (nf quota set)", child.id);
+        return Err(Refusal::new(Reason::Conflict, detail));
+    }
     state.remove_tenant(no);
     state.emit(EventKind::Tenant { tenant: id.clone(), what: TenantEvent::Deleted });
     Ok(Answer::Done)
 }
 
 pub(super) fn set_quota(state: &mut State, id: &TenantId, quota: &Quota) -> Result<Answer, Refusal> {
+    if let Some(what) = quota.parent.as_ref().and_then(|above| tree::misplaced(state, id, above)) {
+        return Err(Refusal::invalid("parent", what));
+    }
     let no = ensure(state, id);
     let tenant = state.tenants[&no].as_ref().clone();
     state.put_tenant(Tenant { quota: quota.clone(), ..tenant });

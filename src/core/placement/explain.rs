@@ -3,6 +3,7 @@
 
 use super::{Limits, filter, place};
 use crate::capacity::Class;
+use crate::claim::{self, Claim};
 use crate::id::TenantNo;
 use crate::job::{Job, JobSpec};
 use crate::quota;
@@ -11,12 +12,18 @@ use crate::resources::Gpus;
 use crate::state::State;
 use std::collections::BTreeMap;
 
+/// Victims and nodes that a reason names.
+const NAMED: usize = 8;
+
 /// The blockers of a waiting job, most blocking first. Empty when it could be placed now.
 pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     let now = state.meta().now_ms;
     let waiting = job.replicas.iter().filter(|r| r.is_waiting()).count() as u64;
     if job.stopped || waiting == 0 {
         return Vec::new();
+    }
+    if let Some(claim) = &job.claim {
+        return vec![claiming(state, claim)];
     }
     let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
     let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
@@ -41,6 +48,36 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
     }
     out
+}
+
+/// What would let a waiting job run now, each change in words; empty when nothing is known that would.
+pub fn remedy(state: &State, job: &Job) -> Vec<String> {
+    let waiting = job.replicas.iter().enumerate().filter(|(_, r)| r.is_waiting()).map(|(i, _)| i as u16);
+    let wanted: Vec<u16> = waiting.take(if job.spec.gang { usize::MAX } else { 1 }).collect();
+    if job.stopped || job.claim.is_some() || wanted.is_empty() {
+        return Vec::new();
+    }
+    let found = super::remedy::remedy(state, &job.spec, &wanted);
+    found.unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+/// Whom a claim waits for, by name.
+pub fn claiming(state: &State, claim: &Claim) -> Blocker {
+    let mut names = Vec::new();
+    let mut left = 0;
+    for victim in &claim.victims {
+        let Some(job) = state.job(victim.job).filter(|_| claim::holds(state, victim)) else { continue };
+        left += 1;
+        if names.len() < NAMED {
+            names.push(format!("{} (priority {}) replica {}", job.request, job.spec.priority, victim.replica));
+        }
+    }
+    let more = if left > names.len() { format!(" and {} more", left - names.len()) } else { String::new() };
+    let nodes = claim.nodes().collect::<std::collections::BTreeSet<_>>();
+    let at = nodes.iter().take(NAMED).filter_map(|no| Some(state.node(*no)?.name.to_string()));
+    let at = at.collect::<Vec<_>>().join(", ");
+    let detail = format!("{left} replica(s) give way on {at}: {}{more}", names.join(", "));
+    Blocker { reason: Reason::WaitingForPreemptedJobs, detail, nodes: nodes.len() as u32, permanent: false }
 }
 
 /// The blockers of `replicas` waiting replicas of a job that need not exist yet.

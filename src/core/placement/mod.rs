@@ -9,7 +9,9 @@ pub mod explain;
 pub mod filter;
 pub mod mix;
 pub mod policy;
+pub mod preempt;
 pub mod queue;
+pub mod remedy;
 pub mod score;
 pub mod trial;
 pub mod worth;
@@ -23,12 +25,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use policy::{Policy, Rules};
+pub use policy::{Chosen, Policy, Preemption, Rules, Weights};
 pub use score::{Term, Terms};
 
 /// Why a node was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
+    /// The policy that was in force.
+    pub policy: Policy,
     /// Higher is better; the sum of the weighted terms.
     pub score: i64,
     pub terms: Terms,
@@ -45,6 +49,13 @@ pub struct Pick {
     pub why: Why,
 }
 
+impl Pick {
+    /// As a part of a command.
+    pub fn for_replica(self, replica: u16) -> crate::command::Placement {
+        crate::command::Placement { replica, alloc: self.alloc, why: Some(Arc::new(self.why)) }
+    }
+}
+
 /// What limits a search besides the job's own constraints.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
@@ -59,7 +70,7 @@ pub struct Limits {
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
     let rules = &*state.rules;
-    let policy = rules.policy;
+    let (policy, weights) = (rules.chosen.policy, rules.chosen.weights);
     let mut best: Option<(i64, NodeNo, Terms, Option<u16>, Arc<Class>)> = None;
     let mut runner_up: Option<(NodeNo, i64)> = None;
     let mut candidates = 0;
@@ -85,7 +96,7 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         candidates += all;
         // Without siblings to count, a class scores as one: most need no look at their nodes.
         let behind = |score: i64| runner_up.is_some_and(|(_, second)| score < second);
-        if !spread && !random && behind(terms.with_siblings(spec, 0).total(policy)) {
+        if !spread && !random && behind(terms.with_siblings(spec, 0).total(weights)) {
             return;
         }
         for node in nodes {
@@ -93,7 +104,7 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
                 continue;
             }
             let terms = terms.with_siblings(spec, limits.siblings.get(&node).copied().unwrap_or(0));
-            let score = if random { lot(state, node) } else { terms.total(policy) };
+            let score = if random { lot(state, node) } else { terms.total(weights) };
             let better =
                 best.as_ref().is_none_or(|(s, n, ..)| (score, std::cmp::Reverse(node)) > (*s, std::cmp::Reverse(*n)));
             if better {
@@ -120,7 +131,7 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
     }
     let (score, node, terms, device, class) = best?;
     let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;
-    Some(Pick { alloc, why: Why { score, terms, runner_up, candidates } })
+    Some(Pick { alloc, why: Why { policy, score, terms, runner_up, candidates } })
 }
 
 /// A number without meaning, the same for the same state: what `random` goes by.

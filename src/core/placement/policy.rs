@@ -1,12 +1,14 @@
-//! Placement policies by name: which terms count, and how much. The search is the same
-//! for all of them. It does not know nodes or requests.
+//! Placement policies: by name, what a good place is; by weights, how much each term of
+//! a score counts. Operators choose both, and the state keeps the choice, so every
+//! member compares places alike. The search is the same for all. It knows no node.
 
 use super::score::Term;
 use super::worth::Worth;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// What a good place is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Policy {
     /// Keeps the most GPU usable for the target workload; without one, the tightest fit.
     #[default]
@@ -43,30 +45,82 @@ impl Policy {
         Self::ALL.into_iter().find(|policy| policy.name() == name)
     }
 
-    /// What one point of the term counts.
-    pub fn weight(self, term: Term) -> i64 {
-        match (term, self) {
-            // One sibling more outweighs all the others at their best: spreading is
-            // asked for by the job, not a preference of ours.
-            (Term::Arrangement, _) => 2_000_000,
+    /// The weights that the policy has when nobody says others.
+    pub fn weights(self) -> Weights {
+        let (fragmentation, topology, cost) = match self {
+            Policy::Fragmentation | Policy::BestFit | Policy::Spread => (1000, 400, 100),
+            Policy::Cost => (10, 400, 1000),
+            Policy::Latency => (200, 1000, 100),
+            Policy::Random => (1000, 0, 0),
+        };
+        Weights { fragmentation, topology, cost }
+    }
+}
+
+/// The most that a point of one term may count.
+pub const MOST_WEIGHT: u32 = 1000;
+
+/// What one point of each term counts, 0 to [`MOST_WEIGHT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weights {
+    pub fragmentation: u32,
+    pub topology: u32,
+    pub cost: u32,
+}
+
+impl Weights {
+    pub fn of(self, term: Term) -> i64 {
+        match term {
+            // One sibling more outweighs all the others at their best and heaviest:
+            // spreading is asked for by the job, not a preference of ours.
+            Term::Arrangement => 4_000_000,
             // Below one point of any other term: it decides between equals alone.
-            (Term::Fit, _) => 1,
-            (Term::Fragmentation, Policy::Cost) => 10,
-            (Term::Fragmentation, Policy::Latency) => 200,
-            (Term::Fragmentation, _) => 1000,
-            (Term::Topology, Policy::Latency) => 1000,
-            (Term::Topology | Term::Cost, Policy::Random) => 0,
-            (Term::Topology, _) => 400,
-            (Term::Cost, Policy::Cost) => 1000,
-            (Term::Cost, _) => 100,
+            Term::Fit => 1,
+            Term::Fragmentation => self.fragmentation.into(),
+            Term::Topology => self.topology.into(),
+            Term::Cost => self.cost.into(),
         }
+    }
+}
+
+/// When work may be made to give way to more urgent work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preemption {
+    pub enabled: bool,
+    /// How long a replica holds its place before it may be a victim.
+    pub min_run_ms: u64,
+}
+
+impl Default for Preemption {
+    fn default() -> Self {
+        Self { enabled: true, min_run_ms: 60_000 }
+    }
+}
+
+/// The policy that the group goes by. One row of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chosen {
+    pub policy: Policy,
+    pub weights: Weights,
+    pub preemption: Preemption,
+}
+
+impl From<Policy> for Chosen {
+    fn from(policy: Policy) -> Self {
+        Self { policy, weights: policy.weights(), preemption: Preemption::default() }
+    }
+}
+
+impl Default for Chosen {
+    fn default() -> Self {
+        Policy::default().into()
     }
 }
 
 /// What the search compares places by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    pub policy: Policy,
+    pub chosen: Chosen,
     /// For `fragmentation`; empty when nothing is known of the workload.
     pub worth: Arc<Worth>,
 }

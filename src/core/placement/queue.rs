@@ -1,9 +1,10 @@
 //! Who is next. Waiting jobs are tried by priority, then by fair share (the
-//! tenant that uses least of its quota), then by age. The first few that wait for
+//! tenant of which the resource it uses most, as a part of its quota, is used least), then by age. The first few that wait for
 //! room keep a node each, so that later and smaller work can't starve them.
 
-use super::{Limits, devices, filter, place};
+use super::{Limits, devices, filter, place, preempt};
 use crate::capacity::{Class, Flavor};
+use crate::claim::{self, Claim};
 use crate::id::{JobNo, NodeNo, TenantNo};
 use crate::job::{Constraints, Job, JobSpec, Phase, Replica};
 use crate::quota;
@@ -27,17 +28,14 @@ pub const LOOKED_AT: usize = 16_384;
 /// the tenant alone: nobody may hold up the others with what can't run.
 const FAILS: u32 = 64;
 
+/// Different askers of one pass for whom others are looked for who could give way.
+const TRIES: usize = 64;
+
 /// Place in the order; the greatest goes first.
 type Rank = (i32, Reverse<u64>, Reverse<JobNo>);
 
-/// The share of its GPU quota that a tenant uses, in millionths.
-fn share(state: &State, tenant: TenantNo) -> u64 {
-    let used = state.ledger().tenant(tenant).gpu_milli;
-    used.saturating_mul(1_000_000) / quota::gpu_limit(state, tenant).max(1)
-}
-
 fn rank(state: &State, job: &Job) -> Rank {
-    (i32::from(job.spec.priority), Reverse(share(state, job.tenant)), Reverse(job.no))
+    (i32::from(job.spec.priority), Reverse(quota::dominant_share(state, job.tenant)), Reverse(job.no))
 }
 
 /// Waiting jobs in order, up to `limit`. Reads the head of each tenant's queue and
@@ -73,7 +71,7 @@ fn waits_for_room(state: &State, job: &Job) -> bool {
     let now = state.meta().now_ms;
     let wanted = job.placeable(now).count() as u64;
     let times = if job.spec.gang { wanted } else { 1 };
-    wanted > 0 && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+    wanted > 0 && job.claim.is_none() && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
 }
 
 /// The nodes kept for those of the first waiters that go before `priority`
@@ -84,7 +82,7 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
     }
     let first = waiters(state, HEAD);
     let ahead = first.iter().filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
-    let mut kept = Vec::new();
+    let mut kept = claim::nodes(state);
     for job in ahead.take(KEPT) {
         kept.extend(targets(state, &job.spec, job.placeable(state.meta().now_ms).count(), &kept));
     }
@@ -137,39 +135,68 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     let mut hopeless: BTreeSet<Shape> = BTreeSet::new();
     let mut fails: BTreeMap<TenantNo, u32> = BTreeMap::new();
     let waiters = waiters(state, LOOKED_AT);
-    let mut kept: Vec<NodeNo> = Vec::new();
+    let mut kept: Vec<NodeNo> = claim::nodes(state);
     let mut keepers = 0;
+    // Each (tenant, priority, ask) for which somebody was looked for who could give way.
+    let mut asked: BTreeSet<(TenantNo, i16, Shape)> = BTreeSet::new();
     let mut out = Vec::new();
     for job in &waiters {
         if out.len() == limit {
             break;
         }
+        let wanted = job.placeable(state.meta().now_ms).count();
         let failed = fails.entry(job.tenant).or_default();
-        if *failed == FAILS || !waits_for_room(&scratch, job) {
+        if *failed == FAILS || job.claim.is_some() || wanted == 0 {
             continue;
         }
-        let shape = shape(&job.spec, job.placeable(state.meta().now_ms).count());
-        if hopeless.contains(&shape) {
-            continue;
-        }
-        let placements = fill(&scratch, job, &kept);
-        if placements.is_empty() {
+        let shape = shape(&job.spec, wanted);
+        let mut fails_now = false;
+        if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
+            let placements = fill(&scratch, job, &kept);
+            if !placements.is_empty() {
+                for placement in &placements {
+                    scratch.book(&job.spec, placement.replica, &placement.alloc);
+                }
+                out.push(crate::command::Command::Place { job: job.no, placements });
+                continue;
+            }
             // Nothing is released within a pass, so an equal ask fails as well.
             hopeless.insert(shape);
             *failed += 1;
-            if keepers < KEPT {
-                let found = targets(&scratch, &job.spec, job.placeable(state.meta().now_ms).count(), &kept);
-                keepers += usize::from(!found.is_empty());
-                kept.extend(found);
-            }
-            continue;
+            fails_now = true;
         }
-        for placement in &placements {
-            scratch.book(&job.spec, placement.replica, &placement.alloc);
+        // What it lacks, room or quota, may be in the hands of others who have to give way.
+        if asked.len() < TRIES
+            && preempt::may_help(&scratch, job)
+            && asked.insert((job.tenant, job.spec.priority, shape))
+            && let Some(claim) = make_room(&scratch, job, &kept)
+        {
+            out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
+            // What the victims held is neither free nor theirs any more: the next pass sees it.
+            break;
         }
-        out.push(crate::command::Command::Place { job: job.no, placements });
+        if fails_now && keepers < KEPT {
+            let found = targets(&scratch, &job.spec, wanted, &kept);
+            keepers += usize::from(!found.is_empty());
+            kept.extend(found);
+        }
     }
     out
+}
+
+/// Others who give way to the job, for all its replicas that wait, or else for one of them.
+fn make_room(state: &State, job: &Job, kept: &[NodeNo]) -> Option<Claim> {
+    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
+    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
+    let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
+    claim_for(state, &job.spec, &wanted, &limits)
+}
+
+/// A claim for all of `wanted`, or, unless they are a gang, for the first of them.
+pub fn claim_for(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> Option<Claim> {
+    let all = preempt::claim(state, spec, wanted, limits);
+    let one = || preempt::claim(state, spec, wanted.get(..1)?, limits);
+    all.or_else(|| if spec.gang || wanted.len() < 2 { None } else { one() })
 }
 
 /// What decides whether a job finds a place: jobs of one shape fare alike.
@@ -193,7 +220,7 @@ fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placem
         &wanted,
         Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) },
     );
-    picks.into_iter().map(|(replica, pick)| crate::command::Placement { replica, alloc: pick.alloc }).collect()
+    picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()
 }
 
 /// How many free ports to pass over for replicas whose last port was taken by

@@ -3,7 +3,7 @@
 //! can read why. It does not know which nodes are in the class.
 
 use super::mix::UNIT;
-use super::policy::{Policy, Rules};
+use super::policy::{Policy, Rules, Weights};
 use super::worth::{self, DEVICES};
 use super::{devices, filter};
 use crate::capacity::Class;
@@ -50,8 +50,8 @@ pub struct Terms {
 
 impl Terms {
     /// The weighted sum.
-    pub fn total(&self, policy: Policy) -> i64 {
-        self.each().iter().map(|(term, value)| policy.weight(*term) * i64::from(*value)).sum()
+    pub fn total(&self, weights: Weights) -> i64 {
+        self.each().iter().map(|(term, value)| weights.of(*term) * i64::from(*value)).sum()
     }
 
     pub fn each(&self) -> [(Term, i32); 5] {
@@ -81,8 +81,9 @@ pub fn terms(class: &Class, spec: &JobSpec, rules: &Rules) -> Option<(Terms, Opt
     let ask = &spec.resources;
     let fit = devices::fit(class, ask, spec.constraints.same_island)?;
     let tight = tight(class, spec, fit.leftover);
-    let kept = if rules.policy == Policy::Fragmentation { kept_usable(class, spec, rules) } else { None };
-    let (fragmentation, device) = match (kept, rules.policy) {
+    let policy = rules.chosen.policy;
+    let kept = if policy == Policy::Fragmentation { kept_usable(class, spec, rules) } else { None };
+    let (fragmentation, device) = match (kept, policy) {
         (Some(kept), _) => kept,
         (None, Policy::Spread | Policy::Latency) => (1000 - node_fit(class, spec), fit.device),
         (None, Policy::Random) => (0, fit.device),

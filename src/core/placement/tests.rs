@@ -23,7 +23,8 @@ fn cluster(rng: &mut Rng) -> State {
             state.book(&spec, 0, &pick.alloc);
         }
     }
-    state.make_rules(*rng.pick(&Policy::ALL), 1);
+    state.meta.placement = (*rng.pick(&Policy::ALL)).into();
+    state.make_rules(1);
     state
 }
 
@@ -84,13 +85,14 @@ fn every_choice_carries_its_terms_and_a_runner_up() {
     let mut rng = Rng::new(3);
     for policy in Policy::ALL {
         let mut state = cluster(&mut rng);
-        state.make_rules(policy, 1);
+        state.meta.placement = policy.into();
+        state.make_rules(1);
         let spec = testing::job_spec("t1", Gpus::Milli(100));
         let Some(pick) = place_one(&state, &spec, &Limits::default()) else { continue };
         assert!(pick.why.candidates >= 1);
         assert_eq!(pick.why.runner_up.is_some(), pick.why.candidates > 1, "{policy:?}");
         if policy != Policy::Random {
-            assert_eq!(pick.why.score, pick.why.terms.total(policy));
+            assert_eq!(pick.why.score, pick.why.terms.total(policy.weights()));
         }
         assert_eq!(place_one(&state, &spec, &Limits::default()), Some(pick), "the same state gives the same place");
     }

@@ -33,7 +33,6 @@ pub struct Trial {
     state: State,
     template: JobSpec,
     learns: bool,
-    policy: Policy,
     /// Arrivals until the next refresh.
     due: u64,
     fresh: bool,
@@ -44,6 +43,7 @@ impl Trial {
     /// Empty nodes; the place in the list is a node's number in answers.
     pub fn new(nodes: &[TrialNode], policy: Policy) -> Self {
         let mut state = State::default();
+        state.meta.placement = policy.into();
         for (i, node) in nodes.iter().enumerate() {
             state.put_node(register(NodeNo(i as u32), node));
         }
@@ -52,7 +52,7 @@ impl Trial {
         let model = ModelId::new(name).expect("a valid name");
         let version = VersionId::new(name).expect("a valid name");
         let template = JobSpec::plain(tenant, model, version, Resources::default());
-        Self { state, template, learns: true, policy, due: 0, fresh: false, last: None }
+        Self { state, template, learns: true, due: 0, fresh: false, last: None }
     }
 
     /// Says that the workload holds `times` requests like this. The mix is then no longer
@@ -65,7 +65,7 @@ impl Trial {
 
     /// Makes the tables from what is known now.
     pub fn refresh(&mut self) {
-        self.state.make_rules(self.policy, if self.learns { WORKLOAD } else { 1 });
+        self.state.make_rules(if self.learns { WORKLOAD } else { 1 });
         self.due = if self.learns { self.state.until_rules } else { REFRESH };
         self.fresh = true;
     }

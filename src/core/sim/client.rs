@@ -206,6 +206,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         same_island: rng.chance(100),
         node: pinned,
         restart,
+        preemptible: rng.chance(400),
         exclusive: rng.chance(150),
         max_run_ms: rng.chance(100).then(|| rng.between(500, 5_000)),
         ..Constraints::default()

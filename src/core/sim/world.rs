@@ -378,6 +378,10 @@ impl World {
 /// The first waiter that waits for room, although there is room for it; each that
 /// has no reason to wait at all. (Behind the first, room may be kept for it.)
 pub fn unplaced(state: &State) -> Option<String> {
+    // Open claims keep their nodes, whoever else they would do for.
+    if crate::claim::open(state).next().is_some() {
+        return None;
+    }
     for job in queue::waiters(state, usize::MAX) {
         let reasons: Vec<Reason> = explain::blockers(state, &job).iter().map(|b| b.reason).collect();
         let own = [Reason::WaitingForQuota, Reason::ExceedsMaxQuota, Reason::Backoff];

@@ -77,7 +77,7 @@ fn per_call(waiters: u64) {
         spec.resources.cpu_milli = i % 50;
         let submission = testing::schedule(&format!("waiter-{i}"), spec);
         let Intent::Schedule { submission, .. } = submission else { continue };
-        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new() }];
+        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
         let batch = Batch { base: state.meta().base, at_ms: 1, commands, ..Batch::default() };
         apply_batch(&mut state, &batch);
     }
@@ -147,6 +147,33 @@ fn per_call(waiters: u64) {
         each(rows)
     );
     assert!(each(planning + speculating + applying) < std::time::Duration::from_millis(1));
+}
+
+#[test]
+fn explaining_among_a_thousand_waiters_is_quick() {
+    let mut state = cluster(1000);
+    half_full(&mut state, 1000);
+    for i in 0..1000 {
+        let mut spec = testing::job_spec("t1", Gpus::Whole(8 + (i % 2) as u16));
+        spec.resources.cpu_milli = i % 50;
+        let Intent::Schedule { submission, .. } = testing::schedule(&format!("waiter-{i}"), spec) else { continue };
+        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
+        apply_batch(&mut state, &Batch { base: state.meta().base, at_ms: 1, commands, ..Batch::default() });
+    }
+    let waiting: Vec<_> = state.jobs().values().filter(|job| job.wants_place()).cloned().collect();
+    assert_eq!(waiting.len(), 1000);
+    let mut times = Vec::new();
+    for job in waiting.iter().step_by(5) {
+        let started = Instant::now();
+        let view = nf_core::view::job(&state, job);
+        let remedy = nf_core::placement::explain::remedy(&state, job);
+        times.push(started.elapsed());
+        assert!(!view.blockers.is_empty() && view.position.is_some() && !remedy.is_empty(), "{:?}", view.blockers);
+    }
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!("to explain one of 1,000 waiting at 1,000 nodes: p50 {:?}, p99 {:?}", at(50), at(99));
+    assert!(at(99).as_millis() < 1000);
 }
 
 #[test]

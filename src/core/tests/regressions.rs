@@ -41,7 +41,11 @@ fn submission(spec: JobSpec) -> Submission {
 
 fn place(replica: u16, device: u16) -> Placement {
     let shares = vec![Share { device, milli: 1000 }];
-    Placement { replica, alloc: Allocation { node: NodeNo(1), shares, port: Some(31000 + device), at_ms: 0 } }
+    Placement {
+        replica,
+        alloc: Allocation { node: NodeNo(1), shares, port: Some(31000 + device), at_ms: 0 },
+        why: None,
+    }
 }
 
 /// The answer to one command, which must leave a sound state.
@@ -64,15 +68,15 @@ fn apply_refuses_a_job_without_replicas_and_places_that_are_no_replicas() {
     let mut state = with_nodes(&[8]);
     run(&mut state, quota("t1", 8));
     let none = JobSpec { replicas: 0, ..job_spec("t1", Gpus::Whole(1)) };
-    let command = Command::Submit { submission: submission(none), placements: Vec::new() };
+    let command = Command::Submit { submission: submission(none), placements: Vec::new(), claim: None };
     assert_eq!(one(&mut state, command), Err(Reason::PlanChanged));
     let two = JobSpec { replicas: 2, ..job_spec("t1", Gpus::Whole(1)) };
     for places in [vec![place(0, 0), place(0, 1)], vec![place(2, 0)]] {
-        let command = Command::Submit { submission: submission(two.clone()), placements: places };
+        let command = Command::Submit { submission: submission(two.clone()), placements: places, claim: None };
         assert_eq!(one(&mut state, command), Err(Reason::PlanChanged));
     }
     let gang = JobSpec { gang: true, ..two };
-    let command = Command::Submit { submission: submission(gang), placements: vec![place(0, 0)] };
+    let command = Command::Submit { submission: submission(gang), placements: vec![place(0, 0)], claim: None };
     assert_eq!(one(&mut state, command), Err(Reason::PlanChanged), "a gang starts as one");
 }
 
@@ -120,8 +124,9 @@ fn a_tenants_total_that_would_overflow_is_refused() {
         spec.resources.memory = HUGE;
         let request = RequestId::new(&format!("r{i}")).unwrap();
         let alloc = Allocation { node: NodeNo(i + 1), shares: Vec::new(), port: Some(31000), at_ms: 0 };
-        let placements = vec![Placement { replica: 0, alloc }];
-        let command = Command::Submit { submission: Submission { request, ..submission(spec) }, placements };
+        let placements = vec![Placement { replica: 0, alloc, why: None }];
+        let command =
+            Command::Submit { submission: Submission { request, ..submission(spec) }, placements, claim: None };
         refused += u32::from(one(&mut state, command) == Err(Reason::PlanChanged));
     }
     assert_eq!(refused, 5, "fifteen can be counted");

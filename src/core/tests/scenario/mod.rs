@@ -59,6 +59,7 @@ impl Player {
                 self.quiet(intent)
             }
             "tenant" => self.quiet(Intent::SetQuota { tenant: words.tenant(), quota: words.quota() }),
+            "policy" => self.quiet(Intent::SetPlacement { chosen: words.policy(), seen: None }),
             "job" => self.job(&words),
             "plan" => self.dry(&words),
             "stop" => {
@@ -152,6 +153,10 @@ impl Player {
             format!("replica {replica} on {node} {devices}{}", next.unwrap_or_default())
         };
         let mut out: Vec<String> = draft.picks.iter().map(place).collect();
+        for placement in draft.claim.iter().flat_map(|claim| &claim.placements) {
+            let (devices, node) = (devices(&placement.alloc), self.name(placement.alloc.node));
+            out.push(format!("replica {} on {node} {devices} when others have given way", placement.replica));
+        }
         out.extend(draft.blockers(&self.state, &submission.spec).iter().map(blocker));
         out
     }
@@ -185,7 +190,9 @@ impl Player {
             .commands
             .iter()
             .filter_map(|command| match command {
-                Command::Place { job, .. } => Some(self.state.job(*job)?.request.clone()),
+                Command::Place { job, .. } | Command::Preempt { job, .. } => {
+                    Some(self.state.job(*job)?.request.clone())
+                }
                 _ => None,
             })
             .collect();

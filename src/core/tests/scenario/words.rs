@@ -5,6 +5,7 @@ use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, NodeName, RequestId, TenantId};
 use nf_core::job::{Arrangement, JobSpec, Restart, Stage};
 use nf_core::node::{DeviceKind, NodeSpec, PortRange};
+use nf_core::placement::{Chosen, Policy};
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
@@ -107,7 +108,16 @@ impl<'a> Words<'a> {
             memory: self.get("mem").map(|text| parse_bytes(text).unwrap()),
             tpu: self.get("tpu").map(|text| text.parse().unwrap()),
             waiting: self.get("waiting").map(|text| text.parse().unwrap()),
+            parent: self.get("parent").map(|text| TenantId::new(text).unwrap()),
+            borrow_milli: self.milli("borrow"),
+            lend_milli: self.milli("lend"),
         }
+    }
+
+    pub fn policy(&self) -> Chosen {
+        let mut chosen = Chosen::from(Policy::named(self.name).unwrap_or_default());
+        chosen.preemption.min_run_ms = 1000 * self.number("min_run", 60);
+        chosen
     }
 
     pub fn node(&self) -> NodeSpec {
@@ -162,6 +172,7 @@ impl<'a> Words<'a> {
         (c.region, c.zone, c.rack) = (self.label("region"), self.label("zone"), self.label("rack"));
         c.labels = self.labels();
         c.arrangement = if self.flag("spread") { Arrangement::Spread } else { Arrangement::Pack };
+        c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.exclusive = self.flag("exclusive");
         c.node = self.get("node").map(|text| NodeName::new(text).unwrap());

@@ -116,7 +116,10 @@ impl World {
             let had = before.get(&tenant).copied().unwrap_or_default();
             let q = self.state.tenant_named(&tenant).map(|t| quota::quota(&self.state, t.no)).unwrap();
             let gpu = q.gpu_milli.unwrap_or(self.state.meta().default_gpu_milli);
-            let limits = [Some(gpu), q.tpu, q.cpu_milli, q.memory];
+            // In a tree it may borrow; what holds there has tests of its own (`quota::tree`).
+            let row = self.state.tenant_named(&tenant).unwrap();
+            let flat = quota::tree::is_flat(&self.state, row);
+            let limits = [flat.then_some(gpu), q.tpu, q.cpu_milli, q.memory];
             for i in 0..4 {
                 let over = limits[i].is_some_and(|limit| has[i] > limit);
                 assert!(!over || has[i] <= had[i], "{tenant} went from {had:?} to {has:?}, beyond {limits:?}");
@@ -179,6 +182,11 @@ impl World {
             4 => Intent::NodeStates(vec![(node_no(rng), Incarnation(rng.between(1, 3)), node_state(rng))]),
             5 => Intent::SetQuota { tenant: tenant(rng), quota: some_quota(rng) },
             6 if rng.chance(300) => Intent::DeleteTenant { tenant: tenant(rng) },
+            6 if rng.chance(300) => {
+                let mut chosen = nf_core::placement::Chosen::from(*rng.pick(&nf_core::placement::Policy::ALL));
+                chosen.preemption.min_run_ms = rng.below(3) * 1000;
+                Intent::SetPlacement { chosen, seen: None }
+            }
             6 => Intent::CreateTenant { tenant: tenant(rng) },
             7..12 => {
                 let queueing = if rng.chance(150) { Queueing::Never } else { Queueing::Wait };
@@ -235,7 +243,7 @@ impl World {
                 node: node_no(rng),
                 to: *rng.pick(&[DrainState::None, DrainState::Draining, DrainState::Blocked, DrainState::Drained]),
             },
-            0..2 => Command::Submit { submission: submission(rng), placements: places },
+            0..2 => Command::Submit { submission: submission(rng), placements: places, claim: None },
             2..4 => Command::Place { job, placements: places },
             4 => Command::Stop { job, why: Reason::Preempted },
             5 => Command::Scale { job, target: target(rng) },
@@ -281,6 +289,9 @@ fn some_quota(rng: &mut Rng) -> Quota {
         memory: rng.chance(200).then(|| rng.below(256) << 30),
         tpu: rng.chance(200).then(|| rng.below(4)),
         waiting: rng.chance(200).then(|| rng.below(3) as u32),
+        parent: rng.chance(300).then(|| tenant(rng)),
+        borrow_milli: rng.chance(300).then(|| rng.below(8) * 500),
+        lend_milli: rng.chance(300).then(|| rng.below(8) * 500),
     }
 }
 
@@ -355,6 +366,7 @@ fn job(rng: &mut Rng) -> JobSpec {
         node: rng.chance(100).then(|| node_name(rng)),
         restart: *rng.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]),
         exclusive: rng.chance(150),
+        preemptible: rng.chance(500),
         max_run_ms: rng.chance(100).then(|| rng.below(10_000)),
         ..Constraints::default()
     };
@@ -380,7 +392,11 @@ fn placement(rng: &mut Rng) -> Placement {
         shares.sort();
     }
     let port = rng.chance(800).then(|| 31000 + rng.below(4) as u16);
-    Placement { replica: rng.below(4) as u16, alloc: Allocation { node: node_no(rng), shares, port, at_ms: 0 } }
+    Placement {
+        replica: rng.below(4) as u16,
+        alloc: Allocation { node: node_no(rng), shares, port, at_ms: 0 },
+        why: None,
+    }
 }
 
 fn kind(rng: &mut Rng) -> ReportKind {

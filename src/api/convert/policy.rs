@@ -1,0 +1,80 @@
+//! The body of a placement policy: what is not said is as the named policy has it, so
+//! that a file of one line is a policy. It does not know which policy is in force.
+
+use super::json::Object;
+use nf_core::placement::policy::MOST_WEIGHT;
+use nf_core::placement::{Chosen, Policy};
+use nf_core::reason::Refusal;
+use serde_json::{Map, Value};
+
+/// Reads a policy, and whether it is only to be looked at.
+///
+/// # Errors
+/// The first field at fault.
+pub fn chosen(map: &Map<String, Value>) -> Result<(Chosen, bool), Refusal> {
+    let mut o = Object::top(map);
+    let words = Policy::ALL.map(|policy| (policy.name(), policy));
+    let mut out = Chosen::from(o.need("policy")?.word(&words)?);
+    if let Some(field) = o.get("weights") {
+        let mut weights = field.object()?;
+        for (name, weight) in [
+            ("fragmentation", &mut out.weights.fragmentation),
+            ("topology", &mut out.weights.topology),
+            ("cost", &mut out.weights.cost),
+        ] {
+            let given = weights.integer(name, 0, MOST_WEIGHT.into())?;
+            *weight = given.map_or(*weight, |n| n as u32);
+        }
+        weights.finish()?;
+    }
+    if let Some(field) = o.get("preemption") {
+        let mut preemption = field.object()?;
+        out.preemption.enabled = preemption.boolean("enabled")?.unwrap_or(out.preemption.enabled);
+        if let Some(span) = preemption.get("min_run") {
+            out.preemption.min_run_ms = super::schedule::span(&span)?;
+        }
+        preemption.finish()?;
+    }
+    let dry_run = o.boolean("dry_run")?.unwrap_or(false);
+    o.finish()?;
+    Ok((out, dry_run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(value: &Value) -> Result<Chosen, String> {
+        chosen(value.as_object().unwrap())
+            .map(|(chosen, _)| chosen)
+            .map_err(|refusal| refusal.field.unwrap_or_default())
+    }
+
+    #[test]
+    fn what_is_not_said_is_the_named_policys_own() {
+        for policy in Policy::ALL {
+            assert_eq!(read(&json!({ "policy": policy.name() })), Ok(policy.into()));
+        }
+        let given = read(&json!({"policy": "cost", "weights": {"topology": 0}, "preemption": {"min_run": "5m"}}));
+        let given = given.unwrap();
+        assert_eq!((given.weights.topology, given.weights.cost), (0, 1000));
+        assert_eq!((given.preemption.min_run_ms, given.preemption.enabled), (300_000, true));
+    }
+
+    #[test]
+    fn a_bad_policy_is_refused_with_its_field() {
+        let cases = [
+            (json!({}), "policy"),
+            (json!({"policy": "best"}), "policy"),
+            (json!({"policy": "cost", "weights": {"cost": 1001}}), "weights.cost"),
+            (json!({"policy": "cost", "weights": {"cost": -1}}), "weights.cost"),
+            (json!({"policy": "cost", "weights": {"price": 1}}), "weights.price"),
+            (json!({"policy": "cost", "preemption": {"min_run": "soon"}}), "preemption.min_run"),
+            (json!({"policy": "cost", "weight": {}}), "weight"),
+        ];
+        for (body, field) in cases {
+            assert_eq!(read(&body), Err(field.to_owned()), "{body}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Use cases about the placement policy: read it, set it. It does not know what a
+//! policy does to a decision; `nf_core::placement` does.
+
+use super::{Call, Service, freshness};
+use crate::api::convert::answer::{Freshness, whole};
+use crate::api::error::Failure;
+use nf_core::command::Mode;
+use nf_core::id::Digest16;
+use nf_core::placement::Chosen;
+use nf_core::plan::Intent;
+use nf_core::reason::Reason;
+use nf_core::{etag, state::State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The placement policy, in the form in which it is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyBody {
+    /// `fragmentation`, `best-fit`, `spread`, `cost`, `latency` or `random`.
+    pub policy: String,
+    pub weights: WeightsBody,
+    pub preemption: PreemptionBody,
+    /// Raised whenever the policy is set to another.
+    pub version: u64,
+    /// For If-Match.
+    pub etag: String,
+    pub simulation: bool,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+/// What one point of each term of a score counts, 0 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WeightsBody {
+    pub fragmentation: u32,
+    pub topology: u32,
+    pub cost: u32,
+}
+
+/// When a job that said `preemptible` gives way to one of higher priority.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct PreemptionBody {
+    pub enabled: bool,
+    /// Seconds for which a replica keeps its place before it may have to give way.
+    pub min_run: f64,
+}
+
+impl PolicyBody {
+    fn new(state: &State, read: Freshness) -> Self {
+        let chosen = state.meta().placement;
+        Self::of(state, chosen, read)
+    }
+
+    fn of(state: &State, chosen: Chosen, read: Freshness) -> Self {
+        let Chosen { policy, weights, preemption } = chosen;
+        Self {
+            policy: policy.name().to_owned(),
+            weights: WeightsBody {
+                fragmentation: weights.fragmentation,
+                topology: weights.topology,
+                cost: weights.cost,
+            },
+            preemption: PreemptionBody { enabled: preemption.enabled, min_run: whole(preemption.min_run_ms) },
+            version: state.meta().placement_version,
+            etag: etag::placement(state).to_string(),
+            simulation: state.meta().mode == Mode::Simulation,
+            read,
+        }
+    }
+}
+
+impl Service {
+    pub async fn placement_policy(&self, call: &Call) -> Result<PolicyBody, Failure> {
+        let view = self.read(call).await?;
+        Ok(PolicyBody::new(&view.state, freshness(&view)))
+    }
+
+    /// The policy as it would be; commits nothing.
+    pub async fn would_be_placement_policy(&self, call: &Call, chosen: Chosen) -> Result<PolicyBody, Failure> {
+        let view = self.read(call).await?;
+        Ok(PolicyBody::of(&view.state, chosen, freshness(&view)))
+    }
+
+    /// `seen`: only if the policy is still that one.
+    pub async fn set_placement_policy(
+        &self,
+        call: &Call,
+        chosen: Chosen,
+        seen: Option<Digest16>,
+    ) -> Result<PolicyBody, Failure> {
+        let (_, index) = self.commit(call, Intent::SetPlacement { chosen, seen }).await?;
+        self.applied_past(index.saturating_sub(1), call.deadline).await;
+        let applied = self.replica.applied();
+        if applied.index < index {
+            return Err(Failure::new(Reason::Timeout, "the policy is set; this member has not seen it yet"));
+        }
+        Ok(PolicyBody::new(&applied.state, Freshness { index: applied.index, ..Freshness::default() }))
+    }
+}

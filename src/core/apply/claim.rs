@@ -1,0 +1,141 @@
+//! Commands about claims: others give way to a waiting job, and the place is its own as
+//! soon as they are gone. It does not choose the victims; it judges them on facts.
+
+use super::job;
+use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS};
+use crate::command::{Answer, Placement};
+use crate::event::EventKind;
+use crate::id::{JobNo, RequestId, TenantNo};
+use crate::job::{Job, JobSpec, Next, Phase, Restart};
+use crate::quota::tree;
+use crate::reason::{Reason, Refusal};
+use crate::state::State;
+use std::collections::BTreeSet;
+
+/// Others give way to a job that waits already.
+pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Answer, Refusal> {
+    let Some(job) = state.job(no).cloned() else { return Ok(Answer::Count(0)) };
+    let waits = |p: &Placement| job.replicas.get(usize::from(p.replica)).is_some_and(|r| r.is_waiting());
+    if job.stopped || job.claim.is_some() || !claim.placements.iter().all(waits) {
+        return Err(bad(format!("job {} does not wait for these places", job.request)));
+    }
+    judge(state, Some(job.tenant), &job.spec, claim)?;
+    let before = job.state();
+    let claiming = Job { claim: Some(Box::new(claim.clone())), ..(*job).clone() };
+    job::save(state, claiming, before, None);
+    evict(state, claim, &job.request, job.spec.priority);
+    // One claim a pass: the next waiter is worth another.
+    state.room += 1;
+    Ok(Answer::Count(claim.victims.len() as u32))
+}
+
+/// The claim of a job that is submitted with it: for replicas that get no place at once.
+pub(super) fn judge_new(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: &JobSpec,
+    placed: &[Placement],
+    claim: &Claim,
+) -> Result<(), Refusal> {
+    let both: Vec<Placement> = placed.iter().chain(&claim.placements).cloned().collect();
+    job::well_formed(spec, &both)?;
+    judge(state, tenant, spec, claim)?;
+    job::fits(state, tenant, spec, &both, &claim.victims)
+}
+
+fn bad(detail: String) -> Refusal {
+    Refusal::new(Reason::PlanChanged, detail)
+}
+
+/// The judgement: each victim may be evicted by such a job, gangs as a whole, and the
+/// places are there when they are gone.
+fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim) -> Result<(), Refusal> {
+    if state.claims.len() >= MOST_OPEN || claim.placements.is_empty() || claim.placements.len() > spec_bound(spec) {
+        return Err(bad("too many claims, or one of nothing".to_owned()));
+    }
+    let distinct: BTreeSet<_> = claim.victims.iter().map(|v| (v.job, v.replica)).collect();
+    if claim.victims.is_empty() || claim.victims.len() > MOST_VICTIMS || distinct.len() < claim.victims.len() {
+        return Err(bad(format!("{} victims, of them {} different", claim.victims.len(), distinct.len())));
+    }
+    let replicas: BTreeSet<u16> = claim.placements.iter().map(|p| p.replica).collect();
+    let claimed = claim::nodes(state);
+    if replicas.len() < claim.placements.len() || claim.nodes().any(|node| claimed.contains(&node)) {
+        return Err(bad("a place is claimed twice".to_owned()));
+    }
+    let more = spec.resources.gpu.milli().saturating_mul(claim.placements.len() as u64);
+    let standing = tree::standing(state, tenant, more);
+    for victim in &claim.victims {
+        let job = state.job(victim.job);
+        let replica = job.and_then(|job| job.replicas.get(usize::from(victim.replica)));
+        let (Some(job), Some(replica)) = (job, replica) else { return Err(bad("a victim is gone".to_owned())) };
+        let all = || {
+            let held = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Held { .. }));
+            held.map(|(i, _)| (job.no, i as u16)).all(|member| distinct.contains(&member))
+        };
+        let may = claim::may_evict(state, spec, &standing, job, replica) == Some(victim.why)
+            && replica.generation == victim.generation;
+        if !may || (job.spec.gang && !all()) {
+            return Err(bad(format!("job {} does not give way to this one", job.request)));
+        }
+    }
+    job::fits(state, tenant, spec, &claim.placements, &claim.victims)
+}
+
+fn spec_bound(spec: &JobSpec) -> usize {
+    usize::from(spec.replicas.max(1)).max(spec.scaling.map_or(0, |s| usize::from(s.max)))
+}
+
+/// Tells the victims to stop; what they hold is theirs until their agents say that they are gone.
+pub(super) fn evict(state: &mut State, claim: &Claim, to: &RequestId, priority: i16) {
+    let jobs: BTreeSet<JobNo> = claim.victims.iter().map(|victim| victim.job).collect();
+    let at_ms = state.meta().now_ms;
+    for no in jobs {
+        let Some(old) = state.job(no).cloned() else { continue };
+        let before = old.state();
+        let gave_way = Some(Box::new(GaveWay { to: to.clone(), priority, at_ms }));
+        let mut job = Job { gave_way, ..(*old).clone() };
+        let then = if job.spec.constraints.restart == Restart::Never { Next::End } else { Next::Again };
+        for victim in claim.victims.iter().filter(|victim| victim.job == no) {
+            let Some(replica) = job.replicas.get_mut(usize::from(victim.replica)) else { continue };
+            let Phase::Held { alloc, .. } = &replica.phase else { continue };
+            let node = state.nodes[&alloc.node].name.clone();
+            replica.phase = Phase::Stopping { alloc: alloc.clone(), why: victim.why, then };
+            state.emit(EventKind::GaveWay {
+                request: old.request.clone(),
+                tenant: old.spec.tenant.clone(),
+                replica: victim.replica,
+                priority: old.spec.priority,
+                node,
+                to: to.clone(),
+                to_priority: priority,
+                why: victim.why,
+            });
+        }
+        let why = claim.victims.iter().find(|victim| victim.job == no).map(|victim| victim.why);
+        job::save(state, job, before, why);
+    }
+}
+
+/// Gives the places to those whose victims are gone. A claim that can't be met any more
+/// is dropped, and its job waits like any other.
+pub(super) fn settle(state: &mut State) {
+    let now = state.meta().now_ms;
+    let open: Vec<JobNo> = state.claims.iter().copied().collect();
+    for no in open {
+        let Some(job) = state.job(no).cloned() else { continue };
+        let Some(claim) = job.claim.as_deref() else { continue };
+        let waits = claim.victims.iter().any(|victim| claim::holds(state, victim));
+        let usable = claim.nodes().all(|node| state.node(node).is_some_and(|node| node.takes_work()));
+        if waits && usable && now.saturating_sub(claim.at_ms) < LASTS_MS {
+            continue;
+        }
+        state.put_job(Job { claim: None, ..(*job).clone() });
+        let mut placements = claim.placements.clone();
+        placements.iter_mut().for_each(|placement| placement.alloc.at_ms = now);
+        let placed = !waits && usable && job::place(state, no, &placements).is_ok();
+        if !placed {
+            // The nodes are anybody's again.
+            state.room += 1;
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A claim: a waiting job has chosen a place that others still hold, and they have
+//! been told to give way. The victims and the place are one decision, so nobody is
+//! made to stop for a place that somebody else then takes. Here: who may be made to
+//! give way to whom, and what that costs. The search is `placement::preempt`.
+//!
+//! A tenant that is within its nominal quota may also have back what others borrowed
+//! of it (`quota::tree`), whatever the priorities.
+//!
+//! Why it ends: a victim has a strictly lower priority than its rival, so each claim
+//! that is met raises the list "work that holds a place, by priority, highest first"
+//! in lexical order, and with given jobs that list has an end; and whoever is made to
+//! give borrowed quota back would borrow again, and may take nothing from the owner. The one place a rival
+//! gets is bound to it in the same entry in which its last victim is gone, so it
+//! waits again only after it lost that place itself: it failed, its node went Down,
+//! or somebody more urgent came. Until one of these happens it evicts nobody twice.
+
+use crate::command::Placement;
+use crate::id::{Generation, JobNo, NodeNo, RequestId};
+use crate::job::{Job, JobSpec, Phase, Replica, Restart};
+use crate::quota::tree::Standing;
+use crate::reason::Reason;
+use crate::state::State;
+use serde::{Deserialize, Serialize};
+
+/// Claims that may be open at once.
+pub const MOST_OPEN: usize = 32;
+/// Replicas that one claim may make give way.
+pub const MOST_VICTIMS: usize = 256;
+/// A claim whose victims do not go is dropped after this long: their node is in trouble.
+pub const LASTS_MS: u64 = 600_000;
+
+/// A replica that has been told to give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Victim {
+    pub job: JobNo,
+    pub replica: u16,
+    pub generation: Generation,
+    /// `Preempted`, or `QuotaReclaimed` when its tenant had only borrowed what it holds.
+    pub why: Reason,
+}
+
+/// The place that a job gets when its victims are gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    pub placements: Vec<Placement>,
+    /// By job and replica.
+    pub victims: Vec<Victim>,
+    pub at_ms: u64,
+}
+
+/// To whom a job last gave way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GaveWay {
+    pub to: RequestId,
+    pub priority: i16,
+    pub at_ms: u64,
+}
+
+impl Claim {
+    /// Nodes on which nobody else is placed until the claim is settled.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeNo> + '_ {
+        self.placements.iter().map(|placement| placement.alloc.node)
+    }
+}
+
+/// Why the replica may be made to give way to a job like `rival` now, if it may.
+pub fn may_evict(state: &State, rival: &JobSpec, standing: &Standing, job: &Job, replica: &Replica) -> Option<Reason> {
+    let rules = state.meta().placement.preemption;
+    let Phase::Held { alloc, .. } = &replica.phase else { return None };
+    let safe = state.meta().now_ms.saturating_sub(alloc.at_ms) < rules.min_run_ms;
+    // One that moves leaves a place of its own accord already.
+    if !rules.enabled || job.stopped || safe || replica.other_allocation().is_some() {
+        return None;
+    }
+    // Who would borrow takes nothing from other tenants.
+    let reach = job.spec.tenant == rival.tenant || standing.reaches(state, job.tenant);
+    let less = job.spec.constraints.preemptible && job.spec.priority < rival.priority;
+    match (reach && less, standing.reclaimable.contains(&job.no)) {
+        (true, _) => Some(Reason::Preempted),
+        (false, true) => Some(Reason::QuotaReclaimed),
+        (false, false) => None,
+    }
+}
+
+/// What is lost when the replica gives way: its start, its urgency, the time it has
+/// been of use (a minute counts one, up to a thousand), and, if it is never started
+/// again, its work.
+pub fn cost(now_ms: u64, job: &Job, alloc_at_ms: u64) -> u64 {
+    let urgency = (i64::from(job.spec.priority) + 1000).clamp(0, 2000) as u64;
+    let minutes = (now_ms.saturating_sub(alloc_at_ms) / 60_000).min(1000);
+    let for_good = if job.spec.constraints.restart == Restart::Never { 10_000 } else { 0 };
+    1000 + urgency + minutes + for_good
+}
+
+/// Whether the victim still holds its place.
+pub fn holds(state: &State, victim: &Victim) -> bool {
+    let replica = state.job(victim.job).and_then(|job| job.replicas.get(usize::from(victim.replica)));
+    replica.is_some_and(|r| r.generation == victim.generation && r.allocation().is_some())
+}
+
+/// Jobs with an open claim.
+pub fn open(state: &State) -> impl Iterator<Item = (&Job, &Claim)> {
+    state.claims.iter().filter_map(|no| {
+        let job = state.jobs.get(no)?;
+        Some((&**job, job.claim.as_deref()?))
+    })
+}
+
+/// Nodes on which only the claimants are placed, each once.
+pub fn nodes(state: &State) -> Vec<NodeNo> {
+    let all: std::collections::BTreeSet<NodeNo> = open(state).flat_map(|(_, claim)| claim.nodes()).collect();
+    all.into_iter().collect()
+}
+
+/// A scratch copy as if the victims held nothing.
+pub(crate) fn without(state: &State, gone: &[Victim]) -> State {
+    let mut scratch = state.speculative();
+    for victim in gone {
+        if let Some(job) = state.job(victim.job) {
+            scratch.give_back(job, victim.replica);
+        }
+    }
+    scratch
+}

@@ -1,0 +1,319 @@
+//! Preemption against brute force on four nodes, against the hard states that other
+//! schedulers got wrong, and against loops.
+
+use super::*;
+use crate::invariants;
+use crate::job::{JobState, Restart};
+use crate::placement::{Chosen, Policy};
+use crate::plan::{Intent, plan};
+use crate::resources::Gpus;
+use crate::sim::Rng;
+use crate::tenant::Quota;
+use crate::testing;
+
+/// Nothing has to hold its place for a while before it may give way.
+fn at_once(state: &mut State) {
+    let mut chosen = Chosen::from(Policy::Fragmentation);
+    chosen.preemption.min_run_ms = 0;
+    testing::run(state, Intent::SetPlacement { chosen, seen: None });
+    let quota = Quota { gpu_milli: Some(10_000_000), ..Quota::default() };
+    let tenant = crate::id::TenantId::new("t1").unwrap();
+    testing::run(state, Intent::SetQuota { tenant, quota });
+}
+
+fn ask(rng: &mut Rng) -> Gpus {
+    match rng.below(3) {
+        0 => Gpus::Milli(rng.between(2, 8) as u16 * 100),
+        _ => Gpus::Whole(rng.between(1, 3) as u16),
+    }
+}
+
+/// Four nodes that are nearly full of work of several priorities, some of it in gangs.
+fn full(rng: &mut Rng, gangs: bool) -> State {
+    let mut state = State::new();
+    at_once(&mut state);
+    for i in 0..4 {
+        let mut spec = testing::node_spec(rng.between(1, 4) as u16);
+        spec.devices.iter_mut().enumerate().for_each(|(i, device)| device.island = i as u16 / 2);
+        testing::run(&mut state, testing::register(&format!("n{i}"), spec));
+    }
+    for i in 0..rng.between(4, 10) {
+        let mut spec = testing::job_spec("t1", ask(rng));
+        spec.priority = rng.below(4) as i16 * 5;
+        spec.constraints.preemptible = rng.chance(800);
+        spec.constraints.restart = if rng.chance(100) { Restart::Never } else { Restart::Always };
+        spec.gang = gangs && rng.chance(300);
+        spec.replicas = if spec.gang { 2 } else { 1 };
+        let intent = match testing::schedule(&format!("r{i}"), spec) {
+            Intent::Schedule { submission, check_plan, .. } => {
+                Intent::Schedule { submission, check_plan, queueing: crate::plan::Queueing::Never }
+            }
+            other => other,
+        };
+        let _ = testing::try_run(&mut state, intent);
+    }
+    state
+}
+
+/// The cost of the cheapest set of units with which all of `wanted` have a place, by trying all sets.
+fn brute(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<u64> {
+    let units = units(state, spec, &Standing::default());
+    assert!(units.len() <= 12, "too many to try all");
+    let fits = |set: u32| {
+        let mut scratch = state.speculative();
+        let gone = units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1);
+        gone.flat_map(|(_, unit)| &unit.members).for_each(|(job, replica)| scratch.give_back(job, *replica));
+        place(&scratch, spec, wanted, Limits::default()).len() == wanted.len()
+    };
+    let cost = |set: u32| units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, u)| u.cost).sum();
+    (0..1u32 << units.len()).filter(|set| fits(*set)).map(cost).min()
+}
+
+fn cost_of(state: &State, spec: &JobSpec, claim: &Claim) -> u64 {
+    let evicted = |unit: &&Unit| {
+        let is = |(job, replica): &(Arc<Job>, u16)| {
+            claim.victims.iter().any(|victim| (victim.job, victim.replica) == (job.no, *replica))
+        };
+        assert_eq!(unit.members.iter().any(is), unit.members.iter().all(is), "a gang gives way as a whole");
+        unit.members.iter().any(is)
+    };
+    units(state, spec, &Standing::default()).iter().filter(evicted).map(|unit| unit.cost).sum()
+}
+
+fn rival(rng: &mut Rng, most: u64) -> JobSpec {
+    let mut rival = testing::job_spec("t1", ask(rng));
+    rival.priority = rng.between(1, 20) as i16;
+    rival.constraints.same_island = rng.chance(300);
+    rival.replicas = rng.between(1, most) as u16;
+    rival.gang = true;
+    rival
+}
+
+#[test]
+fn victims_cost_what_the_cheapest_of_all_sets_costs() {
+    let (mut met, mut none) = (0, 0);
+    for seed in 0..1500 {
+        let mut rng = Rng::new(seed);
+        let state = full(&mut rng, false);
+        let spec = rival(&mut rng, 4);
+        let wanted: Vec<u16> = (0..spec.replicas).collect();
+        if place(&state, &spec, &wanted, Limits::default()).len() == wanted.len() {
+            continue;
+        }
+        let claim = claim(&state, &spec, &wanted, &Limits::default());
+        let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
+        assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
+        if found.is_some() { met += 1 } else { none += 1 }
+    }
+    assert!(met > 300 && none > 50, "{met} with victims, {none} without: the cases say little");
+}
+
+#[test]
+fn gangs_give_way_as_a_whole_and_a_place_is_found_whenever_there_is_one() {
+    let (mut met, mut dearer) = (0u32, 0u32);
+    for seed in 0..1000 {
+        let mut rng = Rng::new(seed + 10_000);
+        let state = full(&mut rng, true);
+        let spec = rival(&mut rng, 3);
+        let wanted: Vec<u16> = (0..spec.replicas).collect();
+        if place(&state, &spec, &wanted, Limits::default()).len() == wanted.len() {
+            continue;
+        }
+        let claim = claim(&state, &spec, &wanted, &Limits::default());
+        let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
+        let least = brute(&state, &spec, &wanted);
+        assert_eq!(found.is_some(), least.is_some(), "seed {seed}");
+        if let (Some(found), Some(least)) = (found, least) {
+            met += 1;
+            assert!(found >= least && found <= 2 * least, "seed {seed}: {found}, the cheapest costs {least}");
+            dearer += u32::from(found > least);
+        }
+    }
+    // A gang that helps on two nodes is counted on each when nodes are compared.
+    assert!(met > 200 && dearer * 50 <= met, "{dearer} of {met} dearer than need be");
+}
+
+#[test]
+fn a_claim_is_met_by_apply_as_soon_as_the_victims_are_gone() {
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed + 20_000);
+        let mut state = full(&mut rng, true);
+        testing::run(&mut state, testing::schedule("rival", rival(&mut rng, 3)));
+        let of = |state: &State| state.job_of(&crate::id::RequestId::new("rival").unwrap()).cloned().unwrap();
+        let Some(claim) = of(&state).claim.clone() else { continue };
+        assert_eq!(invariants::check(&state), []);
+        let mut victims = claim.victims.clone();
+        while !victims.is_empty() {
+            assert_eq!(of(&state).state(), JobState::Pending);
+            let victim = victims.swap_remove(rng.below(victims.len() as u64) as usize);
+            gone(&mut state, victim);
+        }
+        let job = of(&state);
+        assert_eq!((job.state(), job.claim.is_none()), (JobState::Admitted, true), "seed {seed}");
+        let places: Vec<_> = job.replicas.iter().filter_map(|r| r.allocation().map(|a| (a.node, &a.shares))).collect();
+        let claimed: Vec<_> = claim.placements.iter().map(|p| (p.alloc.node, &p.alloc.shares)).collect();
+        assert_eq!(places, claimed, "seed {seed}");
+        assert_eq!(invariants::check(&state), []);
+    }
+}
+
+/// The agent says that the replica is gone.
+fn gone(state: &mut State, victim: Victim) {
+    use crate::command::{Report, ReportKind};
+    let Some(job) = state.job(victim.job).cloned() else { return };
+    let Some(alloc) = job.replicas[usize::from(victim.replica)].allocation() else { return };
+    let node = state.node(alloc.node).unwrap().clone();
+    let kind = ReportKind::Ended { ok: true, why: crate::reason::Reason::StoppedByUser };
+    let reports = vec![Report { job: job.no, replica: victim.replica, generation: victim.generation, kind }];
+    let intent = Intent::Reports { node: node.name.clone(), incarnation: node.incarnation, reports };
+    testing::run(state, intent);
+}
+
+/// Everything that was told to stop is gone.
+fn all_gone(state: &mut State) {
+    let stopping = |job: &Arc<Job>| {
+        let each = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Stopping { .. }));
+        let victim = |(i, r): (usize, &crate::job::Replica)| Victim {
+            job: job.no,
+            replica: i as u16,
+            generation: r.generation,
+            why: crate::reason::Reason::Preempted,
+        };
+        each.map(victim).collect::<Vec<_>>()
+    };
+    let victims: Vec<Victim> = state.jobs().values().flat_map(stopping).collect();
+    victims.into_iter().for_each(|victim| gone(state, victim));
+}
+
+#[test]
+fn ten_thousand_arrivals_come_to_rest_and_nobody_is_evicted_twice_by_the_same_rival() {
+    let mut arrivals = 0;
+    let mut evictions = 0u64;
+    for seed in 0..50 {
+        let mut rng = Rng::new(seed + 30_000);
+        let mut state = State::new();
+        at_once(&mut state);
+        for i in 0..4 {
+            testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(rng.between(2, 8) as u16)));
+        }
+        let mut seen = BTreeSet::new();
+        for i in 0..200 {
+            let mut spec = testing::job_spec("t1", ask(&mut rng));
+            spec.priority = rng.below(6) as i16;
+            spec.constraints.preemptible = rng.chance(700);
+            spec.replicas = rng.between(1, 3) as u16;
+            spec.gang = rng.chance(400);
+            testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
+            arrivals += 1;
+            evictions += to_rest(&mut state, &mut seen, seed);
+            // Something ends now and then: new room, so new demand on it.
+            if rng.chance(500) {
+                let no = JobNo(rng.below(state.meta().next_job));
+                if let Some(job) = state.job(no).cloned() {
+                    let why = crate::reason::Reason::StoppedByUser;
+                    testing::run(&mut state, Intent::Stop { request: job.request.clone(), tenant: None, why });
+                    all_gone(&mut state);
+                    evictions += to_rest(&mut state, &mut seen, seed);
+                }
+            }
+        }
+        assert_eq!(invariants::check(&state), []);
+    }
+    assert!(arrivals >= 10_000 && evictions > 500, "{arrivals} arrivals, {evictions} evictions");
+}
+
+/// Passes over the queue, and agents that do as they are told, until nothing is left to do.
+pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo, u32)>, seed: u64) -> u64 {
+    let mut evictions = 0;
+    for round in 0.. {
+        assert!(round < 200, "seed {seed}: no rest");
+        let open: Vec<(JobNo, Claim)> = claim::open(state).map(|(job, claim)| (job.no, claim.clone())).collect();
+        for (rival, claim) in &open {
+            let generations: u32 = state.job(*rival).unwrap().replicas.iter().map(|r| r.generation.0).sum();
+            for victim in claim.victims.iter().filter(|victim| claim::holds(state, victim)) {
+                // At the same launches of the rival: it has not lost a place since.
+                let first = seen.insert((victim.job, victim.replica, *rival, generations));
+                assert!(first, "seed {seed}: {victim:?} gives way to {rival} again");
+                evictions += 1;
+            }
+        }
+        all_gone(state);
+        let commands = plan(state, &Intent::PlaceWaiting).unwrap().commands;
+        if commands.is_empty() && open.is_empty() {
+            return evictions;
+        }
+        testing::run(state, Intent::PlaceWaiting);
+    }
+    evictions
+}
+
+#[test]
+fn nobody_gives_way_to_an_equal_nor_before_its_time_nor_against_its_word() {
+    let mut state = State::new();
+    at_once(&mut state);
+    testing::run(&mut state, testing::register("n1", testing::node_spec(1)));
+    let job = |priority: i16, preemptible: bool| {
+        let mut spec = testing::job_spec("t1", Gpus::Whole(1));
+        (spec.priority, spec.constraints.preemptible) = (priority, preemptible);
+        spec
+    };
+    testing::run(&mut state, testing::schedule("held", job(5, true)));
+    let would = |state: &State, priority| claim(state, &job(priority, true), &[0], &Limits::default()).is_some();
+    assert!(!would(&state, 5) && would(&state, 6));
+    let mut chosen = Chosen::default();
+    testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
+    assert!(!would(&state, 6), "it has not had its place for a minute");
+    let later = Intent::CreateTenant { tenant: crate::id::TenantId::new("t2").unwrap() };
+    testing::try_run_at(&mut state, later, 60_000).unwrap();
+    assert!(would(&state, 6));
+    chosen.preemption.enabled = false;
+    testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
+    assert!(!would(&state, 6), "switched off");
+}
+
+#[test]
+fn what_is_planned_is_what_a_run_with_its_digest_does_or_it_is_refused() {
+    use crate::plan::draft;
+    let (mut placed, mut evicting, mut refused) = (0, 0, 0);
+    for seed in 0..500 {
+        let mut rng = Rng::new(seed + 40_000);
+        let mut state = full(&mut rng, true);
+        let mut spec = rival(&mut rng, 3);
+        spec.gang = rng.chance(500);
+        let draft = draft(&state, &spec);
+        let run = |state: &mut State, request: &str| {
+            let Intent::Schedule { submission, queueing, .. } = testing::schedule(request, spec.clone()) else {
+                unreachable!("a schedule call")
+            };
+            testing::try_run(state, Intent::Schedule { submission, queueing, check_plan: Some(draft.digest()) })
+        };
+        let (before, base) = (state.hash(), state.meta().base);
+        let mut other = state.clone();
+        run(&mut state, "r").unwrap_or_else(|refusal| panic!("seed {seed}: {refusal}"));
+        let job = state.job_of(&crate::id::RequestId::new("r").unwrap()).unwrap();
+        for (replica, pick) in &draft.picks {
+            assert_eq!(job.replicas[usize::from(*replica)].allocation(), Some(&pick.alloc), "seed {seed}");
+        }
+        assert_eq!(job.claim.as_deref(), draft.claim.as_ref(), "seed {seed}");
+        placed += usize::from(!draft.picks.is_empty());
+        evicting += usize::from(draft.claim.is_some());
+        // Planning wrote nothing; and on a state where it would come out otherwise it is refused.
+        assert_eq!((other.hash(), other.meta().base), (before, base));
+        let node = other.nodes().values().nth(rng.below(4) as usize).unwrap().name.clone();
+        let by = crate::node::Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain: None };
+        testing::run(&mut other, Intent::Cordon { node, cordon: Some(by) });
+        let same = crate::plan::draft(&other, &spec).digest() == draft.digest();
+        match run(&mut other, "r") {
+            Ok(_) => assert!(same, "seed {seed}"),
+            Err(refusal) => {
+                assert_eq!(refusal.reason, crate::reason::Reason::PlanChanged, "seed {seed}");
+                assert!(!same, "seed {seed}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(
+        placed > 50 && evicting > 50 && refused > 50,
+        "{placed} placed, {evicting} with victims, {refused} refused"
+    );
+}

@@ -1,0 +1,232 @@
+//! The tree of tenants: what a subtree may hold, who borrows, and whose work goes back
+//! first. Each tenant has a nominal number of GPUs; what a subtree does not use, its
+//! neighbours may borrow, up to what it lends and they may borrow. A tenant without a
+//! parent has nobody to borrow from, so a flat quota is a tree of one.
+//!
+//! For each tenant, `nominal` is its own plus its children's, and `demand` is what it
+//! holds itself plus, for each child, the larger of the child's demand and the part of
+//! the child's nominal that is not lent. Demand stays within nominal at a root, and
+//! within nominal plus the borrowing limit below it. Which work is *borrowed* is a fact:
+//! of a subtree above its nominal, the jobs that came last, until the rest is within it.
+//!
+//! Order among tenants: priority, then the smaller dominant share (`queue`), then age.
+//! Work of a side of the tree that is above its nominal makes nobody of the other side
+//! give way, so what was reclaimed by an owner can't come back by force.
+
+use crate::id::{JobNo, TenantId, TenantNo};
+use crate::state::State;
+use crate::tenant::Tenant;
+use std::collections::BTreeSet;
+
+/// Most tenants from a root to a leaf.
+pub const DEPTH: usize = 8;
+/// Most tenants in one tree.
+pub const MOST: usize = 1024;
+/// Jobs of a subtree among which its borrowed ones are looked for, the latest first.
+const LATEST: usize = 4096;
+
+/// What a subtree has and takes, in thousandths of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    pub nominal: u64,
+    pub demand: u64,
+}
+
+/// A limit that would be passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// Of whom; the tenant itself or one above it.
+    pub tenant: TenantId,
+    pub demand: u64,
+    pub limit: u64,
+    /// Even alone it would be too much.
+    pub never: bool,
+}
+
+/// Nobody above and nobody below: most tenants.
+pub fn is_flat(state: &State, tenant: &Tenant) -> bool {
+    tenant.quota.parent.is_none() && children(state, tenant).next().is_none()
+}
+
+pub fn children<'a>(state: &'a State, tenant: &Tenant) -> impl Iterator<Item = &'a Tenant> + use<'a> {
+    let own = tenant.id.clone();
+    let from = (own.clone(), TenantNo(0));
+    let found = state.children.range(from..).take_while(move |(parent, _)| *parent == own);
+    found.filter_map(|(_, no)| state.tenants.get(no).map(|tenant| &**tenant))
+}
+
+fn parent<'a>(state: &'a State, tenant: &Tenant) -> Option<&'a Tenant> {
+    tenant.quota.parent.as_ref().and_then(|name| state.tenant_named(name)).map(|tenant| &**tenant)
+}
+
+/// The tenant and those above it, the root last.
+pub fn path<'a>(state: &'a State, tenant: &'a Tenant) -> Vec<&'a Tenant> {
+    let mut out = vec![tenant];
+    while let Some(above) = out.last().and_then(|last| parent(state, last))
+        && out.len() < DEPTH
+    {
+        out.push(above);
+    }
+    out
+}
+
+/// What a tenant has of its own: the group's default where it says nothing and has nobody above.
+pub fn nominal(state: &State, tenant: &Tenant) -> u64 {
+    let default = if tenant.quota.parent.is_none() { state.meta().default_gpu_milli } else { 0 };
+    tenant.quota.gpu_milli.unwrap_or(default)
+}
+
+/// The sums of a subtree, with so much more for one tenant in it.
+pub fn sum(state: &State, tenant: &Tenant, more: (TenantNo, u64)) -> Sum {
+    let own = super::used(state, tenant.no).gpu_milli + if more.0 == tenant.no { more.1 } else { 0 };
+    let start = Sum { nominal: nominal(state, tenant), demand: own };
+    children(state, tenant).fold(start, |all, child| {
+        let sum = sum(state, child, more);
+        let lent = child.quota.lend_milli.unwrap_or(u64::MAX);
+        Sum {
+            nominal: all.nominal.saturating_add(sum.nominal),
+            demand: all.demand.saturating_add(sum.demand.max(sum.nominal.saturating_sub(lent))),
+        }
+    })
+}
+
+/// What the demand of a subtree may be.
+pub fn limit(tenant: &Tenant, nominal: u64) -> u64 {
+    match tenant.quota.parent {
+        None => nominal,
+        Some(_) => nominal.saturating_add(tenant.quota.borrow_milli.unwrap_or(u64::MAX)),
+    }
+}
+
+/// Whether the tenant may hold so much more; else the nearest limit in the way.
+///
+/// # Errors
+/// That limit.
+pub fn check(state: &State, tenant: &Tenant, more: u64) -> Result<(), Over> {
+    for each in path(state, tenant) {
+        let Sum { nominal, demand } = sum(state, each, (tenant.no, more));
+        let limit = limit(each, nominal);
+        if demand > limit {
+            return Err(Over { tenant: each.id.clone(), demand: demand - more, limit, never: more > limit });
+        }
+    }
+    Ok(())
+}
+
+/// Whom a job may make give way, by the standing of its tenant in the tree.
+#[derive(Clone, Debug, Default)]
+pub struct Standing {
+    /// Its tenant and those above, and whether each would stay within its nominal. Empty for one that stands alone.
+    levels: Vec<(TenantNo, bool)>,
+    /// Whether what the tenant holds itself, without those below it, would.
+    own: bool,
+    /// Jobs that hold what it may have back.
+    pub reclaimable: BTreeSet<JobNo>,
+}
+
+impl Standing {
+    /// Whether it may make less urgent work of that tenant give way: only where its side of
+    /// the tree, as seen from the first tenant that is above both, borrows nothing. Else
+    /// what was reclaimed from that side could come back by force.
+    pub fn reaches(&self, state: &State, victim: TenantNo) -> bool {
+        let Some(other) = state.tenant(victim) else { return false };
+        let above = path(state, other);
+        let meets = self.levels.iter().position(|(no, _)| above.iter().any(|each| each.no == *no));
+        match meets {
+            Some(0) => self.own || self.levels.first().is_some_and(|(no, _)| *no == victim),
+            Some(level) => self.levels[level - 1].1,
+            None => self.levels.iter().all(|(_, within)| *within),
+        }
+    }
+}
+
+/// The standing of a job that would hold so much more. A tenant that is not there yet stands alone.
+pub fn standing(state: &State, tenant: Option<TenantNo>, more: u64) -> Standing {
+    let Some(tenant) = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !is_flat(state, tenant)) else {
+        return Standing::default();
+    };
+    let above = path(state, tenant);
+    let within = |each: &&Tenant| {
+        let sum = sum(state, each, (tenant.no, more));
+        (each.no, sum.demand <= sum.nominal)
+    };
+    let own = super::used(state, tenant.no).gpu_milli.saturating_add(more) <= nominal(state, tenant);
+    let levels = above.iter().map(within).collect::<Vec<_>>();
+    let mut out = Standing { levels, own, reclaimable: BTreeSet::new() };
+    for (level, pair) in above.windows(2).enumerate() {
+        let (below, above) = (pair[0], pair[1]);
+        if !out.levels[level].1 {
+            continue;
+        }
+        for other in children(state, above).filter(|other| other.no != below.no) {
+            let Sum { nominal, demand } = sum(state, other, (tenant.no, 0));
+            latest(state, &subtree(state, other), demand.saturating_sub(nominal), &mut out.reclaimable);
+        }
+        let excess = super::used(state, above.no).gpu_milli.saturating_sub(nominal(state, above));
+        latest(state, &[above.no], excess, &mut out.reclaimable);
+    }
+    out
+}
+
+/// All tenants of a subtree.
+pub fn subtree(state: &State, tenant: &Tenant) -> Vec<TenantNo> {
+    let mut out = vec![tenant.no];
+    let mut next = 0;
+    while let Some(no) = out.get(next).copied()
+        && out.len() < MOST
+    {
+        next += 1;
+        out.extend(state.tenant(no).into_iter().flat_map(|tenant| children(state, tenant)).map(|child| child.no));
+    }
+    out
+}
+
+/// The latest jobs of these tenants that make up the excess.
+fn latest(state: &State, tenants: &[TenantNo], mut excess: u64, out: &mut BTreeSet<JobNo>) {
+    if excess == 0 {
+        return;
+    }
+    let of = |no: &TenantNo| {
+        let all = state.holding.range((*no, JobNo(0))..=(*no, JobNo(u64::MAX)));
+        all.rev().take(LATEST).map(|(_, job)| *job)
+    };
+    let mut jobs: Vec<JobNo> = tenants.iter().flat_map(of).collect();
+    jobs.sort_unstable_by_key(|job| std::cmp::Reverse(*job));
+    for no in jobs {
+        let Some(job) = state.job(no).filter(|_| excess > 0) else { break };
+        let holding = job.replicas.iter().flat_map(|r| r.allocations()).count() as u64;
+        let held = holding * job.spec.resources.gpu.milli();
+        if held > 0 {
+            out.insert(no);
+            excess = excess.saturating_sub(held);
+        }
+    }
+}
+
+/// Why the quota's place in the tree is no good, if it is not.
+pub fn misplaced(state: &State, tenant: &TenantId, above: &TenantId) -> Option<String> {
+    let Some(found) = state.tenant_named(above) else {
+        return Some(format!("no tenant {above}; create it first (nf tenant create {above})"));
+    };
+    let over = path(state, found);
+    if over.iter().any(|each| each.id == *tenant) {
+        return Some(format!("{above} is {tenant} or below it; a tree has no circles"));
+    }
+    let depth = state.tenant_named(tenant).map_or(1, |own| height(state, own, DEPTH));
+    if over.len() + depth > DEPTH {
+        return Some(format!("the tree would be deeper than {DEPTH} tenants"));
+    }
+    let size = over.last().map_or(0, |root| subtree(state, root).len());
+    let own = state.tenant_named(tenant).map_or(1, |own| subtree(state, own).len());
+    (size + own > MOST).then(|| format!("the tree would have more than {MOST} tenants"))
+}
+
+fn height(state: &State, tenant: &Tenant, most: usize) -> usize {
+    if most == 0 {
+        return 1;
+    }
+    1 + children(state, tenant).map(|child| height(state, child, most - 1)).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

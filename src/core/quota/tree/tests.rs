@@ -1,0 +1,176 @@
+//! Random trees of tenants and arrivals: no limit is ever passed, everything comes to
+//! rest, and owners get back what is theirs.
+
+use super::*;
+use crate::invariants;
+use crate::placement::preempt::tests::to_rest;
+use crate::placement::{Chosen, Policy};
+use crate::plan::Intent;
+use crate::resources::Gpus;
+use crate::sim::Rng;
+use crate::tenant::Quota;
+use crate::testing;
+use std::collections::BTreeSet;
+
+fn id(name: &str) -> TenantId {
+    TenantId::new(name).unwrap()
+}
+
+fn set(state: &mut State, name: &str, above: Option<&str>, nominal: u64, borrow: Option<u64>, lend: Option<u64>) {
+    let gpus = |n: u64| n * 1000;
+    let quota = Quota {
+        gpu_milli: Some(gpus(nominal)),
+        parent: above.map(id),
+        borrow_milli: borrow.map(gpus),
+        lend_milli: lend.map(gpus),
+        ..Quota::default()
+    };
+    testing::run(state, Intent::SetQuota { tenant: id(name), quota });
+}
+
+fn group(gpus: u64) -> State {
+    let mut state = State::new();
+    let mut chosen = Chosen::from(Policy::Fragmentation);
+    chosen.preemption.min_run_ms = 0;
+    testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
+    for i in 0..gpus.div_ceil(4) {
+        let node = testing::node_spec((gpus - 4 * i).min(4) as u16);
+        testing::run(&mut state, testing::register(&format!("n{i}"), node));
+    }
+    state
+}
+
+/// Two or three teams, each with up to two groups below it. Returns the leaves and all nominal GPUs.
+fn random_tree(state: &mut State, rng: &mut Rng) -> (Vec<String>, u64) {
+    set(state, "org", None, 0, None, None);
+    let (mut leaves, mut all) = (vec!["org".to_owned()], 0);
+    let limits = |rng: &mut Rng| (rng.chance(300).then(|| rng.below(4)), rng.chance(300).then(|| rng.below(4)));
+    for team in 0..rng.between(2, 3) {
+        let (name, nominal, (borrow, lend)) = (format!("team{team}"), rng.below(5), limits(rng));
+        set(state, &name, Some("org"), nominal, borrow, lend);
+        all += nominal;
+        for group in 0..rng.below(3) {
+            let (below, nominal, (borrow, lend)) = (format!("{name}-{group}"), rng.below(4), limits(rng));
+            set(state, &below, Some(&name), nominal, borrow, lend);
+            all += nominal;
+            leaves.push(below);
+        }
+        leaves.push(name);
+    }
+    (leaves, all)
+}
+
+/// Nominal and demand of what is really held, by the definition.
+fn held(state: &State, tenant: &Tenant) -> (u64, u64) {
+    let below = state.tenants().values().filter(|other| other.quota.parent.as_ref() == Some(&tenant.id));
+    let start = (tenant.quota.gpu_milli.unwrap(), state.ledger().tenant(tenant.no).gpu_milli);
+    below.fold(start, |(nominal, demand), child| {
+        let (own, wants) = held(state, child);
+        let kept = own.saturating_sub(child.quota.lend_milli.unwrap_or(u64::MAX));
+        (nominal + own, demand + wants.max(kept))
+    })
+}
+
+fn within_limits(state: &State, seed: u64) {
+    for tenant in state.tenants().values() {
+        let (nominal, demand) = held(state, tenant);
+        let most = match tenant.quota.parent {
+            None => nominal,
+            Some(_) => nominal + tenant.quota.borrow_milli.unwrap_or(1 << 40),
+        };
+        assert!(demand <= most, "seed {seed}: {} has {demand} of {most}", tenant.id);
+    }
+}
+
+#[test]
+fn ten_thousand_arrivals_in_random_trees_pass_no_limit_and_come_to_rest() {
+    let (mut arrivals, mut evictions) = (0u64, 0u64);
+    for seed in 0..100 {
+        let mut rng = Rng::new(seed);
+        let mut state = group(rng.between(4, 12));
+        let (tenants, _) = random_tree(&mut state, &mut rng);
+        let mut seen = BTreeSet::new();
+        for i in 0..100 {
+            let mut spec = testing::job_spec(rng.pick::<String>(&tenants), Gpus::Whole(rng.between(1, 2) as u16));
+            spec.priority = rng.below(4) as i16;
+            spec.constraints.preemptible = rng.chance(500);
+            spec.replicas = rng.between(1, 2) as u16;
+            spec.gang = rng.chance(400);
+            testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
+            arrivals += 1;
+            within_limits(&state, seed);
+            evictions += to_rest(&mut state, &mut seen, seed);
+            within_limits(&state, seed);
+            if rng.chance(400)
+                && let Some(job) = state.job(JobNo(rng.below(state.meta().next_job))).cloned()
+            {
+                let why = crate::reason::Reason::StoppedByUser;
+                testing::run(&mut state, Intent::Stop { request: job.request.clone(), tenant: None, why });
+                evictions += to_rest(&mut state, &mut seen, seed);
+                within_limits(&state, seed);
+            }
+        }
+        assert_eq!(invariants::check(&state), []);
+    }
+    assert!(arrivals >= 10_000 && evictions > 500, "{arrivals} arrivals, {evictions} evictions");
+}
+
+#[test]
+fn an_owner_gets_its_own_back_and_a_borrower_keeps_what_is_its_own() {
+    let mut reclaimed = 0u64;
+    for seed in 0..150 {
+        let mut rng = Rng::new(seed + 1_000);
+        let nominal: Vec<u64> = (0..3).map(|_| rng.between(1, 5)).collect();
+        let mut state = group(nominal.iter().sum());
+        set(&mut state, "org", None, 0, None, None);
+        for (i, gpus) in nominal.iter().enumerate() {
+            set(&mut state, &format!("t{i}"), Some("org"), *gpus, None, None);
+        }
+        let mut seen = BTreeSet::new();
+        let mut next = 0;
+        let mut flood = |state: &mut State, rng: &mut Rng, tenant: usize, jobs: u64| {
+            let mut evictions = 0;
+            for _ in 0..jobs {
+                let mut spec = testing::job_spec(&format!("t{tenant}"), Gpus::Whole(1));
+                spec.priority = rng.below(5) as i16;
+                next += 1;
+                testing::run(state, testing::schedule(&format!("r{next}"), spec));
+                evictions += to_rest(state, &mut seen, seed);
+                within_limits(state, seed);
+            }
+            evictions
+        };
+        // The first takes all there is; then the others want what is theirs, and more.
+        flood(&mut state, &mut rng, 0, 20);
+        for tenant in [1, 2] {
+            reclaimed += flood(&mut state, &mut rng, tenant, 8);
+        }
+        for (i, gpus) in nominal.iter().enumerate() {
+            let tenant = state.tenant_named(&id(&format!("t{i}"))).unwrap().no;
+            assert_eq!(state.ledger().tenant(tenant).gpu_milli, gpus * 1000, "seed {seed}: t{i}");
+        }
+    }
+    assert!(reclaimed > 300, "{reclaimed}");
+}
+
+#[test]
+fn a_tree_has_no_circles_and_a_depth() {
+    let mut state = group(1);
+    set(&mut state, "t0", None, 1, None, None);
+    let below = |state: &mut State, name: &str, above: &str| {
+        let quota = Quota { parent: Some(id(above)), ..Quota::default() };
+        testing::try_run(state, Intent::SetQuota { tenant: id(name), quota }).err().and_then(|refusal| refusal.field)
+    };
+    for i in 1..DEPTH {
+        assert_eq!(below(&mut state, &format!("t{i}"), &format!("t{}", i - 1)), None, "{i}");
+    }
+    let parent = Some("parent".to_owned());
+    assert_eq!(below(&mut state, "deep", &format!("t{}", DEPTH - 1)), parent);
+    assert_eq!(below(&mut state, "t0", "t3"), parent);
+    assert_eq!(below(&mut state, "t1", "t1"), parent);
+    assert_eq!(below(&mut state, "t1", "nobody"), parent);
+    let gone = testing::try_run(&mut state, Intent::DeleteTenant { tenant: id("t2") });
+    assert_eq!(gone.unwrap_err().reason, crate::reason::Reason::Conflict);
+    let _ = state.take_changes();
+    assert_eq!(invariants::check(&State::from_rows(state.live_rows()).unwrap()), []);
+}

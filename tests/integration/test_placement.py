@@ -1,0 +1,119 @@
+"""The placement policy, priorities and the tree of tenants, on one real member: its
+agent really stops who has to give way, and only then does the other one start.
+"""
+
+import pytest
+from nf import Serve, eventually
+
+BODY = {"model_id": "m1", "model_version": "v1"}
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    with Serve(tmp_path_factory.mktemp("placement"), {"GPU_NODES": "big:H100-80G:8"}) as group:
+        group.nf("policy", "set", "fragmentation", "--min-run", "0s")
+        yield group
+
+
+def schedule(group, tenant, gpus, code, **more):
+    body = {**BODY, "tenant_id": tenant, "resources": {"gpu": gpus}, **more}
+    answer = group.call("POST", "/schedule", body)
+    assert answer.status_code == code, answer.text
+    return answer.json()
+
+
+def stop_all(group):
+    for job in group.get("/schedule")["items"]:
+        group.call("DELETE", f"/schedule/{job['request_id']}")
+    eventually("no job is left", lambda: not group.get("/schedule")["items"])
+
+
+def test_a_policy_is_a_file_and_takes_effect_at_once(group, tmp_path):
+    file = tmp_path / "policy.toml"
+    file.write_text(group.nf("policy", "get").replace('"fragmentation"', '"cost"').replace("cost = 100", "cost = 900"))
+    changes = group.nf_json("policy", "diff", "--file", str(file))["changes"]
+    assert [change["field"] for change in changes] == ["policy", "weights.cost"]
+    assert group.get("/policy/placement")["policy"] == "fragmentation", "a look changes nothing"
+    before = group.get("/policy/placement")["etag"]
+    group.nf("policy", "set", "--file", str(file))
+    now = group.get("/policy/placement")
+    assert (now["policy"], now["weights"]["cost"], now["preemption"]["min_run"]) == ("cost", 900, 0)
+    stale = group.call("PUT", "/policy/placement", {"policy": "spread"}, headers={"If-Match": f'"{before}"'})
+    assert (stale.status_code, stale.json()["reason"]) == (409, "StaleIndex")
+    group.nf("tenant", "create", "t1")
+    job = schedule(group, "t1", 1, 201)
+    why = group.job(job["request_id"])["placement"]["why"]
+    assert why["policy"] == "cost" and set(why["terms"]) >= {"fragmentation", "topology", "cost"}
+    assert "policy cost: " in group.nf("explain", job["request_id"])
+    stop_all(group)
+    group.nf("policy", "set", "fragmentation", "--min-run", "0s")
+
+
+@pytest.mark.parametrize("body,field", [
+    ({"policy": "best"}, "policy"),
+    ({"policy": "cost", "weights": {"cost": 5000}}, "weights.cost"),
+    ({"policy": "cost", "weights": {"price": 1}}, "weights.price"),
+    ({}, "policy"),
+])
+def test_a_bad_policy_is_refused_and_the_old_one_stays(group, body, field):
+    before = group.get("/policy/placement")
+    answer = group.call("PUT", "/policy/placement", body)
+    assert (answer.status_code, answer.json()["field"]) == (400, field)
+    assert group.get("/policy/placement")["version"] == before["version"]
+
+
+def test_the_less_urgent_give_way_and_both_sides_say_so(group):
+    group.nf("quota", "set", "t1", "--gpus", "16")
+    low = schedule(group, "t1", 6, 201, constraints={"preemptible": True})["request_id"]
+    group.wait_state(low, "Running")
+    plan = group.call("POST", "/schedule", {
+        **BODY, "tenant_id": "t1", "resources": {"gpu": 4}, "priority": 50, "dry_run": True}).json()
+    assert plan["victims"] == [low] and plan["after_victims"][0]["node"] == "big"
+    high = schedule(group, "t1", 4, 202, priority=50, check_plan=plan["digest"])
+    assert high["reasons"][0]["reason"] == "WaitingForPreemptedJobs"
+    group.wait_state(high["request_id"], "Running")
+    gave = group.job(low)
+    assert gave["gave_way"]["to"] == high["request_id"] and gave["gave_way"]["priority"] == 50
+    events = [e for e in group.get("/events?per_page=1000")["items"] if e["kind"] == "gave_way"]
+    assert [(e["request_id"], e["to"]) for e in events] == [(low, high["request_id"])]
+    stale = group.call("POST", "/schedule", {
+        **BODY, "tenant_id": "t1", "resources": {"gpu": 4}, "priority": 50, "check_plan": plan["digest"]})
+    assert (stale.status_code, stale.json()["reason"]) == (409, "PlanChanged")
+    stop_all(group)
+
+
+def test_an_owner_gets_back_what_was_lent(group):
+    group.nf("quota", "set", "org", "--gpus", "0")
+    group.nf("quota", "set", "team-a", "--gpus", "4", "--parent", "org")
+    group.nf("quota", "set", "team-b", "--gpus", "4", "--parent", "org", "--borrow", "3")
+    first = schedule(group, "team-b", 4, 201)["request_id"]
+    lent = schedule(group, "team-b", 2, 201, priority=90)["request_id"]
+    group.wait_state(lent, "Running")
+    tenant = group.get("/tenants/team-b/quota")
+    assert (tenant["borrowed"], tenant["quota"]["parent"], tenant["quota"]["borrow"]) == (2.0, "org", 3.0)
+    more = schedule(group, "team-b", 2, 202)
+    assert more["reasons"][0]["reason"] == "WaitingForQuota"
+    group.call("DELETE", f"/schedule/{more['request_id']}")
+    own = schedule(group, "team-a", 4, 202)["request_id"]
+    group.wait_state(own, "Running")
+    assert group.job(lent)["replicas"][0]["why"] == "QuotaReclaimed"
+    assert group.job(first)["state"] == "Running", "what is its own stays"
+    said = group.nf("explain", lent)
+    assert "WaitingForQuota" in said and "it would run after" in said
+    circle = group.call("PUT", "/tenants/org/quota", {"gpu": 0, "parent": "team-a"})
+    assert (circle.status_code, circle.json()["field"]) == (400, "parent")
+    stop_all(group)
+
+
+def test_a_waiting_job_says_what_would_let_it_run(group):
+    node = group.get("/nodes")["items"][0]["node_id"]
+    group.nf("quota", "set", "t9", "--gpus", "1")
+    group.nf("node", "cordon", node)
+    waits = schedule(group, "t9", 2, 202)["request_id"]
+    remedy = group.job(waits)["remedy"]
+    assert len(remedy) == 2 and any("nf quota set t9 --gpus 2" in r for r in remedy)
+    assert any(f"nf node uncordon {node}" in r for r in remedy)
+    group.nf("node", "uncordon", node)
+    group.nf("quota", "set", "t9", "--gpus", "2")
+    group.wait_state(waits, "Running")
+    stop_all(group)
