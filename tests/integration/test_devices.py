@@ -51,7 +51,7 @@ def test_one_gpu_of_eight_is_left_alone(group):
     # All seven others are taken now, the eighth is out of the count.
     assert group.job("j3")["state"] == "Running" and node(group)["total"]["gpu"] == 7
     assert schedule(group, "waits", wanted="Pending")["reasons"]
-    assert f"Quarantined (Lost, simulated)" in group.nf("get", "gpus")
+    assert "Quarantined (Lost, simulated)" in group.nf("get", "gpus")
     metrics = group.call("GET", "/metrics").text
     assert 'nf_gpus{state="quarantined"} 1' in metrics, [l for l in metrics.splitlines() if "nf_gpus" in l]
     events = [e for e in group.get("/events?per_page=1000")["items"] if e["kind"] == "device"]
