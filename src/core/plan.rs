@@ -509,7 +509,8 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     // Also what the quota cut off: it may be in the hands of those who borrowed it.
     let all: Vec<u16> = (0..spec.replicas).collect();
     let rest = &all[picks.len()..];
-    let claim = if rest.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
+    // A job of which some replicas have a place now waits for a pass: who borrowed is judged without them.
+    let claim = if rest.is_empty() || !picks.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
     Draft { picks, claim, kept }
 }
 

@@ -166,7 +166,9 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             fails_now = true;
         }
         // What it lacks, room or quota, may be in the hands of others who have to give way.
-        if asked.len() < TRIES
+        // Only before anything is placed: who borrowed is judged on the state as it is; the next pass goes on.
+        if out.is_empty()
+            && asked.len() < TRIES
             && preempt::may_help(&scratch, job)
             && asked.insert((job.tenant, job.spec.priority, shape))
             && let Some(claim) = make_room(&scratch, job, &kept)
