@@ -72,7 +72,7 @@ pub fn may_evict(state: &State, rival: &JobSpec, standing: &Standing, job: &Job,
     if !rules.enabled || job.stopped || safe || replica.other_allocation().is_some() {
         return None;
     }
-    // Who would borrow takes nothing from other tenants.
+    // Between tenants of a tree the quota alone decides.
     let reach = job.spec.tenant == rival.tenant || standing.reaches(state, job.tenant);
     let less = job.spec.constraints.preemptible && job.spec.priority < rival.priority;
     match (reach && less, standing.reclaimable.contains(&job.no)) {

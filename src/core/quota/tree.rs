@@ -10,8 +10,8 @@
 //! of a subtree above its nominal, the jobs that came last, until the rest is within it.
 //!
 //! Order among tenants: priority, then the smaller dominant share (`queue`), then age.
-//! Work of a side of the tree that is above its nominal makes nobody of the other side
-//! give way, so what was reclaimed by an owner can't come back by force.
+//! Within a tree, priority makes only work of the same tenant give way; between tenants
+//! the quota alone decides, so what an owner was given back can't be taken by force.
 
 use crate::id::{JobNo, TenantId, TenantNo};
 use crate::state::State;
@@ -118,25 +118,16 @@ pub fn check(state: &State, tenant: &Tenant, more: u64) -> Result<(), Over> {
 pub struct Standing {
     /// Its tenant and those above, and whether each would stay within its nominal. Empty for one that stands alone.
     levels: Vec<(TenantNo, bool)>,
-    /// Whether what the tenant holds itself, without those below it, would.
-    own: bool,
     /// Jobs that hold what it may have back.
     pub reclaimable: BTreeSet<JobNo>,
 }
 
 impl Standing {
-    /// Whether it may make less urgent work of that tenant give way: only where its side of
-    /// the tree, as seen from the first tenant that is above both, borrows nothing. Else
-    /// what was reclaimed from that side could come back by force.
+    /// Whether less urgent work of another tenant gives way: only among tenants that stand
+    /// alone. Within a tree the quota alone decides between tenants, or what an owner was
+    /// given back could be taken again by force.
     pub fn reaches(&self, state: &State, victim: TenantNo) -> bool {
-        let Some(other) = state.tenant(victim) else { return false };
-        let above = path(state, other);
-        let meets = self.levels.iter().position(|(no, _)| above.iter().any(|each| each.no == *no));
-        match meets {
-            Some(0) => self.own || self.levels.first().is_some_and(|(no, _)| *no == victim),
-            Some(level) => self.levels[level - 1].1,
-            None => self.levels.iter().all(|(_, within)| *within),
-        }
+        self.levels.is_empty() && state.tenant(victim).is_some_and(|tenant| is_flat(state, tenant))
     }
 }
 
@@ -150,9 +141,8 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, more: u64) -> Standing 
         let sum = sum(state, each, (tenant.no, more));
         (each.no, sum.demand <= sum.nominal)
     };
-    let own = super::used(state, tenant.no).gpu_milli.saturating_add(more) <= nominal(state, tenant);
     let levels = above.iter().map(within).collect::<Vec<_>>();
-    let mut out = Standing { levels, own, reclaimable: BTreeSet::new() };
+    let mut out = Standing { levels, reclaimable: BTreeSet::new() };
     for (level, pair) in above.windows(2).enumerate() {
         let (below, above) = (pair[0], pair[1]);
         if !out.levels[level].1 {
