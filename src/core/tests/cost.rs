@@ -158,7 +158,8 @@ fn explaining_among_a_thousand_waiters_is_quick() {
         spec.resources.cpu_milli = i % 50;
         let Intent::Schedule { submission, .. } = testing::schedule(&format!("waiter-{i}"), spec) else { continue };
         let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
-        apply_batch(&mut state, &Batch { base: state.meta().base, at_ms: 1, commands });
+        let batch = Batch { base: state.meta().base, at_ms: 1, commands };
+        apply_batch(&mut state, &batch);
     }
     let waiting: Vec<_> = state.jobs().values().filter(|job| job.wants_place()).cloned().collect();
     assert_eq!(waiting.len(), 1000);
