@@ -86,6 +86,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("DELETE", "/tenants/{tenant_id}", Access::Admin),
     ("GET", "/tenants/{tenant_id}/quota", Access::Read),
     ("PUT", "/tenants/{tenant_id}/quota", Access::Admin),
+    ("GET", "/policy/placement", Access::Read),
+    ("PUT", "/policy/placement", Access::Admin),
     ("GET", "/cluster/members", Access::Wide),
     ("POST", "/cluster/members", Access::Node),
     ("DELETE", "/cluster/members/{member}", Access::Admin),

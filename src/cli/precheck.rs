@@ -119,7 +119,8 @@ fn postgres_address(dsn: &str) -> Option<String> {
     if let Some((_, rest)) = dsn.split_once("://") {
         let authority = rest.split(['/', '?']).next()?;
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let named = host.trim_start_matches('[').split([']', ':']).next().is_some_and(|h| !h.is_empty());
+        // An IPv6 address stands in brackets.
+        let named = host.starts_with('[') || host.split(':').next().is_some_and(|h| !h.is_empty());
         let has_port = host.rsplit(']').next().is_some_and(|tail| tail.contains(':'));
         return named.then(|| if has_port { host.to_owned() } else { format!("{host}:5432") });
     }

@@ -40,4 +40,5 @@ pub mod state;
 pub mod tenant;
 #[doc(hidden)]
 pub mod testing;
+mod trail;
 pub mod view;

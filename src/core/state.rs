@@ -216,21 +216,6 @@ impl State {
         self.hash
     }
 
-    /// Where the audit trail ends. Speculative copies do not go on with it.
-    pub fn audit(&self) -> &Chain {
-        &self.audit
-    }
-
-    /// What each command of the last entry left in the audit trail.
-    pub fn receipts(&self) -> &[Option<Receipt>] {
-        &self.receipts
-    }
-
-    /// Whether the token of that id counts no more.
-    pub fn is_revoked(&self, id: &str) -> bool {
-        !self.revoked.is_empty() && self.revoked.contains_key(&token_key(id))
-    }
-
     pub fn job(&self, no: JobNo) -> Option<&Arc<Job>> {
         self.jobs.get(&no)
     }
@@ -529,30 +514,6 @@ impl State {
         }
     }
 
-    /// Appends to the audit trail; nothing on speculative copies.
-    pub(crate) fn append_audit(&mut self, record: Record) -> Option<Receipt> {
-        self.remember(RowKey::Audit, |state| Before::Audit((state.audit.seq() > 0).then(|| state.audit.clone())));
-        let changes = self.changes.as_mut()?;
-        let (entry, receipt) = Arc::make_mut(&mut self.audit).append(record);
-        changes.audit.push(entry);
-        Some(receipt)
-    }
-
-    pub(crate) fn put_revoked(&mut self, token: Digest16, until_ms: u64) {
-        self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
-        if let Some(old) = self.revoked.insert(token, until_ms) {
-            self.revoked_until.remove(&(old, token));
-        }
-        self.revoked_until.insert((until_ms, token));
-    }
-
-    pub(crate) fn remove_revoked(&mut self, token: Digest16) {
-        self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
-        if let Some(old) = self.revoked.remove(&token) {
-            self.revoked_until.remove(&(old, token));
-        }
-    }
-
     fn unindex_request(&mut self, key: Digest16, old: &Request) {
         self.ledger.tenant_mut(old.tenant).keyed -= u32::from(old.keyed);
         self.expiries.remove(&(old.expires_ms, key));
@@ -584,7 +545,7 @@ impl State {
         }
     }
 
-    fn remember(&mut self, key: RowKey, before: impl FnOnce(&State) -> Before) {
+    pub(crate) fn remember(&mut self, key: RowKey, before: impl FnOnce(&State) -> Before) {
         if self.changes.as_ref().is_none_or(|c| c.rows.contains_key(&key)) {
             return;
         }

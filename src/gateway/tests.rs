@@ -76,6 +76,7 @@ async fn complete(gateway: &Gateway, tenant: Option<&str>, model: &str) -> (Stat
         request = request.header(TENANT, tenant);
     }
     let body = format!(r#"{{"model":"{model}","prompt":"hello"}}"#);
+    request = request.header(header::CONTENT_LENGTH, body.len());
     let response = gateway.router().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();

@@ -41,7 +41,7 @@ fn complete_production_settings_are_refused_by_this_build() {
     let env = [("MODEL_STORE_URL", "file:///m"), ("COSIGN_KEY_PATH", "/k"), ("NF_JWKS", "/j"), ("NF_TLS_DIR", "/t")];
     let (code, _, err) = told(&nf(home.path(), &env, &["serve"]));
     assert_eq!(code, 2);
-    assert!(err.contains("JWT verification, which this build does not have yet"), "{err}");
+    assert!(err.contains("approvals of versions (P3), which this build does not have yet"), "{err}");
 }
 
 #[test]

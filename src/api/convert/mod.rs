@@ -2,6 +2,7 @@
 //! with the path of the field at fault, and core types become answers. Nothing
 //! behind it ever sees unchecked input. It does not call anything.
 
+pub mod amounts;
 pub mod answer;
 pub mod event;
 pub mod json;

@@ -342,6 +342,6 @@ pub fn row(row: JobRow, created_ms: u64, changed_ms: u64) -> v1::JobRow {
     }
 }
 
-pub fn amounts(a: super::answer::Amounts) -> v1::Amounts {
+pub fn amounts(a: super::amounts::Amounts) -> v1::Amounts {
     v1::Amounts { gpu: a.gpu, tpu: a.tpu, cpu: a.cpu, memory_bytes: a.mem, disk_bytes: a.disk }
 }

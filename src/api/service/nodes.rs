@@ -2,7 +2,8 @@
 //! list them, cordon them, sum them up. It does not run anything.
 
 use super::{Call, Service, freshness};
-use crate::api::convert::answer::{Amounts, Freshness, Sum, time, whole};
+use crate::api::convert::amounts::{Amounts, Sum};
+use crate::api::convert::answer::{Freshness, time, whole};
 use crate::api::convert::node::Registration;
 use crate::api::error::Failure;
 use nf_core::command::{Answer, Mode};

@@ -81,7 +81,7 @@ fn two_faults_come_back_as_reasons_and_as_what_to_do() {
         let (a, b) = (*rng.pick(&kinds), *rng.pick(&kinds));
         let (mut state, spec) = broken(&mut rng, [a.0, b.0]);
         testing::run(&mut state, testing::schedule("r1", spec.clone()));
-        let job = state.jobs().values().last().unwrap().clone();
+        let job = state.jobs().values().next_back().unwrap().clone();
         assert_eq!(job.state(), JobState::Pending, "seed {seed}");
         let reasons = super::super::explain::blockers(&state, &job);
         for (fault, reason) in [a, b] {
