@@ -3,7 +3,7 @@
 //! both in step and remember the row as it was, so that the caller can later
 //! ask which rows changed. It does not decide anything.
 
-use crate::audit::{Chain, Entry, Receipt, Record};
+use crate::audit::{Chain, Entry, Receipt};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
