@@ -202,10 +202,7 @@ impl Executor {
     fn recall(&self, record: Record) -> io::Result<()> {
         let (id, launch) = (record.launch.id, record.launch.clone());
         match runtimes::process::recall(&record, &self.shared.boot) {
-            runtimes::process::Recalled::Never => {
-                if let Some(group) = &record.cgroup {
-                    runtimes::cgroup::remove(group)?;
-                }
+            runtimes::process::Recalled::Never if is_empty(&record) => {
                 record::remove(&self.shared.places.records, id, launch.generation)?;
                 let dir = self.shared.places.replica(&launch);
                 if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) }
@@ -215,7 +212,8 @@ impl Executor {
                 self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
                 Ok(())
             }
-            runtimes::process::Recalled::Left => {
+            // No first process, and yet somebody is in its group: a start that was cut off half way.
+            runtimes::process::Recalled::Never | runtimes::process::Recalled::Left => {
                 tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
                 self.insert(&launch, Condition::Stopping, Stage::Starting);
                 let (shared, left) = (self.shared.clone(), launch.clone());
@@ -410,6 +408,11 @@ fn lock_file(places: &Places) -> io::Result<File> {
         fs::TryLockError::Error(e) => e,
     })?;
     Ok(file)
+}
+
+/// Nobody is in the launch's control group; it is removed then.
+fn is_empty(record: &Record) -> bool {
+    record.cgroup.as_ref().is_none_or(|group| runtimes::cgroup::remove(group).is_ok())
 }
 
 #[cfg(test)]

@@ -14,12 +14,9 @@ use axum::response::{IntoResponse, Response};
 use nf_core::audit::{Actor, Receipt};
 use nf_core::command::Mode;
 use nf_core::id::{NodeName, TenantId};
-use nf_core::reason::{Reason, Refusal, printable};
+use nf_core::reason::{Reason, Refusal};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Characters of a path that the trail repeats.
-const MAX_PATH: usize = 120;
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +118,12 @@ pub fn access(method: &str, path: &str) -> Access {
     let method = if method == "HEAD" { "GET" } else { method };
     let row = TABLE.iter().find(|(verb, route, _)| *verb == method && *route == path);
     row.map_or(Access::Admin, |(_, _, access)| *access)
+}
+
+/// The route's name, if there is one.
+fn named(method: &str, path: &str) -> String {
+    let row = TABLE.iter().find(|(verb, route, _)| *verb == method && *route == path);
+    row.map_or_else(|| "unknown route".to_owned(), |(verb, route, _)| format!("{verb} {route}"))
 }
 
 /// Who calls.
@@ -326,9 +329,10 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
         _ if request.method() == Method::POST => access("RPC", request.uri().path()),
         _ => Access::Admin,
     };
+    // In the trail routes have their names of the table: what a caller made up is no kind of its own.
     let what = match route {
-        Some(route) if !rpc => format!("{} {}", request.method(), route.as_str()),
-        _ => printable(request.uri().path(), MAX_PATH),
+        Some(route) if !rpc => named(request.method().as_str(), route.as_str()),
+        _ => named("RPC", request.uri().path()),
     };
     let refused = |failure: Failure| {
         service.metrics.auth_refused.with_label_values(&[failure.refusal.reason.token()]).inc();
@@ -356,6 +360,9 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
     response
 }
 
+/// What requests to models are called in the trail.
+const MODELS: &str = "requests to models";
+
 /// Before each request to a model: a caller reaches the models of one tenant. Which one stands
 /// in a header or in the path, as the gateway reads them; a token decides it for its holder, and is
 /// not shown to the model. `name` is the header.
@@ -368,7 +375,10 @@ pub async fn guard_models(service: Service, name: &'static str, mut request: Req
     let who = match service.gate.known(headers, Access::Read) {
         Ok(Who::Anyone) => return next.run(request).await,
         Ok(who) if who.may(Access::Read) => who,
-        Ok(_) => return refused(forbidden(Access::Read)),
+        Ok(who) => {
+            tell(&service, &who, MODELS, Reason::Forbidden);
+            return refused(forbidden(Access::Read));
+        }
         Err(failure) => return refused(failure),
     };
     let in_path = request.uri().path().strip_prefix("/serve/").and_then(|rest| rest.split('/').next());
@@ -379,6 +389,7 @@ pub async fn guard_models(service: Service, name: &'static str, mut request: Req
             return refused(Refusal::invalid("tenant", "no tenant's name").into());
         };
         if let Err(failure) = who.acts(Some(tenant)) {
+            tell(&service, &who, MODELS, failure.refusal.reason);
             return refused(failure);
         }
     }

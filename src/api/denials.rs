@@ -3,8 +3,9 @@
 //! them cannot grow the log. It does not decide who is refused.
 
 use crate::raft::Replica;
-use nf_core::audit::{Action, Actor};
+use nf_core::audit::{Action, Actor, Hash};
 use nf_core::command::Note;
+use nf_core::id::TenantId;
 use nf_core::plan::Intent;
 use nf_core::reason::Reason;
 use std::collections::BTreeMap;
@@ -15,10 +16,13 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_secs(60);
 /// Kinds (actor, route, reason) of one window; what is past it is in the metrics alone.
 const MAX_KINDS: usize = 1000;
+/// Of these, one actor's.
+const MAX_OWN: usize = 50;
 /// How long an entry may take; a group without a quorum records nothing, and says so in its health.
 const SUBMIT: Duration = Duration::from_secs(5);
 
-type Kind = (Arc<str>, Arc<str>, Reason);
+/// Who (people of two tenants may have one name), what, and why.
+type Kind = (Arc<str>, Option<TenantId>, Option<Hash>, Arc<str>, Reason);
 
 /// See the module's text.
 #[derive(Clone)]
@@ -37,13 +41,15 @@ impl Denials {
 
     /// Somebody known was refused something.
     pub fn tell(&self, actor: Actor, what: &str, reason: Reason) {
-        let kind = (actor.subject.clone(), Arc::from(what), reason);
+        let kind: Kind = (actor.subject.clone(), actor.tenant.clone(), actor.token, Arc::from(what), reason);
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, more)) = kinds.get_mut(&kind) {
             *more = more.saturating_add(1);
             return;
         }
-        if kinds.len() >= MAX_KINDS {
+        // Nobody takes the places of all others.
+        let own = kinds.keys().filter(|(subject, tenant, ..)| (subject, tenant) == (&kind.0, &kind.1)).count();
+        if kinds.len() >= MAX_KINDS || own >= MAX_OWN {
             return;
         }
         kinds.insert(kind, (actor.clone(), 0));
@@ -69,7 +75,7 @@ async fn count(replica: Replica, kinds: Weak<Mutex<BTreeMap<Kind, (Actor, u32)>>
         tokio::time::sleep(WINDOW).await;
         let Some(kinds) = kinds.upgrade() else { return };
         let done = std::mem::take(&mut *kinds.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((_, what, reason), (actor, more)) in done {
+        for ((.., what, reason), (actor, more)) in done {
             if more > 0 {
                 submit(&replica, intent(actor, what, reason, more)).await;
             }

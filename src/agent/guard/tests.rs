@@ -2,7 +2,7 @@
 
 use super::tie::Tie;
 use crate::agent::lease::boot_ms;
-use crate::agent::runtimes::processes::{Identity, KEY};
+use crate::agent::runtimes::processes::{Family, Identity, KEY};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 struct World {
     tmp: tempfile::TempDir,
     children: Vec<Child>,
+    keys: Vec<String>,
 }
 
 impl World {
@@ -25,7 +26,7 @@ impl World {
     }
 
     fn without_guard() -> Self {
-        Self { tmp: tempfile::tempdir().unwrap(), children: vec![] }
+        Self { tmp: tempfile::tempdir().unwrap(), children: vec![], keys: vec![] }
     }
 
     fn dir(&self) -> PathBuf {
@@ -47,6 +48,7 @@ impl World {
         let child = command.spawn().unwrap();
         let identity = Identity::of(child.id()).unwrap();
         self.children.push(child);
+        self.keys.push(key.to_owned());
         identity
     }
 
@@ -64,6 +66,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        for key in self.keys.drain(..) {
+            Family { key, leader: None, cgroup: None }.strike();
+        }
         for child in &mut self.children {
             let _ = child.kill();
             let _ = child.wait();
@@ -81,7 +86,7 @@ fn eventually(what: &str, mut test: impl FnMut() -> bool) {
 }
 
 fn members(key: &str) -> usize {
-    crate::agent::runtimes::processes::Family { key: key.into(), leader: None, cgroup: None }.members().len()
+    Family { key: key.into(), leader: None, cgroup: None }.members().len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,14 +38,18 @@ impl Cgroups {
     pub(in crate::agent) fn find() -> Result<Self, String> {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let base = place(&mounts, &own)
+        let here = place(&mounts, &own)
             .ok_or("no cgroup v2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1")?;
+        let one_down = here.file_name().is_some_and(|name| name == OWN);
+        let base = if one_down { here.parent().map(Path::to_path_buf).unwrap_or_default() } else { here };
         let trial = base.join(format!("nf-trial-{}", uuid::Uuid::now_v7().simple()));
         fs::create_dir(&trial).map_err(|error| {
             let text = "run nf as root, or as a systemd service with Delegate=yes";
             format!("{} can't be written ({error}); {text}", base.display())
         })?;
-        let limits = enable(&base);
+        // systemd puts a service's next start into the service's own group, which may then pass
+        // nothing on: only where it was told to start us one down are there limits.
+        let limits = if one_down || !by_systemd() { enable(&base) } else { Vec::new() };
         let kill = trial.join("cgroup.kill").exists();
         let _ = fs::remove_dir(&trial);
         Ok(Self { base, limits, kill })
@@ -84,6 +88,11 @@ impl Cgroups {
         limited().inspect_err(|_| drop(fs::remove_dir(&group)))?;
         Ok(group)
     }
+}
+
+/// Whether systemd started this process as a service, or below one.
+fn by_systemd() -> bool {
+    std::env::var_os("INVOCATION_ID").is_some()
 }
 
 /// Our own group in the version 2 hierarchy.

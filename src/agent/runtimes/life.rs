@@ -27,6 +27,8 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// Between two looks at processes that are not children of ours, or should go away.
 const LOOK: Duration = Duration::from_millis(50);
+/// The most bytes of a program's metrics that are read.
+const PAGE: usize = 1 << 20;
 /// How long clients have to hear that a replica drains before its requests are counted.
 const TELL: Duration = Duration::from_secs(1);
 /// Between two looks at how many requests a draining replica has.
@@ -282,6 +284,19 @@ impl Running {
     }
 }
 
+/// What stands there; None for what is no text, or more than any page of metrics is.
+async fn page(client: &reqwest::Client, url: &str) -> Option<String> {
+    let mut answer = client.get(url).send().await.ok()?.error_for_status().ok()?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.chunk().await.ok()? {
+        if bytes.len() + piece.len() > PAGE {
+            return None;
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// Tells the program, and waits until it counts no request.
 async fn drained(client: &reqwest::Client, url: &str, drain: &Drain, metrics: Option<&Metrics>) -> &'static str {
     if let Some(path) = &drain.path
@@ -297,12 +312,9 @@ async fn drained(client: &reqwest::Client, url: &str, drain: &Drain, metrics: Op
     };
     let mut deaf = 0;
     loop {
-        let text =
-            async { client.get(format!("{url}{}", metrics.path)).send().await?.error_for_status()?.text().await };
-        let left = match text.await {
-            Ok(text) => counts.iter().filter_map(|name| crate::models::sum(&text, name)).reduce(|a, b| a + b),
-            Err(_) => None,
-        };
+        let text = page(client, &format!("{url}{}", metrics.path)).await;
+        let left =
+            text.and_then(|text| counts.iter().filter_map(|name| crate::models::sum(&text, name)).reduce(|a, b| a + b));
         match left {
             Some(left) if left <= 0.0 => return "no request is left",
             Some(_) => deaf = 0,
