@@ -67,7 +67,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         for key in self.keys.drain(..) {
-            Family { key, leader: None, cgroup: None }.strike();
+            Family { key, leader: None, cgroup: None }.signal(nix::sys::signal::Signal::SIGKILL);
         }
         for child in &mut self.children {
             let _ = child.kill();
