@@ -1,7 +1,7 @@
 //! The body of a placement policy: what is not said is as the named policy has it, so
 //! that a file of one line is a policy. It does not know which policy is in force.
 
-use super::json::Object;
+use super::json::{Field, Object};
 use nf_core::placement::policy::MOST_WEIGHT;
 use nf_core::placement::{Chosen, Policy};
 use nf_core::reason::Refusal;
@@ -31,13 +31,23 @@ pub fn chosen(map: &Map<String, Value>) -> Result<(Chosen, bool), Refusal> {
         let mut preemption = field.object()?;
         out.preemption.enabled = preemption.boolean("enabled")?.unwrap_or(out.preemption.enabled);
         if let Some(span) = preemption.get("min_run") {
-            out.preemption.min_run_ms = super::schedule::span(&span)?;
+            out.preemption.min_run_ms = min_run(&span)?;
         }
         preemption.finish()?;
     }
     let dry_run = o.boolean("dry_run")?.unwrap_or(false);
     o.finish()?;
     Ok((out, dry_run))
+}
+
+/// A span that may also be none.
+fn min_run(field: &Field<'_>) -> Result<u64, Refusal> {
+    let none = match field.value {
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse() == Ok(0.0),
+        _ => false,
+    };
+    if none { Ok(0) } else { super::schedule::span(field) }
 }
 
 #[cfg(test)]

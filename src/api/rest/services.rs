@@ -12,12 +12,15 @@ use nf_core::id::RequestId;
 /// Lists services: every tenant and model with a job.
 #[utoipa::path(get, path = "/services", tag = "services",
     params(("tenant_id" = Option<String>, Query, description = "Only this tenant's"),
+           ("per_page" = Option<u64>, Query, description = "Rows of a page, 1 to 1000"),
+           ("next_token" = Option<String>, Query, description = "Where the page before ended"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale")),
     responses((status = 200, description = "The services", body = ServiceList)))]
 pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     let call = ask.call()?;
+    let page = ask.page()?;
     ask.finish()?;
-    let body = service.services(&call).await?;
+    let body = service.services(&call, page).await?;
     Ok(fresh(&body, &body.read))
 }
 

@@ -3,6 +3,7 @@
 //! how many replicas there are.
 
 use super::jobs::Found;
+use super::list::NumberPage;
 use super::{Call, Service, freshness};
 use crate::api::convert::answer::{Freshness, ScalingBody};
 use crate::api::error::Failure;
@@ -16,9 +17,6 @@ use nf_core::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
-
-/// Services in one answer.
-const MOST: usize = 1_000;
 
 /// A tenant's model and what runs of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -42,8 +40,8 @@ pub struct ServiceBody {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceList {
     pub items: Vec<ServiceBody>,
-    /// More than fit: name a tenant.
-    pub truncated: bool,
+    /// For the next page; null on the last one.
+    pub next_token: Option<String>,
     pub simulation: bool,
     #[serde(flatten)]
     pub read: Freshness,
@@ -51,14 +49,17 @@ pub struct ServiceList {
 
 impl Service {
     /// All services, or one tenant's.
-    pub async fn services(&self, call: &Call) -> Result<ServiceList, Failure> {
+    pub async fn services(&self, call: &Call, page: NumberPage) -> Result<ServiceList, Failure> {
         let view = self.read(call).await?;
         let simulation = view.state.meta().mode == Mode::Simulation;
         let (read, tenant) = (freshness(&view), call.tenant.clone());
         let mut items = super::off_thread(move || services(&view.state, tenant.as_ref())).await?;
-        let truncated = items.len() > MOST;
-        items.truncate(MOST);
-        Ok(ServiceList { items, truncated, simulation, read })
+        // By their number in the order of names: there is no other.
+        let first = usize::try_from(page.after.unwrap_or(0)).unwrap_or(usize::MAX).min(items.len());
+        items.drain(..first);
+        let next_token = (items.len() > page.per_page).then(|| page.token((first + page.per_page) as u64));
+        items.truncate(page.per_page);
+        Ok(ServiceList { items, next_token, simulation, read })
     }
 
     /// Another number of replicas for a job that scales.
@@ -76,7 +77,7 @@ fn services(state: &State, only: Option<&TenantId>) -> Vec<ServiceBody> {
     for job in state.jobs().values().filter(|job| only.is_none_or(|only| *only == job.spec.tenant)) {
         grouped.entry((&job.spec.tenant, &job.spec.model)).or_default().push(job);
     }
-    grouped.into_iter().take(MOST + 1).map(|((tenant, model), jobs)| service(tenant, model, &jobs)).collect()
+    grouped.into_iter().map(|((tenant, model), jobs)| service(tenant, model, &jobs)).collect()
 }
 
 fn service(tenant: &TenantId, model: &ModelId, jobs: &[&Job]) -> ServiceBody {
