@@ -121,12 +121,11 @@ impl Scaler {
             let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share);
             let Some(known) = self.known(job, scaling) else { continue };
             known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: None });
-            let mut decision = known.scaler.step(&signals);
             let current = job.desired();
+            known.scaler.stands_at(current.into());
+            let mut decision = known.scaler.step(&signals);
             let to = u16::try_from(decision.desired).unwrap_or(u16::MAX);
-            // Fewer only where that was decided: who has just begun knows of fewer than there are.
-            let moves = to > current || (to < current && decision.desired < decision.before);
-            let acts = moves && !scaling.advisory;
+            let acts = to != current && !scaling.advisory;
             known.said = Some(if acts { to } else { current });
             if acts {
                 intents.push(scale(job, to, &decision));
@@ -346,6 +345,33 @@ mod tests {
             told.extend(looks.into_iter().map(|look| (look.current, look.decision.desired, look.decision.why)));
         }
         assert!(told.iter().any(|(now, to, why)| (*now, *why) == (1, Why::AdvisoryOnly) && *to > 1), "{told:?}");
+    }
+
+    #[test]
+    fn a_decision_that_was_lost_is_made_again() {
+        let (state, mut scaler) = (world(), Scaler::new(Duration::from_millis(TICK)));
+        let said = (1..=300).map(|i| {
+            let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![] };
+            // None of them is committed.
+            scaler.look(&state, panorama, i * TICK).0.len()
+        });
+        let said: Vec<usize> = said.collect();
+        let first = said.iter().position(|n| *n > 0).expect("it is put to sleep");
+        assert!((18..=24).contains(&first), "idle for {first} s instead of 20");
+        assert!(said[first..].iter().all(|n| *n == 1), "once and no more: {:?}", &said[first..]);
+    }
+
+    #[test]
+    fn a_new_leader_that_has_seen_nothing_takes_nothing_away() {
+        let (mut state, mut scaler) = (world(), Scaler::new(Duration::from_millis(TICK)));
+        let target = Target { replicas: 4, why: Why::Asked, inputs: None, seen: None };
+        let request = state.services().next().unwrap().request.clone();
+        testing::run(&mut state, Intent::Scale { request, tenant: None, target });
+        // Those that nobody has placed, or that stop to start elsewhere, count like the others.
+        for i in 1..u64::from(SETTLE) {
+            let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![] };
+            assert_eq!(scaler.look(&state, panorama, i * TICK).0, [], "at look {i}");
+        }
     }
 
     #[test]

@@ -88,12 +88,10 @@ def test_it_grows_with_its_load_and_loses_nothing_with_the_leader(group):
 
 
 def test_a_burst_at_zero_is_held_or_told_to_come_again(group):
-    answer = group.call("POST", "/schedule", {**JOB, "model_id": "m2"}).json()
+    job = {**JOB, "model_id": "m2", "scaling": {**SCALING, "idle": "1s"}}
+    group.call("POST", "/schedule", job)
     item = lambda: next(i for i in group.get("/services")["items"] if i["model_id"] == "m2")  # noqa: E731
-    eventually("it serves", lambda: item()["ready"] == 1)
-    # Put to sleep by hand: when the autoscaler does it depends on what all members say.
-    asked = group.call("POST", f"/schedule/{answer['request_id']}/scale", {"replicas": 0})
-    assert asked.status_code == 200, asked.text
+    eventually("it sleeps", lambda: item()["state"] == "ScaledToZero", 60)
     url, body = group.url(), {"model": "m2", "prompt": "x"}
     with ThreadPoolExecutor(400) as pool:
         calls = [pool.submit(requests.post, f"{url}/v1/completions", json=body, timeout=90) for _ in range(400)]
@@ -101,6 +99,8 @@ def test_a_burst_at_zero_is_held_or_told_to_come_again(group):
     codes = Counter(answer.status_code for answer in answers)
     assert set(codes) <= {200, 429} and codes[200] >= 200, codes
     assert all(a.headers.get("retry-after") for a in answers if a.status_code == 429)
+    events = [e for e in group.get("/events?per_page=1000")["items"] if e["kind"] == "scaled"]
+    assert any((e["from"], e["why"]) == ("0", "WakeFromZero") for e in events), events
 
 
 def test_a_number_can_be_asked_for_within_bounds(group):

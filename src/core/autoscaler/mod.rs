@@ -129,6 +129,12 @@ impl Autoscaler {
         self.limits = limits;
     }
 
+    /// So many are wanted now, whoever said so: an earlier decision may have been lost, or
+    /// overtaken by somebody else's. The next one starts from here.
+    pub fn stands_at(&mut self, replicas: u32) {
+        self.desired = Some(replicas);
+    }
+
     /// One look and one decision.
     pub fn step(&mut self, signals: &Signals) -> Decision {
         let Some(sight) = self.intake.look(&self.service, signals) else {

@@ -108,12 +108,13 @@ impl Shadow {
         Self { care, stage, hold: Hold::default(), need: 0, held: 0 }
     }
 
-    /// Plays what came, then decides as the autoscaler would with this care. `floor` is needed in any case.
+    /// Plays what came, then decides as the autoscaler would with this care. `floor` is needed now and not held:
+    /// it has a time of its own.
     pub fn step(&mut self, feed: &Feed, staffing: &Staffing, outlook: &Outlook, floor: u32) {
         self.stage.play(feed);
-        let need = plan::need(feed.service, staffing, &self.care, outlook).0.max(floor);
-        self.need = need;
-        self.held = self.hold.push(feed.now_ms, need, self.care.hold_ms);
+        let load = plan::need(feed.service, staffing, &self.care, outlook).0;
+        self.need = load.max(floor);
+        self.held = self.hold.push(feed.now_ms, load, self.care.hold_ms).max(floor);
         let Stage { fleet, queue_m, .. } = &self.stage;
         let backlog = if feed.impatient {
             0
