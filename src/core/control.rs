@@ -131,13 +131,6 @@ mod tests {
     use crate::node::{NodeKind, NodeSpec};
     use crate::testing;
 
-    const TIMEOUTS: Timeouts = Timeouts {
-        suspect_ms: 5_000,
-        unknown_ms: 15_000,
-        down_ms: 60_000,
-        fault: NetworkFault { percent: 50, down_ms: 600_000 },
-    };
-
     fn at(mono_ms: u64) -> Now {
         Now { mono_ms, wall_ms: mono_ms }
     }
@@ -157,7 +150,7 @@ mod tests {
     fn silence(state: &mut State, seen: &mut Observations, from: u64, seconds: u64) -> Vec<NodeState> {
         let mut states = Vec::new();
         for second in 0..seconds {
-            for intent in step(state, seen, &TIMEOUTS, at(from + second * 1000)) {
+            for intent in step(state, seen, &Timeouts::default(), at(from + second * 1000)) {
                 testing::run(state, intent);
             }
             let now = state.nodes().values().next().unwrap().state;
@@ -174,7 +167,7 @@ mod tests {
         let states = silence(&mut state, &mut seen, 0, 62);
         assert_eq!(states, [NodeState::Ready, NodeState::Suspect, NodeState::Unknown, NodeState::Down]);
         seen.heard(NodeNo(1), 62_000);
-        for intent in step(&state, &mut seen, &TIMEOUTS, at(62_500)) {
+        for intent in step(&state, &mut seen, &Timeouts::default(), at(62_500)) {
             testing::run(&mut state, intent);
         }
         assert_eq!(state.node(NodeNo(1)).unwrap().state, NodeState::Ready);
@@ -194,7 +187,10 @@ mod tests {
     fn a_leader_that_stood_still_judges_nobody() {
         let (state, mut seen) = (one_node(), Observations::new(0));
         seen.heard(NodeNo(1), 0);
-        assert!(step(&state, &mut seen, &TIMEOUTS, at(1_000)).is_empty());
-        assert!(step(&state, &mut seen, &TIMEOUTS, at(600_000)).is_empty(), "its own pause is not the node's silence");
+        assert!(step(&state, &mut seen, &Timeouts::default(), at(1_000)).is_empty());
+        assert!(
+            step(&state, &mut seen, &Timeouts::default(), at(600_000)).is_empty(),
+            "its own pause is not the node's silence"
+        );
     }
 }

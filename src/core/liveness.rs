@@ -196,13 +196,6 @@ mod tests {
     use crate::resources::Gpus;
     use crate::testing::{self, job_spec, node_spec, register, run, schedule};
 
-    const TIMEOUTS: Timeouts = Timeouts {
-        suspect_ms: 5_000,
-        unknown_ms: 15_000,
-        down_ms: 60_000,
-        fault: NetworkFault { percent: 50, down_ms: 600_000 },
-    };
-
     /// A leader and its nodes, a second at a time.
     struct Watch {
         state: State,
@@ -228,7 +221,7 @@ mod tests {
                     self.seen.heard(no, self.now);
                 }
                 let now = Now { mono_ms: self.now, wall_ms: self.now };
-                for intent in step(&self.state, &mut self.seen, &TIMEOUTS, now) {
+                for intent in step(&self.state, &mut self.seen, &Timeouts::default(), now) {
                     testing::try_run_at(&mut self.state, intent, self.now).unwrap();
                 }
             }

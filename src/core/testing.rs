@@ -1,6 +1,7 @@
 //! Small builders for tests here and in the packages above. Not part of the product.
 
 use crate::apply::{BatchOutcome, apply_batch};
+use crate::audit::{Action, Actor, Check, Record, Refs};
 use crate::command::{Answer, Batch, Submission};
 use crate::id::{DeviceType, Digest16, Incarnation, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::JobSpec;
@@ -86,4 +87,18 @@ pub fn try_run_at(state: &mut State, intent: Intent, at_ms: u64) -> Result<Vec<A
 /// Like [`try_run`], for what must work.
 pub fn run(state: &mut State, intent: Intent) -> Vec<Answer> {
     try_run(state, intent.clone()).unwrap_or_else(|refusal| panic!("{intent:?}: {refusal}"))
+}
+
+/// What `subject` did, for an audit trail; the checks are none.
+pub fn record(subject: &str, action: Action, object: String, at_ms: u64) -> Record {
+    Record {
+        at_ms,
+        actor: Actor { subject: subject.into(), tenant: None, token: None, node: None },
+        action,
+        object: object.into(),
+        checks: [Check::default(); 7],
+        refs: Refs::default(),
+        refused: None,
+        count: 1,
+    }
 }

@@ -147,19 +147,13 @@ fn take(auditor: &mut Auditor, value: &Value) -> Result<Receipt, Result<Fault, &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nf_core::audit::{Action, Actor, Chain, Check, Record, Refs};
+    use nf_core::audit::{Action, Chain};
+    use nf_core::testing;
 
     fn export(n: u64) -> (Vec<String>, Chain) {
         let mut chain = Chain::default();
-        let record = |n: u64| Record {
-            at_ms: 1_795_435_200_000 + n,
-            actor: Actor { subject: "ada \"\u{1}é\" ".into(), tenant: None, token: None, node: None },
-            action: Action::ModelApprove,
-            object: format!("model/m{n}").into(),
-            checks: [Check::default(); 7],
-            refs: Refs::default(),
-            refused: None,
-            count: 1,
+        let record = |n: u64| {
+            testing::record("ada \"\u{1}é\" ", Action::ModelApprove, format!("model/m{n}"), 1_795_435_200_000 + n)
         };
         let mut lines: Vec<String> = (1..=n).map(|i| line(&chain.append(record(i)).0)).collect();
         lines.push(last_line(&chain.checkpoint("blue")));

@@ -1,61 +1,15 @@
 //! The public surface over real members: REST and gRPC on one port each, on any
 //! member. Bad input, idempotency, waiting, watching, failover, freshness.
 
-use crate::harness::Cluster;
-use neural_fabric::api::{self, ApiState, Info};
-use neural_fabric::telemetry::Metrics;
+use crate::surface::Surface;
 use nf_proto::v1;
 use nf_proto::v1::endpoint_service_client::EndpointServiceClient;
 use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use std::time::Instant;
-use tokio::task::JoinHandle;
 use tonic_types::StatusExt;
 
-/// A group whose members each serve the public surface.
-struct Group {
-    cluster: Cluster,
-    urls: Vec<String>,
-    servers: Vec<JoinHandle<()>>,
-    http: Client,
-}
-
-impl Group {
-    async fn start(members: u64) -> Self {
-        let cluster = Cluster::start(members).await;
-        let (mut urls, mut servers) = (Vec::new(), Vec::new());
-        for seat in &cluster.seats {
-            let info = Info {
-                version: "1.2.3".into(),
-                commit: "abc".into(),
-                node_name: seat.name.clone(),
-                host: "127.0.0.1".into(),
-                ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
-                run_dir: "/tmp/runs".into(),
-                missing: vec!["MODEL_STORE_URL".into()],
-                network_fault: Default::default(),
-                started: Instant::now(),
-            };
-            let replica = seat.replica.clone().expect("running");
-            let metrics = Metrics::new("1.2.3", "abc");
-            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics, auth: None });
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            urls.push(format!("http://{}", listener.local_addr().expect("bound")));
-            servers.push(tokio::spawn(async move {
-                axum::serve(listener, router).await.expect("serves");
-            }));
-        }
-        Self { cluster, urls, servers, http: Client::builder().no_proxy().build().expect("a client") }
-    }
-
-    async fn stop(mut self) {
-        for server in &self.servers {
-            server.abort();
-        }
-        self.cluster.stop().await;
-    }
-
+impl Surface {
     async fn send(&self, seat: usize, method: Method, path: &str, body: Option<Value>) -> Response {
         let mut request = self.http.request(method, format!("{}{path}", self.urls[seat]));
         if let Some(body) = body {
@@ -85,7 +39,7 @@ fn job(tenant: &str, gpu: f64) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_is_no_text_is_refused_like_anything_else() {
-    let group = Group::start(1).await;
+    let group = Surface::start(1, || None).await;
     for path in ["/schedule/%ff", "/tenants/%c3%28/quota", "/schedule/%ff/logs"] {
         let response = group.send(0, Method::GET, path, None).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
@@ -98,7 +52,7 @@ async fn a_path_that_is_no_text_is_refused_like_anything_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_registered_at_once_get_ports_of_their_own() {
-    let group = Group::start(3).await;
+    let group = Surface::start(3, || None).await;
     let register = |i: usize| {
         let group = &group;
         async move { group.post(i % 3, "/node/register", json!({"node_id": format!("p{i}"), "gpus": 1})).await.0 }
@@ -114,7 +68,7 @@ async fn nodes_registered_at_once_get_ports_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_member_takes_each_call() {
-    let group = Group::start(3).await;
+    let group = Surface::start(3, || None).await;
     let node = json!({"node_id": "gpu-1", "gpus": 4});
     let (code, answer) = group.post(0, "/node/register", node.clone()).await;
     assert_eq!((code, &answer["registered"], &answer["simulation"]), (201, &json!(true), &json!(true)), "{answer}");
@@ -165,7 +119,7 @@ async fn any_member_takes_each_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_run_waits_with_its_reasons_or_is_refused() {
-    let group = Group::start(1).await;
+    let group = Surface::start(1, || None).await;
     group.post(0, "/node/register", json!({"node_id": "gpu-1", "gpus": 4})).await;
     let (code, answer) = group.post(0, "/schedule", job("t1", 64.0)).await;
     assert_eq!((code, &answer["status"], &answer["position"]), (202, &json!("queued"), &json!(1)), "{answer}");
@@ -202,7 +156,7 @@ async fn what_cannot_run_waits_with_its_reasons_or_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_is_the_same_job_on_every_member() {
-    let group = Group::start(3).await;
+    let group = Surface::start(3, || None).await;
     group.post(0, "/node/register", json!({"gpus": 8})).await;
     let keyed = |seat: usize, body: Value| {
         let request = group.http.post(format!("{}/schedule", group.urls[seat])).header("idempotency-key", "k1");
@@ -233,7 +187,7 @@ async fn a_retry_is_the_same_job_on_every_member() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_calls_are_told_what_and_where() {
-    let group = Group::start(1).await;
+    let group = Surface::start(1, || None).await;
     let mut unknown = job("t1", 1.0);
     unknown["resources"]["gpuz"] = json!(1);
     let (code, problem) = group.post(0, "/schedule", unknown).await;
@@ -278,7 +232,7 @@ async fn bad_calls_are_told_what_and_where() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_protocols_share_the_port_and_agree() {
-    let group = Group::start(1).await;
+    let group = Surface::start(1, || None).await;
     group.post(0, "/node/register", json!({"node_id": "gpu-1", "gpus": 4})).await;
     let mut grpc = SchedulerServiceClient::connect(group.urls[0].clone()).await.expect("connects");
     let request = v1::ScheduleRequest {
@@ -327,7 +281,7 @@ async fn both_protocols_share_the_port_and_agree() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_tells_what_happens_from_where_it_was_left() {
-    let group = Group::start(1).await;
+    let group = Surface::start(1, || None).await;
     group.post(0, "/node/register", json!({"gpus": 4})).await;
     let (_, page) = group.get(0, "/schedule").await;
     let index = page["index"].as_u64().expect("a number");
@@ -358,7 +312,7 @@ async fn a_watch_tells_what_happens_from_where_it_was_left() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_moves_when_asked_and_the_members_say_so() {
-    let group = Group::start(3).await;
+    let group = Surface::start(3, || None).await;
     let leader = group.cluster.leader().await;
     let to = (leader + 1) % 3;
     let name = group.cluster.seats[to].name.clone();
@@ -387,7 +341,7 @@ async fn leadership_moves_when_asked_and_the_members_say_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_protocols_tell_the_same_endpoints() {
-    let group = Group::start(1).await;
+    let group = Surface::start(1, || None).await;
     group.post(0, "/node/register", json!({"node_id": "gpu-1", "gpus": 4})).await;
     let mut grpc = EndpointServiceClient::connect(group.urls[0].clone()).await.expect("connects");
     let wanted = v1::EndpointServiceWatchRequest { model_id: "m1".into(), ..Default::default() };

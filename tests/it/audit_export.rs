@@ -3,22 +3,16 @@
 //! core; how a member exports its own is another test's business.
 
 use neural_fabric::security::audit::{last_line, line};
-use nf_core::audit::{Action, Actor, Chain, Check, Record, Refs};
+use nf_core::audit::{Action, Chain};
+use nf_core::testing;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 fn trail(n: u64) -> Vec<String> {
     let mut chain = Chain::default();
-    let record = |n: u64| Record {
-        at_ms: 1_795_435_200_000 + n,
-        actor: Actor { subject: "ada \"\\\n\u{1}é\u{7f}".into(), tenant: None, token: None, node: None },
-        action: Action::QuotaSet,
-        object: format!("quota/t{n}").into(),
-        checks: [Check::default(); 7],
-        refs: Refs::default(),
-        refused: None,
-        count: 1,
+    let record = |n: u64| {
+        testing::record("ada \"\\\n\u{1}é\u{7f}", Action::QuotaSet, format!("quota/t{n}"), 1_795_435_200_000 + n)
     };
     let mut lines: Vec<String> = (1..=n).map(|i| line(&chain.append(record(i)).0)).collect();
     lines.push(last_line(&chain.checkpoint("blue")));

@@ -2,30 +2,32 @@
 //! every way in which a tenant could see another one's things. It does not check how
 //! tokens are verified; `security::jwt` has its own tests.
 
-use crate::harness::Cluster;
+use crate::surface::Surface;
 use futures::StreamExt;
-use neural_fabric::api::{self, ApiState, Info};
 use neural_fabric::security::jwt::issuer::ISSUER;
 use neural_fabric::security::jwt::{Grant, Keys, Mint, Role, Verifier};
-use neural_fabric::telemetry::Metrics;
 use nf_proto::v1;
 use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use nf_proto::v1::security_service_client::SecurityServiceClient;
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::ops::Deref;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 /// A group that asks who calls.
 struct Group {
-    cluster: Cluster,
-    urls: Vec<String>,
-    servers: Vec<JoinHandle<()>>,
+    surface: Surface,
     mint: Mint,
-    http: Client,
+}
+
+impl Deref for Group {
+    type Target = Surface;
+
+    fn deref(&self) -> &Surface {
+        &self.surface
+    }
 }
 
 fn now() -> u64 {
@@ -34,34 +36,14 @@ fn now() -> u64 {
 
 impl Group {
     async fn start(members: u64) -> Self {
-        let (cluster, mint) = (Cluster::start(members).await, Mint::generate(ISSUER).unwrap());
-        let (mut urls, mut servers) = (Vec::new(), Vec::new());
-        for seat in &cluster.seats {
-            let info = Info {
-                version: "1.2.3".into(),
-                commit: "abc".into(),
-                node_name: seat.name.clone(),
-                host: "127.0.0.1".into(),
-                ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
-                run_dir: "/tmp/runs".into(),
-                missing: Vec::new(),
-                network_fault: Default::default(),
-                started: Instant::now(),
-            };
-            let keys = Keys::parse("test", mint.jwks().to_string().as_bytes()).unwrap();
-            let auth = Some(Arc::new(Verifier::new(keys, Some(ISSUER.into()))));
-            let (replica, metrics) = (seat.replica.clone().unwrap(), Metrics::new("1.2.3", "abc"));
-            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics, auth });
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            urls.push(format!("http://{}", listener.local_addr().unwrap()));
-            servers.push(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
-        }
-        Self { cluster, urls, servers, mint, http: Client::builder().no_proxy().build().unwrap() }
+        let mint = Mint::generate(ISSUER).unwrap();
+        let keys = || Keys::parse("test", mint.jwks().to_string().as_bytes()).unwrap();
+        let surface = Surface::start(members, || Some(Verifier::new(keys(), Some(ISSUER.into())))).await;
+        Self { surface, mint }
     }
 
-    async fn stop(mut self) {
-        self.servers.iter().for_each(JoinHandle::abort);
-        self.cluster.stop().await;
+    async fn stop(self) {
+        self.surface.stop().await;
     }
 
     fn token(&self, tenant: &str, roles: &[Role]) -> String {

@@ -19,4 +19,5 @@ mod raft_members;
 mod storage_crash;
 mod storage_files;
 mod storage_suite;
+mod surface;
 mod tree;

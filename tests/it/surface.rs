@@ -1,0 +1,52 @@
+//! A group whose members each serve the public surface on a port of their own, with
+//! or without asking who calls. What is asked of it is its users' business.
+
+use crate::harness::Cluster;
+use neural_fabric::api::{self, ApiState, Info};
+use neural_fabric::security::jwt::Verifier;
+use neural_fabric::telemetry::Metrics;
+use reqwest::Client;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::task::JoinHandle;
+
+pub struct Surface {
+    pub cluster: Cluster,
+    /// One of each member.
+    pub urls: Vec<String>,
+    pub http: Client,
+    servers: Vec<JoinHandle<()>>,
+}
+
+impl Surface {
+    /// `auth` makes a verifier for each member, which then asks for a token.
+    pub async fn start(members: u64, auth: impl Fn() -> Option<Verifier>) -> Self {
+        let cluster = Cluster::start(members).await;
+        let (mut urls, mut servers) = (Vec::new(), Vec::new());
+        for seat in &cluster.seats {
+            let info = Info {
+                version: "1.2.3".into(),
+                commit: "abc".into(),
+                node_name: seat.name.clone(),
+                host: "127.0.0.1".into(),
+                ports: Some(nf_core::node::PortRange { first: 30_000, last: 30_999 }),
+                run_dir: "/tmp/runs".into(),
+                missing: vec!["MODEL_STORE_URL".into()],
+                network_fault: Default::default(),
+                started: Instant::now(),
+            };
+            let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));
+            let auth = auth().map(Arc::new);
+            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics, auth });
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            urls.push(format!("http://{}", listener.local_addr().expect("bound")));
+            servers.push(tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") }));
+        }
+        Self { cluster, urls, http: Client::builder().no_proxy().build().expect("a client"), servers }
+    }
+
+    pub async fn stop(mut self) {
+        self.servers.iter().for_each(JoinHandle::abort);
+        self.cluster.stop().await;
+    }
+}
