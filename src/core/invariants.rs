@@ -203,7 +203,7 @@ fn rebuild(state: &State) -> State {
     state.nodes().values().for_each(|node| fresh.put_node((**node).clone()));
     state.tenants().values().for_each(|tenant| fresh.put_tenant((**tenant).clone()));
     state.requests.iter().for_each(|(key, request)| fresh.put_request(*key, request.clone()));
-    state.jobs().values().for_each(|job| fresh.load_job(job.clone()));
+    state.jobs().values().for_each(|job| fresh.load_job((**job).clone()));
     fresh.reclass_all();
     fresh
 }

@@ -290,7 +290,7 @@ impl State {
         }
         for job in jobs {
             check_allocations(&state, &job)?;
-            state.load_job(Arc::new(job));
+            state.load_job(job);
         }
         state.reclass_all();
         if hash != stored {

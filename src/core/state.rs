@@ -8,7 +8,7 @@ use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
 use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
-use crate::job::{Job, Phase, Replica};
+use crate::job::{Job, JobSpec, Phase, Replica};
 use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::placement::mix::Mix;
@@ -150,6 +150,8 @@ pub struct State {
     pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
+    /// Each tenant's newest spec: jobs that come one after another are often alike, and share it then.
+    pub(crate) newest: OrdMap<TenantNo, Arc<JobSpec>>,
     /// What the live jobs ask for, which stands for what will be asked.
     pub(crate) mix: Mix,
     /// New jobs until the rules are made again.
@@ -270,7 +272,7 @@ impl State {
     // ---- setters: the only way to change a table ----
 
     /// Inserts or replaces a job, and books what its replicas hold.
-    pub(crate) fn put_job(&mut self, job: Job) {
+    pub(crate) fn put_job(&mut self, mut job: Job) {
         let old = self.jobs.get(&job.no).cloned();
         self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
         if let Some(old) = &old {
@@ -279,11 +281,20 @@ impl State {
             self.room += u64::from(old.wants_place() && !job.wants_place());
         }
         if old.is_none() {
+            self.share_spec(&mut job);
             self.learn(&job);
         }
         let job = Arc::new(job);
         self.index_job(&job, old.as_deref());
         self.jobs.insert(job.no, job);
+    }
+
+    /// Takes the tenant's newest spec for its own where they are equal.
+    fn share_spec(&mut self, job: &mut Job) {
+        match self.newest.get(&job.tenant) {
+            Some(newest) if *newest == job.spec => job.spec = newest.clone(),
+            _ => _ = self.newest.insert(job.tenant, job.spec.clone()),
+        }
     }
 
     /// Counts a new job's asks. The rules follow from time to time: who plans on an older
@@ -310,7 +321,8 @@ impl State {
 
     /// Like [`State::put_job`] for a job that is not there yet, without the index of
     /// capacity, which [`State::reclass_all`] makes afterwards, once for each node.
-    pub(crate) fn load_job(&mut self, job: Arc<Job>) {
+    pub(crate) fn load_job(&mut self, mut job: Job) {
+        self.share_spec(&mut job);
         for (i, replica) in job.replicas.iter().enumerate() {
             for alloc in replica.allocations() {
                 if let Some(node) = self.nodes.get(&alloc.node) {
@@ -320,7 +332,7 @@ impl State {
         }
         self.enqueue_job(&job);
         self.mix.add(&job.spec.resources, job.spec.replicas.into());
-        self.jobs.insert(job.no, job);
+        self.jobs.insert(job.no, Arc::new(job));
     }
 
     pub(crate) fn reclass_all(&mut self) {
@@ -478,6 +490,7 @@ impl State {
 
     pub(crate) fn remove_tenant(&mut self, no: TenantNo) {
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
+        self.newest.remove(&no);
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
             if let Some(above) = &tenant.quota.parent {

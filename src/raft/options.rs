@@ -66,8 +66,8 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            flush_bytes: 64 << 20,
-            flush_commands: 100_000,
+            flush_bytes: 16 << 20,
+            flush_commands: 25_000,
             flush_every: Duration::from_secs(30),
             snapshot_entries: 50_000,
             keep_entries: 10_000,

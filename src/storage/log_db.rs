@@ -53,7 +53,7 @@ impl LogDb {
     /// Opens `dir`. With `create` unset a missing database is an error, see `identity::formatted`.
     pub fn open(dir: &Path, create: bool, fatal: Fatal, on_sync: OnSync) -> Result<Self, Error> {
         let cfs = [
-            ColumnFamilyDescriptor::new(LOG, column_options(64 << 20)),
+            ColumnFamilyDescriptor::new(LOG, column_options(16 << 20)),
             ColumnFamilyDescriptor::new(META, column_options(4 << 20)),
         ];
         let db = DB::open_cf_descriptors(&database_options(create), dir, cfs).map_err(|e| Error::db(dir, e))?;

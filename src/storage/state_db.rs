@@ -98,7 +98,7 @@ fn database_options(create: bool) -> Options {
 
 fn column_options() -> Options {
     let mut options = Options::default();
-    options.set_write_buffer_size(64 << 20);
+    options.set_write_buffer_size(16 << 20);
     options.set_compression_type(DBCompressionType::Lz4);
     options
 }
