@@ -1,6 +1,6 @@
 //! `nf run`, `plan`, `explain`, `stop`: one job's life from the outside.
 
-mod request;
+pub(super) mod request;
 
 use super::client::{Client, escape};
 use super::exit::{Exit, fail};
@@ -96,7 +96,10 @@ fn place_of(placement: &Value) -> String {
     let gpus = if devices.is_empty() { String::new() } else { format!(" gpu {}", devices.join(",")) };
     let why = match placement.get("why") {
         None | Some(Value::Null) => String::new(),
-        Some(why) => format!(" (score {} among {} nodes)", at(why, "score"), at(why, "candidates")),
+        Some(why) => match at(why, "candidates").as_str() {
+            "1" => format!(" (score {}, the only node)", at(why, "score")),
+            candidates => format!(" (score {} among {candidates} nodes)", at(why, "score")),
+        },
     };
     format!("{}{gpus}{why}", at(placement, "node"))
 }

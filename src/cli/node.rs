@@ -97,7 +97,7 @@ struct Register {
     /// Memory of each GPU, e.g. 80GB
     #[arg(long)]
     gpu_memory: Option<String>,
-    #[arg(long)]
+    #[arg(long, value_parser = super::job::request::amount)]
     cpu: Option<f64>,
     #[arg(long)]
     mem: Option<String>,

@@ -28,7 +28,7 @@ pub struct Request {
     #[arg(long)]
     name: Option<String>,
     /// GPUs of each replica: a whole number, or part of one such as 0.5
-    #[arg(long)]
+    #[arg(long, value_parser = amount)]
     gpus: Option<f64>,
     /// Memory that each GPU must have, e.g. 40GB
     #[arg(long)]
@@ -42,7 +42,7 @@ pub struct Request {
     #[arg(long)]
     tpu: Option<u32>,
     /// CPUs of each replica
-    #[arg(long)]
+    #[arg(long, value_parser = amount)]
     cpu: Option<f64>,
     /// Host memory of each replica, e.g. 4GB
     #[arg(long)]
@@ -117,6 +117,12 @@ fn put(map: &mut Map<String, Value>, key: &str, value: Option<Value>) {
 
 fn text(value: &Option<String>) -> Option<Value> {
     value.as_ref().map(|v| json!(v))
+}
+
+/// JSON has no NaN and no infinity: they would be sent as nothing, and nothing asked for is granted.
+pub fn amount(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "a number such as 2 or 0.5".to_owned())?;
+    number.is_finite().then_some(number).ok_or_else(|| format!("a number such as 2 or 0.5, not {text}"))
 }
 
 /// Whole numbers stay whole.
@@ -261,6 +267,16 @@ mod tests {
             "resources":{"gpu":2,"mem":"4GB"},"constraints":{"labels":{"a":"b"},"spread":true}});
         assert_eq!(made.unwrap(), want);
         assert!(body(&[]).is_err() && body(&["m", "--label", "x"]).is_err());
+    }
+
+    #[test]
+    fn an_amount_is_a_number_that_json_has() {
+        assert_eq!(amount("0.5"), Ok(0.5));
+        for text in ["NaN", "nan", "inf", "-inf", "1e400", "", "two"] {
+            assert!(amount(text).is_err(), "{text}");
+            assert!(Line::try_parse_from(["run", "m", "--gpus", text]).is_err(), "{text}");
+            assert!(Line::try_parse_from(["run", "m", "--cpu", text]).is_err(), "{text}");
+        }
     }
 
     #[test]
