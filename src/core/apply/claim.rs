@@ -50,7 +50,10 @@ fn bad(detail: String) -> Refusal {
 /// The judgement: each victim may be evicted by such a job, gangs as a whole, and the
 /// places are there when they are gone.
 fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim) -> Result<(), Refusal> {
-    if state.claims.len() >= MOST_OPEN || claim.placements.is_empty() || claim.placements.len() > spec_bound(spec) {
+    if state.claims.len() >= MOST_OPEN
+        || claim.placements.is_empty()
+        || claim.placements.len() > usize::from(spec.most_replicas())
+    {
         return Err(bad("too many claims, or one of nothing".to_owned()));
     }
     let distinct: BTreeSet<_> = claim.victims.iter().map(|v| (v.job, v.replica)).collect();
@@ -79,10 +82,6 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
         }
     }
     job::fits(state, tenant, spec, &claim.placements, &claim.victims)
-}
-
-fn spec_bound(spec: &JobSpec) -> usize {
-    usize::from(spec.replicas.max(1)).max(spec.scaling.map_or(0, |s| usize::from(s.max)))
 }
 
 /// Tells the victims to stop; what they hold is theirs until their agents say that they are gone.

@@ -1,6 +1,7 @@
 //! Who is next. Waiting jobs are tried by priority, then by fair share (the
-//! tenant of which the resource it uses most, as a part of its quota, is used least), then by age. The first few that wait for
-//! room keep a node each, so that later and smaller work can't starve them.
+//! tenant of which the resource it uses most, as a part of its quota, is used least), then
+//! by age. The first few that wait for room keep a node each, so that later and smaller work
+//! can't starve them.
 
 use super::{Limits, devices, filter, place, preempt};
 use crate::capacity::{Class, Flavor};

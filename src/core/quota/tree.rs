@@ -116,8 +116,8 @@ pub fn check(state: &State, tenant: &Tenant, more: u64) -> Result<(), Over> {
 /// Whom a job may make give way, by the standing of its tenant in the tree.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
-    /// Its tenant and those above, and whether each would stay within its nominal. Empty for one that stands alone.
-    levels: Vec<(TenantNo, bool)>,
+    /// Its tenant has others above or below it.
+    in_tree: bool,
     /// Jobs that hold what it may have back.
     pub reclaimable: BTreeSet<JobNo>,
 }
@@ -127,7 +127,7 @@ impl Standing {
     /// alone. Within a tree the quota alone decides between tenants, or what an owner was
     /// given back could be taken again by force.
     pub fn reaches(&self, state: &State, victim: TenantNo) -> bool {
-        self.levels.is_empty() && state.tenant(victim).is_some_and(|tenant| is_flat(state, tenant))
+        !self.in_tree && state.tenant(victim).is_some_and(|tenant| is_flat(state, tenant))
     }
 }
 
@@ -137,15 +137,11 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, more: u64) -> Standing 
         return Standing::default();
     };
     let above = path(state, tenant);
-    let within = |each: &&Tenant| {
-        let sum = sum(state, each, (tenant.no, more));
-        (each.no, sum.demand <= sum.nominal)
-    };
-    let levels = above.iter().map(within).collect::<Vec<_>>();
-    let mut out = Standing { levels, reclaimable: BTreeSet::new() };
-    for (level, pair) in above.windows(2).enumerate() {
+    let mut out = Standing { in_tree: true, reclaimable: BTreeSet::new() };
+    for pair in above.windows(2) {
         let (below, above) = (pair[0], pair[1]);
-        if !out.levels[level].1 {
+        let wanted = sum(state, below, (tenant.no, more));
+        if wanted.demand > wanted.nominal {
             continue;
         }
         for other in children(state, above).filter(|other| other.no != below.no) {

@@ -69,18 +69,22 @@ fn a_schedule_call_behind_ten_thousand_waiters_is_bounded() {
     per_call(10_000);
 }
 
+/// Jobs that ask for so many GPUs and wait, without a look for a place.
+fn wait_in_line(state: &mut State, count: u64, gpus: impl Fn(u64) -> u16) {
+    for i in 0..count {
+        let mut spec = testing::job_spec("t1", Gpus::Whole(gpus(i)));
+        spec.resources.cpu_milli = i % 50;
+        let Intent::Schedule { submission, .. } = testing::schedule(&format!("waiter-{i}"), spec) else { continue };
+        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
+        let batch = Batch { base: state.meta().base, at_ms: 1, commands, ..Batch::default() };
+        apply_batch(state, &batch);
+    }
+}
+
 fn per_call(waiters: u64) {
     let mut state = cluster(1000);
     half_full(&mut state, 1000);
-    for i in 0..waiters {
-        let mut spec = testing::job_spec("t1", Gpus::Whole(8));
-        spec.resources.cpu_milli = i % 50;
-        let submission = testing::schedule(&format!("waiter-{i}"), spec);
-        let Intent::Schedule { submission, .. } = submission else { continue };
-        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
-        let batch = Batch { base: state.meta().base, at_ms: 1, commands, ..Batch::default() };
-        apply_batch(&mut state, &batch);
-    }
+    wait_in_line(&mut state, waiters, |_| 8);
     // Steady: one stop and one report for each call, and some thousand small jobs that stay.
     let mut live = std::collections::VecDeque::new();
     for i in 0..2_000 {
@@ -153,14 +157,7 @@ fn per_call(waiters: u64) {
 fn explaining_among_a_thousand_waiters_is_quick() {
     let mut state = cluster(1000);
     half_full(&mut state, 1000);
-    for i in 0..1000 {
-        let mut spec = testing::job_spec("t1", Gpus::Whole(8 + (i % 2) as u16));
-        spec.resources.cpu_milli = i % 50;
-        let Intent::Schedule { submission, .. } = testing::schedule(&format!("waiter-{i}"), spec) else { continue };
-        let commands = vec![nf_core::command::Command::Submit { submission, placements: Vec::new(), claim: None }];
-        let batch = Batch { base: state.meta().base, at_ms: 1, commands, ..Batch::default() };
-        apply_batch(&mut state, &batch);
-    }
+    wait_in_line(&mut state, 1000, |i| 8 + (i % 2) as u16);
     let waiting: Vec<_> = state.jobs().values().filter(|job| job.wants_place()).cloned().collect();
     assert_eq!(waiting.len(), 1000);
     let mut times = Vec::new();

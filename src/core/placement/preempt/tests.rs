@@ -89,17 +89,22 @@ fn rival(rng: &mut Rng, most: u64) -> JobSpec {
     rival
 }
 
+/// Full states and somebody who finds no place there: (seed, state, spec, wanted).
+fn cases(seeds: std::ops::Range<u64>, gangs: bool, most: u64) -> impl Iterator<Item = (u64, State, JobSpec, Vec<u16>)> {
+    seeds.filter_map(move |seed| {
+        let mut rng = Rng::new(seed);
+        let state = full(&mut rng, gangs);
+        let spec = rival(&mut rng, most);
+        let wanted: Vec<u16> = (0..spec.replicas).collect();
+        let placed = place(&state, &spec, &wanted, Limits::default()).len() == wanted.len();
+        (!placed).then_some((seed, state, spec, wanted))
+    })
+}
+
 #[test]
 fn victims_cost_what_the_cheapest_of_all_sets_costs() {
     let (mut met, mut none) = (0, 0);
-    for seed in 0..1500 {
-        let mut rng = Rng::new(seed);
-        let state = full(&mut rng, false);
-        let spec = rival(&mut rng, 4);
-        let wanted: Vec<u16> = (0..spec.replicas).collect();
-        if place(&state, &spec, &wanted, Limits::default()).len() == wanted.len() {
-            continue;
-        }
+    for (seed, state, spec, wanted) in cases(0..1500, false, 4) {
         let claim = claim(&state, &spec, &wanted, &Limits::default());
         let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
         assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
@@ -111,14 +116,7 @@ fn victims_cost_what_the_cheapest_of_all_sets_costs() {
 #[test]
 fn gangs_give_way_as_a_whole_and_a_place_is_found_whenever_there_is_one() {
     let (mut met, mut dearer) = (0u32, 0u32);
-    for seed in 0..1000 {
-        let mut rng = Rng::new(seed + 10_000);
-        let state = full(&mut rng, true);
-        let spec = rival(&mut rng, 3);
-        let wanted: Vec<u16> = (0..spec.replicas).collect();
-        if place(&state, &spec, &wanted, Limits::default()).len() == wanted.len() {
-            continue;
-        }
+    for (seed, state, spec, wanted) in cases(10_000..11_000, true, 3) {
         let claim = claim(&state, &spec, &wanted, &Limits::default());
         let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
         let least = brute(&state, &spec, &wanted);
