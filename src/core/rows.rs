@@ -185,7 +185,7 @@ impl State {
     pub fn take_changes(&mut self) -> Vec<RowChange> {
         let Some(changes) = &mut self.changes else { return Vec::new() };
         let changes = std::mem::take(changes);
-        let most = changes.rows.len() + changes.events.len() + 2 * changes.finished.len() + changes.audit.len() + 1;
+        let most = changes.rows.len() + 2 * (changes.events.len() + changes.finished.len()) + changes.audit.len() + 1;
         let mut out = Vec::with_capacity(most);
         for (key, before) in &changes.rows {
             let (table, bytes, after) = (key.table(), key.bytes(), self.row(*key));

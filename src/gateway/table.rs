@@ -1,6 +1,6 @@
 //! Which replicas of which model take requests, read from this member's state
 //! whenever it changes. Reading costs a walk over all jobs, so it is done at most
-//! for a twentieth of the time. It knows no requests.
+//! for a fiftieth of the time. It knows no requests.
 
 use crate::raft::Applied;
 use nf_core::id::{Generation, JobNo, ModelId, RequestId, TenantId};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 /// Between two readings at least.
 const PAUSE: Duration = Duration::from_millis(10);
 /// So many times as long as a reading took is the pause after it.
-const SHARE: u32 = 20;
+const SHARE: u32 = 50;
 /// No pause is longer: a thread that had to wait for its turn must not keep news back.
 const LONGEST: Duration = Duration::from_millis(200);
 
