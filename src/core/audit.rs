@@ -9,7 +9,7 @@ use crate::id::{NodeName, TenantId};
 use crate::reason::Reason;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 /// The version of the entry's encoding.
@@ -39,16 +39,6 @@ impl Hash {
         Some(Self(out))
     }
 
-    /// Lower case. Each entry writes several: a table costs a fraction of the formatter.
-    fn hex(&self) -> [u8; 64] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [0; 64];
-        for (to, b) in text.chunks_exact_mut(2).zip(self.0) {
-            to.copy_from_slice(&[DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
-        }
-        text
-    }
-
     fn of(parts: &[&[u8]]) -> Self {
         let mut hasher = Sha256::new();
         parts.iter().for_each(|part| hasher.update(part));
@@ -58,7 +48,13 @@ impl Hash {
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(std::str::from_utf8(&self.hex()).expect("hexadecimal digits are text"))
+        // Each entry writes several: a table costs a fraction of the formatter.
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 64];
+        for (to, b) in text.chunks_exact_mut(2).zip(self.0) {
+            to.copy_from_slice(&[DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
+        }
+        f.write_str(std::str::from_utf8(&text).expect("hexadecimal digits are text"))
     }
 }
 
@@ -241,7 +237,8 @@ impl Canonical {
 
     fn digest(&mut self, name: &str, digest: Option<Hash>) {
         if let Some(digest) = digest {
-            self.field(name, std::str::from_utf8(&digest.hex()).expect("hexadecimal digits are text"));
+            self.name(name);
+            let _ = write!(self.0, "\"{digest}\"");
         }
     }
 
