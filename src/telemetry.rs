@@ -199,6 +199,14 @@ impl Metrics {
         Self(Arc::new(families))
     }
 
+    /// Adds families whose numbers are read when somebody scrapes.
+    ///
+    /// # Errors
+    /// When one of them is there already.
+    pub fn publish(&self, families: Box<dyn Collector>) -> prometheus::Result<()> {
+        self.registry.register(families)
+    }
+
     /// Everything, in the Prometheus text format.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()

@@ -66,6 +66,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("GET", "/schedule/{request_id}/logs", Access::Read),
     ("POST", "/schedule/{request_id}/scale", Access::Operator),
     ("GET", "/services", Access::Read),
+    ("GET", "/slo/{tenant_id}/{model_id}", Access::Read),
     ("GET", "/resources", Access::Read),
     ("POST", "/resources/register", Access::Node),
     ("POST", "/node/register", Access::Node),

@@ -10,11 +10,13 @@ pub mod grpc;
 pub mod rest;
 pub mod service;
 
+use crate::exchange::Panorama;
 use crate::raft::Replica;
 use crate::security::jwt::Verifier;
 use crate::telemetry::Metrics;
 use axum::Router;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use nf_core::control::NetworkFault;
 use nf_core::id::{NodeName, RequestId};
@@ -29,6 +31,9 @@ pub use service::model::{Resolve, Unresolved};
 /// wires `exchange::Hub::logs` in here.
 pub type LogSource =
     Arc<dyn Fn(NodeName, RequestId, u16, bool, usize) -> BoxStream<'static, Result<Bytes, String>> + Send + Sync>;
+
+/// What all members' gateways see now. The member wires `exchange::Hub::sights` in here.
+pub type Sights = Arc<dyn Fn() -> BoxFuture<'static, Panorama> + Send + Sync>;
 
 /// What this process says of itself.
 #[derive(Clone, Debug)]
@@ -53,6 +58,8 @@ pub struct Info {
 pub struct ApiState {
     pub replica: Replica,
     pub logs: Option<LogSource>,
+    /// None where there is no gateway to ask.
+    pub sights: Option<Sights>,
     pub models: Option<Resolve>,
     pub info: Info,
     pub metrics: Metrics,

@@ -27,6 +27,7 @@ mod scale;
 mod settings;
 mod signals;
 mod sim;
+mod slo;
 mod tenant;
 mod tls;
 mod token;
@@ -114,6 +115,9 @@ enum Command {
     /// Change the number of replicas of a job that scales
     #[command(after_help = "Examples:\n  nf scale 01j8 3\n  nf scale 01j8 0")]
     Scale(scale::Scale),
+    /// Show what services promise, and how they keep it
+    #[command(after_help = "Examples:\n  nf slo\n  nf slo demo/llama-8b -o json")]
+    Slo(slo::Slo),
     /// Print what a replica writes
     #[command(after_help = "Examples:\n  nf logs 01j8\n  nf logs 01j8 --replica 1 -f")]
     Logs(logs::Logs),
@@ -235,6 +239,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Explain(explain) => explain.run(&global).await,
             Command::Stop(stop) => stop.run(&global).await,
             Command::Scale(scale) => scale.run(&global).await,
+            Command::Slo(slo) => slo.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,
             Command::Tenant(tenant) => tenant.run(&global).await,

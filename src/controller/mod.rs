@@ -71,6 +71,7 @@ pub async fn run(hub: Hub, options: Options) {
             Some(term) => {
                 tracing::info!(term, "leading: the control loop starts");
                 let mut over = leading.clone();
+                let _advice = Withdrawn(&hub);
                 tokio::select! {
                     () = lead(&*group, term, &heard, &options) => return,
                     () = scale(&hub, term, &options) => return,
@@ -81,6 +82,15 @@ pub async fn run(hub: Hub, options: Options) {
                 }
             }
         }
+    }
+}
+
+/// Takes the term's advice back when the term is over, however it ends.
+struct Withdrawn<'a>(&'a Hub);
+
+impl Drop for Withdrawn<'_> {
+    fn drop(&mut self) {
+        self.0.advise(None);
     }
 }
 
@@ -172,6 +182,7 @@ async fn scale(hub: &Hub, term: u64, options: &Options) {
         let at_ms = origin.1 + origin.0.elapsed().as_millis() as u64;
         let (intents, looks) = scaler.look(&state, panorama, at_ms);
         drop(state);
+        hub.advise(Some(looks.iter().map(Look::advice).collect()));
         (options.told)(looks);
         for intent in intents.into_iter().take(INTENTS) {
             tracing::info!(?intent, "scaling");

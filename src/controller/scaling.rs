@@ -3,8 +3,8 @@
 //! Everything here dies with the term; a new leader learns for a while before it
 //! takes anything away. It does not decide itself.
 
-use crate::exchange::sights::{BUCKETS, bucket_end_ms};
-use crate::exchange::{Panorama, Sight};
+use crate::exchange::sights::{BUCKETS, p95_ms};
+use crate::exchange::{Advice, Panorama, Sight};
 use nf_core::autoscaler::signal::Reading;
 use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
 use nf_core::id::{JobNo, MemberId, ModelId, TenantId};
@@ -35,6 +35,20 @@ pub struct Look {
     pub decision: Decision,
     /// It is told and not carried out.
     pub advisory: bool,
+}
+
+impl Look {
+    /// For whoever asks what the leader would do.
+    pub fn advice(&self) -> Advice {
+        Advice {
+            tenant: self.tenant.clone(),
+            model: self.model.clone(),
+            current: self.current.into(),
+            desired: self.decision.desired,
+            why: self.decision.why.token().to_owned(),
+            advisory: self.advisory,
+        }
+    }
 }
 
 /// Counters of one member's gateway at the last look.
@@ -73,15 +87,7 @@ impl Sum {
 
     /// Of the requests that were answered since the last look; 0 when there were none.
     fn p95_ms(&self) -> u64 {
-        let all: u64 = self.answered.iter().sum();
-        let mut left = all * 95 / 100;
-        for (bucket, count) in self.answered.iter().enumerate() {
-            if *count > left {
-                return bucket_end_ms(bucket);
-            }
-            left -= count;
-        }
-        0
+        p95_ms(&self.answered).unwrap_or(0)
     }
 }
 
@@ -277,11 +283,12 @@ mod tests {
         let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
         let mut answered = vec![0; BUCKETS];
         answered[10] = arrived.saturating_sub(u64::from(waiting + running));
-        Sight { tenant, model, arrived, failed: 0, waiting, running, answered }
+        let (recent, windows) = (vec![0; BUCKETS], Default::default());
+        Sight { tenant, model, arrived, failed: 0, waiting, running, answered, recent, windows }
     }
 
     fn seen(member: u64, epoch: u64, sight: Sight) -> (MemberId, Seen) {
-        (MemberId(member), Seen { epoch, sights: vec![sight] })
+        (MemberId(member), Seen { epoch, sights: vec![sight], advice: vec![] })
     }
 
     fn run(state: &mut State, intents: Vec<Intent>) {
@@ -380,16 +387,5 @@ mod tests {
         let quota = nf_core::tenant::Quota { gpu_milli: Some(250), ..Default::default() };
         testing::run(&mut state, Intent::SetQuota { tenant: TenantId::new("t1").unwrap(), quota });
         assert_eq!(within_quota(&state, state.services().next().unwrap()), 2);
-    }
-
-    #[test]
-    fn the_95th_percentile_is_of_what_was_answered_since() {
-        let mut sum = Sum::default();
-        assert_eq!(sum.p95_ms(), 0);
-        sum.answered[3] = 94;
-        sum.answered[20] = 6;
-        assert_eq!(sum.p95_ms(), bucket_end_ms(20));
-        sum.answered[3] = 1000;
-        assert_eq!(sum.p95_ms(), bucket_end_ms(3));
     }
 }

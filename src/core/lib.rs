@@ -36,6 +36,7 @@ pub mod rows;
 pub mod scaling;
 #[doc(hidden)]
 pub mod sim;
+pub mod slo;
 pub mod state;
 pub mod tenant;
 #[doc(hidden)]

@@ -20,7 +20,7 @@ use crate::security::jwt::Verifier;
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
 use anyhow::Result;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use nf_core::control::{NetworkFault, Timeouts};
 use nf_core::node::NodeKind;
 use std::net::TcpListener;
@@ -185,7 +185,11 @@ fn api_state(
     started: Instant,
     auth: Option<Arc<Verifier>>,
 ) -> ApiState {
-    let hub = hub.clone();
+    let (hub, eyes) = (hub.clone(), hub.clone());
+    let sights: api::Sights = Arc::new(move || {
+        let eyes = eyes.clone();
+        async move { eyes.sights().await }.boxed()
+    });
     let logs: api::LogSource = Arc::new(move |node, request, replica, follow, tail| {
         hub.logs(&node, &request, replica, follow, tail).map(|piece| piece.map_err(|e| e.to_string())).boxed()
     });
@@ -200,7 +204,7 @@ fn api_state(
         network_fault: network_fault(settings),
         started,
     };
-    ApiState { replica: replica.clone(), logs: Some(logs), models, info, metrics, auth }
+    ApiState { replica: replica.clone(), logs: Some(logs), sights: Some(sights), models, info, metrics, auth }
 }
 
 fn resolve(store: Store, trust: Option<Trust>) -> Resolve {

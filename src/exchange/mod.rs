@@ -25,7 +25,7 @@ pub use group::Group;
 pub use logs::{LogSource, LogStream};
 pub use message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices};
 pub use service::{Caller, Identify};
-pub use sights::{Lookout, Panorama, Seen, Sight};
+pub use sights::{Advice, Lookout, Panorama, Seen, Sight};
 pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
 
 use beats::Rounds;
@@ -173,6 +173,12 @@ impl Hub {
     /// Lets the gateway of this process be asked for what it sees.
     pub fn look_out(&self, lookout: Lookout) {
         self.post.man(lookout);
+    }
+
+    /// What the leader's look at the services came to, for whoever asks what is seen here; None when
+    /// this member leads no more.
+    pub fn advise(&self, advice: Option<Vec<Advice>>) {
+        self.post.advise(advice);
     }
 
     /// What all members' gateways see now.

@@ -5,8 +5,10 @@
 
 use super::message::Error;
 use nf_core::id::{MemberId, ModelId, TenantId};
+use nf_core::slo::Windows;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// Models that one member tells of; those with the most requests, where there are more.
 pub const MODELS: usize = 4096;
@@ -37,8 +39,27 @@ pub struct Sight {
     pub waiting: u32,
     /// Are with a replica now.
     pub running: u32,
-    /// Answered, ever, by how long that took.
+    /// Answered, ever, by how long that took at the replica.
     pub answered: Vec<u64>,
+    /// Of the last minutes, by how long callers waited for their answer.
+    pub recent: Vec<u64>,
+    /// How the service kept its promise to those who came here.
+    pub windows: Windows,
+}
+
+/// What the leader's last look at one scaling job came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    pub tenant: TenantId,
+    pub model: ModelId,
+    /// Replicas that were wanted then.
+    pub current: u32,
+    /// Replicas that should be.
+    pub desired: u32,
+    /// The reason's token.
+    pub why: String,
+    /// It is told and not carried out.
+    pub advisory: bool,
 }
 
 /// One member's sights.
@@ -47,6 +68,22 @@ pub struct Seen {
     /// Chosen when the gateway started: under another one, counters began anew.
     pub epoch: u64,
     pub sights: Vec<Sight>,
+    /// Of the member that leads; empty elsewhere.
+    pub advice: Vec<Advice>,
+}
+
+/// The 95th percentile of counted latencies, in milliseconds: the upper end of its bucket. None without any.
+pub fn p95_ms(counts: &[u64]) -> Option<u64> {
+    // What another member says may be any number.
+    let all: u128 = counts.iter().map(|count| u128::from(*count)).sum();
+    let mut left = u64::try_from(all * 95 / 100).unwrap_or(u64::MAX);
+    for (bucket, count) in counts.iter().enumerate() {
+        if *count > left {
+            return Some(bucket_end_ms(bucket));
+        }
+        left -= count;
+    }
+    None
 }
 
 /// All that could be learned at one moment.
@@ -60,20 +97,47 @@ pub struct Panorama {
 /// Tells what this process sees.
 pub type Lookout = Arc<dyn Fn() -> Seen + Send + Sync>;
 
-/// Where the gateway of this process can be asked, once there is one.
+/// Advice that nobody has renewed for so long is no longer told.
+const STALE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+struct Known {
+    lookout: Option<Lookout>,
+    advice: Option<(Instant, Vec<Advice>)>,
+}
+
+/// Where the gateway of this process can be asked, once there is one, and what its controller advises while it leads.
 #[derive(Clone, Default)]
-pub(super) struct Post(Arc<Mutex<Option<Lookout>>>);
+pub(super) struct Post(Arc<Mutex<Known>>);
 
 impl Post {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Whole values are put in: a panic elsewhere leaves none half written.
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     pub(super) fn man(&self, lookout: Lookout) {
-        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(lookout);
+        self.known().lookout = Some(lookout);
+    }
+
+    /// Replaces what was advised before; None when this member leads no more.
+    pub(super) fn advise(&self, advice: Option<Vec<Advice>>) {
+        self.known().advice = advice.map(|mut advice| {
+            advice.truncate(MODELS);
+            (Instant::now(), advice)
+        });
     }
 
     pub(super) fn look(&self) -> Result<Seen, Error> {
-        let lookout = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let lookout = self.known().lookout.clone();
         let mut seen = lookout.ok_or_else(|| Error::Unavailable("no gateway runs here yet".into()))?();
         seen.sights.sort_by_key(|sight| std::cmp::Reverse(sight.arrived));
         seen.sights.truncate(MODELS);
+        if let Some((at, advice)) = &self.known().advice
+            && at.elapsed() < STALE
+        {
+            seen.advice = advice.clone();
+        }
         Ok(seen)
     }
 }
@@ -92,5 +156,29 @@ mod tests {
             assert!(bucket == BUCKETS - 1 || ms <= ends[bucket]);
             assert!(bucket == 0 || ms > ends[bucket - 1]);
         }
+    }
+
+    #[test]
+    fn the_95th_percentile_is_the_end_of_its_bucket() {
+        let mut counts = vec![0; BUCKETS];
+        assert_eq!(p95_ms(&counts), None);
+        counts[3] = 94;
+        counts[20] = 6;
+        assert_eq!(p95_ms(&counts), Some(bucket_end_ms(20)));
+        counts[3] = 1000;
+        assert_eq!(p95_ms(&counts), Some(bucket_end_ms(3)));
+    }
+
+    #[test]
+    fn advice_is_told_with_the_sights_until_it_is_taken_back() {
+        let post = Post::default();
+        assert!(post.look().is_err());
+        post.man(Arc::new(|| Seen { epoch: 1, sights: vec![], advice: vec![] }));
+        let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
+        let advice = Advice { tenant, model, current: 1, desired: 2, why: "Load".into(), advisory: false };
+        post.advise(Some(vec![advice.clone()]));
+        assert_eq!(post.look().unwrap().advice, [advice]);
+        post.advise(None);
+        assert_eq!(post.look().unwrap().advice, []);
     }
 }

@@ -44,8 +44,10 @@ impl Framed for DesiredBody {
 impl Framed for ReportsBody {
     const KIND: u16 = 34;
 }
+// 35 was without windows and advice. A member that doesn't know the other one's kind is silent to
+// it, and while a member is silent the autoscaler takes nothing away: so an upgrade is safe.
 impl Framed for SeenBody {
-    const KIND: u16 = 35;
+    const KIND: u16 = 37;
 }
 impl Framed for FaultsBody {
     const KIND: u16 = 36;
@@ -220,8 +222,11 @@ pub fn put_seen(seen: Seen) -> pb::SightsReply {
 pub fn seen(reply: pb::SightsReply) -> Result<Seen, Error> {
     let SeenBody(seen) = body("seen", &reply.seen)?;
     at_most("sights", seen.sights.len(), sights::MODELS)?;
-    match seen.sights.iter().find(|sight| sight.answered.len() != sights::BUCKETS) {
-        Some(sight) => Err(bad("answered", format!("{} buckets, not {}", sight.answered.len(), sights::BUCKETS))),
+    at_most("advice", seen.advice.len(), sights::MODELS)?;
+    let counted = seen.sights.iter().flat_map(|sight| [&sight.answered, &sight.recent]);
+    let wrong = counted.map(Vec::len).find(|length| *length != sights::BUCKETS);
+    match wrong {
+        Some(length) => Err(bad("answered", format!("{length} buckets, not {}", sights::BUCKETS))),
         None => Ok(seen),
     }
 }

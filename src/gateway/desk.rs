@@ -3,10 +3,12 @@
 //! beyond its slots. Counts everything it sees. It knows no HTTP.
 
 use super::table::{Endpoint, Who};
+use super::trip::{Record, Trip};
 use crate::exchange::Sight;
 use crate::exchange::sights::{BUCKETS, bucket_of};
 use crate::telemetry::Metrics;
 use nf_core::id::{ModelId, TenantId};
+use nf_core::slo::{Count, Window};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,13 +31,15 @@ struct Counts {
     busy: BTreeMap<Who, u32>,
     shunned: BTreeMap<Who, Instant>,
     woken: Option<Instant>,
+    record: Record,
 }
 
 impl Default for Counts {
     fn default() -> Self {
         let (busy, shunned) = (BTreeMap::new(), BTreeMap::new());
         let answered = vec![0; BUCKETS];
-        Self { arrived: 0, failed: 0, waiting: 0, running: 0, answered, busy, shunned, woken: None }
+        let record = Record::default();
+        Self { arrived: 0, failed: 0, waiting: 0, running: 0, answered, busy, shunned, woken: None, record }
     }
 }
 
@@ -52,10 +56,20 @@ impl Desk {
         self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Somebody has come.
-    pub fn arrive(self: &Arc<Self>) -> Waiting {
+    /// Somebody has come, to whom an answer is promised within `promised`.
+    pub fn arrive(self: &Arc<Self>, promised: Duration) -> Waiting {
         self.counts().arrived += 1;
-        Waiting { desk: self.clone() }
+        Waiting { trip: Arc::new(Trip::new(self.clone(), promised)) }
+    }
+
+    /// Where it is kept how promises were kept.
+    pub fn record<T>(&self, keep: impl FnOnce(&mut Record) -> T) -> T {
+        keep(&mut self.counts().record)
+    }
+
+    /// How the promise was kept in the last hour, and ever.
+    pub fn kept(&self) -> (Count, Count) {
+        self.record(|record| (record.windows()[Window::Hour as usize], record.ever()))
     }
 
     /// A place may have become free.
@@ -77,8 +91,8 @@ impl Desk {
         due
     }
 
-    /// A place with one of `endpoints`, if one has room.
-    pub fn take(self: &Arc<Self>, endpoints: &[Endpoint], hint: u64, metrics: &Metrics) -> Option<Seat> {
+    /// The one of `endpoints` that has room and least to do, and its place there.
+    fn place(&self, endpoints: &[Endpoint], hint: u64) -> Option<(Who, Arc<str>)> {
         let now = Instant::now();
         let mut counts = self.counts();
         counts.shunned.retain(|_, until| *until > now);
@@ -90,10 +104,7 @@ impl Desk {
         let chosen = near.max_by_key(|e| weight(hint, e.who))?;
         *counts.busy.entry(chosen.who).or_default() += 1;
         counts.running += 1;
-        metrics.gateway_running.inc();
-        let (who, address) = (chosen.who, chosen.address.clone());
-        drop(counts);
-        Some(Seat { desk: self.clone(), who, address, since: now, metrics: metrics.clone() })
+        Some((chosen.who, chosen.address.clone()))
     }
 
     /// When the next replica that could not be reached gets another chance.
@@ -111,6 +122,8 @@ impl Desk {
             waiting: counts.waiting,
             running: counts.running,
             answered: counts.answered.clone(),
+            recent: counts.record.recent(),
+            windows: counts.record.windows(),
         }
     }
 }
@@ -122,25 +135,38 @@ fn weight(hint: u64, who: Who) -> u64 {
     hasher.finish()
 }
 
-/// A request that has come and has no place yet.
+/// A request that has come and has no answer yet.
 pub struct Waiting {
-    desk: Arc<Desk>,
+    trip: Arc<Trip>,
 }
 
 impl Waiting {
     pub fn desk(&self) -> &Arc<Desk> {
-        &self.desk
+        &self.trip.desk
+    }
+
+    /// A place with one of `endpoints`, if one has room.
+    pub fn take(&self, endpoints: &[Endpoint], hint: u64, metrics: &Metrics) -> Option<Seat> {
+        let (who, address) = self.desk().place(endpoints, hint)?;
+        metrics.gateway_running.inc();
+        Some(Seat { trip: self.trip.clone(), who, address, since: Instant::now(), metrics: metrics.clone() })
+    }
+
+    /// It was told that it gets no answer.
+    pub fn refused(&self) {
+        self.trip.failed();
     }
 
     /// A place among those that are held; None when all are taken.
     pub fn hold(&self, most: u32, metrics: &Metrics) -> Option<Held> {
-        let mut counts = self.desk.counts();
+        let desk = self.desk();
+        let mut counts = desk.counts();
         if counts.waiting >= most {
             return None;
         }
         counts.waiting += 1;
         metrics.gateway_waiting.inc();
-        Some(Held { desk: self.desk.clone(), metrics: metrics.clone() })
+        Some(Held { desk: desk.clone(), metrics: metrics.clone() })
     }
 }
 
@@ -159,7 +185,7 @@ impl Drop for Held {
 
 /// A place with a replica, until it is dropped.
 pub struct Seat {
-    desk: Arc<Desk>,
+    trip: Arc<Trip>,
     who: Who,
     pub address: Arc<str>,
     since: Instant,
@@ -169,24 +195,32 @@ pub struct Seat {
 impl Seat {
     /// The replica could not be reached: others go first for a while.
     pub fn shun(&self) {
-        self.desk.counts().shunned.insert(self.who, Instant::now() + SHUNNED);
+        self.trip.desk.counts().shunned.insert(self.who, Instant::now() + SHUNNED);
+    }
+
+    /// The first piece of an answer that comes in many has come: the caller sees it begin.
+    pub fn begun(&self) {
+        self.trip.answered();
     }
 
     /// The answer is complete.
     pub fn answered(&self) {
         let took = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.desk.counts().answered[bucket_of(took)] += 1;
+        self.trip.desk.counts().answered[bucket_of(took)] += 1;
+        self.trip.answered();
     }
 
     pub fn failed(&self) {
-        self.desk.failed();
+        self.trip.desk.failed();
+        self.trip.failed();
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let desk = &self.trip.desk;
         {
-            let mut counts = self.desk.counts();
+            let mut counts = desk.counts();
             counts.running -= 1;
             if let Some(busy) = counts.busy.get_mut(&self.who) {
                 *busy -= 1;
@@ -196,6 +230,6 @@ impl Drop for Seat {
             }
         }
         self.metrics.gateway_running.dec();
-        self.desk.freed.notify_one();
+        desk.freed.notify_one();
     }
 }

@@ -95,8 +95,14 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
     }
     let headers = passed(&parts.headers);
     let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
-    let pieces = Body::new(incoming).into_data_stream();
-    let mut response = Response::new(Body::from_stream(counted(pieces, seat)));
+    let said = length.as_ref().and_then(|value| value.to_str().ok()?.parse().ok());
+    let nothing = head.method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
+    let left = if nothing { Some(0) } else { said };
+    // A stream of events is there for its caller from its first piece on, anything else when it is whole.
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let streams = kind.starts_with("text/event-stream");
+    let answer = Answer { pieces: Body::new(incoming).into_data_stream(), seat: Some(seat), left, streams };
+    let mut response = Response::new(Body::from_stream(counted(answer.begin())));
     *response.status_mut() = parts.status;
     *response.headers_mut() = headers;
     if let Some(length) = length {
@@ -105,27 +111,63 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
     Ok(response)
 }
 
+/// An answer on its way.
+struct Answer {
+    pieces: axum::body::BodyDataStream,
+    /// None once the answer is complete, or broken.
+    seat: Option<Seat>,
+    /// Bytes still to come, where the replica says how many there are.
+    left: Option<u64>,
+    streams: bool,
+}
+
+impl Answer {
+    fn begin(mut self) -> Self {
+        self.end_if_whole();
+        self
+    }
+
+    fn passes(&mut self, piece: &Bytes) {
+        if let Some(seat) = self.seat.as_ref().filter(|_| self.streams) {
+            seat.begun();
+        }
+        self.left = self.left.map(|left| left.saturating_sub(piece.len() as u64));
+        self.end_if_whole();
+    }
+
+    /// Who sends the answer on stops asking after its last byte: the end of a known length shows there, or never.
+    fn end_if_whole(&mut self) {
+        if self.left == Some(0) {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(seat) = self.seat.take() {
+            seat.answered();
+        }
+    }
+}
+
 /// The pieces as they come; the seat counts the answer when the last one has come, or is
 /// given up with the stream by a caller who went away.
-fn counted(
-    pieces: axum::body::BodyDataStream,
-    seat: Seat,
-) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> + Send {
-    futures::stream::unfold((pieces, Some(seat)), |(mut pieces, mut seat)| async move {
-        let next = tokio::time::timeout(STALL, pieces.next()).await;
+fn counted(answer: Answer) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> + Send {
+    futures::stream::unfold(answer, |mut answer| async move {
+        let next = tokio::time::timeout(STALL, answer.pieces.next()).await;
         let stalled = |_| Some(Err(axum::Error::new(std::io::Error::from(std::io::ErrorKind::TimedOut))));
         match next.unwrap_or_else(stalled) {
-            Some(Ok(piece)) => Some((Ok(piece), (pieces, seat))),
+            Some(Ok(piece)) => {
+                answer.passes(&piece);
+                Some((Ok(piece), answer))
+            }
             Some(Err(error)) => {
-                if let Some(seat) = seat.take() {
+                if let Some(seat) = answer.seat.take() {
                     seat.failed();
                 }
-                Some((Err(error), (pieces, seat)))
+                Some((Err(error), answer))
             }
             None => {
-                if let Some(seat) = seat.take() {
-                    seat.answered();
-                }
+                answer.end();
                 None
             }
         }

@@ -6,8 +6,10 @@
 
 mod desk;
 mod forward;
+mod promises;
 mod refusal;
 mod table;
+mod trip;
 
 use crate::exchange::{Group, Seen};
 use crate::telemetry::Metrics;
@@ -20,6 +22,7 @@ use axum::routing::{any, get, post};
 use desk::{Desk, Waiting};
 use nf_core::id::{ModelId, RequestId, TenantId};
 use nf_core::plan::Intent;
+use nf_core::slo::LATENCY_MS;
 use refusal::Refused;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -61,6 +64,9 @@ impl Default for Options {
     }
 }
 
+/// The desk of each model that was asked for.
+type Desks = Mutex<BTreeMap<(TenantId, ModelId), Arc<Desk>>>;
+
 /// A handle; clones share it.
 #[derive(Clone)]
 pub struct Gateway(Arc<Inner>);
@@ -68,7 +74,7 @@ pub struct Gateway(Arc<Inner>);
 struct Inner {
     group: Arc<dyn Group>,
     tables: watch::Receiver<Arc<Table>>,
-    desks: Mutex<BTreeMap<(TenantId, ModelId), Arc<Desk>>>,
+    desks: Arc<Desks>,
     replicas: forward::Client,
     metrics: Metrics,
     options: Options,
@@ -89,7 +95,9 @@ impl Gateway {
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let replicas = forward::client();
         let bodies = Arc::new(Semaphore::new(BODIES_KIB as usize));
-        Self(Arc::new(Inner { group, tables, desks: Mutex::default(), replicas, metrics, options, bodies, epoch }))
+        let desks = Arc::default();
+        promises::publish(&metrics, &desks);
+        Self(Arc::new(Inner { group, tables, desks, replicas, metrics, options, bodies, epoch }))
     }
 
     pub fn router(&self) -> Router {
@@ -107,7 +115,7 @@ impl Gateway {
     pub fn seen(&self) -> Seen {
         let desks: Vec<_> = self.desks().iter().map(|(name, desk)| (name.clone(), desk.clone())).collect();
         let sights = desks.into_iter().map(|((tenant, model), desk)| desk.sight(tenant, model)).collect();
-        Seen { epoch: self.0.epoch, sights }
+        Seen { epoch: self.0.epoch, sights, advice: Vec::new() }
     }
 
     fn desks(&self) -> std::sync::MutexGuard<'_, BTreeMap<(TenantId, ModelId), Arc<Desk>>> {
@@ -127,19 +135,22 @@ impl Gateway {
 
     /// Finds a replica for the request and passes it on.
     async fn serve(&self, tenant: &TenantId, model: &ModelId, head: forward::Head, body: Bytes) -> Response {
-        let exists = |table: &Table| table.entry(tenant, model).map(|_| ());
-        if self.heard(exists).await.is_none() {
+        let promised = |table: &Table| table.entry(tenant, model).map(|entry| entry.latency_ms.unwrap_or(LATENCY_MS));
+        let Some(promised) = self.heard(promised).await else {
             return self.refuse(Refused::NoModel(model.clone()));
-        }
+        };
         let desk = self.desk(tenant, model);
-        let waiting = desk.arrive();
+        let waiting = desk.arrive(Duration::from_millis(promised.into()));
         let until = Instant::now() + self.0.options.hold;
         let hint = affinity(&body);
         let mut tried = 0;
         loop {
             let seat = match self.seat(&waiting, tenant, model, hint, until).await {
                 Ok(seat) => seat,
-                Err(refused) => return self.refuse(refused),
+                Err(refused) => {
+                    waiting.refused();
+                    return self.refuse(refused);
+                }
             };
             match forward::pass_on(&self.0.replicas, &head, body.clone(), seat).await {
                 Ok(response) => {
@@ -150,6 +161,7 @@ impl Gateway {
                 Err(Refused::Unreachable(_)) if tried < forward::TRIES => tried += 1,
                 Err(refused) => {
                     desk.failed();
+                    waiting.refused();
                     return self.refuse(refused);
                 }
             }
@@ -175,7 +187,7 @@ impl Gateway {
             freed.as_mut().enable();
             let table = tables.borrow_and_update().clone();
             let Some(entry) = table.entry(tenant, model) else { return Err(Refused::NoModel(model.clone())) };
-            if let Some(seat) = waiting.desk().take(&entry.endpoints, hint, &self.0.metrics) {
+            if let Some(seat) = waiting.take(&entry.endpoints, hint, &self.0.metrics) {
                 self.0.metrics.gateway_wait_seconds.observe(began.elapsed().as_secs_f64());
                 return Ok(seat);
             }

@@ -41,6 +41,8 @@ pub struct Endpoint {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entry {
     pub endpoints: Vec<Endpoint>,
+    /// The strictest latency that one of its jobs promises, in milliseconds; None when none does.
+    pub latency_ms: Option<u32>,
     /// A service of it that a request wakes.
     pub asleep: Option<RequestId>,
 }
@@ -64,6 +66,7 @@ impl Table {
                 tenants.insert(spec.tenant.clone(), Entry::default());
             }
             let Some(entry) = tenants.get_mut(&spec.tenant) else { continue };
+            entry.latency_ms = entry.latency_ms.into_iter().chain(spec.constraints.latency_ms).min();
             let slots = spec.scaling.map_or(u32::MAX, |scaling| scaling.concurrency.into());
             for (no, replica) in job.replicas.iter().enumerate() {
                 let Phase::Held { alloc, stage: Stage::Ready } = &replica.phase else { continue };

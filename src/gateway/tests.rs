@@ -107,6 +107,30 @@ async fn requests_are_spread_and_no_replica_gets_more_than_its_slots() {
     assert_eq!(sight.answered.iter().sum::<u64>(), 40);
 }
 
+/// Over a real connection: a server stops asking for a body once it has as many bytes as were said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_of_known_length_is_counted_where_a_server_sends_it_on() {
+    let group = Memory::new();
+    let (_, port) = replica().await;
+    node(&group, "n1", port);
+    group.run(testing::schedule("s1", spec("t1", 1, None)));
+    ready(&group);
+    let gateway = gateway(&group, Options::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/serve/t1/m1/x", listener.local_addr().unwrap());
+    let router = gateway.router();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for body in ["hello", ""] {
+        let answer = client.post(&url).body(body).send().await.unwrap();
+        assert_eq!(answer.text().await.unwrap(), body);
+    }
+    client.head(&url).send().await.unwrap();
+    let answered = || gateway.seen().sights[0].answered.iter().sum::<u64>();
+    eventually("all three are counted", || answered() == 3).await;
+    assert_eq!(gateway.seen().sights[0].windows[0].good, 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_wakes_a_sleeping_service_and_what_is_too_much_is_told_to_come_again() {
     let group = Memory::new();

@@ -103,6 +103,42 @@ def test_a_burst_at_zero_is_held_or_told_to_come_again(group):
     assert any((e["from"], e["why"]) == ("0", "WakeFromZero") for e in events), events
 
 
+def test_a_promise_is_counted_on_every_member_and_told_by_any(group):
+    """Twelve requests, four on each member, of which three are promised what nobody can keep."""
+    job = {**JOB, "model_id": "m4", "scaling": {**SCALING, "min": 1}}
+    group.call("POST", "/schedule", job)
+    eventually("it serves", lambda: group.get("/slo/t1/m4")["ready"] == 1)
+    assert group.get("/slo/t1/m4")["target"] == {"latency_ms": 800, "stated": False, "objective": 0.95}
+    assert [w["requests"] for w in group.get("/slo/t1/m4")["windows"]] == [0] * 5
+    for i in range(9):
+        answer = requests.post(f"{group.url(i % 3)}/v1/completions", json={"model": "m4", "prompt": "x"}, timeout=30)
+        assert answer.status_code == 200, answer.text
+    # A stricter job of the same service: from now on a millisecond is promised, and the replica takes longer.
+    strict = {**job, "constraints": {"latency_ms": 1}, "scaling": {**SCALING, "min": 1, "max": 1}}
+    second = group.call("POST", "/schedule", strict).json()["request_id"]
+    eventually("the promise is known", lambda: group.get("/slo/t1/m4")["target"]["latency_ms"] == 1)
+    eventually("and its replica serves", lambda: group.job(second)["ready"] == 1)
+    slow = requests.post(f"{group.url()}/v1/completions", json={"model": "m4", "prompt": "y" * 200_000}, timeout=30)
+    assert slow.status_code == 200
+
+    for member in range(3):
+        slo = group.get("/slo/t1/m4", member)
+        assert slo["silent"] == [] and slo["simulation"] is True, slo
+        assert [w["requests"] for w in slo["windows"]] == [10] * 5, slo
+        assert all(w["good"] + w["slow"] == 10 and w["failed"] == 0 for w in slo["windows"]), slo
+    eventually("the leader has looked", lambda: group.get("/slo/t1/m4")["autoscaler"])
+    table = group.nf("slo", "--tenant", "t1")
+    assert "m4" in table and "1 ms" in table, table
+    assert "burn rate" in group.nf("slo", "t1/m4").lower()
+
+    metrics = group.call("GET", "/metrics").text
+    assert 'nf_slo_attainment_ratio{model="m4",tenant="t1"}' in metrics
+    assert 'nf_slo_requests_total{model="m4",result="good",tenant="t1"}' in metrics
+    missing = group.call("GET", "/slo/t1/nobody-has-it")
+    assert (missing.status_code, missing.json()["field"]) == (404, "model_id"), missing.text
+    assert group.call("GET", "/slo/T%20/m4").status_code == 400
+
+
 def test_a_number_can_be_asked_for_within_bounds(group):
     answer = group.call("POST", "/schedule", {**JOB, "model_id": "m3", "scaling": {**SCALING, "min": 1}}).json()
     job = answer["request_id"]

@@ -37,7 +37,7 @@ impl Surface {
             };
             let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));
             let auth = auth().map(Arc::new);
-            let router = api::router(ApiState { replica, logs: None, models: None, info, metrics, auth });
+            let router = api::router(ApiState { replica, logs: None, sights: None, models: None, info, metrics, auth });
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             urls.push(format!("http://{}", listener.local_addr().expect("bound")));
             servers.push(tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") }));

@@ -13,6 +13,7 @@ mod policy;
 mod schedule;
 mod schema;
 mod services;
+mod slo;
 mod tenants;
 mod tokens;
 mod watch;
@@ -64,6 +65,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(schedule::logs))
         .routes(routes!(services::list))
         .routes(routes!(services::resize))
+        .routes(routes!(slo::slo))
         .routes(routes!(nodes::resources))
         .routes(routes!(nodes::register_resource))
         .routes(routes!(nodes::register))

@@ -16,6 +16,7 @@ pub mod model;
 pub mod nodes;
 pub mod policy;
 pub mod services;
+pub mod slo;
 pub mod targets;
 pub mod tenants;
 pub mod tokens;
@@ -94,6 +95,7 @@ pub struct Inner {
     pub(super) denials: super::denials::Denials,
     models: model::Models,
     logs: Option<super::LogSource>,
+    sights: Option<super::Sights>,
     calls: Semaphore,
     waits: Semaphore,
     streams: Arc<Semaphore>,
@@ -112,7 +114,7 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, models, info, metrics, auth } = state;
+        let ApiState { replica, logs, sights, models, info, metrics, auth } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
@@ -124,6 +126,7 @@ impl Service {
             metrics,
             models: model::Models::new(models),
             logs,
+            sights,
             calls: Semaphore::new(MAX_CALLS),
             waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),

@@ -72,7 +72,7 @@ impl Service {
     }
 }
 
-fn services(state: &State, only: Option<&TenantId>) -> Vec<ServiceBody> {
+pub(super) fn services(state: &State, only: Option<&TenantId>) -> Vec<ServiceBody> {
     let mut grouped: BTreeMap<(&TenantId, &ModelId), Vec<&Job>> = BTreeMap::new();
     for job in state.jobs().values().filter(|job| only.is_none_or(|only| *only == job.spec.tenant)) {
         grouped.entry((&job.spec.tenant, &job.spec.model)).or_default().push(job);

@@ -4,15 +4,18 @@ use super::*;
 
 /// Children that each live for a moment and leave another behind: whoever looks at them
 /// one by one sees only where they were.
+/// They burn out by themselves, so that a defect that lets them escape costs a machine a minute and not its day.
 const COMETS: &str = r#"
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end = time.monotonic() + 60
 for _ in range(6):
     if os.fork() == 0:
-        while True:
+        while time.monotonic() < end:
             if os.fork() != 0:
                 os._exit(0)
             time.sleep(0.002)
+        os._exit(0)
 print("flying", flush=True)
 while True:
     time.sleep(1)

@@ -1,0 +1,241 @@
+//! What a service promises and how it keeps the promise: what every member's gateway
+//! counted, added up when somebody asks, with what the leader would do about it. What
+//! a member that is gone had counted is gone, and the answer names who did not answer.
+//! It counts nothing itself.
+
+use super::services::{ServiceBody, services};
+use super::{Call, Service, freshness};
+use crate::api::convert::answer::Freshness;
+use crate::api::error::Failure;
+use crate::exchange::sights::{BUCKETS, p95_ms};
+use crate::exchange::{Advice, Panorama, Sight};
+use nf_core::command::Mode;
+use nf_core::id::{ModelId, TenantId};
+use nf_core::reason::{Reason, Refusal};
+use nf_core::slo::{Count, LATENCY_MS, OBJECTIVE_PER_MILLE, Window};
+use nf_core::state::State;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What is promised.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TargetBody {
+    /// Until a request has its answer, waiting included; of a stream of events, until it begins.
+    pub latency_ms: u32,
+    /// Whether a job states it (constraints.latency_ms); else it is what holds for all.
+    pub stated: bool,
+    /// Part of the requests that shall be answered so, without a server's error.
+    pub objective: f64,
+}
+
+/// How the promise was kept in one stretch of time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct WindowBody {
+    /// 5m, 30m, 1h, 6h or 3d, up to now.
+    pub window: String,
+    pub requests: u64,
+    pub good: u64,
+    /// Answered later than promised.
+    pub slow: u64,
+    /// A server's error, or no answer.
+    pub failed: u64,
+    /// Part that was good; null without requests.
+    pub attainment: Option<f64>,
+    /// How many times as fast as allowed the error budget is spent; null without requests.
+    pub burn_rate: Option<f64>,
+}
+
+/// What the leader's last look came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AdviceBody {
+    /// Replicas that were wanted then.
+    pub current: u32,
+    /// Replicas that should be.
+    pub desired: u32,
+    /// Why, as a token; several where several jobs of the service scale.
+    pub why: Vec<String>,
+    /// It is told and not carried out.
+    pub advisory: bool,
+}
+
+/// A service's promise and how it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct SloBody {
+    pub tenant_id: String,
+    pub model_id: String,
+    /// Of the service, as in GET /services.
+    pub state: String,
+    pub replicas: u32,
+    pub ready: u32,
+    pub target: TargetBody,
+    /// Of the last five minutes, to the upper end of its bucket; null without answers.
+    pub p95_ms: Option<u64>,
+    /// Requests that wait for a replica now.
+    pub queue: u64,
+    /// Requests that are with a replica now.
+    pub running: u64,
+    pub windows: Vec<WindowBody>,
+    /// Of three days: 1 when nothing is spent, below 0 overdrawn; null without requests.
+    pub error_budget_left: Option<f64>,
+    /// Null where nothing scales, or no leader has looked yet.
+    pub autoscaler: Option<AdviceBody>,
+    /// Members whose counts are not in the sums: they did not answer in time.
+    pub silent: Vec<u64>,
+    /// Its replicas are simulated.
+    pub simulation: bool,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
+impl Service {
+    /// How a service keeps its promise.
+    ///
+    /// # Errors
+    /// When the tenant has no such service.
+    pub async fn slo(&self, call: &Call, tenant: &TenantId, model: &ModelId) -> Result<SloBody, Failure> {
+        let view = self.read(call).await?;
+        let (simulation, read) = (view.state.meta().mode == Mode::Simulation, freshness(&view));
+        let (wanted, of) = ((tenant.clone(), model.clone()), tenant.clone());
+        let look = move || {
+            let found = services(&view.state, Some(&of)).into_iter().find(|s| s.model_id == wanted.1.as_str());
+            found.map(|service| (service, latency(&view.state, &wanted)))
+        };
+        let Some((service, stated)) = super::off_thread(look).await? else {
+            let detail = format!("tenant {tenant} has no job of model {model}; nf get services lists what there is");
+            return Err(Refusal::field(Reason::NotFound, "model_id", detail).into());
+        };
+        let panorama = match &self.sights {
+            Some(sights) => sights().await,
+            None => Panorama::default(),
+        };
+        Ok(body(service, stated, &panorama, (tenant, model), simulation, read))
+    }
+}
+
+/// The strictest latency that a job of the service states.
+fn latency(state: &State, (tenant, model): &(TenantId, ModelId)) -> Option<u32> {
+    let jobs = state.jobs().values().filter(|job| job.spec.tenant == *tenant && job.spec.model == *model);
+    jobs.filter_map(|job| job.spec.constraints.latency_ms).min()
+}
+
+fn body(
+    service: ServiceBody,
+    stated: Option<u32>,
+    panorama: &Panorama,
+    (tenant, model): (&TenantId, &ModelId),
+    simulation: bool,
+    read: Freshness,
+) -> SloBody {
+    let of = |sight: &&Sight| sight.tenant == *tenant && sight.model == *model;
+    let sights: Vec<&Sight> = panorama.seen.iter().flat_map(|(_, seen)| seen.sights.iter().filter(of)).collect();
+    let counts = Window::ALL
+        .map(|window| sights.iter().map(|sight| sight.windows[window as usize]).fold(Count::default(), Count::and));
+    let mut recent = [0u64; BUCKETS];
+    for sight in &sights {
+        recent.iter_mut().zip(&sight.recent).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
+    }
+    SloBody {
+        tenant_id: service.tenant_id,
+        model_id: service.model_id,
+        state: service.state,
+        replicas: service.replicas,
+        ready: service.ready,
+        target: TargetBody {
+            latency_ms: stated.unwrap_or(LATENCY_MS),
+            stated: stated.is_some(),
+            objective: OBJECTIVE_PER_MILLE as f64 / 1000.0,
+        },
+        p95_ms: p95_ms(&recent),
+        queue: sights.iter().map(|sight| u64::from(sight.waiting)).sum(),
+        running: sights.iter().map(|sight| u64::from(sight.running)).sum(),
+        windows: Window::ALL.into_iter().zip(counts).map(window).collect(),
+        error_budget_left: counts[Window::ThreeDays as usize].budget_left().map(rounded),
+        autoscaler: advice(panorama, tenant, model),
+        silent: panorama.silent.iter().map(|member| member.0).collect(),
+        simulation,
+        read,
+    }
+}
+
+fn window((window, count): (Window, Count)) -> WindowBody {
+    WindowBody {
+        window: window.name().to_owned(),
+        requests: count.requests(),
+        good: count.good,
+        slow: count.slow,
+        failed: count.failed,
+        attainment: count.attainment().map(rounded),
+        burn_rate: count.burn_rate().map(rounded),
+    }
+}
+
+/// To a ten-thousandth: nobody reads more, and 0.1 + 0.2 is nobody's business.
+fn rounded(ratio: f64) -> f64 {
+    (ratio * 10_000.0).round() / 10_000.0
+}
+
+fn advice(panorama: &Panorama, tenant: &TenantId, model: &ModelId) -> Option<AdviceBody> {
+    let told = panorama.seen.iter().flat_map(|(_, seen)| &seen.advice);
+    let told: Vec<&Advice> = told.filter(|advice| advice.tenant == *tenant && advice.model == *model).collect();
+    let first = told.first()?;
+    Some(AdviceBody {
+        current: told.iter().map(|advice| advice.current).fold(0, u32::saturating_add),
+        desired: told.iter().map(|advice| advice.desired).fold(0, u32::saturating_add),
+        why: told.iter().map(|advice| advice.why.clone()).collect(),
+        advisory: first.advisory,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::Seen;
+    use nf_core::id::MemberId;
+    use nf_core::resources::Gpus;
+    use nf_core::testing::{job_spec, node_spec, register, run, schedule};
+
+    fn sight(model: &str, good: u64, failed: u64) -> Sight {
+        let mut recent = vec![0; BUCKETS];
+        recent[10] = good;
+        let count = Count { good, slow: 0, failed };
+        let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new(model).unwrap());
+        let answered = recent.clone();
+        let (arrived, windows) = (good + failed, [count; 5]);
+        Sight { tenant, model, arrived, failed, waiting: 1, running: 2, answered, recent, windows }
+    }
+
+    #[test]
+    fn what_members_counted_is_added_up_and_who_is_silent_is_named() {
+        let mut state = State::new();
+        run(&mut state, register("n1", node_spec(4)));
+        run(&mut state, schedule("r1", job_spec("t1", Gpus::Milli(500))));
+        let service = services(&state, None).remove(0);
+        let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
+        let advice = Advice {
+            tenant: tenant.clone(),
+            model: model.clone(),
+            current: 1,
+            desired: 3,
+            why: "Load".into(),
+            advisory: true,
+        };
+        let seen = |sights, advice| Seen { epoch: 1, sights, advice };
+        let panorama = Panorama {
+            seen: vec![
+                (MemberId(1), seen(vec![sight("m1", 90, 0), sight("other", 0, 50)], vec![])),
+                (MemberId(2), seen(vec![sight("m1", 0, 10)], vec![advice])),
+            ],
+            silent: vec![MemberId(3)],
+        };
+        let read = Freshness { index: 1, known_leader: Some(1), last_contact_ms: 0, event_index: 0 };
+        let body = body(service, None, &panorama, (&tenant, &model), true, read);
+        assert_eq!((body.target.latency_ms, body.target.stated, body.target.objective), (800, false, 0.95));
+        let first = &body.windows[0];
+        assert_eq!((first.window.as_str(), first.requests, first.attainment), ("5m", 100, Some(0.9)));
+        assert_eq!((first.burn_rate, body.error_budget_left), (Some(2.0), Some(-1.0)));
+        assert_eq!((body.queue, body.running, body.silent.as_slice()), (2, 4, &[3][..]));
+        assert!(body.p95_ms.is_some());
+        let told = body.autoscaler.unwrap();
+        assert_eq!((told.desired, told.why.as_slice(), told.advisory), (3, &["Load".to_owned()][..], true));
+    }
+}

@@ -1,0 +1,230 @@
+//! How well a service keeps its promise: of the requests that came, how many were
+//! answered without a server's error within the latency that was promised. Counted in
+//! minutes and hours, so that the last five minutes and the last three days both cost
+//! little. It has no clock: whoever counts says what time it is. It does not decide
+//! what follows; alert rules and people do.
+
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// Promised latency where neither the job nor its model states one, in milliseconds.
+pub const LATENCY_MS: u32 = 800;
+/// The promise is one about the 95th percentile, so that of a thousand requests so many
+/// shall be good.
+pub const OBJECTIVE_PER_MILLE: u64 = 950;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3_600;
+/// Minutes that are kept: the windows up to six hours are made of them.
+const MINUTES: usize = 360;
+/// Hours that are kept.
+const HOURS: usize = 72;
+
+/// A stretch of time up to now. Of two that burn together, the short one says that it
+/// still burns and the long one that it matters (Google's SRE Workbook, chapter 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    FiveMinutes,
+    HalfHour,
+    Hour,
+    SixHours,
+    ThreeDays,
+}
+
+impl Window {
+    pub const ALL: [Window; 5] =
+        [Window::FiveMinutes, Window::HalfHour, Window::Hour, Window::SixHours, Window::ThreeDays];
+
+    /// Its name, as in Prometheus' ranges.
+    pub fn name(self) -> &'static str {
+        match self {
+            Window::FiveMinutes => "5m",
+            Window::HalfHour => "30m",
+            Window::Hour => "1h",
+            Window::SixHours => "6h",
+            Window::ThreeDays => "3d",
+        }
+    }
+
+    fn seconds(self) -> u64 {
+        match self {
+            Window::FiveMinutes => 5 * MINUTE,
+            Window::HalfHour => 30 * MINUTE,
+            Window::Hour => HOUR,
+            Window::SixHours => 6 * HOUR,
+            Window::ThreeDays => 72 * HOUR,
+        }
+    }
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Good,
+    /// Answered, and later than promised.
+    Slow,
+    /// A server's error, or no answer at all.
+    Failed,
+}
+
+/// Requests of one stretch of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    pub good: u64,
+    pub slow: u64,
+    pub failed: u64,
+}
+
+impl Count {
+    /// Counts one request.
+    pub fn take(&mut self, verdict: Verdict) {
+        let counter = match verdict {
+            Verdict::Good => &mut self.good,
+            Verdict::Slow => &mut self.slow,
+            Verdict::Failed => &mut self.failed,
+        };
+        *counter = counter.saturating_add(1);
+    }
+
+    /// Both together.
+    pub fn and(self, other: Count) -> Count {
+        Count {
+            good: self.good.saturating_add(other.good),
+            slow: self.slow.saturating_add(other.slow),
+            failed: self.failed.saturating_add(other.failed),
+        }
+    }
+
+    pub fn requests(self) -> u64 {
+        self.good.saturating_add(self.slow).saturating_add(self.failed)
+    }
+
+    /// Part of the requests that was good, 0 to 1; None when there were none.
+    pub fn attainment(self) -> Option<f64> {
+        let requests = self.requests();
+        (requests > 0).then(|| self.good as f64 / requests as f64)
+    }
+
+    /// How many times as fast as allowed the error budget is spent; 1 spends it exactly. None without requests.
+    pub fn burn_rate(self) -> Option<f64> {
+        let allowed = (1000 - OBJECTIVE_PER_MILLE) as f64 / 1000.0;
+        self.attainment().map(|good| (1.0 - good) / allowed)
+    }
+
+    /// What is left of the error budget, 1 when nothing is spent; below 0 it is overdrawn.
+    pub fn budget_left(self) -> Option<f64> {
+        self.burn_rate().map(|rate| 1.0 - rate)
+    }
+}
+
+/// Counts of all windows, in their order.
+pub type Windows = [Count; Window::ALL.len()];
+
+/// Slots of equal length, the newest last; those without a request take no room.
+#[derive(Clone, Debug, Default)]
+struct Ring(VecDeque<(u64, Count)>);
+
+impl Ring {
+    fn take(&mut self, slot: u64, keep: usize, verdict: Verdict) {
+        // A clock that was set back counts on where it was: time that was counted is not counted again.
+        let slot = self.0.back().map_or(slot, |(last, _)| slot.max(*last));
+        if self.0.back().is_none_or(|(last, _)| *last != slot) {
+            self.0.push_back((slot, Count::default()));
+        }
+        while self.0.len() > keep {
+            self.0.pop_front();
+        }
+        if let Some((_, count)) = self.0.back_mut() {
+            count.take(verdict);
+        }
+    }
+
+    /// Everything from `first` on.
+    fn since(&self, first: u64) -> Count {
+        self.0.iter().rev().take_while(|(slot, _)| *slot >= first).fold(Count::default(), |sum, (_, c)| sum.and(*c))
+    }
+}
+
+/// What one gateway has seen of one service.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    minutes: Ring,
+    hours: Ring,
+}
+
+impl History {
+    /// Counts a request that ended at `now`, in seconds since the epoch.
+    pub fn take(&mut self, now: u64, verdict: Verdict) {
+        self.minutes.take(now / MINUTE, MINUTES, verdict);
+        self.hours.take(now / HOUR, HOURS, verdict);
+    }
+
+    /// Each window up to `now`: its last slot is the one under way, so that news counts at once.
+    pub fn windows(&self, now: u64) -> Windows {
+        Window::ALL.map(|window| match window {
+            Window::ThreeDays => self.hours.since((now / HOUR + 1).saturating_sub(window.seconds() / HOUR)),
+            _ => self.minutes.since((now / MINUTE + 1).saturating_sub(window.seconds() / MINUTE)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOON: u64 = 1_800_000_000 / HOUR * HOUR;
+
+    #[test]
+    fn a_request_leaves_each_window_when_its_time_is_over() {
+        let mut history = History::default();
+        history.take(NOON, Verdict::Failed);
+        let failed = |after: u64| history.windows(NOON + after).map(|count| count.failed);
+        assert_eq!(failed(0), [1, 1, 1, 1, 1]);
+        assert_eq!(failed(5 * MINUTE), [0, 1, 1, 1, 1]);
+        assert_eq!(failed(30 * MINUTE), [0, 0, 1, 1, 1]);
+        assert_eq!(failed(HOUR), [0, 0, 0, 1, 1]);
+        assert_eq!(failed(6 * HOUR), [0, 0, 0, 0, 1]);
+        assert_eq!(failed(72 * HOUR), [0; 5]);
+    }
+
+    #[test]
+    fn the_budget_of_a_p95_promise_is_one_request_in_twenty() {
+        let count = Count { good: 19, slow: 1, failed: 0 };
+        assert_eq!(count.attainment(), Some(0.95));
+        assert!((count.burn_rate().unwrap() - 1.0).abs() < 1e-9 && count.budget_left().unwrap().abs() < 1e-9);
+        assert_eq!(Count { good: 0, slow: 0, failed: 3 }.burn_rate().map(f64::round), Some(20.0));
+        assert_eq!((Count::default().attainment(), Count::default().budget_left()), (None, None));
+    }
+
+    proptest! {
+        /// Against counting everything by hand; clocks may jump back and far ahead.
+        #[test]
+        fn windows_count_what_is_in_them(steps in prop::collection::vec((0u64..8_000, 0u8..3), 1..200)) {
+            let (mut history, mut now, mut all) = (History::default(), NOON, Vec::new());
+            for (step, verdict) in steps {
+                now += step;
+                let verdict = [Verdict::Good, Verdict::Slow, Verdict::Failed][usize::from(verdict)];
+                history.take(now, verdict);
+                all.push((now, verdict));
+            }
+            for (window, count) in Window::ALL.into_iter().zip(history.windows(now)) {
+                let slot = if window == Window::ThreeDays { HOUR } else { MINUTE };
+                let first = (now / slot + 1) * slot - window.seconds();
+                let of = |wanted| all.iter().filter(|(at, v)| *at >= first && *v == wanted).count() as u64;
+                let by_hand = Count { good: of(Verdict::Good), slow: of(Verdict::Slow), failed: of(Verdict::Failed) };
+                prop_assert_eq!(count, by_hand, "{}", window.name());
+            }
+            prop_assert!(history.minutes.0.len() <= MINUTES && history.hours.0.len() <= HOURS);
+        }
+
+        #[test]
+        fn no_time_makes_it_panic(times in prop::collection::vec(any::<u64>(), 1..50)) {
+            let mut history = History::default();
+            for now in times {
+                history.take(now, Verdict::Good);
+                history.windows(now);
+            }
+        }
+    }
+}

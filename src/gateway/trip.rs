@@ -1,0 +1,157 @@
+//! One request from its arrival to its end, as its caller lived through it, waiting
+//! included; and what many of them say about the promise of a service. Counts, and
+//! decides nothing.
+
+use super::desk::Desk;
+use crate::exchange::sights::{BUCKETS, bucket_of};
+use nf_core::slo::{Count, History, Verdict, Windows};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Latencies of so many minutes are kept one by one.
+const RECENT: usize = 5;
+
+/// How one service kept its promise, here.
+#[derive(Debug, Default)]
+pub struct Record {
+    history: History,
+    ever: Count,
+    /// Latencies by minute, the newest last.
+    latencies: VecDeque<(u64, [u32; BUCKETS])>,
+}
+
+impl Record {
+    /// A request ended now. `latency` is None where no answer came.
+    fn take(&mut self, verdict: Verdict, latency: Option<Duration>) {
+        let now = now_seconds();
+        self.history.take(now, verdict);
+        self.ever.take(verdict);
+        let Some(latency) = latency else { return };
+        let minute = now / 60;
+        if self.latencies.back().is_none_or(|(last, _)| *last < minute) {
+            self.latencies.push_back((minute, [0; BUCKETS]));
+        }
+        while self.latencies.len() > RECENT {
+            self.latencies.pop_front();
+        }
+        if let Some((_, counts)) = self.latencies.back_mut() {
+            let ms = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
+            counts[bucket_of(ms)] = counts[bucket_of(ms)].saturating_add(1);
+        }
+    }
+
+    pub fn windows(&self) -> Windows {
+        self.history.windows(now_seconds())
+    }
+
+    pub fn ever(&self) -> Count {
+        self.ever
+    }
+
+    /// Latencies of the last minutes, by bucket.
+    pub fn recent(&self) -> Vec<u64> {
+        let first = (now_seconds() / 60 + 1).saturating_sub(RECENT as u64);
+        let mut sum = vec![0; BUCKETS];
+        for (_, counts) in self.latencies.iter().filter(|(minute, _)| *minute >= first) {
+            sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += u64::from(*count));
+        }
+        sum
+    }
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// What is known of how it went.
+#[derive(Debug, Default)]
+struct Course {
+    latency: Option<Duration>,
+    failed: bool,
+}
+
+/// See the module. It is judged when its last owner lets go of it.
+#[derive(Debug)]
+pub struct Trip {
+    pub desk: Arc<Desk>,
+    arrived: Instant,
+    promised: Duration,
+    course: Mutex<Course>,
+}
+
+impl Trip {
+    pub fn new(desk: Arc<Desk>, promised: Duration) -> Self {
+        Self { desk, arrived: Instant::now(), promised, course: Mutex::default() }
+    }
+
+    /// The caller has the answer, or sees it begin; only the first time counts.
+    pub fn answered(&self) {
+        let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
+        course.latency.get_or_insert_with(|| self.arrived.elapsed());
+    }
+
+    /// A server's error, a break in the middle, or no answer.
+    pub fn failed(&self) {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
+    }
+}
+
+impl Drop for Trip {
+    fn drop(&mut self) {
+        let course = std::mem::take(self.course.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let verdict = match (course.failed, course.latency) {
+            (true, _) => Verdict::Failed,
+            (false, Some(latency)) if latency <= self.promised => Verdict::Good,
+            (false, Some(_)) => Verdict::Slow,
+            // Its caller left. Before the promised time that says nothing about the service.
+            (false, None) if self.arrived.elapsed() <= self.promised => return,
+            (false, None) => Verdict::Slow,
+        };
+        self.desk.record(|record| record.take(verdict, course.latency));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn after(promised: Duration, what: impl FnOnce(&Trip)) -> Count {
+        let desk = Arc::new(Desk::default());
+        what(&Trip::new(desk.clone(), promised));
+        desk.kept().0
+    }
+
+    #[test]
+    fn a_trip_is_judged_once_by_the_worst_that_happened() {
+        let (good, slow, failed) = (1, 1, 1);
+        assert_eq!(after(LONG, Trip::answered), Count { good, ..Count::default() });
+        assert_eq!(after(Duration::ZERO, Trip::answered), Count { slow, ..Count::default() });
+        assert_eq!(after(LONG, Trip::failed), Count { failed, ..Count::default() });
+        let broken_in_the_middle = |trip: &Trip| {
+            trip.answered();
+            trip.failed();
+        };
+        assert_eq!(after(LONG, broken_in_the_middle), Count { failed, ..Count::default() });
+    }
+
+    #[test]
+    fn who_leaves_early_says_nothing_and_who_leaves_late_was_let_down() {
+        assert_eq!(after(LONG, |_| ()), Count::default());
+        assert_eq!(after(Duration::ZERO, |_| ()), Count { slow: 1, ..Count::default() });
+    }
+
+    #[test]
+    fn a_stream_is_as_fast_as_its_beginning() {
+        let desk = Arc::new(Desk::default());
+        let trip = Trip::new(desk.clone(), Duration::from_millis(200));
+        trip.answered();
+        std::thread::sleep(Duration::from_millis(250));
+        trip.answered();
+        drop(trip);
+        assert_eq!(desk.kept().0, Count { good: 1, ..Count::default() });
+        assert_eq!(desk.record(|record| record.recent()).iter().sum::<u64>(), 1);
+    }
+}
