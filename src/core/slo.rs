@@ -13,6 +13,7 @@ pub const LATENCY_MS: u32 = 800;
 /// shall be good.
 pub const OBJECTIVE_PER_MILLE: u64 = 950;
 
+const MILLION: u128 = 1_000_000;
 const MINUTE: u64 = 60;
 const HOUR: u64 = 3_600;
 /// Minutes that are kept: the windows up to six hours are made of them.
@@ -99,21 +100,22 @@ impl Count {
         self.good.saturating_add(self.slow).saturating_add(self.failed)
     }
 
-    /// Part of the requests that was good, 0 to 1; None when there were none.
-    pub fn attainment(self) -> Option<f64> {
-        let requests = self.requests();
-        (requests > 0).then(|| self.good as f64 / requests as f64)
+    /// Requests in a million that were good; None when there were none.
+    pub fn attained_ppm(self) -> Option<u64> {
+        let good = u128::from(self.good).saturating_mul(MILLION);
+        let part = good.checked_div(u128::from(self.requests()))?;
+        u64::try_from(part).ok()
     }
 
-    /// How many times as fast as allowed the error budget is spent; 1 spends it exactly. None without requests.
-    pub fn burn_rate(self) -> Option<f64> {
-        let allowed = (1000 - OBJECTIVE_PER_MILLE) as f64 / 1000.0;
-        self.attainment().map(|good| (1.0 - good) / allowed)
+    /// How many thousandths of the allowed speed the error budget is spent at: 1000 spends it exactly.
+    pub fn burn_rate_milli(self) -> Option<u64> {
+        let bad = 1_000_000_u64.saturating_sub(self.attained_ppm()?);
+        bad.checked_div(1000 - OBJECTIVE_PER_MILLE)
     }
 
-    /// What is left of the error budget, 1 when nothing is spent; below 0 it is overdrawn.
-    pub fn budget_left(self) -> Option<f64> {
-        self.burn_rate().map(|rate| 1.0 - rate)
+    /// Thousandths of the error budget that are left; below 0 it is overdrawn.
+    pub fn budget_left_milli(self) -> Option<i64> {
+        Some(1000 - i64::try_from(self.burn_rate_milli()?).ok()?)
     }
 }
 
@@ -191,10 +193,14 @@ mod tests {
     #[test]
     fn the_budget_of_a_p95_promise_is_one_request_in_twenty() {
         let count = Count { good: 19, slow: 1, failed: 0 };
-        assert_eq!(count.attainment(), Some(0.95));
-        assert!((count.burn_rate().unwrap() - 1.0).abs() < 1e-9 && count.budget_left().unwrap().abs() < 1e-9);
-        assert_eq!(Count { good: 0, slow: 0, failed: 3 }.burn_rate().map(f64::round), Some(20.0));
-        assert_eq!((Count::default().attainment(), Count::default().budget_left()), (None, None));
+        assert_eq!(count.attained_ppm(), Some(950_000));
+        assert_eq!((count.burn_rate_milli(), count.budget_left_milli()), (Some(1000), Some(0)));
+        let lost = Count { good: 0, slow: 0, failed: 3 };
+        assert_eq!((lost.burn_rate_milli(), lost.budget_left_milli()), (Some(20_000), Some(-19_000)));
+        assert_eq!((Count::default().attained_ppm(), Count::default().budget_left_milli()), (None, None));
+        // What another member says may be any number.
+        let most = Count { good: u64::MAX, slow: u64::MAX, failed: u64::MAX };
+        assert_eq!(most.and(most).attained_ppm(), Some(1_000_000));
     }
 
     proptest! {

@@ -66,8 +66,8 @@ impl Collector for Promises {
     fn collect(&self) -> Vec<MetricFamily> {
         let Ok((ratio, requests)) = families() else { return Vec::new() };
         for ((tenant, model), (hour, ever)) in self.kept() {
-            if let Some(attainment) = hour.attainment() {
-                ratio.with_label_values(&[&tenant, &model]).set(attainment);
+            if let Some(part) = hour.attained_ppm() {
+                ratio.with_label_values(&[&tenant, &model]).set(part as f64 / 1e6);
             }
             for (result, count) in [("good", ever.good), ("slow", ever.slow), ("failed", ever.failed)] {
                 requests.with_label_values(&[tenant.as_str(), &model, result]).inc_by(count);

@@ -143,12 +143,12 @@ mod tests {
         assert_eq!(after(Duration::ZERO, |_| ()), Count { slow: 1, ..Count::default() });
     }
 
-    #[test]
-    fn a_stream_is_as_fast_as_its_beginning() {
+    #[tokio::test]
+    async fn a_stream_is_as_fast_as_its_beginning() {
         let desk = Arc::new(Desk::default());
         let trip = Trip::new(desk.clone(), Duration::from_millis(200));
         trip.answered();
-        std::thread::sleep(Duration::from_millis(250));
+        tokio::time::sleep(Duration::from_millis(250)).await;
         trip.answered();
         drop(trip);
         assert_eq!(desk.kept().0, Count { good: 1, ..Count::default() });

@@ -149,7 +149,7 @@ fn body(
         queue: sights.iter().map(|sight| u64::from(sight.waiting)).sum(),
         running: sights.iter().map(|sight| u64::from(sight.running)).sum(),
         windows: Window::ALL.into_iter().zip(counts).map(window).collect(),
-        error_budget_left: counts[Window::ThreeDays as usize].budget_left().map(rounded),
+        error_budget_left: counts[Window::ThreeDays as usize].budget_left_milli().map(|left| left as f64 / 1e3),
         autoscaler: advice(panorama, tenant, model),
         silent: panorama.silent.iter().map(|member| member.0).collect(),
         simulation,
@@ -164,14 +164,9 @@ fn window((window, count): (Window, Count)) -> WindowBody {
         good: count.good,
         slow: count.slow,
         failed: count.failed,
-        attainment: count.attainment().map(rounded),
-        burn_rate: count.burn_rate().map(rounded),
+        attainment: count.attained_ppm().map(|part| part as f64 / 1e6),
+        burn_rate: count.burn_rate_milli().map(|rate| rate as f64 / 1e3),
     }
-}
-
-/// To a ten-thousandth: nobody reads more, and 0.1 + 0.2 is nobody's business.
-fn rounded(ratio: f64) -> f64 {
-    (ratio * 10_000.0).round() / 10_000.0
 }
 
 fn advice(panorama: &Panorama, tenant: &TenantId, model: &ModelId) -> Option<AdviceBody> {
