@@ -1,6 +1,7 @@
 //! Commands: what was decided. Several make one log entry. They carry every
 //! number that apply needs, because apply reads nothing but its arguments.
 
+use crate::approval::{Approval, Version};
 use crate::audit::{Action, Actor};
 use crate::claim::Claim;
 use crate::fault::Fault;
@@ -231,6 +232,10 @@ pub enum Command {
         job: JobNo,
         claim: Box<Claim>,
     },
+    /// A version may run in production; replaces what was said of it before.
+    Approve(Box<Approval>),
+    /// It may no more.
+    Disapprove(Box<Version>),
 }
 
 /// What is told of something that leaves no other command.
@@ -282,8 +287,14 @@ impl Command {
             | Command::SetDrain { .. }
             | Command::RevokeToken { .. } => 24,
             Command::Note(note) => 16 + note.object.len(),
+            Command::Approve(approval) => 64 + weight_of_version(&approval.of) + approval.by.len(),
+            Command::Disapprove(of) => 16 + weight_of_version(of),
         }
     }
+}
+
+fn weight_of_version(of: &Version) -> usize {
+    of.tenant.as_str().len() + of.model.as_str().len() + of.version.as_str().len()
 }
 
 fn weight_of_labels(labels: &std::collections::BTreeMap<Label, Label>) -> usize {

@@ -2,7 +2,7 @@
 //! say what it wants. Whoever connects and says nothing, or says it byte by byte, is
 //! let go before it keeps others out. It does not know what is asked.
 
-use crate::config::{Error as ConfigError, Settings};
+use crate::config::{Error as ConfigError, Mode, Settings};
 use crate::security::jwt::{Verifier, Watch};
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -52,7 +52,9 @@ pub fn auth(settings: &Settings) -> anyhow::Result<Option<Arc<Verifier>>> {
         return Err(ConfigError::Clash(text.to_owned()).into());
     }
     Verifier::self_test().map_err(|e| anyhow::anyhow!("token verification does not work in this build: {e}"))?;
-    let watch = Watch::open(std::path::Path::new(path), settings.token_issuer.value.clone())
+    // What can't be taken back has no place where it matters.
+    let production = settings.mode() == Mode::Production;
+    let watch = Watch::open(std::path::Path::new(path), settings.token_issuer.value.clone(), production)
         .map_err(|refusal| ConfigError::Clash(format!("NF_JWKS: {refusal}")))?;
     let verifier = watch.verifier();
     tokio::spawn(watch.run());

@@ -68,6 +68,8 @@ pub enum Denied {
     Audience,
     #[error("its tenant_id is absent, empty, or no tenant's name")]
     Tenant,
+    #[error("it has no jti, so it could not be revoked")]
+    NoId,
 }
 
 impl Denied {
@@ -79,6 +81,12 @@ impl Denied {
                 "tenant_id",
                 "the token's tenant_id is absent or no tenant's name; ask its issuer for one with the tenant",
             ),
+            // Said of a token that verifies alone, so it tells nothing to who guesses.
+            Denied::NoId => Refusal::field(
+                Reason::TokenIdRequired,
+                "jti",
+                "the token has no jti, so it could not be revoked, and production wants one; ask its issuer for it",
+            ),
             _ => Refusal::new(Reason::Unauthenticated, "the token is not valid here; get a new one (nf token create)"),
         }
     }
@@ -88,12 +96,19 @@ impl Denied {
 pub struct Verifier {
     keys: ArcSwap<Keys>,
     issuer: Option<String>,
+    wants_id: bool,
 }
 
 impl Verifier {
     /// `issuer`: the only one whose tokens count; None: any that holds a configured key.
     pub fn new(keys: Keys, issuer: Option<String>) -> Self {
-        Self { keys: ArcSwap::from_pointee(keys), issuer }
+        Self { keys: ArcSwap::from_pointee(keys), issuer, wants_id: false }
+    }
+
+    /// Takes only tokens that can be revoked, those with a `jti`.
+    #[must_use]
+    pub fn wanting_ids(self) -> Self {
+        Self { wants_id: true, ..self }
     }
 
     /// Takes other keys. Every remembered token is forgotten with the old ones.
@@ -139,7 +154,11 @@ impl Verifier {
             return Err(Denied::Algorithm);
         }
         let claims: Claims = key.decode(token)?;
-        claims.check(self.issuer.as_deref(), now)
+        let identity = claims.check(self.issuer.as_deref(), now)?;
+        match identity.token_id {
+            None if self.wants_id => Err(Denied::NoId),
+            _ => Ok(identity),
+        }
     }
 
     /// Makes a key, signs a token, and verifies it: a build whose cryptography

@@ -38,10 +38,11 @@ impl Watch {
     ///
     /// # Errors
     /// `ConfigInvalid` naming the file: at start there are no old keys to keep.
-    pub fn open(path: &Path, issuer: Option<String>) -> Result<Self, Refusal> {
+    pub fn open(path: &Path, issuer: Option<String>, wants_id: bool) -> Result<Self, Refusal> {
         let bytes = read(path)?;
         let keys = Keys::parse(&path.display().to_string(), &bytes)?;
-        let verifier = Arc::new(Verifier::new(keys, issuer));
+        let verifier = Verifier::new(keys, issuer);
+        let verifier = Arc::new(if wants_id { verifier.wanting_ids() } else { verifier });
         Ok(Self { path: path.to_owned(), verifier, last: bytes, failed: None, failures: Arc::default() })
     }
 
