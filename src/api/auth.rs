@@ -101,6 +101,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/approvals/revoke", Access::Promoter),
     ("POST", "/tokens/revoke", Access::Admin),
     ("GET", "/audit", Access::Admin),
+    // Says nothing of what was done; machines keep it where the members can't reach.
+    ("GET", "/audit/checkpoint", Access::Wide),
     ("RPC", "/neuralfabric.v1.SchedulerService/Schedule", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Plan", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Get", Access::Read),
@@ -116,6 +118,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("RPC", "/neuralfabric.v1.SecurityService/ListApprovals", Access::Read),
     ("RPC", "/neuralfabric.v1.SecurityService/RevokeToken", Access::Admin),
     ("RPC", "/neuralfabric.v1.SecurityService/ReadAudit", Access::Admin),
+    ("RPC", "/neuralfabric.v1.SecurityService/ReadCheckpoint", Access::Wide),
     ("RPC", "/grpc.health.v1.Health/Check", Access::Open),
     ("RPC", "/grpc.health.v1.Health/Watch", Access::Open),
     ("RPC", "/grpc.health.v1.Health/List", Access::Open),

@@ -117,6 +117,41 @@ def test_an_approval_ends_and_is_taken_back(lab):
     assert "ApprovalRequired" in lab.run("ada", "v4", code=6)
 
 
+def test_a_bad_certificate_changes_nothing_and_is_told(lab):
+    files = lab.lab / "node-1/tls/member.pem"
+    good = files.read_bytes()
+
+    def keys():
+        return nf.requests.get(f"http://127.0.0.1:{lab.port}/health", timeout=5).json()["components"]["keys"]
+
+    assert keys()["status"] == "ok"
+    files.write_bytes(b"nonsense")
+    told = nf.eventually("it is told", lambda: (now := keys())["status"] == "degraded" and now, 20)
+    assert "certificate" in told["detail"] and str(lab.lab) not in told["detail"], "paths are for the log"
+    metrics = nf.requests.get(
+        f"http://127.0.0.1:{lab.port}/metrics", headers={"Authorization": f"Bearer {lab.people['admin']}"}, timeout=5
+    ).text
+    assert 'nf_alarms{kind="certificate"} 1' in metrics
+    lab.nf("admin", "get", "nodes")
+    files.write_bytes(good)
+    nf.eventually("it is well again", lambda: keys()["status"] == "ok", 20)
+
+
+def test_the_trail_is_signed_by_the_member(lab):
+    export = lab.folder / "export.jsonl"
+    lab.nf("admin", "audit", "export", "--out", export)
+    ca = lab.lab / "ca/ca.pem"
+    told = json.loads(lab.alone("audit", "verify", export, "--ca", ca, "-o", "json"))
+    assert told["signed_by"] == "node-1", told
+    script = nf.ROOT / "docs/examples/audit_verify.py"
+    done = subprocess.run(["python3", str(script), str(export), str(ca)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "by member node-1" in done.stdout, done.stderr
+    other = lab.folder / "other"
+    lab.alone("tls", "ca", "create", "--dir", other, "--cluster", "other")
+    verify = [str(nf.NF), "audit", "verify", str(export), "--ca", str(other / "ca.pem")]
+    assert subprocess.run(verify, capture_output=True, check=False).returncode == 1
+
+
 def test_other_bytes_under_the_same_name_need_another_approval(lab):
     lab.publish("v5")
     lab.nf("bob", "model", "approve", "m@v5", "--tenant", "demo", "--sha256", "0" * 64)

@@ -97,6 +97,16 @@ impl SecurityService for Security {
         }))
     }
 
+    async fn read_checkpoint(
+        &self,
+        request: Request<v1::ReadCheckpointRequest>,
+    ) -> Result<Response<v1::ReadCheckpointResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let page = self.0.checkpoint(&call(&request)?).await?;
+        let simulation = self.0.simulation();
+        Ok(Response::new(v1::ReadCheckpointResponse { line: page.lines, simulation, index: page.index }))
+    }
+
     async fn read_audit(
         &self,
         request: Request<v1::ReadAuditRequest>,

@@ -95,6 +95,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(approvals::revoke))
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::read))
+        .routes(routes!(audit::checkpoint))
 }
 
 /// A JSON answer.

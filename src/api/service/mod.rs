@@ -95,6 +95,7 @@ pub struct Inner {
     pub(super) denials: super::denials::Denials,
     models: model::Models,
     logs: Option<super::LogSource>,
+    sign: Option<crate::security::checkpoint::Sign>,
     calls: Semaphore,
     waits: Semaphore,
     streams: Arc<Semaphore>,
@@ -113,7 +114,7 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, models, info, metrics, auth } = state;
+        let ApiState { replica, logs, models, info, metrics, auth, sign } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
@@ -125,6 +126,7 @@ impl Service {
             metrics,
             models: model::Models::new(models),
             logs,
+            sign,
             calls: Semaphore::new(MAX_CALLS),
             waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),

@@ -8,6 +8,7 @@ mod claims;
 pub mod issuer;
 mod keys;
 mod mint;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -15,6 +16,7 @@ mod watch;
 pub use claims::{Identity, Role, Roles};
 pub use keys::{Algorithm, Keys};
 pub use mint::{Grant, Mint};
+pub use remote::{Remote, Times};
 pub use watch::Watch;
 
 use super::json;
@@ -24,6 +26,7 @@ use claims::Claims;
 use nf_core::reason::{Reason, Refusal};
 use serde_json::Value;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// The longest token.
 pub const MAX_TOKEN: usize = 8 << 10;
@@ -97,12 +100,14 @@ pub struct Verifier {
     keys: ArcSwap<Keys>,
     issuer: Option<String>,
     wants_id: bool,
+    /// Told when a token names a key that is not known.
+    misses: Notify,
 }
 
 impl Verifier {
     /// `issuer`: the only one whose tokens count; None: any that holds a configured key.
     pub fn new(keys: Keys, issuer: Option<String>) -> Self {
-        Self { keys: ArcSwap::from_pointee(keys), issuer, wants_id: false }
+        Self { keys: ArcSwap::from_pointee(keys), issuer, wants_id: false, misses: Notify::new() }
     }
 
     /// Takes only tokens that can be revoked, those with a `jti`.
@@ -149,7 +154,10 @@ impl Verifier {
             None => None,
             Some(kid) => Some(kid.as_str().ok_or(Denied::Header)?),
         };
-        let key = keys.find(kid).ok_or(Denied::UnknownKey)?;
+        let Some(key) = keys.find(kid) else {
+            self.misses.notify_one();
+            return Err(Denied::UnknownKey);
+        };
         if header.get("alg").and_then(Value::as_str) != Some(key.algorithm.name()) {
             return Err(Denied::Algorithm);
         }
