@@ -4,8 +4,8 @@
 
 use crate::audit::{self, Actor, Hash};
 use crate::command::{Answer, Mode};
-use crate::id::{Digest16, ModelId, TenantId, VersionId};
-use crate::job::JobSpec;
+use crate::id::{Digest16, Generation, ModelId, TenantId, VersionId};
+use crate::job::{Job, JobSpec};
 use crate::reason::{Reason, Refusal};
 use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,8 @@ impl State {
             self.approved_until.remove(&(old.until_ms, key));
         }
         self.approved_until.insert((until, key));
+        // A waiter may be let in again.
+        self.room += 1;
     }
 
     pub(crate) fn remove_approval(&mut self, key: Digest16) -> Option<Arc<Approval>> {
@@ -170,6 +172,26 @@ pub fn judge_for(state: &State, spec: &JobSpec, actor: Option<&Actor>) -> Result
             refuse(Reason::ApprovalMismatch, "approved_by", detail)
         }
         Some(_) => Ok(Some(approval.by.clone())),
+    }
+}
+
+/// Why a job that waits for its first place gets none: what let it in does not count any more.
+/// One that ran goes on, also elsewhere.
+pub fn withheld(state: &State, job: &Job) -> Option<Refusal> {
+    if state.meta().mode == Mode::Simulation || job.replicas.iter().any(|replica| replica.newest > Generation(0)) {
+        return None;
+    }
+    match judge(state, &job.spec) {
+        Err(refusal) => Some(refusal),
+        // Who asked is not kept with the job, so a later approver may be that person.
+        Ok(Some(approval)) if job.spec.approved_by.as_ref() != Some(&approval.by) => {
+            let detail = format!(
+                "job {} was let in by somebody else than {}, whose approval is the one on record now; schedule it again",
+                job.request, approval.by
+            );
+            Some(Refusal::field(Reason::ApprovalMismatch, "approved_by", detail))
+        }
+        Ok(_) => None,
     }
 }
 

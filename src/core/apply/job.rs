@@ -210,6 +210,7 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
+    approval::withheld(state, job).map_or(Ok(()), Err)?;
     fits(state, Some(job.tenant), &job.spec, placements, &[])?;
     let mut job = (**job).clone();
     let before = job.state();

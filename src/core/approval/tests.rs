@@ -110,6 +110,47 @@ fn approvals_survive_a_restart_and_the_trail_joins_them_with_their_jobs() {
 }
 
 #[test]
+fn a_job_that_waits_when_its_approval_ends_gets_no_place_and_says_why() {
+    let mut state = production();
+    run(&mut state, approve("bob", HOUR));
+    // The tenant's eight GPUs are taken, so the second job waits.
+    let whole = |n| JobSpec { resources: job_spec("t1", Gpus::Whole(n)).resources, ..signed(7) };
+    asked(&mut state, "big", whole(8), "ada").unwrap();
+    asked(&mut state, "next", whole(1), "ada").unwrap();
+    let held = |state: &State, request: &str| {
+        let job = state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap();
+        job.replicas[0].allocation().is_some()
+    };
+    let waits_for = |state: &State| {
+        let job = state.job_of(&crate::id::RequestId::new("next").unwrap()).unwrap();
+        crate::placement::explain::blockers(state, job).first().map(|blocker| blocker.reason)
+    };
+    assert!(held(&state, "big") && !held(&state, "next"));
+    run(&mut state, by("bob", Intent::Disapprove(of())));
+    assert_eq!(waits_for(&state), Some(Reason::ApprovalRequired));
+    run(&mut state, register("n2", NodeSpec { simulated: false, ports: None, ..node_spec(8) }));
+    run(
+        &mut state,
+        Intent::SetQuota {
+            tenant: of().tenant,
+            quota: crate::tenant::Quota { gpu_milli: Some(16_000), ..Default::default() },
+        },
+    );
+    run(&mut state, Intent::PlaceWaiting);
+    assert!(held(&state, "big") && !held(&state, "next"), "what runs goes on, nothing starts");
+    run(&mut state, approve("ada", HOUR));
+    run(&mut state, Intent::PlaceWaiting);
+    assert_eq!(waits_for(&state), Some(Reason::ApprovalMismatch), "its owner lets nothing in by approving it now");
+    assert!(!held(&state, "next"));
+    let room = state.room();
+    run(&mut state, approve("bob", HOUR));
+    assert!(state.room() > room, "waiters are worth a look");
+    run(&mut state, Intent::PlaceWaiting);
+    assert!(held(&state, "next"));
+    assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
 fn simulation_waives_it() {
     let mut state = State::new();
     run(&mut state, register("n1", node_spec(1)));
