@@ -350,7 +350,7 @@ pub enum Answer {
 mod tests {
     use super::*;
     use crate::codec;
-    use crate::plan::plan;
+    use crate::plan::{Intent, plan};
     use crate::resources::Gpus;
     use crate::state::State;
     use crate::testing;
@@ -375,11 +375,15 @@ mod tests {
         job.approved_by = Some("w".repeat(1000).into());
         job.constraints.labels = long.labels.clone();
         let small = testing::job_spec("t1", Gpus::Whole(1));
+        let (tenant, model, version) = (small.tenant.clone(), small.model.clone(), small.version.clone());
+        let of = Version { tenant, model, version };
         for intent in [
             testing::register("n1", long),
             testing::register("n1", testing::node_spec(8)),
             testing::schedule("r1", job),
             testing::schedule("r1", small),
+            testing::by(&"w".repeat(1000), Intent::Approve { of: of.clone(), manifest: [7; 32], for_ms: 1 }),
+            Intent::Disapprove(of),
         ] {
             let (bytes, weight) = sizes(planned(&intent));
             assert!(bytes <= weight + 64 && weight <= 2 * bytes + 256, "{bytes} bytes, estimated as {weight}");

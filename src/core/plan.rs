@@ -9,7 +9,7 @@ use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
-use crate::job::{Job, JobSpec};
+use crate::job::{Job, JobSpec, Runtime};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
@@ -363,6 +363,14 @@ fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
                 spec.version, spec.model
             );
             Err(Refusal::field(Reason::ModelNotFound, "model_version", detail))
+        }
+        Intent::Schedule { submission, .. } if submission.spec.runtime == Runtime::Simulated => {
+            let spec = &submission.spec;
+            let detail = format!(
+                "version {} of model {} names no program, so it would only be played; publish it with --runtime or --profile",
+                spec.version, spec.model
+            );
+            Err(Refusal::field(Reason::Forbidden, "model_version", detail))
         }
         Intent::Schedule { submission, .. } if submission.spec.evidence.is_none() => {
             let spec = &submission.spec;

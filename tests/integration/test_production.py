@@ -51,15 +51,26 @@ class Lab(nf.Process):
         """Asks for a job without devices: this machine has none, and production plays none."""
         return self.nf(who, "run", f"m@{version}", "--tenant", "demo", "--cpu", "0.1", "-o", "json", code=code)
 
-    def publish(self, version):
+    def publish(self, version, played=False):
         both = ["--key", self.keys / "ecdsa-p256.key.pem", "--key", self.keys / "ml-dsa-65.key.pem"]
         named = ["--tenant", "demo", "--model", "m", "--model-version", version]
         self.alone("model", "sign", self.model, *named, *both, "--out", self.model.parent / f"{version}.sig")
         store = ["--store", f"file://{self.store}", "--tenant", "demo"]
         signature = ["--signature", self.model.parent / f"{version}.sig"]
-        argv = self.model.parent / "runtime.json"
-        argv.write_text(json.dumps({"argv": ["/bin/sleep", "600"], "ready": {"kind": "none"}}))
-        self.alone("model", "publish", self.model, "--model", "m", "--version", version, *store, *signature)
+        program = self.model.parent / "runtime.json"
+        serve = ["{python}", "-m", "http.server", "{port}", "--bind", "{host}"]
+        program.write_text(json.dumps({"argv": serve, "ready": {"path": "/"}}))
+        runtime = ["--runtime", program] if played is False else []
+        self.alone("model", "publish", self.model, "--model", "m", "--version", version, *store, *signature, *runtime)
+
+    def jobs(self):
+        return json.loads(self.nf("ada", "get", "jobs", "-o", "json"))["items"]
+
+    def stop_jobs(self):
+        """Replicas outlive the process that started them; these must not outlive the test."""
+        for job in self.jobs():
+            self.nf("ada", "stop", job["request_id"], "--yes")
+        nf.eventually("all have ended", lambda: not self.jobs(), 40)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +83,7 @@ def lab(tmp_path_factory):
 
         nf.eventually("the member's node is there", ready, 40)
         yield lab
+        lab.stop_jobs()
 
 
 def test_it_says_that_nothing_is_simulated(lab):
@@ -94,11 +106,22 @@ def test_another_person_approves_and_then_it_runs(lab):
     job = json.loads(lab.run("ada", "v2"))
     told = json.loads(lab.nf("ada", "describe", "job", job["request_id"], "-o", "json"))
     assert told["approved_by"] == "bob" and told["policies"]["P3"] == "pass", told
+
+    def running():
+        return json.loads(lab.nf("ada", "describe", "job", job["request_id"], "-o", "json"))["state"] == "Running"
+
+    nf.eventually("it runs for real", running, 40)
     trail = lab.nf("admin", "audit", "export").splitlines()
     entries = [json.loads(line).get("entry", {}) for line in trail]
     mine = [e for e in entries if e.get("action") == "JobSchedule" and e["result"] == "done"]
     assert mine and mine[-1]["checks"]["P3"]["verdict"] == "pass", mine
     assert mine[-1]["refs"]["approval"] == approved["digest"], mine
+
+
+def test_what_would_only_be_played_does_not_run(lab):
+    lab.publish("played", played=True)
+    lab.nf("bob", "model", "approve", "m@played", "--tenant", "demo")
+    assert "names no program" in lab.run("ada", "played", code=6)
 
 
 def test_nobody_approves_their_own(lab):

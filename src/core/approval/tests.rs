@@ -1,7 +1,7 @@
 //! Nothing unapproved runs in production: each way around it is refused.
 
 use super::*;
-use crate::job::Evidence;
+use crate::job::{Evidence, Runtime};
 use crate::node::NodeSpec;
 use crate::plan::Intent;
 use crate::resources::Gpus;
@@ -16,7 +16,7 @@ fn of() -> Version {
 
 fn signed(manifest: u8) -> JobSpec {
     let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into() });
-    JobSpec { manifest: Some([manifest; 32]), evidence, ..job_spec("t1", Gpus::Milli(100)) }
+    JobSpec { manifest: Some([manifest; 32]), evidence, runtime: Runtime::Process, ..job_spec("t1", Gpus::Milli(100)) }
 }
 
 fn production() -> State {

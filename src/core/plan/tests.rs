@@ -55,6 +55,9 @@ fn a_production_group_takes_nothing_simulated_whoever_asks() {
     assert_eq!(plan(&state, &played("n1", 1)).unwrap_err().reason, Reason::Forbidden);
     let worker = testing::register("n1", testing::node_spec(1));
     assert_eq!(plan(&state, &worker).unwrap_err().reason, Reason::Forbidden);
+    let played = JobSpec { manifest: Some([7; 32]), ..spec.clone() };
+    assert_eq!(plan(&state, &testing::schedule("r1", played)).unwrap_err().reason, Reason::Forbidden);
+    let spec = JobSpec { runtime: Runtime::Process, ..spec };
     let unsigned = JobSpec { manifest: Some([7; 32]), ..spec.clone() };
     let refusal = plan(&state, &testing::schedule("r1", unsigned)).unwrap_err();
     assert_eq!(refusal.reason, Reason::SignatureRequired);
