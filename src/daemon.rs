@@ -2,6 +2,7 @@
 //! in order. It wires; each part decides for itself.
 
 mod execute;
+mod follow;
 mod form;
 mod identity;
 mod links;

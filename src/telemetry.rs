@@ -1,6 +1,10 @@
 //! Logs and metrics: how they are set up, and which families there are. The
 //! numbers are put in by those who know them; this module knows none of them.
 
+mod alarms;
+
+pub use alarms::Alarms;
+
 use nf_core::job::JobState;
 use prometheus::core::Collector;
 use prometheus::{
@@ -64,6 +68,7 @@ pub struct Families {
     pub tls_connections: IntCounterVec,
     pub http_requests: IntCounterVec,
     pub auth_refused: IntCounterVec,
+    pub alarms: Alarms,
     pub jobs: IntGaugeVec,
     pub pending: IntGaugeVec,
     pub gpus: GaugeVec,
@@ -164,6 +169,10 @@ impl Metrics {
                 "nf_http_requests_total",
                 "REST calls by route and status.",
                 &["method", "route", "code"],
+            ),
+            alarms: Alarms::new(
+                levels("nf_alarms", "1 while something of that kind is wrong here and stops nothing yet.", &["kind"]),
+                counts("nf_alarms_raised_total", "How often something of that kind was found wrong here.", &["kind"]),
             ),
             auth_refused: counts("nf_auth_refused_total", "Calls that the gate refused, by reason.", &["reason"]),
             jobs: levels("nf_jobs", "Live jobs by state.", &["state"]),

@@ -29,6 +29,8 @@ pub enum Access {
     Read,
     /// To schedule in one's tenant.
     Operator,
+    /// To let versions into production.
+    Promoter,
     /// To see what belongs to no tenant: admins, and machines such as a scraper.
     Wide,
     /// To run nodes, quotas and the cluster.
@@ -44,6 +46,7 @@ impl Access {
             Access::Open | Access::Any => &Role::ALL,
             Access::Read => &[Role::Viewer, Role::Operator, Role::Promoter, Role::Admin],
             Access::Operator => &[Role::Operator],
+            Access::Promoter => &[Role::Promoter],
             Access::Wide | Access::Node => &[Role::Admin, Role::Node],
             Access::Admin => &[Role::Admin],
         }
@@ -87,14 +90,20 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("GET", "/policy/placement", Access::Read),
     ("PUT", "/policy/placement", Access::Admin),
     ("GET", "/cluster/members", Access::Wide),
-    ("POST", "/cluster/members", Access::Node),
+    // A machine of the group may not bring in another that votes: an admin asks for it.
+    ("POST", "/cluster/members", Access::Admin),
     ("DELETE", "/cluster/members/{member}", Access::Admin),
     ("POST", "/cluster/members/{member}/promote", Access::Admin),
     ("POST", "/cluster/snapshot", Access::Admin),
     ("POST", "/failover/promote", Access::Admin),
     ("GET", "/events", Access::Read),
+    ("GET", "/approvals", Access::Read),
+    ("POST", "/approvals", Access::Promoter),
+    ("POST", "/approvals/revoke", Access::Promoter),
     ("POST", "/tokens/revoke", Access::Admin),
     ("GET", "/audit", Access::Admin),
+    // Says nothing of what was done; machines keep it where the members can't reach.
+    ("GET", "/audit/checkpoint", Access::Wide),
     ("RPC", "/neuralfabric.v1.SchedulerService/Schedule", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Plan", Access::Operator),
     ("RPC", "/neuralfabric.v1.SchedulerService/Get", Access::Read),
@@ -105,8 +114,12 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("RPC", "/neuralfabric.v1.EndpointService/Watch", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/Get", Access::Read),
     ("RPC", "/neuralfabric.v1.ResourceService/RegisterNode", Access::Node),
+    ("RPC", "/neuralfabric.v1.SecurityService/ApproveVersion", Access::Promoter),
+    ("RPC", "/neuralfabric.v1.SecurityService/RevokeApproval", Access::Promoter),
+    ("RPC", "/neuralfabric.v1.SecurityService/ListApprovals", Access::Read),
     ("RPC", "/neuralfabric.v1.SecurityService/RevokeToken", Access::Admin),
     ("RPC", "/neuralfabric.v1.SecurityService/ReadAudit", Access::Admin),
+    ("RPC", "/neuralfabric.v1.SecurityService/ReadCheckpoint", Access::Wide),
     ("RPC", "/grpc.health.v1.Health/Check", Access::Open),
     ("RPC", "/grpc.health.v1.Health/Watch", Access::Open),
     ("RPC", "/grpc.health.v1.Health/List", Access::Open),
@@ -399,6 +412,11 @@ pub async fn guard_models(service: Service, name: &'static str, mut request: Req
     let Ok(value) = HeaderValue::from_str(tenant.as_str()) else { return refused(unauthenticated()) };
     request.headers_mut().insert(name, value);
     request.headers_mut().remove(header::AUTHORIZATION);
+    // A request may wake a service that sleeps: the trail says whose it was.
+    let cluster = service.replica.applied().state.meta().cluster.clone();
+    if let Some(actor) = who.actor(&cluster, &service.info.node_name) {
+        request.extensions_mut().insert(actor);
+    }
     next.run(request).await
 }
 

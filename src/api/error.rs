@@ -55,7 +55,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::Conflict | R::NotVoter | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
         R::IndexCompacted => (410, Code::OutOfRange, 5),
         // What may not be.
-        R::Unauthenticated | R::TenantClaimInvalid => (401, Code::Unauthenticated, 6),
+        R::Unauthenticated | R::TenantClaimInvalid | R::TokenIdRequired => (401, Code::Unauthenticated, 6),
         R::Forbidden | R::NodeIdentityMismatch | R::JoinTokenInvalid => (403, Code::PermissionDenied, 6),
         R::ArtifactMismatch | R::SignatureRequired | R::SignatureInvalid | R::SignatureUnsupported => {
             (422, Code::FailedPrecondition, 6)
@@ -64,6 +64,9 @@ pub fn codes(reason: Reason) -> Codes {
             (422, Code::FailedPrecondition, 6)
         }
         R::KeyVersionRetired | R::NoTrustRoot => (422, Code::FailedPrecondition, 6),
+        R::ApprovalRequired | R::ApprovalSelf | R::ApprovalExpired | R::ApprovalMismatch => {
+            (403, Code::PermissionDenied, 6)
+        }
         R::QuotaExceeded | R::QueueFull => (429, Code::ResourceExhausted, 6),
         R::NoCapacity => (503, Code::ResourceExhausted, 3),
         R::TooManyRequests => (429, Code::ResourceExhausted, 7),

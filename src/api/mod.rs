@@ -12,6 +12,7 @@ pub mod service;
 
 use crate::exchange::Panorama;
 use crate::raft::Replica;
+use crate::security::checkpoint::Sign;
 use crate::security::jwt::Verifier;
 use crate::telemetry::Metrics;
 use axum::Router;
@@ -65,6 +66,8 @@ pub struct ApiState {
     pub metrics: Metrics,
     /// Who may call; None: anybody, in simulation alone.
     pub auth: Option<Arc<Verifier>>,
+    /// Signs the ends of audit trails; None: they go unsigned.
+    pub sign: Option<Sign>,
 }
 
 /// REST and gRPC on one router. Must be called on a runtime: it starts one small

@@ -4,9 +4,11 @@
 use super::exit::{Exit, fail};
 use super::{Global, output, say};
 use crate::security::audit;
+use crate::security::checkpoint::{self, Signed};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use nf_core::audit::Receipt;
+use nf_core::audit::{Checkpoint, Receipt};
+use rustls_pki_types::UnixTime;
 use serde_json::json;
 use std::fs::File;
 use std::io::{BufReader, Write};
@@ -22,7 +24,7 @@ pub struct Audit {
 enum AuditCommand {
     /// Check every entry, hash and link of an export
     #[command(
-        after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl --receipt 17:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --checkpoint last-week.json\n\nExit: 0 when it holds, 1 with the first bad seq when it does not. Whoever holds a quorum can write a trail\nanew; receipts (the X-NF-Audit of an answer) and checkpoints that were kept elsewhere are what shows it."
+        after_help = "Examples:\n  nf audit verify export.jsonl\n  nf audit verify export.jsonl --receipt 17:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --checkpoint last-week.json\n  nf audit verify export.jsonl --ca lab/ca/ca.pem\n\nExit: 0 when it holds, 1 with the first bad seq when it does not. Whoever holds a quorum can write a trail\nanew; receipts (the X-NF-Audit of an answer) and checkpoints that were kept elsewhere are what shows it."
     )]
     Verify(Verify),
     /// Read the whole trail from the group, as lines that nf audit verify checks
@@ -44,6 +46,9 @@ struct Verify {
     /// A checkpoint that was kept: the last line of an older export, in a file
     #[arg(long, value_name = "FILE")]
     checkpoint: Vec<PathBuf>,
+    /// The group's authority (ca.pem): each checkpoint must be signed by one of its members
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
 }
 
 impl Audit {
@@ -77,14 +82,37 @@ async fn export(global: &Global, out: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A checkpoint, where it is from, and its signature.
+type Note = (String, Checkpoint, Option<Signed>);
+
 impl Verify {
+    /// Which member signed each; nobody is asked without an authority.
+    fn signers(&self, notes: &[Note]) -> anyhow::Result<Vec<String>> {
+        let Some(path) = &self.ca else { return Ok(Vec::new()) };
+        let bad = |e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
+        let pem = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
+        let authorities = checkpoint::authorities(&pem).map_err(|e| bad(&e))?;
+        let mut out = Vec::new();
+        for (name, at, signed) in notes {
+            let failed = |why: String| {
+                let text = format!("{name}: the checkpoint at seq {} is not signed by a member: {why}", at.size);
+                fail(Exit::Failed, format!("{text}\n  try: nf audit export from a member, and its --ca"))
+            };
+            let signed = signed.as_ref().ok_or_else(|| failed("it has no signature".to_owned()))?;
+            out.push(checkpoint::verify(signed, at, &authorities, UnixTime::now()).map_err(failed)?);
+        }
+        Ok(out)
+    }
+
     fn run(self, global: &Global) -> anyhow::Result<()> {
         let bad = |path: &PathBuf, e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
         let file = File::open(&self.file).map_err(|e| bad(&self.file, &e))?;
-        let mut kept = Vec::new();
+        let (mut kept, mut notes) = (Vec::new(), Vec::new());
         for path in &self.checkpoint {
             let text = std::fs::read_to_string(path).map_err(|e| bad(path, &e))?;
-            kept.push(audit::read_checkpoint(&text).map_err(|e| bad(path, &e))?);
+            let (checkpoint, signed) = audit::read_checkpoint(&text).map_err(|e| bad(path, &e))?;
+            notes.push((path.display().to_string(), checkpoint.clone(), signed));
+            kept.push(checkpoint);
         }
         let name = self.file.display().to_string();
         let summary = match audit::verify(BufReader::new(file), &self.receipt, &kept) {
@@ -98,15 +126,23 @@ impl Verify {
                 return Err(fail(Exit::Failed, text));
             }
         };
+        notes.push((name.clone(), summary.checkpoint.clone(), summary.signed.clone()));
+        let signers = self.signers(&notes)?;
         let end = &summary.checkpoint;
         let value = json!({
             "verified": true, "entries": end.size, "origin": end.origin, "head": end.head.to_string(),
             "root": end.root.to_string(), "receipts": summary.receipts, "checkpoints": summary.checkpoints,
+            "signed_by": signers.last(),
         });
         let people = || {
+            let signed = match (signers.last(), &summary.signed) {
+                (Some(member), _) => format!("by member {member}"),
+                (None, Some(_)) => "by somebody; --ca ca.pem says whether it was a member".to_owned(),
+                (None, None) => "by nobody".to_owned(),
+            };
             let kept = format!("{} receipts, {} checkpoints", summary.receipts, summary.checkpoints);
             format!(
-                "holds   {} entries of {}\nhead    {}\nroot    {}\nagrees  {kept}\n",
+                "holds   {} entries of {}\nhead    {}\nroot    {}\nagrees  {kept}\nsigned  {signed}\n",
                 end.size, end.origin, end.head, end.root
             )
         };

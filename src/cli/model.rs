@@ -1,7 +1,8 @@
 //! `nf model`: publishes a directory as a version, and pulls one; signs files and
-//! verifies signatures. It works on the store and on files directly; members read
-//! the same store.
+//! verifies signatures; approves versions. It works on the store and on files directly,
+//! where members read the same store, and asks the group about approvals alone.
 
+mod approve;
 mod sign;
 mod verify;
 
@@ -38,6 +39,16 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model verify model.safetensors --signature model.safetensors.sig --key cosign.pub\n  nf model verify ./magika --signature magika.sig --key signing.pub.pem --tenant demo --model magika --model-version v1 -o json\n\nExit: 0 verified, 6 refused (the text begins with the reason), 2 for a key or root that cannot be used."
     )]
     Verify(verify::Verify),
+    /// Let a version run in production, for a while; somebody else than you schedules it
+    #[command(
+        after_help = "Examples:\n  nf model approve magika@v1 --tenant demo --store file:///srv/models\n  nf model approve magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --ttl 4h"
+    )]
+    Approve(approve::Approve),
+    /// Take an approval back: what runs goes on, nothing new starts on it
+    #[command(
+        after_help = "Examples:\n  nf model revoke magika@v1 --tenant demo\n  nf model revoke magika@v1 --tenant demo -o json"
+    )]
+    Revoke(approve::Revoke),
     /// Sign a deploy statement: these files are this version, for this tenant
     #[command(
         after_help = "Examples:\n  nf model sign ./magika --tenant demo --model magika --model-version v1 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out magika.sig\n  nf model sign model.onnx --tenant demo --model m --model-version v2 --min-version v2 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out m.sig"
@@ -103,6 +114,8 @@ impl Model {
             ModelCommand::Publish(publish) => publish.run(global).await,
             ModelCommand::Pull(pull) => pull.run(global).await,
             ModelCommand::Verify(verify) => verify.run(global),
+            ModelCommand::Approve(approve) => approve.run(global).await,
+            ModelCommand::Revoke(revoke) => revoke.run(global).await,
             ModelCommand::Sign(sign) => sign.run(global),
             ModelCommand::Keygen(keygen) => keygen.run(global),
         }
@@ -170,10 +183,7 @@ impl Publish {
 
 impl Pull {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let bad = || fail(Exit::Usage, format!("{}: MODEL@VERSION, such as magika@v1", self.version));
-        let (model, version) = self.version.split_once('@').ok_or_else(bad)?;
-        let model = ModelId::new(model).map_err(|e| fail(Exit::Usage, e.to_string()))?;
-        let version = VersionId::new(version).map_err(|e| fail(Exit::Usage, e.to_string()))?;
+        let (model, version) = approve::split(&self.version)?;
         let store = Store::open(&self.store).map_err(told)?;
         let to = self.to.unwrap_or_else(|| PathBuf::from(format!("{model}-{version}")));
         let pulled = models::pull(&store, &model, &version, &to).await.map_err(told)?;

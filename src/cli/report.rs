@@ -82,6 +82,8 @@ struct Trail {
     /// Counts by policy and verdict.
     verdicts: BTreeMap<(String, String), u64>,
     manifests: BTreeSet<String>,
+    /// Who let which version into production, or took it back, in order.
+    approvals: Vec<Vec<String>>,
     entries: u64,
     head: String,
     problem: Option<String>,
@@ -121,6 +123,11 @@ impl Trail {
         let entry = &line["entry"];
         if let Some(manifest) = entry["refs"]["manifest"].as_str() {
             self.manifests.insert(manifest.to_owned());
+        }
+        let of_version = ["ModelApprove", "ModelRevoke"].iter().any(|action| entry["action"] == *action);
+        if of_version && entry["result"] == "done" {
+            let cells = ["object", "action", "actor.sub", "refs.approval", "refs.manifest"].map(|key| at(entry, key));
+            self.approvals.push(cells.to_vec());
         }
         if entry["action"] != "JobSchedule" {
             return;
@@ -242,6 +249,9 @@ fn summary(settings: &Settings, checks: &[Check], asked: &[Asked], trail: &Trail
         vec![policy.name.to_owned(), shown.to_owned(), policy.rule.to_owned(), counts]
     });
     out.push_str(&table(&["policy", "says", "rule", "admissions"], said));
+    out.push_str("\n## Approvals\n\n");
+    let heads = ["version", "action", "by", "approval", "manifest"];
+    out.push_str(&table(&heads, trail.approvals.iter().rev().cloned()));
     out.push_str("\n## Manifests\n\n");
     let found = manifests(settings);
     let audited = |sha: &String| if trail.manifests.contains(sha) { "yes" } else { "no" }.to_owned();
@@ -365,6 +375,20 @@ mod tests {
                 .take(&json!({ "entry": { "action": "JobSchedule", "checks": checks, "refs": { "manifest": "aa" } } }));
         }
         trail
+    }
+
+    #[test]
+    fn approvals_are_listed_with_who_gave_them() {
+        let mut trail = Trail::default();
+        let entry = |action: &str, result: &str| {
+            json!({ "entry": {
+                "action": action, "object": "model/demo/m@v1", "actor": { "sub": "bob" }, "result": result,
+                "refs": { "approval": "aa", "manifest": "bb" },
+            } })
+        };
+        trail.take(&entry("ModelApprove", "done"));
+        trail.take(&entry("ModelApprove", "Forbidden"));
+        assert_eq!(trail.approvals, [["model/demo/m@v1", "ModelApprove", "bob", "aa", "bb"].map(str::to_owned)]);
     }
 
     #[test]

@@ -43,11 +43,11 @@ impl Settings {
     /// Whether this build can run these settings.
     ///
     /// # Errors
-    /// For production: what is missing, and in this build always.
+    /// For production: what is missing.
     pub fn can_serve(&self) -> Result<(), Error> {
         match (self.mode(), self.missing()) {
             (Mode::Simulation, _) => Ok(()),
-            (Mode::Production, missing) if missing.is_empty() => Err(Error::NoApprovals),
+            (Mode::Production, missing) if missing.is_empty() => Ok(()),
             (Mode::Production, missing) => Err(Error::Missing(missing)),
         }
     }

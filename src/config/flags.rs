@@ -78,5 +78,6 @@ const HIDDEN: &[&str] = &[
     "neural_fabric_url",
     "vault_addr",
     "jwks",
+    "jwks_ca",
     "cosign_key_path",
 ];

@@ -36,10 +36,6 @@ pub enum Error {
     Clash(String),
     #[error("production needs {}: set {}, or run in simulation with SIMULATION_MODE=true", .0.join(", "), if .0.len() == 1 { "it" } else { "them" })]
     Missing(Vec<&'static str>),
-    #[error(
-        "production needs approvals of versions (P3), which this build does not have yet; run in simulation with SIMULATION_MODE=true"
-    )]
-    NoApprovals,
 }
 
 /// Where the three layers are read from; tests hand in their own.

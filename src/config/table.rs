@@ -129,7 +129,9 @@ settings! {
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
         "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,
-        "file with the public keys that sign tokens (JWKS), watched; with it every caller says who it is";
+        "public keys that sign tokens (JWKS): a file, watched, or an https URL; with it every caller says who it is";
+    jwks_ca: Option<PathBuf> = "", "NF_JWKS_CA", parse::path,
+        "authorities (PEM) of the server of an https jwks; no other ones count";
     token_issuer: Option<String> = "", "NF_TOKEN_ISSUER", parse::text,
         "the only issuer whose tokens count; any that holds a key of jwks when not set";
     #[secret] token: Option<String> = "", "NF_TOKEN", parse::text,

@@ -74,6 +74,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::SetQuota { .. }
         | Intent::Stop { .. }
         | Intent::RevokeToken { .. }
+        | Intent::Approve { .. }
+        | Intent::Disapprove(_)
         | Intent::Scale { .. }
         | Intent::Wake { .. }
         | Intent::PlaceWaiting

@@ -1,6 +1,7 @@
 //! Commands: what was decided. Several make one log entry. They carry every
 //! number that apply needs, because apply reads nothing but its arguments.
 
+use crate::approval::{Approval, Version};
 use crate::audit::{Action, Actor};
 use crate::claim::Claim;
 use crate::fault::Fault;
@@ -231,6 +232,10 @@ pub enum Command {
         job: JobNo,
         claim: Box<Claim>,
     },
+    /// A version may run in production; replaces what was said of it before.
+    Approve(Box<Approval>),
+    /// It may no more.
+    Disapprove(Box<Version>),
 }
 
 /// What is told of something that leaves no other command.
@@ -282,8 +287,14 @@ impl Command {
             | Command::SetDrain { .. }
             | Command::RevokeToken { .. } => 24,
             Command::Note(note) => 16 + note.object.len(),
+            Command::Approve(approval) => 64 + weight_of_version(&approval.of) + approval.by.len(),
+            Command::Disapprove(of) => 16 + weight_of_version(of),
         }
     }
+}
+
+fn weight_of_version(of: &Version) -> usize {
+    of.tenant.as_str().len() + of.model.as_str().len() + of.version.as_str().len()
 }
 
 fn weight_of_labels(labels: &std::collections::BTreeMap<Label, Label>) -> usize {
@@ -339,7 +350,7 @@ pub enum Answer {
 mod tests {
     use super::*;
     use crate::codec;
-    use crate::plan::plan;
+    use crate::plan::{Intent, plan};
     use crate::resources::Gpus;
     use crate::state::State;
     use crate::testing;
@@ -364,11 +375,15 @@ mod tests {
         job.approved_by = Some("w".repeat(1000).into());
         job.constraints.labels = long.labels.clone();
         let small = testing::job_spec("t1", Gpus::Whole(1));
+        let (tenant, model, version) = (small.tenant.clone(), small.model.clone(), small.version.clone());
+        let of = Version { tenant, model, version };
         for intent in [
             testing::register("n1", long),
             testing::register("n1", testing::node_spec(8)),
             testing::schedule("r1", job),
             testing::schedule("r1", small),
+            testing::by(&"w".repeat(1000), Intent::Approve { of: of.clone(), manifest: [7; 32], for_ms: 1 }),
+            Intent::Disapprove(of),
         ] {
             let (bytes, weight) = sizes(planned(&intent));
             assert!(bytes <= weight + 64 && weight <= 2 * bytes + 256, "{bytes} bytes, estimated as {weight}");

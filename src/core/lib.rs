@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod approval;
 pub mod audit;
 pub mod autoscaler;
 pub mod bounds;

@@ -1,6 +1,7 @@
 //! Planning: what a caller wants (an intent) → what is decided (commands), on
 //! the leader's speculative state. `nf plan` runs the same code and commits nothing.
 
+use crate::approval::{self, Version};
 use crate::audit::{Actor, Receipt};
 use crate::autoscaler;
 use crate::bounds;
@@ -8,7 +9,7 @@ use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
-use crate::job::{Job, JobSpec};
+use crate::job::{Job, JobSpec, Runtime};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
@@ -135,6 +136,14 @@ pub enum Intent {
         actor: Actor,
         intent: Box<Intent>,
     },
+    /// These bytes of a version may run in production, for so long; the actor says so.
+    Approve {
+        of: Version,
+        manifest: [u8; 32],
+        for_ms: u64,
+    },
+    /// They may no more.
+    Disapprove(Version),
 }
 
 impl Intent {
@@ -205,7 +214,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
     if state.meta().mode == Mode::Production {
         nothing_simulated(intent)?;
     }
-    match intent {
+    match intent.bare() {
         Intent::Init { cluster, mode, default_gpu_milli } => {
             Planned::one(Command::Init { cluster: cluster.clone(), mode: *mode, default_gpu_milli: *default_gpu_milli })
         }
@@ -239,7 +248,9 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         Intent::SetQuota { tenant, quota } => {
             Planned::one(Command::SetQuota { tenant: tenant.clone(), quota: quota.clone() })
         }
-        Intent::Schedule { submission, queueing, check_plan } => schedule(state, submission, *queueing, *check_plan),
+        Intent::Schedule { submission, queueing, check_plan } => {
+            schedule(state, submission, *queueing, *check_plan, intent.actor())
+        }
         Intent::Stop { request, tenant, why } => stop(state, request, tenant.as_ref(), *why),
         Intent::Reports { node, incarnation, reports } => {
             let node = named(state, node)?;
@@ -270,8 +281,13 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         }
         Intent::RevokeToken { token } => Planned::one(Command::RevokeToken { token: *token }),
         Intent::Note(note) => Planned::one(Command::Note(note.clone())),
+        Intent::Approve { of, manifest, for_ms } => {
+            let approval = approval::approve(state, of, *manifest, *for_ms, intent.actor())?;
+            Planned::one(Command::Approve(Box::new(approval)))
+        }
+        Intent::Disapprove(of) => Planned::one(Command::Disapprove(Box::new(of.clone()))),
         // Bounds allow one of these around what is wanted, and no more.
-        Intent::By { intent, .. } => plan(state, intent),
+        Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
     }
 }
 
@@ -348,6 +364,14 @@ fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
             );
             Err(Refusal::field(Reason::ModelNotFound, "model_version", detail))
         }
+        Intent::Schedule { submission, .. } if submission.spec.runtime == Runtime::Simulated => {
+            let spec = &submission.spec;
+            let detail = format!(
+                "version {} of model {} names no program, so it would only be played; publish it with --runtime or --profile",
+                spec.version, spec.model
+            );
+            Err(Refusal::field(Reason::Forbidden, "model_version", detail))
+        }
         Intent::Schedule { submission, .. } if submission.spec.evidence.is_none() => {
             let spec = &submission.spec;
             let detail = format!(
@@ -420,10 +444,16 @@ fn schedule(
     submission: &Submission,
     queueing: Queueing,
     check: Option<Digest16>,
+    actor: Option<&Actor>,
 ) -> Result<Planned, Refusal> {
     // A retry: apply answers with the job that the first one made, or with a conflict.
     if state.request(&submission.request).is_some() {
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
+    }
+    let approved = approval::judge_for(state, &submission.spec, actor)?;
+    let mut submission = submission.clone();
+    if approved.is_some() {
+        Arc::make_mut(&mut submission.spec).approved_by = approved;
     }
     let draft = draft(state, &submission.spec);
     if let Some(expected) = check
@@ -438,7 +468,7 @@ fn schedule(
     let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
     let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
     let claim = draft.claim.map(Box::new);
-    Ok(Planned { commands: vec![Command::Submit { submission: submission.clone(), placements, claim }], why })
+    Ok(Planned { commands: vec![Command::Submit { submission, placements, claim }], why })
 }
 
 /// `queue: never`: 429 when the quota is in the way, else 503.
@@ -525,70 +555,4 @@ fn make_room(state: &State, spec: &JobSpec, picks: &[(u16, Pick)], rest: &[u16],
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::id::MemberId;
-    use crate::resources::Gpus;
-    use crate::testing;
-
-    fn played(name: &str, by: u64) -> Intent {
-        match testing::register(name, testing::node_spec(1)) {
-            Intent::Register { name, incarnation, spec, .. } => {
-                Intent::Register { name, kind: NodeKind::Played(MemberId(by)), incarnation, spec }
-            }
-            _ => unreachable!("a registration"),
-        }
-    }
-
-    #[test]
-    fn two_played_nodes_of_one_host_never_share_a_port() {
-        let mut state = State::new();
-        testing::run(&mut state, played("n1", 1));
-        let refusal = plan(&state, &played("n2", 2)).unwrap_err();
-        assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::Conflict, Some("ports")));
-        // The same node again, or from another host, or with other ports, is fine.
-        assert!(plan(&state, &played("n1", 2)).is_ok());
-        for change in [|s: &mut NodeSpec| s.host = "10.0.0.9".into(), |s: &mut NodeSpec| s.ports = None] {
-            let Intent::Register { name, kind, incarnation, spec } = played("n2", 2) else { unreachable!() };
-            let mut spec = (*spec).clone();
-            change(&mut spec);
-            assert!(plan(&state, &Intent::Register { name, kind, incarnation, spec: spec.into() }).is_ok());
-        }
-    }
-
-    #[test]
-    fn an_id_stays_the_one_of_the_member_that_had_it_first() {
-        let member = |id: u64, name: &str| {
-            let name = NodeName::new(name).unwrap();
-            let text: Arc<str> = "x".into();
-            let (api, peer, version) = (text.clone(), text.clone(), text);
-            Intent::Member(Member { id: MemberId(id), name, api, peer, min_level: 1, max_level: 1, version })
-        };
-        let mut state = State::new();
-        testing::run(&mut state, member(4, "d"));
-        testing::run(&mut state, member(4, "d"));
-        assert_eq!(plan(&state, &member(4, "e")).unwrap_err().reason, Reason::Conflict);
-    }
-
-    #[test]
-    fn a_production_group_takes_nothing_simulated_whoever_asks() {
-        let mut state = State::new();
-        let init = Intent::Init { cluster: "c".into(), mode: Mode::Production, default_gpu_milli: 2_000 };
-        testing::run(&mut state, init);
-        let spec = testing::job_spec("t1", Gpus::Whole(1));
-        let refusal = plan(&state, &testing::schedule("r1", spec.clone())).unwrap_err();
-        assert_eq!(refusal.reason, Reason::ModelNotFound);
-        assert_eq!(plan(&state, &played("n1", 1)).unwrap_err().reason, Reason::Forbidden);
-        let worker = testing::register("n1", testing::node_spec(1));
-        assert_eq!(plan(&state, &worker).unwrap_err().reason, Reason::Forbidden);
-        let unsigned = JobSpec { manifest: Some([7; 32]), ..spec.clone() };
-        let refusal = plan(&state, &testing::schedule("r1", unsigned)).unwrap_err();
-        assert_eq!(refusal.reason, Reason::SignatureRequired);
-        let evidence = crate::job::Evidence { signature: [8; 32], key_id: "k".into() };
-        testing::run(&mut state, testing::register("n1", NodeSpec { simulated: false, ..testing::node_spec(1) }));
-        testing::run(
-            &mut state,
-            testing::schedule("r1", JobSpec { manifest: Some([7; 32]), evidence: Some(evidence), ..spec }),
-        );
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 use crate::audit::{Check, Verdict};
 use crate::command::Mode;
 use crate::job::JobSpec;
+use crate::reason::Reason;
 
 /// One policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,12 @@ pub fn admission(spec: &JobSpec, mode: Mode) -> [Check; 7] {
         if spec.manifest.is_none() {
             matrix[6] = said(Verdict::Simulated);
         }
+    } else {
+        // In production the plan alone writes it, from the approval on record.
+        matrix[2] = match spec.approved_by {
+            Some(_) => said(Verdict::Pass),
+            None => Check { verdict: Verdict::Block, code: Some(Reason::ApprovalRequired) },
+        };
     }
     matrix
 }

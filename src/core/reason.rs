@@ -63,6 +63,10 @@ reasons! {
     NoGuard,
     /// It was ready, and then did not answer any more.
     LivenessFailed,
+    // Approvals (P3).
+    ApprovalRequired, ApprovalSelf, ApprovalExpired, ApprovalMismatch,
+    /// A token without a `jti`, which could not be revoked, in production.
+    TokenIdRequired,
 }
 
 impl fmt::Display for Reason {

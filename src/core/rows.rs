@@ -2,6 +2,7 @@
 //! sum of the hashes of all live rows, kept current from each row's bytes before
 //! and after, so members can compare their states with one number.
 
+use crate::approval::Approval;
 use crate::audit::{Chain, Entry};
 use crate::codec::{self, body, exact};
 use crate::command::Member;
@@ -36,6 +37,8 @@ pub enum Table {
     Audit = 11,
     /// The audit trail by sequence number. Not in memory; hashed through its end. Never deleted.
     AuditEntry = 12,
+    /// Versions that may run in production.
+    Approval = 13,
 }
 
 impl Table {
@@ -52,6 +55,7 @@ impl Table {
         Table::Revoked,
         Table::Audit,
         Table::AuditEntry,
+        Table::Approval,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -63,6 +67,7 @@ impl Table {
         Table::Member,
         Table::Revoked,
         Table::Audit,
+        Table::Approval,
     ];
 }
 
@@ -151,6 +156,7 @@ impl RowKey {
             RowKey::Member(_) => Table::Member,
             RowKey::Revoked(_) => Table::Revoked,
             RowKey::Audit => Table::Audit,
+            RowKey::Approval(_) => Table::Approval,
         }
     }
 
@@ -159,7 +165,7 @@ impl RowKey {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Request(key) | RowKey::Revoked(key) => key.0.to_vec(),
+            RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
             RowKey::Audit => vec![0],
         }
@@ -176,6 +182,7 @@ impl Before {
             Before::Member(row) => row.as_deref().map(value),
             Before::Revoked(row) => row.as_ref().map(value),
             Before::Audit(row) => row.as_deref().map(value),
+            Before::Approval(row) => row.as_deref().map(value),
         }
     }
 }
@@ -224,6 +231,7 @@ impl State {
             RowKey::Member(id) => self.members.get(&id).map(|row| value(&**row)),
             RowKey::Revoked(key) => self.revoked.get(&key).map(value),
             RowKey::Audit => (self.audit.seq() > 0).then(|| value(&*self.audit)),
+            RowKey::Approval(key) => self.approvals.get(&key).map(|row| value(&**row)),
         }
     }
 
@@ -234,6 +242,7 @@ impl State {
         let keys = keys.chain(self.members.keys().map(|id| RowKey::Member(*id)));
         let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
         let keys = keys.chain(self.revoked.keys().map(|key| RowKey::Revoked(*key)));
+        let keys = keys.chain(self.approvals.keys().map(|key| RowKey::Approval(*key)));
         let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
@@ -284,6 +293,14 @@ impl State {
                         return Err(Error::Hash);
                     }
                     state.audit = Arc::new(chain);
+                }
+                Table::Approval => {
+                    let approval = read::<Approval>(table, &bytes)?;
+                    // Its names make its key: under another one it could never be taken back.
+                    if key != approval.of.key().0 {
+                        return Err(Error::Key { table, length: key.len() });
+                    }
+                    state.put_approval(approval);
                 }
                 Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }

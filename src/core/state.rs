@@ -3,6 +3,7 @@
 //! both in step and remember the row as it was, so that the caller can later
 //! ask which rows changed. It does not decide anything.
 
+use crate::approval::Approval;
 use crate::audit::{Chain, Entry, Receipt};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
@@ -86,6 +87,7 @@ pub(crate) enum Before {
     Member(Option<Arc<Member>>),
     Revoked(Option<u64>),
     Audit(Option<Arc<Chain>>),
+    Approval(Option<Arc<Approval>>),
 }
 
 /// Names the row of a [`Before`].
@@ -98,6 +100,7 @@ pub(crate) enum RowKey {
     Member(MemberId),
     Revoked(Digest16),
     Audit,
+    Approval(Digest16),
 }
 
 /// What changed since the rows were last taken.
@@ -123,6 +126,7 @@ pub struct State {
     pub(crate) revoked: OrdMap<Digest16, u64>,
     /// Where the audit trail ends.
     pub(crate) audit: Arc<Chain>,
+    pub(crate) approvals: OrdMap<Digest16, Arc<Approval>>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -148,6 +152,7 @@ pub struct State {
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
     /// When a revocation is.
     pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
+    pub(crate) approved_until: OrdSet<(u64, Digest16)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
     /// Each tenant's newest spec: jobs that come one after another are often alike, and share it then.

@@ -61,6 +61,12 @@ pub fn schedule(request: &str, spec: JobSpec) -> Intent {
     Intent::Schedule { submission, queueing: Queueing::Wait, check_plan: None }
 }
 
+/// The same, wanted by `subject`.
+pub fn by(subject: &str, intent: Intent) -> Intent {
+    let actor = Actor { subject: subject.into(), tenant: None, token: None, node: None };
+    Intent::By { actor, intent: Box::new(intent) }
+}
+
 /// Plans and applies one intent at the state's own time.
 ///
 /// # Errors

@@ -119,7 +119,10 @@ pub async fn ask(settings: &Settings, path: &str, body: Option<&Value>) -> Resul
                 Ok(answer) if answer.status().is_client_error() => {
                     let status = answer.status();
                     if matches!(status.as_u16(), 401 | 403) {
-                        bail!("{url}: {status}: the group asks who calls; set NF_TOKEN (nf token create --role node)");
+                        bail!(
+                            "{url}: {status}: the group asks who calls; set NF_TOKEN (nf token create; a worker's role is \
+                         node, a new member's admin)"
+                        );
                     }
                     bail!("{url}: {status}: {}", answer.text().await.unwrap_or_default());
                 }

@@ -18,6 +18,8 @@ pub struct Me {
     pub name: NodeName,
     pub cluster: String,
     pub tls: PeerTls,
+    /// Where its keys are.
+    pub keys: PathBuf,
     /// `host:port` that other members use.
     pub peer: String,
     /// Public address as a URL.
@@ -42,7 +44,7 @@ impl Me {
         same_group(&data, &cluster)?;
         let founders = founders(settings, peer);
         let alone = founders.len() == 1 && settings.join.value.is_empty();
-        let tls = credentials(settings, &data, &cluster, &name, alone)?;
+        let (tls, keys) = credentials(settings, &data, &cluster, &name, alone)?;
         let host = settings.advertise.value.clone().unwrap_or_else(|| public.ip().to_string());
         let listed = founders.iter().find(|member| member.name == name).map(|member| member.peer.clone());
         let reached = match &settings.advertise.value {
@@ -52,6 +54,7 @@ impl Me {
         Ok(Self {
             id,
             tls: PeerTls::new(&tls, &cluster, &name)?,
+            keys,
             name: NodeName::new(&name)?,
             cluster,
             peer: listed.unwrap_or(reached),
@@ -95,12 +98,15 @@ pub fn founder_id(settings: &Settings, founders: &[Member]) -> Option<MemberId> 
     id.map(MemberId)
 }
 
+/// What this process' keys are, and where.
+type Found = (Credentials, PathBuf);
+
 /// A member alone makes its own authority; all others were given keys.
-fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alone: bool) -> Result<Credentials> {
+fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alone: bool) -> Result<Found> {
     let given = settings.tls_dir.value.clone();
     let dir = given.clone().unwrap_or_else(|| data.join("tls"));
     if dir.join("member.key").exists() {
-        return Ok(Credentials::read(&dir)?);
+        return Ok((Credentials::read(&dir)?, dir));
     }
     if !alone || given.is_some() {
         bail!(
@@ -120,5 +126,5 @@ fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alon
     };
     let made = authority.issue(cluster, name)?;
     made.write(&dir).with_context(|| dir.display().to_string())?;
-    Ok(made)
+    Ok((made, dir))
 }

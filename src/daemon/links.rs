@@ -40,7 +40,7 @@ impl Dial for TlsDial {
             async move {
                 let stream = TcpStream::connect(&peer).await?;
                 stream.set_nodelay(true)?;
-                let stream = TlsConnector::from(tls.client.clone()).connect(server, stream).await?;
+                let stream = TlsConnector::from(tls.client()).connect(server, stream).await?;
                 Ok::<_, io::Error>(TokioIo::new(stream))
             }
         })))

@@ -4,7 +4,7 @@ use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
 use super::trust::Trust;
-use super::{Extras, Stop, bind, nodes, public, wiped, write_ready};
+use super::{Extras, Stop, bind, follow, nodes, public, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
@@ -16,6 +16,7 @@ use crate::exchange::{self, Hub};
 use crate::gateway::{self, Gateway};
 use crate::models::Store;
 use crate::raft::{self, Replica, Role};
+use crate::security::checkpoint;
 use crate::security::jwt::Verifier;
 use crate::storage::fatal::Fatal;
 use crate::telemetry::Metrics;
@@ -39,7 +40,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
     wiped::check_founder(settings).await?;
-    let auth = public::auth(settings)?;
+    let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
+    let auth = follow::tokens(settings, &metrics)?;
     let public = bind(settings.public(), "--listen")?;
     let peer = bind(settings.peer(), "--peer-listen")?;
     let peer_address = peer.local_addr()?;
@@ -49,7 +51,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         _ => form::joining_id(settings).await?,
     };
     let me = Me::new(settings, id, public.local_addr()?, peer_address)?;
-    let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
+    follow::certificates(&me, metrics.clone())?;
     let late = Late::default();
     let replica = raft::start(options(settings, &me, peer, &late, &metrics)).await?;
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
@@ -62,7 +64,9 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let lookout = gateway.clone();
     hub.look_out(Arc::new(move || lookout.seen()));
     let models = store.clone().map(|store| resolve(store, trust.clone()));
-    let state = api_state(settings, &me, &replica, &hub, models, metrics, begun, auth);
+    let sign = checkpoint::signer(me.tls.clone());
+    follow::checkpoints(&me, &replica, sign.clone(), ended.clone());
+    let state = ApiState { sign: Some(sign), ..api_state(settings, &me, &replica, &hub, models, metrics, begun, auth) };
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
@@ -204,7 +208,16 @@ fn api_state(
         network_fault: network_fault(settings),
         started,
     };
-    ApiState { replica: replica.clone(), logs: Some(logs), sights: Some(sights), models, info, metrics, auth }
+    ApiState {
+        replica: replica.clone(),
+        logs: Some(logs),
+        sights: Some(sights),
+        models,
+        info,
+        metrics,
+        auth,
+        sign: None,
+    }
 }
 
 fn resolve(store: Store, trust: Option<Trust>) -> Resolve {

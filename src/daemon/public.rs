@@ -2,8 +2,6 @@
 //! say what it wants. Whoever connects and says nothing, or says it byte by byte, is
 //! let go before it keeps others out. It does not know what is asked.
 
-use crate::config::{Error as ConfigError, Settings};
-use crate::security::jwt::{Verifier, Watch};
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -39,24 +37,6 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 fn most_connections() -> usize {
     let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     usize::try_from(files / 2).unwrap_or(MAX_CONNECTIONS).clamp(64, MAX_CONNECTIONS)
-}
-
-/// Who verifies tokens, following the file of keys; None when nobody is asked.
-///
-/// # Errors
-/// A file that cannot be used, or cryptography that does not work.
-pub fn auth(settings: &Settings) -> anyhow::Result<Option<Arc<Verifier>>> {
-    let Some(path) = &settings.jwks.value else { return Ok(None) };
-    if path.contains("://") {
-        let text = "NF_JWKS is a URL, and this build reads a file: fetch it beside this process (it is watched)";
-        return Err(ConfigError::Clash(text.to_owned()).into());
-    }
-    Verifier::self_test().map_err(|e| anyhow::anyhow!("token verification does not work in this build: {e}"))?;
-    let watch = Watch::open(std::path::Path::new(path), settings.token_issuer.value.clone())
-        .map_err(|refusal| ConfigError::Clash(format!("NF_JWKS: {refusal}")))?;
-    let verifier = watch.verifier();
-    tokio::spawn(watch.run());
-    Ok(Some(verifier))
 }
 
 /// Serves until `end` is true; returns when every call under way is answered.

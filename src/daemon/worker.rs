@@ -3,10 +3,10 @@
 
 use super::links::TlsDial;
 use super::trust::Trust;
-use super::{Extras, Stop, bind, form, identity::Me, nodes, write_ready};
+use super::{Extras, Stop, bind, follow, form, identity::Me, nodes, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
-use crate::api::service::cluster::{Component, HealthBody};
+use crate::api::service::cluster::{Component, HealthBody, keys};
 use crate::api::service::gauges::fill_models;
 use crate::config::{Settings, parse::Mode};
 use crate::telemetry::Metrics;
@@ -37,7 +37,9 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let trust = Trust::open(settings, store.as_ref())?;
     let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref()))?;
     let spec = nodes::own_spec(settings, &me)?;
-    let served = serve(public, About::new(settings, &me, spec.simulated, begun))?;
+    let about = About::new(settings, &me, spec.simulated, begun);
+    follow::certificates(&me, about.metrics.clone())?;
+    let served = serve(public, about)?;
     let watched = nodes::watched(&me, incarnation, &spec);
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
@@ -109,7 +111,12 @@ impl About {
             index: 0,
             version: crate::cli::VERSION.into(),
             commit: crate::cli::COMMIT.into(),
-            components: [("agent".to_owned(), part(agent)), ("model_store".to_owned(), part(store))].into(),
+            components: [
+                ("agent".to_owned(), part(agent)),
+                ("model_store".to_owned(), part(store)),
+                ("keys".to_owned(), keys(&self.metrics)),
+            ]
+            .into(),
         }
     }
 

@@ -20,6 +20,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use desk::{Desk, Waiting};
+use nf_core::audit::Actor;
 use nf_core::id::{ModelId, RequestId, TenantId};
 use nf_core::plan::Intent;
 use nf_core::slo::LATENCY_MS;
@@ -134,7 +135,14 @@ impl Gateway {
     }
 
     /// Finds a replica for the request and passes it on.
-    async fn serve(&self, tenant: &TenantId, model: &ModelId, head: forward::Head, body: Bytes) -> Response {
+    async fn serve(
+        &self,
+        tenant: &TenantId,
+        model: &ModelId,
+        head: forward::Head,
+        body: Bytes,
+        by: Option<&Actor>,
+    ) -> Response {
         let promised = |table: &Table| table.entry(tenant, model).map(|entry| entry.latency_ms.unwrap_or(LATENCY_MS));
         let Some(promised) = self.heard(promised).await else {
             return self.refuse(Refused::NoModel(model.clone()));
@@ -145,7 +153,7 @@ impl Gateway {
         let hint = affinity(&body);
         let mut tried = 0;
         loop {
-            let seat = match self.seat(&waiting, tenant, model, hint, until).await {
+            let seat = match self.seat(&waiting, tenant, model, hint, until, by).await {
                 Ok(seat) => seat,
                 Err(refused) => {
                     waiting.refused();
@@ -176,6 +184,7 @@ impl Gateway {
         model: &ModelId,
         hint: u64,
         until: Instant,
+        by: Option<&Actor>,
     ) -> Result<desk::Seat, Refused> {
         let began = Instant::now();
         let mut tables = self.0.tables.clone();
@@ -195,7 +204,7 @@ impl Gateway {
                 let place = waiting.hold(self.0.options.held, &self.0.metrics);
                 held = Some(place.ok_or(Refused::Full { held: self.0.options.held })?);
             }
-            self.wake(entry, waiting.desk());
+            self.wake(entry, waiting.desk(), by);
             let chance = waiting.desk().next_chance().map_or(until, |at| at.min(until));
             tokio::select! {
                 () = &mut freed => {}
@@ -210,11 +219,11 @@ impl Gateway {
         }
     }
 
-    /// Tells the group that a sleeping service is wanted, at most once a second.
-    fn wake(&self, entry: &Entry, desk: &Desk) {
+    /// Tells the group that a sleeping service is wanted, at most once a second, and by whom.
+    fn wake(&self, entry: &Entry, desk: &Desk, by: Option<&Actor>) {
         let Some(request) = entry.asleep.clone().filter(|_| desk.may_wake()) else { return };
-        let group = self.0.group.clone();
-        tokio::spawn(async move { wake(&*group, request).await });
+        let (group, by) = (self.0.group.clone(), by.cloned());
+        tokio::spawn(async move { wake(&*group, request, by).await });
     }
 
     fn count(&self, status: StatusCode) {
@@ -262,8 +271,12 @@ impl Gateway {
     }
 }
 
-async fn wake(group: &dyn Group, request: RequestId) {
+async fn wake(group: &dyn Group, request: RequestId, by: Option<Actor>) {
     let intent = Intent::Wake { request: request.clone() };
+    let intent = match by {
+        Some(actor) => Intent::By { actor, intent: Box::new(intent) },
+        None => intent,
+    };
     if let Err(error) = group.submit(intent, Instant::now() + WAKE).await {
         tracing::warn!(%request, %error, "a sleeping service could not be woken; the next request tries again");
     }
@@ -307,8 +320,9 @@ async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
     match asked.await {
         Ok((tenant, model, body, _permit)) => {
             let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+            let by = parts.extensions.get::<Actor>();
             let head = forward::Head { method: parts.method, path, headers: parts.headers };
-            gateway.serve(&tenant, &model, head, body).await
+            gateway.serve(&tenant, &model, head, body, by).await
         }
         Err(refused) => gateway.refuse(refused),
     }
@@ -330,8 +344,9 @@ async fn passthrough(
     };
     match asked.await {
         Ok((tenant, model, body, _permit)) => {
+            let by = parts.extensions.get::<Actor>();
             let head = forward::Head { method: parts.method, path: rest_of(&parts.uri), headers: parts.headers };
-            gateway.serve(&tenant, &model, head, body).await
+            gateway.serve(&tenant, &model, head, body, by).await
         }
         Err(refused) => gateway.refuse(refused),
     }

@@ -75,6 +75,8 @@ async fn complete(gateway: &Gateway, tenant: Option<&str>, model: &str) -> (Stat
     if let Some(tenant) = tenant {
         request = request.header(TENANT, tenant);
     }
+    // As the gate does for callers whom it knows.
+    request = request.extension(nf_core::testing::record("ada", nf_core::audit::Action::Call, String::new(), 0).actor);
     let body = format!(r#"{{"model":"{model}","prompt":"hello"}}"#);
     request = request.header(header::CONTENT_LENGTH, body.len());
     let response = gateway.router().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
@@ -157,6 +159,9 @@ async fn a_burst_wakes_a_sleeping_service_and_what_is_too_much_is_told_to_come_a
     assert_eq!((good, late.len()), (10, 40));
     assert!(late.iter().all(|(_, headers, body)| headers.contains_key("retry-after") && body.contains("come again")));
     assert_eq!(model.served.load(Ordering::SeqCst), 10);
+    let wakes: Vec<_> = group.intents().into_iter().filter(|i| matches!(i.bare(), Intent::Wake { .. })).collect();
+    let by_ada = |wake: &Intent| wake.actor().is_some_and(|actor| &*actor.subject == "ada");
+    assert!(!wakes.is_empty() && wakes.iter().all(by_ada), "the trail names who woke it: {wakes:?}");
 }
 
 /// The service's replicas end, and it sleeps.

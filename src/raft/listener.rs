@@ -8,7 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +16,8 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
+
+use crate::security::tls::PeerTls;
 
 /// A handshake that takes longer is given up; a peer gives up its side no later.
 const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -82,12 +83,11 @@ pub type OnAccept = Arc<dyn Fn(&str) + Send + Sync>;
 /// connection; it holds at most one message per connection.
 pub async fn accept(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    tls: PeerTls,
     connections: mpsc::Sender<io::Result<Connection>>,
     ended: mpsc::UnboundedSender<u64>,
     on_accept: OnAccept,
 ) {
-    let acceptor = TlsAcceptor::from(config);
     let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
@@ -108,7 +108,8 @@ pub async fn accept(
         {
             oldest.abort();
         }
-        let (acceptor, connections, ended) = (acceptor.clone(), connections.clone(), ended.clone());
+        // Asked for each connection: keys are replaced while this runs.
+        let (acceptor, connections, ended) = (TlsAcceptor::from(tls.server()), connections.clone(), ended.clone());
         let on_accept = on_accept.clone();
         let task = tokio::spawn(async move {
             match handshake(stream, &acceptor).await {
@@ -145,7 +146,7 @@ fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::tls::{Authority, PeerTls};
+    use crate::security::tls::Authority;
     use tokio_rustls::TlsConnector;
 
     #[tokio::test]
@@ -156,14 +157,14 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept(listener, tls.server.clone(), connections_in, ended, Arc::new(|_| {})));
+        let accepting = tokio::spawn(accept(listener, tls.clone(), connections_in, ended, Arc::new(|_| {})));
         let mut silent = Vec::new();
         for _ in 0..HANDSHAKES + 8 {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
         let peer = async {
             let stream = TcpStream::connect(address).await.unwrap();
-            let connector = TlsConnector::from(tls.client.clone());
+            let connector = TlsConnector::from(tls.client());
             let stream = connector.connect(tls.server_name("n1").unwrap(), stream).await.unwrap();
             (stream, connections.recv().await.unwrap().unwrap())
         };

@@ -93,7 +93,7 @@ fn connect(peer: Peer, tls: PeerTls) -> Channel {
             let name = tls.server_name(&peer.name).map_err(io::Error::other)?;
             let stream = TcpStream::connect(&peer.addr).await?;
             stream.set_nodelay(true)?;
-            let connector = TlsConnector::from(Arc::clone(&tls.client));
+            let connector = TlsConnector::from(tls.client());
             let stream = connector.connect(name, stream).await?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }

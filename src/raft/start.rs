@@ -27,6 +27,7 @@ use super::replica::{Me, Replica, Shared};
 use super::service::Service;
 use super::state_machine::StateMachine;
 use super::{Raft, StartError, leadership, upkeep};
+use crate::security::tls::PeerTls;
 use crate::storage::fatal::Fatal;
 use crate::storage::identity::{self, Identity};
 use crate::storage::log_db::LogDb;
@@ -213,7 +214,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     let Stores { lock, disk, log, tables, machine } = stores?;
     let (id, name, cluster) = (options.id, options.name, options.cluster);
     let tls = options.tls;
-    let server_tls = tls.server.clone();
+    let server_tls = tls.clone();
     let peers = Arc::new(Peers::new(cluster.clone(), id.0, name, tls));
     let config = Arc::new(config(&cluster, options.timing, options.tuning)?);
     let (applied, commands) = (machine.watch(), machine.commands());
@@ -275,7 +276,7 @@ fn serve(
     tasks: &mut Tasks,
     shared: &Arc<Shared>,
     listener: std::net::TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: PeerTls,
     services: Routes,
     ended: mpsc::UnboundedSender<u64>,
     stop: &watch::Receiver<bool>,

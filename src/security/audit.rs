@@ -2,6 +2,7 @@
 //! checkpoint as the last line. Anybody can check it with SHA-256 and a JSON reader;
 //! docs/examples/audit_verify.py does. It does not know where the trail comes from.
 
+use super::checkpoint::Signed;
 use super::json;
 use nf_core::audit::{Auditor, Checkpoint, Entry, Fault, Hash, Receipt};
 use serde_json::{Value, json};
@@ -39,6 +40,8 @@ impl Error {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     pub checkpoint: Checkpoint,
+    /// The checkpoint as a member signed it; whose word that is, is for the reader to ask.
+    pub signed: Option<Signed>,
     /// Receipts and checkpoints from elsewhere that were met on the way.
     pub receipts: usize,
     pub checkpoints: usize,
@@ -51,12 +54,16 @@ pub fn line(entry: &Entry) -> String {
     format!("{{\"entry\":{canonical},\"hash\":\"{}\"}}\n", entry.hash())
 }
 
-/// A checkpoint's line, with its line feed.
-pub fn last_line(checkpoint: &Checkpoint) -> String {
+/// A checkpoint's line, with its line feed, and with the signed note where there is one.
+pub fn last_line(checkpoint: &Checkpoint, signed: Option<&Signed>) -> String {
     let Checkpoint { origin, size, head, root } = checkpoint;
-    let value = json!({
+    let mut value = json!({
         "checkpoint": { "head": head.to_string(), "origin": origin, "root": root.to_string(), "size": size },
     });
+    if let Some(Signed { note, certificate }) = signed {
+        value["note"] = json!(note);
+        value["certificate"] = json!(certificate);
+    }
     format!("{value}\n")
 }
 
@@ -64,9 +71,16 @@ pub fn last_line(checkpoint: &Checkpoint) -> String {
 ///
 /// # Errors
 /// What it is instead.
-pub fn read_checkpoint(text: &str) -> Result<Checkpoint, String> {
+pub fn read_checkpoint(text: &str) -> Result<(Checkpoint, Option<Signed>), String> {
     let value = json::parse(text.trim_end().as_bytes())?;
-    checkpoint(&value).ok_or_else(|| "no checkpoint: the last line of an export is wanted".into())
+    let found = checkpoint(&value).ok_or("no checkpoint: the last line of an export is wanted")?;
+    Ok((found, signed(&value)))
+}
+
+/// The note beside a checkpoint.
+fn signed(value: &Value) -> Option<Signed> {
+    let text = |name: &str| Some(value.get(name)?.as_str()?.to_owned());
+    Some(Signed { note: text("note")?, certificate: text("certificate")? })
 }
 
 fn hash(value: &Value, name: &str) -> Option<Hash> {
@@ -117,7 +131,7 @@ pub fn verify(mut export: impl BufRead, receipts: &[Receipt], kept: &[Checkpoint
             if export.by_ref().take(1).read_until(b'\n', &mut text)? > 0 {
                 return Err(wrong("something follows the checkpoint, which is the last line"));
             }
-            return Ok(Summary { checkpoint, receipts: total, checkpoints: met });
+            return Ok(Summary { checkpoint, signed: signed(&value), receipts: total, checkpoints: met });
         }
         let receipt = take(&mut auditor, &value).map_err(|e| match e {
             Ok(found) => fault(found),
@@ -156,7 +170,7 @@ mod tests {
             testing::record("ada \"\u{1}é\" ", Action::ModelApprove, format!("model/m{n}"), 1_795_435_200_000 + n)
         };
         let mut lines: Vec<String> = (1..=n).map(|i| line(&chain.append(record(i)).0)).collect();
-        lines.push(last_line(&chain.checkpoint("blue")));
+        lines.push(last_line(&chain.checkpoint("blue"), None));
         (lines, chain)
     }
 
@@ -170,7 +184,8 @@ mod tests {
         let summary = check(&lines, &[], &[]).unwrap();
         assert_eq!(summary.checkpoint, chain.checkpoint("blue"));
         let (earlier, older) = export(4);
-        let kept = read_checkpoint(&earlier[4]).unwrap();
+        let (kept, none) = read_checkpoint(&earlier[4]).unwrap();
+        assert_eq!(none, None, "nobody signed it");
         assert_eq!(kept, older.checkpoint("blue"));
         let receipt = Receipt { seq: 4, hash: older.head() };
         let summary = check(&lines, &[receipt, receipt], &[kept]).unwrap();
@@ -199,6 +214,15 @@ mod tests {
         }
         let more = [&lines[..], &lines[9..]].concat();
         assert!(check(&more, &[], &[]).is_err(), "something after the end");
+    }
+
+    #[test]
+    fn a_signed_end_travels_with_the_export() {
+        let (mut lines, chain) = export(3);
+        let signed = Signed { note: "a note\n".into(), certificate: "a certificate\n".into() };
+        lines[3] = last_line(&chain.checkpoint("blue"), Some(&signed));
+        assert_eq!(check(&lines, &[], &[]).unwrap().signed.as_ref(), Some(&signed));
+        assert_eq!(read_checkpoint(&lines[3]).unwrap().1, Some(signed));
     }
 
     /// The whole trail written anew is consistent in itself; what was kept shows it.

@@ -2,8 +2,10 @@
 //! audit trail as a file. It does not know what the connections carry.
 
 pub mod audit;
+pub mod checkpoint;
 mod encoding;
 mod json;
 pub mod jwt;
+pub mod reload;
 pub mod signing;
 pub mod tls;

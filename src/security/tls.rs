@@ -8,15 +8,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::sign::SigningKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 /// How long an authority is valid, in years.
 const AUTHORITY_YEARS: i32 = 10;
@@ -212,13 +214,21 @@ fn read_file(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|e| file_error(path, e))
 }
 
-/// What a member needs to speak with its peers, ready for use.
+/// What a member needs to speak with its peers, ready for use. Clones share it, so that
+/// keys that are replaced count for each connection that is made afterwards.
 #[derive(Clone)]
 pub struct PeerTls {
     pub cluster: String,
     pub name: String,
-    pub server: Arc<ServerConfig>,
-    pub client: Arc<ClientConfig>,
+    loaded: Arc<ArcSwap<Loaded>>,
+}
+
+/// One set of keys.
+struct Loaded {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    cert: CertificateDer<'static>,
+    key: Arc<dyn SigningKey>,
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -231,9 +241,9 @@ fn pem_error(what: &'static str) -> impl Fn(rustls_pki_types::pem::Error) -> Err
     move |e| Error::Pem { what, detail: e.to_string() }
 }
 
-impl PeerTls {
+impl Loaded {
     /// Builds both configurations and checks that the certificate is this process', in whichever role.
-    pub fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
+    fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         for cert in CertificateDer::pem_slice_iter(credentials.authority.as_bytes()) {
             roots.add(cert.map_err(pem_error("the authority's certificate"))?)?;
@@ -252,6 +262,8 @@ impl PeerTls {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
+        let cert = chain.first().cloned().ok_or_else(|| Error::WrongName(names[0].clone()))?;
+        let signing = provider().key_provider.load_private_key(key.clone_key())?;
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(verifier)
@@ -262,12 +274,44 @@ impl PeerTls {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self {
-            cluster: cluster.to_owned(),
-            name: name.to_owned(),
-            server: Arc::new(server),
-            client: Arc::new(client),
-        })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), cert, key: signing })
+    }
+}
+
+impl PeerTls {
+    /// # Errors
+    /// What of the credentials cannot be used.
+    pub fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
+        let loaded = Arc::new(ArcSwap::from_pointee(Loaded::new(credentials, cluster, name)?));
+        Ok(Self { cluster: cluster.to_owned(), name: name.to_owned(), loaded })
+    }
+
+    /// Takes other credentials for every connection from now on; those that are open stay.
+    ///
+    /// # Errors
+    /// What of them cannot be used, also that their certificate does not count now under
+    /// their own authorities: then the old ones stay.
+    pub fn replace(&self, credentials: &Credentials) -> Result<(), Error> {
+        let loaded = Loaded::new(credentials, &self.cluster, &self.name)?;
+        counts(credentials)?;
+        self.loaded.store(Arc::new(loaded));
+        Ok(())
+    }
+
+    pub fn server(&self) -> Arc<ServerConfig> {
+        self.loaded.load().server.clone()
+    }
+
+    pub fn client(&self) -> Arc<ClientConfig> {
+        self.loaded.load().client.clone()
+    }
+
+    /// Signs a text with this process' key, by ECDSA P-256 and SHA-256: its certificate and the signature.
+    /// None for keys of another kind.
+    pub fn sign(&self, text: &[u8]) -> Option<(CertificateDer<'static>, Vec<u8>)> {
+        let loaded = self.loaded.load();
+        let signer = loaded.key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256])?;
+        Some((loaded.cert.clone(), signer.sign(text).ok()?))
     }
 
     /// The name to expect in the certificate of peer `name`.
@@ -275,6 +319,27 @@ impl PeerTls {
         let dns = dns_name(&self.cluster, name)?;
         ServerName::try_from(dns.clone()).map_err(|_| Error::Name(dns))
     }
+}
+
+/// Whether the certificate chains to the authorities beside it, and is valid now: peers will ask the same.
+fn counts(credentials: &Credentials) -> Result<(), Error> {
+    let chain = certificates(&credentials.cert, "the member's certificate")?;
+    let (Some(leaf), authorities) = (chain.first(), certificates(&credentials.authority, "the authorities")?) else {
+        return Err(Error::Pem { what: "the member's certificate", detail: "there is none".to_owned() });
+    };
+    let bad = |e: webpki::Error| Error::Pem { what: "the member's certificate", detail: e.to_string() };
+    let anchors: Result<Vec<_>, _> = authorities.iter().map(|cert| webpki::anchor_from_trusted_cert(cert)).collect();
+    let (anchors, algorithms) = (anchors.map_err(bad)?, provider().signature_verification_algorithms.all);
+    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(bad)?;
+    let usage = webpki::KeyUsage::client_auth();
+    leaf.verify_for_usage(algorithms, &anchors, &chain[1..], UnixTime::now(), usage, None, None).map_err(bad)?;
+    Ok(())
+}
+
+/// All certificates of a PEM text.
+pub fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    read.map_err(pem_error(what))
 }
 
 /// Whether a certificate is valid for a DNS name. Its chain was checked in the handshake.

@@ -1,9 +1,13 @@
 """Tokens as people have them: made with the group, told once, sent by the commands, revoked."""
 
+import functools
+import http.server
 import json
 import os
+import ssl
 import subprocess
 import sys
+import threading
 
 import nf
 
@@ -82,3 +86,51 @@ def test_a_certificate_of_a_node_is_made_by_the_authority(tmp_path):
     named = ["../x" if word == "gpu-7" else word for word in make[:-1]]
     _, err = run(env, *named, str(tmp_path / "bad"), "--role", "node", code=2)
     assert "../x" in err, err
+
+
+def issuer_over_tls(folder):
+    """Serves `folder` on a port of this machine, with a certificate of its own; its URL and the certificate."""
+    pem, key = folder / "server.pem", folder / "server.key"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
+    # A server's own certificate and no authority: openssl's usual settings would make it one.
+    plain = folder / "plain.cnf"
+    plain.write_text("[req]\ndistinguished_name=dn\nx509_extensions=ext\n[dn]\n[ext]\nsubjectAltName=DNS:localhost\n")
+    named = ["-config", str(plain), "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(pem)]
+    subprocess.run([*make, *named], check=True, capture_output=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder / "public"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"https://localhost:{server.server_port}/jwks.json", pem
+
+
+def test_token_keys_come_from_an_issuer_whose_authority_is_pinned(tmp_path):
+    lab, public = tmp_path / "lab", tmp_path / "public"
+    made = nf.Process(tmp_path / "made", ["cluster", "init", "--dir", str(lab), "--members", "node-1=127.0.0.1:1"])
+    assert made.wait(30) == 0, made.output
+    public.mkdir()
+    (public / "jwks.json").write_bytes((lab / "tokens/jwks.json").read_bytes())
+    server, url, pem = issuer_over_tls(tmp_path)
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    make = ["token", "create", "--keys", str(lab / "tokens"), "--subject", "root", "--tenant", "ops", "--role", "admin"]
+    token = {"Authorization": f"Bearer {run(env, *make)[0].strip()}"}
+    port = nf.free_port()
+    settings = {"NF_JWKS": url, "NF_JWKS_CA": pem, "SCHEDULER_PORT": port, "NF_DATA_DIR": tmp_path / "data"}
+    nodes = f"http://127.0.0.1:{port}/nodes"
+    with nf.Process(tmp_path / "serve", ["serve"], settings):
+
+        def code(headers):
+            return nf.requests.get(nodes, headers=headers, timeout=5).status_code
+
+        nf.eventually("the issuer's keys count", lambda: code(token) == 200, 40)
+        assert code({}) == 401
+        health = nf.requests.get(f"http://127.0.0.1:{port}/health", timeout=5).json()
+        assert health["components"]["keys"]["status"] == "ok", health
+    server.shutdown()
+    for wrong in ({"NF_JWKS": url}, {"NF_JWKS": "http://issuer.example/jwks.json"}, {"NF_JWKS": url, "NF_JWKS_CA": "/absent"}):
+        name = f"refused-{len(str(wrong))}"
+        refused = nf.Process(tmp_path / name, ["serve"], {**wrong, "SCHEDULER_PORT": port, "NF_DATA_DIR": tmp_path / "no"})
+        assert refused.wait(30) == 2, refused.output
+        assert "NF_JWKS" in refused.output.splitlines()[-1], refused.output

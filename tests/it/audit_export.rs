@@ -3,6 +3,8 @@
 //! core; how a member exports its own is another test's business.
 
 use neural_fabric::security::audit::{last_line, line};
+use neural_fabric::security::checkpoint;
+use neural_fabric::security::tls::{Authority, PeerTls};
 use nf_core::audit::{Action, Chain};
 use nf_core::testing;
 use std::fs;
@@ -15,7 +17,7 @@ fn trail(n: u64) -> Vec<String> {
         testing::record("ada \"\\\n\u{1}é\u{7f}", Action::QuotaSet, format!("quota/t{n}"), 1_795_435_200_000 + n)
     };
     let mut lines: Vec<String> = (1..=n).map(|i| line(&chain.append(record(i)).0)).collect();
-    lines.push(last_line(&chain.checkpoint("blue")));
+    lines.push(last_line(&chain.checkpoint("blue"), None));
     lines
 }
 
@@ -75,4 +77,54 @@ fn a_receipt_that_was_kept_is_held_against_the_export() {
     let (code, told) = run(&format!("1:{hash}"));
     assert_eq!((code, &told.unwrap()["seq"]), (1, &1.into()), "rewritten since");
     assert_eq!(run("nonsense").0, 2);
+}
+
+/// Exit code, stdout and stderr of both checkers, told under which authority signatures count.
+fn both_under(dir: &Path, ca: &str, lines: &[String]) -> [(i32, String); 2] {
+    let (file, pem) = (dir.join("export.jsonl"), dir.join("ca.pem"));
+    fs::write(&file, lines.concat()).unwrap();
+    fs::write(&pem, ca).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/audit_verify.py");
+    let mut ours = Command::new(env!("CARGO_BIN_EXE_nf"));
+    ours.env_clear().args(["audit", "verify"]).arg(&file).arg("--ca").arg(&pem).args(["-o", "table"]);
+    let mut theirs = Command::new("python3");
+    theirs.arg(script).arg(&file).arg(&pem);
+    [ours, theirs].map(|mut command| {
+        let output = command.output().unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&told).into_owned())
+    })
+}
+
+#[test]
+fn both_checkers_know_a_members_signature_from_anybody_elses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, other) = (Authority::create("blue").unwrap(), Authority::create("blue").unwrap());
+    let made = ours.issue("blue", "n1").unwrap();
+    let sign = checkpoint::signer(PeerTls::new(&made, "blue", "n1").unwrap());
+    let mut chain = Chain::default();
+    let mut lines: Vec<String> = (1..=5)
+        .map(|n| line(&chain.append(testing::record("ada", Action::JobStop, format!("job/{n}"), n)).0))
+        .collect();
+    let end = chain.checkpoint("blue");
+    lines.push(last_line(&end, sign(&end).as_ref()));
+    for (code, told) in both_under(dir.path(), &ours.cert, &lines) {
+        assert!(code == 0 && told.contains("by member n1"), "{told}");
+    }
+    let mut bare = lines.clone();
+    bare[5] = last_line(&end, None);
+    let mut elsewhere = lines.clone();
+    let shorter = testing::record("eve", Action::JobStop, "job/1".to_owned(), 1);
+    let mut rewritten = Chain::default();
+    elsewhere = [line(&rewritten.append(shorter).0), elsewhere.remove(5)].to_vec();
+    elsewhere[1] = last_line(&rewritten.checkpoint("blue"), sign(&end).as_ref());
+    for (what, ca, spoilt) in [
+        ("another authority", &other.cert, &lines),
+        ("unsigned", &ours.cert, &bare),
+        ("rewritten", &ours.cert, &elsewhere),
+    ] {
+        for (code, told) in both_under(dir.path(), ca, spoilt) {
+            assert!(code != 0, "{what}: {told}");
+        }
+    }
 }

@@ -6,10 +6,12 @@ use crate::surface::Surface;
 use futures::StreamExt;
 use neural_fabric::security::jwt::issuer::ISSUER;
 use neural_fabric::security::jwt::{Grant, Keys, Mint, Role, Verifier};
+use neural_fabric::security::{audit, checkpoint};
 use nf_proto::v1;
 use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use nf_proto::v1::security_service_client::SecurityServiceClient;
 use reqwest::Method;
+use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use std::ops::Deref;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -381,5 +383,99 @@ async fn the_trail_names_who_did_what_and_each_caller_has_a_receipt() {
         heads.insert(replica.applied().state.audit().head());
     }
     assert_eq!(heads.len(), 1, "the members agree about the past");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promoters_approve_in_their_tenant_and_nobody_else_does() {
+    let group = Group::start(1).await;
+    let promoter = group.token("t1", &[Role::Promoter]);
+    let version = |tenant: &str| json!({"tenant_id": tenant, "model_id": "m1", "model_version": "v1"});
+    let body = |tenant: &str, sha256: &str, ttl: &str| {
+        let mut body = version(tenant);
+        (body["sha256"], body["ttl"]) = (sha256.into(), ttl.into());
+        Some(body)
+    };
+    let good = "ab".repeat(32);
+    let (code, answer) = group.call(&promoter, Method::POST, "/approvals", body("t1", &good, "1h")).await;
+    assert_eq!((code, &answer["approved_by"], &answer["active"]), (201, &"ada of t1".into(), &true.into()), "{answer}");
+    for (sha256, ttl, field) in [("ab", "1h", "sha256"), (&good, "25h", "ttl"), (&good, "0s", "ttl")] {
+        let (code, answer) = group.call(&promoter, Method::POST, "/approvals", body("t1", sha256, ttl)).await;
+        assert_eq!((code, &answer["field"]), (400, &field.into()), "{answer}");
+    }
+    let (code, _) = group.call(&promoter, Method::POST, "/approvals", body("t2", &good, "1h")).await;
+    assert_eq!(code, 404, "another tenant's is as absent as none");
+    for role in [Role::Viewer, Role::Operator, Role::Admin, Role::Node] {
+        let other = group.token("t1", &[role]);
+        for (path, body) in [("/approvals", body("t1", &good, "1h")), ("/approvals/revoke", Some(version("t1")))] {
+            let (code, answer) = group.call(&other, Method::POST, path, body).await;
+            assert_eq!((code, &answer["reason"]), (403, &"Forbidden".into()), "{role:?} {path}");
+        }
+    }
+    let listed = |answer: &Value| answer["items"].as_array().map(Vec::len);
+    let (_, seen) = group.get(&group.token("t1", &[Role::Viewer]), "/approvals").await;
+    assert_eq!((listed(&seen), &seen["items"][0]["sha256"]), (Some(1), &good.as_str().into()));
+    let (_, hidden) = group.get(&group.token("t2", &[Role::Viewer]), "/approvals").await;
+    assert_eq!(listed(&hidden), Some(0), "{hidden}");
+    let mut client = SecurityServiceClient::new(group.grpc().await);
+    let of = |tenant: &str| v1::RevokeApprovalRequest {
+        tenant_id: tenant.into(),
+        model_id: "m1".into(),
+        model_version: "v1".into(),
+    };
+    let all = client.list_approvals(with(&promoter, v1::ListApprovalsRequest::default())).await.unwrap().into_inner();
+    assert_eq!((all.approvals.len(), all.approvals[0].approved_by.as_str()), (1, "ada of t1"));
+    assert_eq!(client.revoke_approval(with(&promoter, of("t2"))).await.unwrap_err().code(), Code::NotFound);
+    assert!(client.revoke_approval(with(&promoter, of("t1"))).await.unwrap().into_inner().revoked);
+    assert!(!client.revoke_approval(with(&promoter, of("t1"))).await.unwrap().into_inner().revoked);
+    let again = v1::ApproveVersionRequest {
+        tenant_id: "t1".into(),
+        model_id: "m1".into(),
+        model_version: "v1".into(),
+        sha256: good,
+        ttl_ms: 0,
+    };
+    let approved = client.approve_version(with(&promoter, again)).await.unwrap().into_inner().approval.unwrap();
+    assert!(approved.active && approved.digest.len() == 64, "{approved:?}");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_brings_in_no_member() {
+    let group = Group::start(1).await;
+    let body = Some(json!({"id": 9, "name": "n9", "peer": "127.0.0.1:1"}));
+    for role in [Role::Node, Role::Operator, Role::Promoter, Role::Viewer] {
+        let token = group.token("ops", &[role]);
+        let (code, answer) = group.call(&token, Method::POST, "/cluster/members", body.clone()).await;
+        assert_eq!((code, &answer["reason"]), (403, &"Forbidden".into()), "{role:?}: {answer}");
+    }
+    let (code, _) = group.get(&group.token("ops", &[Role::Node]), "/cluster/members").await;
+    assert_eq!(code, 200, "it still finds the members");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_the_trail_is_signed_by_the_member_that_tells_it() {
+    let group = Group::start(1).await;
+    let admin = group.token("ops", &[Role::Admin]);
+    group.call(&admin, Method::POST, "/tenants", Some(json!({"tenant_id": "t1"}))).await;
+    let authorities = checkpoint::authorities(&group.cluster.authority.cert).unwrap();
+    let holds = |text: &str| {
+        let (at, signed) = audit::read_checkpoint(text.lines().last().unwrap()).unwrap();
+        let by = checkpoint::verify(&signed.unwrap(), &at, &authorities, UnixTime::now());
+        (by, at.size)
+    };
+    let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let whole = text(group.get(&admin, "/audit").await.1);
+    let (by, size) = holds(&whole);
+    assert_eq!(by.as_deref(), Ok("n1"));
+    let machine = group.token("ops", &[Role::Node]);
+    assert_eq!(holds(&text(group.get(&machine, "/audit/checkpoint").await.1)).1, size);
+    for role in [Role::Viewer, Role::Operator, Role::Promoter] {
+        assert_eq!(group.get(&group.token("t1", &[role]), "/audit/checkpoint").await.0, 403);
+    }
+    let mut client = SecurityServiceClient::new(group.grpc().await);
+    let line = client.read_checkpoint(with(&machine, v1::ReadCheckpointRequest {})).await.unwrap().into_inner().line;
+    assert_eq!(holds(&line).0.as_deref(), Ok("n1"));
     group.stop().await;
 }

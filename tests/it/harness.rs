@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use neural_fabric::raft::{self, Hooks, MemberId, Options, Replica, Timing, Tuning};
-use neural_fabric::security::tls::{Authority, Credentials, PeerTls, Role};
+use neural_fabric::security::tls::{Authority, PeerTls, Role};
 use neural_fabric::storage::fatal::Fatal;
 use nf_core::command::Mode;
 use nf_core::id::TenantId;
@@ -46,7 +46,7 @@ pub struct Seat {
     pub port: u16,
     /// Holds the port until the member starts for the first time: else it is anybody's meanwhile.
     held: Mutex<Option<TcpListener>>,
-    credentials: Credentials,
+    pub tls: PeerTls,
     pub replica: Option<Replica>,
 }
 
@@ -54,7 +54,7 @@ pub struct Cluster {
     pub name: String,
     pub seats: Vec<Seat>,
     pub tuning: Tuning,
-    authority: Authority,
+    pub authority: Authority,
     /// What the members' disks complained about.
     pub fatal: Arc<Mutex<Vec<String>>>,
 }
@@ -120,11 +120,11 @@ impl Cluster {
     pub fn add_seat(&mut self) -> usize {
         let id = MemberId(self.seats.len() as u64 + 1);
         let name = format!("n{}", id.0);
-        let credentials = self.authority.issue(&self.name, &name).expect("a certificate");
+        let tls = self.keys(&name, Role::Server);
         let (listener, port) = free_port();
         let held = Mutex::new(Some(listener));
         let dir = tempfile::tempdir().expect("a directory");
-        self.seats.push(Seat { id, name, dir, port, held, credentials, replica: None });
+        self.seats.push(Seat { id, name, dir, port, held, tls, replica: None });
         self.seats.len() - 1
     }
 
@@ -157,7 +157,7 @@ impl Cluster {
             id: seat.id,
             name: seat.name.clone(),
             listener,
-            tls: PeerTls::new(&seat.credentials, &self.name, &seat.name).expect("usable credentials"),
+            tls: seat.tls.clone(),
             timing: Timing::default(),
             tuning: self.tuning,
             hooks: Hooks::default(),

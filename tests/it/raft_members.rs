@@ -202,3 +202,64 @@ async fn five_members_work_with_two_gone() {
     cluster.agree().await;
     cluster.stop().await;
 }
+
+/// Each member is given what `of` makes for its name.
+fn rotate(cluster: &Cluster, of: impl Fn(&str) -> tls::Credentials) {
+    for seat in &cluster.seats {
+        seat.tls.replace(&of(&seat.name)).expect("usable credentials");
+    }
+}
+
+/// A connection that is new reaches every member, and each proves itself by what it was given.
+async fn reach_anew(cluster: &Cluster) {
+    for seat in 0..cluster.seats.len() {
+        let from = &cluster.seats[(seat + 1) % cluster.seats.len()];
+        let mut caller = Stranger::new(cluster, seat, from.tls.clone(), from.id.0);
+        assert!(caller.is_known().await.is_ok(), "member {seat} is reached by a new connection");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_and_authorities_change_under_load_and_no_call_fails() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.leader().await;
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (end, ended) = tokio::sync::watch::channel(false);
+    // Through every member, so that most calls are forwarded over the links whose keys change.
+    let load: Vec<_> = (0..6)
+        .map(|task| {
+            let (replica, done, ended) = (cluster.replica(task % 3).clone(), done.clone(), ended.clone());
+            tokio::spawn(async move {
+                let mut n = 0;
+                while !*ended.borrow() {
+                    let reply = replica.submit(tenant(&format!("t{task}-{n}")), deadline()).await;
+                    reply.expect("no call fails").result.expect("no call is refused");
+                    n += 1;
+                    done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let calls = || done.load(std::sync::atomic::Ordering::Relaxed);
+    let (old, new) = (cluster.authority.clone(), tls::Authority::create(&cluster.name).unwrap());
+    let both = format!("{}{}", old.cert, new.cert);
+    let of = |authority: &tls::Authority, name: &str, trusted: &str| {
+        let made = authority.issue("test", name).unwrap();
+        tls::Credentials { authority: trusted.to_owned(), ..made }
+    };
+    let stages: [(&tls::Authority, &str); 4] = [(&old, &old.cert), (&old, &both), (&new, &both), (&new, &new.cert)];
+    for (authority, trusted) in stages {
+        rotate(&cluster, |name| of(authority, name, trusted));
+        let before = calls();
+        reach_anew(&cluster).await;
+        eventually("calls go on", || (calls() > before + 300).then_some(())).await;
+    }
+    let mut late = Stranger::new(&cluster, 0, cluster.keys("n2", tls::Role::Server), 2);
+    assert!(late.is_known().await.is_err(), "the old authority counts no more");
+    end.send_replace(true);
+    for task in load {
+        task.await.expect("no call failed");
+    }
+    println!("{} calls while certificates and authorities changed", calls());
+    cluster.stop().await;
+}

@@ -3,6 +3,7 @@
 
 use crate::harness::Cluster;
 use neural_fabric::api::{self, ApiState, Info};
+use neural_fabric::security::checkpoint;
 use neural_fabric::security::jwt::Verifier;
 use neural_fabric::telemetry::Metrics;
 use reqwest::Client;
@@ -37,7 +38,9 @@ impl Surface {
             };
             let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));
             let auth = auth().map(Arc::new);
-            let router = api::router(ApiState { replica, logs: None, sights: None, models: None, info, metrics, auth });
+            let sign = Some(checkpoint::signer(seat.tls.clone()));
+            let state = ApiState { replica, logs: None, sights: None, models: None, info, metrics, auth, sign };
+            let router = api::router(state);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             urls.push(format!("http://{}", listener.local_addr().expect("bound")));
             servers.push(tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") }));

@@ -4,6 +4,7 @@
 
 pub mod amounts;
 pub mod answer;
+pub mod approval;
 pub mod event;
 pub mod json;
 pub mod node;

@@ -19,7 +19,11 @@ use std::collections::{BTreeMap, HashMap};
 /// Most labels and device types in one message.
 const MAX_ITEMS: usize = super::json::MAX_ITEMS;
 
-fn name<T>(field: &str, text: &str, new: fn(&str) -> Result<T, NameError>) -> Result<T, Refusal> {
+/// A name that must be there.
+///
+/// # Errors
+/// The field, absent or no name.
+pub fn name<T>(field: &str, text: &str, new: fn(&str) -> Result<T, NameError>) -> Result<T, Refusal> {
     new(text).map_err(|error| match text.is_empty() {
         true => Refusal::invalid(field, format!("{field} is missing")),
         false => Refusal::invalid(field, error.to_string()),

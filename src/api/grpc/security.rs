@@ -1,13 +1,41 @@
 //! SecurityService: reads the message, asks the service, shapes the answer. It decides nothing.
 
-use super::call;
+use super::{call, tenant};
+use crate::api::convert::approval::{self, ApprovalBody, Wanted};
+use crate::api::convert::proto;
+use crate::api::error::Failure;
 use crate::api::service::Service;
 use crate::api::service::audit::PER_PAGE;
+use crate::api::service::list::NumberPage;
+use nf_core::approval::Version;
+use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_proto::v1;
 use nf_proto::v1::security_service_server::SecurityService;
 use tonic::{Request, Response, Status};
 
 pub struct Security(pub Service);
+
+fn version(tenant: &str, model: &str, version: &str) -> Result<Version, Failure> {
+    Ok(Version {
+        tenant: proto::name("tenant_id", tenant, TenantId::new)?,
+        model: proto::name("model_id", model, ModelId::new)?,
+        version: proto::name("model_version", version, VersionId::new)?,
+    })
+}
+
+fn shape(body: ApprovalBody) -> v1::Approval {
+    v1::Approval {
+        tenant_id: body.tenant_id,
+        model_id: body.model_id,
+        model_version: body.model_version,
+        sha256: body.sha256,
+        approved_by: body.approved_by,
+        approved_at: body.approved_at,
+        expires_at: body.expires_at,
+        active: body.active,
+        digest: body.digest,
+    }
+}
 
 #[tonic::async_trait]
 impl SecurityService for Security {
@@ -20,6 +48,63 @@ impl SecurityService for Security {
         let done = self.0.revoke_token(&call, &request.get_ref().id).await?;
         let simulation = self.0.simulation();
         Ok(Response::new(v1::RevokeTokenResponse { is_new: done.new, simulation, index: done.index }))
+    }
+
+    async fn approve_version(
+        &self,
+        request: Request<v1::ApproveVersionRequest>,
+    ) -> Result<Response<v1::ApproveVersionResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(&request)?;
+        let message = request.get_ref();
+        let of = version(&message.tenant_id, &message.model_id, &message.model_version)?;
+        let manifest = approval::digest(&message.sha256).map_err(Failure::from)?;
+        let for_ms = if message.ttl_ms == 0 { nf_core::approval::MAX_MS } else { message.ttl_ms };
+        let (body, index) = self.0.approve(&call, Wanted { of, manifest, for_ms }).await?;
+        let simulation = self.0.simulation();
+        Ok(Response::new(v1::ApproveVersionResponse { approval: Some(shape(body)), simulation, index }))
+    }
+
+    async fn revoke_approval(
+        &self,
+        request: Request<v1::RevokeApprovalRequest>,
+    ) -> Result<Response<v1::RevokeApprovalResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(&request)?;
+        let message = request.get_ref();
+        let of = version(&message.tenant_id, &message.model_id, &message.model_version)?;
+        let (revoked, index) = self.0.disapprove(&call, of).await?;
+        Ok(Response::new(v1::RevokeApprovalResponse { revoked, simulation: self.0.simulation(), index }))
+    }
+
+    async fn list_approvals(
+        &self,
+        request: Request<v1::ListApprovalsRequest>,
+    ) -> Result<Response<v1::ListApprovalsResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.get_ref();
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
+        let token = Some(message.next_token.as_str()).filter(|token| !token.is_empty());
+        let per_page = Some(u64::from(message.per_page)).filter(|n| *n > 0);
+        let page = NumberPage::new(token, per_page).map_err(Failure::from)?;
+        let list = self.0.approvals(&call, page).await?;
+        Ok(Response::new(v1::ListApprovalsResponse {
+            approvals: list.items.into_iter().map(shape).collect(),
+            next_token: list.next_token.unwrap_or_default(),
+            simulation: list.simulation,
+            index: list.read.index,
+        }))
+    }
+
+    async fn read_checkpoint(
+        &self,
+        request: Request<v1::ReadCheckpointRequest>,
+    ) -> Result<Response<v1::ReadCheckpointResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let page = self.0.checkpoint(&call(&request)?).await?;
+        let simulation = self.0.simulation();
+        Ok(Response::new(v1::ReadCheckpointResponse { line: page.lines, simulation, index: page.index }))
     }
 
     async fn read_audit(

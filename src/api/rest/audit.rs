@@ -4,7 +4,7 @@
 use super::Answer;
 use super::ask::Ask;
 use crate::api::service::Service;
-use crate::api::service::audit::{MAX_PER_PAGE, PER_PAGE};
+use crate::api::service::audit::{MAX_PER_PAGE, PER_PAGE, Page};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -21,7 +21,21 @@ pub async fn read(State(service): State<Service>, mut ask: Ask) -> Answer {
     let from = ask.number("from", u64::MAX)?.unwrap_or(1);
     let limit = ask.number("per_page", MAX_PER_PAGE)?.filter(|n| *n > 0).unwrap_or(PER_PAGE);
     ask.finish()?;
-    let page = service.audit(&call, from, limit).await?;
+    Ok(shown(&service, service.audit(&call, from, limit).await?))
+}
+
+/// Where the trail ends now, signed by this member: one line, to be kept elsewhere.
+#[utoipa::path(get, path = "/audit/checkpoint", tag = "audit",
+    params(("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale")),
+    responses((status = 200, description = "As the last line of an export", body = String,
+               content_type = "application/jsonl")))]
+pub async fn checkpoint(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    Ok(shown(&service, service.checkpoint(&call).await?))
+}
+
+fn shown(service: &Service, page: Page) -> Response {
     let mut response = Response::new(Body::from(page.lines));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/jsonl"));
@@ -30,5 +44,5 @@ pub async fn read(State(service): State<Service>, mut ask: Ask) -> Answer {
     if let Some(next) = page.next {
         headers.insert("x-nf-audit-next", HeaderValue::from(next));
     }
-    Ok(response)
+    response
 }

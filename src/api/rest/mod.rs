@@ -1,6 +1,7 @@
 //! REST: the routes, and what they have in common. A handler reads its call,
 //! asks the service and shapes the answer; it decides nothing.
 
+mod approvals;
 pub mod ask;
 mod audit;
 mod cluster;
@@ -92,8 +93,11 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::ready))
         .routes(routes!(cluster::metrics))
         .routes(routes!(cluster::targets))
+        .routes(routes!(approvals::list, approvals::approve))
+        .routes(routes!(approvals::revoke))
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::read))
+        .routes(routes!(audit::checkpoint))
 }
 
 /// A JSON answer.

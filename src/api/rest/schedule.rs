@@ -36,6 +36,7 @@ pub async fn post(State(service): State<Service>, mut ask: Ask) -> Answer {
     if dry_run || wanted.dry_run {
         let spec = wanted.spec.clone();
         let planned = service.plan(&call, wanted).await?;
+        let spec = JobSpec { approved_by: planned.approved_by.clone(), ..spec };
         return Ok(fresh(&plan_body(&planned, &spec), &planned.read));
     }
     call.tenant = None;

@@ -218,6 +218,27 @@ pub struct RevokeRequest {
     pub id: String,
 }
 
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApproveRequest {
+    pub tenant_id: String,
+    pub model_id: String,
+    pub model_version: String,
+    /// Of the manifest, in 64 hexadecimal digits.
+    pub sha256: String,
+    /// How long it counts: seconds, or a span; 24h unless said, which is also the most.
+    #[schema(inline)]
+    pub ttl: Option<Quantity>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DisapproveRequest {
+    pub tenant_id: String,
+    pub model_id: String,
+    pub model_version: String,
+}
+
 /// Limits; what is absent or null has none of its own.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -4,6 +4,7 @@
 
 use super::{Call, Service};
 use crate::api::error::Failure;
+use crate::raft::View;
 use crate::security::audit;
 
 /// Entries of a page when the caller does not say, and at most.
@@ -31,8 +32,19 @@ impl Service {
         if last < chain.seq() && !entries.is_empty() {
             return Ok(Page { lines, next: Some(last + 1), index: view.index });
         }
-        let checkpoint = chain.checkpoint(&view.state.meta().cluster);
-        let lines = lines + &audit::last_line(&checkpoint);
+        let lines = lines + &self.signed_end(&view);
         Ok(Page { lines, next: None, index: view.index })
+    }
+
+    /// Where the trail ends, signed by this member: one line, for others to keep.
+    pub async fn checkpoint(&self, call: &Call) -> Result<Page, Failure> {
+        let view = self.read(call).await?;
+        Ok(Page { lines: self.signed_end(&view), next: None, index: view.index })
+    }
+
+    fn signed_end(&self, view: &View) -> String {
+        let checkpoint = view.state.audit().checkpoint(&view.state.meta().cluster);
+        let signed = self.sign.as_ref().and_then(|sign| sign(&checkpoint));
+        audit::last_line(&checkpoint, signed.as_ref())
     }
 }

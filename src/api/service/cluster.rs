@@ -122,6 +122,14 @@ fn name_of(status: &Status, id: MemberId) -> String {
     member.map_or_else(|| id.to_string(), |member| member.name.clone())
 }
 
+/// Whether certificates and token keys on disk are of use; old ones go on meanwhile, and the log says what is wrong.
+pub fn keys(metrics: &crate::telemetry::Metrics) -> Component {
+    match metrics.alarms.on().join(", ") {
+        none if none.is_empty() => Component { status: "ok".into(), detail: None },
+        on => Component { status: "degraded".into(), detail: Some(format!("of no use, old ones are kept: {on}")) },
+    }
+}
+
 impl Service {
     /// How this member does. Never waits for the group.
     pub fn health(&self) -> HealthBody {
@@ -174,6 +182,7 @@ impl Service {
             ("agent", agent),
             ("placement", ok(None)),
             ("autoscaler", autoscaler),
+            ("keys", keys(&self.metrics)),
         ]
         .into_iter()
         .map(|(name, component)| (name.to_owned(), component))

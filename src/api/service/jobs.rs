@@ -9,6 +9,7 @@ use crate::raft::View;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use nf_core::approval::judge_for;
 use nf_core::command::{Answer, Mode};
 use nf_core::id::{Digest16, NodeName, RequestId};
 use nf_core::job::{Job, JobState};
@@ -17,6 +18,7 @@ use nf_core::plan::{Intent, draft};
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::state::State;
 use nf_core::view::{self, JobView, PlaceView};
+use std::sync::Arc;
 
 /// More replicas than this are planned off the runtime's threads.
 const PLANNED_INLINE: u16 = 16;
@@ -43,6 +45,8 @@ pub struct Planned {
     pub claimed: Vec<(u16, PlaceView, WhyBody)>,
     pub blockers: Vec<Blocker>,
     pub digest: Digest16,
+    /// Who let the version into production; elsewhere as the caller said it.
+    pub approved_by: Option<Arc<str>>,
     pub gpu_limit: f64,
     pub gpu_used: f64,
     pub gpu_after: f64,
@@ -109,12 +113,17 @@ impl Service {
     }
 
     /// What a schedule call would do on the state as it is; commits nothing.
-    pub async fn plan(&self, call: &Call, wanted: Schedule) -> Result<Planned, Failure> {
+    pub async fn plan(&self, call: &Call, mut wanted: Schedule) -> Result<Planned, Failure> {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
-        self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        let facts =
+            self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
         let view = self.read(call).await?;
+        wanted.spec.manifest = facts.map(|facts| facts.manifest);
+        if let Some(by) = judge_for(&view.state, &wanted.spec, self.actor(call).as_ref())? {
+            wanted.spec.approved_by = Some(by);
+        }
         let seconds = self.metrics.placement_seconds.clone();
         let timed = move || seconds.observe_closure_duration(|| plan_on(&view, &wanted));
         if replicas <= PLANNED_INLINE {
@@ -259,6 +268,7 @@ fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
         placements: placements.collect(),
         blockers: draft.blockers(state, spec),
         digest,
+        approved_by: spec.approved_by.clone(),
         gpu_limit: whole(limit),
         gpu_used: whole(used),
         gpu_after: whole(after),

@@ -3,6 +3,7 @@
 //! bodies of `convert::answer` where a list or a sum has no core type, or a failure.
 //! It reads no request and writes no response.
 
+pub mod approvals;
 pub mod audit;
 pub mod cluster;
 pub mod deploys;
@@ -96,6 +97,7 @@ pub struct Inner {
     models: model::Models,
     logs: Option<super::LogSource>,
     sights: Option<super::Sights>,
+    sign: Option<crate::security::checkpoint::Sign>,
     calls: Semaphore,
     waits: Semaphore,
     streams: Arc<Semaphore>,
@@ -114,7 +116,7 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, sights, models, info, metrics, auth } = state;
+        let ApiState { replica, logs, sights, models, info, metrics, auth, sign } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
@@ -127,6 +129,7 @@ impl Service {
             models: model::Models::new(models),
             logs,
             sights,
+            sign,
             calls: Semaphore::new(MAX_CALLS),
             waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -196,16 +199,20 @@ impl Service {
         self.replica.applied().state.members().get(&leader).map(|member| member.api.to_string())
     }
 
-    /// Has an intent committed in the caller's name, and keeps the receipt for the answer.
-    async fn submit(&self, call: &Call, intent: nf_core::plan::Intent) -> Result<nf_core::plan::Reply, Failure> {
-        let actor = match &call.who {
+    /// The caller, as the core knows callers; None where nobody was asked.
+    fn actor(&self, call: &Call) -> Option<nf_core::audit::Actor> {
+        match &call.who {
             Who::Known(_) => {
                 let cluster = self.replica.applied().state.meta().cluster.clone();
                 call.who.actor(&cluster, &self.info.node_name)
             }
             Who::Anyone | Who::Stranger => None,
-        };
-        let intent = match actor {
+        }
+    }
+
+    /// Has an intent committed in the caller's name, and keeps the receipt for the answer.
+    async fn submit(&self, call: &Call, intent: nf_core::plan::Intent) -> Result<nf_core::plan::Reply, Failure> {
+        let intent = match self.actor(call) {
             Some(actor) => nf_core::plan::Intent::By { actor, intent: Box::new(intent) },
             None => intent,
         };

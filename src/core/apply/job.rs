@@ -1,6 +1,7 @@
 //! Commands about jobs and their replicas.
 
 use super::{moving, tenant};
+use crate::approval;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
@@ -41,6 +42,7 @@ pub(super) fn submit(
         return Err(Refusal::field(Reason::IdempotencyConflict, "request_id", detail));
     }
     let spec = &submission.spec;
+    approved(state, spec)?;
     well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
@@ -76,6 +78,17 @@ pub(super) fn submit(
         super::claim::evict(state, claim, &submission.request, spec.priority);
     }
     Ok(Answer::Job { no, replayed: false })
+}
+
+/// What the plan said of the approval must be so: a job in production names who let it in.
+fn approved(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    match approval::judge(state, spec)? {
+        Some(approval) if spec.approved_by.as_ref() != Some(&approval.by) => {
+            let detail = "the request does not name who approved the version; try it again";
+            Err(Refusal::field(Reason::ApprovalMismatch, "approved_by", detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Ends after which the same bytes would end the same way.
@@ -197,6 +210,7 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
+    approval::withheld(state, job).map_or(Ok(()), Err)?;
     fits(state, Some(job.tenant), &job.spec, placements, &[])?;
     let mut job = (**job).clone();
     let before = job.state();

@@ -96,6 +96,8 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::Reports { node, incarnation, reports } => job::reports(state, *node, *incarnation, reports),
         Command::RevokeToken { token } => token::revoke(state, *token),
         Command::Note(_) => Ok(Answer::Done),
+        Command::Approve(approval) => crate::approval::put(state, approval),
+        Command::Disapprove(of) => Ok(Answer::Count(u32::from(state.remove_approval(of.key()).is_some()))),
     }
 }
 
@@ -108,4 +110,5 @@ fn forget(state: &mut State) {
         state.remove_request(key);
     }
     token::forget(state, FORGET);
+    crate::approval::forget(state, FORGET);
 }

@@ -3,6 +3,7 @@
 //! the actor. Speculative copies make none: nobody stores them. It does not change
 //! what a command does.
 
+use crate::approval::{Approval, Version};
 use crate::audit::{Action, Actor, Check, Receipt, Record, Refs};
 use crate::command::{Answer, Command, Note};
 use crate::id::NodeNo;
@@ -47,7 +48,8 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let evidence = submission.spec.evidence.as_ref();
             let signature = evidence.map(|evidence| crate::audit::Hash(evidence.signature));
             let key_id = evidence.map(|evidence| evidence.key_id.clone());
-            let refs = Refs { manifest, signature, key_id, ..Refs::default() };
+            let approval = crate::approval::judge(state, &submission.spec).ok().flatten().map(|a| a.digest());
+            let refs = Refs { manifest, signature, key_id, approval };
             About { checks: policy::admission(&submission.spec, state.meta().mode), refs, ..about }
         }
         Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
@@ -74,6 +76,11 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::RaiseLevel { to } => About::new(Action::LevelFinalize, format!("level/{to}")),
         Command::Init { cluster, .. } => About::new(Action::ClusterInit, format!("cluster/{cluster}")),
         Command::RevokeToken { token } => About::new(Action::TokenRevoke, format!("token/{token}")),
+        Command::Approve(approval) => of_version(Action::ModelApprove, &approval.of, Some(approval)),
+        Command::Disapprove(of) => {
+            let known = state.approval(&of.tenant, &of.model, &of.version);
+            of_version(Action::ModelRevoke, of, known.map(|known| &**known))
+        }
         Command::Note(Note { action, object, refused, count }) => {
             About { note: Some((*refused, *count)), ..About::new(*action, object.to_string()) }
         }
@@ -104,6 +111,13 @@ fn is_about_pace(reason: Reason) -> bool {
 fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
     let about = About::new(action, format!("node/{}", state.node(node)?.name));
     Some(About { of_people: true, ..about })
+}
+
+/// What is said of a version, and by which approval: entries about its jobs name the same digest.
+fn of_version(action: Action, of: &Version, approval: Option<&Approval>) -> About {
+    let manifest = approval.map(|approval| crate::audit::Hash(approval.manifest));
+    let refs = Refs { manifest, approval: approval.map(Approval::digest), ..Refs::default() };
+    About { refs, ..About::new(action, of.object()) }
 }
 
 /// Gives the entry its place, if the command did something or refused somebody.

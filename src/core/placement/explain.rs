@@ -7,7 +7,7 @@ use crate::claim::{self, Claim};
 use crate::id::TenantNo;
 use crate::job::{Job, JobSpec};
 use crate::quota;
-use crate::reason::{Blocker, Reason};
+use crate::reason::{Blocker, Reason, Refusal};
 use crate::resources::Gpus;
 use crate::state::State;
 use std::collections::BTreeMap;
@@ -26,6 +26,9 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return vec![claiming(state, claim)];
     }
     let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
+    if let Some(Refusal { reason, detail, .. }) = crate::approval::withheld(state, job) {
+        out.insert(0, Blocker { reason, detail, nodes: 0, permanent: false });
+    }
     let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
     let nodes: Vec<_> =
         leaving.filter_map(|r| Some(state.node(r.other_allocation()?.node)?.name.to_string())).collect();

@@ -145,6 +145,10 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         if out.len() == limit {
             break;
         }
+        // It may be let in again, and takes no room meanwhile.
+        if crate::approval::withheld(state, job).is_some() {
+            continue;
+        }
         let wanted = job.placeable(state.meta().now_ms).count();
         let failed = fails.entry(job.tenant).or_default();
         if *failed == FAILS || job.claim.is_some() || wanted == 0 {

@@ -123,6 +123,11 @@ impl Keys {
         }
     }
 
+    /// None at all: no token counts.
+    pub fn none() -> Self {
+        Self { keys: Vec::new(), cache: Cache::default() }
+    }
+
     /// The key of a token's `kid`; without one, the only key.
     pub(super) fn find(&self, kid: Option<&str>) -> Option<&Key> {
         match (kid, &self.keys[..]) {

@@ -8,6 +8,7 @@ mod claims;
 pub mod issuer;
 mod keys;
 mod mint;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -15,6 +16,7 @@ mod watch;
 pub use claims::{Identity, Role, Roles};
 pub use keys::{Algorithm, Keys};
 pub use mint::{Grant, Mint};
+pub use remote::{Remote, Times};
 pub use watch::Watch;
 
 use super::json;
@@ -24,6 +26,7 @@ use claims::Claims;
 use nf_core::reason::{Reason, Refusal};
 use serde_json::Value;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// The longest token.
 pub const MAX_TOKEN: usize = 8 << 10;
@@ -68,6 +71,8 @@ pub enum Denied {
     Audience,
     #[error("its tenant_id is absent, empty, or no tenant's name")]
     Tenant,
+    #[error("it has no jti, so it could not be revoked")]
+    NoId,
 }
 
 impl Denied {
@@ -79,6 +84,12 @@ impl Denied {
                 "tenant_id",
                 "the token's tenant_id is absent or no tenant's name; ask its issuer for one with the tenant",
             ),
+            // Said of a token that verifies alone, so it tells nothing to who guesses.
+            Denied::NoId => Refusal::field(
+                Reason::TokenIdRequired,
+                "jti",
+                "the token has no jti, so it could not be revoked, and production wants one; ask its issuer for it",
+            ),
             _ => Refusal::new(Reason::Unauthenticated, "the token is not valid here; get a new one (nf token create)"),
         }
     }
@@ -88,12 +99,21 @@ impl Denied {
 pub struct Verifier {
     keys: ArcSwap<Keys>,
     issuer: Option<String>,
+    wants_id: bool,
+    /// Told when a token names a key that is not known.
+    misses: Notify,
 }
 
 impl Verifier {
     /// `issuer`: the only one whose tokens count; None: any that holds a configured key.
     pub fn new(keys: Keys, issuer: Option<String>) -> Self {
-        Self { keys: ArcSwap::from_pointee(keys), issuer }
+        Self { keys: ArcSwap::from_pointee(keys), issuer, wants_id: false, misses: Notify::new() }
+    }
+
+    /// Takes only tokens that can be revoked, those with a `jti`.
+    #[must_use]
+    pub fn wanting_ids(self) -> Self {
+        Self { wants_id: true, ..self }
     }
 
     /// Takes other keys. Every remembered token is forgotten with the old ones.
@@ -134,12 +154,19 @@ impl Verifier {
             None => None,
             Some(kid) => Some(kid.as_str().ok_or(Denied::Header)?),
         };
-        let key = keys.find(kid).ok_or(Denied::UnknownKey)?;
+        let Some(key) = keys.find(kid) else {
+            self.misses.notify_one();
+            return Err(Denied::UnknownKey);
+        };
         if header.get("alg").and_then(Value::as_str) != Some(key.algorithm.name()) {
             return Err(Denied::Algorithm);
         }
         let claims: Claims = key.decode(token)?;
-        claims.check(self.issuer.as_deref(), now)
+        let identity = claims.check(self.issuer.as_deref(), now)?;
+        match identity.token_id {
+            None if self.wants_id => Err(Denied::NoId),
+            _ => Ok(identity),
+        }
     }
 
     /// Makes a key, signs a token, and verifies it: a build whose cryptography

@@ -35,9 +35,13 @@ fn keys(jwks: &Value) -> Keys {
     Keys::parse("jwks.json", jwks.to_string().as_bytes()).unwrap()
 }
 
+fn desk_of(mint: &Mint) -> Verifier {
+    Verifier::new(keys(&mint.jwks()), Some(ISSUER.into()))
+}
+
 fn desk() -> (Mint, Verifier) {
     let mint = Mint::generate(ISSUER).unwrap();
-    let verifier = Verifier::new(keys(&mint.jwks()), Some(ISSUER.into()));
+    let verifier = desk_of(&mint);
     (mint, verifier)
 }
 
@@ -348,13 +352,27 @@ fn what_is_refused_is_not_remembered_and_what_is_remembered_is_bounded() {
 }
 
 #[test]
+fn production_takes_no_token_that_could_not_be_revoked() {
+    let (mint, verifier) = desk();
+    let bare = mint.signed(&without("jti")).unwrap();
+    assert!(verifier.verify(&bare, NOW).is_ok(), "elsewhere it counts");
+    let verifier = desk_of(&mint).wanting_ids();
+    let denied = verifier.verify(&bare, NOW).unwrap_err();
+    assert_eq!((denied.refusal().reason, denied.refusal().field.as_deref()), (Reason::TokenIdRequired, Some("jti")));
+    assert!(verifier.verify(&mint.signed(&claims()).unwrap(), NOW).is_ok());
+    let stranger = Mint::generate(ISSUER).unwrap().signed(&without("jti")).unwrap();
+    let denied = verifier.verify(&stranger, NOW).unwrap_err();
+    assert_eq!(denied.refusal().reason, Reason::Unauthenticated, "a guess learns nothing");
+}
+
+#[test]
 fn the_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
     let (old, new) = (Mint::generate(ISSUER).unwrap(), Mint::generate(ISSUER).unwrap());
-    assert!(Watch::open(&path, None).is_err(), "at start there must be one");
+    assert!(Watch::open(&path, None, false).is_err(), "at start there must be one");
     std::fs::write(&path, old.jwks().to_string()).unwrap();
-    let mut watch = Watch::open(&path, Some(ISSUER.into())).unwrap();
+    let mut watch = Watch::open(&path, Some(ISSUER.into()), false).unwrap();
     let verifier = watch.verifier();
     let tokens = [&old, &new].map(|mint| mint.signed(&claims()).unwrap());
     let count = |tokens: &[String; 2]| tokens.each_ref().map(|t| verifier.verify(t, NOW).is_ok());

@@ -38,10 +38,11 @@ impl Watch {
     ///
     /// # Errors
     /// `ConfigInvalid` naming the file: at start there are no old keys to keep.
-    pub fn open(path: &Path, issuer: Option<String>) -> Result<Self, Refusal> {
+    pub fn open(path: &Path, issuer: Option<String>, wants_id: bool) -> Result<Self, Refusal> {
         let bytes = read(path)?;
         let keys = Keys::parse(&path.display().to_string(), &bytes)?;
-        let verifier = Arc::new(Verifier::new(keys, issuer));
+        let verifier = Verifier::new(keys, issuer);
+        let verifier = Arc::new(if wants_id { verifier.wanting_ids() } else { verifier });
         Ok(Self { path: path.to_owned(), verifier, last: bytes, failed: None, failures: Arc::default() })
     }
 
@@ -65,7 +66,11 @@ impl Watch {
                 return Ok(false);
             }
             Ok(bytes) => bytes,
-            Err(refusal) => return self.complain(refusal),
+            Err(refusal) => {
+                // The same contents are news once they are there again.
+                self.last.clear();
+                return self.complain(refusal);
+            }
         };
         let keys = Keys::parse(&self.path.display().to_string(), &bytes);
         self.last = bytes;
@@ -89,8 +94,9 @@ impl Watch {
         Err(refusal)
     }
 
-    /// Looks for ever, every [`PERIOD`]; ends when it is dropped.
-    pub async fn run(mut self) {
+    /// Looks for ever, every [`PERIOD`]; ends when it is dropped. `tell` hears once of each way in
+    /// which the file is of no use, and None when it is of use again.
+    pub async fn run(mut self, tell: impl Fn(Option<&str>) + Send) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -102,9 +108,12 @@ impl Watch {
             let Ok((watch, outcome)) = looked.await else { return };
             self = watch;
             match outcome {
-                Ok(true) => tracing::info!(path = %self.path.display(), "token keys replaced"),
+                Ok(true) => {
+                    tracing::info!(path = %self.path.display(), "token keys replaced");
+                    tell(None);
+                }
                 Ok(false) => {}
-                Err(refusal) => tracing::error!(%refusal, "token keys kept as they were: the new file is of no use"),
+                Err(refusal) => tell(Some(&refusal.to_string())),
             }
         }
     }

@@ -1,0 +1,158 @@
+//! Nothing unapproved runs in production: each way around it is refused.
+
+use super::*;
+use crate::job::{Evidence, Runtime};
+use crate::node::NodeSpec;
+use crate::plan::Intent;
+use crate::resources::Gpus;
+use crate::testing::{by, job_spec, node_spec, register, run, schedule, try_run, try_run_at};
+
+const HOUR: u64 = 3_600_000;
+
+fn of() -> Version {
+    let spec = job_spec("t1", Gpus::Whole(1));
+    Version { tenant: spec.tenant, model: spec.model, version: spec.version }
+}
+
+fn signed(manifest: u8) -> JobSpec {
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into() });
+    JobSpec { manifest: Some([manifest; 32]), evidence, runtime: Runtime::Process, ..job_spec("t1", Gpus::Milli(100)) }
+}
+
+fn production() -> State {
+    let mut state = State::new();
+    run(&mut state, Intent::Init { cluster: "c".into(), mode: Mode::Production, default_gpu_milli: 8_000 });
+    run(&mut state, register("n1", NodeSpec { simulated: false, ..node_spec(8) }));
+    state
+}
+
+fn approve(who: &str, for_ms: u64) -> Intent {
+    by(who, Intent::Approve { of: of(), manifest: [7; 32], for_ms })
+}
+
+fn asked(state: &mut State, request: &str, spec: JobSpec, who: &str) -> Result<(), Reason> {
+    try_run(state, by(who, schedule(request, spec))).map(drop).map_err(|refusal| refusal.reason)
+}
+
+#[test]
+fn production_runs_what_another_person_approved_and_nothing_else() {
+    let mut state = production();
+    assert_eq!(asked(&mut state, "r0", signed(7), "ada"), Err(Reason::ApprovalRequired));
+    let said = JobSpec { approved_by: Some("bob".into()), ..signed(7) };
+    assert_eq!(asked(&mut state, "r0", said, "ada"), Err(Reason::ApprovalRequired), "a name is no approval");
+    run(&mut state, approve("bob", HOUR));
+    assert_eq!(asked(&mut state, "r1", signed(7), "ada"), Ok(()));
+    let job = state.jobs().values().next().unwrap();
+    assert_eq!(job.spec.approved_by.as_deref(), Some("bob"), "the answer names who let it in");
+    assert_eq!(asked(&mut state, "r2", signed(7), "bob"), Err(Reason::ApprovalSelf));
+    assert_eq!(asked(&mut state, "r2", signed(9), "ada"), Err(Reason::ApprovalMismatch), "other bytes");
+    let said = JobSpec { approved_by: Some("eve".into()), ..signed(7) };
+    assert_eq!(asked(&mut state, "r2", said, "ada"), Err(Reason::ApprovalMismatch));
+    let elsewhere = JobSpec { tenant: TenantId::new("t2").unwrap(), ..signed(7) };
+    assert_eq!(asked(&mut state, "r2", elsewhere, "ada"), Err(Reason::ApprovalRequired), "another tenant");
+    let nobody = try_run(&mut state, schedule("r2", signed(7))).unwrap_err();
+    assert_eq!(nobody.reason, Reason::ApprovalRequired, "nobody stands behind it");
+    run(&mut state, by("eve", Intent::Disapprove(of())));
+    assert_eq!(asked(&mut state, "r2", signed(7), "ada"), Err(Reason::ApprovalRequired), "revoked");
+    assert_eq!(asked(&mut state, "r1", signed(7), "ada"), Ok(()), "a retry is answered with the job it made");
+    assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
+fn an_approval_ends_and_is_remembered_as_ended_for_a_while() {
+    let mut state = production();
+    let now = state.meta().now_ms;
+    run(&mut state, approve("bob", HOUR));
+    let at = |state: &mut State, request: &str, at_ms| {
+        try_run_at(state, by("ada", schedule(request, signed(7))), at_ms).map(drop).map_err(|refusal| refusal.reason)
+    };
+    assert_eq!(at(&mut state, "r1", now + HOUR - 1), Ok(()));
+    assert_eq!(at(&mut state, "r2", now + HOUR), Err(Reason::ApprovalExpired));
+    assert_eq!(at(&mut state, "r2", now + KEPT_MS), Err(Reason::ApprovalExpired));
+    assert_eq!(at(&mut state, "r2", now + HOUR + KEPT_MS), Err(Reason::ApprovalRequired), "forgotten");
+    assert_eq!((state.approvals.len(), state.approved_until.len()), (0, 0));
+    for wrong in [0, MAX_MS + 1] {
+        assert_eq!(try_run(&mut state, approve("bob", wrong)).unwrap_err().field.as_deref(), Some("ttl"));
+    }
+}
+
+#[test]
+fn apply_itself_takes_no_job_whose_approval_does_not_count() {
+    let mut state = production();
+    let intent = schedule("r1", signed(7));
+    let Intent::Schedule { submission, .. } = intent else { unreachable!("a schedule call") };
+    let command = crate::command::Command::Submit { submission, placements: Vec::new(), claim: None };
+    let refused = |state: &mut State| crate::apply::apply(state, &command).unwrap_err().reason;
+    assert_eq!(refused(&mut state), Reason::ApprovalRequired);
+    run(&mut state, approve("bob", HOUR));
+    assert_eq!(refused(&mut state), Reason::ApprovalMismatch, "it does not name who let it in");
+}
+
+#[test]
+fn approvals_survive_a_restart_and_the_trail_joins_them_with_their_jobs() {
+    let mut state = production();
+    let first = try_run(&mut state, Intent::Approve { of: of(), manifest: [7; 32], for_ms: HOUR }).unwrap_err();
+    assert_eq!(first.reason, Reason::Forbidden, "it would name nobody");
+    run(&mut state, approve("bob", HOUR));
+    let digest = state.approvals().next().unwrap().digest();
+    asked(&mut state, "r1", signed(7), "ada").unwrap();
+    let rows = state.take_changes();
+    let again = State::from_rows(state.live_rows()).unwrap();
+    assert_eq!((again.hash(), again.approvals.len()), (state.hash(), 1));
+    assert_eq!(again.approved_until, state.approved_until);
+    let entries = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
+    let entries: Vec<_> = entries.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap()).collect();
+    let of_action = |action| entries.iter().find(|entry| entry.record.action == action).unwrap();
+    let (approval, job) = (of_action(audit::Action::ModelApprove), of_action(audit::Action::JobSchedule));
+    assert_eq!(&*approval.record.object, "model/t1/m1@v1");
+    assert_eq!((approval.record.refs.approval, job.record.refs.approval), (Some(digest), Some(digest)));
+    assert_eq!(job.record.checks[2].verdict, audit::Verdict::Pass);
+}
+
+#[test]
+fn a_job_that_waits_when_its_approval_ends_gets_no_place_and_says_why() {
+    let mut state = production();
+    run(&mut state, approve("bob", HOUR));
+    // The tenant's eight GPUs are taken, so the second job waits.
+    let whole = |n| JobSpec { resources: job_spec("t1", Gpus::Whole(n)).resources, ..signed(7) };
+    asked(&mut state, "big", whole(8), "ada").unwrap();
+    asked(&mut state, "next", whole(1), "ada").unwrap();
+    let held = |state: &State, request: &str| {
+        let job = state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap();
+        job.replicas[0].allocation().is_some()
+    };
+    let waits_for = |state: &State| {
+        let job = state.job_of(&crate::id::RequestId::new("next").unwrap()).unwrap();
+        crate::placement::explain::blockers(state, job).first().map(|blocker| blocker.reason)
+    };
+    assert!(held(&state, "big") && !held(&state, "next"));
+    run(&mut state, by("bob", Intent::Disapprove(of())));
+    assert_eq!(waits_for(&state), Some(Reason::ApprovalRequired));
+    run(&mut state, register("n2", NodeSpec { simulated: false, ports: None, ..node_spec(8) }));
+    run(
+        &mut state,
+        Intent::SetQuota {
+            tenant: of().tenant,
+            quota: crate::tenant::Quota { gpu_milli: Some(16_000), ..Default::default() },
+        },
+    );
+    run(&mut state, Intent::PlaceWaiting);
+    assert!(held(&state, "big") && !held(&state, "next"), "what runs goes on, nothing starts");
+    run(&mut state, approve("ada", HOUR));
+    run(&mut state, Intent::PlaceWaiting);
+    assert_eq!(waits_for(&state), Some(Reason::ApprovalMismatch), "its owner lets nothing in by approving it now");
+    assert!(!held(&state, "next"));
+    let room = state.room();
+    run(&mut state, approve("bob", HOUR));
+    assert!(state.room() > room, "waiters are worth a look");
+    run(&mut state, Intent::PlaceWaiting);
+    assert!(held(&state, "next"));
+    assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
+fn simulation_waives_it() {
+    let mut state = State::new();
+    run(&mut state, register("n1", node_spec(1)));
+    run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
+}
