@@ -52,7 +52,7 @@ def test_each_alert_has_a_runbook():
 
 def test_every_family_that_is_asked_for_is_told(tmp_path):
     """A rule on a family that nobody exports would never fire, and nobody would notice."""
-    rare = {"nf_model_verify_failures_total"}  # appears with the first refused file
+    rare = {"nf_model_verify_failures_total", "nf_alarms"}  # appear with the first refused file of models or keys
     with Serve(tmp_path, {"NF_SCALE_EVERY": "200ms"}) as group:
         scaling = {"min": 1, "max": 2, "concurrency": 2}
         group.call("POST", "/schedule", {**BODY, "resources": {"gpu": 0.1}, "scaling": scaling})
