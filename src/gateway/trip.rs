@@ -6,8 +6,8 @@ use super::desk::Desk;
 use crate::exchange::sights::{BUCKETS, bucket_of};
 use nf_core::slo::{Count, History, Verdict, Windows};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Latencies of so many minutes are kept one by one.
 const RECENT: usize = 5;
@@ -60,8 +60,11 @@ impl Record {
     }
 }
 
+/// Seconds that this process counts. What is kept is kept for the process alone, so it need not know the
+/// date, and nobody who sets the clock moves it.
 fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGINNING.elapsed().as_secs()
 }
 
 /// What is known of how it went.
