@@ -289,11 +289,11 @@ impl PeerTls {
     /// Takes other credentials for every connection from now on; those that are open stay.
     ///
     /// # Errors
-    /// What of them cannot be used, also that their certificate does not count now under
+    /// What of them cannot be used, also that their certificate does not count at `now` under
     /// their own authorities: then the old ones stay.
-    pub fn replace(&self, credentials: &Credentials) -> Result<(), Error> {
+    pub fn replace(&self, credentials: &Credentials, now: UnixTime) -> Result<(), Error> {
         let loaded = Loaded::new(credentials, &self.cluster, &self.name)?;
-        counts(credentials)?;
+        counts(credentials, now)?;
         self.loaded.store(Arc::new(loaded));
         Ok(())
     }
@@ -321,8 +321,8 @@ impl PeerTls {
     }
 }
 
-/// Whether the certificate chains to the authorities beside it, and is valid now: peers will ask the same.
-fn counts(credentials: &Credentials) -> Result<(), Error> {
+/// Whether the certificate chains to the authorities beside it, and is valid at `now`: peers will ask the same.
+fn counts(credentials: &Credentials, now: UnixTime) -> Result<(), Error> {
     let chain = certificates(&credentials.cert, "the member's certificate")?;
     let (Some(leaf), authorities) = (chain.first(), certificates(&credentials.authority, "the authorities")?) else {
         return Err(Error::Pem { what: "the member's certificate", detail: "there is none".to_owned() });
@@ -332,7 +332,7 @@ fn counts(credentials: &Credentials) -> Result<(), Error> {
     let (anchors, algorithms) = (anchors.map_err(bad)?, provider().signature_verification_algorithms.all);
     let leaf = webpki::EndEntityCert::try_from(leaf).map_err(bad)?;
     let usage = webpki::KeyUsage::client_auth();
-    leaf.verify_for_usage(algorithms, &anchors, &chain[1..], UnixTime::now(), usage, None, None).map_err(bad)?;
+    leaf.verify_for_usage(algorithms, &anchors, &chain[1..], now, usage, None, None).map_err(bad)?;
     Ok(())
 }
 
