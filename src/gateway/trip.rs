@@ -23,7 +23,7 @@ pub struct Record {
 
 impl Record {
     /// A request ended now. `latency` is None where no answer came.
-    fn take(&mut self, verdict: Verdict, latency: Option<Duration>) {
+    pub fn take(&mut self, verdict: Verdict, latency: Option<Duration>) {
         let now = now_seconds();
         self.history.take(now, verdict);
         self.ever.take(verdict);
@@ -111,7 +111,7 @@ impl Drop for Trip {
             (false, None) if self.arrived.elapsed() <= self.promised => return,
             (false, None) => Verdict::Slow,
         };
-        self.desk.record(|record| record.take(verdict, course.latency));
+        self.desk.judged(verdict, course.latency);
     }
 }
 
