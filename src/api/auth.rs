@@ -3,7 +3,7 @@
 //! another tenant's object is as absent as one that never was. It does not verify
 //! signatures of tokens (`security::jwt` does), nor know what the routes do.
 
-use super::error::{Failure, Problem};
+use super::error::{Failure, Problem, codes};
 use super::service::Service;
 use crate::raft::Replica;
 use crate::security::jwt::{Denied, Identity, Role, Verifier};
@@ -17,6 +17,7 @@ use nf_core::id::{NodeName, TenantId};
 use nf_core::reason::{Reason, Refusal};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tonic_types::StatusExt;
 
 /// What a route asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -364,14 +365,24 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
     request.extensions_mut().insert(who.clone());
     request.extensions_mut().insert(slot.clone());
     let mut response = next.run(request).await;
-    if let Some(problem) = response.extensions().get::<Problem>().filter(|p| (400..500).contains(&p.status)) {
-        let reason = Reason::from_token(&problem.reason).unwrap_or(Reason::Internal);
+    if let Some(reason) = refusal(&response) {
         tell(&service, &who, &what, reason);
     }
     if let Some(value) = slot.0.get().and_then(|receipt| HeaderValue::from_str(&receipt.to_string()).ok()) {
         response.headers_mut().insert(RECEIPT, value);
     }
     response
+}
+
+/// Why a call was refused that the gate had let in, if for a reason of its caller's: either surface leaves its
+/// answer's problem beside the answer.
+fn refusal(response: &Response) -> Option<Reason> {
+    let (problem, status) = (response.extensions().get::<Problem>(), response.extensions().get::<tonic::Status>());
+    let reason = match (problem, status) {
+        (Some(problem), _) => Reason::from_token(&problem.reason)?,
+        (None, status) => Reason::from_token(&status?.get_details_error_info()?.reason)?,
+    };
+    (400..500).contains(&codes(reason).http).then_some(reason)
 }
 
 /// What requests to models are called in the trail.

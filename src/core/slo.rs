@@ -128,8 +128,11 @@ struct Ring(VecDeque<(u64, Count)>);
 
 impl Ring {
     fn take(&mut self, slot: u64, keep: usize, verdict: Verdict) {
-        // A clock that was set back counts on where it was: time that was counted is not counted again.
-        let slot = self.0.back().map_or(slot, |(last, _)| slot.max(*last));
+        // Whoever counts had a clock that ran ahead: kept, these slots would take all that comes
+        // until their time comes, and push out those that are past.
+        while self.0.back().is_some_and(|(last, _)| *last > slot) {
+            self.0.pop_back();
+        }
         if self.0.back().is_none_or(|(last, _)| *last != slot) {
             self.0.push_back((slot, Count::default()));
         }
@@ -141,9 +144,11 @@ impl Ring {
         }
     }
 
-    /// Everything from `first` on.
-    fn since(&self, first: u64) -> Count {
-        self.0.iter().rev().take_while(|(slot, _)| *slot >= first).fold(Count::default(), |sum, (_, c)| sum.and(*c))
+    /// The `many` slots up to `last`.
+    fn upto(&self, last: u64, many: u64) -> Count {
+        let first = last.saturating_add(1).saturating_sub(many);
+        let in_it = self.0.iter().filter(|(slot, _)| (first..=last).contains(slot));
+        in_it.fold(Count::default(), |sum, (_, count)| sum.and(*count))
     }
 }
 
@@ -155,7 +160,8 @@ pub struct History {
 }
 
 impl History {
-    /// Counts a request that ended at `now`, in seconds since the epoch.
+    /// Counts a request that ended at `now`, in seconds since any beginning. What was counted at a
+    /// later time, by a clock that was set back since, is forgotten.
     pub fn take(&mut self, now: u64, verdict: Verdict) {
         self.minutes.take(now / MINUTE, MINUTES, verdict);
         self.hours.take(now / HOUR, HOURS, verdict);
@@ -164,8 +170,8 @@ impl History {
     /// Each window up to `now`: its last slot is the one under way, so that news counts at once.
     pub fn windows(&self, now: u64) -> Windows {
         Window::ALL.map(|window| match window {
-            Window::ThreeDays => self.hours.since((now / HOUR + 1).saturating_sub(window.seconds() / HOUR)),
-            _ => self.minutes.since((now / MINUTE + 1).saturating_sub(window.seconds() / MINUTE)),
+            Window::ThreeDays => self.hours.upto(now / HOUR, window.seconds() / HOUR),
+            _ => self.minutes.upto(now / MINUTE, window.seconds() / MINUTE),
         })
     }
 }
@@ -204,7 +210,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against counting everything by hand; clocks may jump back and far ahead.
+        /// Against counting everything by hand; clocks may jump far ahead.
         #[test]
         fn windows_count_what_is_in_them(steps in prop::collection::vec((0u64..8_000, 0u8..3), 1..200)) {
             let (mut history, mut now, mut all) = (History::default(), NOON, Vec::new());
@@ -222,6 +228,33 @@ mod tests {
                 prop_assert_eq!(count, by_hand, "{}", window.name());
             }
             prop_assert!(history.minutes.0.len() <= MINUTES && history.hours.0.len() <= HOURS);
+        }
+
+        /// A clock that runs ahead for a while and is set right leaves nothing behind: what came before and
+        /// after counts as if it had always been right, as far as there was room for it.
+        #[test]
+        fn a_clock_that_was_ahead_spoils_nothing(
+            before in prop::collection::vec(0u64..1_000, 1..60),
+            ahead in 2 * HOUR..1_000_000_000,
+            wrong in 1u32..30,
+            after in prop::collection::vec(0u64..1_000, 1..60),
+        ) {
+            let (mut history, mut right, mut now) = (History::default(), History::default(), NOON);
+            for step in before {
+                now += step;
+                history.take(now, Verdict::Good);
+                right.take(now, Verdict::Good);
+            }
+            for _ in 0..wrong {
+                history.take(now + ahead, Verdict::Failed);
+            }
+            prop_assert_eq!(history.windows(now), right.windows(now), "what is later than now is in no window");
+            for step in after {
+                now += step;
+                history.take(now, Verdict::Slow);
+                right.take(now, Verdict::Slow);
+                prop_assert_eq!(history.windows(now), right.windows(now));
+            }
         }
 
         #[test]

@@ -97,9 +97,9 @@ pub fn tokens(settings: &Settings, metrics: &Metrics) -> Result<Option<Arc<Verif
 /// Writes signed ends of the audit trail into the data directory, one line each, for others to
 /// take away: what only the members hold, the members could write anew.
 pub fn checkpoints(me: &Me, replica: &Replica, sign: Sign, mut ended: watch::Receiver<bool>) {
-    let (path, replica) = (me.data.join("audit-checkpoints.jsonl"), replica.clone());
+    let mut written = Written { path: me.data.join("audit-checkpoints.jsonl"), size: 0, since: Instant::now() };
+    let replica = replica.clone();
     tokio::spawn(async move {
-        let (mut written, mut since) = (0, Instant::now());
         let mut tick = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
@@ -107,24 +107,48 @@ pub fn checkpoints(me: &Me, replica: &Replica, sign: Sign, mut ended: watch::Rec
                 _ = ended.wait_for(|end| *end) => return,
             }
             let state = replica.applied().state;
-            let size = state.audit().seq();
-            if size <= written {
-                since = Instant::now();
-                continue;
-            }
-            if size < written + EVERY_ENTRIES && since.elapsed() < EVERY {
+            if !written.due(state.audit().seq()) {
                 continue;
             }
             let checkpoint = state.audit().checkpoint(&state.meta().cluster);
             let line = audit::last_line(&checkpoint, sign(&checkpoint).as_ref());
-            let to = path.clone();
-            let done = tokio::task::spawn_blocking(move || append(&to, &line)).await;
-            if let Ok(Err(error)) = done {
-                tracing::warn!(%error, "a checkpoint of the audit trail was not written");
+            let done = tokio::task::spawn_blocking(move || {
+                let done = written.write(checkpoint.size, &line);
+                (written, done)
+            });
+            let Ok((back, done)) = done.await else { return };
+            written = back;
+            if let Err(error) = done {
+                let file = written.path.display();
+                tracing::warn!(%error, %file, "a checkpoint of the audit trail was not written; tried again in seconds");
             }
-            (written, since) = (size, Instant::now());
         }
     });
+}
+
+/// The file of checkpoints, and how much of the trail the last of them covers.
+struct Written {
+    path: PathBuf,
+    size: u64,
+    /// When there was nothing more to cover.
+    since: Instant,
+}
+
+impl Written {
+    fn due(&mut self, size: u64) -> bool {
+        if size <= self.size {
+            self.since = Instant::now();
+            return false;
+        }
+        size >= self.size.saturating_add(EVERY_ENTRIES) || self.since.elapsed() >= EVERY
+    }
+
+    /// What could not be written is still due.
+    fn write(&mut self, size: u64, line: &str) -> std::io::Result<()> {
+        append(&self.path, line)?;
+        (self.size, self.since) = (size, Instant::now());
+        Ok(())
+    }
 }
 
 fn append(path: &Path, line: &str) -> std::io::Result<()> {
@@ -132,7 +156,9 @@ fn append(path: &Path, line: &str) -> std::io::Result<()> {
         std::fs::rename(path, path.with_extension("jsonl.1"))?;
     }
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(line.as_bytes())
+    let before = file.metadata()?.len();
+    // Half a line would spoil the one that is written when there is room again.
+    file.write_all(line.as_bytes()).inspect_err(|_| drop(file.set_len(before)))
 }
 
 #[cfg(test)]
@@ -150,5 +176,19 @@ mod tests {
         append(&path, "three\n").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
         assert!(dir.path().join("c.jsonl.1").exists());
+    }
+
+    #[test]
+    fn a_checkpoint_that_was_not_written_is_still_due() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("full").join("c.jsonl");
+        let mut written = Written { path: path.clone(), size: 0, since: Instant::now() };
+        assert!(!written.due(EVERY_ENTRIES - 1) && written.due(EVERY_ENTRIES));
+        assert!(written.write(EVERY_ENTRIES, "one\n").is_err());
+        assert!(written.due(EVERY_ENTRIES), "it is tried again");
+        std::fs::create_dir(dir.path().join("full")).unwrap();
+        written.write(EVERY_ENTRIES, "one\n").unwrap();
+        assert!(!written.due(EVERY_ENTRIES));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
     }
 }

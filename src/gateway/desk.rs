@@ -8,10 +8,10 @@ use crate::exchange::Sight;
 use crate::exchange::sights::{BUCKETS, bucket_of};
 use crate::telemetry::Metrics;
 use nf_core::id::{ModelId, TenantId};
-use nf_core::slo::{Count, Window};
+use nf_core::slo::{Count, Verdict, Window};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -43,11 +43,28 @@ impl Default for Counts {
     }
 }
 
+/// How promises were kept by models that have no series of their own, all together. Kept beside
+/// their desks, so that it goes on when one of them goes.
+#[derive(Debug, Default)]
+pub struct Others(Mutex<Count>);
+
+impl Others {
+    fn take(&self, verdict: Verdict) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(verdict);
+    }
+
+    pub fn ever(&self) -> Count {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Desk {
     counts: Mutex<Counts>,
     freed: Notify,
+    /// Where its requests are counted in the metrics, if not under its own name.
+    others: Option<Arc<Others>>,
 }
 
 impl Desk {
@@ -56,10 +73,28 @@ impl Desk {
         self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// One that is counted among others.
+    pub fn unnamed(others: Arc<Others>) -> Self {
+        Self { others: Some(others), ..Self::default() }
+    }
+
+    /// Whether it has series of its own.
+    pub fn named(&self) -> bool {
+        self.others.is_none()
+    }
+
     /// Somebody has come, to whom an answer is promised within `promised`.
     pub fn arrive(self: &Arc<Self>, promised: Duration) -> Waiting {
         self.counts().arrived += 1;
         Waiting { trip: Arc::new(Trip::new(self.clone(), promised)) }
+    }
+
+    /// A request ended now. `latency` is None where no answer came.
+    pub fn judged(&self, verdict: Verdict, latency: Option<Duration>) {
+        self.record(|record| record.take(verdict, latency));
+        if let Some(others) = &self.others {
+            others.take(verdict);
+        }
     }
 
     /// Where it is kept how promises were kept.

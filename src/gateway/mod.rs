@@ -12,14 +12,14 @@ mod table;
 mod trip;
 
 use crate::exchange::{Group, Seen};
-use crate::telemetry::Metrics;
+use crate::telemetry::{MAX_MODELS, Metrics};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use desk::{Desk, Waiting};
+use desk::{Desk, Others, Waiting};
 use nf_core::audit::Actor;
 use nf_core::id::{ModelId, RequestId, TenantId};
 use nf_core::plan::Intent;
@@ -28,7 +28,7 @@ use refusal::Refused;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use table::{Entry, Table};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -65,8 +65,22 @@ impl Default for Options {
     }
 }
 
+type Names = BTreeMap<(TenantId, ModelId), Arc<Desk>>;
+
 /// The desk of each model that was asked for.
-type Desks = Mutex<BTreeMap<(TenantId, ModelId), Arc<Desk>>>;
+#[derive(Default)]
+struct Desks {
+    of: Mutex<Names>,
+    /// What became of all requests for models without a series of their own.
+    others: Arc<Others>,
+}
+
+impl Desks {
+    fn of(&self) -> MutexGuard<'_, Names> {
+        // Entries are inserted whole, so a panic elsewhere leaves nothing half done.
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A handle; clones share it.
 #[derive(Clone)]
@@ -96,7 +110,7 @@ impl Gateway {
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let replicas = forward::client();
         let bodies = Arc::new(Semaphore::new(BODIES_KIB as usize));
-        let desks = Arc::default();
+        let desks = Arc::<Desks>::default();
         promises::publish(&metrics, &desks);
         Self(Arc::new(Inner { group, tables, desks, replicas, metrics, options, bodies, epoch }))
     }
@@ -114,24 +128,29 @@ impl Gateway {
 
     /// What the autoscaler asks every member.
     pub fn seen(&self) -> Seen {
-        let desks: Vec<_> = self.desks().iter().map(|(name, desk)| (name.clone(), desk.clone())).collect();
+        let desks: Vec<_> = self.0.desks.of().iter().map(|(name, desk)| (name.clone(), desk.clone())).collect();
         let sights = desks.into_iter().map(|((tenant, model), desk)| desk.sight(tenant, model)).collect();
         Seen { epoch: self.0.epoch, sights, advice: Vec::new() }
     }
 
-    fn desks(&self) -> std::sync::MutexGuard<'_, BTreeMap<(TenantId, ModelId), Arc<Desk>>> {
-        // Entries are inserted whole, so a panic elsewhere leaves nothing half done.
-        self.0.desks.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// The desk of a model that exists.
     fn desk(&self, tenant: &TenantId, model: &ModelId) -> Arc<Desk> {
-        let mut desks = self.desks();
-        if desks.len() >= DESKS {
-            let table = self.0.tables.borrow().clone();
-            desks.retain(|(tenant, model), _| table.entry(tenant, model).is_some());
+        let (mut desks, name) = (self.0.desks.of(), (tenant.clone(), model.clone()));
+        if let Some(desk) = desks.get(&name) {
+            return desk.clone();
         }
-        desks.entry((tenant.clone(), model.clone())).or_default().clone()
+        let named = |desks: &Names| desks.values().filter(|desk| desk.named()).count();
+        if desks.len() >= DESKS || named(&desks) >= MAX_MODELS {
+            let table = self.0.tables.borrow().clone();
+            // Who still waits or is served holds on to the desk.
+            desks.retain(|(tenant, model), desk| table.entry(tenant, model).is_some() || Arc::strong_count(desk) > 1);
+        }
+        // First come stays named, so that no request moves from one series to another.
+        let desk = match named(&desks) < MAX_MODELS {
+            true => Desk::default(),
+            false => Desk::unnamed(self.0.desks.others.clone()),
+        };
+        desks.entry(name).or_insert(Arc::new(desk)).clone()
     }
 
     /// Finds a replica for the request and passes it on.

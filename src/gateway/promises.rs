@@ -3,13 +3,13 @@
 
 use super::Desks;
 use super::desk::Desk;
-use crate::telemetry::{MAX_MODELS, Metrics, OTHER};
+use crate::telemetry::{Metrics, OTHER};
 use nf_core::slo::Count;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, IntCounterVec, Opts};
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 /// Adds the families. They end with the gateway.
 pub fn publish(metrics: &Metrics, desks: &Arc<Desks>) {
@@ -40,19 +40,21 @@ struct Promises {
 }
 
 impl Promises {
-    /// Hour and ever, by tenant and model; what is past the bound is one sum.
+    /// Hour and ever, by tenant and model; those without a name are one sum.
     fn kept(&self) -> BTreeMap<(String, String), (Count, Count)> {
-        let mut kept = BTreeMap::new();
+        let mut kept: BTreeMap<_, (Count, Count)> = BTreeMap::new();
         let Some(desks) = self.desks.upgrade() else { return kept };
-        let desks = desks.lock().unwrap_or_else(PoisonError::into_inner);
-        for (i, ((tenant, model), desk)) in desks.iter().enumerate() {
-            let name = match i < MAX_MODELS {
-                true => (tenant.to_string(), model.to_string()),
-                false => (OTHER.to_owned(), OTHER.to_owned()),
-            };
+        let (mut hour_of_others, ever_of_others) = (Count::default(), desks.others.ever());
+        for ((tenant, model), desk) in desks.of().iter() {
             let (hour, ever) = Desk::kept(desk);
-            let sum: &mut (Count, Count) = kept.entry(name).or_default();
-            *sum = (sum.0.and(hour), sum.1.and(ever));
+            match desk.named() {
+                true => drop(kept.insert((tenant.to_string(), model.to_string()), (hour, ever))),
+                false => hour_of_others = hour_of_others.and(hour),
+            }
+        }
+        if ever_of_others.requests() > 0 {
+            let others = kept.entry((OTHER.to_owned(), OTHER.to_owned())).or_default();
+            *others = (others.0.and(hour_of_others), others.1.and(ever_of_others));
         }
         kept
     }

@@ -7,6 +7,7 @@ use nf_core::command::{Report, ReportKind};
 use nf_core::id::{Incarnation, NodeName};
 use nf_core::job::{JobSpec, Phase, Stage};
 use nf_core::node::PortRange;
+use nf_core::reason::Reason;
 use nf_core::resources::Gpus;
 use nf_core::scaling::{Scaling, Target};
 use nf_core::testing;
@@ -239,4 +240,45 @@ async fn requests_that_begin_alike_meet_the_same_replica() {
     }
     let served = [&a.0, &b.0].map(|r| r.served.load(Ordering::SeqCst));
     assert!(served == [8, 0] || served == [0, 8], "{served:?}");
+}
+
+/// Counters that moved from one series to another would go down, and rates of them would lie.
+#[tokio::test]
+async fn who_came_first_keeps_its_series_and_the_others_never_fall() {
+    let (group, metrics) = (Memory::new(), Metrics::new("test", "test"));
+    let gateway = Gateway::new(Arc::new(group.clone()), metrics.clone(), Options::default());
+    let first: Vec<String> = (0..MAX_MODELS).map(|n| format!("m{n:03}")).collect();
+    let late = ["zz", "a", "b", "c"];
+    for model in first.iter().map(String::as_str).chain(late) {
+        let spec = JobSpec { model: ModelId::new(model).unwrap(), ..spec("t1", 1, None) };
+        group.run(testing::schedule(model, spec));
+    }
+    let tenant = TenantId::new("t1").unwrap();
+    let known = |model: &str| gateway.0.tables.borrow().entry(&tenant, &ModelId::new(model).unwrap()).is_some();
+    eventually("all are known", || known("c")).await;
+    let serve = |model: &str| {
+        let desk = gateway.desk(&tenant, &ModelId::new(model).unwrap());
+        trip::Trip::new(desk, Duration::from_secs(3600)).answered();
+    };
+    let told = |model: &str, tenant: &str| {
+        let name = format!("nf_slo_requests_total{{model=\"{model}\",result=\"good\",tenant=\"{tenant}\"}} ");
+        metrics.render().lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok())
+    };
+    let stop = async |model: &str| {
+        let (request, why) = (RequestId::new(model).unwrap(), Reason::StoppedByUser);
+        group.run(Intent::Stop { request, tenant: None, why });
+        eventually("it is gone", || !known(model)).await;
+    };
+    first.iter().for_each(|model| serve(model));
+    serve("zz");
+    serve("zz");
+    assert_eq!((told("m099", "t1"), told("zz", "t1"), told("other", "other")), (Some(1), None, Some(2)));
+    serve("a");
+    assert_eq!((told("m099", "t1"), told("a", "t1"), told("other", "other")), (Some(1), None, Some(3)));
+    stop("zz").await;
+    serve("b");
+    assert_eq!(told("other", "other"), Some(4), "it goes on though one of them is gone");
+    stop("m000").await;
+    serve("c");
+    assert_eq!((told("m000", "t1"), told("c", "t1"), told("other", "other")), (None, Some(1), Some(4)));
 }

@@ -6,8 +6,8 @@ use super::desk::Desk;
 use crate::exchange::sights::{BUCKETS, bucket_of};
 use nf_core::slo::{Count, History, Verdict, Windows};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Latencies of so many minutes are kept one by one.
 const RECENT: usize = 5;
@@ -23,7 +23,7 @@ pub struct Record {
 
 impl Record {
     /// A request ended now. `latency` is None where no answer came.
-    fn take(&mut self, verdict: Verdict, latency: Option<Duration>) {
+    pub fn take(&mut self, verdict: Verdict, latency: Option<Duration>) {
         let now = now_seconds();
         self.history.take(now, verdict);
         self.ever.take(verdict);
@@ -60,8 +60,11 @@ impl Record {
     }
 }
 
+/// Seconds that this process counts. What is kept is kept for the process alone, so it need not know the
+/// date, and nobody who sets the clock moves it.
 fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGINNING.elapsed().as_secs()
 }
 
 /// What is known of how it went.
@@ -108,7 +111,7 @@ impl Drop for Trip {
             (false, None) if self.arrived.elapsed() <= self.promised => return,
             (false, None) => Verdict::Slow,
         };
-        self.desk.record(|record| record.take(verdict, course.latency));
+        self.desk.judged(verdict, course.latency);
     }
 }
 

@@ -3,6 +3,7 @@
 //! leave the old ones in place. It does not know who writes them, or who is told.
 
 use super::tls::{Credentials, Error, PeerTls};
+use rustls_pki_types::UnixTime;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,9 +26,9 @@ pub struct Files {
     dir: PathBuf,
     tls: PeerTls,
     good: [String; 3],
-    /// What was judged last, and what was wrong with it until it is told.
+    /// What was there at the last look, and what was told of it.
     seen: [String; 3],
-    wrong: Option<String>,
+    told: bool,
     failed: bool,
 }
 
@@ -44,53 +45,50 @@ impl Files {
     /// When it can't be read.
     pub fn new(dir: &Path, tls: PeerTls) -> Result<Self, Error> {
         let (_, good) = read(dir)?;
-        Ok(Self { dir: dir.to_owned(), tls, seen: good.clone(), good, wrong: None, failed: false })
+        Ok(Self { dir: dir.to_owned(), tls, seen: good.clone(), good, told: true, failed: false })
     }
 
     /// Looks at the files. Three files are not written in one moment: what is wrong at one look
     /// alone is nobody's trouble.
     pub fn look(&mut self) -> Look {
-        match read(&self.dir) {
-            Ok((_, texts)) if texts == self.good => self.as_before(),
-            Ok((_, texts)) if texts == self.seen => self.still_wrong(),
-            Ok((found, texts)) => {
-                self.seen = texts;
-                match self.tls.replace(&found) {
-                    Ok(()) => {
-                        (self.good, self.wrong, self.failed) = (self.seen.clone(), None, false);
-                        Look::Replaced
-                    }
-                    Err(error) => self.suspect(error.to_string()),
-                }
+        self.look_at(UnixTime::now())
+    }
+
+    /// Judged anew at each look: a certificate that is not valid yet will be.
+    fn look_at(&mut self, now: UnixTime) -> Look {
+        let (texts, judged) = match read(&self.dir) {
+            Ok((_, texts)) if texts == self.good => return self.as_before(),
+            Ok((found, texts)) => (texts, self.tls.replace(&found, now)),
+            Err(error) => ([error.to_string(), String::new(), String::new()], Err(error)),
+        };
+        match judged {
+            Ok(()) => {
+                self.good = texts;
+                self.as_before();
+                Look::Replaced
             }
-            Err(error) => {
-                let unread = [error.to_string(), String::new(), String::new()];
-                if self.seen == unread {
-                    return self.still_wrong();
-                }
-                self.seen = unread;
-                self.suspect(error.to_string())
+            Err(error) if self.seen == texts => self.still_wrong(&error),
+            Err(_) => {
+                (self.seen, self.told) = (texts, false);
+                Look::Same
             }
         }
     }
 
     fn as_before(&mut self) -> Look {
-        (self.seen, self.wrong) = (self.good.clone(), None);
+        (self.seen, self.told) = (self.good.clone(), true);
         match std::mem::take(&mut self.failed) {
             true => Look::Replaced,
             false => Look::Same,
         }
     }
 
-    fn suspect(&mut self, text: String) -> Look {
-        self.wrong = Some(text);
-        Look::Same
-    }
-
-    fn still_wrong(&mut self) -> Look {
-        let Some(text) = self.wrong.take() else { return Look::Same };
+    fn still_wrong(&mut self, error: &Error) -> Look {
+        if std::mem::replace(&mut self.told, true) {
+            return Look::Same;
+        }
         self.failed = true;
-        Look::Bad(text)
+        Look::Bad(error.to_string())
     }
 }
 
@@ -145,5 +143,25 @@ mod tests {
             (Look::Replaced, false),
             "two authorities, while one replaces the other"
         );
+    }
+
+    #[test]
+    fn a_certificate_of_tomorrow_counts_tomorrow() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create("blue").unwrap();
+        let issue = || authority.issue("blue", "n1").unwrap();
+        let first = issue();
+        first.write(dir.path()).unwrap();
+        let tls = PeerTls::new(&first, "blue", "n1").unwrap();
+        let (mut files, old) = (Files::new(dir.path(), tls.clone()).unwrap(), tls.sign(b"x").unwrap().0);
+        issue().write(dir.path()).unwrap();
+        let before = UnixTime::since_unix_epoch(Duration::from_secs(1));
+        assert_eq!(files.look_at(before), Look::Same);
+        assert!(matches!(files.look_at(before), Look::Bad(text) if text.contains("NotValidYet")));
+        assert_eq!(files.look_at(before), Look::Same, "told once");
+        assert_eq!(tls.sign(b"x").unwrap().0, old);
+        assert_eq!(files.look(), Look::Replaced, "the same files, later");
+        assert_ne!(tls.sign(b"x").unwrap().0, old);
+        assert_eq!(files.look(), Look::Same);
     }
 }

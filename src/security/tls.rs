@@ -44,6 +44,13 @@ pub enum Error {
     Tls(#[from] rustls::Error),
     #[error("the certificate is not one for {0}; make one with `nf tls cert`")]
     WrongName(String),
+    #[error(
+        "the certificate is for a {found}, and this process began as a {began}; \
+         make one with `nf tls cert create --role {began}`, or restart it as what it shall be"
+    )]
+    WrongRole { found: &'static str, began: &'static str },
+    #[error("the certificate lacks the extended key usage {0}, which peers ask for; make one with `nf tls cert`")]
+    Usage(&'static str),
 }
 
 /// The group's certificate authority, as PEM. The key belongs on no running member.
@@ -75,6 +82,24 @@ impl Role {
         match self {
             Role::Server => "server",
             Role::Client => "client",
+        }
+    }
+
+    /// As `nf tls cert create --role` has it.
+    fn option(self) -> &'static str {
+        match self {
+            Role::Server => "server",
+            Role::Client => "node",
+        }
+    }
+
+    /// What peers ask of the holder's certificate: members also call one another.
+    fn usages(self) -> &'static [(&'static str, webpki::KeyUsage)] {
+        const CALLS: (&str, webpki::KeyUsage) = ("clientAuth", webpki::KeyUsage::client_auth());
+        const SERVES: (&str, webpki::KeyUsage) = ("serverAuth", webpki::KeyUsage::server_auth());
+        match self {
+            Role::Server => &[CALLS, SERVES],
+            Role::Client => &[CALLS],
         }
     }
 }
@@ -227,6 +252,7 @@ pub struct PeerTls {
 struct Loaded {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    role: Role,
     cert: CertificateDer<'static>,
     key: Arc<dyn SigningKey>,
 }
@@ -253,16 +279,16 @@ impl Loaded {
         let chain = chain.map_err(pem_error("the member's certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes());
         let key = key.map_err(pem_error("the member's key"))?;
-        let names = [name_of(cluster, name, Role::Server)?, name_of(cluster, name, Role::Client)?];
-        if !chain.first().is_some_and(|cert| names.iter().any(|dns| certifies(cert, dns))) {
-            let [dns, _] = names;
-            return Err(Error::WrongName(dns));
-        }
+        let (server, client) = (name_of(cluster, name, Role::Server)?, name_of(cluster, name, Role::Client)?);
+        let (cert, role) = match chain.first() {
+            Some(cert) if certifies(cert, &server) => (cert.clone(), Role::Server),
+            Some(cert) if certifies(cert, &client) => (cert.clone(), Role::Client),
+            _ => return Err(Error::WrongName(server)),
+        };
         let versions = &[&rustls::version::TLS13];
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let cert = chain.first().cloned().ok_or_else(|| Error::WrongName(names[0].clone()))?;
         let signing = provider().key_provider.load_private_key(key.clone_key())?;
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)?
@@ -274,7 +300,7 @@ impl Loaded {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { server: Arc::new(server), client: Arc::new(client), cert, key: signing })
+        Ok(Self { server: Arc::new(server), client: Arc::new(client), role, cert, key: signing })
     }
 }
 
@@ -289,11 +315,15 @@ impl PeerTls {
     /// Takes other credentials for every connection from now on; those that are open stay.
     ///
     /// # Errors
-    /// What of them cannot be used, also that their certificate does not count now under
-    /// their own authorities: then the old ones stay.
-    pub fn replace(&self, credentials: &Credentials) -> Result<(), Error> {
+    /// What of them cannot be used, also that their certificate does not count at `now` under
+    /// their own authorities, or for what this process is: then the old ones stay.
+    pub fn replace(&self, credentials: &Credentials, now: UnixTime) -> Result<(), Error> {
         let loaded = Loaded::new(credentials, &self.cluster, &self.name)?;
-        counts(credentials)?;
+        let (found, began) = (loaded.role, self.loaded.load().role);
+        if found != began {
+            return Err(Error::WrongRole { found: found.option(), began: began.option() });
+        }
+        counts(credentials, began, now)?;
         self.loaded.store(Arc::new(loaded));
         Ok(())
     }
@@ -321,8 +351,9 @@ impl PeerTls {
     }
 }
 
-/// Whether the certificate chains to the authorities beside it, and is valid now: peers will ask the same.
-fn counts(credentials: &Credentials) -> Result<(), Error> {
+/// Whether the certificate chains to the authorities beside it, is valid at `now` and for what a `role`
+/// does with it: peers will ask the same.
+fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Result<(), Error> {
     let chain = certificates(&credentials.cert, "the member's certificate")?;
     let (Some(leaf), authorities) = (chain.first(), certificates(&credentials.authority, "the authorities")?) else {
         return Err(Error::Pem { what: "the member's certificate", detail: "there is none".to_owned() });
@@ -331,8 +362,13 @@ fn counts(credentials: &Credentials) -> Result<(), Error> {
     let anchors: Result<Vec<_>, _> = authorities.iter().map(|cert| webpki::anchor_from_trusted_cert(cert)).collect();
     let (anchors, algorithms) = (anchors.map_err(bad)?, provider().signature_verification_algorithms.all);
     let leaf = webpki::EndEntityCert::try_from(leaf).map_err(bad)?;
-    let usage = webpki::KeyUsage::client_auth();
-    leaf.verify_for_usage(algorithms, &anchors, &chain[1..], UnixTime::now(), usage, None, None).map_err(bad)?;
+    for (name, usage) in role.usages() {
+        match leaf.verify_for_usage(algorithms, &anchors, &chain[1..], now, *usage, None, None) {
+            Ok(_) => {}
+            Err(webpki::Error::RequiredEkuNotFoundContext(_)) => return Err(Error::Usage(name)),
+            Err(error) => return Err(bad(error)),
+        }
+    }
     Ok(())
 }
 
@@ -370,5 +406,37 @@ mod tests {
         assert_eq!(holder(&cert(&credentials), "green"), None);
         assert!(authority.issue("blue", "N1").is_err());
         assert!(authority.issue("blue", "").is_err());
+    }
+
+    #[test]
+    fn new_keys_are_for_what_the_process_is() {
+        let authority = Authority::create("blue").unwrap();
+        let issue = |name, role| authority.issue_as("blue", name, role).unwrap();
+        let refused = |tls: &PeerTls, new: &Credentials| {
+            let before = tls.sign(b"x").unwrap().0;
+            let text = tls.replace(new, UnixTime::now()).unwrap_err().to_string();
+            assert_eq!(tls.sign(b"x").unwrap().0, before, "the old ones stay: {text}");
+            text
+        };
+        let member = PeerTls::new(&issue("n1", Role::Server), "blue", "n1").unwrap();
+        let text = refused(&member, &issue("n1", Role::Client));
+        assert!(text.contains("is for a node") && text.contains("--role server"), "{text}");
+        assert!(refused(&member, &issue("n2", Role::Server)).contains("not one for n1"));
+        let worker = PeerTls::new(&issue("n1", Role::Client), "blue", "n1").unwrap();
+        assert!(refused(&worker, &issue("n1", Role::Server)).contains("--role node"));
+        for (usages, missing) in [
+            (vec![ExtendedKeyUsagePurpose::ClientAuth], "serverAuth"),
+            (vec![ExtendedKeyUsagePurpose::ServerAuth], "clientAuth"),
+        ] {
+            let key = KeyPair::generate().unwrap();
+            let issuer = Issuer::from_ca_cert_pem(&authority.cert, KeyPair::from_pem(&authority.key).unwrap()).unwrap();
+            let mut params = CertificateParams::new(vec![dns_name("blue", "n1").unwrap()]).unwrap();
+            params.extended_key_usages = usages;
+            let cert = params.signed_by(&key, &issuer).unwrap().pem();
+            let new = Credentials { authority: authority.cert.clone(), cert, key: key.serialize_pem() };
+            assert!(refused(&member, &new).contains(missing));
+        }
+        assert!(member.replace(&issue("n1", Role::Server), UnixTime::now()).is_ok());
+        assert!(worker.replace(&issue("n1", Role::Client), UnixTime::now()).is_ok());
     }
 }

@@ -122,6 +122,9 @@ def test_a_promise_is_counted_on_every_member_and_told_by_any(group):
     assert slow.status_code == 200
 
     for member in range(3):
+        # A member tells what it gathered within the last second.
+        counted = lambda: group.get("/slo/t1/m4", member)["windows"][0]["requests"] == 10
+        eventually(f"member {member} has asked again", counted)
         slo = group.get("/slo/t1/m4", member)
         assert slo["silent"] == [] and slo["simulation"] is True, slo
         assert [w["requests"] for w in slo["windows"]] == [10] * 5, slo

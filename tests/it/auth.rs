@@ -479,3 +479,38 @@ async fn the_end_of_the_trail_is_signed_by_the_member_that_tells_it() {
     assert_eq!(holds(&line).0.as_deref(), Ok("n1"));
     group.stop().await;
 }
+
+/// What is refused after the gate, by the tenant that is named or the rules of the group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_past_the_gate_are_in_the_trail_from_both_surfaces() {
+    let group = Group::start(1).await;
+    let (admin, ada) = (group.token("ops", &[Role::Admin]), group.token("t1", &[Role::Operator, Role::Viewer]));
+    assert_eq!(group.call(&ada, Method::DELETE, "/schedule/r1?tenant_id=t2", None).await.0, 404);
+    let mut client = SchedulerServiceClient::new(group.grpc().await);
+    let of = |tenant: &str| v1::StopRequest { tenant_id: tenant.into(), request_id: "r1".into() };
+    assert_eq!(client.stop(with(&ada, of("t2"))).await.unwrap_err().code(), Code::NotFound);
+    let watch = v1::WatchRequest { tenant_id: "t2".into(), ..Default::default() };
+    assert_eq!(client.watch(with(&ada, watch)).await.unwrap_err().code(), Code::NotFound);
+    let bad = v1::ScheduleRequest { tenant_id: "t1".into(), ..Default::default() };
+    assert_eq!(client.schedule(with(&ada, bad)).await.unwrap_err().code(), Code::InvalidArgument);
+    let wanted = [
+        ("DELETE /schedule/{request_id}", "NotFound"),
+        ("RPC /neuralfabric.v1.SchedulerService/Stop", "NotFound"),
+        ("RPC /neuralfabric.v1.SchedulerService/Watch", "NotFound"),
+        ("RPC /neuralfabric.v1.SchedulerService/Schedule", "InvalidArgument"),
+    ];
+    let until = crate::harness::deadline();
+    loop {
+        let text = trail(&group, &admin).await;
+        let told = |(what, why): &(&str, &str)| {
+            let said = |line: &&str| line.contains(what) && line.contains(&format!("\"result\":\"{why}\""));
+            text.lines().filter(said).count() == 1
+        };
+        if wanted.iter().all(told) {
+            break;
+        }
+        assert!(Instant::now() < until, "each refusal is in the trail once: {text}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    group.stop().await;
+}

@@ -10,6 +10,7 @@ use nf_core::plan::Intent;
 use nf_core::reason::Reason;
 use nf_proto::internal as pb;
 use pb::peer_service_client::PeerServiceClient;
+use rustls_pki_types::UnixTime;
 use tonic::Code;
 
 use crate::harness::{Cluster, deadline, eventually, tenant};
@@ -206,7 +207,7 @@ async fn five_members_work_with_two_gone() {
 /// Each member is given what `of` makes for its name.
 fn rotate(cluster: &Cluster, of: impl Fn(&str) -> tls::Credentials) {
     for seat in &cluster.seats {
-        seat.tls.replace(&of(&seat.name)).expect("usable credentials");
+        seat.tls.replace(&of(&seat.name), UnixTime::now()).expect("usable credentials");
     }
 }
 

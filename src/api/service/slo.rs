@@ -1,10 +1,11 @@
 //! What a service promises and how it keeps the promise: what every member's gateway
 //! counted, added up when somebody asks, with what the leader would do about it. What
 //! a member that is gone had counted is gone, and the answer names who did not answer.
-//! It counts nothing itself.
+//! Members are asked once a second at most. It counts nothing itself.
 
 use super::services::{ServiceBody, services};
 use super::{Call, Service, freshness};
+use crate::api::Sights;
 use crate::api::convert::answer::Freshness;
 use crate::api::error::Failure;
 use crate::exchange::sights::{BUCKETS, p95_ms};
@@ -15,7 +16,38 @@ use nf_core::reason::{Reason, Refusal};
 use nf_core::slo::{Count, LATENCY_MS, OBJECTIVE_PER_MILLE, Window};
 use nf_core::state::State;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
+
+/// Members are asked at most this often, for however many who ask.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// One panorama for all who ask at about the same time: it is of every service, and costs each member a call.
+pub struct Shared {
+    ask: Sights,
+    /// The lock is held while members are asked, so that who comes meanwhile waits for that answer.
+    last: Mutex<Option<(Instant, Arc<Panorama>)>>,
+}
+
+impl Shared {
+    pub fn new(ask: Sights) -> Self {
+        Self { ask, last: Mutex::default() }
+    }
+
+    async fn now(&self) -> Arc<Panorama> {
+        let mut last = self.last.lock().await;
+        if let Some((at, panorama)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return panorama.clone();
+        }
+        let panorama = Arc::new((self.ask)().await);
+        *last = Some((Instant::now(), panorama.clone()));
+        panorama
+    }
+}
 
 /// What is promised.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -105,8 +137,8 @@ impl Service {
             return Err(Refusal::field(Reason::NotFound, "model_id", detail).into());
         };
         let panorama = match &self.sights {
-            Some(sights) => sights().await,
-            None => Panorama::default(),
+            Some(sights) => sights.now().await,
+            None => Arc::default(),
         };
         Ok(body(service, stated, &panorama, (tenant, model), simulation, read))
     }
@@ -185,9 +217,11 @@ fn advice(panorama: &Panorama, tenant: &TenantId, model: &ModelId) -> Option<Adv
 mod tests {
     use super::*;
     use crate::exchange::Seen;
+    use futures::FutureExt;
     use nf_core::id::MemberId;
     use nf_core::resources::Gpus;
     use nf_core::testing::{job_spec, node_spec, register, run, schedule};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn sight(model: &str, good: u64, failed: u64) -> Sight {
         let mut recent = vec![0; BUCKETS];
@@ -232,5 +266,32 @@ mod tests {
         assert!(body.p95_ms.is_some());
         let told = body.autoscaler.unwrap();
         assert_eq!((told.desired, told.why.as_slice(), told.advisory), (3, &["Load".to_owned()][..], true));
+    }
+
+    #[tokio::test]
+    async fn however_many_ask_members_are_asked_once_a_second() {
+        let rounds = Arc::new(AtomicUsize::new(0));
+        let counted = rounds.clone();
+        let ask: Sights = Arc::new(move || {
+            let counted = counted.clone();
+            let round = async move {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let member = counted.fetch_add(1, Ordering::SeqCst) as u64 + 1;
+                Panorama { seen: Vec::new(), silent: vec![MemberId(member)] }
+            };
+            round.boxed()
+        });
+        let shared = Shared::new(ask);
+        for round in 1..=2 {
+            for panorama in futures::future::join_all((0..50).map(|_| shared.now())).await {
+                assert_eq!(panorama.silent, [MemberId(round)]);
+            }
+            assert_eq!(shared.now().await.silent, [MemberId(round)]);
+            tokio::time::sleep(FRESH).await;
+        }
+        // Who leaves while it asks leaves the question to the next.
+        assert!(tokio::time::timeout(Duration::from_millis(1), shared.now()).await.is_err());
+        assert_eq!(shared.now().await.silent, [MemberId(3)]);
+        assert_eq!(rounds.load(Ordering::SeqCst), 3);
     }
 }
