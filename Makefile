@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/neural-fabric/target
 export NF_VENV ?= $(HOME)/.cache/neural-fabric/venv
 NF := $(CARGO_TARGET_DIR)/debug/nf
 
-.PHONY: help run test e2e sim soak bench fmt build release path prerequisites venv venv-models
+.PHONY: help run test e2e sim soak fuzz bench fmt build release path prerequisites venv venv-models
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ sim: prerequisites ## 10,000 simulated seeds
 
 soak: prerequisites venv ## the long walks: etcd comparison, many leader failures
 	tests/run soak
+
+fuzz: build ## each parser of outside bytes for ten minutes, guided by coverage (NF_FUZZ_SECONDS)
+	tests/fuzz/run
 
 bench: prerequisites ## the criterion benchmarks that there are; figures, never pass or fail
 	tests/run bench

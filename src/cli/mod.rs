@@ -26,7 +26,7 @@ mod report;
 mod scale;
 mod settings;
 mod signals;
-mod sim;
+pub mod sim;
 mod slo;
 mod tenant;
 mod tls;

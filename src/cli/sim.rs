@@ -6,6 +6,9 @@ mod lines;
 mod place;
 mod svg;
 
+pub use autoscale::online::run as speak_autoscale;
+pub use place::online::run as speak_place;
+
 use super::exit::{Exit, fail};
 use super::output::at;
 use super::{Global, dev, say, signals};

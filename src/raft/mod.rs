@@ -24,7 +24,7 @@ pub mod state_machine;
 mod status;
 pub mod types;
 mod upkeep;
-mod wire;
+pub mod wire;
 
 pub use leadership::follow as follow_leadership;
 pub use listener::PeerInfo;

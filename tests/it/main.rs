@@ -14,6 +14,7 @@ mod exchange;
 mod harness;
 mod layers;
 mod model_signing;
+mod parsers;
 mod raft_group;
 mod raft_members;
 mod storage_crash;

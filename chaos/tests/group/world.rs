@@ -32,6 +32,9 @@ pub type Raft = openraft::Raft<C, Machine>;
 
 /// Calls each client makes.
 const CALLS: u64 = 25;
+/// One in so many answers is followed, at once, by the power going out everywhere: what was
+/// answered before it was on disk is lost then, and at no other moment for sure.
+const POWER_CUT: u64 = 40;
 /// Milliseconds since the epoch at which the world begins.
 const EPOCH_MS: u64 = 1_790_000_000_000;
 
@@ -65,6 +68,8 @@ struct Inner {
     crashes: usize,
     snapshots: usize,
     top_term: u64,
+    /// The time of faults is over.
+    healing: bool,
     begun: SimInstant,
 }
 
@@ -109,6 +114,7 @@ impl World {
             crashes: 0,
             snapshots: 0,
             top_term: 0,
+            healing: false,
             begun: SimInstant::now(),
         })))
     }
@@ -241,12 +247,13 @@ impl World {
         }
     }
 
-    fn crash(&self, id: u64) {
+    /// False when it is down already: whoever crashed it starts it again.
+    fn crash(&self, id: u64) -> bool {
         let mut inner = self.lock();
         let unsynced = inner.seats[&id].disk.unsynced() as u64;
         let survivors = inner.random(unsynced + 1);
         let seat = inner.seats.get_mut(&id).expect("a seat");
-        let Some(gone) = seat.member.take() else { return };
+        let Some(gone) = seat.member.take() else { return false };
         seat.life += 1;
         seat.disk = seat.disk.crash(usize::try_from(survivors).expect("few"));
         seat.tables = seat.tables.crash();
@@ -256,6 +263,27 @@ impl World {
         SimRuntime::spawn(async move {
             let _ = gone.raft.shutdown().await;
         });
+        true
+    }
+
+    /// Crashes a member, and starts it again soon.
+    fn crash_for_a_while(&self, id: u64) {
+        if !self.crash(id) {
+            return;
+        }
+        let down = self.random(2_000);
+        let world = self.clone();
+        SimRuntime::spawn(async move {
+            pause(down).await;
+            world.start(id).await;
+        });
+    }
+
+    /// All members crash in the same instant.
+    fn power_cut(&self) {
+        for id in self.ids() {
+            self.crash_for_a_while(id);
+        }
     }
 
     pub async fn form(&self) {
@@ -307,6 +335,11 @@ impl World {
                     let mut inner = self.lock();
                     let known = inner.acknowledged.insert(request, no);
                     assert!(known.is_none(), "seed {seed}: {name} twice");
+                    let cut = !inner.healing && inner.random(POWER_CUT) == 0;
+                    drop(inner);
+                    if cut {
+                        self.power_cut();
+                    }
                 }
                 other => panic!("seed {seed}: {name}: {other:?}"),
             }
@@ -324,17 +357,7 @@ impl World {
             let ids = self.ids();
             let pick = ids[usize::try_from(self.random(ids.len() as u64)).expect("few")];
             match self.random(10) {
-                0..=2 => {
-                    self.crash(pick);
-                    let down = self.random(2_000);
-                    let world = self.clone();
-                    SimRuntime::spawn(async move {
-                        pause(down).await;
-                        if world.alive(pick).is_none() {
-                            world.start(pick).await;
-                        }
-                    });
-                }
+                0..=2 => self.crash_for_a_while(pick),
                 3 | 4 => {
                     let others: Vec<u64> = ids.iter().copied().filter(|id| *id != pick).collect();
                     let mut inner = self.lock();
@@ -371,6 +394,7 @@ impl World {
             let mut inner = self.lock();
             inner.cut.clear();
             inner.loss = 0;
+            inner.healing = true;
         }
         // Restarts that are under way come first.
         pause(2_500).await;

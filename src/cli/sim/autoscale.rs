@@ -2,7 +2,7 @@
 //! rules that others use, on the same terms, as a table and a picture. It knows
 //! neither group nor clock.
 
-mod online;
+pub(super) mod online;
 mod picture;
 
 use crate::cli::Global;

@@ -3,7 +3,7 @@
 //! are the arguments, and who speaks: another program (`--online`) or a replay of files.
 
 mod ask;
-mod online;
+pub(super) mod online;
 mod plot;
 mod replay;
 mod workload;
