@@ -19,6 +19,7 @@ pub mod controller;
 pub mod daemon;
 pub mod exchange;
 pub mod gateway;
+pub mod integrations;
 pub mod models;
 pub mod raft;
 pub mod security;

@@ -41,6 +41,14 @@ def eventually(what, look, limit=20.0):
         time.sleep(STEP)
 
 
+def holds(what, look, seconds):
+    """Fails as soon as `look` is not true any more; returns after so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert look(), f"{what}: no longer, {until - time.monotonic():.1f} s before the end"
+        time.sleep(10 * STEP)
+
+
 def free_port():
     """A port P such that P..P+9 are free: public, peer, and what a test adds.
 

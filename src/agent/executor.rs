@@ -10,9 +10,12 @@ use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
+use super::scrape::Said;
+use crate::exchange::TOLD;
 use crate::models::{Cache, Manifest, Store};
 use bytes::Bytes;
 use futures::FutureExt;
+use nf_core::autoscaler::source::Told;
 use nf_core::id::{Generation, NodeName, RequestId, TenantId};
 use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
@@ -66,6 +69,8 @@ struct Slot {
     holding: Holding,
     condition: Condition,
     stage: Stage,
+    /// What its metrics said last.
+    said: Option<Said>,
     stop: watch::Sender<Option<Reason>>,
     task: Option<AbortHandle>,
 }
@@ -103,6 +108,12 @@ impl Shared {
             slot.stage = stage;
             drop(slots);
             self.changed();
+        }
+    }
+
+    pub(super) fn said(&self, key: Key, said: Option<Said>) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            slot.said = said;
         }
     }
 
@@ -261,7 +272,7 @@ impl Executor {
     fn insert(&self, launch: &Launch, condition: Condition, stage: Stage) -> Post {
         let (stop, asked) = watch::channel(None);
         let (request, holding) = (launch.request.clone(), launch.holding());
-        let slot = Slot { request, holding, condition, stage, stop, task: None };
+        let slot = Slot { request, holding, condition, stage, said: None, stop, task: None };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -342,6 +353,17 @@ impl Executor {
         let slots = held(&self.shared.slots);
         let alive = slots.iter().filter(|(_, s)| s.condition == Condition::Alive);
         alive.map(|((id, generation), slot)| (*id, *generation, slot.stage)).collect()
+    }
+
+    /// What the metrics of the replicas that are ready say.
+    pub fn told(&self) -> Vec<Told> {
+        let slots = held(&self.shared.slots);
+        let ready = slots.iter().filter(|(_, s)| s.condition == Condition::Alive && s.stage == Stage::Ready);
+        let told = |((id, generation), slot): (&Key, &Slot)| {
+            let Said { running_m, waiting_m, answered, p95_ms } = slot.said?;
+            Some(Told { id: *id, generation: *generation, running_m, waiting_m, answered, p95_ms })
+        };
+        ready.filter_map(told).take(TOLD).collect()
     }
 
     /// See [`super::Execute::guard_until`].

@@ -21,6 +21,7 @@ mod post;
 mod probe;
 mod record;
 mod runtimes;
+mod scrape;
 pub mod virtual_nodes;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
 use nf_core::id::{Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
@@ -58,6 +60,10 @@ pub trait Execute: Send + Sync + 'static {
     fn actual(&self) -> Actual;
     /// How far each living replica has come.
     fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)>;
+    /// What the metrics of ready replicas say, for the autoscaler.
+    fn told(&self) -> Vec<Told> {
+        Vec::new()
+    }
     /// Rises when `actual` or `stages` may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
     /// Until when, by CLOCK_BOOTTIME, replicas that must never run twice may live: as a
@@ -429,7 +435,13 @@ impl Agent {
         }
         let beat = |(at, incarnation): &(usize, Incarnation)| {
             let node = &self.nodes[*at];
-            Beat { node: node.registration.node.clone(), incarnation: *incarnation, revision_seen: node.revision() }
+            let told = node.executor().told();
+            Beat {
+                node: node.registration.node.clone(),
+                incarnation: *incarnation,
+                revision_seen: node.revision(),
+                told,
+            }
         };
         let beats: Vec<Beat> = alive.iter().map(beat).collect();
         let (link, sent) = (self.link.clone(), lease::boot_ms());

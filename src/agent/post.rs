@@ -5,6 +5,7 @@
 use super::executor::{ExecutorConfig, Shared};
 use super::logs;
 use super::record::Launch;
+use super::scrape::Said;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
@@ -82,6 +83,11 @@ impl Post {
 
     pub(super) fn stage(&self, stage: Stage) {
         self.shared.stage((self.launch.id, self.launch.generation), stage);
+    }
+
+    /// What its own metrics said just now; None: nothing.
+    pub(super) fn said(&self, said: Option<Said>) {
+        self.shared.said((self.launch.id, self.launch.generation), said);
     }
 
     /// Waits until the replica should stop, and says why.

@@ -458,6 +458,7 @@ async fn a_follower_passes_beats_on_and_one_confirmation_serves_many() {
         node: NodeName::new(name).unwrap(),
         incarnation: Incarnation(incarnation),
         revision_seen: 0,
+        told: vec![],
     };
     let calls = (0..200).map(|_| hub.beat(vec![beat("n1", 1)]));
     let answers: Vec<_> = futures::future::join_all(calls).await;

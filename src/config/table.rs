@@ -140,8 +140,8 @@ settings! {
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
     pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,
         "hybrid, classical or off for transport; off only on loopback";
-    #[unused] prom_url: Option<String> = "", "PROM_URL", parse::url,
-        "Prometheus to read latency and queue depth from; not used by this build";
+    prom_url: Option<String> = "", "PROM_URL", parse::url,
+        "Prometheus to read services' queue depth and latency from; what agents read from the replicas when not set";
     #[secret] #[unused] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,
         "mirror for SQL users; not used by this build";
     #[secret] #[unused] redis_url: Option<String> = "", "REDIS_URL", parse::url,

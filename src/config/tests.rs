@@ -71,7 +71,7 @@ fn a_secret_shows_in_no_view_and_no_error() {
 #[test]
 fn settings_without_effect_are_marked_in_flag_and_words() {
     let unused: Vec<_> = TABLE.iter().filter(|row| row.unused).map(|row| row.env).collect();
-    assert_eq!(unused, ["PROM_URL", "POSTGRES_DSN", "REDIS_URL", "KUBECONFIG", "OPENAI_KEY"]);
+    assert_eq!(unused, ["POSTGRES_DSN", "REDIS_URL", "KUBECONFIG", "OPENAI_KEY"]);
     for row in TABLE {
         assert_eq!(row.unused, row.doc.ends_with("not used by this build"), "{}", row.key);
     }

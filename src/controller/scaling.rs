@@ -3,15 +3,17 @@
 //! Everything here dies with the term; a new leader learns for a while before it
 //! takes anything away. It does not decide itself.
 
-use crate::exchange::sights::{BUCKETS, p95_ms};
+use crate::exchange::sights::{BUCKETS, Measured, p95_ms};
 use crate::exchange::{Advice, Panorama, Sight};
 use nf_core::autoscaler::signal::Reading;
+use nf_core::autoscaler::source::{Ears, Heard, Load};
 use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
-use nf_core::id::{JobNo, MemberId, ModelId, TenantId};
+use nf_core::id::{Generation, JobNo, MemberId, ModelId, NodeNo, TenantId};
 use nf_core::job::{Job, Next, Phase, Replica, Stage};
 use nf_core::node::NodeState;
 use nf_core::plan::Intent;
 use nf_core::quota;
+use nf_core::reconcile::ReplicaId;
 use nf_core::scaling::{Scaling, Target};
 use nf_core::state::State;
 use std::collections::BTreeMap;
@@ -95,6 +97,7 @@ impl Sum {
 struct Known {
     scaling: Scaling,
     scaler: Autoscaler,
+    ears: Ears,
     /// What it said last.
     said: Option<u16>,
 }
@@ -113,7 +116,8 @@ impl Scaler {
 
     /// One look at all services. `state` is from before the panorama: a service that was woken
     /// in between is not put back to sleep by who has not seen why.
-    pub fn look(&mut self, state: &State, panorama: Panorama, at_ms: u64) -> (Vec<Intent>, Vec<Look>) {
+    pub fn look(&mut self, state: &State, mut panorama: Panorama, at_ms: u64) -> (Vec<Intent>, Vec<Look>) {
+        let (told, measured) = (std::mem::take(&mut panorama.told), std::mem::take(&mut panorama.measured));
         let sums = self.sum_up(state, panorama);
         let mut shared: BTreeMap<Name, u64> = BTreeMap::new();
         for job in state.services().filter(|job| !job.stopped && job.desired() > 0) {
@@ -124,8 +128,9 @@ impl Scaler {
         for job in state.services().filter(|job| !job.stopped) {
             let Some(scaling) = job.spec.scaling else { continue };
             let share = shared.get(&name(job)).copied().unwrap_or(1);
-            let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share);
             let Some(known) = self.known(job, scaling) else { continue };
+            let heard = measured_first(known.ears.listen(&ready(job), &told), &measured, &name(job), share);
+            let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share, heard);
             known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: None });
             let current = job.desired();
             known.scaler.stands_at(current.into());
@@ -151,7 +156,7 @@ impl Scaler {
         if self.scalers.get(&job.no).is_none_or(|known| known.scaling != scaling || asked(known)) {
             // What is stored was checked when it was accepted; what still can't be is left alone.
             let scaler = Autoscaler::new(service(&scaling, self.tick)).ok()?;
-            self.scalers.insert(job.no, Known { scaling, scaler, said: None });
+            self.scalers.insert(job.no, Known { scaling, scaler, ears: Ears::default(), said: None });
         }
         self.scalers.get_mut(&job.no)
     }
@@ -213,7 +218,7 @@ fn service(scaling: &Scaling, tick: Duration) -> Service {
 }
 
 /// What is seen of one service; `sum` is None when what was seen is not whole.
-fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64) -> Signals {
+fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64, heard: Heard) -> Signals {
     let count = |test: fn(&Phase) -> bool| {
         Reading::of(job.replicas.iter().filter(|r: &&Replica| test(&r.phase)).count() as u64)
     };
@@ -231,14 +236,53 @@ fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64) -> Sign
     let Some(sum) = sum else { return replicas };
     let nothing = Sum::default();
     let sum = sum.unwrap_or(&nothing);
-    let part = |n: u64| Reading::of(n.div_ceil(share.max(1)));
+    // Several jobs of one model share what gateways see; what replicas say is their own job's.
+    let part = |n: u64| n.div_ceil(share.max(1));
+    let gateways = Load {
+        waiting_m: part(sum.waiting).saturating_mul(1000),
+        running_m: part(sum.running).saturating_mul(1000),
+        arrived: part(sum.arrived),
+        p95_ms: sum.p95_ms(),
+    };
+    let load = gateways.with(heard.load);
     Signals {
-        queue: part(sum.waiting),
-        running: part(sum.running),
-        arrivals: part(sum.arrived),
-        p95_ms: Reading::of(sum.p95_ms()),
+        queue: Reading::of_milli(load.waiting_m),
+        running: Reading::of_milli(load.running_m),
+        // A number too few: with it missing nothing is taken away, and the others still count.
+        arrivals: if heard.gap { Reading::Missing } else { Reading::of(load.arrived) },
+        p95_ms: Reading::of(load.p95_ms),
         ..replicas
     }
+}
+
+/// A monitoring system's word goes before that of the replicas' agents, but for arrivals, which only
+/// these count. Where it should say something and does not, what is known may be too little.
+fn measured_first(heard: Heard, measured: &Measured, name: &Name, share: u64) -> Heard {
+    match measured {
+        Measured::Nobody => heard,
+        Measured::Silent => Heard { gap: true, ..heard },
+        Measured::Said(loads) => match loads.get(name) {
+            None => heard,
+            Some(load) => {
+                let part = |n: u64| n.div_ceil(share.max(1));
+                let arrived = heard.load.map_or(0, |load| load.arrived);
+                let (waiting_m, running_m) = (part(load.waiting_m), part(load.running_m));
+                Heard { load: Some(Load { waiting_m, running_m, arrived, ..*load }), ..heard }
+            }
+        },
+    }
+}
+
+/// The replicas that take requests, and where.
+fn ready(job: &Job) -> Vec<(NodeNo, ReplicaId, Generation)> {
+    let one = |(i, replica): (usize, &Replica)| match &replica.phase {
+        Phase::Held { alloc, stage: Stage::Ready } => {
+            let id = ReplicaId { job: job.no, replica: u16::try_from(i).ok()? };
+            Some((alloc.node, id, replica.generation))
+        }
+        _ => None,
+    };
+    job.replicas.iter().enumerate().filter_map(one).collect()
 }
 
 /// Replicas that the tenant's GPU quota has room for, those of the job included.
@@ -310,7 +354,8 @@ mod tests {
             at += TICK;
             came += 8;
             let both = vec![seen(1, 1, sight(came, 4, 2)), seen(2, 7, sight(came, 4, 2))];
-            let (intents, looks) = scaler.look(&state, Panorama { seen: both, silent: vec![] }, at);
+            let (intents, looks) =
+                scaler.look(&state, Panorama { seen: both, silent: vec![], ..Panorama::default() }, at);
             assert_eq!(looks.len(), 1);
             run(&mut state, intents);
         }
@@ -320,7 +365,8 @@ mod tests {
         for _ in 0..100 {
             at += TICK;
             let one = vec![seen(1, 1, sight(came, 0, 0))];
-            let (intents, _) = scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)] }, at);
+            let (intents, _) =
+                scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)], ..Panorama::default() }, at);
             assert_eq!(intents, []);
         }
         testing::run(&mut state, Intent::NodeStates(vec![(NodeNo(2), Incarnation(1), NodeState::Down)]));
@@ -330,7 +376,8 @@ mod tests {
             at += TICK;
             asleep_after += 1;
             let one = vec![seen(1, 1, sight(came, 0, 0))];
-            let (intents, _) = scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)] }, at);
+            let (intents, _) =
+                scaler.look(&state, Panorama { seen: one, silent: vec![MemberId(2)], ..Panorama::default() }, at);
             run(&mut state, intents);
         }
         assert!((15..200).contains(&asleep_after), "{asleep_after} s");
@@ -347,7 +394,8 @@ mod tests {
         let mut told = Vec::new();
         for i in 1..20 {
             let seen = vec![seen(1, 1, sight(i * 20, 30, 1))];
-            let (intents, looks) = scaler.look(&state, Panorama { seen, silent: vec![] }, i * TICK);
+            let (intents, looks) =
+                scaler.look(&state, Panorama { seen, silent: vec![], ..Panorama::default() }, i * TICK);
             assert_eq!(intents, []);
             told.extend(looks.into_iter().map(|look| (look.current, look.decision.desired, look.decision.why)));
         }
@@ -358,7 +406,7 @@ mod tests {
     fn a_decision_that_was_lost_is_made_again() {
         let (state, mut scaler) = (world(), Scaler::new(Duration::from_millis(TICK)));
         let said = (1..=300).map(|i| {
-            let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![] };
+            let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![], ..Panorama::default() };
             // None of them is committed.
             scaler.look(&state, panorama, i * TICK).0.len()
         });
@@ -376,7 +424,7 @@ mod tests {
         testing::run(&mut state, Intent::Scale { request, tenant: None, target });
         // Those that nobody has placed, or that stop to start elsewhere, count like the others.
         for i in 1..u64::from(SETTLE) {
-            let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![] };
+            let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![], ..Panorama::default() };
             assert_eq!(scaler.look(&state, panorama, i * TICK).0, [], "at look {i}");
         }
     }

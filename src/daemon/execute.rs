@@ -5,6 +5,7 @@ use crate::agent::executor::Executor;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use nf_core::autoscaler::source::Told;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
@@ -36,6 +37,9 @@ impl Execute for Executor {
     }
     fn guarded_until(&self) -> Option<u64> {
         Executor::guarded_until(self)
+    }
+    fn told(&self) -> Vec<Told> {
+        Executor::told(self)
     }
     fn logs(
         &self,

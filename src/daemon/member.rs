@@ -14,6 +14,7 @@ use crate::config::Settings;
 use crate::controller;
 use crate::exchange::{self, Hub};
 use crate::gateway::{self, Gateway};
+use crate::integrations;
 use crate::models::Store;
 use crate::raft::{self, Replica, Role};
 use crate::security::checkpoint;
@@ -54,7 +55,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     follow::certificates(&me, metrics.clone())?;
     let late = Late::default();
     let replica = raft::start(options(settings, &me, peer, &late, &metrics)).await?;
-    let hub = Hub::new(replica.clone(), exchange_options(settings, &me));
+    let hub = Hub::new(replica.clone(), exchange_options(settings, &me)?);
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (end, ended) = watch::channel(false);
     let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
@@ -136,9 +137,11 @@ fn hooks(metrics: &Metrics) -> raft::Hooks {
     }
 }
 
-fn exchange_options(settings: &Settings, me: &Me) -> exchange::Options {
+fn exchange_options(settings: &Settings, me: &Me) -> Result<exchange::Options> {
+    let monitor = settings.prom_url.value.as_deref().map(integrations::prometheus::asking).transpose();
+    let monitor = monitor.map_err(anyhow::Error::msg)?;
     let dial = TlsDial { tls: me.tls.clone(), names: Default::default() };
-    exchange::Options { lease: settings.lease.value, dial: Arc::new(dial) }
+    Ok(exchange::Options { lease: settings.lease.value, dial: Arc::new(dial), monitor })
 }
 
 fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Options {

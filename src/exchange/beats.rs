@@ -6,6 +6,7 @@
 use super::client::Peers;
 use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error};
+use nf_core::autoscaler::source::Told;
 use nf_core::id::NodeNo;
 use nf_core::state::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,30 @@ impl Heard {
     }
 }
 
+/// What nodes' replicas said of their load, with the last beat of each node that had any.
+#[derive(Clone, Debug, Default)]
+pub struct Loads(Arc<Mutex<BTreeMap<NodeNo, (Instant, Vec<Told>)>>>);
+
+/// What was said longer ago says nothing of now.
+const OLD: Duration = Duration::from_secs(15);
+
+impl Loads {
+    fn note(&self, node: NodeNo, at: Instant, told: &[Told]) {
+        let mut loads = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match told {
+            [] => drop(loads.remove(&node)),
+            told => drop(loads.insert(node, (at, told.to_vec()))),
+        }
+    }
+
+    /// What was said lately, by node.
+    pub fn fresh(&self) -> BTreeMap<NodeNo, Vec<Told>> {
+        let mut loads = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        loads.retain(|_, (at, _)| at.elapsed() < OLD);
+        loads.iter().map(|(node, (_, told))| (*node, told.clone())).collect()
+    }
+}
+
 /// A message of beats that waits for its answer.
 #[derive(Debug)]
 struct Call {
@@ -54,9 +79,9 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    pub fn start(group: Arc<dyn Group>, peers: Peers, heard: Heard, lease: Duration) -> Self {
+    pub fn start(group: Arc<dyn Group>, peers: Peers, heard: Heard, loads: Loads, lease: Duration) -> Self {
         let (calls, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(run(Desk { group, peers, heard, lease }, waiting));
+        tokio::spawn(run(Desk { group, peers, heard, loads, lease }, waiting));
         Self { calls }
     }
 
@@ -77,6 +102,7 @@ struct Desk {
     group: Arc<dyn Group>,
     peers: Peers,
     heard: Heard,
+    loads: Loads,
     lease: Duration,
 }
 
@@ -97,6 +123,12 @@ impl Desk {
     async fn lead_round(&self, term: u64, calls: Vec<Call>) {
         let state = self.group.watch().borrow().state.clone();
         let sorted: Vec<Sorted> = calls.iter().map(|call| Sorted::of(&state, &call.beats)).collect();
+        for call in &calls {
+            for beat in &call.beats {
+                let node = state.node_named(&beat.node).filter(|node| node.incarnation == beat.incarnation);
+                node.iter().for_each(|node| self.loads.note(node.no, call.arrived, &beat.told));
+            }
+        }
         drop(state);
         for (call, sorted) in calls.iter().zip(&sorted) {
             self.heard.note(sorted.known.iter().copied(), call.arrived);
@@ -186,7 +218,8 @@ mod tests {
         let index = group.run(testing::register("n1", testing::node_spec(1))).index;
         group.confirm_ahead(3);
         let hub = Hub::new(group, Default::default());
-        let beat = Beat { node: NodeName::new("n1").unwrap(), incarnation: Incarnation(1), revision_seen: 0 };
+        let beat =
+            Beat { node: NodeName::new("n1").unwrap(), incarnation: Incarnation(1), revision_seen: 0, told: vec![] };
         assert_eq!(hub.beat(vec![beat]).await.unwrap().commit_index, index + 3);
     }
 }

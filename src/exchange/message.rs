@@ -1,6 +1,7 @@
 //! The messages between agents and members, as types. Both ends use them; how they
 //! travel is the business of `wire`, `service` and `client`.
 
+use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
 use nf_core::id::{Incarnation, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
@@ -61,7 +62,12 @@ pub struct Beat {
     pub node: NodeName,
     pub incarnation: Incarnation,
     pub revision_seen: u64,
+    /// What its replicas' own metrics say, at most [`TOLD`] of them.
+    pub told: Vec<Told>,
 }
+
+/// Replicas of one node whose metrics go with a beat.
+pub const TOLD: usize = 1024;
 
 /// The leader's word on a message of beats.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

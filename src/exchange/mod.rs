@@ -17,18 +17,20 @@ mod service;
 pub mod sights;
 #[cfg(test)]
 pub mod testing;
-mod wire;
+pub mod wire;
 
 pub use beats::Heard;
 pub use dial::{Address, Dial, Plain};
 pub use group::Group;
 pub use logs::{LogSource, LogStream};
-pub use message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices};
+pub use message::{
+    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices, TOLD,
+};
 pub use service::{Caller, Identify};
 pub use sights::{Advice, Lookout, Panorama, Seen, Sight};
 pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
 
-use beats::Rounds;
+use beats::{Loads, Rounds};
 use client::Peers;
 use feed::Feed;
 use futures::stream::{self, StreamExt};
@@ -61,11 +63,13 @@ pub struct Options {
     pub lease: Duration,
     /// How to reach the other members.
     pub dial: Arc<dyn Dial>,
+    /// A monitoring system that knows services' load, too.
+    pub monitor: Option<sights::Ask>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(45), dial: Arc::new(Plain) }
+        Self { lease: Duration::from_secs(45), dial: Arc::new(Plain), monitor: None }
     }
 }
 
@@ -74,10 +78,12 @@ impl Default for Options {
 pub struct Hub {
     group: Arc<dyn Group>,
     heard: Heard,
+    loads: Loads,
     rounds: Rounds,
     peers: Peers,
     sources: logs::Sources,
     post: sights::Post,
+    monitor: Option<sights::Ask>,
 }
 
 impl Hub {
@@ -90,8 +96,18 @@ impl Hub {
     pub fn on(group: Arc<dyn Group>, options: Options) -> Self {
         let heard = Heard::default();
         let peers = Peers::new(options.dial);
-        let rounds = Rounds::start(group.clone(), peers.clone(), heard.clone(), options.lease);
-        Self { group, heard, rounds, peers, sources: logs::Sources::default(), post: sights::Post::default() }
+        let loads = Loads::default();
+        let rounds = Rounds::start(group.clone(), peers.clone(), heard.clone(), loads.clone(), options.lease);
+        Self {
+            group,
+            heard,
+            loads,
+            rounds,
+            peers,
+            sources: logs::Sources::default(),
+            post: sights::Post::default(),
+            monitor: options.monitor,
+        }
     }
 
     pub fn group(&self) -> &Arc<dyn Group> {
@@ -191,8 +207,15 @@ impl Hub {
             };
             (member.id, seen)
         });
-        let mut panorama = Panorama::default();
-        for (member, seen) in futures::future::join_all(asked).await {
+        let monitor = async {
+            match &self.monitor {
+                Some(ask) => ask().await,
+                None => sights::Measured::Nobody,
+            }
+        };
+        let (measured, asked) = tokio::join!(monitor, futures::future::join_all(asked));
+        let mut panorama = Panorama { told: self.loads.fresh(), measured, ..Panorama::default() };
+        for (member, seen) in asked {
             match seen {
                 Ok(seen) => panorama.seen.push((member, seen)),
                 Err(_) => panorama.silent.push(member),

@@ -4,9 +4,12 @@
 //! does not decide what follows.
 
 use super::message::Error;
-use nf_core::id::{MemberId, ModelId, TenantId};
+use futures::future::BoxFuture;
+use nf_core::autoscaler::source::{Load, Told};
+use nf_core::id::{MemberId, ModelId, NodeNo, TenantId};
 use nf_core::slo::Windows;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -92,7 +95,25 @@ pub struct Panorama {
     pub seen: Vec<(MemberId, Seen)>,
     /// Members that did not answer.
     pub silent: Vec<MemberId>,
+    /// What replicas say of their own load, by node; known to the leader alone.
+    pub told: BTreeMap<NodeNo, Vec<Told>>,
+    /// What a monitoring system beside the group says.
+    pub measured: Measured,
 }
+
+/// What a monitoring system says of services' load inside their replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Measured {
+    /// There is none.
+    #[default]
+    Nobody,
+    /// It did not answer, or not with numbers.
+    Silent,
+    Said(BTreeMap<(TenantId, ModelId), Load>),
+}
+
+/// Asks it.
+pub type Ask = Arc<dyn Fn() -> BoxFuture<'static, Measured> + Send + Sync>;
 
 /// Tells what this process sees.
 pub type Lookout = Arc<dyn Fn() -> Seen + Send + Sync>;

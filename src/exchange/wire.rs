@@ -2,9 +2,10 @@
 //! bytes that are not what they should be are refused, never a panic.
 
 use super::message::{
-    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices,
+    Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices, TOLD,
 };
 use super::sights::{self, Seen};
+use nf_core::autoscaler::source::Told;
 use nf_core::codec::{self, Framed};
 use nf_core::command::{DeviceFault, Report};
 use nf_core::id::{Incarnation, NodeName, RequestId};
@@ -32,6 +33,8 @@ struct ReportsBody(Vec<Report>);
 #[derive(Serialize, Deserialize)]
 struct SeenBody(Seen);
 #[derive(Serialize, Deserialize)]
+struct ToldBody(Vec<Told>);
+#[derive(Serialize, Deserialize)]
 struct FaultsBody(Vec<DeviceFault>);
 
 // Numbers from 32 on are the exchange's; nf-core has those below.
@@ -48,6 +51,9 @@ impl Framed for ReportsBody {
 // it, and while a member is silent the autoscaler takes nothing away: so an upgrade is safe.
 impl Framed for SeenBody {
     const KIND: u16 = 37;
+}
+impl Framed for ToldBody {
+    const KIND: u16 = 38;
 }
 impl Framed for FaultsBody {
     const KIND: u16 = 36;
@@ -179,14 +185,24 @@ pub fn registered(message: pb::NodeRegistered) -> Result<Registered, Error> {
 
 pub fn put_beat(beat: &Beat) -> pb::NodeBeat {
     let node = pb::NodeStart { name: beat.node.to_string(), incarnation: beat.incarnation.0 };
-    pb::NodeBeat { node: Some(node), revision_seen: beat.revision_seen }
+    let told = match &beat.told[..] {
+        [] => Default::default(),
+        told => codec::encode(&ToldBody(told.to_vec())).into(),
+    };
+    pb::NodeBeat { node: Some(node), revision_seen: beat.revision_seen, told }
 }
 
 pub fn beats(list: Vec<pb::NodeBeat>) -> Result<Vec<Beat>, Error> {
     at_most("beats", list.len(), NODES)?;
     let one = |beat: pb::NodeBeat| {
         let NodeStart { node, incarnation } = start(beat.node)?;
-        Ok(Beat { node, incarnation, revision_seen: beat.revision_seen })
+        // A word on load that can't be read is no reason to hold a node for dead.
+        let told = match beat.told.is_empty() {
+            true => Vec::new(),
+            false => codec::decode::<ToldBody>(&beat.told).map(|ToldBody(told)| told).unwrap_or_default(),
+        };
+        at_most("told", told.len(), TOLD)?;
+        Ok(Beat { node, incarnation, revision_seen: beat.revision_seen, told })
     };
     list.into_iter().map(one).collect()
 }

@@ -19,7 +19,7 @@ pub use counts::{Refused, refused};
 pub use manifest::{Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Process, Slots};
 pub use profile::{profile, profiles};
 pub use publish::{Draft, Pulled, publish, pull};
-pub use serving::{Drain, Live, Metrics, Ready, sum};
+pub use serving::{Drain, Histogram, Live, Metrics, Ready, sum};
 pub use store::Store;
 
 use nf_core::reason::Reason;

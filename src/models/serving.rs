@@ -155,7 +155,7 @@ fn is_selector(text: &str) -> bool {
 /// selector's labels must be among the series' own.
 pub fn sum(text: &str, selector: &str) -> Option<f64> {
     let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
-    let wanted: Vec<&str> = labels.trim_end_matches('}').split(',').map(str::trim).filter(|l| !l.is_empty()).collect();
+    let wanted = wanted(labels);
     let value = |line: &str| {
         let rest = line.strip_prefix(name)?;
         let (own, rest) = match rest.strip_prefix('{') {
@@ -168,9 +168,103 @@ pub fn sum(text: &str, selector: &str) -> Option<f64> {
     text.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
+/// A Prometheus histogram, all of its series summed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Histogram {
+    /// Upper ends, rising, and how many were at most so much, ever. The last end is infinite.
+    buckets: Vec<(f64, f64)>,
+}
+
+impl Histogram {
+    /// The histogram of that name in a Prometheus text; None when it has none, or one without an end.
+    pub fn read(text: &str, selector: &str) -> Option<Self> {
+        let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
+        let wanted: Vec<&str> = wanted(labels);
+        let mut buckets: Vec<(f64, f64)> = Vec::new();
+        for line in text.lines() {
+            let Some(rest) = line.strip_prefix(name).and_then(|rest| rest.strip_prefix("_bucket{")) else { continue };
+            let Some((own, rest)) = rest.split_once('}') else { continue };
+            let end = own.split(',').find_map(|label| label.trim().strip_prefix("le=\"")?.strip_suffix('"'));
+            let end = end.and_then(|end| end.parse::<f64>().ok()).filter(|end| !end.is_nan());
+            let count = rest.split_ascii_whitespace().next().and_then(|count| count.parse::<f64>().ok());
+            let (Some(end), Some(count)) = (end, count.filter(|count| count.is_finite() && *count >= 0.0)) else {
+                continue;
+            };
+            if !wanted.iter().all(|label| own.contains(label)) {
+                continue;
+            }
+            match buckets.iter().position(|(known, _)| *known == end) {
+                Some(at) => buckets[at].1 += count,
+                None if buckets.len() < MAX_BUCKETS => buckets.push((end, count)),
+                None => return None,
+            }
+        }
+        buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
+        (buckets.last()?.0 == f64::INFINITY).then_some(Self { buckets })
+    }
+
+    /// How many were measured, ever.
+    pub fn count(&self) -> f64 {
+        self.buckets.last().map_or(0.0, |(_, count)| *count)
+    }
+
+    /// The 95th percentile of what was measured since `before`, between the ends of its bucket; beyond
+    /// the last finite end it is that end. None when nothing was, or the server began anew.
+    pub fn p95_since(&self, before: &Self) -> Option<f64> {
+        let earlier = |i: usize, end: f64| match before.buckets.get(i) {
+            Some((known, count)) if *known == end => Some(*count),
+            _ => None,
+        };
+        let (mut low, mut below, mut risen) = (0.0, 0.0, 0.0);
+        let all = self.count() - before.count();
+        if all <= 0.0 {
+            return None;
+        }
+        for (i, (end, count)) in self.buckets.iter().enumerate() {
+            // Cumulative counts rise; where a torn page says otherwise, the former counts.
+            risen = (count - earlier(i, *end)?).max(risen);
+            if risen >= all * 0.95 {
+                let within = if risen > below { (all * 0.95 - below) / (risen - below) } else { 1.0 };
+                return Some(if end.is_finite() { low + (end - low) * within } else { low });
+            }
+            (low, below) = (*end, risen);
+        }
+        None
+    }
+}
+
+/// Most buckets of a histogram that are told apart.
+const MAX_BUCKETS: usize = 256;
+
+fn wanted(labels: &str) -> Vec<&str> {
+    labels.trim_end_matches('}').split(',').map(str::trim).filter(|l| !l.is_empty()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_percentile_is_of_what_came_since() {
+        let page = |low: u32, mid: u32, all: u32| {
+            let text = format!(
+                "t_bucket{{m=\"a\",le=\"0.1\"}} {low}\nt_bucket{{m=\"a\",le=\"1\"}} {mid}\nt_bucket{{m=\"a\",le=\"+Inf\"}} {all}\nt_sum 3\n"
+            );
+            Histogram::read(&text, "t").unwrap()
+        };
+        let before = page(100, 100, 100);
+        assert_eq!(page(100, 100, 100).p95_since(&before), None);
+        // Twenty came, ten of them fast: the 19th of 20 lies nine tenths into the second bucket.
+        let p95 = page(110, 120, 120).p95_since(&before).unwrap();
+        assert!((p95 - 0.91).abs() < 1e-9, "{p95}");
+        assert_eq!(page(100, 100, 120).p95_since(&before), Some(1.0));
+        // It began anew, or has other buckets.
+        assert_eq!(page(1, 1, 1).p95_since(&before), None);
+        assert_eq!(page(200, 200, 200).p95_since(&Histogram::default()), None);
+        for none in ["", "t 3", "t_bucket{le=\"1\"} 3", "t_bucket{le=\"x\"} 3", "t_bucket{le=\"+Inf\"} NaN"] {
+            assert_eq!(Histogram::read(none, "t"), None, "{none}");
+        }
+    }
 
     const TEXT: &str = "# HELP q Requests.\n# TYPE q gauge\nq{model=\"a\",t=\"waiting\"} 2\nq{model=\"b\",t=\"running\"} 3.0 17\nq_total 9\nplain 4\n";
 

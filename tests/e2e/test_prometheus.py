@@ -1,5 +1,5 @@
 """Prometheus' own checker on our metrics, and on the alert rules and the dashboard that
-come with them. `.ci/promtool` brings the checker.
+come with them. `.ci/prometheus` brings the checker.
 """
 
 import json
@@ -16,7 +16,8 @@ BODY = {"tenant_id": "t1", "model_id": "m1", "model_version": "v1", "resources":
 
 @pytest.fixture(scope="module")
 def promtool():
-    return subprocess.run([str(ROOT / ".ci/promtool")], capture_output=True, text=True, check=True).stdout.strip()
+    folder = subprocess.run([str(ROOT / ".ci/prometheus")], capture_output=True, text=True, check=True).stdout.strip()
+    return f"{folder}/promtool"
 
 
 def expressions():

@@ -142,6 +142,31 @@ def test_a_promise_is_counted_on_every_member_and_told_by_any(group):
     assert group.call("GET", "/slo/T%20/m4").status_code == 400
 
 
+def test_load_that_comes_past_the_gateway_counts(group):
+    """The replica's own metrics tell of it; a gateway sees none of these requests."""
+    job = {**JOB, "model_id": "m5", "scaling": {**SCALING, "min": 1}}
+    request = group.call("POST", "/schedule", job).json()["request_id"]
+    eventually("it serves", lambda: group.job(request)["ready"] == 1)
+    place = group.job(request)["replicas"][0]["placement"]
+    end = threading.Event()
+
+    def call():
+        session = requests.Session()
+        while not end.is_set():
+            assert session.post(f"http://{place['address']}/v1/completions", json={"prompt": "x"}, timeout=30).ok
+
+    with ThreadPoolExecutor(12) as pool:
+        calls = [pool.submit(call) for _ in range(12)]
+        try:
+            eventually("it grows", lambda: group.job(request)["ready"] >= 3, 60)
+        finally:
+            end.set()
+        assert [c.result() for c in calls] == [None] * 12
+    slo = group.get("/slo/t1/m5")
+    assert [w["requests"] for w in slo["windows"]] == [0] * 5, slo
+    group.call("DELETE", f"/schedule/{request}")
+
+
 def test_a_number_can_be_asked_for_within_bounds(group):
     answer = group.call("POST", "/schedule", {**JOB, "model_id": "m3", "scaling": {**SCALING, "min": 1}}).json()
     job = answer["request_id"]

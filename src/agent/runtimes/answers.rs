@@ -2,6 +2,7 @@
 //! that say they are simulated. Requests beyond its slots wait, up to a bound, so
 //! that the metrics move as a model server's do. It knows no jobs.
 
+use crate::agent::scrape::Said;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -49,8 +50,8 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// The routes of one simulated replica.
-pub(super) fn router(model: String, version: String) -> prometheus::Result<Router> {
+/// One simulated replica's routes, and who can be asked how it is doing.
+pub(super) fn router(model: String, version: String) -> prometheus::Result<(Router, Doing)> {
     let registry = Registry::new();
     let waiting = IntGauge::new("nf_model_requests_waiting", "Requests that wait for a slot.")?;
     let running = IntGauge::new("nf_model_requests_running", "Requests being worked on.")?;
@@ -62,7 +63,9 @@ pub(super) fn router(model: String, version: String) -> prometheus::Result<Route
     registry.register(Box::new(running.clone()))?;
     registry.register(Box::new(duration.clone()))?;
     let model = Model { model, version, slots: Semaphore::new(SLOTS), registry, waiting, running, duration };
-    Ok(Router::new()
+    let model = Arc::new(model);
+    let doing = Doing(model.clone());
+    let router = Router::new()
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .route("/infer", post(infer))
@@ -70,7 +73,23 @@ pub(super) fn router(model: String, version: String) -> prometheus::Result<Route
         .route("/v1/completions", post(completion))
         .route("/v1/chat/completions", post(chat))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(Arc::new(model)))
+        .with_state(model);
+    Ok((router, doing))
+}
+
+/// Says what the replica's own `/metrics` would.
+pub(super) struct Doing(Arc<Model>);
+
+impl Doing {
+    pub(super) fn said(&self) -> Said {
+        let milli = |gauge: &IntGauge| Some(gauge.get().max(0).unsigned_abs() * 1000);
+        Said {
+            running_m: milli(&self.0.running),
+            waiting_m: milli(&self.0.waiting),
+            answered: Some(self.0.duration.get_sample_count()),
+            p95_ms: None,
+        }
+    }
 }
 
 type Shared = State<Arc<Model>>;

@@ -10,6 +10,7 @@ use crate::agent::logs;
 use crate::agent::post::Post;
 use crate::agent::probe::Probe;
 use crate::agent::record::{End, Launch, Record, Stopping};
+use crate::agent::scrape::{Said, Scrape, page};
 use crate::models::{Drain, Metrics};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
@@ -27,8 +28,6 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// Between two looks at processes that are not children of ours, or should go away.
 const LOOK: Duration = Duration::from_millis(50);
-/// The most bytes of a program's metrics that are read.
-const PAGE: usize = 1 << 20;
 /// How long clients have to hear that a replica drains before its requests are counted.
 const TELL: Duration = Duration::from_secs(1);
 /// Between two looks at how many requests a draining replica has.
@@ -93,30 +92,40 @@ struct Probes {
     ready: Probe,
     /// None: by the same path, or not at all.
     live: Option<Probe>,
+    /// None: its metrics are not known by name.
+    scrape: Option<Scrape>,
 }
 
 impl Probes {
     fn of(shared: &Shared, launch: &Launch, record: &Record) -> Self {
         let probe = |path: &str| Probe::new(shared.client.clone(), &launch.host, launch.port, path);
         let live = record.live.as_ref().filter(|live| live.path != record.probe);
-        Self { ready: probe(&record.probe), live: live.map(|live| probe(&live.path)) }
+        let scrape = record.metrics.as_ref().zip(launch.port);
+        let scrape =
+            scrape.and_then(|(metrics, port)| Scrape::new(shared.client.clone(), &base(launch, port), metrics));
+        Self { ready: probe(&record.probe), live: live.map(|live| probe(&live.path)), scrape }
     }
 
-    /// Whether it is ready, and, when that was asked, whether it lives.
-    async fn ask(&self, lives: bool) -> (bool, Option<bool>) {
+    /// Whether it is ready; when that was asked, whether it lives; and what its metrics say.
+    async fn ask(&mut self, lives: bool) -> (bool, Option<bool>, Option<Said>) {
         let ready = self.ready.is_well().await;
-        match (lives, &self.live) {
-            (false, _) => (ready, None),
-            (true, None) => (ready, Some(ready)),
-            (true, Some(live)) => (ready, Some(live.is_well().await)),
-        }
+        let lives = match (lives, &self.live) {
+            (false, _) => None,
+            (true, None) => Some(ready),
+            (true, Some(live)) => Some(live.is_well().await),
+        };
+        let said = match &mut self.scrape {
+            Some(scrape) if ready => scrape.read().await,
+            _ => None,
+        };
+        (ready, lives, said)
     }
 }
 
 impl Running {
     pub(super) async fn live(mut self) -> End {
         let launch = self.post.launch.clone();
-        let probes = Probes::of(&self.post.shared, &launch, &self.record);
+        let mut probes = Probes::of(&self.post.shared, &launch, &self.record);
         let deadline = Instant::now() + Duration::from_secs(self.record.ready_timeout_s.into());
         if let Some(identity) = self.record.process {
             self.post.note(&format!("runs as pid {}, generation {}", identity.pid, launch.generation.0)).await;
@@ -132,7 +141,8 @@ impl Running {
             tokio::select! {
                 status = self.leader.gone() => break self.exited(status).await,
                 why = self.post.stop_asked() => break self.stop(End { ok: true, why }).await,
-                (ready, lives) = asked => {
+                (ready, lives, said) = asked => {
+                    self.post.said(said);
                     if let Some(why) = self.answered(&mut health, ready, lives, deadline).await {
                         break self.stop(End::failed(why)).await;
                     }
@@ -269,11 +279,7 @@ impl Running {
     /// Waits until no request is left, for so long at most.
     async fn drain(&mut self, most: Duration) {
         let (Some(drain), Some(port)) = (self.record.drain.clone(), self.post.launch.port) else { return };
-        let host = match self.post.launch.host.contains(':') {
-            true => format!("[{}]", self.post.launch.host),
-            false => self.post.launch.host.to_string(),
-        };
-        let url = format!("http://{host}:{port}");
+        let url = base(&self.post.launch, port);
         let (client, metrics) = (self.post.shared.client.clone(), self.record.metrics.clone());
         let said = tokio::select! {
             said = drained(&client, &url, &drain, metrics.as_ref()) => said,
@@ -284,17 +290,12 @@ impl Running {
     }
 }
 
-/// What stands there; None for what is no text, or more than any page of metrics is.
-async fn page(client: &reqwest::Client, url: &str) -> Option<String> {
-    let mut answer = client.get(url).send().await.ok()?.error_for_status().ok()?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = answer.chunk().await.ok()? {
-        if bytes.len() + piece.len() > PAGE {
-            return None;
-        }
-        bytes.extend_from_slice(&piece);
+/// Where its server is.
+fn base(launch: &Launch, port: u16) -> String {
+    match launch.host.contains(':') {
+        true => format!("http://[{}]:{port}", launch.host),
+        false => format!("http://{}:{port}", launch.host),
     }
-    String::from_utf8(bytes).ok()
 }
 
 /// Tells the program, and waits until it counts no request.

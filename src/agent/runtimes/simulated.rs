@@ -2,6 +2,7 @@
 //! metrics, a run file that says what it is, and answers that say they are
 //! simulated. Only the model is missing. It ends with the agent.
 
+use super::answers::Doing;
 use super::{answers, prepare};
 use crate::agent::post::Post;
 use crate::agent::record::End;
@@ -9,6 +10,7 @@ use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::reconcile::Want;
 use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use tokio::task::JoinHandle;
 /// How long a stopped replica goes on taking requests: whoever follows the endpoints has
 /// been told by then that it drains.
 const LEAD: Duration = Duration::from_millis(500);
+/// Between two words on how it is doing.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 /// How long a stopped replica may take over the answers that it has begun.
 const FINISH: Duration = Duration::from_secs(2);
 
@@ -132,11 +136,20 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
                 End { ok: true, why }
             }
             _ = &mut server.task => End::failed(Reason::RuntimeFailed),
+            never = say(&post, &server.doing) => match never {},
         },
     };
     tell(&post, want, if end.ok { "stopped" } else { "failed" }).await;
     post.note(&format!("simulated replica ended: {}", end.why)).await;
     end
+}
+
+/// Says every so often how the replica is doing.
+async fn say(post: &Post, doing: &Doing) -> Infallible {
+    loop {
+        post.said(Some(doing.said()));
+        tokio::time::sleep(SAY_EVERY).await;
+    }
 }
 
 /// Everything until it is ready. None: it has no port, so there is nothing to serve.
@@ -166,19 +179,20 @@ async fn start(post: &Post, want: &Want) -> Result<Option<Server>, End> {
 /// The replica's HTTP server. Dropped without [`Server::stop`] it ends a moment later.
 struct Server {
     task: JoinHandle<io::Result<()>>,
+    doing: Doing,
     stop: Option<oneshot::Sender<()>>,
 }
 
 impl Server {
     async fn start(host: &str, port: u16, model: &str, version: &str) -> io::Result<Self> {
         let listener = TcpListener::bind((host, port)).await?;
-        let router = answers::router(model.into(), version.into()).map_err(io::Error::other)?;
+        let (router, doing) = answers::router(model.into(), version.into()).map_err(io::Error::other)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let graceful = axum::serve(listener, router).with_graceful_shutdown(async {
             // Sent or dropped: both mean the end.
             let _ = stopped.await;
         });
-        Ok(Self { task: tokio::spawn(graceful.into_future()), stop: Some(stop) })
+        Ok(Self { task: tokio::spawn(graceful.into_future()), doing, stop: Some(stop) })
     }
 
     /// Answers what it is answering, and gives its port back.

@@ -255,6 +255,7 @@ mod tests {
                 (MemberId(2), seen(vec![sight("m1", 0, 10)], vec![advice])),
             ],
             silent: vec![MemberId(3)],
+            ..Panorama::default()
         };
         let read = Freshness { index: 1, known_leader: Some(1), last_contact_ms: 0, event_index: 0 };
         let body = body(service, None, &panorama, (&tenant, &model), true, read);
@@ -277,7 +278,7 @@ mod tests {
             let round = async move {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let member = counted.fetch_add(1, Ordering::SeqCst) as u64 + 1;
-                Panorama { seen: Vec::new(), silent: vec![MemberId(member)] }
+                Panorama { silent: vec![MemberId(member)], ..Panorama::default() }
             };
             round.boxed()
         });

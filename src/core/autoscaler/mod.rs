@@ -18,6 +18,7 @@ pub mod replay;
 pub mod service;
 pub mod shadow;
 pub mod signal;
+pub mod source;
 pub mod staffing;
 pub mod trend;
 pub mod why;

@@ -23,10 +23,12 @@ const BEYOND_M: u64 = 1_000_000_000_000;
 impl Reading {
     /// A whole number.
     pub fn of(n: u64) -> Self {
-        match n.checked_mul(1000) {
-            Some(m) if m <= BEYOND_M => Reading::Known(m),
-            _ => Reading::Absurd,
-        }
+        Self::of_milli(n.saturating_mul(1000))
+    }
+
+    /// A number in thousandths.
+    pub fn of_milli(milli: u64) -> Self {
+        if milli <= BEYOND_M { Reading::Known(milli) } else { Reading::Absurd }
     }
 
     /// A number as a source writes it. `-`, an empty text and NaN are missing; text that is no number is absurd.
