@@ -14,6 +14,7 @@ mod wiped;
 mod worker;
 
 pub use links::{PLAYER, TlsDial};
+pub use nodes::engine_socket;
 
 use crate::config::parse::{Pqc, Role};
 use crate::config::{Error as ConfigError, Settings};

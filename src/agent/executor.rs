@@ -3,6 +3,7 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
 use super::post::{Places, Post};
@@ -59,6 +60,8 @@ pub struct ExecutorConfig {
     pub cgroups: bool,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
+    /// What runs containers here.
+    pub engine: EngineConfig,
 }
 
 pub(super) type Key = (ReplicaId, Generation);
@@ -86,7 +89,8 @@ pub(super) struct Shared {
     pub guard: Tie,
     /// Control groups, or what is missing for them.
     pub cgroups: Result<Cgroups, String>,
-    runtime: Handle,
+    pub engine: Engine,
+    pub runtime: Handle,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
@@ -180,6 +184,7 @@ impl Executor {
             boot: runtimes::processes::boot_id().unwrap_or_default(),
             guard,
             cgroups,
+            engine: Engine::new(config.engine.clone()),
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -190,6 +195,7 @@ impl Executor {
         let executor = Self { shared };
         executor.sweep(&records)?;
         records.into_iter().try_for_each(|record| executor.recall(record))?;
+        runtimes::docker::sweep(&executor.shared);
         Ok(executor)
     }
 
@@ -212,6 +218,13 @@ impl Executor {
     /// Takes up what a record of the agent's last run tells.
     fn recall(&self, record: Record) -> io::Result<()> {
         let (id, launch) = (record.launch.id, record.launch.clone());
+        if record.container.is_some() && record.ended.is_none() {
+            // Its engine says what has become of it, when it answers; until then it counts as there.
+            let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
+            let post = self.insert(&launch, Condition::Alive, stage);
+            self.launch(launch, async move { runtimes::docker::adopt(post, record).await });
+            return Ok(());
+        }
         match runtimes::process::recall(&record, &self.shared.boot) {
             runtimes::process::Recalled::Never if is_empty(&record) => {
                 record::remove(&self.shared.places.records, id, launch.generation)?;
@@ -265,6 +278,7 @@ impl Executor {
             match want.spec.runtime {
                 Runtime::Simulated => runtimes::simulated::run(post, &want).await,
                 Runtime::Process => runtimes::process::run(post, &want).await,
+                Runtime::Docker => runtimes::docker::run(post, &want).await,
             }
         });
     }

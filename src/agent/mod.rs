@@ -6,6 +6,7 @@
 //! placement, and keeps replicas running while no member answers.
 
 pub mod doctor;
+pub mod engine;
 pub mod executor;
 pub mod faults;
 pub mod guard;

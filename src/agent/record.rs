@@ -90,6 +90,9 @@ pub(super) struct Record {
     pub metrics: Option<Metrics>,
     #[serde(default)]
     pub stopping: Option<Stopping>,
+    /// The name of its container; None for processes of this machine.
+    #[serde(default)]
+    pub container: Option<String>,
 }
 
 /// A stop that has begun; times by CLOCK_BOOTTIME of this boot.
@@ -121,6 +124,7 @@ impl Record {
             drain: None,
             metrics: None,
             stopping: None,
+            container: None,
         }
     }
 

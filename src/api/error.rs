@@ -76,6 +76,7 @@ pub fn codes(reason: Reason) -> Codes {
             (500, Code::Internal, 1)
         }
         R::DeviceFault | R::NoGuard | R::LivenessFailed => (500, Code::Internal, 1),
+        R::EngineUnavailable | R::ImageMissing | R::ImagePullFailed => (500, Code::Internal, 1),
         R::NodeDrain | R::Preempted | R::QuotaReclaimed | R::ScaledDown | R::Defragmentation => (409, Code::Aborted, 1),
         R::MaxRunTime | R::StoppedByUser | R::Completed => (409, Code::Aborted, 1),
     };

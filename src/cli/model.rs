@@ -9,7 +9,7 @@ mod verify;
 use super::exit::{Exit, fail};
 use super::output;
 use super::{Global, say};
-use crate::models::{self, Draft, FileName, Launch, Process, Store};
+use crate::models::{self, Container, Draft, FileName, Image, Launch, Process, Store};
 use clap::{Args, Subcommand};
 use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_core::reason::Reason;
@@ -70,12 +70,16 @@ struct Publish {
     /// The store, file:// and a directory
     #[arg(long, env = "MODEL_STORE_URL")]
     store: String,
-    /// How it is run, as JSON ({"argv":[…],"ready":{…}}); simulated when absent
+    /// How it is run, as JSON ({"argv":[…],"ready":{…}}, or {"image":…,"program":{"argv":[…]}} in a container);
+    /// simulated when absent
     #[arg(long, value_name = "FILE")]
     runtime: Option<PathBuf>,
     /// How it is run, by the name of a model server: vllm, sglang, triton, tgi, llama-cpp, ollama, onnx-example
     #[arg(long, value_name = "NAME", conflicts_with = "runtime")]
     profile: Option<String>,
+    /// The profile's server in a container of this image, NAME@sha256:DIGEST or NAME:TAG; {port} is 8000 there
+    #[arg(long, value_name = "IMAGE", requires = "profile", value_parser = Image::new)]
+    image: Option<Image>,
     /// Which file is the model; the largest when absent
     #[arg(long, value_name = "PATH")]
     main: Option<String>,
@@ -142,12 +146,20 @@ impl Publish {
             (None, Some(name)) => {
                 let known = || models::profiles().collect::<Vec<_>>().join(", ");
                 let unknown = || fail(Exit::Usage, format!("--profile {name}: not known; one of {}", known()));
-                Launch::Process(models::profile(name).ok_or_else(unknown)?.clone())
+                let program = models::profile(name).ok_or_else(unknown)?.clone();
+                match self.image {
+                    Some(image) => Launch::Docker(Container { image, port: Container::default_port(), program }),
+                    None => Launch::Process(program),
+                }
             }
             (Some(path), _) => {
                 let bad = |e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
                 let text = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
-                Launch::Process(serde_json::from_str::<Process>(&text).map_err(|e| bad(&e))?)
+                let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+                match value.get("image") {
+                    Some(_) => Launch::Docker(serde_json::from_value::<Container>(value).map_err(|e| bad(&e))?),
+                    None => Launch::Process(serde_json::from_str::<Process>(&text).map_err(|e| bad(&e))?),
+                }
             }
         };
         let main = self

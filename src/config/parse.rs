@@ -225,6 +225,25 @@ fn decimal(text: &str, places: usize) -> Option<u64> {
 }
 
 /// Thousandths of a GPU from a decimal count.
+/// Where containers are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Wherever one is found.
+    Auto,
+    Off,
+    Socket(PathBuf),
+}
+
+pub fn engine(text: &str) -> Result<Engine, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    match text {
+        "auto" => Ok(Engine::Auto),
+        "off" => Ok(Engine::Off),
+        _ if path.starts_with('/') => Ok(Engine::Socket(path.into())),
+        _ => Err("auto, off, or the path of a socket: only engines of this machine are spoken to".into()),
+    }
+}
+
 pub fn gpu_milli(text: &str) -> Result<u64, String> {
     match decimal(text, 3).ok_or("a number of GPUs such as 2 or 0.5")? {
         milli if milli < MOST_GPUS * 1000 => Ok(milli),
@@ -357,6 +376,9 @@ mod tests {
         for bad in ["H100", "H100=x", "H100=-1", "H100=1.1234567", "../x=1"] {
             assert!(prices(bad).is_err(), "{bad}");
         }
+        for bad in ["", "docker.sock", "tcp://127.0.0.1:2375", "ON"] {
+            assert!(engine(bad).is_err(), "{bad}");
+        }
         assert!(place("../x").is_err());
         assert!(ports("9-1").is_err() && store("nfs://x").is_err() && url("prom:9090").is_err());
     }
@@ -367,6 +389,7 @@ mod tests {
         assert_eq!(labels("disk=nvme, team=ml").map(|l| l.len()), Ok(2));
         assert_eq!(prices("H100-80G=2.5").map(|p| p.into_values().collect()), Ok(vec![2_500_000]));
         assert_eq!((labels("").map(|l| l.len()), place("")), (Ok(0), Ok(None)));
+        assert_eq!(engine("unix:///run/d.sock"), Ok(Engine::Socket("/run/d.sock".into())));
         assert_eq!(switch("TRUE"), Ok(Some(true)));
         assert_eq!(duration("1m"), Ok(Duration::from_secs(60)));
         let nodes = gpu_nodes("n1:H100-80G:8, n2").unwrap();

@@ -110,6 +110,8 @@ settings! {
         "ports that replicas on this node may be given";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
         "auto (ask the driver), or name[:device_type[:count]], comma separated: nodes played in simulation";
+    container_engine: parse::Engine = "auto", "NF_CONTAINER_ENGINE", parse::engine,
+        "socket of Docker or Podman for containers on this node; auto (DOCKER_HOST, then the usual places) or off";
     region: Option<Label> = "", "NF_REGION", parse::place,
         "where this machine is, for constraints and for moving leadership";
     zone: Option<Label> = "", "NF_ZONE", parse::place,

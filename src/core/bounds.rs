@@ -3,7 +3,7 @@
 //! what the state has to say to it is the business of `plan`.
 
 use crate::command::{Member, Note};
-use crate::job::{JobSpec, MAX_REPLICAS};
+use crate::job::{JobSpec, MAX_REPLICAS, Runtime};
 use crate::node::{Cordon, NodeSpec};
 use crate::placement::Chosen;
 use crate::placement::policy::MOST_WEIGHT;
@@ -124,6 +124,11 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
             let detail = "an exclusive job has a fixed number of replicas; leave out exclusive or scaling";
             return Err(Refusal::invalid("constraints.exclusive", detail));
         }
+    }
+    if spec.runtime == Runtime::Docker && spec.constraints.exclusive {
+        // Its guard would have to kill, at a time by the clock, what another program starts.
+        let detail = "a container can't be guarded, so it may run twice; leave out exclusive, or publish the version as a process";
+        return Err(Refusal::invalid("constraints.exclusive", detail));
     }
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));

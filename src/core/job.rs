@@ -64,6 +64,18 @@ pub struct Constraints {
 pub enum Runtime {
     Simulated,
     Process,
+    /// A container of the node's engine.
+    Docker,
+}
+
+impl Runtime {
+    pub fn name(self) -> &'static str {
+        match self {
+            Runtime::Simulated => "simulated",
+            Runtime::Process => "process",
+            Runtime::Docker => "docker",
+        }
+    }
 }
 
 /// What is wanted. Immutable once accepted, hence shared.

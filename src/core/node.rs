@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// The label that an agent gives its node while it reaches a container engine there; the
+/// value is the engine's kind. Without it a node gets no containers.
+pub const ENGINE_LABEL: &str = "container-engine";
+
 /// GPU or TPU; decides which ask of a job a device can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DeviceKind {

@@ -74,6 +74,11 @@ pub fn usual_type() -> DeviceType {
     fixed(DEVICE_TYPE)
 }
 
+/// Whether a device of that uuid is only played: no program can be given it.
+pub fn is_played(uuid: &str) -> bool {
+    ["GPU-sim-", "TPU-sim-"].iter().any(|prefix| uuid.starts_with(prefix))
+}
+
 /// `count` simulated devices in islands of four. Memory is that of the type when not said.
 pub fn devices(
     node: &NodeName,

@@ -67,6 +67,13 @@ reasons! {
     ApprovalRequired, ApprovalSelf, ApprovalExpired, ApprovalMismatch,
     /// A token without a `jti`, which could not be revoked, in production.
     TokenIdRequired,
+    // Why a replica ended, continued: containers.
+    /// The node's container engine is not there, does not answer, or is too old.
+    EngineUnavailable,
+    /// The engine does not have the image, and a tag alone is not pulled.
+    ImageMissing,
+    /// The engine could not bring the image from its registry.
+    ImagePullFailed,
 }
 
 impl fmt::Display for Reason {

@@ -258,7 +258,7 @@ impl Part<'_> {
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
         let config = nodes::executor_config(settings, &me.data, &me.name, self.store.clone(), self.trust.as_ref());
         let executor = Executor::open(config)?;
-        let spec = nodes::own_spec(settings, me)?;
+        let spec = nodes::own_spec(settings, me).await?;
         let watched = nodes::watched(me, incarnation, &spec);
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {

@@ -3,21 +3,22 @@
 
 use super::identity::Me;
 use super::trust::Trust;
+use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Execute, NodeRegistration};
 use crate::config::Settings;
-use crate::config::parse::{GpuNodes, Mode, PlayedNode};
+use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
 use anyhow::{Context as _, Result, anyhow};
-use nf_core::id::{Incarnation, NodeName};
-use nf_core::node::{DeviceKind, NodeKind, NodeSpec, PortRange};
+use nf_core::id::{Incarnation, Label, NodeName};
+use nf_core::node::{DeviceKind, ENGINE_LABEL, NodeKind, NodeSpec, PortRange};
 use nf_core::plan::{Intent, Reply};
 use nf_core::played::{self, Played};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,8 +51,37 @@ fn simulated(own: &PlayedNode) -> Vec<nf_core::node::Device> {
     played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None)
 }
 
+/// `NF_CONTAINER_ENGINE`, or what is found.
+pub fn engine_socket(settings: &Settings) -> Option<PathBuf> {
+    match &settings.container_engine.value {
+        Engine::Auto => engine::usual_socket(),
+        Engine::Off => None,
+        Engine::Socket(path) => Some(path.clone()),
+    }
+}
+
+/// Says by a label whether this machine has an engine for containers. One that is there and can't be used is told.
+async fn labelled(settings: &Settings, mut spec: NodeSpec) -> Result<NodeSpec> {
+    let label = Label::new(ENGINE_LABEL)?;
+    // Nobody's wish but the engine's own word.
+    spec.labels.remove(&label);
+    let Some(socket) = engine_socket(settings) else {
+        tracing::info!("this node gets no containers: no engine; see nf doctor");
+        return Ok(spec);
+    };
+    match engine::look(&socket).await {
+        Ok(facts) => {
+            let missing = facts.missing.join(", ");
+            tracing::info!(engine = %facts, socket = %socket.display(), missing, "this node gets containers");
+            spec.labels.insert(label, Label::new(facts.kind)?);
+        }
+        Err(why) => tracing::warn!(why, "this node gets no containers until its agent starts again; see nf doctor"),
+    }
+    Ok(spec)
+}
+
 /// What this process' own node has. `GPU_NODES` may say it under the node's name.
-pub fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
+pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => own_devices(&me.name, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?,
@@ -61,7 +91,8 @@ pub fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
         },
     };
     let ports = Some(played::own_ports(range(settings)));
-    Ok(placed(settings, inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated)))
+    let spec = placed(settings, inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated));
+    labelled(settings, spec).await
 }
 
 /// The store that model versions come from.
@@ -97,6 +128,7 @@ pub fn executor_config(
         cgroups: true,
         // Good also after an upgrade has replaced the file on disk.
         guard: "/proc/self/exe".into(),
+        engine: EngineConfig { socket: engine_socket(settings), group: settings.cluster.value.clone() },
     }
 }
 

@@ -36,7 +36,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let store = nodes::store(settings, &me.data)?;
     let trust = Trust::open(settings, store.as_ref())?;
     let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref()))?;
-    let spec = nodes::own_spec(settings, &me)?;
+    let spec = nodes::own_spec(settings, &me).await?;
     let about = About::new(settings, &me, spec.simulated, begun);
     follow::certificates(&me, about.metrics.clone())?;
     let served = serve(public, about)?;

@@ -4,7 +4,7 @@
 //! It does not touch files.
 
 use super::serving::Serving;
-use super::{Checksum, Drain, Error, Live, Metrics, Ready};
+use super::{Checksum, Drain, Error, Image, Live, Metrics, Ready};
 use nf_core::id::{ModelId, VersionId};
 use nf_core::job::Runtime;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -100,12 +100,47 @@ pub struct Process {
     pub metrics: Option<Metrics>,
 }
 
+/// A program in a container of the node's engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    pub image: Image,
+    /// Where the program listens inside: what `{port}` and `NF_PORT` mean there.
+    #[serde(default = "Container::default_port")]
+    pub port: u16,
+    /// `{host}` is any address of the container, `{dir}` is [`Container::MODEL`], `{python}` is python3.
+    pub program: Process,
+}
+
+impl Container {
+    /// Where the version's files are inside, read-only.
+    pub const MODEL: &str = "/model";
+
+    pub const fn default_port() -> u16 {
+        8000
+    }
+
+    fn check(&self, names: &BTreeSet<&str>) -> Result<(), (String, String)> {
+        if self.port < 1024 {
+            let text = format!("1024 to 65535, not {}: the program is not root", self.port);
+            return Err(("runtime.port".into(), text));
+        }
+        // They would have the engine hand out devices that the replica does not hold.
+        if let Some(key) = self.program.env.keys().find(|key| key.starts_with("NVIDIA_")) {
+            return Err((format!("runtime.program.env.{key}"), "devices are given by the agent alone".into()));
+        }
+        let inner = |(field, text): (String, String)| (field.replacen("runtime.", "runtime.program.", 1), text);
+        self.program.check(names).map_err(inner)
+    }
+}
+
 /// How the version is run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Launch {
     Process(Process),
     Simulated {},
+    Docker(Container),
 }
 
 /// A model version, as published.
@@ -187,6 +222,7 @@ impl Manifest {
         match self.runtime {
             Launch::Process(_) => Runtime::Process,
             Launch::Simulated {} => Runtime::Simulated,
+            Launch::Docker(_) => Runtime::Docker,
         }
     }
 
@@ -208,12 +244,16 @@ impl Manifest {
                 return wrong(format!("files[{i}].path"), "lies below another file of the list");
             }
         }
+        let program = match &self.runtime {
+            Launch::Simulated {} => return Ok(()),
+            Launch::Process(process) | Launch::Docker(Container { program: process, .. }) => process,
+        };
+        if self.files.is_empty() && program.mentions_files() {
+            return wrong("files".into(), "empty, but runtime.argv names a file");
+        }
         match &self.runtime {
-            Launch::Simulated {} => Ok(()),
-            Launch::Process(process) if self.files.is_empty() && process.mentions_files() => {
-                wrong("files".into(), "empty, but runtime.argv names a file")
-            }
-            Launch::Process(process) => process.check(&names),
+            Launch::Docker(container) => container.check(&names),
+            _ => program.check(&names),
         }
     }
 }

@@ -5,6 +5,7 @@
 mod cache;
 mod checksum;
 pub mod counts;
+mod image;
 mod manifest;
 mod profile;
 mod publish;
@@ -16,7 +17,8 @@ mod tests;
 pub use cache::Cache;
 pub use checksum::Checksum;
 pub use counts::{Refused, refused};
-pub use manifest::{Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Process, Slots};
+pub use image::Image;
+pub use manifest::{Artifact, Container, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Process, Slots};
 pub use profile::{profile, profiles};
 pub use publish::{Draft, Pulled, publish, pull};
 pub use serving::{Drain, Histogram, Live, Metrics, Ready, sum};

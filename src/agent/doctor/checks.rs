@@ -2,14 +2,13 @@
 
 use super::Finding;
 use crate::agent::runtimes::cgroup::Cgroups;
-use crate::agent::{lease, nvml};
+use crate::agent::{engine, lease, nvml};
 use nf_core::node::PortRange;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::{Statvfs, statvfs};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,8 +22,6 @@ const ROOM: u64 = 10 << 30;
 const FSYNC: Duration = Duration::from_millis(20);
 /// Shared memory that servers with several GPUs use between their processes.
 const SHARED: u64 = 1 << 30;
-/// How long a container engine may take to answer.
-const ENGINE: Duration = Duration::from_secs(2);
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
@@ -173,39 +170,29 @@ pub(super) fn gpus() -> Finding {
     }
 }
 
-/// The sockets at which an engine may listen.
-fn engines() -> Vec<PathBuf> {
-    let host = std::env::var("DOCKER_HOST").ok();
-    let named = host.as_deref().and_then(|host| host.strip_prefix("unix://")).map(PathBuf::from);
-    let own = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("podman/podman.sock"));
-    let usual = ["/var/run/docker.sock", "/run/podman/podman.sock"].map(PathBuf::from);
-    named.into_iter().chain(usual).chain(own).collect()
-}
-
-pub(super) fn docker() -> Finding {
-    let ping = |path: &Path| -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(ENGINE))?;
-        stream.write_all(b"GET /_ping HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-        let mut head = String::new();
-        (&mut stream).take(4096).read_to_string(&mut head)?;
-        Ok(head.lines().next().unwrap_or_default().to_owned())
+/// `socket`: where the settings, or the usual places, say that an engine is.
+pub(super) fn containers(socket: Option<&Path>) -> Finding {
+    let check = "container engine";
+    let Some(socket) = socket else {
+        let next = "only needed for versions that run in containers: install docker.io, or name a socket with NF_CONTAINER_ENGINE";
+        return Finding::missing(check, "no socket of Docker or Podman", next);
     };
-    let found = engines().into_iter().find(|path| path.exists());
-    let Some(path) = found else {
-        let next = "only needed for containers, which this build does not run yet";
-        return Finding::missing("container engine", "no socket of Docker or Podman", next);
-    };
-    match ping(&path) {
-        Ok(line) if line.contains("200") => Finding::ok("container engine", format!("{} answers", path.display())),
-        Ok(line) => {
-            let next = format!("curl --unix-socket {} http://localhost/_ping", path.display());
-            Finding::missing("container engine", format!("{}: {line}", path.display()), next)
+    // Whoever calls may be inside a runtime or not: this look has one of its own.
+    let asked = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+            runtime.block_on(engine::look(socket))
+        });
+        asking.join().unwrap_or_else(|_| Err("the look failed".to_owned()))
+    });
+    match asked {
+        Ok(facts) if facts.missing.is_empty() => Finding::ok(check, facts.to_string()),
+        Ok(facts) => {
+            let detail = format!("{facts}; it has no {}", facts.missing.join(", no "));
+            Finding::missing(check, detail, "see what its own info warns of: docker info")
         }
-        Err(error) => {
-            let next = "start the engine, or let this user speak to it (group docker)";
-            Finding::missing("container engine", format!("{}: {error}", path.display()), next)
-        }
+        Err(why) => Finding::missing(check, why, "start the engine, or let this user speak to it (group docker)"),
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Wishes<'a> {
     pub public: SocketAddr,
     pub peer: SocketAddr,
     pub ports: PortRange,
+    /// The socket of the container engine.
+    pub engine: Option<&'a Path>,
 }
 
 /// Looks at everything, in the order of a start.
@@ -65,7 +67,7 @@ pub fn look(wishes: &Wishes<'_>) -> Vec<Finding> {
         checks::listen("peer port", wishes.peer),
         checks::replica_ports(wishes.ports),
         checks::gpus(),
-        checks::docker(),
+        checks::containers(wishes.engine),
         checks::python(),
         checks::shared_memory(),
     ]
@@ -83,7 +85,7 @@ mod tests {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = tmp.path().join("not/made/yet");
         let ports = PortRange { first: 40_000, last: 40_010 };
-        let wishes = Wishes { data: &data, public: held.local_addr().unwrap(), peer: free, ports };
+        let wishes = Wishes { data: &data, public: held.local_addr().unwrap(), peer: free, ports, engine: Some(&data) };
         let found = look(&wishes);
         for finding in &found {
             assert!(!finding.detail.is_empty(), "{finding:?}");
@@ -94,6 +96,7 @@ mod tests {
         assert_eq!((of("peer port").verdict, of("clock").verdict), (Verdict::Ok, Verdict::Ok));
         assert_ne!(of("disk").verdict, Verdict::Fault, "{:?}", of("disk"));
         assert!(!data.exists(), "nothing is made");
+        assert!(of("container engine").detail.contains("does not answer"), "{:?}", of("container engine"));
         let nowhere = Path::new("/proc/nowhere");
         assert_eq!(checks::disk(nowhere).verdict, Verdict::Fault);
     }

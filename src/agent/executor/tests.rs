@@ -58,6 +58,7 @@ impl World {
             kill_after: Duration::from_secs(5),
             cgroups: self.cgroups,
             guard: self.path("no-such-program"),
+            engine: Default::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The life of a program that runs: asked whether it is ready and whether it lives,
 //! drained, told to end, killed, and gone only when every process that it started is
-//! gone. It does not know how the program was started.
+//! gone. It does not know how the program was started, nor, beyond a [`Body`], what it
+//! runs as.
 
 use super::process::{let_go, save};
 use super::processes::{Family, Identity};
@@ -17,6 +18,7 @@ use nf_core::reason::Reason;
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::Child;
 
@@ -34,6 +36,60 @@ const TELL: Duration = Duration::from_secs(1);
 const COUNT: Duration = Duration::from_millis(250);
 /// Looks in a row without an answer after which nothing is waited for any more.
 const DEAF: u32 = 8;
+
+/// What a program runs as: processes of this machine, or a container of an engine.
+pub(super) trait Body: Send {
+    /// Waits until its first process is gone. May be dropped and asked again.
+    fn gone(&mut self) -> impl Future<Output = Ended> + Send;
+    /// Tells all of it to end, and waits until nothing of it is left.
+    fn end(&mut self) -> impl Future<Output = ()> + Send;
+    /// Kills until nothing of it is left, however long that takes; says so every `alarm`.
+    fn clear(&mut self, alarm: Duration) -> impl Future<Output = ()> + Send;
+    /// Removes what held it, once nothing of it is left.
+    fn let_go(&mut self, shared: &Arc<Shared>, record: &Record) -> impl Future<Output = ()> + Send;
+}
+
+/// How a program ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub end: End,
+    /// The same for people.
+    pub text: String,
+}
+
+/// The processes of one replica on this machine.
+pub(super) struct Processes {
+    pub leader: Leader,
+    pub family: Family,
+}
+
+impl Body for Processes {
+    async fn gone(&mut self) -> Ended {
+        let (end, text) = match self.leader.gone().await {
+            Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
+            Some(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
+                (None, signal) => (End::failed(Reason::RuntimeFailed), format!("signal {}", signal.unwrap_or(0))),
+            },
+            None => (End::failed(Reason::RuntimeFailed), "how is unknown, it was adopted".to_string()),
+        };
+        Ended { end, text }
+    }
+
+    async fn end(&mut self) {
+        signal(&self.family, Signal::SIGTERM).await;
+        // Waiting for the child, too, takes the zombie away.
+        tokio::join!(self.leader.gone(), gone(&self.family));
+    }
+
+    async fn clear(&mut self, alarm: Duration) {
+        tokio::join!(self.leader.gone(), clear(&self.family, alarm));
+    }
+
+    async fn let_go(&mut self, shared: &Arc<Shared>, record: &Record) {
+        let_go(shared, record).await;
+    }
+}
 
 /// The program's first process.
 pub(super) enum Leader {
@@ -59,11 +115,10 @@ impl Leader {
 }
 
 /// A program that runs.
-pub(super) struct Running {
+pub(super) struct Running<B> {
     pub post: Post,
     pub record: Record,
-    pub leader: Leader,
-    pub family: Family,
+    pub body: B,
 }
 
 /// What the answers were so far.
@@ -122,7 +177,7 @@ impl Probes {
     }
 }
 
-impl Running {
+impl<B: Body> Running<B> {
     pub(super) async fn live(mut self) -> End {
         let launch = self.post.launch.clone();
         let mut probes = Probes::of(&self.post.shared, &launch, &self.record);
@@ -139,7 +194,7 @@ impl Running {
                 probes.ask(lives).await
             };
             tokio::select! {
-                status = self.leader.gone() => break self.exited(status).await,
+                ended = self.body.gone() => break self.exited(ended).await,
                 why = self.post.stop_asked() => break self.stop(End { ok: true, why }).await,
                 (ready, lives, said) = asked => {
                     self.post.said(said);
@@ -150,7 +205,7 @@ impl Running {
             }
             self.rotate().await;
         };
-        let_go(&self.post.shared, &self.record).await;
+        self.body.let_go(&self.post.shared, &self.record).await;
         self.record.ended = Some(end);
         save(&self.post.shared, &self.record).await;
         self.post.note(&format!("ended: {}", end.why)).await;
@@ -208,20 +263,12 @@ impl Running {
     }
 
     /// The first process ended by itself: what it left behind goes, too.
-    async fn exited(&mut self, status: Option<ExitStatus>) -> End {
-        clear(&self.family, self.post.shared.config.kill_after).await;
+    async fn exited(&mut self, Ended { end, text }: Ended) -> End {
+        self.body.clear(self.post.shared.config.kill_after).await;
         if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
             self.post.note("killed by the guard: no lease covered it any more").await;
             return End::failed(Reason::NodeFailure);
         }
-        let (end, text) = match status {
-            Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
-            Some(status) => match (status.code(), status.signal()) {
-                (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
-                (None, signal) => (End::failed(Reason::RuntimeFailed), format!("signal {}", signal.unwrap_or(0))),
-            },
-            None => (End::failed(Reason::RuntimeFailed), "how is unknown, it was adopted".to_string()),
-        };
         self.post.note(&format!("its program ended by itself: {text}")).await;
         end
     }
@@ -235,14 +282,9 @@ impl Running {
         }
         let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
         self.post.note(&format!("TERM, and KILL at {} ({left:?})", at(left))).await;
-        signal(&self.family, Signal::SIGTERM).await;
-        // Waiting for the child, too, takes the zombie away.
-        let all_gone = async {
-            tokio::join!(self.leader.gone(), gone(&self.family));
-        };
-        if tokio::time::timeout(left, all_gone).await.is_err() {
+        if tokio::time::timeout(left, self.body.end()).await.is_err() {
             self.post.note("did not end in time, KILL").await;
-            tokio::join!(self.leader.gone(), clear(&self.family, kill_after));
+            self.body.clear(kill_after).await;
         }
         end
     }
@@ -283,7 +325,7 @@ impl Running {
         let (client, metrics) = (self.post.shared.client.clone(), self.record.metrics.clone());
         let said = tokio::select! {
             said = drained(&client, &url, &drain, metrics.as_ref()) => said,
-            _ = self.leader.gone() => "its program has ended",
+            _ = self.body.gone() => "its program has ended",
             () = tokio::time::sleep(most) => "its time for that is over",
         };
         self.post.note(&format!("drained: {said}")).await;

@@ -1,9 +1,10 @@
 //! The programs that replicas run as: `simulated` lives in the agent and answers
-//! HTTP; `process` is a real program. Both walk the same way to their bytes,
-//! which is here: resolve, fetch, verify, lay out.
+//! HTTP; `process` is a real program; `docker` is one in a container. All walk the same
+//! way to their bytes, which is here: resolve, fetch, verify, lay out.
 
 mod answers;
 pub(super) mod cgroup;
+pub(super) mod docker;
 mod life;
 pub(super) mod process;
 pub(super) mod processes;

@@ -2,10 +2,10 @@
 //! of its own, a cleared environment, its own directory, output into a file. It outlives
 //! the agent; the next agent finds it by its record. `life` has what follows.
 
-use super::life::{Leader, Running, clear};
+use super::life::{Leader, Processes, Running, clear};
 use super::processes::{Identity, KEY};
 use super::session::{self, Confinement};
-use super::{cgroup, model_dir, port_is_taken, port_taken, prepare};
+use super::{cgroup, docker, model_dir, port_is_taken, port_taken, prepare};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -74,7 +74,7 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
     match spawn(&post, want, manifest, process).await {
         Ok((record, child, leader)) => {
             let family = record.family(Some(leader));
-            Running { post, record, leader: Leader::Child(child), family }.live().await
+            Running { post, record, body: Processes { leader: Leader::Child(child), family } }.live().await
         }
         Err((why, text)) => {
             post.note(&format!("can't start: {why}: {text}")).await;
@@ -91,7 +91,7 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Ide
     record.process = Some(process);
     save(&post.shared, &record).await;
     let family = record.family(Some(process));
-    Running { post, record, leader: Leader::Adopted(process), family }.live().await
+    Running { post, record, body: Processes { leader: Leader::Adopted(process), family } }.live().await
 }
 
 /// For a replica that nobody watches (its first process ended while no agent was
@@ -101,6 +101,9 @@ pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) 
     let end = End::failed(Reason::RuntimeFailed);
     let found = tokio::task::spawn_blocking(move || record::load(&records, id, generation)).await;
     if let Ok(Some(mut record)) = found {
+        if record.container.is_some() {
+            docker::put_down(shared, &record).await;
+        }
         let family = record.family(record.process.filter(Identity::lives));
         clear(&family, shared.config.kill_after).await;
         let_go(shared, &record).await;
@@ -131,7 +134,7 @@ async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
     Ok((manifest, process))
 }
 
-async fn make_own_dir(post: &Post) -> io::Result<()> {
+pub(super) async fn make_own_dir(post: &Post) -> io::Result<()> {
     let dir = post.dir();
     let made = tokio::task::spawn_blocking(move || {
         let mut builder = DirBuilder::new();
@@ -283,7 +286,7 @@ pub(super) async fn save(shared: &Arc<Shared>, record: &Record) {
 }
 
 /// A record without a process is of no use to the next agent.
-async fn discard(post: &Post) {
+pub(super) async fn discard(post: &Post) {
     let (dir, id, generation) = (post.shared.places.records.clone(), post.launch.id, post.launch.generation);
     let _ = tokio::task::spawn_blocking(move || record::remove(&dir, id, generation)).await;
 }

@@ -31,6 +31,12 @@ impl Identity {
         stat(pid).map(|s| Self { pid, start: s.start })
     }
 
+    /// The same, if it carries the key of a replica: in another view of the machine's
+    /// processes, as an engine may have one, the number is somebody else's.
+    pub(in crate::agent) fn of_key(pid: u32, key: &str) -> Option<Self> {
+        Self::of(pid).filter(|_| carries(pid, key))
+    }
+
     pub(in crate::agent) fn lives(&self) -> bool {
         Self::of(self.pid) == Some(*self)
     }

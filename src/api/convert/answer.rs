@@ -448,10 +448,7 @@ impl JobBody {
             simulation,
             priority: spec.priority,
             gang: spec.gang,
-            runtime: match spec.runtime {
-                nf_core::job::Runtime::Simulated => "simulated".into(),
-                nf_core::job::Runtime::Process => "process".into(),
-            },
+            runtime: spec.runtime.name().into(),
             manifest_sha256: spec.manifest.map(|digest| hex(&digest)),
             approved_by: spec.approved_by.as_ref().map(ToString::to_string),
             resources: (&spec.resources).into(),

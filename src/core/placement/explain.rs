@@ -5,7 +5,7 @@ use super::{Limits, filter, place};
 use crate::capacity::Class;
 use crate::claim::{self, Claim};
 use crate::id::TenantNo;
-use crate::job::{Job, JobSpec};
+use crate::job::{Job, JobSpec, Runtime};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::resources::Gpus;
@@ -182,11 +182,12 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
                 let never = census.constraints_hold == 0;
                 let text =
                     if never { "none meets them: change the constraints or label a node" } else { "the others do" };
+                let engine = if spec.runtime == Runtime::Docker { ", a container engine: see nf doctor" } else { "" };
                 push(
                     *reason,
                     *nodes,
                     never,
-                    format!("{of} don't meet the constraints (region, zone, rack, labels, cost); {text}"),
+                    format!("{of} don't meet the constraints (region, zone, rack, labels, cost{engine}); {text}"),
                 );
             }
             Reason::NodeDown => push(*reason, *nodes, false, format!("{of} are not Ready; see nf get nodes")),

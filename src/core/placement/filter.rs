@@ -4,8 +4,8 @@
 
 use super::devices;
 use crate::capacity::{Class, Flavor};
-use crate::job::JobSpec;
-use crate::node::NodeState;
+use crate::job::{JobSpec, Runtime};
+use crate::node::{ENGINE_LABEL, NodeState};
 use crate::reason::Reason;
 
 type Check = fn(&Class, &JobSpec) -> bool;
@@ -44,11 +44,17 @@ pub fn verdict(class: &Class, spec: &JobSpec) -> Vec<Reason> {
     reasons
 }
 
-/// Place, labels, price: what no release of capacity can change.
+/// Whether such nodes can run the job's kind of program at all.
+fn has_runtime(flavor: &Flavor, spec: &JobSpec) -> bool {
+    spec.runtime != Runtime::Docker || flavor.labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
+}
+
+/// Place, labels, price, runtime: what no release of capacity can change.
 pub fn constraints_hold(flavor: &Flavor, spec: &JobSpec) -> bool {
     let c = &spec.constraints;
     let place = |want: &Option<_>, have: &Option<_>| want.is_none() || want == have;
-    place(&c.region, &flavor.region)
+    has_runtime(flavor, spec)
+        && place(&c.region, &flavor.region)
         && place(&c.zone, &flavor.zone)
         && place(&c.rack, &flavor.rack)
         && c.labels.iter().all(|(key, value)| flavor.labels.get(key) == Some(value))

@@ -1,0 +1,336 @@
+//! A replica in a container: its record, its image, the order to the engine, and, after
+//! that, the life that every program has. The container outlives the agent; the next one
+//! finds it by the name in its record. What has this agent's label and no record is removed.
+
+mod container;
+mod order;
+mod output;
+
+use super::life::Running;
+use super::process::{discard, make_own_dir};
+use super::processes::Identity;
+use super::{model_dir, port_is_taken, port_taken, prepare};
+use crate::agent::engine::{Facts, Fault};
+use crate::agent::executor::Shared;
+use crate::agent::post::Post;
+use crate::agent::record::{self, End, Record};
+use crate::models::{Image, Launch, Manifest};
+use bollard::Docker;
+use bollard::query_parameters::{
+    CreateContainerOptions, CreateImageOptions, ListContainersOptions, StartContainerOptions,
+};
+use container::{Container, remove};
+use futures::StreamExt;
+use nf_core::id::{Generation, JobNo};
+use nf_core::job::Stage;
+use nf_core::reason::Reason;
+use nf_core::reconcile::{ReplicaId, Want};
+use order::Order;
+use std::collections::HashMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How long a registry may say nothing while it is pulled from.
+const PULL_SILENCE: Duration = Duration::from_secs(120);
+/// Between two looks for containers of ours that have no record.
+const SWEEP: Duration = Duration::from_secs(60);
+/// The same when the engine did not answer.
+const SWEEP_AGAIN: Duration = Duration::from_secs(5);
+
+/// All that has to be there before a container can be made.
+struct Ready {
+    docker: Docker,
+    facts: Facts,
+    manifest: Manifest,
+    container: crate::models::Container,
+    /// The image's id.
+    image: String,
+    address: IpAddr,
+}
+
+/// The whole life of a replica in a container.
+pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
+    let ready = tokio::select! {
+        ready = make_ready(&post, want) => ready,
+        why = post.stop_asked() => return End { ok: true, why },
+    };
+    let ready = match ready {
+        Ok(ready) => ready,
+        Err(end) => return end,
+    };
+    post.stage(Stage::Starting);
+    // From here on a stop waits its turn, as it does for a process.
+    match begin(&post, want, &ready).await {
+        Ok((record, first)) => {
+            let name = record.container.clone().unwrap_or_default();
+            let body = Container::tend(ready.docker, name, &post, first, true);
+            Running { post, record, body }.live().await
+        }
+        Err(fault) => {
+            refused(&post, &fault).await;
+            discard(&post).await;
+            End::failed(fault.why)
+        }
+    }
+}
+
+/// Goes on with a container that an earlier agent started.
+pub(in crate::agent) async fn adopt(post: Post, record: Record) -> End {
+    post.note("adopted by a new agent").await;
+    let mut told = false;
+    let docker = loop {
+        match post.shared.engine.reach().await {
+            Ok((docker, _)) => break docker.clone(),
+            Err(fault) => {
+                if !told {
+                    post.note(&format!("waits for its engine: {}", fault.text)).await;
+                    told = true;
+                }
+                tokio::time::sleep(SWEEP_AGAIN).await;
+            }
+        }
+    };
+    let same_boot = record.boot == post.shared.boot;
+    let (name, first) = (record.container.clone().unwrap_or_default(), record.process.filter(|_| same_boot));
+    let body = Container::tend(docker, name, &post, first, same_boot);
+    Running { post, record, body }.live().await
+}
+
+/// For a replica that nobody watches: whatever of it runs is removed.
+pub(super) async fn put_down(shared: &Arc<Shared>, record: &Record) {
+    let Some(name) = &record.container else { return };
+    loop {
+        if let Ok((docker, _)) = shared.engine.reach().await {
+            return remove(docker, name, shared.config.kill_after, None).await;
+        }
+        tokio::time::sleep(SWEEP_AGAIN).await;
+    }
+}
+
+async fn refused(post: &Post, fault: &Fault) {
+    post.note(&format!("can't start: {}: {}", fault.why, fault.text)).await;
+    tracing::warn!(request = %post.launch.request, reason = %fault.why, text = fault.text, "a container can't be started");
+}
+
+async fn make_ready(post: &Post, want: &Want) -> Result<Ready, End> {
+    if want.spec.constraints.exclusive {
+        post.note("a container can't be guarded, and this job must never run twice").await;
+        return Err(End::failed(Reason::NoGuard));
+    }
+    make_own_dir(post).await.map_err(|_| End::failed(Reason::RuntimeFailed))?;
+    let Some(manifest) = prepare(post, &want.spec).await? else {
+        post.note("no model version to run: the job names no manifest").await;
+        return Err(End::failed(Reason::ModelNotFound));
+    };
+    let Launch::Docker(container) = manifest.runtime.clone() else {
+        post.note("the manifest's runtime is another than the job's, which is docker").await;
+        return Err(End::failed(Reason::ArtifactMismatch));
+    };
+    if post.shared.config.judge.is_some() && !container.image.is_pinned() {
+        // The signature is over the manifest: a tag in it would let anybody change what was signed.
+        post.note(&format!("image {} is not named by digest, and only signed versions run here", container.image))
+            .await;
+        return Err(End::failed(Reason::ArtifactMismatch));
+    }
+    match reached(post, want, &container.image).await {
+        Ok((docker, facts, image, address)) => Ok(Ready { docker, facts, manifest, container, image, address }),
+        Err(fault) => {
+            refused(post, &fault).await;
+            Err(End::failed(fault.why))
+        }
+    }
+}
+
+/// The engine with the image, and where the port is to be.
+async fn reached(post: &Post, want: &Want, image: &Image) -> Result<(Docker, Facts, String, IpAddr), Fault> {
+    let (docker, facts) = post.shared.engine.reach().await?;
+    let id = image_id(post, docker, image).await?;
+    let Some(port) = want.port else { return Ok((docker.clone(), facts.clone(), id, Ipv4Addr::UNSPECIFIED.into())) };
+    let found = tokio::net::lookup_host((&*want.host, port)).await.ok().and_then(|mut found| found.next());
+    let Some(address) = found else {
+        let text = format!("{} is no address of this machine: see NF_ADVERTISE", want.host);
+        return Err(Fault { why: Reason::RuntimeFailed, text });
+    };
+    if port_is_taken(&want.host, port).await {
+        let text = format!("port {port} is taken by a program that is not ours");
+        return Err(Fault { why: port_taken().why, text });
+    }
+    Ok((docker.clone(), facts.clone(), id, address.ip()))
+}
+
+/// The id of the image, which is pulled only where its digest says what will come.
+async fn image_id(post: &Post, docker: &Docker, image: &Image) -> Result<String, Fault> {
+    let here = |found: bollard::models::ImageInspect| {
+        let text = format!("the engine does not say which image {image} is");
+        found.id.ok_or(Fault { why: Reason::RuntimeFailed, text })
+    };
+    match docker.inspect_image(image.as_str()).await {
+        Ok(found) => return here(found),
+        Err(error) if !Fault::is_absence(&error) => return Err(error.into()),
+        Err(_) if !image.may_be_pulled() => {
+            let text =
+                format!("the engine has no image {image}: load it there, or name it NAME@sha256:… to have it pulled");
+            return Err(Fault { why: Reason::ImageMissing, text });
+        }
+        Err(_) => {}
+    }
+    post.stage(Stage::Downloading);
+    post.note(&format!("image {image} is pulled")).await;
+    let failed = |text: String| Fault { why: Reason::ImagePullFailed, text: format!("image {image}: {text}") };
+    let options = CreateImageOptions { from_image: Some(image.as_str().to_owned()), ..CreateImageOptions::default() };
+    let mut progress = std::pin::pin!(docker.create_image(Some(options), None, None));
+    loop {
+        match tokio::time::timeout(PULL_SILENCE, progress.next()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(step))) => {
+                if let Some(text) = step.error_detail.and_then(|detail| detail.message) {
+                    return Err(failed(nf_core::reason::printable(&text, 300)));
+                }
+            }
+            Ok(Some(Err(error))) => {
+                let fault = Fault::from(error);
+                return Err(if fault.is_silence() { fault } else { failed(fault.text) });
+            }
+            Err(_) => return Err(failed(format!("nothing came for {} s", PULL_SILENCE.as_secs()))),
+        }
+    }
+    here(docker.inspect_image(image.as_str()).await.map_err(|error| failed(Fault::from(error).text))?)
+}
+
+/// Writes the record, makes the container and begins it. What went wrong is taken away again.
+async fn begin(post: &Post, want: &Want, ready: &Ready) -> Result<(Record, Option<Identity>), Fault> {
+    let shared = post.shared.clone();
+    // Held until it is begun or taken away, though the executor may be shut down meanwhile.
+    let Some(_lock) = shared.lock() else {
+        return Err(Fault { why: Reason::RuntimeFailed, text: "the agent is shutting down".into() });
+    };
+    let asks = &ready.container.program;
+    let (node, launch, boot) = (shared.config.node.clone(), post.launch.clone(), shared.boot.clone());
+    let mut record = Record::new(node, launch, boot, asks.ready.path.clone(), asks.ready.timeout_s);
+    (record.live, record.drain, record.metrics) = (asks.live.clone(), asks.drain.clone(), asks.metrics.clone());
+    let name = order::name(&record);
+    record.container = Some(name.clone());
+    let (model, places, first) = (model_dir(post), shared.places.records.clone(), record.clone());
+    let open = model.clone();
+    let failed = |e: io::Error| Fault { why: Reason::RuntimeFailed, text: e.to_string() };
+    let owner = shared.engine.owner(&places).await.map_err(failed)?;
+    let written = tokio::task::spawn_blocking(move || {
+        readable(&open)?;
+        first.save(&places)
+    });
+    written.await.map_err(io::Error::other).flatten().map_err(failed)?;
+    let order = Order {
+        want,
+        record: &record,
+        manifest: &ready.manifest,
+        container: &ready.container,
+        facts: &ready.facts,
+        image: &ready.image,
+        model: &model,
+        address: ready.address,
+        owner,
+        group: &shared.engine.config.group,
+    };
+    let body = order.body().map_err(|text| Fault { why: Reason::RuntimeFailed, text })?;
+    let begun = async {
+        let options = CreateContainerOptions { name: Some(name.clone()), ..CreateContainerOptions::default() };
+        let made = ready.docker.create_container(Some(options), body).await?;
+        for warning in made.warnings.iter().take(8) {
+            post.note(&format!("the engine warns: {}", nf_core::reason::printable(warning, 200))).await;
+        }
+        ready.docker.start_container(&name, None::<StartContainerOptions>).await?;
+        ready.docker.inspect_container(&name, None).await
+    };
+    match begun.await {
+        Ok(found) => {
+            post.note(&format!("container {name}, image {}", ready.container.image)).await;
+            let pid = found.state.and_then(|state| u32::try_from(state.pid?).ok()).filter(|pid| *pid > 1);
+            record.process = pid.and_then(|pid| Identity::of_key(pid, &record.key));
+            super::process::save(&shared, &record).await;
+            let first = record.process;
+            Ok((record, first))
+        }
+        Err(error) => {
+            remove(&ready.docker, &name, shared.config.kill_after, None).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// Lets everybody, and so the container's user, look into the replica's own directories.
+/// The files in it are readable already, and shared with the cache.
+fn readable(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(0o755))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            readable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks now and then for containers that a crash left behind without a record, for as long as the executor is.
+pub(in crate::agent) fn sweep(shared: &Arc<Shared>) {
+    if shared.engine.config.socket.is_none() {
+        return;
+    }
+    let shared_again = Arc::downgrade(shared);
+    shared.runtime.spawn(async move {
+        while let Some(pause) = sweep_once(&shared_again).await {
+            tokio::time::sleep(pause).await;
+        }
+    });
+}
+
+/// None: the executor is no more.
+async fn sweep_once(shared: &Weak<Shared>) -> Option<Duration> {
+    let shared = shared.upgrade()?;
+    // Nothing is removed once another agent may be at work here.
+    let _lock = shared.lock()?;
+    let Ok(owner) = shared.engine.owner(&shared.places.records).await else { return Some(SWEEP) };
+    let Ok((docker, _)) = shared.engine.reach().await else { return Some(SWEEP_AGAIN) };
+    let mark = format!("{}={owner}", order::OWNER);
+    let filters = Some(HashMap::from([("label".to_owned(), vec![mark])]));
+    let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
+    let Ok(found) = docker.list_containers(Some(options)).await else { return Some(SWEEP_AGAIN) };
+    for container in found {
+        let (Some(id), Some(labels)) = (container.id, container.labels) else { continue };
+        let places = shared.places.records.clone();
+        let mine = labels.get(order::OWNER).is_some_and(|of| of == owner);
+        let recorded = tokio::task::spawn_blocking(move || is_recorded(&places, &labels)).await.unwrap_or(true);
+        if mine && !recorded {
+            tracing::warn!(container = id, "a container of ours that has no record is removed");
+            remove(docker, &id, shared.config.kill_after, Some(1)).await;
+        }
+    }
+    Some(SWEEP)
+}
+
+/// Whether a record tells of the container with these labels. One that can't be read counts: it needs a person.
+fn is_recorded(records: &Path, labels: &HashMap<String, String>) -> bool {
+    let number = |label: &str| labels.get(label).and_then(|text| text.parse::<u64>().ok());
+    let known = || {
+        let replica = u16::try_from(number(order::REPLICA)?).ok()?;
+        let generation = Generation(u32::try_from(number(order::GENERATION)?).ok()?);
+        let id = ReplicaId { job: JobNo(number(order::JOB)?), replica };
+        let path = record::path(records, id, generation);
+        if path.with_extension("bad").exists() {
+            return Some(true);
+        }
+        match record::load(records, id, generation) {
+            Some(record) => Some(Some(&record.key) == labels.get(order::KEY)),
+            None => Some(path.exists()),
+        }
+    };
+    known().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! What the engine is asked for, to the last field that keeps a container in.
+
+use super::*;
+use crate::agent::record::Launch;
+use nf_core::id::{Generation, JobNo, NodeName, RequestId};
+use nf_core::reconcile::ReplicaId;
+use nf_core::resources::Gpus;
+use nf_core::testing;
+use serde_json::{Value, json};
+
+const GPU: &str = "GPU-3a1f5a8a-839f-69a8-08cf-e3fdcd01e019";
+
+fn manifest() -> Manifest {
+    let value = json!({
+        "model_id": "m1", "version": "v1", "format": "test",
+        "files": [{ "path": "a/model.bin", "size": 1, "sha256": "0".repeat(64) }],
+        "runtime": {
+            "kind": "docker", "image": "a/b:v1", "port": 9000,
+            "program": { "argv": ["/serve", "{model}", "{host}:{port}", "{dir}"], "env": { "EXTRA": "1", "HOME_OF": "x" } },
+        },
+    });
+    Manifest::parse("a test", value.to_string().as_bytes()).unwrap()
+}
+
+fn want(uuids: &[&str]) -> Want {
+    let mut spec = testing::job_spec("t1", Gpus::Whole(1));
+    (spec.resources.memory, spec.resources.cpu_milli) = (2 << 30, 1500);
+    Want {
+        request: RequestId::new("r1").unwrap(),
+        generation: Generation(3),
+        spec: Arc::new(spec),
+        shares: vec![],
+        uuids: uuids.iter().map(|uuid| Arc::from(*uuid)).collect(),
+        host: "127.0.0.1".into(),
+        port: Some(31_007),
+        stage: None,
+        stop: None,
+    }
+}
+
+fn facts(giving: Giving) -> Facts {
+    Facts { kind: "docker", version: "1".into(), api: (1, 41), giving, init: true, missing: vec![] }
+}
+
+fn body(want: &Want, giving: Giving) -> Result<Value, String> {
+    let manifest = manifest();
+    let crate::models::Launch::Docker(container) = &manifest.runtime else { panic!() };
+    let launch = Launch::of(ReplicaId { job: JobNo(7), replica: 2 }, want);
+    let record = Record::new(NodeName::new("n1").unwrap(), launch, "boot".into(), "/health".into(), 30);
+    let (model, address) = (Path::new("/data/model"), "127.0.0.1".parse().unwrap());
+    let (record, facts) = (&record, &facts(giving));
+    let (owner, group, image) = ("owner", "g", "sha256:1");
+    let order = Order { want, record, manifest: &manifest, container, facts, image, model, address, owner, group };
+    order.body().map(|body| serde_json::to_value(body).unwrap())
+}
+
+#[test]
+fn a_container_is_confined() {
+    let body = body(&want(&["GPU-sim-n1-0"]), Giving::Cdi).unwrap();
+    let host = &body["HostConfig"];
+    assert_eq!((&body["User"], &body["Image"]), (&json!("65532:65532"), &json!("sha256:1")));
+    assert_eq!(body["Entrypoint"], json!(["/serve", "/model/a/model.bin", "0.0.0.0:9000", "/model"]));
+    assert_eq!((&host["ReadonlyRootfs"], &host["CapDrop"]), (&json!(true), &json!(["ALL"])));
+    assert_eq!(host["SecurityOpt"], json!(["no-new-privileges"]));
+    assert_eq!((&host["Memory"], &host["MemorySwap"]), (&json!(2u64 << 30), &json!(2u64 << 30)));
+    assert_eq!((&host["NanoCpus"], &host["PidsLimit"]), (&json!(1_500_000_000), &json!(MAX_TASKS)));
+    assert_eq!(host["PortBindings"], json!({ "9000/tcp": [{ "HostIp": "127.0.0.1", "HostPort": "31007" }] }));
+    let model = json!([{ "Type": "bind", "Source": "/data/model", "Target": "/model", "ReadOnly": true }]);
+    assert_eq!(host["Mounts"], model);
+    assert!(host["Tmpfs"]["/tmp"].as_str().unwrap().contains("nosuid"));
+    for dangerous in ["CapAdd", "Devices", "Binds", "NetworkMode", "PidMode", "IpcMode", "UsernsMode", "DeviceRequests"]
+    {
+        assert_eq!(host[dangerous], Value::Null, "{dangerous}");
+    }
+    assert_eq!(host["Privileged"], json!(false));
+}
+
+#[test]
+fn it_says_whose_it_is_and_knows_what_a_process_would() {
+    let body = body(&want(&["GPU-sim-n1-0"]), Giving::Request).unwrap();
+    let labels = &body["Labels"];
+    for (label, value) in [("owner", "owner"), ("group", "g"), ("node", "n1"), ("job", "7"), ("replica", "2")] {
+        assert_eq!(labels[format!("io.neural-fabric.{label}")], json!(value), "{labels}");
+    }
+    assert_eq!((&labels[GENERATION], &labels["io.neural-fabric.request"]), (&json!("3"), &json!("r1")));
+    let env: Vec<&str> = body["Env"].as_array().unwrap().iter().map(|e| e.as_str().unwrap()).collect();
+    for wanted in ["NF_PORT=9000", "NF_HOST=0.0.0.0", "NF_RANK=2", "NF_MODEL_DIR=/model", "EXTRA=1", "HOME=/tmp"] {
+        assert!(env.contains(&wanted), "{wanted} in {env:?}");
+    }
+    let allowed =
+        |e: &&&str| ["NF_", "EXTRA", "HOME", "TMPDIR", "LANG", "CUDA_", "NVIDIA_"].iter().any(|p| e.starts_with(p));
+    assert_eq!(env.iter().filter(allowed).count(), env.len(), "nothing of the agent's own: {env:?}");
+}
+
+#[test]
+fn devices_go_by_their_names() {
+    let mig = "MIG-3a1f5a8a-839f-69a8-08cf-e3fdcd01e019";
+    let cdi = body(&want(&[GPU, mig]), Giving::Cdi).unwrap();
+    let names =
+        json!([{ "Driver": "cdi", "DeviceIDs": [format!("nvidia.com/gpu={GPU}"), format!("nvidia.com/gpu={mig}")] }]);
+    assert_eq!(cdi["HostConfig"]["DeviceRequests"], names);
+    let void = |body: &Value| body["Env"].as_array().unwrap().contains(&json!("NVIDIA_VISIBLE_DEVICES=void"));
+    assert!(void(&cdi), "and by NVIDIA's runtime none besides");
+    let older = body(&want(&[GPU]), Giving::Request).unwrap();
+    let request = &older["HostConfig"]["DeviceRequests"][0];
+    assert_eq!((&request["Driver"], &request["DeviceIDs"]), (&json!("nvidia"), &json!([GPU])));
+    assert!(!void(&older), "the engine itself says which");
+    assert!(void(&body(&want(&[]), Giving::Request).unwrap()), "who holds none sees none");
+    assert!(body(&want(&[GPU]), Giving::Nothing).unwrap_err().contains("Docker"));
+    assert!(body(&want(&["accel0"]), Giving::Cdi).unwrap_err().contains("accel0"));
+}
+
+#[test]
+fn who_has_no_port_publishes_none() {
+    let mut quiet = want(&[]);
+    quiet.port = None;
+    assert!(body(&quiet, Giving::Cdi).unwrap_err().contains("{port}"), "its command line asks for one");
+}
+
+#[test]
+fn names_are_what_engines_allow() {
+    let launch = Launch::of(ReplicaId { job: JobNo(7), replica: 2 }, &want(&[]));
+    let record = Record::new(NodeName::new("n1").unwrap(), launch, "boot".into(), "/health".into(), 30);
+    assert_eq!(name(&record), format!("nf-n1-r1.2.g3-{}", record.key));
+}
