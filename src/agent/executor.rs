@@ -10,6 +10,7 @@ use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
+use super::runtimes::users::{self, Giver, Users};
 use crate::models::{Cache, Manifest, Store};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -54,6 +55,8 @@ pub struct ExecutorConfig {
     pub kill_after: Duration,
     /// Whether replicas get control groups where the kernel gives them.
     pub cgroups: bool,
+    /// Whether each replica runs as a user of its own, where this process may do that.
+    pub users: Users,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
 }
@@ -81,6 +84,8 @@ pub(super) struct Shared {
     pub guard: Tie,
     /// Control groups, or what is missing for them.
     pub cgroups: Result<Cgroups, String>,
+    /// Users for replicas, or what is missing for them.
+    pub users: Result<Giver, String>,
     runtime: Handle,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
@@ -159,7 +164,8 @@ impl Executor {
         let cache = Cache::open(&places.cache())?;
         let records = record::load_all(&places.records)?;
         let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
-        tell_limits(&config.node, &cgroups);
+        let users = open_users(&config, &places)?;
+        tell_limits(&config.node, &cgroups, &users);
         logs::prune(&places.logs, LOG_FILES, &[])?;
         let guard = Tie::new(&runtime, places.guard.clone(), config.guard.clone());
         let shared = Arc::new(Shared {
@@ -169,6 +175,7 @@ impl Executor {
             boot: runtimes::processes::boot_id().unwrap_or_default(),
             guard,
             cgroups,
+            users,
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -199,7 +206,15 @@ impl Executor {
     }
 
     /// Takes up what a record of the agent's last run tells.
-    fn recall(&self, record: Record) -> io::Result<()> {
+    fn recall(&self, mut record: Record) -> io::Result<()> {
+        let records = &self.shared.places.records;
+        if let Some(owner) = record.owner
+            && !users::is_theirs(owner, &record, records).unwrap_or(false)
+        {
+            tracing::warn!(uid = owner.uid, request = %record.launch.request, "a replica's user is another's now; nothing is done in its name");
+            record.owner = None;
+            record.save(records)?;
+        }
         let (id, launch) = (record.launch.id, record.launch.clone());
         match runtimes::process::recall(&record, &self.shared.boot) {
             runtimes::process::Recalled::Never if is_empty(&record) => {
@@ -223,7 +238,7 @@ impl Executor {
             runtimes::process::Recalled::Alive(process) => {
                 tracing::info!(job = %id.job, replica = id.replica, pid = process.pid, "adopted a running replica");
                 if record.exclusive {
-                    self.shared.guard.knows(&record.key, process, record.cgroup.clone());
+                    self.shared.guard.knows(record.family(Some(process)));
                 }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
                 let post = self.insert(&launch, Condition::Alive, stage);
@@ -386,8 +401,23 @@ impl Executor {
     }
 }
 
+/// Users for replicas, with the way to their directories.
+fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giver, String>> {
+    let paved = |giver| users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string());
+    match Giver::find(&config.users).and_then(paved) {
+        Err(why) if config.users.required => {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("NF_REPLICA_USERS: {why}")))
+        }
+        found => Ok(found),
+    }
+}
+
 /// What holds replicas' programs within bounds here, said once at start.
-fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>) {
+fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, users: &Result<Giver, String>) {
+    match users {
+        Ok(_) => tracing::info!(%node, "each replica runs as a user of its own"),
+        Err(why) => tracing::info!(%node, why, "replicas run as this process' user; see nf doctor"),
+    }
     match cgroups {
         Ok(groups) if groups.missing().is_empty() => tracing::info!(%node, "replicas get control groups"),
         Ok(groups) => {

@@ -21,7 +21,8 @@ impl Doctor {
         let (first, last) = settings.port_range.value;
         let data = std::path::absolute(settings.data())?;
         let (public, peer) = (settings.public(), settings.peer());
-        let found = doctor::look(&Wishes { data: &data, public, peer, ports: PortRange { first, last } });
+        let (users, ports) = (crate::daemon::users(&settings, &data), PortRange { first, last });
+        let found = doctor::look(&Wishes { data: &data, public, peer, ports, users: &users });
         let items: Vec<_> = found.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
         let columns = [
             col("CHECK", |v| at(v, "check")),

@@ -6,8 +6,8 @@ use super::trust::Trust;
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Execute, NodeRegistration};
-use crate::config::Settings;
+use crate::agent::{Execute, NodeRegistration, Users};
+use crate::config::{Origin, Settings};
 use crate::config::parse::{GpuNodes, Mode, PlayedNode};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
@@ -95,9 +95,16 @@ pub fn executor_config(
         stop_grace: settings.stop_grace.value,
         kill_after: settings.kill_after.value,
         cgroups: true,
+        users: users(settings, data),
         // Good also after an upgrade has replaced the file on disk.
         guard: "/proc/self/exe".into(),
     }
+}
+
+/// `NF_REPLICA_USERS`.
+pub fn users(settings: &Settings, data: &Path) -> Users {
+    let wish = &settings.replica_users;
+    Users { range: wish.value, required: wish.value.is_some() && wish.origin != Origin::Default, home: data.to_owned() }
 }
 
 /// This process' own node, ready for the agent.

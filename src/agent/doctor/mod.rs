@@ -4,6 +4,7 @@
 
 mod checks;
 
+use super::Users;
 use nf_core::node::PortRange;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -51,6 +52,7 @@ pub struct Wishes<'a> {
     pub public: SocketAddr,
     pub peer: SocketAddr,
     pub ports: PortRange,
+    pub users: &'a Users,
 }
 
 /// Looks at everything, in the order of a start.
@@ -58,6 +60,7 @@ pub fn look(wishes: &Wishes<'_>) -> Vec<Finding> {
     vec![
         checks::kernel(),
         checks::cgroups(),
+        checks::users(wishes.users),
         checks::limits(),
         checks::disk(wishes.data),
         checks::clock(),
@@ -83,7 +86,8 @@ mod tests {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = tmp.path().join("not/made/yet");
         let ports = PortRange { first: 40_000, last: 40_010 };
-        let wishes = Wishes { data: &data, public: held.local_addr().unwrap(), peer: free, ports };
+        let users = Users { range: None, required: false, home: data.clone() };
+        let wishes = Wishes { data: &data, public: held.local_addr().unwrap(), peer: free, ports, users: &users };
         let found = look(&wishes);
         for finding in &found {
             assert!(!finding.detail.is_empty(), "{finding:?}");
@@ -92,6 +96,7 @@ mod tests {
         let of = |check: &str| found.iter().find(|f| f.check == check).unwrap();
         assert_eq!(of("public port").verdict, Verdict::Missing);
         assert_eq!((of("peer port").verdict, of("clock").verdict), (Verdict::Ok, Verdict::Ok));
+        assert!(of("replica users").next.as_ref().unwrap().contains("NF_REPLICA_USERS=off"));
         assert_ne!(of("disk").verdict, Verdict::Fault, "{:?}", of("disk"));
         assert!(!data.exists(), "nothing is made");
         let nowhere = Path::new("/proc/nowhere");
