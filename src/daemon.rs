@@ -14,7 +14,7 @@ mod wiped;
 mod worker;
 
 pub use links::{PLAYER, TlsDial};
-pub use nodes::engine_socket;
+pub use nodes::{engine_socket, users};
 
 use crate::config::parse::{Pqc, Role};
 use crate::config::{Error as ConfigError, Settings};

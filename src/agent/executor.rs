@@ -11,6 +11,7 @@ use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
+use super::runtimes::users::{self, Giver, Users};
 use super::scrape::Said;
 use crate::exchange::TOLD;
 use crate::models::{Cache, Manifest, Store};
@@ -58,6 +59,8 @@ pub struct ExecutorConfig {
     pub kill_after: Duration,
     /// Whether replicas get control groups where the kernel gives them.
     pub cgroups: bool,
+    /// Whether each replica runs as a user of its own, where this process may do that.
+    pub users: Users,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
     /// What runs containers here.
@@ -91,6 +94,8 @@ pub(super) struct Shared {
     pub cgroups: Result<Cgroups, String>,
     pub engine: Engine,
     pub runtime: Handle,
+    /// Users for replicas, or what is missing for them.
+    pub users: Result<Giver, String>,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
@@ -174,7 +179,8 @@ impl Executor {
         let cache = Cache::open(&places.cache())?;
         let records = record::load_all(&places.records)?;
         let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
-        tell_limits(&config.node, &cgroups);
+        let users = open_users(&config, &places)?;
+        tell_limits(&config.node, &cgroups, &users);
         logs::prune(&places.logs, LOG_FILES, &[])?;
         let guard = Tie::new(&runtime, places.guard.clone(), config.guard.clone());
         let shared = Arc::new(Shared {
@@ -185,6 +191,7 @@ impl Executor {
             guard,
             cgroups,
             engine: Engine::new(config.engine.clone()),
+            users,
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -216,7 +223,15 @@ impl Executor {
     }
 
     /// Takes up what a record of the agent's last run tells.
-    fn recall(&self, record: Record) -> io::Result<()> {
+    fn recall(&self, mut record: Record) -> io::Result<()> {
+        let records = &self.shared.places.records;
+        if let Some(owner) = record.owner
+            && !users::is_theirs(owner, &record, records).unwrap_or(false)
+        {
+            tracing::warn!(uid = owner.uid, request = %record.launch.request, "a replica's user is another's now; nothing is done in its name");
+            record.owner = None;
+            record.save(records)?;
+        }
         let (id, launch) = (record.launch.id, record.launch.clone());
         if record.container.is_some() && record.ended.is_none() {
             // Its engine says what has become of it, when it answers; until then it counts as there.
@@ -247,7 +262,7 @@ impl Executor {
             runtimes::process::Recalled::Alive(process) => {
                 tracing::info!(job = %id.job, replica = id.replica, pid = process.pid, "adopted a running replica");
                 if record.exclusive {
-                    self.shared.guard.knows(&record.key, process, record.cgroup.clone());
+                    self.shared.guard.knows(record.family(Some(process)));
                 }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
                 let post = self.insert(&launch, Condition::Alive, stage);
@@ -422,8 +437,25 @@ impl Executor {
     }
 }
 
+/// Users for replicas, with the way to their directories.
+fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giver, String>> {
+    let paved = |giver| {
+        users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string())
+    };
+    match Giver::find(&config.users).and_then(paved) {
+        Err(why) if config.users.required => {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("NF_REPLICA_USERS: {why}")))
+        }
+        found => Ok(found),
+    }
+}
+
 /// What holds replicas' programs within bounds here, said once at start.
-fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>) {
+fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, users: &Result<Giver, String>) {
+    match users {
+        Ok(_) => tracing::info!(%node, "each replica runs as a user of its own"),
+        Err(why) => tracing::info!(%node, why, "replicas run as this process' user; see nf doctor"),
+    }
     match cgroups {
         Ok(groups) if groups.missing().is_empty() => tracing::info!(%node, "replicas get control groups"),
         Ok(groups) => {

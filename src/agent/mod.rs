@@ -30,6 +30,7 @@ mod tests;
 
 pub use link::{Link, LocalLink, RemoteLink};
 pub use node::Standing;
+pub use runtimes::users::Users;
 
 use crate::exchange::{Beat, BeatAnswer, Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
 use bytes::Bytes;

@@ -42,9 +42,10 @@ impl Places {
     }
 
     pub(super) fn make(&self) -> io::Result<()> {
-        for dir in [&self.records, &self.replicas, &self.logs] {
+        // Replicas with users of their own pass through theirs; each launch's own is closed.
+        for (dir, mode) in [(&self.records, 0o700), (&self.replicas, 0o711), (&self.logs, 0o700)] {
             fs::create_dir_all(dir)?;
-            fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+            fs::set_permissions(dir, Permissions::from_mode(mode))?;
         }
         Ok(())
     }

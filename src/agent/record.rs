@@ -4,7 +4,7 @@
 //! disk before the next step, so a kill -9 between any two leaves a process that
 //! is either found by its record or was never started.
 
-use super::runtimes::processes::{Family, Identity};
+use super::runtimes::processes::{Family, Identity, Owner};
 use crate::models::{Drain, Live, Metrics};
 use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reason::Reason;
@@ -82,6 +82,9 @@ pub(super) struct Record {
     /// Its control group, where the kernel gives one.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// Its user, where it has one of its own.
+    #[serde(default)]
+    pub owner: Option<Owner>,
     #[serde(default)]
     pub live: Option<Live>,
     #[serde(default)]
@@ -120,6 +123,7 @@ impl Record {
             ended: None,
             exclusive: false,
             cgroup: None,
+            owner: None,
             live: None,
             drain: None,
             metrics: None,
@@ -130,7 +134,7 @@ impl Record {
 
     /// What its processes are found by.
     pub(super) fn family(&self, leader: Option<Identity>) -> Family {
-        Family { key: self.key.clone(), leader, cgroup: self.cgroup.clone() }
+        Family { key: self.key.clone(), leader, cgroup: self.cgroup.clone(), owner: self.owner }
     }
 
     /// Durable when it returns.

@@ -23,7 +23,8 @@ impl Doctor {
         let (public, peer) = (settings.public(), settings.peer());
         let engine = crate::daemon::engine_socket(&settings);
         let (ports, engine) = (PortRange { first, last }, engine.as_deref());
-        let found = doctor::look(&Wishes { data: &data, public, peer, ports, engine });
+        let users = crate::daemon::users(&settings, &data);
+        let found = doctor::look(&Wishes { data: &data, public, peer, ports, engine, users: &users });
         let items: Vec<_> = found.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
         let columns = [
             col("CHECK", |v| at(v, "check")),

@@ -295,6 +295,34 @@ pub fn ports(text: &str) -> Result<(u16, u16), String> {
     if first > last { Err(bad()) } else { Ok((first, last)) }
 }
 
+/// What Linux calls a user that it can't show.
+const NOBODY: u32 = 65_534;
+
+/// User ids of replicas: the first does the killing, so there are two at least.
+pub fn users(text: &str) -> Result<Option<(u32, u32)>, String> {
+    let bad = || {
+        "a range of at most 65536 user ids from 1000 on, such as 1900000000-1900000999, without 65534; or off"
+            .to_owned()
+    };
+    if text == "off" {
+        return Ok(None);
+    }
+    let (first, last) = text.split_once('-').ok_or_else(bad)?;
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u32>().ok()).flatten();
+    match (number(first), number(last)) {
+        (Some(first), Some(last))
+            if first >= 1_000
+                && first < last
+                && last - first < 65_536
+                && last < u32::MAX
+                && !(first..=last).contains(&NOBODY) =>
+        {
+            Ok(Some((first, last)))
+        }
+        _ => Err(bad()),
+    }
+}
+
 pub fn duration(text: &str) -> Result<Duration, String> {
     let bad = || "a time with its unit, such as 250ms, 5s or 1m".to_owned();
     let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
@@ -380,6 +408,19 @@ mod tests {
             assert!(engine(bad).is_err(), "{bad}");
         }
         assert!(place("../x").is_err());
+        for bad in [
+            "",
+            "1-2",
+            "2000",
+            "2000-2000",
+            "3000-2000",
+            "65000-66000",
+            "4294967294-4294967295",
+            "2000-90000",
+            "+2000-3000",
+        ] {
+            assert!(users(bad).is_err(), "{bad}");
+        }
         assert!(ports("9-1").is_err() && store("nfs://x").is_err() && url("prom:9090").is_err());
     }
 
@@ -392,6 +433,7 @@ mod tests {
         assert_eq!(engine("unix:///run/d.sock"), Ok(Engine::Socket("/run/d.sock".into())));
         assert_eq!(switch("TRUE"), Ok(Some(true)));
         assert_eq!(duration("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!((users("off"), users("2000-2001")), (Ok(None), Ok(Some((2_000, 2_001)))));
         let nodes = gpu_nodes("n1:H100-80G:8, n2").unwrap();
         let GpuNodes::Played(nodes) = nodes else { panic!("{nodes:?}") };
         assert_eq!((nodes[0].count, nodes[1].count), (8, 1));

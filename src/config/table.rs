@@ -108,6 +108,8 @@ settings! {
         "where simulated replicas write their run files";
     port_range: (u16, u16) = "31000-31999", "NF_PORT_RANGE", parse::ports,
         "ports that replicas on this node may be given";
+    replica_users: Option<(u32, u32)> = "1900000000-1900000999", "NF_REPLICA_USERS", parse::users,
+        "user ids that nobody has: each replica runs as one of them where nf runs as root; off: as nf's own user";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
         "auto (ask the driver), or name[:device_type[:count]], comma separated: nodes played in simulation";
     container_engine: parse::Engine = "auto", "NF_CONTAINER_ENGINE", parse::engine,

@@ -13,6 +13,7 @@ use crate::telemetry::Metrics;
 use anyhow::Result;
 use nf_core::reason::Refusal;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -155,7 +156,7 @@ fn append(path: &Path, line: &str) -> std::io::Result<()> {
     if std::fs::metadata(path).is_ok_and(|there| there.len() >= MAX_FILE) {
         std::fs::rename(path, path.with_extension("jsonl.1"))?;
     }
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     let before = file.metadata()?.len();
     // Half a line would spoil the one that is written when there is room again.
     file.write_all(line.as_bytes()).inspect_err(|_| drop(file.set_len(before)))

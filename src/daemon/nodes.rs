@@ -7,9 +7,9 @@ use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Execute, NodeRegistration};
-use crate::config::Settings;
+use crate::agent::{Execute, NodeRegistration, Users};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
+use crate::config::{Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
@@ -126,10 +126,17 @@ pub fn executor_config(
         stop_grace: settings.stop_grace.value,
         kill_after: settings.kill_after.value,
         cgroups: true,
+        users: users(settings, data),
         // Good also after an upgrade has replaced the file on disk.
         guard: "/proc/self/exe".into(),
         engine: EngineConfig { socket: engine_socket(settings), group: settings.cluster.value.clone() },
     }
+}
+
+/// `NF_REPLICA_USERS`.
+pub fn users(settings: &Settings, data: &Path) -> Users {
+    let wish = &settings.replica_users;
+    Users { range: wish.value, required: wish.value.is_some() && wish.origin != Origin::Default, home: data.to_owned() }
 }
 
 /// This process' own node, ready for the agent.

@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::agent::runtimes::cgroup::Cgroups;
+use crate::agent::runtimes::users::{Giver, Users};
 use crate::agent::{engine, lease, nvml};
 use nf_core::node::PortRange;
 use nix::sys::resource::{Resource, getrlimit};
@@ -67,6 +68,16 @@ pub(super) fn cgroups() -> Finding {
                 }
             }
         }
+    }
+}
+
+pub(super) fn users(wish: &Users) -> Finding {
+    let lost = "replicas run as nf's own user: they can read what it can, and one another";
+    match (Giver::find(wish), wish.range) {
+        (Ok(_), Some((first, last))) => Finding::ok("replica users", format!("each replica is one of {first}-{last}")),
+        (Err(why), _) if wish.required => Finding::fault("replica users", "NF_REPLICA_USERS can't be kept", why),
+        (Err(why), _) => Finding::missing("replica users", lost, why),
+        (Ok(_), None) => Finding::missing("replica users", lost, "set NF_REPLICA_USERS"),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod checks;
 
+use super::Users;
 use nf_core::node::PortRange;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -53,6 +54,7 @@ pub struct Wishes<'a> {
     pub ports: PortRange,
     /// The socket of the container engine.
     pub engine: Option<&'a Path>,
+    pub users: &'a Users,
 }
 
 /// Looks at everything, in the order of a start.
@@ -60,6 +62,7 @@ pub fn look(wishes: &Wishes<'_>) -> Vec<Finding> {
     vec![
         checks::kernel(),
         checks::cgroups(),
+        checks::users(wishes.users),
         checks::limits(),
         checks::disk(wishes.data),
         checks::clock(),
@@ -85,7 +88,9 @@ mod tests {
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
         let data = tmp.path().join("not/made/yet");
         let ports = PortRange { first: 40_000, last: 40_010 };
-        let wishes = Wishes { data: &data, public: held.local_addr().unwrap(), peer: free, ports, engine: Some(&data) };
+        let users = Users { range: None, required: false, home: data.clone() };
+        let public = held.local_addr().unwrap();
+        let wishes = Wishes { data: &data, public, peer: free, ports, engine: Some(&data), users: &users };
         let found = look(&wishes);
         for finding in &found {
             assert!(!finding.detail.is_empty(), "{finding:?}");
@@ -94,6 +99,7 @@ mod tests {
         let of = |check: &str| found.iter().find(|f| f.check == check).unwrap();
         assert_eq!(of("public port").verdict, Verdict::Missing);
         assert_eq!((of("peer port").verdict, of("clock").verdict), (Verdict::Ok, Verdict::Ok));
+        assert!(of("replica users").next.as_ref().unwrap().contains("NF_REPLICA_USERS=off"));
         assert_ne!(of("disk").verdict, Verdict::Fault, "{:?}", of("disk"));
         assert!(!data.exists(), "nothing is made");
         assert!(of("container engine").detail.contains("does not answer"), "{:?}", of("container engine"));

@@ -3,6 +3,7 @@
 
 mod draining;
 mod escapes;
+mod owned;
 
 use super::*;
 use crate::agent::runtimes::processes::{Family, Identity};
@@ -34,13 +35,14 @@ struct World {
     store: Store,
     grace: Duration,
     cgroups: bool,
+    users: Option<(u32, u32)>,
 }
 
 impl World {
     fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("file://{}/store", tmp.path().display())).unwrap();
-        Self { tmp, store, grace: Duration::from_secs(5), cgroups: true }
+        Self { tmp, store, grace: Duration::from_secs(5), cgroups: true, users: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -57,6 +59,7 @@ impl World {
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),
             cgroups: self.cgroups,
+            users: Users { range: self.users, required: self.users.is_some(), home: self.path("data") },
             guard: self.path("no-such-program"),
             engine: Default::default(),
         }

@@ -159,8 +159,8 @@ impl Guard {
     fn obey(&self, order: Order) {
         let mut table = self.table();
         table.entries.retain(|key, _| order.holds.iter().any(|hold| hold.key == *key));
-        for Hold { key, leader, cgroup, until_ms, else_ms } in order.holds.into_iter().take(MAX_HOLDS) {
-            let family = Family { key: key.clone(), leader, cgroup };
+        for Hold { key, leader, cgroup, owner, until_ms, else_ms } in order.holds.into_iter().take(MAX_HOLDS) {
+            let family = Family { key: key.clone(), leader, cgroup, owner };
             match table.entries.get_mut(&key) {
                 Some(entry) => {
                     let known = entry.family.leader;

@@ -9,7 +9,7 @@ mod tie;
 pub use keeper::run;
 pub(in crate::agent) use tie::Tie;
 
-use super::runtimes::processes::Identity;
+use super::runtimes::processes::{Identity, Owner};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -37,6 +37,9 @@ struct Hold {
     leader: Option<Identity>,
     /// Its control group, where the kernel gives one.
     cgroup: Option<PathBuf>,
+    /// Its user, where it has one of its own.
+    #[serde(default)]
+    owner: Option<Owner>,
     /// By CLOCK_BOOTTIME, as a lease of this agent proves; never takes back what was given before.
     until_ms: Option<u64>,
     /// For a replica that the guard does not know, and no lease of this agent covers.

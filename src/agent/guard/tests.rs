@@ -2,7 +2,8 @@
 
 use super::tie::Tie;
 use crate::agent::lease::boot_ms;
-use crate::agent::runtimes::processes::{Family, Identity, KEY};
+use crate::agent::runtimes::processes::{Family, Identity, KEY, Owner, users_of};
+use crate::agent::runtimes::session::{Confinement, lead_session};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -41,10 +42,13 @@ impl World {
 
     /// A replica: a shell and its children, one of them in a session of its own.
     fn replica(&mut self, key: &str) -> Identity {
-        let script = "(setsid sleep 300 &); sleep 300 & sleep 300";
+        self.run("(setsid sleep 300 &); sleep 300 & sleep 300", key, None)
+    }
+
+    fn run(&mut self, script: &str, key: &str, owner: Option<Owner>) -> Identity {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]).env(KEY, key);
-        crate::agent::runtimes::session::lead_session(&mut command, Default::default());
+        lead_session(&mut command, Confinement::of_replica(None, None, owner).unwrap());
         let child = command.spawn().unwrap();
         let identity = Identity::of(child.id()).unwrap();
         self.children.push(child);
@@ -67,7 +71,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         for key in self.keys.drain(..) {
-            Family { key, leader: None, cgroup: None }.signal(nix::sys::signal::Signal::SIGKILL);
+            family(&key, None).signal(nix::sys::signal::Signal::SIGKILL);
         }
         for child in &mut self.children {
             let _ = child.kill();
@@ -85,8 +89,12 @@ fn eventually(what: &str, mut test: impl FnMut() -> bool) {
     }
 }
 
+fn family(key: &str, leader: Option<Identity>) -> Family {
+    Family { key: key.to_owned(), leader, cgroup: None, owner: None }
+}
+
 fn members(key: &str) -> usize {
-    Family { key: key.into(), leader: None, cgroup: None }.members().len()
+    family(key, None).members().len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,13 +102,13 @@ async fn it_kills_at_the_time_and_not_before_though_its_agent_does_nothing() {
     let mut world = World::new();
     let tie = world.tie();
     let (key, other) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
-    let first = tie.hold(&key, None).await.unwrap();
-    tie.hold(&other, None).await.unwrap();
+    let first = tie.hold(family(&key, None)).await.unwrap();
+    tie.hold(family(&other, None)).await.unwrap();
     assert!(first > boot_ms() + 50_000);
     let leader = world.replica(&key);
     world.replica(&other);
     eventually("all have started", || members(&key) >= 4 && members(&other) >= 4);
-    tie.knows(&key, leader, None);
+    tie.knows(family(&key, Some(leader)));
     // No order takes back what was given.
     tie.extend(Some(boot_ms() + 100), 0);
     tie.release(&other);
@@ -111,9 +119,9 @@ async fn it_kills_at_the_time_and_not_before_though_its_agent_does_nothing() {
     let short = uuid::Uuid::now_v7().to_string();
     let until = boot_ms() + 400;
     tie.extend(Some(until), 1);
-    assert_eq!(tie.hold(&short, None).await.unwrap(), until);
+    assert_eq!(tie.hold(family(&short, None)).await.unwrap(), until);
     let doomed = world.replica(&short);
-    tie.knows(&short, doomed, None);
+    tie.knows(family(&short, Some(doomed)));
     eventually("it is dead", || members(&short) == 0 && boot_ms() >= until);
     let late = boot_ms() - until;
     assert!(late < 2_000, "{late} ms late");
@@ -134,17 +142,17 @@ async fn what_it_holds_outlives_the_agent_and_is_found_by_the_next() {
     let mut world = World::new();
     let key = uuid::Uuid::now_v7().to_string();
     let first = world.tie();
-    let until = first.hold(&key, None).await.unwrap();
+    let until = first.hold(family(&key, None)).await.unwrap();
     let leader = world.replica(&key);
-    first.knows(&key, leader, None);
+    first.knows(family(&key, Some(leader)));
     drop(first);
     // The next agent has no lease yet, and would give it no time by itself.
     let next = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
-    next.knows(&key, leader, None);
+    next.knows(family(&key, Some(leader)));
     next.extend(None, 1);
     eventually("it is known", || next.until() == Some(until));
     assert!(leader.lives());
-    assert!(next.hold("new", None).await.unwrap_err().contains("no lease"));
+    assert!(next.hold(family("new", None)).await.unwrap_err().contains("no lease"));
     next.release(&key);
     eventually("let go", || next.until().is_none());
     assert!(leader.lives());
@@ -157,7 +165,7 @@ async fn it_kills_at_the_time_though_no_agent_is_there_any_more() {
     let until = boot_ms() + 1_500;
     let tie = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
     tie.extend(Some(until), until);
-    tie.hold(&key, None).await.unwrap();
+    tie.hold(family(&key, None)).await.unwrap();
     let leader = world.replica(&key);
     // Gone before it could say who the first process is.
     drop(tie);
@@ -168,9 +176,36 @@ async fn it_kills_at_the_time_though_no_agent_is_there_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_kills_all_of_a_user_and_nobody_else() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("SKIPPED: only root may make a process another user's");
+    }
+    let mut world = World::new();
+    let hand = 1_850_000_000 + std::process::id();
+    let (owner, other) = (Owner { uid: hand + 1, hand }, Owner { uid: hand + 2, hand });
+    // Neither session nor environment says whose these are; they end by themselves.
+    let script = "(env -i setsid sh -c 'exec sleep 120' &); exec sleep 120";
+    let (key, stranger) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
+    let tie = world.tie();
+    tie.extend(Some(boot_ms() + 3_000), 1);
+    tie.hold(Family { owner: Some(owner), ..family(&key, None) }).await.unwrap();
+    let leader = world.run(script, &key, Some(owner));
+    let spared = world.run("exec sleep 120", &stranger, Some(other));
+    tie.knows(Family { owner: Some(owner), ..family(&key, Some(leader)) });
+    let all = |owner: Owner| Family { owner: Some(owner), ..family("", None) }.members().len();
+    assert_eq!(users_of(leader.pid), [owner.uid; 4]);
+    eventually("one has fled", || all(owner) >= 2);
+    eventually("both are dead", || all(owner) == 0 && tie.fired(&key));
+    eventually("reaped", || world.ended(0));
+    assert!(spared.lives(), "another's user");
+    Family { owner: Some(other), ..family("", None) }.signal(nix::sys::signal::Signal::SIGKILL);
+    eventually("and its turn", || all(other) == 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_guard_nothing_may_start() {
     let world = World::without_guard();
-    let error = world.tie().hold("key", None).await.unwrap_err();
+    let error = world.tie().hold(family("key", None)).await.unwrap_err();
     assert!(error.contains("no guard") && error.contains("No such file"), "{error}");
 }
 

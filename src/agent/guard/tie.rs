@@ -4,7 +4,7 @@
 //! queues up and nothing can be lost.
 
 use super::{Hold, MAX_HOLDS, MAX_LINE, Order, Room, Word};
-use crate::agent::runtimes::processes::Identity;
+use crate::agent::runtimes::processes::Family;
 use crate::agent::runtimes::session::{Confinement, lead_session};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -28,13 +28,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// A log that is longer is begun anew when a guard starts.
 const MAX_LOG: u64 = 1 << 20;
 
-/// What one replica's processes are found by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Replica {
-    leader: Option<Identity>,
-    cgroup: Option<PathBuf>,
-}
-
 /// What the agent wants held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
@@ -42,7 +35,8 @@ struct Wanted {
     version: u64,
     until_ms: Option<u64>,
     else_ms: u64,
-    replicas: BTreeMap<String, Replica>,
+    /// By key.
+    replicas: BTreeMap<String, Family>,
 }
 
 /// What the guard last said.
@@ -97,7 +91,8 @@ impl Tie {
     ///
     /// # Errors
     /// Why there is no guard; nothing may start then.
-    pub(in crate::agent) async fn hold(&self, key: &str, cgroup: Option<PathBuf>) -> Result<u64, String> {
+    pub(in crate::agent) async fn hold(&self, family: Family) -> Result<u64, String> {
+        let key = &*family.key.clone();
         if self.wanted.borrow().replicas.len() >= MAX_HOLDS {
             return Err(format!("a guard holds {MAX_HOLDS} replicas at most"));
         }
@@ -105,7 +100,7 @@ impl Tie {
             return Err("no lease covers it".into());
         }
         let version = self.change(|wanted| {
-            wanted.replicas.insert(key.to_owned(), Replica { leader: None, cgroup });
+            wanted.replicas.insert(key.to_owned(), family);
         });
         let mut seen = self.seen.clone();
         let word = tokio::time::timeout(WORD, seen.wait_for(|seen| seen.version >= version)).await;
@@ -128,10 +123,8 @@ impl Tie {
     }
 
     /// Its first process is known now; or, after a start of the agent, it is known at all.
-    pub(in crate::agent) fn knows(&self, key: &str, leader: Identity, cgroup: Option<PathBuf>) {
-        self.change(|wanted| {
-            wanted.replicas.insert(key.to_owned(), Replica { leader: Some(leader), cgroup });
-        });
+    pub(in crate::agent) fn knows(&self, family: Family) {
+        self.change(|wanted| drop(wanted.replicas.insert(family.key.clone(), family)));
     }
 
     /// It is gone.
@@ -257,14 +250,15 @@ impl Line {
 }
 
 fn order_of(wanted: &Wanted) -> Order {
-    let hold = |(key, replica): (&String, &Replica)| Hold {
-        key: key.clone(),
-        leader: replica.leader,
-        cgroup: replica.cgroup.clone(),
+    let hold = |family: &Family| Hold {
+        key: family.key.clone(),
+        leader: family.leader,
+        cgroup: family.cgroup.clone(),
+        owner: family.owner,
         until_ms: wanted.until_ms,
         else_ms: wanted.else_ms,
     };
-    Order { holds: wanted.replicas.iter().map(hold).collect() }
+    Order { holds: wanted.replicas.values().map(hold).collect() }
 }
 
 impl Wire {

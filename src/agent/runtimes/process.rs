@@ -3,8 +3,9 @@
 //! the agent; the next agent finds it by its record. `life` has what follows.
 
 use super::life::{Leader, Processes, Running, clear};
-use super::processes::{Identity, KEY};
+use super::processes::{Identity, KEY, Owner};
 use super::session::{self, Confinement};
+use super::users::{self, Giver};
 use super::{cgroup, docker, model_dir, port_is_taken, port_taken, prepare};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
@@ -167,8 +168,18 @@ async fn spawn(
         let made = groups.make(&format!("nf-{}", record.key), &want.spec.resources);
         record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
     }
+    let mut failed = record.clone();
+    if let Ok(giver) = &shared.users {
+        match give(giver, &shared, record).await {
+            Ok(given) => record = given,
+            Err(error) => {
+                let_go(&shared, &failed).await;
+                return Err((Reason::RuntimeFailed, format!("a user of its own: {error}")));
+            }
+        }
+    }
     let until_ms = match record.exclusive {
-        true => match shared.guard.hold(&record.key, record.cgroup.clone()).await {
+        true => match shared.guard.hold(record.family(None)).await {
             Ok(until_ms) => Some(until_ms),
             Err(text) => {
                 let_go(&shared, &record).await;
@@ -177,11 +188,11 @@ async fn spawn(
         },
         false => None,
     };
-    let failed = record.clone();
+    failed = record.clone();
     match spawn_held(post, want, manifest, process, record, until_ms).await {
         Ok((record, child, leader)) => {
             if record.exclusive {
-                shared.guard.knows(&record.key, leader, record.cgroup.clone());
+                shared.guard.knows(record.family(Some(leader)));
             }
             Ok((record, child, leader))
         }
@@ -190,6 +201,13 @@ async fn spawn(
             Err((Reason::RuntimeFailed, e.to_string()))
         }
     }
+}
+
+/// Finds it a user, and writes its record with that.
+async fn give(giver: &Giver, shared: &Arc<Shared>, mut record: Record) -> io::Result<Record> {
+    let (giver, records) = (giver.clone(), shared.places.records.clone());
+    let given = tokio::task::spawn_blocking(move || giver.give(&mut record, &records).map(|_| record));
+    given.await.map_err(io::Error::other)?
 }
 
 /// Writes the record, spawns, and writes the record again, all on one blocking thread.
@@ -209,10 +227,13 @@ async fn spawn_held(
         let _lock = lock;
         let mut command = command(&record, &want, &manifest, &process, &dir, &model)?;
         let out = logs::open(&log)?;
+        if let Some(owner) = record.owner {
+            users::hand_over(&dir, &model, &out, owner)?;
+        }
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        session::lead_session(&mut command, Confinement::of_replica(record.cgroup.as_deref(), until_ms)?);
+        session::lead_session(&mut command, Confinement::of_replica(record.cgroup.as_deref(), until_ms, record.owner)?);
         record.save(&shared.places.records)?;
-        let child = Command::from(command).spawn()?;
+        let child = Command::from(command).spawn().map_err(|error| explained(error, record.owner))?;
         let pid = child.id().ok_or_else(|| io::Error::other("ended before it began"))?;
         // When memory runs out the replica goes before the agent and the guard. One that has ended by now needs it not.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
@@ -227,6 +248,16 @@ async fn spawn_held(
         Ok((record, child, identity))
     });
     spawned.await.map_err(io::Error::other)?
+}
+
+/// What may be read and run by the agent's user alone can't be by a replica's own.
+fn explained(error: io::Error, owner: Option<Owner>) -> io::Error {
+    match owner {
+        Some(Owner { uid, .. }) if error.kind() == io::ErrorKind::PermissionDenied => {
+            io::Error::new(error.kind(), format!("{error}: its program must be one that user {uid}, any user, may run"))
+        }
+        _ => error,
+    }
 }
 
 /// Nothing of it is left: its guard and its control group are not needed any more.
@@ -285,8 +316,19 @@ pub(super) async fn save(shared: &Arc<Shared>, record: &Record) {
     }
 }
 
-/// A record without a process is of no use to the next agent.
+/// A record without a process is of no use to the next agent. What may have been handed over to
+/// the launch's user goes before it, since another launch may be that user then.
 pub(super) async fn discard(post: &Post) {
     let (dir, id, generation) = (post.shared.places.records.clone(), post.launch.id, post.launch.generation);
-    let _ = tokio::task::spawn_blocking(move || record::remove(&dir, id, generation)).await;
+    let own = post.dir();
+    let removed = tokio::task::spawn_blocking(move || {
+        match std::fs::remove_dir_all(own) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        record::remove(&dir, id, generation)
+    });
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(request = %post.launch.request, %error, "what is left of a start that failed can't be removed");
+    }
 }

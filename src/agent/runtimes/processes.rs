@@ -2,7 +2,7 @@
 //! A pid alone names nobody, since pids are used again; a pid with its start time
 //! does, until the machine boots anew. It decides nothing about replicas.
 
-use super::cgroup;
+use super::{cgroup, session};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, geteuid, getpgrp};
 use serde::{Deserialize, Serialize};
@@ -63,14 +63,31 @@ fn stat(pid: u32) -> Option<Stat> {
     }
 }
 
+/// A user that is one replica's alone while it has a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::agent) struct Owner {
+    /// Its number, as a user and as a group.
+    pub uid: u32,
+    /// The user as whom all processes of `uid` are killed at once. Nobody runs as it, so
+    /// nobody can kill who does that.
+    pub hand: u32,
+}
+
+/// The users that a process is, or may make itself again; none for one that is gone.
+pub(in crate::agent) fn users_of(pid: u32) -> Vec<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|uid| uid.parse().ok()).collect()
+}
+
 /// Identifies this boot of the machine.
 pub(in crate::agent) fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_string())
 }
 
-/// All processes of one replica: those in its control group, those that carry its key,
-/// wherever they moved, and those in the session of its first process.
-#[derive(Clone, Debug)]
+/// All processes of one replica: those of its user, those in its control group, those that
+/// carry its key, wherever they moved, and those in the session of its first process.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::agent) struct Family {
     pub key: String,
     /// The first process; it leads the session. Only set when this agent saw it
@@ -78,6 +95,8 @@ pub(in crate::agent) struct Family {
     pub leader: Option<Identity>,
     /// Its control group, where the kernel gives one: nobody leaves it unseen.
     pub cgroup: Option<PathBuf>,
+    /// Its user, where it has one of its own: nobody gets rid of that.
+    pub owner: Option<Owner>,
 }
 
 impl Family {
@@ -91,11 +110,21 @@ impl Family {
         let (me, mine) = (std::process::id(), geteuid().as_raw());
         let grouped: BTreeSet<u32> = self.cgroup.iter().flat_map(|group| cgroup::processes(group)).collect();
         let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter(|pid| *pid != me && *pid > 1)
-            .filter(|pid| grouped.contains(pid) || fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == mine))
-            .filter_map(|pid| stat(pid).map(|s| (pid, s)))
-            .filter(|(pid, stat)| grouped.contains(pid) || self.in_session(stat) || carries(*pid, &self.key))
-            .collect()
+        let (mut surely, mut perhaps) = (Vec::new(), Vec::new());
+        for pid in pids.filter(|pid| *pid != me && *pid > 1) {
+            if grouped.contains(&pid) || self.owns(pid) {
+                surely.extend(stat(pid).map(|s| (pid, s)));
+            } else if fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == mine) {
+                perhaps.extend(stat(pid).map(|s| (pid, s)));
+            }
+        }
+        perhaps.retain(|(pid, stat)| self.in_session(stat) || carries(*pid, &self.key));
+        surely.append(&mut perhaps);
+        surely
+    }
+
+    fn owns(&self, pid: u32) -> bool {
+        self.owner.is_some_and(|owner| users_of(pid).contains(&owner.uid))
     }
 
     fn in_session(&self, stat: &Stat) -> bool {
@@ -128,9 +157,14 @@ impl Family {
         members.len()
     }
 
-    /// Kills the control group and the process group of the first process: what can be done
-    /// at once, without reading all of /proc.
+    /// Kills all that its user has, the control group and the process group of the first
+    /// process: what can be done at once, without reading all of /proc.
     pub(in crate::agent) fn strike(&self) {
+        if let Some(owner) = self.owner
+            && let Err(error) = session::kill_all_of(owner)
+        {
+            tracing::warn!(uid = owner.uid, %error, "what runs as a replica's user can't be killed at once");
+        }
         if let Some(group) = &self.cgroup
             && let Err(error) = cgroup::kill(group)
         {

@@ -1,8 +1,10 @@
 //! The one place with `unsafe`: what a child does between fork and exec. It leads a
 //! session of its own, so that neither the agent's terminal nor its death reaches it;
-//! it enters its control group before its program can start others; it keeps no open
-//! file of the agent; it can gain no privilege; and it does not begin after its time.
+//! it enters its control group before its program can start others; it becomes its own
+//! user; it keeps no open file of the agent; it can gain no privilege; and it does not
+//! begin after its time. And how all processes of such a user are killed at once.
 
+use super::processes::Owner;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,6 +20,11 @@ const MAX_FILES: u64 = 65_536;
 /// Descriptors that are closed one by one where the kernel can't close a range.
 const OLD_KERNEL_FILES: i32 = 65_536;
 
+/// More capabilities than any kernel has.
+const CAPABILITIES: libc::c_ulong = 63;
+/// Version 3: 64 bits.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
 /// What a child gets beyond a session of its own.
 #[derive(Debug, Default)]
 pub(in crate::agent) struct Confinement {
@@ -25,6 +32,8 @@ pub(in crate::agent) struct Confinement {
     group: Option<File>,
     /// By CLOCK_BOOTTIME: from then on it must not begin.
     until_ms: Option<u64>,
+    /// Whom it becomes.
+    owner: Option<Owner>,
     /// It may gain no privilege, leaves no core file, and its open files and processes have a limit.
     limited: bool,
 }
@@ -34,9 +43,13 @@ impl Confinement {
     ///
     /// # Errors
     /// When the control group can't be opened.
-    pub(in crate::agent) fn of_replica(group: Option<&Path>, until_ms: Option<u64>) -> io::Result<Self> {
+    pub(in crate::agent) fn of_replica(
+        group: Option<&Path>,
+        until_ms: Option<u64>,
+        owner: Option<Owner>,
+    ) -> io::Result<Self> {
         let open = |group: &Path| OpenOptions::new().write(true).open(group.join("cgroup.procs"));
-        Ok(Self { group: group.map(open).transpose()?, until_ms, limited: true })
+        Ok(Self { group: group.map(open).transpose()?, until_ms, owner, limited: true })
     }
 }
 
@@ -62,6 +75,9 @@ pub(in crate::agent) fn lead_session(command: &mut Command, confinement: Confine
             for (resource, soft, hard) in &limits {
                 setrlimit(*resource, *soft, *hard)?;
             }
+            if let Some(owner) = confinement.owner {
+                become_user(owner.uid)?;
+            }
             if confinement.limited {
                 nix::sys::prctl::set_no_new_privs()?;
             }
@@ -78,9 +94,76 @@ fn limits() -> Vec<(Resource, u64, u64)> {
         Some((resource, wanted.min(hard), hard))
     };
     let files = within(Resource::RLIMIT_NOFILE, MAX_FILES);
-    // Counted per user, so it is only a last line of defence; root has none. What counts is the group's pids.max.
+    // Counted per user: it counts where a replica has one of its own. Root has no limit, so then it is the group's pids.max.
     let tasks = within(Resource::RLIMIT_NPROC, super::cgroup::MAX_TASKS.into());
     files.into_iter().chain(tasks).chain([(Resource::RLIMIT_CORE, 0, 0)]).collect()
+}
+
+/// Makes the calling process nobody but `uid`, for good: as user and as group, in no other
+/// group, without a capability and without one that it could get.
+#[allow(unsafe_code)]
+fn become_user(uid: u32) -> nix::Result<()> {
+    // SAFETY: system calls with numbers, and one with two arrays that live until it returns.
+    // Not glibc's wrappers: those speak to threads that a child does not have.
+    unsafe {
+        for capability in 0..=CAPABILITIES {
+            match Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0)) {
+                Ok(_) => {}
+                // The kernel has no more.
+                Err(Errno::EINVAL) if capability > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Errno::result(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
+        Errno::result(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        Errno::result(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
+        Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+    }
+    // Root has none left now; who was not root still has what it had.
+    drop_capabilities()
+}
+
+/// All of the calling thread's: what it may, what it could make itself able to, what its programs inherit.
+#[allow(unsafe_code)]
+fn drop_capabilities() -> nix::Result<()> {
+    let (header, none) = ([CAPABILITY_VERSION, 0u32], [0u32; 6]);
+    // SAFETY: both arrays are as long as that version says, and live until the call returns.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) }).map(drop)
+}
+
+/// Kills every process of the owner's user in one step of the kernel, so that nobody can
+/// flee it by forking. A thread of its own makes itself that user, and nobody else: a
+/// signal to all then reaches who that user may signal, which is that user alone.
+///
+/// # Errors
+/// When it can't become that user; nobody is signalled then.
+pub(in crate::agent) fn kill_all_of(owner: Owner) -> io::Result<()> {
+    if owner.uid == 0 || owner.hand == 0 || owner.uid == owner.hand {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "nobody's user"));
+    }
+    let thread = std::thread::Builder::new().name("nf-hand".into()).spawn(move || sweep(owner))?;
+    thread.join().map_err(|_| io::Error::other("it panicked"))?.map_err(io::Error::from)
+}
+
+/// On a thread that ends with it: it is somebody else from here on.
+#[allow(unsafe_code)]
+fn sweep(Owner { uid, hand }: Owner) -> nix::Result<()> {
+    let (mut real, mut effective, mut saved) = (0u32, 0u32, 0u32);
+    // SAFETY: system calls with numbers, and one with three places to write to. The direct
+    // calls change this thread alone; glibc's wrappers would change the whole process.
+    unsafe {
+        // Its effective user counts when it signals, the other two when it is signalled.
+        Errno::result(libc::syscall(libc::SYS_setresuid, hand, uid, hand))?;
+        drop_capabilities()?;
+        Errno::result(libc::syscall(libc::SYS_getresuid, &mut real, &mut effective, &mut saved))?;
+        if (real, effective, saved) != (hand, uid, hand) {
+            return Err(Errno::EPERM);
+        }
+        match Errno::result(libc::kill(-1, libc::SIGKILL)) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Marks all descriptors beyond the three standard ones to be closed at exec. Not closed
