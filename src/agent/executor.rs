@@ -11,6 +11,8 @@ use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
 use super::runtimes::users::{self, Giver, Users};
+use super::runtimes::vacancy::Vacancy;
+use crate::exchange::life::Life;
 use crate::models::{Cache, Manifest, Store};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -18,6 +20,7 @@ use nf_core::id::{Generation, NodeName, RequestId, TenantId};
 use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, ReplicaId, Want};
+use nf_core::view::stage_name;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
@@ -57,6 +60,8 @@ pub struct ExecutorConfig {
     pub cgroups: bool,
     /// Whether each replica runs as a user of its own, where this process may do that.
     pub users: Users,
+    /// When a device is free for the next replica.
+    pub vacancy: Arc<Vacancy>,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
 }
@@ -69,6 +74,7 @@ struct Slot {
     holding: Holding,
     condition: Condition,
     stage: Stage,
+    life: Life,
     stop: watch::Sender<Option<Reason>>,
     task: Option<AbortHandle>,
 }
@@ -106,9 +112,22 @@ impl Shared {
             && slot.stage != stage
         {
             slot.stage = stage;
+            slot.life.step(stage_name(stage), now_ms(), None);
             drop(slots);
             self.changed();
         }
+    }
+
+    /// Changes what is told of a launch beside its stage.
+    pub(super) fn live(&self, key: Key, change: impl FnOnce(&mut Life)) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            change(&mut slot.life);
+        }
+    }
+
+    /// What a launch has been through so far, for its record.
+    pub(super) fn life(&self, key: Key) -> Life {
+        held(&self.slots).get(&key).map(|slot| slot.life.clone()).unwrap_or_default()
     }
 
     /// None once the executor was shut down: nothing may be started any more.
@@ -119,6 +138,8 @@ impl Shared {
     fn end(&self, key: Key, end: End) {
         if let Some(slot) = held(&self.slots).get_mut(&key) {
             slot.condition = Condition::Gone { ok: end.ok, why: end.why };
+            slot.life.waits = None;
+            slot.life.step(if end.ok { "Stopped" } else { "Failed" }, now_ms(), Some(end.why.token()));
             slot.task = None;
         }
         self.changed();
@@ -224,13 +245,13 @@ impl Executor {
             }
             runtimes::process::Recalled::Gone(end) => {
                 tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica is gone, its end not yet told");
-                self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
+                self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting, record.life);
                 Ok(())
             }
             // No first process, and yet somebody is in its group: a start that was cut off half way.
             runtimes::process::Recalled::Never | runtimes::process::Recalled::Left => {
                 tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
-                self.insert(&launch, Condition::Stopping, Stage::Starting);
+                self.insert(&launch, Condition::Stopping, Stage::Starting, record.life);
                 let (shared, left) = (self.shared.clone(), launch.clone());
                 self.launch(launch, async move { runtimes::process::put_down(&shared, &left).await });
                 Ok(())
@@ -241,7 +262,7 @@ impl Executor {
                     self.shared.guard.knows(record.family(Some(process)));
                 }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
-                let post = self.insert(&launch, Condition::Alive, stage);
+                let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
                 self.launch(launch, async move { runtimes::process::adopt(post, record, process).await });
                 Ok(())
             }
@@ -264,7 +285,7 @@ impl Executor {
             _ => {}
         }
         let (want, launch) = (want.clone(), Launch::of(id, want));
-        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled);
+        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
         self.launch(launch, async move {
             match want.spec.runtime {
                 Runtime::Simulated => runtimes::simulated::run(post, &want).await,
@@ -273,10 +294,12 @@ impl Executor {
         });
     }
 
-    fn insert(&self, launch: &Launch, condition: Condition, stage: Stage) -> Post {
+    fn insert(&self, launch: &Launch, condition: Condition, stage: Stage, life: Life) -> Post {
         let (stop, asked) = watch::channel(None);
         let (request, holding) = (launch.request.clone(), launch.holding());
-        let slot = Slot { request, holding, condition, stage, stop, task: None };
+        let mut life = Life { generation: launch.generation.0, ..life };
+        life.step(stage_name(stage), now_ms(), None);
+        let slot = Slot { request, holding, condition, stage, life, stop, task: None };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -309,6 +332,7 @@ impl Executor {
                 return;
             }
             slot.condition = Condition::Stopping;
+            slot.life.step("Draining", now_ms(), Some(why.token()));
             slot.stop.send_replace(Some(why));
         }
         self.shared.changed();
@@ -359,6 +383,13 @@ impl Executor {
         alive.map(|((id, generation), slot)| (*id, *generation, slot.stage)).collect()
     }
 
+    /// What the launches of a replica that are here have been through, older ones first.
+    pub fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
+        let slots = held(&self.shared.slots);
+        let of = |(key, slot): &(&Key, &Slot)| slot.request == *request && key.0.replica == replica;
+        slots.iter().filter(of).map(|(_, slot)| slot.life.clone()).collect()
+    }
+
     /// See [`super::Execute::guard_until`].
     pub fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
         self.shared.guard.extend(proven_ms, else_ms);
@@ -403,13 +434,20 @@ impl Executor {
 
 /// Users for replicas, with the way to their directories.
 fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giver, String>> {
-    let paved = |giver| users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string());
+    let paved = |giver| {
+        users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string())
+    };
     match Giver::find(&config.users).and_then(paved) {
         Err(why) if config.users.required => {
             Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("NF_REPLICA_USERS: {why}")))
         }
         found => Ok(found),
     }
+}
+
+/// The time of day, for people: nothing is decided by it.
+pub(super) fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 
 /// What holds replicas' programs within bounds here, said once at start.
@@ -440,9 +478,10 @@ fn lock_file(places: &Places) -> io::Result<File> {
     Ok(file)
 }
 
-/// Nobody is in the launch's control group; it is removed then.
+/// Nobody is in the launch's control group, and nobody is its user; the group is removed then.
 fn is_empty(record: &Record) -> bool {
-    record.cgroup.as_ref().is_none_or(|group| runtimes::cgroup::remove(group).is_ok())
+    (record.owner.is_none() || record.family(None).members().is_empty())
+        && record.cgroup.as_ref().is_none_or(|group| runtimes::cgroup::remove(group).is_ok())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use super::executor::{ExecutorConfig, Shared};
 use super::logs;
 use super::record::Launch;
+use crate::exchange::life::Life;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
@@ -83,6 +84,16 @@ impl Post {
 
     pub(super) fn stage(&self, stage: Stage) {
         self.shared.stage((self.launch.id, self.launch.generation), stage);
+    }
+
+    /// What must be so before it can be started; None when it is so.
+    pub(super) fn waits(&self, text: Option<&str>) {
+        self.live(|life| life.waits = text.map(str::to_owned));
+    }
+
+    /// Changes what is told of the launch beside its stage.
+    pub(super) fn live(&self, change: impl FnOnce(&mut Life)) {
+        self.shared.live((self.launch.id, self.launch.generation), change);
     }
 
     /// Waits until the replica should stop, and says why.

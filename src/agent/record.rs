@@ -5,6 +5,7 @@
 //! is either found by its record or was never started.
 
 use super::runtimes::processes::{Family, Identity, Owner};
+use crate::exchange::life::Life;
 use crate::models::{Drain, Live, Metrics};
 use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reason::Reason;
@@ -93,6 +94,9 @@ pub(super) struct Record {
     pub metrics: Option<Metrics>,
     #[serde(default)]
     pub stopping: Option<Stopping>,
+    /// As far as it was known at the last write.
+    #[serde(default)]
+    pub life: Life,
 }
 
 /// A stop that has begun; times by CLOCK_BOOTTIME of this boot.
@@ -125,6 +129,7 @@ impl Record {
             drain: None,
             metrics: None,
             stopping: None,
+            life: Life::default(),
         }
     }
 

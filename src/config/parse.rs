@@ -281,7 +281,10 @@ const NOBODY: u32 = 65_534;
 
 /// User ids of replicas: the first does the killing, so there are two at least.
 pub fn users(text: &str) -> Result<Option<(u32, u32)>, String> {
-    let bad = || "a range of at most 65536 user ids from 1000 on, such as 1900000000-1900000999, without 65534; or off".to_owned();
+    let bad = || {
+        "a range of at most 65536 user ids from 1000 on, such as 1900000000-1900000999, without 65534; or off"
+            .to_owned()
+    };
     if text == "off" {
         return Ok(None);
     }
@@ -383,7 +386,17 @@ mod tests {
             assert!(prices(bad).is_err(), "{bad}");
         }
         assert!(place("../x").is_err());
-        for bad in ["", "1-2", "2000", "2000-2000", "3000-2000", "65000-66000", "4294967294-4294967295", "2000-90000", "+2000-3000"] {
+        for bad in [
+            "",
+            "1-2",
+            "2000",
+            "2000-2000",
+            "3000-2000",
+            "65000-66000",
+            "4294967294-4294967295",
+            "2000-90000",
+            "+2000-3000",
+        ] {
             assert!(users(bad).is_err(), "{bad}");
         }
         assert!(ports("9-1").is_err() && store("nfs://x").is_err() && url("prom:9090").is_err());

@@ -71,7 +71,8 @@ impl Giver {
     /// A text that says what is missing and what would give it.
     pub(in crate::agent) fn find(wish: &Users) -> Result<Self, String> {
         let range = wish.range.ok_or("they are switched off (NF_REPLICA_USERS=off)")?;
-        let read = |path: &str| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let read =
+            |path: &str| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         able(&read("/proc/self/status"))?;
         mapped(&read("/proc/self/uid_map"), "user", range)?;
         mapped(&read("/proc/self/gid_map"), "group", range)?;
@@ -79,8 +80,9 @@ impl Giver {
         strangers(&read("/etc/group"), "group", range)?;
         reachable(&wish.home)?;
         let there = Path::new(CLAIMS).ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-        nix::unistd::access(there, nix::unistd::AccessFlags::W_OK)
-            .map_err(|error| format!("{} can't be written ({error}): who has which user is noted there", there.display()))?;
+        nix::unistd::access(there, nix::unistd::AccessFlags::W_OK).map_err(|error| {
+            format!("{} can't be written ({error}): who has which user is noted there", there.display())
+        })?;
         Ok(Self { range })
     }
 
@@ -252,7 +254,9 @@ fn mapped(map: &str, what: &str, (first, last): (u32, u32)) -> Result<(), String
     };
     match map.lines().any(|line| within(line) == Some(true)) {
         true => Ok(()),
-        false => Err(format!("{what} ids {first}-{last} do not exist in this container: set NF_REPLICA_USERS to ones that do")),
+        false => Err(format!(
+            "{what} ids {first}-{last} do not exist in this container: set NF_REPLICA_USERS to ones that do"
+        )),
     }
 }
 
@@ -265,7 +269,9 @@ fn strangers(file: &str, what: &str, (first, last): (u32, u32)) -> Result<(), St
     });
     match named {
         None => Ok(()),
-        Some(named) => Err(format!("{named} of this machine is in {first}-{last}: set NF_REPLICA_USERS to ids that nobody has")),
+        Some(named) => {
+            Err(format!("{named} of this machine is in {first}-{last}: set NF_REPLICA_USERS to ids that nobody has"))
+        }
     }
 }
 
@@ -304,6 +310,7 @@ mod tests {
         assert_eq!(strangers(passwd, "user", range), Ok(()));
         assert!(strangers(passwd, "user", (60_000, 60_009)).unwrap_err().contains("ada (60001)"));
         let tmp = tempfile::tempdir().unwrap();
+        fs::set_permissions(tmp.path(), Permissions::from_mode(0o700)).unwrap();
         let closed = reachable(&tmp.path().join("a/b")).unwrap_err();
         assert!(closed.contains(&tmp.path().display().to_string()), "{closed}");
         fs::set_permissions(tmp.path(), Permissions::from_mode(0o711)).unwrap();

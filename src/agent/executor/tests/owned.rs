@@ -29,7 +29,7 @@ tell("add", lambda: open(model + "/more", "w"))
 tell("root", lambda: os.setuid(0))
 tell("group", lambda: os.setgroups([0]))
 assert os.path.getsize(model + "/program") > 100
-open("mine", "w").close(); open(os.environ["TMPDIR"] + "/mine", "w").close(); open("/dev/stderr", "w").close()
+open("mine", "w").close(); open(os.environ["TMPDIR"] + "/mine", "w").close(); open("/dev/stderr", "a").close()
 print("fds", sorted(os.listdir("/proc/self/fd")), "groups", os.getgroups(), "ids", os.getresuid(), os.getresgid(), flush=True)
 print("over", flush=True)
 import time; time.sleep(300)
@@ -67,7 +67,8 @@ impl World {
         }
         // Nobody else's: not another test's, nor those of a test run beside this one.
         let first = 1_800_000_000 + std::process::id() % 400_000 * 100 + NEXT.fetch_add(10, Ordering::Relaxed) % 100;
-        let w = Self { users: Some((first, first + 9)), ..Self::new() };
+        let mut w = Self::new();
+        w.users = Some((first, first + 9));
         fs::set_permissions(w.tmp.path(), fs::Permissions::from_mode(0o711)).unwrap();
         Some(w)
     }
@@ -96,7 +97,8 @@ async fn a_replica_reaches_its_own_and_nothing_of_the_agent_or_of_another() {
     let (pid, key) = (other().unwrap().pid, w.path("data/member.key"));
     fs::write(&key, "secret").unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    let listed = ["data", "data/records/n1", "data/logs/n1", "data/cache", "data/replicas/n1", "data/replicas/n1/r2.0.j2.g1"];
+    let listed =
+        ["data", "data/records/n1", "data/logs/n1", "data/cache", "data/replicas/n1", "data/replicas/n1/r2.0.j2.g1"];
     let listed = listed.map(|name| w.path(name).display().to_string()).join(":");
     let _ = fs::remove_dir_all(w.path("store"));
     let mut want = w
@@ -115,7 +117,10 @@ async fn a_replica_reaches_its_own_and_nothing_of_the_agent_or_of_another() {
     let (mine, theirs) = (w.owner(ID), w.owner(OTHER));
     assert_ne!(mine, theirs, "two live replicas are never one user");
     let ids = format!("groups [] ids ({mine}, {mine}, {mine}) ({mine}, {mine}, {mine})");
-    assert!(said.contains("fds ['0', '1', '2', '3'] ") && said.contains(&ids), "its own look at them is the fourth: {said}");
+    assert!(
+        said.contains("fds ['0', '1', '2', '3'] ") && said.contains(&ids),
+        "its own look at them is the fourth: {said}"
+    );
 
     let status = fs::read_to_string(format!("/proc/{}/status", w.record(&want).process.unwrap().pid)).unwrap();
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -143,7 +148,10 @@ async fn no_bomb_outlives_its_stop_without_control_groups() {
     let mut want = w.publish(BOMB, &[PYTHON, "{model}"], 30).await;
     want.port = None;
     executor.start(ID, &want);
-    eventually("it burns", || w.path("data/records/n1").exists() && record_of(&w).is_some_and(|uid| all_of(uid).len() > 100)).await;
+    eventually("it burns", || {
+        w.path("data/records/n1").exists() && record_of(&w).is_some_and(|uid| all_of(uid).len() > 100)
+    })
+    .await;
     let (uid, begun) = (w.owner(ID), Instant::now());
     executor.stop(ID, want.generation, Reason::StoppedByUser);
     assert_eq!(executor.gone().await, stopped());
@@ -221,7 +229,11 @@ async fn when_all_users_are_taken_a_replica_does_not_start_as_somebody_else() {
     executor.until("it runs", |e| e.stages().contains(&(OTHER, Generation(1), Stage::Ready)).then_some(())).await;
     executor.start(ID, &want);
     assert_eq!(executor.gone().await, End::failed(Reason::RuntimeFailed));
-    assert!(log(&executor, 5).await.contains("all 1 users of NF_REPLICA_USERS are in use"), "{}", log(&executor, 5).await);
+    assert!(
+        log(&executor, 5).await.contains("all 1 users of NF_REPLICA_USERS are in use"),
+        "{}",
+        log(&executor, 5).await
+    );
     // Where it was asked for by name, and can't be had, nothing runs without.
     fs::set_permissions(w.tmp.path(), fs::Permissions::from_mode(0o700)).unwrap();
     executor.shutdown_keeping_replicas();
