@@ -12,8 +12,10 @@ use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
 use super::runtimes::users::{self, Giver, Users};
+use super::runtimes::vacancy::Vacancy;
 use super::scrape::Said;
 use crate::exchange::TOLD;
+use crate::exchange::life::Life;
 use crate::models::{Cache, Manifest, Store};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -22,6 +24,7 @@ use nf_core::id::{Generation, NodeName, RequestId, TenantId};
 use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, ReplicaId, Want};
+use nf_core::view::stage_name;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
@@ -61,6 +64,8 @@ pub struct ExecutorConfig {
     pub cgroups: bool,
     /// Whether each replica runs as a user of its own, where this process may do that.
     pub users: Users,
+    /// When a device is free for the next replica.
+    pub vacancy: Arc<Vacancy>,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
     /// What runs containers here.
@@ -77,6 +82,7 @@ struct Slot {
     stage: Stage,
     /// What its metrics said last.
     said: Option<Said>,
+    life: Life,
     stop: watch::Sender<Option<Reason>>,
     task: Option<AbortHandle>,
 }
@@ -115,6 +121,7 @@ impl Shared {
             && slot.stage != stage
         {
             slot.stage = stage;
+            slot.life.step(stage_name(stage), now_ms(), None);
             drop(slots);
             self.changed();
         }
@@ -126,6 +133,18 @@ impl Shared {
         }
     }
 
+    /// Changes what is told of a launch beside its stage.
+    pub(super) fn live(&self, key: Key, change: impl FnOnce(&mut Life)) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            change(&mut slot.life);
+        }
+    }
+
+    /// What a launch has been through so far, for its record.
+    pub(super) fn life(&self, key: Key) -> Life {
+        held(&self.slots).get(&key).map(|slot| slot.life.clone()).unwrap_or_default()
+    }
+
     /// None once the executor was shut down: nothing may be started any more.
     pub(super) fn lock(&self) -> Option<Arc<File>> {
         held(&self.lock).clone()
@@ -134,6 +153,8 @@ impl Shared {
     fn end(&self, key: Key, end: End) {
         if let Some(slot) = held(&self.slots).get_mut(&key) {
             slot.condition = Condition::Gone { ok: end.ok, why: end.why };
+            slot.life.waits = None;
+            slot.life.step(if end.ok { "Stopped" } else { "Failed" }, now_ms(), Some(end.why.token()));
             slot.task = None;
         }
         self.changed();
@@ -236,7 +257,7 @@ impl Executor {
         if record.container.is_some() && record.ended.is_none() {
             // Its engine says what has become of it, when it answers; until then it counts as there.
             let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
-            let post = self.insert(&launch, Condition::Alive, stage);
+            let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
             self.launch(launch, async move { runtimes::docker::adopt(post, record).await });
             return Ok(());
         }
@@ -248,13 +269,13 @@ impl Executor {
             }
             runtimes::process::Recalled::Gone(end) => {
                 tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica is gone, its end not yet told");
-                self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting);
+                self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting, record.life);
                 Ok(())
             }
             // No first process, and yet somebody is in its group: a start that was cut off half way.
             runtimes::process::Recalled::Never | runtimes::process::Recalled::Left => {
                 tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
-                self.insert(&launch, Condition::Stopping, Stage::Starting);
+                self.insert(&launch, Condition::Stopping, Stage::Starting, record.life);
                 let (shared, left) = (self.shared.clone(), launch.clone());
                 self.launch(launch, async move { runtimes::process::put_down(&shared, &left).await });
                 Ok(())
@@ -265,7 +286,7 @@ impl Executor {
                     self.shared.guard.knows(record.family(Some(process)));
                 }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
-                let post = self.insert(&launch, Condition::Alive, stage);
+                let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
                 self.launch(launch, async move { runtimes::process::adopt(post, record, process).await });
                 Ok(())
             }
@@ -288,7 +309,7 @@ impl Executor {
             _ => {}
         }
         let (want, launch) = (want.clone(), Launch::of(id, want));
-        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled);
+        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
         self.launch(launch, async move {
             match want.spec.runtime {
                 Runtime::Simulated => runtimes::simulated::run(post, &want).await,
@@ -298,10 +319,12 @@ impl Executor {
         });
     }
 
-    fn insert(&self, launch: &Launch, condition: Condition, stage: Stage) -> Post {
+    fn insert(&self, launch: &Launch, condition: Condition, stage: Stage, life: Life) -> Post {
         let (stop, asked) = watch::channel(None);
         let (request, holding) = (launch.request.clone(), launch.holding());
-        let slot = Slot { request, holding, condition, stage, said: None, stop, task: None };
+        let mut life = Life { generation: launch.generation.0, ..life };
+        life.step(stage_name(stage), now_ms(), None);
+        let slot = Slot { request, holding, condition, stage, said: None, life, stop, task: None };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -334,6 +357,7 @@ impl Executor {
                 return;
             }
             slot.condition = Condition::Stopping;
+            slot.life.step("Draining", now_ms(), Some(why.token()));
             slot.stop.send_replace(Some(why));
         }
         self.shared.changed();
@@ -395,6 +419,13 @@ impl Executor {
         ready.filter_map(told).take(TOLD).collect()
     }
 
+    /// What the launches of a replica that are here have been through, older ones first.
+    pub fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
+        let slots = held(&self.shared.slots);
+        let of = |(key, slot): &(&Key, &Slot)| slot.request == *request && key.0.replica == replica;
+        slots.iter().filter(of).map(|(_, slot)| slot.life.clone()).collect()
+    }
+
     /// See [`super::Execute::guard_until`].
     pub fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
         self.shared.guard.extend(proven_ms, else_ms);
@@ -450,6 +481,11 @@ fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giv
     }
 }
 
+/// The time of day, for people: nothing is decided by it.
+pub(super) fn now_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
 /// What holds replicas' programs within bounds here, said once at start.
 fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, users: &Result<Giver, String>) {
     match users {
@@ -478,9 +514,10 @@ fn lock_file(places: &Places) -> io::Result<File> {
     Ok(file)
 }
 
-/// Nobody is in the launch's control group; it is removed then.
+/// Nobody is in the launch's control group, and nobody is its user; the group is removed then.
 fn is_empty(record: &Record) -> bool {
-    record.cgroup.as_ref().is_none_or(|group| runtimes::cgroup::remove(group).is_ok())
+    (record.owner.is_none() || record.family(None).members().is_empty())
+        && record.cgroup.as_ref().is_none_or(|group| runtimes::cgroup::remove(group).is_ok())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Watches the GPUs of this machine for faults and tells the group: the driver's error
-//! reports and uncorrected memory errors as they come, and devices that it no longer
-//! finds. A machine without a driver has nothing to watch. What follows from a fault is
+//! reports and uncorrected memory errors as they come, devices that it no longer finds,
+//! and what starts of replicas found. A machine without a driver has nothing to watch. What follows from a fault is
 //! decided in the core; nothing here stops a replica.
 
 use super::Link;
@@ -11,7 +11,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -26,19 +26,29 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What is still so is said again after this long: the group forgets a fault whose time is over.
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// What was seen of which device.
-type Seen = (Arc<str>, Fault);
+/// Where to say what was seen of a device.
+pub type Sees = mpsc::Sender<DeviceFault>;
+/// Whoever tells it to the group.
+pub type Seen = mpsc::Receiver<DeviceFault>;
+
+/// Both ends. What does not fit any more is dropped.
+pub fn channel() -> (Sees, Seen) {
+    mpsc::channel(UNTOLD)
+}
 
 /// Runs until `stop` is true. `uuids` are the node's real GPUs.
-pub async fn run(node: NodeStart, uuids: Vec<Arc<str>>, link: Arc<dyn Link>, mut stop: watch::Receiver<bool>) {
-    if uuids.is_empty() {
-        return;
-    }
-    let (sees, seen) = mpsc::channel(UNTOLD);
-    let watcher = std::thread::Builder::new().name("nf-gpu-faults".into()).spawn(move || look(&uuids, &sees));
-    if let Err(error) = watcher {
-        tracing::error!(%error, "the GPUs are not watched for faults");
-        return;
+pub async fn run(
+    node: NodeStart,
+    uuids: Vec<Arc<str>>,
+    (sees, seen): (Sees, Seen),
+    link: Arc<dyn Link>,
+    mut stop: watch::Receiver<bool>,
+) {
+    if !uuids.is_empty() {
+        let watcher = std::thread::Builder::new().name("nf-gpu-faults".into()).spawn(move || look(&uuids, &sees));
+        if let Err(error) = watcher {
+            tracing::error!(%error, "the GPUs are not watched for faults");
+        }
     }
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
@@ -47,8 +57,9 @@ pub async fn run(node: NodeStart, uuids: Vec<Arc<str>>, link: Arc<dyn Link>, mut
 }
 
 /// Tells the group until it has heard.
-async fn tell(node: &NodeStart, link: &dyn Link, mut seen: mpsc::Receiver<Seen>) {
-    let mut untold: BTreeSet<Seen> = BTreeSet::new();
+async fn tell(node: &NodeStart, link: &dyn Link, mut seen: Seen) {
+    // By device and fault: whether it was made up.
+    let mut untold: BTreeMap<(Arc<str>, Fault), bool> = BTreeMap::new();
     let mut retry_at: Option<Instant> = None;
     loop {
         let wait = async {
@@ -59,18 +70,22 @@ async fn tell(node: &NodeStart, link: &dyn Link, mut seen: mpsc::Receiver<Seen>)
         };
         tokio::select! {
             next = seen.recv() => match next {
-                Some((uuid, fault)) => {
-                    tracing::warn!(gpu = %uuid, %fault, meaning = nf_core::fault::meaning(fault), "a GPU reports a fault");
-                    untold.insert((uuid, fault));
+                Some(DeviceFault { uuid, fault, simulated }) => {
+                    tracing::warn!(gpu = %uuid, %fault, meaning = nf_core::fault::meaning(fault), "a fault of a GPU is seen");
+                    untold.insert((uuid, fault), simulated);
                 }
                 None => return,
             },
             () = wait => {}
         }
-        let faults =
-            untold.iter().map(|(uuid, fault)| DeviceFault { uuid: uuid.clone(), fault: *fault, simulated: false });
+        let one = |(of, simulated): (&(Arc<str>, Fault), &bool)| DeviceFault {
+            uuid: of.0.clone(),
+            fault: of.1,
+            simulated: *simulated,
+        };
+        let faults = untold.iter().map(one);
         match link.faults(node.clone(), faults.collect()).await {
-            Ok(()) => (untold, retry_at) = (BTreeSet::new(), None),
+            Ok(()) => (untold, retry_at) = (BTreeMap::new(), None),
             Err(error) => {
                 tracing::debug!(%error, "telling faults; trying again");
                 retry_at = Some(Instant::now() + RETRY);
@@ -81,7 +96,7 @@ async fn tell(node: &NodeStart, link: &dyn Link, mut seen: mpsc::Receiver<Seen>)
 
 /// Looks until nobody listens. A driver that does not answer is asked again.
 #[allow(clippy::disallowed_methods, reason = "a thread of its own: NVML blocks")]
-fn look(uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) {
+fn look(uuids: &[Arc<str>], sees: &Sees) {
     while !sees.is_closed() {
         match Nvml::init() {
             Ok(nvml) => {
@@ -95,7 +110,7 @@ fn look(uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) {
     }
 }
 
-fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) -> Result<(), NvmlError> {
+fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &Sees) -> Result<(), NvmlError> {
     let mut set = nvml.create_event_set()?;
     for uuid in uuids {
         let Ok(gpu) = nvml.device_by_uuid(&**uuid) else { continue };
@@ -109,7 +124,7 @@ fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) -> Result<
             Ok(event) => {
                 if let (Ok(uuid), Some(fault)) = (event.device.uuid(), fault_of(event.event_type, event.event_data)) {
                     // A full queue has enough to tell.
-                    let _ = sees.try_send((uuid.into(), fault));
+                    let _ = sees.try_send(real(uuid.into(), fault));
                 }
             }
             Err(NvmlError::Timeout) => {}
@@ -119,11 +134,15 @@ fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &mpsc::Sender<Seen>) -> Result<
         for uuid in uuids.iter().filter(|uuid| is_lost(nvml, uuid)) {
             if !lost.iter().any(|(known, _)| known == uuid) {
                 lost.push((uuid.clone(), std::time::Instant::now()));
-                let _ = sees.try_send((uuid.clone(), Fault::Lost));
+                let _ = sees.try_send(real(uuid.clone(), Fault::Lost));
             }
         }
     }
     Ok(())
+}
+
+fn real(uuid: Arc<str>, fault: Fault) -> DeviceFault {
+    DeviceFault { uuid, fault, simulated: false }
 }
 
 fn fault_of(kind: EventTypes, data: Option<XidError>) -> Option<Fault> {
@@ -159,7 +178,7 @@ mod tests {
         let Ok(Some(gpus)) = crate::agent::nvml::gpus() else { return };
         let uuids: Vec<Arc<str>> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         let Ok(nvml) = Nvml::init() else { return };
-        let (sees, mut seen) = mpsc::channel(UNTOLD);
+        let (sees, mut seen) = channel();
         let closes = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));
             seen.close();

@@ -31,7 +31,9 @@ mod tests;
 pub use link::{Link, LocalLink, RemoteLink};
 pub use node::Standing;
 pub use runtimes::users::Users;
+pub use runtimes::vacancy::{Alarm, Sensor, Vacancy};
 
+use crate::exchange::life::{self, Life};
 use crate::exchange::{Beat, BeatAnswer, Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -75,6 +77,10 @@ pub trait Execute: Send + Sync + 'static {
     /// The earliest time at which one of them is killed by whoever guards them.
     fn guarded_until(&self) -> Option<u64> {
         None
+    }
+    /// What the launches of a replica that are here have been through.
+    fn lives(&self, _request: &RequestId, _replica: u16) -> Vec<Life> {
+        Vec::new()
     }
     fn logs(
         &self,
@@ -382,6 +388,10 @@ impl Agent {
         let executors: BTreeMap<NodeName, Arc<dyn Execute>> =
             self.nodes.iter().map(|node| (node.registration.node.clone(), node.executor().clone())).collect();
         Arc::new(move |query: &LogQuery| match executors.get(&query.node) {
+            Some(executor) if query.life => {
+                let lives = life::encode(&executor.lives(&query.request, query.replica));
+                futures::stream::once(async move { Ok(lives) }).boxed()
+            }
             Some(executor) => executor.logs(&query.request, query.replica, query.tail, query.follow),
             None => {
                 let text = format!("node {} is not run by this process", query.node);

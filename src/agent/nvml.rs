@@ -4,9 +4,11 @@
 
 use nf_core::id::DeviceType;
 use nf_core::node::{Device, DeviceKind};
+use nf_core::vacancy::Look;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Links that a GPU can have; NVML defines no more.
 const LINKS: u32 = 18;
@@ -48,6 +50,20 @@ fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
         device.island = island;
     }
     Ok(out)
+}
+
+/// What is on each of the GPUs; None where the driver does not say.
+pub fn looks(uuids: &[Arc<str>]) -> Vec<(Arc<str>, Option<Look>)> {
+    let nvml = Nvml::init().ok();
+    let look = |uuid: &Arc<str>| nvml.as_ref().and_then(|nvml| look(nvml, uuid).ok());
+    uuids.iter().map(|uuid| (uuid.clone(), look(uuid))).collect()
+}
+
+fn look(nvml: &Nvml, uuid: &str) -> Result<Look, NvmlError> {
+    let gpu = nvml.device_by_uuid(uuid)?;
+    // A desktop that draws on it computes nothing, and its memory is part of the base.
+    let pids = gpu.running_compute_processes()?.iter().map(|process| process.pid).collect();
+    Ok(Look { used: gpu.memory_info()?.used, pids })
 }
 
 /// The bus of one GPU, and the buses at the other ends of its links. A bus that is

@@ -6,6 +6,7 @@ use super::executor::{ExecutorConfig, Shared};
 use super::logs;
 use super::record::Launch;
 use super::scrape::Said;
+use crate::exchange::life::Life;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
@@ -89,6 +90,16 @@ impl Post {
     /// What its own metrics said just now; None: nothing.
     pub(super) fn said(&self, said: Option<Said>) {
         self.shared.said((self.launch.id, self.launch.generation), said);
+    }
+
+    /// What must be so before it can be started; None when it is so.
+    pub(super) fn waits(&self, text: Option<&str>) {
+        self.live(|life| life.waits = text.map(str::to_owned));
+    }
+
+    /// Changes what is told of the launch beside its stage.
+    pub(super) fn live(&self, change: impl FnOnce(&mut Life)) {
+        self.shared.live((self.launch.id, self.launch.generation), change);
     }
 
     /// Waits until the replica should stop, and says why.

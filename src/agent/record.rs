@@ -5,6 +5,7 @@
 //! is either found by its record or was never started.
 
 use super::runtimes::processes::{Family, Identity, Owner};
+use crate::exchange::life::Life;
 use crate::models::{Drain, Live, Metrics};
 use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reason::Reason;
@@ -96,6 +97,9 @@ pub(super) struct Record {
     /// The name of its container; None for processes of this machine.
     #[serde(default)]
     pub container: Option<String>,
+    /// As far as it was known at the last write.
+    #[serde(default)]
+    pub life: Life,
 }
 
 /// A stop that has begun; times by CLOCK_BOOTTIME of this boot.
@@ -129,6 +133,7 @@ impl Record {
             metrics: None,
             stopping: None,
             container: None,
+            life: Life::default(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::node::{Node, Standing};
 use super::virtual_nodes::{self, Clock, VirtualNode};
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
-use crate::exchange::{Caller, Hub, Plain, Slice};
+use crate::exchange::{Caller, Hub, LogQuery, Plain, Slice};
 use nf_core::command::Answer;
 use nf_core::id::{Incarnation, JobNo, NodeNo};
 use nf_core::job::{JobState, Phase};
@@ -434,7 +434,9 @@ async fn workers_are_served_over_the_network_by_whichever_member_answers() {
     let request = group.state().job(JobNo(7)).unwrap().request.clone();
     let mut line = None;
     for _ in 0..500 {
-        line = hub.logs(&node, &request, 0, false, 10).next().await.and_then(Result::ok);
+        let query =
+            LogQuery { node: node.clone(), request: request.clone(), replica: 0, follow: false, tail: 10, life: false };
+        line = hub.logs(query).next().await.and_then(Result::ok);
         if line.is_some() {
             break;
         }

@@ -68,6 +68,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("GET", "/schedule/{request_id}", Access::Read),
     ("DELETE", "/schedule/{request_id}", Access::Operator),
     ("GET", "/schedule/{request_id}/logs", Access::Read),
+    ("GET", "/schedule/{request_id}/life", Access::Read),
     ("POST", "/schedule/{request_id}/scale", Access::Operator),
     ("GET", "/services", Access::Read),
     ("GET", "/slo/{tenant_id}/{model_id}", Access::Read),

@@ -10,7 +10,7 @@ pub mod grpc;
 pub mod rest;
 pub mod service;
 
-use crate::exchange::Panorama;
+use crate::exchange::{LogQuery, Panorama};
 use crate::raft::Replica;
 use crate::security::checkpoint::Sign;
 use crate::security::jwt::Verifier;
@@ -20,7 +20,6 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use nf_core::control::NetworkFault;
-use nf_core::id::{NodeName, RequestId};
 use nf_core::node::PortRange;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,10 +27,9 @@ use std::time::Instant;
 pub use service::Service;
 pub use service::model::{Resolve, Unresolved};
 
-/// Where logs come from: node, job, replica, follow, tail in lines. The member
-/// wires `exchange::Hub::logs` in here.
-pub type LogSource =
-    Arc<dyn Fn(NodeName, RequestId, u16, bool, usize) -> BoxStream<'static, Result<Bytes, String>> + Send + Sync>;
+/// Where logs, and what replicas have been through, come from. The member wires
+/// `exchange::Hub::logs` in here.
+pub type LogSource = Arc<dyn Fn(LogQuery) -> BoxStream<'static, Result<Bytes, String>> + Send + Sync>;
 
 /// What all members' gateways see now. The member wires `exchange::Hub::sights` in here.
 pub type Sights = Arc<dyn Fn() -> BoxFuture<'static, Panorama> + Send + Sync>;

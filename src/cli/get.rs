@@ -6,7 +6,7 @@ use super::kinds::{self, Kind};
 use super::output::{self, Format};
 use super::{Global, say};
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_secs(1);
 /// An ambiguous prefix shows this many of the ids that it fits.
 const SHOWN: usize = 8;
+/// Jobs of a node whose agents are asked what stops there.
+const ASKED: usize = 64;
 
 #[derive(Debug, Args)]
 pub struct Get {
@@ -128,7 +130,8 @@ impl Describe {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         let value = match self.kind {
-            Kind::Jobs => job(&client, &self.id).await?,
+            Kind::Jobs => with_lives(&client, job(&client, &self.id).await?).await,
+            Kind::Nodes => with_stops(&client, one(&client, Kind::Nodes, &self.id).await?).await?,
             kind => one(&client, kind, &self.id).await?,
         };
         let name = (self.kind.id())(&value);
@@ -136,6 +139,50 @@ impl Describe {
         output::put(&output::object(global.style(), &value, &name, people)?);
         Ok(())
     }
+}
+
+/// A job, with what its replicas have been through as far as their agents tell.
+async fn with_lives(client: &Client, mut job: Value) -> Value {
+    let id = (Kind::Jobs.id())(&job);
+    // A job that is over has no agent to ask, and an older member no answer.
+    if let Ok(told) = client.get(&format!("/schedule/{}/life", escape(&id))).await
+        && let Some(fields) = job.as_object_mut()
+    {
+        for (to, from) in [("life", "items"), ("life_not_told", "silent")] {
+            let list = told.get(from).filter(|list| list.as_array().is_some_and(|list| !list.is_empty()));
+            fields.extend(list.map(|list| (to.to_owned(), list.clone())));
+        }
+    }
+    job
+}
+
+/// A node, with how long its drain has, and the deadlines of what stops there now.
+async fn with_stops(client: &Client, mut node: Value) -> anyhow::Result<Value> {
+    let name = (Kind::Nodes.id())(&node);
+    let mut stops = Vec::new();
+    let rows = client.list(&format!("/schedule?node={}", escape(&name))).await?;
+    let not_asked = rows.len().saturating_sub(ASKED);
+    for row in rows.into_iter().take(ASKED) {
+        let id = (Kind::Jobs.id())(&row);
+        let told = client.get(&format!("/schedule/{}/life", escape(&id))).await.unwrap_or_default();
+        let lives = told.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
+        let here = lives.into_iter().filter(|life| output::at(life, "node") == name && !life["stop"].is_null());
+        let going = here
+            .filter(|life| life["steps"].as_array().and_then(|s| s.last()).is_some_and(|s| s["status"] == "Draining"));
+        stops.extend(going.map(|life| json!({"request_id": id, "replica": life["replica"], "stop": life["stop"]})));
+    }
+    let left = node["drain_deadline"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok()).map(left_s);
+    if let Some(fields) = node.as_object_mut() {
+        fields.extend(left.map(|left| ("drain_left_s".to_owned(), json!(left))));
+        fields.extend((!stops.is_empty()).then(|| ("stopping".to_owned(), json!(stops))));
+        fields.extend((not_asked > 0).then(|| ("jobs_not_asked".to_owned(), json!(not_asked))));
+    }
+    Ok(node)
+}
+
+/// Seconds until then; 0 when it has passed.
+fn left_s(at: jiff::Timestamp) -> i64 {
+    at.duration_since(jiff::Timestamp::now()).as_secs().max(0)
 }
 
 /// The one object that an id or its prefix names.
@@ -192,7 +239,6 @@ pub async fn job_id(client: &Client, prefix: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_prefix_must_be_unique() {

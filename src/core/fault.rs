@@ -17,6 +17,8 @@ pub enum Fault {
     Lost,
     /// An operator wants it left alone.
     Hand,
+    /// Its agent waited in vain for it to be free for the next replica.
+    Occupied,
 }
 
 impl fmt::Display for Fault {
@@ -26,6 +28,7 @@ impl fmt::Display for Fault {
             Fault::Ecc => f.write_str("Ecc"),
             Fault::Lost => f.write_str("Lost"),
             Fault::Hand => f.write_str("ByHand"),
+            Fault::Occupied => f.write_str("Occupied"),
         }
     }
 }
@@ -44,6 +47,8 @@ pub enum Rule {
 }
 
 const HOUR: u64 = 3_600_000;
+/// How long a device is left alone that was not free when a replica wanted it.
+const OCCUPIED_MS: u64 = 300_000;
 /// Contained: what was hit has failed or goes on, the device can be used after a quiet time.
 const CONTAINED: Rule = Rule::Quarantine { serves: true, cool_ms: Some(HOUR) };
 /// It works, and needs a reset at the next opportunity, which only somebody at the machine can give.
@@ -88,6 +93,8 @@ pub fn rule(fault: Fault) -> Rule {
         Fault::Ecc => RESET_SOON,
         Fault::Lost => BROKEN,
         Fault::Hand => Rule::Quarantine { serves: true, cool_ms: None },
+        // Whoever starts on it next looks again.
+        Fault::Occupied => Rule::Quarantine { serves: true, cool_ms: Some(OCCUPIED_MS) },
     }
 }
 
@@ -100,6 +107,7 @@ pub fn meaning(fault: Fault) -> &'static str {
         Fault::Ecc => "memory errors that could not be corrected",
         Fault::Lost => "the driver does not find the device any more",
         Fault::Hand => "left alone by an operator",
+        Fault::Occupied => "memory or a process of somebody is on it, and no replica's",
     }
 }
 

@@ -43,4 +43,5 @@ pub mod tenant;
 #[doc(hidden)]
 pub mod testing;
 mod trail;
+pub mod vacancy;
 pub mod view;

@@ -2,6 +2,7 @@
 
 use crate::agent::Execute;
 use crate::agent::executor::Executor;
+use crate::exchange::life::Life;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -40,6 +41,9 @@ impl Execute for Executor {
     }
     fn told(&self) -> Vec<Told> {
         Executor::told(self)
+    }
+    fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
+        Executor::lives(self, request, replica)
     }
     fn logs(
         &self,

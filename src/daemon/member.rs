@@ -67,12 +67,13 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let models = store.clone().map(|store| resolve(store, trust.clone()));
     let sign = checkpoint::signer(me.tls.clone());
     follow::checkpoints(&me, &replica, sign.clone(), ended.clone());
+    let own = metrics.clone();
     let state = ApiState { sign: Some(sign), ..api_state(settings, &me, &replica, &hub, models, metrics, begun, auth) };
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
 
-    let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, trust, ended: &ended };
+    let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, trust, metrics: own, ended: &ended };
     let outcome = tokio::select! {
         outcome = part.take(&founders, extras) => outcome,
         why = stop.asked() => { tracing::info!(why, "stopping"); Ok(()) }
@@ -197,9 +198,8 @@ fn api_state(
         let eyes = eyes.clone();
         async move { eyes.sights().await }.boxed()
     });
-    let logs: api::LogSource = Arc::new(move |node, request, replica, follow, tail| {
-        hub.logs(&node, &request, replica, follow, tail).map(|piece| piece.map_err(|e| e.to_string())).boxed()
-    });
+    let logs: api::LogSource =
+        Arc::new(move |query| hub.logs(query).map(|piece| piece.map_err(|e| e.to_string())).boxed());
     let info = Info {
         version: crate::cli::VERSION.to_owned(),
         commit: crate::cli::COMMIT.to_owned(),
@@ -241,6 +241,7 @@ struct Part<'a> {
     hub: &'a Hub,
     store: Option<Store>,
     trust: Option<Trust>,
+    metrics: Metrics,
     ended: &'a watch::Receiver<bool>,
 }
 
@@ -256,9 +257,11 @@ impl Part<'_> {
         form::introduce(replica, me, settings).await?;
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
-        let config = nodes::executor_config(settings, &me.data, &me.name, self.store.clone(), self.trust.as_ref());
-        let executor = Executor::open(config)?;
         let spec = nodes::own_spec(settings, me).await?;
+        let faults = agent::faults::channel();
+        let vacancy = nodes::vacancy(settings, me, &spec, &faults.0, &self.metrics);
+        let (store, trust) = (self.store.clone(), self.trust.as_ref());
+        let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust, vacancy))?;
         let watched = nodes::watched(me, incarnation, &spec);
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
@@ -276,7 +279,7 @@ impl Part<'_> {
         };
         tokio::spawn(played::run(played, self.ended.clone()));
         let link = Arc::new(LocalLink((*hub).clone()));
-        tokio::spawn(agent::faults::run(watched.0, watched.1, link, self.ended.clone()));
+        tokio::spawn(agent::faults::run(watched.0, watched.1, faults, link, self.ended.clone()));
         let agent = tokio::spawn(agent::run(config, self.ended.clone()));
         let keep = self.ended.clone();
         tokio::spawn(keep_replicas(keep, executor));

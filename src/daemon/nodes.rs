@@ -5,14 +5,16 @@ use super::identity::Me;
 use super::trust::Trust;
 use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
+use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Execute, NodeRegistration, Users};
+use crate::agent::{Execute, NodeRegistration, Sensor, Users, Vacancy};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
 use crate::config::{Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
+use crate::telemetry::Metrics;
 use anyhow::{Context as _, Result, anyhow};
 use nf_core::id::{Incarnation, Label, NodeName};
 use nf_core::node::{DeviceKind, ENGINE_LABEL, NodeKind, NodeSpec, PortRange};
@@ -25,6 +27,8 @@ use std::time::{Duration, Instant};
 /// Times that ports are chosen for a node, and the pause for this member to see who was quicker.
 const PORT_TRIES: u32 = 16;
 const PORT_PAUSE: Duration = Duration::from_millis(50);
+/// The kind of the alarm that a device did not become free.
+const DEVICE_OCCUPIED: &str = "device_occupied";
 /// One registration's time.
 const REGISTER: Duration = Duration::from_secs(10);
 
@@ -116,8 +120,10 @@ pub fn executor_config(
     node: &NodeName,
     store: Option<Store>,
     trust: Option<&Trust>,
+    vacancy: Vacancy,
 ) -> ExecutorConfig {
     ExecutorConfig {
+        vacancy: Arc::new(vacancy),
         judge: trust.map(Trust::for_node),
         run_dir: settings.run_dir.value.clone(),
         data_dir: data.join("nodes").join(node.as_str()),
@@ -137,6 +143,21 @@ pub fn executor_config(
 pub fn users(settings: &Settings, data: &Path) -> Users {
     let wish = &settings.replica_users;
     Users { range: wish.value, required: wish.value.is_some() && wish.origin != Origin::Default, home: data.to_owned() }
+}
+
+fn played_devices(data: &Path, node: &NodeName) -> Sensor {
+    Sensor::Played(data.join("nodes").join(node.as_str()).join("devices.json"))
+}
+
+/// Who sees whether this process' own devices are free, and who is told when they are not.
+pub fn vacancy(settings: &Settings, me: &Me, spec: &NodeSpec, sees: &Sees, metrics: &Metrics) -> Vacancy {
+    let sensor = if spec.simulated { played_devices(&me.data, &me.name) } else { Sensor::Driver };
+    let metrics = metrics.clone();
+    let alarm = move |text: Option<&str>| match text {
+        Some(text) => metrics.alarms.raise(DEVICE_OCCUPIED, text),
+        None => metrics.alarms.clear(DEVICE_OCCUPIED),
+    };
+    Vacancy::new(sensor, settings.device_wait.value, Some(sees.clone()), Some(Arc::new(alarm)))
 }
 
 /// This process' own node, ready for the agent.
@@ -161,7 +182,9 @@ pub fn watched(me: &Me, incarnation: Incarnation, spec: &NodeSpec) -> (NodeStart
 pub fn opener(settings: &Settings, data: &Path, store: Option<Store>, trust: Option<Trust>) -> OpenExecutor {
     let (settings, data) = (settings.clone(), data.to_owned());
     Arc::new(move |name| {
-        let executor = Executor::open(executor_config(&settings, &data, name, store.clone(), trust.as_ref()))?;
+        let vacancy = Vacancy::new(played_devices(&data, name), settings.device_wait.value, None, None);
+        let config = executor_config(&settings, &data, name, store.clone(), trust.as_ref(), vacancy);
+        let executor = Executor::open(config)?;
         Ok(Arc::new(executor) as Arc<dyn Execute>)
     })
 }

@@ -35,9 +35,12 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;
     let trust = Trust::open(settings, store.as_ref())?;
-    let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref()))?;
     let spec = nodes::own_spec(settings, &me).await?;
     let about = About::new(settings, &me, spec.simulated, begun);
+    let faults = agent::faults::channel();
+    let vacancy = nodes::vacancy(settings, &me, &spec, &faults.0, &about.metrics);
+    let config = nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref(), vacancy);
+    let executor = Executor::open(config)?;
     follow::certificates(&me, about.metrics.clone())?;
     let served = serve(public, about)?;
     let watched = nodes::watched(&me, incarnation, &spec);
@@ -49,7 +52,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         ..AgentConfig::new(vec![node], link.clone())
     };
     let (end, ended) = watch::channel(false);
-    tokio::spawn(agent::faults::run(watched.0, watched.1, link, ended.clone()));
+    tokio::spawn(agent::faults::run(watched.0, watched.1, faults, link, ended.clone()));
     let mut agent = tokio::spawn(agent::run(config, ended));
     write_ready(extras.ready_file.as_ref(), &me.api)?;
     tracing::info!(node = %me.name, api = me.api, members = peers.join(","), "working");

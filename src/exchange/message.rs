@@ -118,4 +118,6 @@ pub struct LogQuery {
     pub follow: bool,
     /// Lines from the end.
     pub tail: usize,
+    /// Not its log, but what it has been through: [`super::life`].
+    pub life: bool,
 }

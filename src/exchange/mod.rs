@@ -11,6 +11,7 @@ pub mod client;
 pub mod dial;
 mod feed;
 pub mod group;
+pub mod life;
 pub mod logs;
 pub mod message;
 mod service;
@@ -35,7 +36,7 @@ use client::Peers;
 use feed::Feed;
 use futures::stream::{self, StreamExt};
 use nf_core::command::DeviceFault;
-use nf_core::id::{MemberId, NodeName, RequestId};
+use nf_core::id::{MemberId, NodeName};
 use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
@@ -242,9 +243,8 @@ impl Hub {
         self.sources.attach_local(nodes, source)
     }
 
-    /// The log of a replica, from whichever process runs it.
-    pub fn logs(&self, node: &NodeName, job: &RequestId, replica: u16, follow: bool, tail: usize) -> LogStream {
-        let query = LogQuery { node: node.clone(), request: job.clone(), replica, follow, tail };
+    /// The log of a replica, or what it has been through, from whichever process runs it.
+    pub fn logs(&self, query: LogQuery) -> LogStream {
         if let Some(log) = self.sources.read(&query) {
             return log;
         }

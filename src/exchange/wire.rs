@@ -309,6 +309,7 @@ pub fn put_query(cluster: &str, query: &LogQuery) -> pb::ReadLogsRequest {
         replica: u32::from(query.replica),
         follow: query.follow,
         tail: query.tail as u64,
+        life: query.life,
     }
 }
 
@@ -319,6 +320,7 @@ pub fn query(message: &pb::ReadLogsRequest) -> Result<LogQuery, Error> {
         replica: u16::try_from(message.replica).map_err(|e| bad("replica", e))?,
         follow: message.follow,
         tail: usize::try_from(message.tail).unwrap_or(usize::MAX),
+        life: message.life,
     })
 }
 

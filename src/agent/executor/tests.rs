@@ -4,9 +4,12 @@
 mod draining;
 mod escapes;
 mod owned;
+mod vacant;
 
 use super::*;
+use crate::agent::faults::{Seen, Sees, channel};
 use crate::agent::runtimes::processes::{Family, Identity};
+use crate::agent::runtimes::vacancy::{Alarm, Sensor};
 use crate::models::{Draft, Process, Ready, publish};
 use futures::StreamExt;
 use nf_core::id::{JobNo, ModelId, VersionId};
@@ -36,13 +39,27 @@ struct World {
     grace: Duration,
     cgroups: bool,
     users: Option<(u32, u32)>,
+    wait: Duration,
+    /// What is told to the group of devices.
+    sees: (Sees, Seen),
+    /// Texts of the alarm; None when it was ended.
+    alarms: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 impl World {
     fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let store = Store::open(&format!("file://{}/store", tmp.path().display())).unwrap();
-        Self { tmp, store, grace: Duration::from_secs(5), cgroups: true, users: None }
+        Self {
+            tmp,
+            store,
+            grace: Duration::from_secs(5),
+            cgroups: true,
+            users: None,
+            wait: Duration::from_secs(30),
+            sees: channel(),
+            alarms: Arc::default(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -59,10 +76,21 @@ impl World {
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),
             cgroups: self.cgroups,
+            vacancy: Arc::new(Vacancy::new(
+                Sensor::Played(self.path("devices.json")),
+                self.wait,
+                Some(self.sees.0.clone()),
+                Some(self.alarm()),
+            )),
             users: Users { range: self.users, required: self.users.is_some(), home: self.path("data") },
             guard: self.path("no-such-program"),
             engine: Default::default(),
         }
+    }
+
+    fn alarm(&self) -> Alarm {
+        let alarms = self.alarms.clone();
+        Arc::new(move |text| held(&alarms).push(text.map(str::to_owned)))
     }
 
     fn open(&self) -> Executor {
@@ -121,7 +149,11 @@ impl World {
     }
 
     fn record(&self, want: &Want) -> Record {
-        record::load(&self.path("data/records/n1"), ID, want.generation).expect("a record")
+        self.record_there(want).expect("a record")
+    }
+
+    fn record_there(&self, want: &Want) -> Option<Record> {
+        record::load(&self.path("data/records/n1"), ID, want.generation)
     }
 
     /// The families of the world's own records: processes of other tests stay. Reads

@@ -9,7 +9,7 @@ mod output;
 use super::life::Running;
 use super::process::{discard, make_own_dir};
 use super::processes::Identity;
-use super::{model_dir, port_is_taken, port_taken, prepare};
+use super::{model_dir, port_is_taken, port_taken, prepare, vacancy};
 use crate::agent::engine::{Facts, Fault};
 use crate::agent::executor::Shared;
 use crate::agent::post::Post;
@@ -138,7 +138,10 @@ async fn make_ready(post: &Post, want: &Want) -> Result<Ready, End> {
         return Err(End::failed(Reason::ArtifactMismatch));
     }
     match reached(post, want, &container.image).await {
-        Ok((docker, facts, image, address)) => Ok(Ready { docker, facts, manifest, container, image, address }),
+        Ok((docker, facts, image, address)) => {
+            vacancy::wait(post, want).await?;
+            Ok(Ready { docker, facts, manifest, container, image, address })
+        }
         Err(fault) => {
             refused(post, &fault).await;
             Err(End::failed(fault.why))

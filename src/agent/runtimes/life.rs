@@ -5,16 +5,18 @@
 
 use super::process::{let_go, save};
 use super::processes::{Family, Identity};
-use crate::agent::executor::Shared;
+use crate::agent::executor::{Shared, now_ms};
 use crate::agent::lease::boot_ms;
 use crate::agent::logs;
 use crate::agent::post::Post;
 use crate::agent::probe::Probe;
 use crate::agent::record::{End, Launch, Record, Stopping};
 use crate::agent::scrape::{Said, Scrape, page};
+use crate::exchange::life::Stop;
 use crate::models::{Drain, Metrics};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
+use nf_core::view::stage_name;
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -226,6 +228,7 @@ impl<B: Body> Running<B> {
             if !was_ready {
                 // On disk before it is told, so that the next agent doesn't take it back.
                 self.record.was_ready = true;
+                self.post.live(|life| life.step(stage_name(Stage::Ready), now_ms(), None));
                 save(&self.post.shared, &self.record).await;
                 self.post.note("ready").await;
             }
@@ -281,6 +284,7 @@ impl<B: Body> Running<B> {
             self.drain(Duration::from_millis(plan.term_ms - boot_ms())).await;
         }
         let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
+        self.told(Stopping { term_ms: boot_ms(), kill_ms: boot_ms() + ms(left), ..plan });
         self.post.note(&format!("TERM, and KILL at {} ({left:?})", at(left))).await;
         if tokio::time::timeout(left, self.body.end()).await.is_err() {
             self.post.note("did not end in time, KILL").await;
@@ -292,9 +296,9 @@ impl<B: Body> Running<B> {
     /// Both deadlines, on disk: an agent that starts meanwhile keeps to them.
     async fn plan(&mut self, end: End) -> Stopping {
         if let Some(plan) = self.record.stopping {
+            self.told(plan);
             return plan;
         }
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         // One that failed, or whose lease runs out, has nobody to wait for.
         let gently =
             end.ok && end.why != Reason::NodeFailure && self.record.was_ready && self.post.launch.port.is_some();
@@ -309,6 +313,7 @@ impl<B: Body> Running<B> {
         }
         let plan = Stopping { why: end.why, term_ms, kill_ms };
         self.record.stopping = Some(plan);
+        self.told(plan);
         save(&self.post.shared, &self.record).await;
         let when = match drain.is_zero() {
             true => String::from("now"),
@@ -316,6 +321,17 @@ impl<B: Body> Running<B> {
         };
         self.post.note(&format!("stopping: {}; TERM {when}, KILL {grace:?} later", end.why)).await;
         plan
+    }
+
+    /// Lets people see the deadlines, by the clock that they have.
+    fn told(&self, plan: Stopping) {
+        let (now_ms, boot_ms) = (now_ms(), boot_ms());
+        let by_day = |by_boot: u64| (now_ms + by_boot).saturating_sub(boot_ms);
+        self.post.live(|life| {
+            life.step("Draining", now_ms, Some(plan.why.token()));
+            let since_ms = life.stop.map_or(now_ms, |stop| stop.since_ms);
+            life.stop = Some(Stop { since_ms, term_ms: by_day(plan.term_ms), kill_ms: by_day(plan.kill_ms) });
+        });
     }
 
     /// Waits until no request is left, for so long at most.
@@ -368,6 +384,10 @@ async fn drained(client: &reqwest::Client, url: &str, drain: &Drain, metrics: Op
         }
         tokio::time::sleep(COUNT).await;
     }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The time of day in so long, for people.

@@ -11,6 +11,7 @@ pub(super) mod processes;
 pub(super) mod session;
 pub(super) mod simulated;
 pub(super) mod users;
+pub(super) mod vacancy;
 
 use super::post::Post;
 use super::record::End;

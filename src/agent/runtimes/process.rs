@@ -6,7 +6,7 @@ use super::life::{Leader, Processes, Running, clear};
 use super::processes::{Identity, KEY, Owner};
 use super::session::{self, Confinement};
 use super::users::{self, Giver};
-use super::{cgroup, docker, model_dir, port_is_taken, port_taken, prepare};
+use super::{cgroup, docker, model_dir, port_is_taken, port_taken, prepare, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -132,6 +132,7 @@ async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
         post.note(&format!("port {port} is taken by a program that is not ours")).await;
         return Err(port_taken());
     }
+    vacancy::wait(post, want).await?;
     Ok((manifest, process))
 }
 
@@ -232,6 +233,7 @@ async fn spawn_held(
         }
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         session::lead_session(&mut command, Confinement::of_replica(record.cgroup.as_deref(), until_ms, record.owner)?);
+        record.life = shared.life((record.launch.id, record.launch.generation));
         record.save(&shared.places.records)?;
         let child = Command::from(command).spawn().map_err(|error| explained(error, record.owner))?;
         let pid = child.id().ok_or_else(|| io::Error::other("ended before it began"))?;
@@ -309,8 +311,9 @@ fn command(
 }
 
 pub(super) async fn save(shared: &Arc<Shared>, record: &Record) {
-    let (dir, record) = (shared.places.records.clone(), record.clone());
+    let (dir, mut record) = (shared.places.records.clone(), record.clone());
     let request = record.launch.request.clone();
+    record.life = shared.life((record.launch.id, record.launch.generation));
     if let Ok(Err(e)) = tokio::task::spawn_blocking(move || record.save(&dir)).await {
         tracing::error!(%request, error = %e, "a replica's record can't be written");
     }

@@ -95,7 +95,7 @@ fn limits() -> Vec<(Resource, u64, u64)> {
     };
     let files = within(Resource::RLIMIT_NOFILE, MAX_FILES);
     // Counted per user: it counts where a replica has one of its own. Root has no limit, so then it is the group's pids.max.
-    let tasks = within(Resource::RLIMIT_NPROC, super::cgroup::MAX_TASKS.into());
+    let tasks = within(Resource::RLIMIT_NPROC, super::cgroup::MAX_TASKS.into()).map(|(of, soft, _)| (of, soft, soft));
     files.into_iter().chain(tasks).chain([(Resource::RLIMIT_CORE, 0, 0)]).collect()
 }
 
@@ -103,19 +103,22 @@ fn limits() -> Vec<(Resource, u64, u64)> {
 /// group, without a capability and without one that it could get.
 #[allow(unsafe_code)]
 fn become_user(uid: u32) -> nix::Result<()> {
+    // As wide as the kernel reads it.
+    const NONE: libc::c_ulong = 0;
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
     // SAFETY: system calls with numbers, and one with two arrays that live until it returns.
     // Not glibc's wrappers: those speak to threads that a child does not have.
     unsafe {
         for capability in 0..=CAPABILITIES {
-            match Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0)) {
+            match Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, capability, NONE, NONE, NONE)) {
                 Ok(_) => {}
                 // The kernel has no more.
                 Err(Errno::EINVAL) if capability > 0 => break,
                 Err(error) => return Err(error),
             }
         }
-        Errno::result(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))?;
-        Errno::result(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+        Errno::result(libc::prctl(libc::PR_CAP_AMBIENT, clear, NONE, NONE, NONE))?;
+        Errno::result(libc::syscall(libc::SYS_setgroups, NONE, std::ptr::null::<libc::gid_t>()))?;
         Errno::result(libc::syscall(libc::SYS_setresgid, uid, uid, uid))?;
         Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
     }
@@ -155,7 +158,7 @@ fn sweep(Owner { uid, hand }: Owner) -> nix::Result<()> {
         // Its effective user counts when it signals, the other two when it is signalled.
         Errno::result(libc::syscall(libc::SYS_setresuid, hand, uid, hand))?;
         drop_capabilities()?;
-        Errno::result(libc::syscall(libc::SYS_getresuid, &mut real, &mut effective, &mut saved))?;
+        Errno::result(libc::syscall(libc::SYS_getresuid, &raw mut real, &raw mut effective, &raw mut saved))?;
         if (real, effective, saved) != (hand, uid, hand) {
             return Err(Errno::EPERM);
         }

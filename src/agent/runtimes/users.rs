@@ -310,6 +310,7 @@ mod tests {
         assert_eq!(strangers(passwd, "user", range), Ok(()));
         assert!(strangers(passwd, "user", (60_000, 60_009)).unwrap_err().contains("ada (60001)"));
         let tmp = tempfile::tempdir().unwrap();
+        fs::set_permissions(tmp.path(), Permissions::from_mode(0o700)).unwrap();
         let closed = reachable(&tmp.path().join("a/b")).unwrap_err();
         assert!(closed.contains(&tmp.path().display().to_string()), "{closed}");
         fs::set_permissions(tmp.path(), Permissions::from_mode(0o711)).unwrap();

@@ -64,6 +64,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(schedule::post, schedule::list))
         .routes(routes!(schedule::get, schedule::stop))
         .routes(routes!(schedule::logs))
+        .routes(routes!(schedule::life))
         .routes(routes!(services::list))
         .routes(routes!(services::resize))
         .routes(routes!(slo::slo))

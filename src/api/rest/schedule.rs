@@ -1,4 +1,4 @@
-//! `/schedule`: post, list, watch, get, stop, logs.
+//! `/schedule`: post, list, watch, get, stop, logs, life.
 
 use super::ask::{Ask, Part};
 use super::{Answer, fresh, json, path, schema, watch};
@@ -8,6 +8,7 @@ use crate::api::convert::answer::{
 use crate::api::convert::schedule::{Schedule, from_json};
 use crate::api::service::jobs::{Found, Planned, Scheduled};
 use crate::api::service::list::{Cursor, Filter, MAX_PER_PAGE, job_state};
+use crate::api::service::lives::LifeList;
 use crate::api::service::{Call, Service};
 use axum::body::Body;
 use axum::extract::State;
@@ -201,6 +202,18 @@ pub async fn stop(State(service): State<Service>, Part(id): Part, mut ask: Ask) 
         false => service.stop(&call, &request).await?,
     };
     Ok(job(found))
+}
+
+/// What a job's replicas have been through: each step with its time, and the deadlines of a stop.
+#[utoipa::path(get, path = "/schedule/{request_id}/life", tag = "schedule",
+    params(("request_id" = String, Path, description = "The job's id"),
+           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+    responses((status = 200, description = "One item for each launch", body = LifeList)))]
+pub async fn life(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let lives = service.lives(&call, &path("request_id", &id, RequestId::new)?).await?;
+    Ok(json(StatusCode::OK, &lives))
 }
 
 /// Most lines of a log's end.

@@ -5,13 +5,14 @@ use super::{Call, Service, freshness};
 use crate::api::convert::answer::{Freshness, WhyBody, whole};
 use crate::api::convert::schedule::{Schedule, naming};
 use crate::api::error::Failure;
+use crate::exchange::LogQuery;
 use crate::raft::View;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use nf_core::approval::judge_for;
 use nf_core::command::{Answer, Mode};
-use nf_core::id::{Digest16, NodeName, RequestId};
+use nf_core::id::{Digest16, RequestId};
 use nf_core::job::{Job, JobState};
 use nf_core::placement::Why;
 use nf_core::plan::{Intent, draft};
@@ -211,8 +212,8 @@ impl Service {
         let Some(source) = &self.logs else {
             return Err(Failure::new(Reason::NotSupported, "this process serves no logs; ask a member"));
         };
-        let node: NodeName = place.node.clone();
-        let mut lines = Box::pin(source(node, request.clone(), replica, follow, tail).boxed().peekable());
+        let query = LogQuery { node: place.node.clone(), request: request.clone(), replica, follow, tail, life: false };
+        let mut lines = Box::pin(source(query).peekable());
         // An agent that can't be reached says so at once; after the first byte nothing could be said any more.
         let first = tokio::time::timeout(FIRST_LINE, lines.as_mut().peek()).await;
         if let Ok(Some(Err(why))) = first {

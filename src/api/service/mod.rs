@@ -13,6 +13,7 @@ pub mod endpoints;
 pub mod gauges;
 pub mod jobs;
 pub mod list;
+pub mod lives;
 pub mod model;
 pub mod nodes;
 pub mod policy;
@@ -95,7 +96,7 @@ pub struct Inner {
     pub gate: Gate,
     pub(super) denials: super::denials::Denials,
     models: model::Models,
-    logs: Option<super::LogSource>,
+    pub(super) logs: Option<super::LogSource>,
     sights: Option<slo::Shared>,
     sign: Option<crate::security::checkpoint::Sign>,
     calls: Semaphore,

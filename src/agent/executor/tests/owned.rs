@@ -29,7 +29,7 @@ tell("add", lambda: open(model + "/more", "w"))
 tell("root", lambda: os.setuid(0))
 tell("group", lambda: os.setgroups([0]))
 assert os.path.getsize(model + "/program") > 100
-open("mine", "w").close(); open(os.environ["TMPDIR"] + "/mine", "w").close(); open("/dev/stderr", "w").close()
+open("mine", "w").close(); open(os.environ["TMPDIR"] + "/mine", "w").close(); open("/dev/stderr", "a").close()
 print("fds", sorted(os.listdir("/proc/self/fd")), "groups", os.getgroups(), "ids", os.getresuid(), os.getresgid(), flush=True)
 print("over", flush=True)
 import time; time.sleep(300)

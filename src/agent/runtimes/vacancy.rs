@@ -1,0 +1,245 @@
+//! Waits until the devices of a start are seen free: nobody's process on them, and their
+//! memory back to what the driver keeps. Asks the driver, or, for devices that are not
+//! real, a file that tests and people write. When it waits in vain it says so to the
+//! group and to the alarms, and the replica starts elsewhere. What free is, and how long
+//! that is waited for, is decided in the core.
+
+use crate::agent::faults::Sees;
+use crate::agent::nvml;
+use crate::agent::post::Post;
+use crate::agent::record::End;
+use nf_core::command::DeviceFault;
+use nf_core::fault::Fault;
+use nf_core::reason::Reason;
+use nf_core::reconcile::Want;
+use nf_core::vacancy::{Base, Look, Step, step};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two looks at devices that were waited for in vain.
+const AFTER: Duration = Duration::from_secs(2);
+/// A share that is all of a device, in thousandths.
+const WHOLE: u16 = 1_000;
+/// The longest file of devices that are not real.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Who knows what is on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sensor {
+    /// NVIDIA's driver.
+    Driver,
+    /// A JSON object in this file: by uuid, `used` (bytes) and `pids`. Who is not in it is
+    /// free, and so are all while there is no file.
+    Played(PathBuf),
+}
+
+impl Sensor {
+    /// What is on each of the devices; None where nobody can tell. Blocks.
+    fn look(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Option<Look>)> {
+        match self {
+            Sensor::Driver => nvml::looks(uuids),
+            Sensor::Played(path) => {
+                let mut known = played(path).unwrap_or_else(|error| {
+                    tracing::warn!(path = %path.display(), %error, "what is on played devices can't be read; they count as free");
+                    BTreeMap::new()
+                });
+                uuids.iter().map(|uuid| (uuid.clone(), Some(known.remove(&**uuid).unwrap_or_default()))).collect()
+            }
+        }
+    }
+}
+
+fn played(path: &Path) -> io::Result<BTreeMap<String, Look>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Ok(meta) if meta.len() > MAX_FILE => Err(io::Error::other(format!("longer than {MAX_FILE} bytes"))),
+        _ => Ok(serde_json::from_slice(&fs::read(path)?)?),
+    }
+}
+
+/// Raises the alarm that devices did not become free, or, with None, ends it.
+pub type Alarm = Arc<dyn Fn(Option<&str>) + Send + Sync>;
+
+/// What this agent has learned of its devices, and whom it tells.
+pub struct Vacancy {
+    sensor: Sensor,
+    /// How long a start waits.
+    most: Duration,
+    /// Who tells the group; None: nobody does.
+    sees: Option<Sees>,
+    alarm: Option<Alarm>,
+    bases: Mutex<BTreeMap<Arc<str>, Base>>,
+    /// Those that somebody waited for in vain and that were not seen free since.
+    in_vain: Mutex<BTreeSet<Arc<str>>>,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Single entries are put in and taken out: nothing can be half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Vacancy {
+    pub fn new(sensor: Sensor, most: Duration, sees: Option<Sees>, alarm: Option<Alarm>) -> Self {
+        Self { sensor, most, sees, alarm, bases: Mutex::default(), in_vain: Mutex::default() }
+    }
+
+    /// The devices that are not free, and what is on each. One look.
+    fn occupied(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Look)> {
+        let looks = self.sensor.look(uuids);
+        let mut bases = held(&self.bases);
+        let mut out = Vec::new();
+        for (uuid, look) in looks {
+            // A device of which nobody can tell is not held back: its driver may not offer this.
+            let Some(look) = look else { continue };
+            let base = bases.entry(uuid.clone()).or_insert_with(Base::unknown);
+            if !base.is_free(&look) {
+                out.push((uuid, look));
+            } else {
+                *base = base.and(&look);
+            }
+        }
+        out
+    }
+}
+
+/// Returns when all devices that the replica has for itself are free. One that shares its
+/// device waits for nobody: whose memory is whose can't be seen.
+///
+/// # Errors
+/// How the replica ends when that took too long.
+pub(in crate::agent) async fn wait(post: &Post, want: &Want) -> Result<(), End> {
+    let whole = want.shares.iter().zip(&want.uuids).filter(|(share, _)| share.milli == WHOLE);
+    let uuids: Vec<Arc<str>> = whole.map(|(_, uuid)| uuid.clone()).collect();
+    if uuids.is_empty() {
+        return Ok(());
+    }
+    let vacancy = post.shared.config.vacancy.clone();
+    let begun = Instant::now();
+    let mut told = None;
+    let outcome = loop {
+        let occupied = look(&vacancy, &uuids).await;
+        let waited = begun.elapsed();
+        match step(occupied.is_empty(), millis(waited), millis(vacancy.most)) {
+            Step::Start => break Ok(()),
+            Step::GiveUp => {
+                let text = words(&occupied);
+                post.note(&format!("waited {:?} in vain: {text}", vacancy.most)).await;
+                give_up(&vacancy, &occupied, &text);
+                break Err(End::failed(Reason::DeviceFault));
+            }
+            Step::Wait(ms) => {
+                let text = words(&occupied);
+                if told.as_ref() != Some(&text) {
+                    let left = vacancy.most.saturating_sub(waited);
+                    post.note(&format!("waits for at most {left:.1?}: {text}")).await;
+                    post.waits(Some(&text));
+                    told = Some(text);
+                }
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+            }
+        }
+    };
+    if told.is_some() {
+        post.waits(None);
+    }
+    outcome
+}
+
+async fn look(vacancy: &Arc<Vacancy>, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Look)> {
+    let (vacancy, uuids) = (vacancy.clone(), uuids.to_vec());
+    // Whoever can't look can't say that a device is taken.
+    tokio::task::spawn_blocking(move || vacancy.occupied(&uuids)).await.unwrap_or_default()
+}
+
+/// Tells the group and the alarms, and looks until the devices are free after all.
+fn give_up(vacancy: &Arc<Vacancy>, occupied: &[(Arc<str>, Look)], text: &str) {
+    let simulated = vacancy.sensor != Sensor::Driver;
+    for (uuid, _) in occupied {
+        let fault = DeviceFault { uuid: uuid.clone(), fault: Fault::Occupied, simulated };
+        // A full queue has enough to tell; the replica's own end says the same.
+        let _ = vacancy.sees.as_ref().map(|sees| sees.try_send(fault));
+    }
+    let Some(alarm) = vacancy.alarm.clone() else { return };
+    alarm(Some(text));
+    let mut in_vain = held(&vacancy.in_vain);
+    let watched = !in_vain.is_empty();
+    in_vain.extend(occupied.iter().map(|(uuid, _)| uuid.clone()));
+    if watched {
+        return;
+    }
+    let vacancy = Arc::downgrade(vacancy);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(AFTER).await;
+            let Some(vacancy) = vacancy.upgrade() else { return };
+            let uuids: Vec<Arc<str>> = held(&vacancy.in_vain).iter().cloned().collect();
+            let still = look(&vacancy, &uuids).await;
+            let mut in_vain = held(&vacancy.in_vain);
+            in_vain.retain(|uuid| !uuids.contains(uuid) || still.iter().any(|(taken, _)| taken == uuid));
+            if in_vain.is_empty() {
+                return alarm(None);
+            }
+        }
+    });
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// For people.
+fn words(occupied: &[(Arc<str>, Look)]) -> String {
+    let one = |(uuid, look): &(Arc<str>, Look)| {
+        let pids: Vec<String> = look.pids.iter().take(8).map(u32::to_string).collect();
+        let who = if pids.is_empty() { "no process".to_owned() } else { format!("pid {}", pids.join(", ")) };
+        format!("{uuid} is not free: {} MiB in use, {who}", look.used >> 20)
+    };
+    occupied.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_file_says_what_is_on_devices_that_are_not_real() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("devices.json");
+        let vacancy = Vacancy::new(Sensor::Played(path.clone()), Duration::ZERO, None, None);
+        let uuids: [Arc<str>; 2] = ["SIM-0".into(), "SIM-1".into()];
+        assert_eq!(vacancy.occupied(&uuids), []);
+        fs::write(&path, r#"{"SIM-1": {"used": 75161927680, "pids": [7, 8]}, "SIM-0": {"used": 1048576}}"#).unwrap();
+        let occupied = vacancy.occupied(&uuids);
+        assert_eq!(words(&occupied), "SIM-1 is not free: 71680 MiB in use, pid 7, 8");
+        fs::write(&path, r#"{"SIM-1": {"used": 75161927680}}"#).unwrap();
+        assert_eq!(words(&vacancy.occupied(&uuids)), "SIM-1 is not free: 71680 MiB in use, no process");
+        for bad in ["", "[]", r#"{"SIM-1": {"used": -1}}"#, r#"{"SIM-1": {"usde": 1}}"#] {
+            fs::write(&path, bad).unwrap();
+            assert!(played(&path).is_err(), "{bad}");
+        }
+    }
+
+    /// Only where there is a GPU: with nobody on it, it is free.
+    #[test]
+    fn a_gpu_of_this_machine_is_seen() {
+        let Ok(Some(gpus)) = nvml::gpus() else { return eprintln!("SKIPPED: no GPU here") };
+        let uuids: Vec<Arc<str>> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+        assert!(Sensor::Driver.look(&uuids).iter().all(|(_, look)| look.is_some()));
+        assert_eq!(Sensor::Driver.look(&["GPU-0".into()]), [("GPU-0".into(), None)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let tmp = tempfile::tempdir().unwrap();
+            let path = tmp.path().join("devices.json");
+            fs::write(&path, bytes).unwrap();
+            let _ = played(&path);
+        }
+    }
+}
