@@ -14,6 +14,7 @@ use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::placement::mix::Mix;
 use crate::placement::worth::Worth;
+use crate::placement::standing::Standings;
 use crate::placement::{Chosen, Policy, Rules};
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
@@ -162,6 +163,8 @@ pub struct State {
     /// New jobs until the rules are made again.
     pub(crate) until_rules: u64,
     /// Rises whenever room appears or rules change, so that waiters are worth another look.
+    /// Rankings of nodes for the asks that come most; carried by the proposer alone, see `placement::standing`.
+    pub(crate) standings: Standings,
     pub(crate) room: u64,
     /// Wrapping sum of the row hashes; see `rows`.
     pub(crate) hash: u128,
@@ -173,9 +176,10 @@ pub struct State {
 
 /// Fewer live replicas than this say little of what will be asked: then the tightest fit counts.
 pub(crate) const WORKLOAD: u64 = 32;
-/// New jobs after which the rules are made again, at the latest.
+/// New jobs after which the rules are made again, at the latest; of a large workload when a part of it is new.
 const RULES_EVERY: u64 = 512;
 
+const RULES_PART: u64 = 16;
 /// The key under which a request is remembered.
 pub fn request_key(request: &RequestId) -> Digest16 {
     Digest16::of(&[b"request", request.as_str().as_bytes()])
@@ -321,7 +325,8 @@ impl State {
         };
         self.rules = Arc::new(Rules { chosen, worth });
         // Soon while little is known, then every now and then.
-        self.until_rules = (self.mix.total() / 4).clamp(1, RULES_EVERY);
+        let latest = RULES_EVERY.max(self.mix.total() / RULES_PART);
+        self.until_rules = (self.mix.total() / 4).clamp(1, latest);
     }
 
     /// Like [`State::put_job`] for a job that is not there yet, without the index of

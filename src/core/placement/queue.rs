@@ -157,6 +157,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         let shape = shape(&job.spec, wanted);
         let mut fails_now = false;
         if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
+            scratch.stand(&job.spec);
             let placements = fill(&scratch, job, &kept);
             if !placements.is_empty() {
                 for placement in &placements {
