@@ -79,6 +79,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/node/{node_id}/uncordon", Access::Admin),
     ("POST", "/node/{node_id}/drain", Access::Admin),
     ("POST", "/node/{node_id}/down", Access::Admin),
+    ("POST", "/defrag", Access::Admin),
     ("POST", "/node/{node_id}/devices/{device}/fault", Access::Admin),
     ("POST", "/node/{node_id}/devices/{device}/heal", Access::Admin),
     ("GET", "/endpoints", Access::Read),

@@ -14,6 +14,7 @@ pub mod claim;
 pub mod codec;
 pub mod command;
 pub mod control;
+pub mod defrag;
 pub mod etag;
 pub mod event;
 pub mod fault;

@@ -258,6 +258,9 @@ pub struct ConstraintsBody {
     pub restart: String,
     /// Seconds.
     pub max_run_time: Option<f64>,
+    /// Never moved only so that others have room.
+    #[serde(default)]
+    pub stay: bool,
 }
 
 impl Eq for ConstraintsBody {}
@@ -286,6 +289,7 @@ impl From<&Constraints> for ConstraintsBody {
                 Restart::Never => "never".into(),
             },
             max_run_time: c.max_run_ms.map(whole),
+            stay: c.stay,
         }
     }
 }

@@ -144,6 +144,17 @@ pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
         borrow_milli: o.milli("borrow")?,
         lend_milli: o.milli("lend")?,
     };
+/// A body that says at most whether it is only a look.
+///
+/// # Errors
+/// The first field at fault.
+pub fn dry_run(map: &Map<String, Value>) -> Result<bool, Refusal> {
+    let mut o = Object::top(map);
+    let dry_run = o.boolean("dry_run")?.unwrap_or(false);
+    o.finish()?;
+    Ok(dry_run)
+}
+
     o.finish()?;
     Ok(out)
 }

@@ -5,6 +5,7 @@ mod approvals;
 pub mod ask;
 mod audit;
 mod cluster;
+mod defrag;
 mod devices;
 mod docs;
 mod drain;
@@ -76,6 +77,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::uncordon))
         .routes(routes!(drain::drain))
         .routes(routes!(drain::down))
+        .routes(routes!(defrag::defrag))
         .routes(routes!(devices::fault))
         .routes(routes!(devices::heal))
         .routes(routes!(endpoints::endpoints))

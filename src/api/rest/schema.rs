@@ -133,6 +133,8 @@ pub struct ConstraintsRequest {
     /// Seconds, or a span such as `10m`.
     #[schema(inline)]
     pub max_run_time: Option<Quantity>,
+    /// Never moved only so that others have room.
+    pub stay: Option<bool>,
     #[schema(inline)]
     pub device_type: Option<Types>,
     #[schema(minimum = -1000, maximum = 1000)]
@@ -240,6 +242,13 @@ pub struct DisapproveRequest {
 }
 
 /// Limits; what is absent or null has none of its own.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DefragRequest {
+    /// Only say what would move.
+    pub dry_run: Option<bool>,
+}
+
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuotaRequest {

@@ -6,6 +6,7 @@
 pub mod approvals;
 pub mod audit;
 pub mod cluster;
+pub mod defrag;
 pub mod deploys;
 pub mod devices;
 pub mod drain;

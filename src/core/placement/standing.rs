@@ -43,7 +43,7 @@ impl Shape {
     fn of(spec: &JobSpec) -> Self {
         let c = &spec.constraints;
         let constraints =
-            Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, ..c.clone() };
+            Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, stay: false, ..c.clone() };
         let priced = if c.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
         Self { resources: spec.resources.clone(), constraints, priced }
     }
