@@ -18,6 +18,7 @@ pub mod defrag;
 pub mod etag;
 pub mod event;
 pub mod fault;
+pub mod forecast;
 pub mod id;
 pub mod invariants;
 pub mod job;
