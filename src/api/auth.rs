@@ -91,6 +91,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("PUT", "/tenants/{tenant_id}/quota", Access::Admin),
     ("GET", "/policy/placement", Access::Read),
     ("PUT", "/policy/placement", Access::Admin),
+    ("POST", "/policy/placement/try", Access::Admin),
     ("GET", "/cluster/members", Access::Wide),
     // A machine of the group may not bring in another that votes: an admin asks for it.
     ("POST", "/cluster/members", Access::Admin),

@@ -85,6 +85,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))
         .routes(routes!(policy::get, policy::set))
+        .routes(routes!(policy::try_out))
         .routes(routes!(cluster::members, cluster::join))
         .routes(routes!(cluster::remove))
         .routes(routes!(cluster::vote))

@@ -7,14 +7,15 @@
 pub mod devices;
 pub mod explain;
 pub mod filter;
+pub mod hindsight;
 pub mod mix;
 pub mod policy;
 pub mod preempt;
 pub mod queue;
 pub mod remedy;
 pub mod score;
-pub mod trial;
 pub mod standing;
+pub mod trial;
 pub mod worth;
 
 use crate::capacity::{Class, Flavor};
@@ -68,7 +69,6 @@ pub struct Limits {
     pub skip_ports: u16,
 }
 
-/// The best place for one replica of `spec`, or None when it fits nowhere now.
 /// What a search found: the best node, and what else there is to say of the choice.
 #[derive(Debug)]
 struct Found {
@@ -82,8 +82,8 @@ struct Found {
     candidates: u32,
 }
 
+/// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
-    let rules = &*state.rules;
     let found = standing::find(state, spec, limits).unwrap_or_else(|| scan(state, spec, limits))?;
     let Found { score, node, terms, device, class, runner_up, candidates } = found;
     let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;
@@ -93,6 +93,7 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
 
 /// Looks at every class of nodes once.
 fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
+    let rules = &*state.rules;
     let (policy, weights) = (rules.chosen.policy, rules.chosen.weights);
     let mut best: Option<(i64, NodeNo, Terms, Option<u16>, Arc<Class>)> = None;
     let mut runner_up: Option<(NodeNo, i64)> = None;
