@@ -97,6 +97,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/cluster/members", Access::Admin),
     ("DELETE", "/cluster/members/{member}", Access::Admin),
     ("POST", "/cluster/members/{member}/promote", Access::Admin),
+    ("POST", "/cluster/what-if", Access::Admin),
     ("POST", "/cluster/snapshot", Access::Admin),
     ("POST", "/failover/promote", Access::Admin),
     ("GET", "/events", Access::Read),

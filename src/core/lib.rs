@@ -46,3 +46,4 @@ pub mod tenant;
 pub mod testing;
 mod trail;
 pub mod view;
+pub mod whatif;

@@ -88,6 +88,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(policy::try_out))
         .routes(routes!(cluster::members, cluster::join))
         .routes(routes!(cluster::remove))
+        .routes(routes!(cluster::what_if))
         .routes(routes!(cluster::vote))
         .routes(routes!(cluster::snapshot))
         .routes(routes!(cluster::promote))

@@ -178,6 +178,41 @@ pub struct RegisterRequest {
     pub cost_per_hour: Option<f64>,
 }
 
+/// Nodes to add in thought.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WhatIfRequest {
+    pub add_nodes: Vec<AddedNodes>,
+}
+
+/// So many nodes of one kind.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddedNodes {
+    /// 1 when absent.
+    #[schema(maximum = 4096)]
+    pub count: Option<u32>,
+    #[schema(maximum = 1024)]
+    pub gpus: Option<u32>,
+    #[schema(maximum = 1024)]
+    pub tpus: Option<u32>,
+    pub device_type: Option<String>,
+    #[schema(inline)]
+    pub gpu_memory: Option<Quantity>,
+    #[schema(inline)]
+    pub cpu: Option<Quantity>,
+    #[schema(inline)]
+    pub mem: Option<Quantity>,
+    #[schema(inline)]
+    pub disk: Option<Quantity>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub region: Option<String>,
+    pub zone: Option<String>,
+    pub rack: Option<String>,
+    /// Price of one device per hour.
+    pub cost_per_hour: Option<f64>,
+}
+
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CordonRequest {
@@ -204,6 +239,13 @@ pub struct DrainRequest {
     /// What cannot be replaced elsewhere now stops at once.
     pub force: Option<bool>,
     /// Only say what would become of each replica.
+    pub dry_run: Option<bool>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DefragRequest {
+    /// Only say what would move.
     pub dry_run: Option<bool>,
 }
 
@@ -242,13 +284,6 @@ pub struct DisapproveRequest {
 }
 
 /// Limits; what is absent or null has none of its own.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DefragRequest {
-    /// Only say what would move.
-    pub dry_run: Option<bool>,
-}
-
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuotaRequest {

@@ -23,6 +23,7 @@ pub mod targets;
 pub mod tenants;
 pub mod tokens;
 pub mod watch;
+pub mod whatif;
 
 use super::auth::{Gate, Slot, Who};
 use super::convert::answer::Freshness;
