@@ -22,7 +22,7 @@ use futures::stream::BoxStream;
 use nf_core::control::NetworkFault;
 use nf_core::node::PortRange;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use service::Service;
 pub use service::model::{Resolve, Unresolved};
@@ -50,6 +50,8 @@ pub struct Info {
     pub missing: Vec<String>,
     /// When silent nodes are blamed on the network.
     pub network_fault: NetworkFault,
+    /// How often the leader moves replicas to mend fragmentation, where it does.
+    pub defrag_every: Option<Duration>,
     pub started: Instant,
 }
 

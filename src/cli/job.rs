@@ -234,6 +234,12 @@ fn explain(job: &Value) -> String {
     if !waits.is_empty() {
         out.push_str(&format!("waits at position {} because of\n{waits}", at(job, "position")));
     }
+    match (at(job, "expected_start.earliest").as_str(), at(job, "expected_start.latest")) {
+        ("-", _) => {}
+        (earliest, latest) => {
+            out.push_str(&format!("will start between {earliest} and {latest}, as far as is known\n"))
+        }
+    }
     let remedy = job.get("remedy").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if !remedy.is_empty() {
         out.push_str("it would run after\n");

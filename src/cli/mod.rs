@@ -9,6 +9,7 @@ mod cluster;
 mod completion;
 mod context;
 mod contexts;
+mod defrag;
 mod dev;
 mod doctor;
 mod exit;
@@ -126,6 +127,9 @@ enum Command {
         after_help = "Examples:\n  nf node register n1 --gpus 8 --device-type H100-80G\n  nf node cordon n1 --reason 'new fans'"
     )]
     Node(node::Node),
+    /// Move a few running replicas so that more of the idle GPU is usable
+    #[command(after_help = "Examples:\n  nf defrag --dry-run\n  nf defrag --yes -o json")]
+    Defrag(defrag::Defrag),
     /// Create, delete and list tenants
     #[command(after_help = "Examples:\n  nf tenant create demo\n  nf tenant list")]
     Tenant(tenant::Tenant),
@@ -242,6 +246,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Slo(slo) => slo.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,
+            Command::Defrag(defrag) => defrag.run(&global).await,
             Command::Tenant(tenant) => tenant.run(&global).await,
             Command::Quota(quota) => quota.run(&global).await,
             Command::Policy(policy) => policy.run(&global).await,

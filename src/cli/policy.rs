@@ -36,6 +36,9 @@ enum PolicyCommand {
     /// Show what setting a policy would change, and change nothing
     #[command(after_help = "Examples:\n  nf policy diff spread\n  nf policy diff --file policy.toml")]
     Diff(Wanted),
+    /// Make the last day's placements again under a policy, show what would differ, and change nothing
+    #[command(after_help = "Examples:\n  nf policy try spread\n  nf policy try --file policy.toml -o json")]
+    Try(Wanted),
 }
 
 #[derive(Debug, Args)]
@@ -85,8 +88,38 @@ impl Policy {
                 }
                 Ok(())
             }
+            PolicyCommand::Try(wanted) => {
+                let path = format!("{PATH}/try");
+                let (_, answer) = client.call(Method::POST, &path, Some(wanted.body(&now)?), None).await?;
+                output::put(&output::object(global.style(), &answer, "placement", || tried(&answer))?);
+                if global.for_people() {
+                    let (changed, all) = (at(&answer, "changed"), at(&answer, "placements"));
+                    say(format!(
+                        "{changed} of {all} placements of the last day that still hold would be on another node"
+                    ));
+                }
+                Ok(())
+            }
         }
     }
+}
+
+/// The two policies side by side.
+fn tried(tried: &Value) -> String {
+    let mut table = output::plain_table();
+    table.set_header(["", "NOW", "WOULD BE"]);
+    let rows = [
+        ("policy", "policy"),
+        ("GPUs allocated", "allocated"),
+        ("GPUs idle", "idle"),
+        ("of these usable", "usable"),
+        ("empty nodes", "empty_nodes"),
+        ("replicas without a place", "unplaced"),
+    ];
+    for (name, key) in rows {
+        table.add_row([name.to_owned(), at(tried, &format!("now.{key}")), at(tried, &format!("would_be.{key}"))]);
+    }
+    output::trimmed(&table)
 }
 
 impl Wanted {

@@ -2,6 +2,7 @@
 //! autoscaling on lists. What a played node does is the agent's; this finds the group and the keys.
 
 mod autoscale;
+mod cluster;
 mod lines;
 mod place;
 mod svg;
@@ -43,6 +44,11 @@ enum SimCommand {
         after_help = "Examples:\n  nf sim autoscale --load diurnal,bursts --seed 1-3\n  nf sim autoscale --arrivals f.csv --policy nf,hpa,kpa-tuned,oracle --plot out.svg\n  nf sim autoscale --online"
     )]
     Autoscale(autoscale::Autoscale),
+    /// Say which of the jobs that wait would start if there were more nodes, and change nothing
+    #[command(
+        after_help = "Examples:\n  nf sim cluster --add-nodes 4xH100-80G:8\n  nf sim cluster --add-nodes 2xA100-80G:8,1xL4:1 --cpu 96 -o json"
+    )]
+    Cluster(cluster::Cluster),
     /// Try placement on lists of nodes and requests, without a group
     #[command(
         after_help = "Examples:\n  nf sim place --online\n  nf sim place --nodes nodes.csv --requests requests.csv --policy fragmentation,best-fit --plot out.svg"
@@ -73,6 +79,7 @@ impl Sim {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         match self.command {
             SimCommand::Nodes(nodes) => nodes.run(global).await,
+            SimCommand::Cluster(cluster) => cluster.run(global).await,
             SimCommand::Autoscale(autoscale) => autoscale.run(global),
             // One conversation and no other task: blocking is what it is for.
             SimCommand::Place(place) => place.run(global),

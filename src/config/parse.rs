@@ -349,6 +349,11 @@ pub fn dir(text: &str) -> Result<PathBuf, String> {
     path(text)?.ok_or_else(|| "a directory".into())
 }
 
+/// A time, or nothing.
+pub fn span(text: &str) -> Result<Option<Duration>, String> {
+    if text.is_empty() { Ok(None) } else { duration(text).map(Some) }
+}
+
 pub fn text(text: &str) -> Result<Option<String>, String> {
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }

@@ -176,6 +176,8 @@ settings! {
         "silence after which a node is given up and its replicas start elsewhere";
     scale_every: Duration = "5s", "NF_SCALE_EVERY", parse::duration,
         "how often the leader looks at the load of services that scale";
+    defrag_every: Option<Duration> = "", "NF_DEFRAG_EVERY", parse::span,
+        "how often the leader moves the few replicas that win most idle GPU, such as 10m; never when not set";
     network_fault_percent: u32 = "50", "NF_NETWORK_FAULT_PERCENT", parse::percent,
         "of a hundred nodes so many silent at once, and at least two, are a network fault: they are not given up yet";
     network_fault_down_after: Duration = "10m", "NF_NETWORK_FAULT_DOWN_AFTER", parse::duration,

@@ -42,6 +42,8 @@ pub struct Options {
     pub tick: Duration,
     /// Services are looked at this often.
     pub scale_every: Duration,
+    /// How often replicas are moved to mend fragmentation; never when None.
+    pub defrag_every: Option<Duration>,
     pub told: Told,
 }
 
@@ -51,6 +53,7 @@ impl Default for Options {
             timeouts: Timeouts::default(),
             tick: Duration::from_millis(250),
             scale_every: SCALE_EVERY,
+            defrag_every: None,
             told: Arc::new(|_| ()),
         }
     }
@@ -75,6 +78,7 @@ pub async fn run(hub: Hub, options: Options) {
                 tokio::select! {
                     () = lead(&*group, term, &heard, &options) => return,
                     () = scale(&hub, term, &options) => return,
+                    () = defrag(&hub, term, &options) => return,
                     ended = over.wait_for(|now| *now != Some(term)) => match ended {
                         Ok(_) => tracing::info!(term, "the term is over: the control loop ends"),
                         Err(_) => return,
@@ -191,6 +195,25 @@ async fn scale(hub: &Hub, term: u64, options: &Options) {
     }
 }
 
+/// Moves a few replicas now and then, for one term. Returns when the group's handle stops.
+async fn defrag(hub: &Hub, term: u64, options: &Options) {
+    let Some(every) = options.defrag_every else { return std::future::pending().await };
+    let group = &**hub.group();
+    let applied = group.watch();
+    while applied.has_changed().is_ok() {
+        tokio::time::sleep(every).await;
+        let panorama = hub.sights().await;
+        // What a member does not tell may be the very service that suffers.
+        if !panorama.silent.is_empty() {
+            tracing::info!(silent = ?panorama.silent, "no defragmentation: members do not say how services do");
+        } else if let Some((tenant, model)) = panorama.in_breach() {
+            tracing::info!(%tenant, %model, "no defragmentation while a service breaks its promise");
+        } else {
+            log_failure(&submit(group, term, Intent::Defragment).await);
+        }
+    }
+}
+
 impl<'a> UnderWay<'a> {
     fn take(&mut self, group: &'a dyn Group, intents: Vec<Intent>) {
         let judging = !self.judged.is_empty();
@@ -299,6 +322,23 @@ mod tests {
         group.run(testing::register("n1", testing::node_spec(32)));
         eventually("all are placed", || !group.state().has_waiters()).await;
         task.abort();
+    }
+
+    #[tokio::test]
+    async fn replicas_are_moved_now_and_then_where_that_is_wanted() {
+        let asked = |group: &Memory| group.intents().iter().filter(|i| matches!(i, Intent::Defragment)).count();
+        for (every, wanted) in [(None, false), (Some(Duration::from_millis(20)), true)] {
+            let group = Memory::new();
+            group.run(testing::register("n1", testing::node_spec(2)));
+            let (hub, task) = started(&group, Options { defrag_every: every, ..fast() });
+            hub.look_out(Arc::new(|| crate::exchange::Seen { epoch: 1, sights: vec![], advice: vec![] }));
+            eventually("the node is down", || state_of(&group, 1) == NodeState::Down).await;
+            if wanted {
+                eventually("it is asked for", || asked(&group) > 1).await;
+            }
+            assert_eq!(asked(&group) > 0, wanted);
+            task.abort();
+        }
     }
 
     #[tokio::test]

@@ -99,6 +99,8 @@ actions! {
     NodeGiveUp,
     // An operator leaves a device alone, or takes it back.
     DeviceQuarantine, DeviceHeal,
+    // A running replica is moved because a person asked for it.
+    JobMove,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

@@ -168,6 +168,11 @@ impl CapacityIndex {
         self.of.get(&node)
     }
 
+    /// All nodes with their classes; copies share what is the same in both.
+    pub fn by_node(&self) -> &OrdMap<NodeNo, Arc<Class>> {
+        &self.of
+    }
+
     /// Moves the node to the class of its present free vector.
     pub fn update(&mut self, node: &Node, used: &NodeUse) {
         let flavor = match self.of.get(&node.no) {
@@ -178,15 +183,10 @@ impl CapacityIndex {
         if self.of.get(&node.no).is_some_and(|old| **old == *class) {
             return;
         }
-        self.remove(node.no);
         self.classes.entry(class.clone()).or_default().insert(node.no);
-        self.of.insert(node.no, class);
-    }
-
-    pub fn remove(&mut self, node: NodeNo) {
-        let Some(old) = self.of.remove(&node) else { return };
+        let Some(old) = self.of.insert(node.no, class) else { return };
         let Some(nodes) = self.classes.get_mut(&old) else { return };
-        nodes.remove(&node);
+        nodes.remove(&node.no);
         if nodes.is_empty() {
             self.classes.remove(&old);
         }

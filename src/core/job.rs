@@ -57,6 +57,8 @@ pub struct Constraints {
     pub preemptible: bool,
     pub restart: Restart,
     pub max_run_ms: Option<u64>,
+    /// Never moved only so that others have room.
+    pub stay: bool,
 }
 
 /// Which program runs the model.

@@ -162,7 +162,7 @@ fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16, cause
         Some(Move::Later { until_ms, .. }) if *until_ms > state.meta().now_ms => return Step::UnderWay,
         _ => {}
     }
-    match (place_for(state, node.no, job, no), cause) {
+    match (place_for(state, vec![node.no], job, no), cause) {
         (Some(pick), _) => Step::Replace(pick),
         (None, Cause::Drain { force: true, .. }) => Step::Evict,
         // Two copies on one node are one too many: it stops, and starts on a sound device there.
@@ -182,8 +182,8 @@ fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
     place_one(state, &job.spec, &Limits::default()).filter(|pick| pick.alloc.node == node)
 }
 
-/// A place elsewhere for a second copy, inside the tenant's quota.
-fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
+/// A place for a second copy, on none of the nodes `held`, inside the tenant's quota.
+pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16) -> Option<Pick> {
     let movable = job.spec.movable() != Movable::Never;
     if !movable || !quota::allows(state, Some(job.tenant), &job.spec.resources, 1) {
         return None;
@@ -191,8 +191,7 @@ fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
     let others = job.replicas.iter().enumerate().filter(|(i, _)| *i != usize::from(no));
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
-    let mut held = claim::nodes(state);
-    held.push(node);
+    held.extend(claim::nodes(state));
     place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })
 }
 

@@ -7,6 +7,7 @@ use crate::autoscaler;
 use crate::bounds;
 use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
+use crate::defrag;
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec, Runtime};
@@ -144,6 +145,8 @@ pub enum Intent {
     },
     /// They may no more.
     Disapprove(Version),
+    /// The few moves that win most idle GPU for those who ask.
+    Defragment,
 }
 
 impl Intent {
@@ -285,10 +288,22 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             let approval = approval::approve(state, of, *manifest, *for_ms, intent.actor())?;
             Planned::one(Command::Approve(Box::new(approval)))
         }
+        Intent::Defragment => defragment(state),
         Intent::Disapprove(of) => Planned::one(Command::Disapprove(Box::new(of.clone()))),
         // Bounds allow one of these around what is wanted, and no more.
         Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
     }
+}
+
+fn defragment(state: &State) -> Result<Planned, Refusal> {
+    let command = |step: defrag::Step| Command::Move {
+        job: step.job,
+        from: step.generation,
+        to: step.to.for_replica(step.replica),
+        why: Reason::Defragmentation,
+    };
+    let commands = defrag::plan(state)?.steps.into_iter().map(command).collect();
+    Ok(Planned { commands, why: Vec::new() })
 }
 
 fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {

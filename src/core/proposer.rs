@@ -151,6 +151,9 @@ impl Proposer {
             && let Some(call) = self.queue.pop_front()
         {
             looked_at += 1;
+            if let Intent::Schedule { submission, .. } = call.intent.bare() {
+                scratch.stand(&submission.spec);
+            }
             match plan(&scratch, &call.intent) {
                 Err(refusal) => entry.refused.push((call, refusal)),
                 Ok(Planned { commands, why }) => {
@@ -242,7 +245,8 @@ impl Proposer {
             return;
         }
         self.void = false;
-        self.speculative = applied.speculative();
+        let standings = std::mem::take(&mut self.speculative.standings);
+        self.speculative = State { standings, ..applied.speculative() };
         for mut call in self.again.drain(..).rev() {
             call.tries += 1;
             match call.tries > MAX_TRIES {

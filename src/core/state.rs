@@ -8,11 +8,13 @@ use crate::audit::{Chain, Entry, Receipt};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
+use crate::forecast::RunTimes;
 use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
 use crate::job::{Job, JobSpec, Phase, Replica};
 use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::placement::mix::Mix;
+use crate::placement::standing::Standings;
 use crate::placement::worth::Worth;
 use crate::placement::{Chosen, Policy, Rules};
 use crate::tenant::Tenant;
@@ -161,6 +163,10 @@ pub struct State {
     pub(crate) mix: Mix,
     /// New jobs until the rules are made again.
     pub(crate) until_rules: u64,
+    /// How long jobs ran that ended since the state was loaded; not stored.
+    pub(crate) run_times: RunTimes,
+    /// Rankings of nodes for the asks that come most; carried by the proposer alone, see `placement::standing`.
+    pub(crate) standings: Standings,
     /// Rises whenever room appears or rules change, so that waiters are worth another look.
     pub(crate) room: u64,
     /// Wrapping sum of the row hashes; see `rows`.
@@ -173,8 +179,9 @@ pub struct State {
 
 /// Fewer live replicas than this say little of what will be asked: then the tightest fit counts.
 pub(crate) const WORKLOAD: u64 = 32;
-/// New jobs after which the rules are made again, at the latest.
+/// New jobs after which the rules are made again, at the latest; of a large workload when a part of it is new.
 const RULES_EVERY: u64 = 512;
+const RULES_PART: u64 = 16;
 
 /// The key under which a request is remembered.
 pub fn request_key(request: &RequestId) -> Digest16 {
@@ -321,7 +328,8 @@ impl State {
         };
         self.rules = Arc::new(Rules { chosen, worth });
         // Soon while little is known, then every now and then.
-        self.until_rules = (self.mix.total() / 4).clamp(1, RULES_EVERY);
+        let latest = RULES_EVERY.max(self.mix.total() / RULES_PART);
+        self.until_rules = (self.mix.total() / 4).clamp(1, latest);
     }
 
     /// Like [`State::put_job`] for a job that is not there yet, without the index of
@@ -356,6 +364,7 @@ impl State {
             self.mix.remove(&old.spec.resources, old.spec.replicas.into());
             self.room += u64::from(old.wants_place());
         }
+        self.run_times.learn(&job);
         self.change_meta(|meta| meta.next_history += 1);
         let position = self.meta.next_history - 1;
         if let Some(changes) = &mut self.changes {

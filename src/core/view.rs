@@ -33,6 +33,8 @@ pub struct JobView {
     /// The smallest set of changes that lets it run, each in words; only where somebody asks
     /// about this one job, since it takes the placer many tries to find.
     pub remedy: Vec<String>,
+    /// From when until when it will start, milliseconds since the epoch; None where it is not looked for or not known.
+    pub expected_start: Option<(u64, u64)>,
 }
 
 /// A replica, for people and clients.
@@ -111,6 +113,7 @@ pub fn job(state: &State, job: &Job) -> JobView {
         history: job.history.clone(),
         gave_way: job.gave_way.as_deref().cloned(),
         remedy: Vec::new(),
+        expected_start: None,
     }
 }
 

@@ -155,7 +155,8 @@ fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Opt
     };
     let (scale_every, metrics) = (settings.scale_every.value, metrics.clone());
     let told = Arc::new(move |looks: Vec<controller::Look>| scaled(&metrics, &looks));
-    controller::Options { timeouts, scale_every, told, ..controller::Options::default() }
+    let defrag_every = settings.defrag_every.value;
+    controller::Options { timeouts, scale_every, defrag_every, told, ..controller::Options::default() }
 }
 
 /// What the leader's looks at the services came to, into the families that they have there.
@@ -209,6 +210,7 @@ fn api_state(
         run_dir: settings.run_dir.value.display().to_string(),
         missing: settings.missing().into_iter().map(str::to_owned).collect(),
         network_fault: network_fault(settings),
+        defrag_every: settings.defrag_every.value,
         started,
     };
     ApiState {

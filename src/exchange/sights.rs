@@ -7,7 +7,7 @@ use super::message::Error;
 use futures::future::BoxFuture;
 use nf_core::autoscaler::source::{Load, Told};
 use nf_core::id::{MemberId, ModelId, NodeNo, TenantId};
-use nf_core::slo::Windows;
+use nf_core::slo::{Count, Window, Windows};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -115,6 +115,24 @@ pub enum Measured {
 /// Asks it.
 pub type Ask = Arc<dyn Fn() -> BoxFuture<'static, Measured> + Send + Sync>;
 
+/// Fewer requests in five minutes say nothing of a service.
+const FEW: u64 = 20;
+
+impl Panorama {
+    /// A service that, over the last five minutes and all members that answered, spends its error
+    /// budget faster than it may.
+    pub fn in_breach(&self) -> Option<(TenantId, ModelId)> {
+        let mut sums: BTreeMap<(&TenantId, &ModelId), Count> = BTreeMap::new();
+        for sight in self.seen.iter().flat_map(|(_, seen)| &seen.sights) {
+            let sum = sums.entry((&sight.tenant, &sight.model)).or_default();
+            *sum = sum.and(sight.windows[Window::FiveMinutes as usize]);
+        }
+        let burns = |count: &Count| count.requests() >= FEW && count.burn_rate_milli().is_some_and(|rate| rate > 1000);
+        let found = sums.into_iter().find(|(_, count)| burns(count));
+        found.map(|((tenant, model), _)| (tenant.clone(), model.clone()))
+    }
+}
+
 /// Tells what this process sees.
 pub type Lookout = Arc<dyn Fn() -> Seen + Send + Sync>;
 
@@ -177,6 +195,33 @@ mod tests {
             assert!(bucket == BUCKETS - 1 || ms <= ends[bucket]);
             assert!(bucket == 0 || ms > ends[bucket - 1]);
         }
+    }
+
+    #[test]
+    fn a_service_breaks_its_promise_over_all_members_together() {
+        let sight = |good, failed| Sight {
+            tenant: TenantId::new("t1").unwrap(),
+            model: ModelId::new("m1").unwrap(),
+            arrived: 0,
+            failed: 0,
+            waiting: 0,
+            running: 0,
+            answered: vec![],
+            recent: vec![],
+            windows: [Count { good, slow: 0, failed }; 5],
+        };
+        let seen = |sights: Vec<Sight>| {
+            let seen = sights
+                .into_iter()
+                .zip(1..)
+                .map(|(sight, member)| (MemberId(member), Seen { epoch: 1, sights: vec![sight], advice: vec![] }));
+            Panorama { seen: seen.collect(), silent: vec![] }
+        };
+        assert_eq!(seen(vec![sight(95, 5), sight(100, 2)]).in_breach(), None);
+        assert_eq!(seen(vec![sight(4, 15)]).in_breach(), None, "too few to say");
+        assert_eq!(seen(vec![sight(10, 0), sight(9, 1)]).in_breach(), None, "one in twenty is allowed");
+        let (tenant, model) = seen(vec![sight(10, 0), sight(9, 2)]).in_breach().unwrap();
+        assert_eq!((tenant.as_str(), model.as_str()), ("t1", "m1"));
     }
 
     #[test]

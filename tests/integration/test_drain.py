@@ -3,11 +3,10 @@ there is no room, and a client that follows the endpoints never meets a stopped 
 """
 
 import json
-import threading
 import time
 
 import pytest
-import requests
+from follower import Follower, job, node, nodes
 from nf import Serve, eventually
 
 
@@ -18,72 +17,6 @@ def group(tmp_path_factory):
         own = group.get("/nodes")["items"][0]["node_id"]
         assert group.call("POST", f"/node/{own}/cordon", {"reason": "tests"}).status_code == 200
         yield group
-
-
-def node(group, name):
-    return next(n for n in group.get("/nodes")["items"] if n["node_id"] == name)
-
-
-def nodes(group, **gpus):
-    for name, count in gpus.items():
-        answer = group.call("POST", "/node/register", {"node_id": name, "gpus": count})
-        assert answer.status_code in (200, 201), answer.text
-
-
-def job(group, name, model="m1", gpu=1, wanted="Running", **more):
-    body = {"tenant_id": "t1", "model_id": model, "model_version": "v1", "request_id": name, "resources": {"gpu": gpu}}
-    answer = group.call("POST", "/schedule", {**body, **more})
-    assert answer.status_code in (201, 202), answer.text
-    return group.wait_state(name, wanted)
-
-
-class Follower:
-    """Sends requests to whatever the endpoint watch says takes traffic, and counts."""
-
-    def __init__(self, group, model):
-        self.group, self.model = group, model
-        self.ready, self.sets, self.served, self.failed = [], [], 0, []
-        self.over = threading.Event()
-        self.threads = [threading.Thread(target=self.follow), *(threading.Thread(target=self.ask) for _ in range(4))]
-
-    def follow(self):
-        url = f"{self.group.url()}/endpoints?watch=true&model_id={self.model}"
-        with requests.get(url, stream=True, timeout=30) as answer:
-            for line in answer.iter_lines(chunk_size=1):
-                if self.over.is_set():
-                    return
-                if line.startswith(b"data:") and b"items" in line:
-                    items = json.loads(line[5:])["items"]
-                    self.sets.append(items)
-                    self.ready = [e["address"] for e in items if e["traffic"]]
-
-    def ask(self):
-        turn = 0
-        while not self.over.is_set():
-            addresses = self.ready
-            if not addresses:
-                time.sleep(0.005)
-                continue
-            turn += 1
-            try:
-                url = f"http://{addresses[turn % len(addresses)]}/infer"
-                requests.post(url, data=b"x", timeout=5).raise_for_status()
-                self.served += 1
-            except requests.RequestException as error:
-                self.failed.append(repr(error))
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        # The stream says something: the follower sees that it is over.
-        self.group.call("POST", "/schedule", {"tenant_id": "t1", "model_id": self.model, "model_version": "v1",
-                                              "resources": {"gpu": 0.001}})
-        for thread in self.threads:
-            thread.join(15)
 
 
 def test_a_follower_of_the_endpoints_meets_no_stopped_replica(group):

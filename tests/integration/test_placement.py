@@ -117,3 +117,34 @@ def test_a_waiting_job_says_what_would_let_it_run(group):
     group.nf("quota", "set", "t9", "--gpus", "2")
     group.wait_state(waits, "Running")
     stop_all(group)
+
+
+def test_what_would_be_is_told_and_nothing_changes(group):
+    group.nf("tenant", "create", "t1")
+    group.call("PUT", "/tenants/t1/quota", {"gpu": 64})
+    runs = schedule(group, "t1", 8, 201, constraints={"max_run_time": "1h", "stay": True})["request_id"]
+    waits = schedule(group, "t1", 8, 202)["request_id"]
+    group.wait_state(runs, "Running")
+    assert group.job(runs)["constraints"]["stay"] is True
+    soon = group.job(waits)["expected_start"]
+    assert soon["earliest"] <= soon["latest"], soon
+    assert "will start between" in group.nf("explain", waits)
+    assert group.job(runs)["expected_start"] is None
+    policy = group.get("/policy/placement")
+    tried = group.nf_json("policy", "try", "spread")
+    assert (tried["placements"], tried["changed"], tried["would_be"]["policy"]) == (1, 0, "spread")
+    assert tried["now"]["allocated"] == tried["would_be"]["allocated"] == 8
+    assert group.get("/policy/placement")["etag"] == policy["etag"]
+    seen = group.nf_json("sim", "cluster", "--add-nodes", "1xH100-80G:8")
+    assert (seen["waiting"], seen["would_start"]) == (1, 1)
+    assert seen["jobs"][0]["request_id"] == waits and seen["jobs"][0]["nodes"] == ["added-1"]
+    assert group.nf_json("sim", "cluster", "--add-nodes", "1xA100-40G:4")["would_wait"] == 1
+    assert group.job(waits)["state"] == "Pending", "nothing was committed"
+    for path, body, field in [
+        ("/cluster/what-if", {}, "add_nodes"),
+        ("/cluster/what-if", {"add_nodes": [{"count": 5000}]}, "add_nodes[0].count"),
+        ("/policy/placement/try", {"policy": "best"}, "policy"),
+    ]:
+        refused = group.call("POST", path, body)
+        assert (refused.status_code, refused.json()["field"]) == (400, field), refused.text
+    stop_all(group)

@@ -34,6 +34,7 @@ impl Surface {
                 run_dir: "/tmp/runs".into(),
                 missing: vec!["MODEL_STORE_URL".into()],
                 network_fault: Default::default(),
+                defrag_every: None,
                 started: Instant::now(),
             };
             let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));

@@ -258,6 +258,9 @@ pub struct ConstraintsBody {
     pub restart: String,
     /// Seconds.
     pub max_run_time: Option<f64>,
+    /// Never moved only so that others have room.
+    #[serde(default)]
+    pub stay: bool,
 }
 
 impl Eq for ConstraintsBody {}
@@ -286,6 +289,7 @@ impl From<&Constraints> for ConstraintsBody {
                 Restart::Never => "never".into(),
             },
             max_run_time: c.max_run_ms.map(whole),
+            stay: c.stay,
         }
     }
 }
@@ -357,6 +361,13 @@ pub struct GaveWayBody {
     pub priority: i16,
 }
 
+/// An interval in which a waiting job will start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ExpectedStartBody {
+    pub earliest: String,
+    pub latest: String,
+}
+
 /// A job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobBody {
@@ -389,6 +400,9 @@ pub struct JobBody {
     /// The smallest set of changes that lets it run; empty where it was not looked for or is not known.
     pub remedy: Vec<String>,
     pub position: Option<u32>,
+    /// While it waits: when it will start, by how long jobs like those that run now ran or may run; null
+    /// where that is not known.
+    pub expected_start: Option<ExpectedStartBody>,
     /// The last transitions, oldest first.
     pub history: Vec<TransitionBody>,
     /// To whom it gave way last.
@@ -460,6 +474,11 @@ impl JobBody {
             reasons: reasons(&view.blockers),
             remedy: view.remedy.clone(),
             position: view.position,
+            // Whole seconds, so that what is told is never narrower than what was found.
+            expected_start: view.expected_start.map(|(from, to)| ExpectedStartBody {
+                earliest: time(from / 1000 * 1000),
+                latest: time(to.div_ceil(1000) * 1000),
+            }),
             history: view.history.iter().map(line).collect(),
             gave_way: view.gave_way.as_ref().map(|g| GaveWayBody {
                 at: time(g.at_ms),

@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Most devices of one kind that a hand-registered node can have.
 pub const MAX_DEVICES: i64 = 1024;
 
+/// Most kinds of nodes that are added in thought.
+const MAX_KINDS: usize = 64;
+
 /// What a caller says of a node.
 pub use nf_core::played::Played as Registration;
 
@@ -23,8 +26,43 @@ pub use nf_core::played::Played as Registration;
 /// The first field at fault.
 pub fn registration(map: &Map<String, Value>) -> Result<Registration, Refusal> {
     let mut o = Object::top(map);
-    let out = Registration {
-        name: o.name("node_id", NodeName::new)?,
+    let name = o.name("node_id", NodeName::new)?;
+    let out = described(&mut o, name)?;
+    o.finish()?;
+    Ok(out)
+}
+
+/// Nodes that are added in thought: so many of each kind.
+///
+/// # Errors
+/// The first field at fault.
+pub fn added(map: &Map<String, Value>) -> Result<Vec<(u16, Registration)>, Refusal> {
+    let mut o = Object::top(map);
+    let mut out = Vec::new();
+    let given = o.need("add_nodes")?;
+    let kinds = given.list()?;
+    if kinds.len() > MAX_KINDS {
+        return Err(given.refuse(format!("at most {MAX_KINDS} kinds, not {}", kinds.len())));
+    }
+    let mut all = 0;
+    for field in kinds {
+        let mut kind = field.object()?;
+        let count = kind.integer("count", 1, nf_core::whatif::MOST as i64)?.unwrap_or(1) as u16;
+        let node = described(&mut kind, None)?;
+        kind.finish()?;
+        all += usize::from(count);
+        if all > nf_core::whatif::MOST {
+            return Err(given.refuse(format!("at most {} nodes in all", nf_core::whatif::MOST)));
+        }
+        out.push((count, node));
+    }
+    o.finish()?;
+    Ok(out)
+}
+
+fn described(o: &mut Object<'_>, name: Option<NodeName>) -> Result<Registration, Refusal> {
+    Ok(Registration {
+        name,
         gpus: o.integer("gpus", 0, MAX_DEVICES)?.map(|n| n as u16),
         tpus: o.integer("tpus", 0, MAX_DEVICES)?.unwrap_or(0) as u16,
         device_type: o.name("device_type", DeviceType::new)?,
@@ -37,9 +75,7 @@ pub fn registration(map: &Map<String, Value>) -> Result<Registration, Refusal> {
         zone: o.name("zone", Label::new)?,
         rack: o.name("rack", Label::new)?,
         cost_per_hour: o.get("cost_per_hour").map(|f| f.micro()).transpose()?,
-    };
-    o.finish()?;
-    Ok(out)
+    })
 }
 
 /// A launch: a schedule request pinned to a node.
@@ -106,6 +142,17 @@ pub fn fault(map: &Map<String, Value>) -> Result<Fault, Refusal> {
 /// The first field, whatever it is.
 pub fn nothing(map: &Map<String, Value>) -> Result<(), Refusal> {
     Object::top(map).finish()
+}
+
+/// A body that says at most whether it is only a look.
+///
+/// # Errors
+/// The first field at fault.
+pub fn dry_run(map: &Map<String, Value>) -> Result<bool, Refusal> {
+    let mut o = Object::top(map);
+    let dry_run = o.boolean("dry_run")?.unwrap_or(false);
+    o.finish()?;
+    Ok(dry_run)
 }
 
 /// # Errors

@@ -161,6 +161,7 @@ fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
             v1::Restart::Never => Restart::Never,
         },
         max_run_ms: (m.max_run_time_ms > 0).then_some(m.max_run_time_ms),
+        stay: m.stay,
     })
 }
 
@@ -316,6 +317,7 @@ fn constraints_out(c: &Constraints) -> v1::Constraints {
         preemptible: c.preemptible,
         restart: restart.into(),
         max_run_time_ms: c.max_run_ms.unwrap_or(0),
+        stay: c.stay,
     }
 }
 

@@ -174,6 +174,7 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
     let words = [("always", Restart::Always), ("on_failure", Restart::OnFailure), ("never", Restart::Never)];
     let restart = o.get("restart").map(|f| f.word(&words)).transpose()?.unwrap_or_default();
     let max_run_ms = o.get("max_run_time").map(|f| span(&f)).transpose()?;
+    let stay = o.boolean("stay")?.unwrap_or(false);
     let device_types = o.get("device_type").map(|f| type_list(&f)).transpose()?.unwrap_or_default();
     let priority = o.integer("priority", *PRIORITY.start(), *PRIORITY.end())?;
     o.finish()?;
@@ -191,6 +192,7 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
         preemptible,
         restart,
         max_run_ms,
+        stay,
     };
     Ok((constraints, Extra { device_types, priority }))
 }

@@ -33,6 +33,24 @@ fn the_example_of_the_specification_is_read() {
 }
 
 #[test]
+fn nodes_in_thought_are_counted_and_bounded() {
+    let added = |body: &str| {
+        let read = super::node::added(&parse(body.as_bytes()).unwrap());
+        read.map(|kinds| kinds.iter().map(|(count, node)| (*count, node.gpus)).collect::<Vec<_>>())
+            .map_err(|refusal| (refusal.reason, refusal.field.unwrap_or_default()))
+    };
+    let two = r#"{"add_nodes": [{"count": 3, "gpus": 8, "cpu": 96}, {}]}"#;
+    assert_eq!(added(two), Ok(vec![(3, Some(8)), (1, None)]));
+    let wrong = |field: &str| Err((Reason::InvalidArgument, field.to_owned()));
+    assert_eq!(added(r#"{"add_nodes": [{"count": 4000}, {"count": 97}]}"#), wrong("add_nodes"));
+    assert_eq!(added(r#"{"add_nodes": {}}"#), wrong("add_nodes"));
+    assert_eq!(added("{}"), wrong("add_nodes"));
+    assert_eq!(added(r#"{"add_nodes": [{"count": 0}]}"#), wrong("add_nodes[0].count"));
+    let unknown = Err((Reason::UnknownField, "add_nodes[0].node_id".to_owned()));
+    assert_eq!(added(r#"{"add_nodes": [{"node_id": "n1"}]}"#), unknown);
+}
+
+#[test]
 fn every_field_has_its_meaning() {
     let got = with(
         r#","resources":{"gpu":"0.5","gpu_memory":"16GiB","device_type":"H100-80G|A100","cpu":1.5,"disk":7.0},
@@ -221,6 +239,9 @@ proptest! {
         for (key, value) in [("tenant_id", "t1"), ("model_id", "m1"), ("model_version", "v1")] {
             named.insert(key.to_owned(), value.into());
         }
+        let mut nodes = map.clone();
+        nodes.insert("add_nodes".to_owned(), serde_json::Value::Array(vec![map.clone().into()]));
+        let _ = (super::node::added(&map), super::node::added(&nodes), super::node::dry_run(&map));
         let _ = (from_json(&map), registration(&map), quota(&map), promote(&map), super::node::launch(&map));
         if let Ok(wanted) = from_json(&named) {
             body_of(Schedule { request: None, ..wanted }, None);

@@ -1,11 +1,12 @@
 //! The group and this member: members, leadership, events, health, metrics.
 
 use super::ask::{Ask, Part};
-use super::{Answer, json, schema, watch};
+use super::{Answer, fresh, json, schema, watch};
 use crate::api::convert::event::EventBody;
 use crate::api::convert::node as convert;
 use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
 use crate::api::service::targets::TargetBody;
+use crate::api::service::whatif::WhatIfBody;
 use crate::api::service::{Service, gauges, off_thread};
 use axum::body::Body;
 use axum::extract::State;
@@ -165,4 +166,15 @@ pub async fn metrics(State(service): State<Service>, ask: Ask) -> Answer {
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)
+}
+
+/// What more nodes would change for the jobs that wait; commits nothing.
+#[utoipa::path(post, path = "/cluster/what-if", tag = "cluster", request_body = schema::WhatIfRequest,
+    responses((status = 200, description = "Who would start", body = WhatIfBody)))]
+pub async fn what_if(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let kinds = convert::added(&ask.json(false).await?)?;
+    let body = service.what_if(&call, kinds).await?;
+    Ok(fresh(&body, &body.read))
 }

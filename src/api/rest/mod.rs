@@ -5,6 +5,7 @@ mod approvals;
 pub mod ask;
 mod audit;
 mod cluster;
+mod defrag;
 mod devices;
 mod docs;
 mod drain;
@@ -77,6 +78,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(nodes::uncordon))
         .routes(routes!(drain::drain))
         .routes(routes!(drain::down))
+        .routes(routes!(defrag::defrag))
         .routes(routes!(devices::fault))
         .routes(routes!(devices::heal))
         .routes(routes!(endpoints::endpoints))
@@ -84,8 +86,10 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(tenants::delete))
         .routes(routes!(tenants::quota, tenants::set_quota))
         .routes(routes!(policy::get, policy::set))
+        .routes(routes!(policy::try_out))
         .routes(routes!(cluster::members, cluster::join))
         .routes(routes!(cluster::remove))
+        .routes(routes!(cluster::what_if))
         .routes(routes!(cluster::vote))
         .routes(routes!(cluster::snapshot))
         .routes(routes!(cluster::promote))

@@ -1,10 +1,10 @@
 //! `/policy/placement`.
 
 use super::ask::Ask;
-use super::{Answer, schema, tagged};
+use super::{Answer, fresh, schema, tagged};
 use crate::api::convert::policy as convert;
 use crate::api::service::Service;
-use crate::api::service::policy::PolicyBody;
+use crate::api::service::policy::{PolicyBody, TriedBody};
 use axum::extract::State;
 
 /// The placement policy that the group goes by.
@@ -31,4 +31,15 @@ pub async fn set(State(service): State<Service>, mut ask: Ask) -> Answer {
         false => service.set_placement_policy(&call, chosen, seen).await?,
     };
     Ok(tagged(&body, &body.etag))
+}
+
+/// What a placement policy would have made of the last day: its placements made again, and nothing committed.
+#[utoipa::path(post, path = "/policy/placement/try", tag = "policy", request_body = schema::PolicyRequest,
+    responses((status = 200, description = "The policy in force and the other side by side", body = TriedBody)))]
+pub async fn try_out(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let (chosen, _) = convert::chosen(&ask.json(false).await?)?;
+    let body = service.try_placement_policy(&call, chosen).await?;
+    Ok(fresh(&body, &body.read))
 }

@@ -133,6 +133,8 @@ pub struct ConstraintsRequest {
     /// Seconds, or a span such as `10m`.
     #[schema(inline)]
     pub max_run_time: Option<Quantity>,
+    /// Never moved only so that others have room.
+    pub stay: Option<bool>,
     #[schema(inline)]
     pub device_type: Option<Types>,
     #[schema(minimum = -1000, maximum = 1000)]
@@ -155,6 +157,41 @@ pub struct RegisterRequest {
     /// Made up when absent.
     pub node_id: Option<String>,
     /// 1 when absent.
+    #[schema(maximum = 1024)]
+    pub gpus: Option<u32>,
+    #[schema(maximum = 1024)]
+    pub tpus: Option<u32>,
+    pub device_type: Option<String>,
+    #[schema(inline)]
+    pub gpu_memory: Option<Quantity>,
+    #[schema(inline)]
+    pub cpu: Option<Quantity>,
+    #[schema(inline)]
+    pub mem: Option<Quantity>,
+    #[schema(inline)]
+    pub disk: Option<Quantity>,
+    pub labels: Option<BTreeMap<String, String>>,
+    pub region: Option<String>,
+    pub zone: Option<String>,
+    pub rack: Option<String>,
+    /// Price of one device per hour.
+    pub cost_per_hour: Option<f64>,
+}
+
+/// Nodes to add in thought.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WhatIfRequest {
+    pub add_nodes: Vec<AddedNodes>,
+}
+
+/// So many nodes of one kind.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddedNodes {
+    /// 1 when absent.
+    #[schema(maximum = 4096)]
+    pub count: Option<u32>,
     #[schema(maximum = 1024)]
     pub gpus: Option<u32>,
     #[schema(maximum = 1024)]
@@ -202,6 +239,13 @@ pub struct DrainRequest {
     /// What cannot be replaced elsewhere now stops at once.
     pub force: Option<bool>,
     /// Only say what would become of each replica.
+    pub dry_run: Option<bool>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DefragRequest {
+    /// Only say what would move.
     pub dry_run: Option<bool>,
 }
 

@@ -174,13 +174,17 @@ impl Service {
             true => Component { status: "simulated".into(), detail: Some(format!("{nodes} nodes here")) },
             false => ok(Some(format!("{nodes} nodes here"))),
         };
+        let defragmentation = match self.info.defrag_every {
+            Some(every) => format!("defragmentation every {} s", every.as_secs()),
+            None => "no scheduled defragmentation".to_owned(),
+        };
         let autoscaler = ok(Some(format!("{} services that scale", state.services().count())));
         [
             ("scheduler", scheduler),
             ("resource_manager", self.resource_manager(state)),
             ("model_store", store),
             ("agent", agent),
-            ("placement", ok(None)),
+            ("placement", ok(Some(defragmentation))),
             ("autoscaler", autoscaler),
             ("keys", keys(&self.metrics)),
         ]

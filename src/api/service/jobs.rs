@@ -142,9 +142,16 @@ impl Service {
         if let Some(job) = view.state.job_of(request) {
             // Another tenant's job is as absent as one that never was.
             let job = Some(job).filter(|job| mine(job)).ok_or_else(|| absent(request))?;
-            let mut found = Found { job: Box::new(view::job(&view.state, job)), simulation, read };
-            found.job.remedy = nf_core::placement::explain::remedy(&view.state, job);
-            return Ok(found);
+            let (state, job) = (view.state.clone(), job.clone());
+            if !job.wants_place() {
+                return Ok(Found { job: Box::new(view::job(&state, &job)), simulation, read });
+            }
+            let explained = move || {
+                let remedy = nf_core::placement::explain::remedy(&state, &job);
+                let expected_start = nf_core::forecast::expected_start(&state, &job);
+                Box::new(JobView { remedy, expected_start, ..view::job(&state, &job) })
+            };
+            return Ok(Found { job: super::off_thread(explained).await?, simulation, read });
         }
         let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;
         Ok(Found { job: Box::new(view::job(&view.state, &job)), simulation, read })

@@ -6,6 +6,7 @@
 pub mod approvals;
 pub mod audit;
 pub mod cluster;
+pub mod defrag;
 pub mod deploys;
 pub mod devices;
 pub mod drain;
@@ -23,6 +24,7 @@ pub mod targets;
 pub mod tenants;
 pub mod tokens;
 pub mod watch;
+pub mod whatif;
 
 use super::auth::{Gate, Slot, Who};
 use super::convert::answer::Freshness;

@@ -7,6 +7,7 @@ use crate::api::error::Failure;
 use nf_core::command::Mode;
 use nf_core::id::Digest16;
 use nf_core::placement::Chosen;
+use nf_core::placement::hindsight::{self, Outcome};
 use nf_core::plan::Intent;
 use nf_core::reason::Reason;
 use nf_core::{etag, state::State};
@@ -69,7 +70,66 @@ impl PolicyBody {
     }
 }
 
+/// What one policy would have left behind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OutcomeBody {
+    pub policy: String,
+    /// Replicas that would have found no place.
+    pub unplaced: u32,
+    /// GPUs that would be held.
+    pub allocated: f64,
+    /// GPUs that would be idle.
+    pub idle: f64,
+    /// How much of them the next request could use, by expectation over what is asked for.
+    pub usable: f64,
+    /// Nodes on which nothing would run.
+    pub empty_nodes: u32,
+}
+
+impl OutcomeBody {
+    fn new(policy: &str, outcome: Outcome) -> Self {
+        Self {
+            policy: policy.to_owned(),
+            unplaced: outcome.unplaced,
+            allocated: outcome.allocated_milli as f64 / 1000.0,
+            idle: outcome.idle_milli as f64 / 1000.0,
+            usable: outcome.usable_milli as f64 / 1000.0,
+            empty_nodes: outcome.empty_nodes,
+        }
+    }
+}
+
+/// The last day's placements made again, by the policy in force and by another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TriedBody {
+    /// Placements of the last day that still hold: they are what was made again.
+    pub placements: u32,
+    /// Of these, how many the other policy puts on another node.
+    pub changed: u32,
+    pub now: OutcomeBody,
+    pub would_be: OutcomeBody,
+    pub simulation: bool,
+    #[serde(flatten)]
+    pub read: Freshness,
+}
+
 impl Service {
+    /// What the policy would have made of the last day; commits nothing.
+    pub async fn try_placement_policy(&self, call: &Call, chosen: Chosen) -> Result<TriedBody, Failure> {
+        let view = self.read(call).await?;
+        let (state, read) = (view.state.clone(), freshness(&view));
+        let seen = super::off_thread(move || hindsight::compare(&state, chosen)).await?;
+        let meta = view.state.meta();
+        Ok(TriedBody {
+            placements: seen.placements,
+            changed: seen.changed,
+            now: OutcomeBody::new(meta.placement.policy.name(), seen.now),
+            would_be: OutcomeBody::new(chosen.policy.name(), seen.then),
+            simulation: meta.mode == Mode::Simulation,
+            read,
+        })
+    }
+
     pub async fn placement_policy(&self, call: &Call) -> Result<PolicyBody, Failure> {
         let view = self.read(call).await?;
         Ok(PolicyBody::new(&view.state, freshness(&view)))

@@ -136,11 +136,16 @@ impl Service {
             let detail = format!("tenant {tenant} has no job of model {model}; nf get services lists what there is");
             return Err(Refusal::field(Reason::NotFound, "model_id", detail).into());
         };
-        let panorama = match &self.sights {
+        let panorama = self.panorama().await;
+        Ok(body(service, stated, &panorama, (tenant, model), simulation, read))
+    }
+
+    /// What all members see; nothing where there is no gateway to ask.
+    pub(super) async fn panorama(&self) -> Arc<Panorama> {
+        match &self.sights {
             Some(sights) => sights.now().await,
             None => Arc::default(),
-        };
-        Ok(body(service, stated, &panorama, (tenant, model), simulation, read))
+        }
     }
 }
 

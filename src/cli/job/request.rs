@@ -97,6 +97,9 @@ pub struct Request {
     /// Never two copies at once, also when a node is cut off
     #[arg(long)]
     exclusive: bool,
+    /// Never moved only so that others have room (nf defrag)
+    #[arg(long)]
+    stay: bool,
     /// always, on_failure or never
     #[arg(long)]
     restart: Option<String>,
@@ -221,6 +224,7 @@ impl Request {
         put(&mut map, "same_island", flag(self.same_island));
         put(&mut map, "node", text(&self.node));
         put(&mut map, "exclusive", flag(self.exclusive));
+        put(&mut map, "stay", flag(self.stay));
         put(&mut map, "restart", text(&self.restart));
         put(&mut map, "max_run_time", text(&self.max_run_time));
         let mut labels = Map::new();

@@ -92,13 +92,15 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::SetPlacement(_) => About::new(Action::PolicySet, "policy/placement".to_owned()),
         // The group's own doing; the job's event names who gave way to whom.
         Command::Preempt { job, .. } => About::new(Action::JobPreempt, format!("job/{}", state.job(*job)?.request)),
+        Command::Move { job, .. } => {
+            let about = About::new(Action::JobMove, format!("job/{}", state.job(*job)?.request));
+            About { of_people: true, ..about }
+        }
         Command::Faults { node, .. } => device(state, Action::DeviceQuarantine, *node)?,
         Command::Heal { node, .. } => device(state, Action::DeviceHeal, *node)?,
-        Command::Place { .. }
-        | Command::Reports { .. }
-        | Command::Move { .. }
-        | Command::Evict { .. }
-        | Command::SetDrain { .. } => return None,
+        Command::Place { .. } | Command::Reports { .. } | Command::Evict { .. } | Command::SetDrain { .. } => {
+            return None;
+        }
     })
 }
 

@@ -7,12 +7,14 @@
 pub mod devices;
 pub mod explain;
 pub mod filter;
+pub mod hindsight;
 pub mod mix;
 pub mod policy;
 pub mod preempt;
 pub mod queue;
 pub mod remedy;
 pub mod score;
+pub mod standing;
 pub mod trial;
 pub mod worth;
 
@@ -67,8 +69,30 @@ pub struct Limits {
     pub skip_ports: u16,
 }
 
+/// What a search found: the best node, and what else there is to say of the choice.
+#[derive(Debug)]
+struct Found {
+    score: i64,
+    node: NodeNo,
+    terms: Terms,
+    /// That a part is taken from.
+    device: Option<u16>,
+    class: Arc<Class>,
+    runner_up: Option<(NodeNo, i64)>,
+    candidates: u32,
+}
+
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
+    let found = standing::find(state, spec, limits).unwrap_or_else(|| scan(state, spec, limits))?;
+    let Found { score, node, terms, device, class, runner_up, candidates } = found;
+    let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;
+    let policy = state.rules.chosen.policy;
+    Some(Pick { alloc, why: Why { policy, score, terms, runner_up, candidates } })
+}
+
+/// Looks at every class of nodes once.
+fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
     let rules = &*state.rules;
     let (policy, weights) = (rules.chosen.policy, rules.chosen.weights);
     let mut best: Option<(i64, NodeNo, Terms, Option<u16>, Arc<Class>)> = None;
@@ -130,8 +154,7 @@ pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick>
         }
     }
     let (score, node, terms, device, class) = best?;
-    let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;
-    Some(Pick { alloc, why: Why { policy, score, terms, runner_up, candidates } })
+    Some(Found { score, node, terms, device, class, runner_up, candidates })
 }
 
 /// A number without meaning, the same for the same state: what `random` goes by.

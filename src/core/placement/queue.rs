@@ -92,7 +92,7 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
 
 /// The nodes to keep for a waiter: one, or for a gang as many as hold it when they
 /// are empty. None for a gang that all nodes together could not hold.
-fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
+pub(crate) fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
     let mut taken = taken.to_vec();
     let before = taken.len();
     let mut missing = if spec.gang { wanted as u64 } else { 1 };
@@ -157,6 +157,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         let shape = shape(&job.spec, wanted);
         let mut fails_now = false;
         if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
+            scratch.stand(&job.spec);
             let placements = fill(&scratch, job, &kept);
             if !placements.is_empty() {
                 for placement in &placements {

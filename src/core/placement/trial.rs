@@ -81,6 +81,7 @@ impl Trial {
         self.due -= 1;
         self.template.resources.clone_from(ask);
         self.last = None;
+        self.state.stand(&self.template);
         let pick = place_one(&self.state, &self.template, &Limits::default())?;
         self.state.book(&self.template, 0, &pick.alloc);
         self.last = Some(pick.clone());

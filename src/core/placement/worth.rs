@@ -157,6 +157,20 @@ impl Worth {
         Some(sum)
     }
 
+    /// Thousandths of GPUs that are idle on nodes that take work, and what they are worth together. Nodes
+    /// that are too large for the tables count as idle alone.
+    pub fn idle(&self, index: &CapacityIndex) -> (u64, i64) {
+        let mut sums = (0, 0);
+        for (class, nodes) in index.classes.iter().filter(|(class, _)| class.takes_work()) {
+            let free = free_of(&class.devices);
+            let count = class.devices.len();
+            let worth = free.get(..count).and_then(|free| self.of(class.flavor.hardware, class.cpu_milli, free));
+            sums.0 += class.free_gpu_milli() * nodes.len() as u64;
+            sums.1 += worth.unwrap_or(0) * nodes.len() as i64;
+        }
+        sums
+    }
+
     /// Nothing is wanted, so nothing tells nodes apart.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty()

@@ -200,7 +200,8 @@ impl World {
             14..17 => self.reports(rng),
             17 => Intent::Scale { request: request(rng), tenant: None, target: target(rng) },
             18 => Intent::Wake { request: request(rng) },
-            19..21 => Intent::Moves,
+            19 => Intent::Moves,
+            20 => Intent::Defragment,
             21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
             _ => Intent::PlaceWaiting,
         }

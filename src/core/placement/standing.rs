@@ -1,0 +1,237 @@
+//! Where nodes stand for an ask that comes again and again: a ranking of the nodes by
+//! score, kept between decisions and brought up to date node by node, so that a decision
+//! on a group of ten thousand different nodes looks at few of them. It finds exactly what
+//! the scan would find. Derived, never stored; the proposer carries it from state to state.
+
+use super::{Found, Limits, filter, score};
+use crate::capacity::{CapacityIndex, Class, Flavor};
+use crate::id::NodeNo;
+use crate::job::{Arrangement, Constraints, JobSpec, Restart};
+use crate::placement::{Policy, Rules, Term};
+use crate::resources::Resources;
+use crate::state::State;
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Asks that are ranked for; of more the others are scanned for.
+const MOST: usize = 32;
+/// An ask that did not come for so many turns gives its ranking up to one that did.
+const IDLE: u64 = 256;
+/// Fewer classes than this are scanned as quickly.
+const WORTH_IT: usize = 8;
+/// From so many classes on a scan takes longer than it should.
+const MANY: usize = 512;
+/// Below that many, nodes are ranked if no more than so many share a class: a ranking of nodes that
+/// are alike costs more to make than the scans that it saves.
+const ALIKE: usize = 4;
+/// A ranking that more nodes have left behind than this is not looked at, and made anew.
+const BEHIND: usize = 256;
+
+/// What decides where a job may go and what a place is worth to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Shape {
+    resources: Resources,
+    constraints: Constraints,
+    /// A bound on the price is meant for all replicas.
+    priced: u16,
+}
+
+impl Shape {
+    fn of(spec: &JobSpec) -> Self {
+        let c = &spec.constraints;
+        let constraints =
+            Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, stay: false, ..c.clone() };
+        let priced = if c.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
+        Self { resources: spec.resources.clone(), constraints, priced }
+    }
+}
+
+/// Nodes with room for one ask, best first.
+#[derive(Clone, Debug)]
+struct Ranking {
+    rules: Arc<Rules>,
+    /// The classes that were ranked.
+    of: OrdMap<NodeNo, Arc<Class>>,
+    order: OrdSet<(Reverse<i64>, NodeNo)>,
+    scores: OrdMap<NodeNo, i64>,
+}
+
+#[derive(Clone, Debug)]
+struct Asked {
+    turn: u64,
+    /// From the second time on.
+    ranking: Option<Ranking>,
+}
+
+/// The rankings of the asks that come most.
+#[derive(Clone, Debug, Default)]
+pub struct Standings {
+    asked: OrdMap<Shape, Asked>,
+    turn: u64,
+}
+
+impl State {
+    /// Says that a place for `spec` is looked for next, so that the search may be short.
+    pub fn stand(&mut self, spec: &JobSpec) {
+        let (classes, nodes) = (self.capacity.classes.len(), self.capacity.by_node().len());
+        let scanned = classes < WORTH_IT || (classes < MANY && classes * ALIKE < nodes);
+        if scanned || spec.constraints.node.is_some() || self.rules.chosen.policy == Policy::Random {
+            return;
+        }
+        let standings = &mut self.standings;
+        standings.turn += 1;
+        let turn = standings.turn;
+        let shape = Shape::of(spec);
+        if let Some(asked) = standings.asked.get_mut(&shape) {
+            asked.turn = turn;
+            match &mut asked.ranking {
+                Some(ranking) if ranking.goes_by(&self.rules) => ranking.follow(spec, &self.capacity),
+                _ => asked.ranking = Some(Ranking::new(spec, &self.capacity, &self.rules)),
+            }
+            return;
+        }
+        if standings.asked.len() >= MOST {
+            let oldest = standings.asked.iter().min_by_key(|(_, asked)| asked.turn);
+            let Some((idle, _)) = oldest.filter(|(_, asked)| asked.turn + IDLE < turn) else { return };
+            let idle = idle.clone();
+            standings.asked.remove(&idle);
+        }
+        standings.asked.insert(shape, Asked { turn, ranking: None });
+    }
+}
+
+/// The best place by the ranking; None when there is none that counts.
+pub(super) fn find(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Option<Found>> {
+    if spec.constraints.node.is_some() || state.standings.asked.is_empty() {
+        return None;
+    }
+    let ranking = state.standings.asked.get(&Shape::of(spec))?.ranking.as_ref()?;
+    if !ranking.goes_by(&state.rules) {
+        return None;
+    }
+    ranking.best(spec, state.capacity(), limits)
+}
+
+/// Scores classes that come in the order of their flavors, so one verdict serves many.
+struct Judge<'a> {
+    spec: &'a JobSpec,
+    rules: &'a Rules,
+    flavor: Option<(Arc<Flavor>, bool)>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(spec: &'a JobSpec, rules: &'a Rules) -> Self {
+        Self { spec, rules, flavor: None }
+    }
+
+    /// The score without siblings; None without room.
+    fn score(&mut self, class: &Class) -> Option<i64> {
+        if !filter::may_have_room(class, self.spec) {
+            return None;
+        }
+        if self.flavor.as_ref().is_none_or(|(known, _)| !Arc::ptr_eq(known, &class.flavor)) {
+            self.flavor = Some((class.flavor.clone(), filter::may_ever_run(&class.flavor, self.spec)));
+        }
+        self.flavor.as_ref().filter(|(_, may)| *may)?;
+        let (terms, _) = score::terms(class, self.spec, self.rules)?;
+        Some(terms.with_siblings(self.spec, 0).total(self.rules.chosen.weights))
+    }
+}
+
+impl Ranking {
+    fn new(spec: &JobSpec, index: &CapacityIndex, rules: &Arc<Rules>) -> Self {
+        let mut judge = Judge::new(spec, rules);
+        let mut out = Self { rules: rules.clone(), of: index.by_node().clone(), ..Self::empty() };
+        for (class, nodes) in &index.classes {
+            let Some(score) = judge.score(class) else { continue };
+            for node in nodes {
+                out.order.insert((Reverse(score), *node));
+                out.scores.insert(*node, score);
+            }
+        }
+        out
+    }
+
+    fn empty() -> Self {
+        Self { rules: Arc::default(), of: OrdMap::new(), order: OrdSet::new(), scores: OrdMap::new() }
+    }
+
+    /// Rules that were made apart from one another may still be the same.
+    fn goes_by(&self, rules: &Arc<Rules>) -> bool {
+        Arc::ptr_eq(&self.rules, rules) || self.rules == *rules
+    }
+
+    /// Nodes that are not as they were ranked; None when they are too many to be looked at one by one.
+    fn left_behind(&self, index: &CapacityIndex) -> Option<Vec<NodeNo>> {
+        let mut out = Vec::new();
+        for difference in self.of.diff(index.by_node()) {
+            let (DiffItem::Add(node, _) | DiffItem::Update { new: (node, _), .. } | DiffItem::Remove(node, _)) =
+                difference;
+            if out.len() == BEHIND {
+                return None;
+            }
+            out.push(*node);
+        }
+        Some(out)
+    }
+
+    /// Brings the ranking up to the present.
+    fn follow(&mut self, spec: &JobSpec, index: &CapacityIndex) {
+        let Some(behind) = self.left_behind(index) else {
+            *self = Self::new(spec, index, &self.rules);
+            return;
+        };
+        let rules = self.rules.clone();
+        let mut judge = Judge::new(spec, &rules);
+        for node in behind {
+            if let Some(score) = self.scores.remove(&node) {
+                self.order.remove(&(Reverse(score), node));
+            }
+            if let Some(score) = index.class(node).and_then(|class| judge.score(class)) {
+                self.order.insert((Reverse(score), node));
+                self.scores.insert(node, score);
+            }
+        }
+        self.of = index.by_node().clone();
+    }
+
+    fn best(&self, spec: &JobSpec, index: &CapacityIndex, limits: &Limits) -> Option<Option<Found>> {
+        let behind = self.left_behind(index)?;
+        let held: BTreeSet<NodeNo> = limits.held.iter().copied().collect();
+        let spread = spec.constraints.arrangement == Arrangement::Spread;
+        let siblings = |node: &NodeNo| if spread { limits.siblings.get(node).copied().unwrap_or(0) } else { 0 };
+        let apart: BTreeSet<NodeNo> =
+            behind.iter().chain(limits.siblings.keys().filter(|node| siblings(node) > 0)).copied().collect();
+        // These are as they were ranked; two of them are enough for the best and the runner-up.
+        let usual = |(_, node): &&(Reverse<i64>, NodeNo)| !held.contains(node) && !apart.contains(node);
+        let mut top: Vec<(Reverse<i64>, NodeNo)> = self.order.iter().filter(usual).take(2).copied().collect();
+        let gone = |node: &&NodeNo| self.scores.contains_key(*node);
+        let mut candidates = self.order.len() - held.union(&apart).filter(gone).count();
+        let mut judge = Judge::new(spec, &self.rules);
+        let each = self.rules.chosen.weights.of(Term::Arrangement);
+        for node in apart.difference(&held) {
+            let Some(score) = index.class(*node).and_then(|class| judge.score(class)) else { continue };
+            top.push((Reverse(score - each * i64::from(siblings(node).min(1000))), *node));
+            candidates += 1;
+        }
+        top.sort_unstable();
+        let Some((Reverse(score), node)) = top.first().copied() else { return Some(None) };
+        let class = index.class(node)?.clone();
+        let (terms, device) = score::terms(&class, spec, &self.rules)?;
+        Some(Some(Found {
+            score,
+            node,
+            terms: terms.with_siblings(spec, siblings(&node)),
+            device,
+            class,
+            runner_up: top.get(1).map(|(Reverse(score), node)| (*node, *score)),
+            candidates: candidates as u32,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
