@@ -13,6 +13,7 @@ pub mod capacity;
 pub mod claim;
 pub mod codec;
 pub mod command;
+pub mod consent;
 pub mod control;
 pub mod etag;
 pub mod event;
@@ -43,4 +44,5 @@ pub mod tenant;
 #[doc(hidden)]
 pub mod testing;
 mod trail;
+pub mod trust;
 pub mod view;

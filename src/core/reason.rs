@@ -67,6 +67,8 @@ reasons! {
     ApprovalRequired, ApprovalSelf, ApprovalExpired, ApprovalMismatch,
     /// A token without a `jti`, which could not be revoked, in production.
     TokenIdRequired,
+    // Consents (P1): none, or none any more.
+    ConsentRequired, ConsentRevoked,
 }
 
 impl fmt::Display for Reason {
