@@ -134,24 +134,27 @@ pub fn judge<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Appr
     if state.meta().mode == Mode::Simulation {
         return Ok(None);
     }
-    let named = format!("version {} of model {} for tenant {}", spec.version, spec.model, spec.tenant);
-    let next = format!(
-        "another person with the role promoter approves it: nf model approve {}@{} --tenant {}",
-        spec.model, spec.version, spec.tenant
-    );
-    let refuse = |reason, what: String| Err(Refusal::field(reason, "model_version", format!("{what}; {next}")));
+    // Asked of every waiter at each pass, so texts are made only where they are told.
+    let named = || format!("version {} of model {} for tenant {}", spec.version, spec.model, spec.tenant);
+    let refuse = |reason, what: String| {
+        let detail = format!(
+            "{what}; another person with the role promoter approves it: nf model approve {}@{} --tenant {}",
+            spec.model, spec.version, spec.tenant
+        );
+        Err(Refusal::field(reason, "model_version", detail))
+    };
     let Some(approval) = state.approval(&spec.tenant, &spec.model, &spec.version) else {
-        return refuse(Reason::ApprovalRequired, format!("nobody approved {named}"));
+        return refuse(Reason::ApprovalRequired, format!("nobody approved {}", named()));
     };
     if Some(approval.manifest) != spec.manifest {
         return refuse(
             Reason::ApprovalMismatch,
-            format!("{} approved other bytes of {named} than the store has", approval.by.subject),
+            format!("{} approved other bytes of {} than the store has", approval.by.subject, named()),
         );
     }
     if approval.until_ms <= state.meta().now_ms {
         let by = &approval.by.subject;
-        return refuse(Reason::ApprovalExpired, format!("the approval of {named} by {by} has expired"));
+        return refuse(Reason::ApprovalExpired, format!("the approval of {} by {by} has expired", named()));
     }
     Ok(Some(approval))
 }
