@@ -1,6 +1,7 @@
 //! `nf serve`: brings the parts of one process up in order, and takes them down
 //! in order. It wires; each part decides for itself.
 
+mod consents;
 mod execute;
 mod follow;
 mod form;

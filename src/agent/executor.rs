@@ -3,6 +3,8 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+mod purge;
+
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
@@ -102,6 +104,7 @@ pub(super) struct Shared {
     pub runtime: Handle,
     /// Users for replicas, or what is missing for them.
     pub users: Result<Giver, String>,
+    purges: purge::Purges,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
@@ -213,6 +216,7 @@ impl Executor {
             cgroups,
             engine: Engine::new(config.engine.clone()),
             users,
+            purges: purge::Purges::default(),
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -374,6 +378,7 @@ impl Executor {
             let Some(slot) = slots.remove(&key) else { return };
             slot.request
         };
+        self.shared.purges.leaves();
         self.shared.changed();
         let shared = self.shared.clone();
         self.shared.runtime.spawn_blocking(move || {
@@ -383,6 +388,11 @@ impl Executor {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
                 _ => record::remove(&shared.places.records, id, generation),
             };
+            // What could not be removed may share files with the cache: it stays counted.
+            if removed.is_ok() {
+                shared.purges.left();
+                shared.changed();
+            }
             let live: Vec<PathBuf> =
                 held(&shared.slots).iter().map(|(k, s)| shared.places.log(&s.request, k.0.replica)).collect();
             if let Err(e) = removed.and_then(|()| logs::prune(&shared.places.logs, LOG_FILES, &live)) {

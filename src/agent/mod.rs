@@ -41,10 +41,10 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
-use nf_core::id::{Generation, Incarnation, NodeName, RequestId};
+use nf_core::id::{Digest16, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{Actual, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Purge, ReplicaId, Want};
 use node::Node;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -81,6 +81,10 @@ pub trait Execute: Send + Sync + 'static {
     /// What the launches of a replica that are here have been through.
     fn lives(&self, _request: &RequestId, _replica: u16) -> Vec<Life> {
         Vec::new()
+    }
+    /// Removes a copy of data about people; true when it is gone. Otherwise it is on its way, and `changes` will tell.
+    fn purge(&self, _copy: &Purge) -> bool {
+        true
     }
     fn logs(
         &self,
@@ -210,7 +214,9 @@ type Registering = (Spoken, Result<Vec<Registered>, Error>);
 /// When beats were sent, of whom, and the answer.
 type Beating = (u64, Spoken, Result<BeatAnswer, Error>);
 /// What was told of which node, and what became of it.
-type Reporting = (Vec<(usize, Vec<Report>)>, Result<u64, Error>);
+type Reporting = (Vec<(usize, Said)>, Result<u64, Error>);
+/// What one node said: of replicas, and of copies that it removed.
+type Said = (Vec<Report>, Vec<(Digest16, u64)>);
 
 struct Agent {
     link: Arc<dyn Link>,
@@ -528,7 +534,7 @@ impl Agent {
         let now_ms = lease::boot_ms();
         for at in nodes {
             let reports = self.nodes[*at].step(now_ms);
-            match reports.reports.is_empty() {
+            match reports.is_empty() {
                 true => self.outbox.remove(at),
                 false => self.outbox.insert(*at, reports),
             };
@@ -538,17 +544,18 @@ impl Agent {
     fn report(&mut self) {
         let due: Vec<usize> = self.outbox.keys().copied().take(REPORTING).collect();
         let reports: Vec<NodeReports> = due.iter().filter_map(|at| self.outbox.remove(at)).collect();
-        let told = due.into_iter().zip(reports.iter().map(|r| r.reports.clone())).collect();
+        let told = due.into_iter().zip(reports.iter().map(|r| (r.reports.clone(), r.purged.clone()))).collect();
         let link = self.link.clone();
         self.reporting = Some(Box::pin(async move { (told, link.report(reports).await) }));
     }
 
-    fn reported(&mut self, told: Vec<(usize, Vec<Report>)>, outcome: Result<u64, Error>) {
+    fn reported(&mut self, told: Vec<(usize, Said)>, outcome: Result<u64, Error>) {
         match outcome {
             Ok(index) => {
                 self.report_backoff.reset();
-                for (at, reports) in &told {
+                for (at, (reports, purged)) in &told {
                     self.nodes[*at].acknowledge(reports, index);
+                    self.nodes[*at].acknowledge_purged(purged, index);
                 }
             }
             Err(error) => {

@@ -6,7 +6,7 @@ use super::Execute;
 use super::lease::Lease;
 use crate::exchange::{BeatAnswer, NodeReports, NodeStart, Registration, Slice};
 use nf_core::command::{Report, ReportKind};
-use nf_core::id::Generation;
+use nf_core::id::{Digest16, Generation};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{self, Action, Actual, Condition, Desired, ReplicaId};
@@ -45,6 +45,8 @@ pub struct Node {
     waits: bool,
     /// What the group was last told of each replica, and the index that has it.
     told: BTreeMap<(ReplicaId, Generation), (Told, u64)>,
+    /// The same of copies that were removed.
+    purged: BTreeMap<Digest16, u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,7 @@ impl Node {
             exclusive_until: None,
             waits: false,
             told: BTreeMap::new(),
+            purged: BTreeMap::new(),
         }
     }
 
@@ -100,6 +103,7 @@ impl Node {
     pub fn registered(&mut self, index: u64) {
         self.standing = Standing::Registered(index);
         self.told.clear();
+        self.purged.clear();
     }
 
     /// The group does not know this start (any more).
@@ -147,7 +151,7 @@ impl Node {
     /// Returns what the group should be told; [`Node::acknowledge`] what it has been.
     pub fn step(&mut self, now_ms: u64) -> NodeReports {
         let NodeStart { node, incarnation } = self.start();
-        let mut reports = NodeReports { node, incarnation, reports: Vec::new() };
+        let mut reports = NodeReports { node, incarnation, reports: Vec::new(), purged: Vec::new() };
         let actual = self.executor.actual();
         // Whatever the group thinks of this node, and even when it says nothing at all.
         let exclusive = self.lease.exclusive(now_ms, self.kill_budget_ms, self.executor.guarded_until());
@@ -193,7 +197,15 @@ impl Node {
                 self.report(&mut reports, id, generation, Told::Stage(stage), ReportKind::Stage(stage));
             }
         }
+        let purged = self.desired.purgeable(&actual).filter(|copy| self.executor.purge(copy));
+        let known = self.known.unwrap_or(0);
+        // What was told is told again only once the slice reflects it, and asks for it still.
+        let news = purged.filter(|copy| self.purged.get(&copy.copy).is_none_or(|index| known >= *index));
+        reports.purged = news.map(|copy| (copy.copy, copy.placed)).collect();
+        // A node that has said so waits for the slice that knows it.
+        self.waits |= !self.desired.purge.is_empty();
         let desired = &self.desired;
+        self.purged.retain(|copy, _| desired.purge.iter().any(|purge| purge.copy == *copy));
         self.told.retain(|(id, _), _| desired.replicas.contains_key(id));
         reports
     }
@@ -227,6 +239,11 @@ impl Node {
         if !stands && to.reports.len() < REPORTS {
             to.reports.push(Report { job: id.job, replica: id.replica, generation, kind });
         }
+    }
+
+    /// The group knows, by `index`, that these copies are gone.
+    pub fn acknowledge_purged(&mut self, copies: &[(Digest16, u64)], index: u64) {
+        self.purged.extend(copies.iter().map(|(copy, _)| (*copy, index)));
     }
 
     /// The group has committed `reports`, by `index`.

@@ -10,7 +10,8 @@ use super::*;
 use crate::exchange::testing::{Memory, eventually};
 use crate::exchange::{Caller, Hub, LogQuery, Plain, Slice};
 use nf_core::command::Answer;
-use nf_core::id::{Incarnation, JobNo, NodeNo};
+use nf_core::consent::{self, Consent, Scope};
+use nf_core::id::{Incarnation, JobNo, Label, NodeNo, TenantId};
 use nf_core::job::{JobState, Phase};
 use nf_core::node::{NodeKind, NodeState};
 use nf_core::plan::Intent;
@@ -25,12 +26,16 @@ use tokio_stream::wrappers::TcpListenerStream;
 /// Replicas as entries that the test itself lets come up, stop and fail.
 struct Fake {
     there: Mutex<BTreeMap<(ReplicaId, Generation), Condition>>,
+    /// Manifests of which something is on disk, which outlives the process.
+    disk: Mutex<BTreeSet<[u8; 32]>>,
+    of: Mutex<BTreeMap<ReplicaId, [u8; 32]>>,
     changes: watch::Sender<u64>,
 }
 
 impl Fake {
     fn new() -> Arc<Self> {
-        Arc::new(Self { there: Mutex::default(), changes: watch::channel(0).0 })
+        let (disk, of) = Default::default();
+        Arc::new(Self { there: Mutex::default(), disk, of, changes: watch::channel(0).0 })
     }
 
     /// The n-th entry that is so becomes what `to` says.
@@ -56,6 +61,10 @@ impl Fake {
 impl Execute for Fake {
     fn start(&self, id: ReplicaId, want: &Want) {
         self.there.lock().unwrap().entry((id, want.generation)).or_insert(Condition::Alive);
+        if let Some(manifest) = want.spec.manifest {
+            self.disk.lock().unwrap().insert(manifest);
+            self.of.lock().unwrap().insert(id, manifest);
+        }
         self.assert_one_generation_each();
     }
     fn stop(&self, id: ReplicaId, generation: Generation, _: Reason) {
@@ -81,6 +90,14 @@ impl Execute for Fake {
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
+    fn purge(&self, copy: &reconcile::Purge) -> bool {
+        let of = self.of.lock().unwrap();
+        let there = self.there.lock().unwrap();
+        let open = there.keys().any(|(id, _)| of.get(id) == Some(&copy.manifest));
+        assert!(!open, "a replica has it open");
+        self.disk.lock().unwrap().remove(&copy.manifest);
+        true
+    }
     fn logs(&self, request: &RequestId, replica: u16, _: usize, _: bool) -> BoxStream<'static, io::Result<Bytes>> {
         let text = format!("{request}.{replica}\n");
         futures::stream::once(async move { Ok(Bytes::from(text)) }).boxed()
@@ -91,6 +108,12 @@ impl Execute for Fake {
 #[derive(Clone, Debug)]
 enum Op {
     Schedule,
+    /// Of a version with data about people, whose tenant consents.
+    Personal,
+    /// The n-th tenant's consents end.
+    Dissent(usize),
+    /// The n-th tenant consents again.
+    Consent(usize),
     StopJob(usize),
     NodeDown,
     /// A slice of some past state arrives; 0 is the newest.
@@ -118,6 +141,9 @@ enum Op {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         3 => Just(Op::Schedule),
+        2 => Just(Op::Personal),
+        2 => (0usize..8).prop_map(Op::Dissent),
+        1 => (0usize..8).prop_map(Op::Consent),
         2 => (0usize..8).prop_map(Op::StopJob),
         1 => Just(Op::NodeDown),
         4 => (0usize..6).prop_map(Op::Slice),
@@ -143,6 +169,7 @@ struct World {
     fake: Arc<Fake>,
     reports: NodeReports,
     jobs: usize,
+    statements: u8,
 }
 
 const NODE: NodeNo = NodeNo(1);
@@ -157,9 +184,10 @@ impl World {
             incarnation: 1,
             slices: Vec::new(),
             node: Self::agent(1, &fake),
-            reports: NodeReports { node: Self::name(), incarnation: Incarnation(1), reports: vec![] },
+            reports: NodeReports { node: Self::name(), incarnation: Incarnation(1), reports: vec![], purged: vec![] },
             fake,
             jobs: 0,
+            statements: 0,
         };
         world.register();
         world
@@ -209,13 +237,34 @@ impl World {
     }
 
     fn deliver(&mut self, times: usize, acknowledged: bool) {
-        let NodeReports { node, incarnation, reports } = self.reports.clone();
+        let NodeReports { node, incarnation, reports, purged } = self.reports.clone();
         for _ in 0..times {
             let intent = Intent::Reports { node: node.clone(), incarnation, reports: reports.clone() };
             self.commit(intent).unwrap();
+            self.commit(Intent::Purged { node: node.clone(), incarnation, copies: purged.clone() }).unwrap();
         }
         if times > 0 && acknowledged {
             self.node.acknowledge(&reports, self.index);
+            self.node.acknowledge_purged(&purged, self.index);
+        }
+    }
+
+    fn consent(&mut self, job: usize) {
+        self.statements += 1;
+        let tenant = TenantId::new(&format!("t{job}")).unwrap();
+        let scope = Scope { tenant, classes: vec![Label::new("personal").unwrap()], model: None, version: None };
+        let until_ms = self.now_ms + consent::MAX_MS / 2;
+        let (by, ended_ms) = (None, None);
+        let statement = [self.statements; 32];
+        let said = Consent { statement, scope, until_ms, key_id: "k".into(), by, at_ms: 0, ended_ms };
+        self.commit(Intent::Consent(Box::new(said))).unwrap();
+    }
+
+    fn dissent(&mut self, job: usize) {
+        let tenant = TenantId::new(&format!("t{job}")).unwrap();
+        let theirs: Vec<_> = self.state.consents_of(&tenant).map(|consent| consent.statement).collect();
+        for statement in theirs {
+            self.commit(Intent::Dissent { tenant: tenant.clone(), statement }).unwrap();
         }
     }
 
@@ -226,6 +275,16 @@ impl World {
                 let spec = testing::job_spec(&format!("t{}", self.jobs), Gpus::Milli(400));
                 self.commit(testing::schedule(&format!("r{}", self.jobs), spec)).unwrap();
             }
+            Op::Personal => {
+                self.jobs += 1;
+                self.consent(self.jobs);
+                let mut spec = testing::job_spec(&format!("t{}", self.jobs), Gpus::Milli(400));
+                (spec.manifest, spec.data_classes) =
+                    (Some([self.jobs as u8; 32]), vec![Label::new("personal").unwrap()]);
+                self.commit(testing::schedule(&format!("r{}", self.jobs), spec)).unwrap();
+            }
+            Op::Dissent(n) => self.dissent(1 + n % self.jobs.max(1)),
+            Op::Consent(n) => self.consent(1 + n % self.jobs.max(1)),
             Op::StopJob(n) => {
                 let jobs: Vec<_> = self.state.jobs().values().map(|job| job.request.clone()).collect();
                 if !jobs.is_empty() {
@@ -258,6 +317,7 @@ impl World {
                 }
                 self.node = Self::agent(self.incarnation, &self.fake);
                 self.reports.reports.clear();
+                self.reports.purged.clear();
                 self.register();
             }
             Op::Time(ms) => {
@@ -303,6 +363,10 @@ proptest! {
             prop_assert!(up, "{:?}", job.replicas);
         }
         prop_assert!(nf_core::invariants::check(&world.state).is_empty());
+        // What is left on the disk is what the group knows of and lets be kept, or is about nobody.
+        prop_assert!(desired.purge.is_empty(), "{:?}", desired.purge);
+        let kept: BTreeSet<_> = world.state.copies().map(|copy| copy.manifest).collect();
+        prop_assert!(world.fake.disk.lock().unwrap().is_subset(&kept));
     }
 }
 

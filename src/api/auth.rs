@@ -105,6 +105,9 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("GET", "/approvals", Access::Read),
     ("POST", "/approvals", Access::Promoter),
     ("POST", "/approvals/revoke", Access::Promoter),
+    ("GET", "/consents", Access::Read),
+    ("POST", "/consents", Access::Promoter),
+    ("POST", "/consents/revoke", Access::Promoter),
     ("POST", "/tokens/revoke", Access::Admin),
     ("GET", "/audit", Access::Admin),
     // Says nothing of what was done; machines keep it where the members can't reach.
@@ -122,6 +125,9 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("RPC", "/neuralfabric.v1.SecurityService/ApproveVersion", Access::Promoter),
     ("RPC", "/neuralfabric.v1.SecurityService/RevokeApproval", Access::Promoter),
     ("RPC", "/neuralfabric.v1.SecurityService/ListApprovals", Access::Read),
+    ("RPC", "/neuralfabric.v1.SecurityService/GrantConsent", Access::Promoter),
+    ("RPC", "/neuralfabric.v1.SecurityService/RevokeConsent", Access::Promoter),
+    ("RPC", "/neuralfabric.v1.SecurityService/ListConsents", Access::Read),
     ("RPC", "/neuralfabric.v1.SecurityService/RevokeToken", Access::Admin),
     ("RPC", "/neuralfabric.v1.SecurityService/ReadAudit", Access::Admin),
     ("RPC", "/neuralfabric.v1.SecurityService/ReadCheckpoint", Access::Wide),
@@ -219,6 +225,7 @@ impl Who {
             tenant: Some(identity.tenant.clone()),
             token: identity.token_id.as_deref().map(|id| Actor::token_digest(cluster, id)),
             node: NodeName::new(node).ok(),
+            issuer: Some(identity.issuer.as_str().into()),
         })
     }
 

@@ -14,13 +14,16 @@ use crate::exchange::{LogQuery, Panorama};
 use crate::raft::Replica;
 use crate::security::checkpoint::Sign;
 use crate::security::jwt::Verifier;
+use crate::security::signing::consent;
 use crate::telemetry::Metrics;
 use axum::Router;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use nf_core::control::NetworkFault;
+use nf_core::id::TenantId;
 use nf_core::node::PortRange;
+use nf_core::reason::Refusal;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +36,9 @@ pub type LogSource = Arc<dyn Fn(LogQuery) -> BoxStream<'static, Result<Bytes, St
 
 /// What all members' gateways see now. The member wires `exchange::Hub::sights` in here.
 pub type Sights = Arc<dyn Fn() -> BoxFuture<'static, Panorama> + Send + Sync>;
+
+/// Verifies a tenant's signed statement by that tenant's keys; may block. The member wires its keys in here.
+pub type Consenting = Arc<dyn Fn(&TenantId, &[u8]) -> Result<consent::Verified, Refusal> + Send + Sync>;
 
 /// What this process says of itself.
 #[derive(Clone, Debug)]
@@ -68,6 +74,8 @@ pub struct ApiState {
     pub auth: Option<Arc<Verifier>>,
     /// Signs the ends of audit trails; None: they go unsigned.
     pub sign: Option<Sign>,
+    /// Verifies tenants' consents; None: none counts.
+    pub consents: Option<Consenting>,
 }
 
 /// REST and gRPC on one router. Must be called on a runtime: it starts one small

@@ -7,6 +7,7 @@ mod bench;
 mod client;
 mod cluster;
 mod completion;
+mod consent;
 mod context;
 mod contexts;
 mod defrag;
@@ -147,6 +148,9 @@ enum Command {
         after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model pull magika@v1 --store file:///srv/models -o json"
     )]
     Model(model::Model),
+    /// Let personal data be kept on nodes: sign statements, put them on record, take them back
+    #[command(after_help = "Examples:\n  nf consent grant consent.json --tenant demo\n  nf consent list --tenant demo")]
+    Consent(consent::Consent),
     /// Export the audit trail, and check an export without the group
     #[command(after_help = "Examples:\n  nf audit export --out export.jsonl\n  nf audit verify export.jsonl -o json")]
     Audit(audit::Audit),
@@ -252,6 +256,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Policy(policy) => policy.run(&global).await,
             Command::Cluster(cluster) => cluster.run(&global).await,
             Command::Model(model) => model.run(&global).await,
+            Command::Consent(consent) => consent.run(&global).await,
             Command::Precheck(precheck) => precheck.run(&global).await,
             Command::Report(report) => report.run(&global).await,
             Command::Token(token) => token.run(&global).await,

@@ -6,12 +6,15 @@ mod approve;
 mod sign;
 mod verify;
 
+pub use sign::private_keys;
+pub use verify::told as told_refusal;
+
 use super::exit::{Exit, fail};
 use super::output;
 use super::{Global, say};
 use crate::models::{self, Container, Draft, FileName, Image, Launch, Process, Store};
 use clap::{Args, Subcommand};
-use nf_core::id::{ModelId, TenantId, VersionId};
+use nf_core::id::{Label, ModelId, TenantId, VersionId};
 use nf_core::reason::Reason;
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,7 +47,7 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model approve magika@v1 --tenant demo --store file:///srv/models\n  nf model approve magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --ttl 4h"
     )]
     Approve(approve::Approve),
-    /// Take an approval back: what runs goes on, nothing new starts on it
+    /// Take an approval back: what runs on it is drained and stopped, nothing new starts
     #[command(
         after_help = "Examples:\n  nf model revoke magika@v1 --tenant demo\n  nf model revoke magika@v1 --tenant demo -o json"
     )]
@@ -92,6 +95,9 @@ struct Publish {
     /// The version's memory budget, e.g. 2GiB
     #[arg(long, value_parser = nf_core::resources::parse_bytes)]
     memory: Option<u64>,
+    /// What kind of data the files hold, e.g. personal or personal-health, which need the tenant's consent; more than once
+    #[arg(long, value_name = "CLASS")]
+    data_class: Vec<Label>,
     /// A signature to keep with the version: of its files (nf model sign), or of its manifest.json (cosign)
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
@@ -176,6 +182,7 @@ impl Publish {
             main,
             latency_ms: self.latency_ms,
             memory: self.memory,
+            data_classes: self.data_class,
         };
         let manifest = models::publish(&store, &self.dir, draft).await.map_err(told)?;
         if let Some(path) = &self.signature {

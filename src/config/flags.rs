@@ -81,4 +81,5 @@ const HIDDEN: &[&str] = &[
     "jwks",
     "jwks_ca",
     "cosign_key_path",
+    "consent_keys",
 ];

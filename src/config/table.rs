@@ -130,6 +130,8 @@ settings! {
         "where model versions come from: file:// (other stores are not in this build); a directory of its own in simulation";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
+    consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,
+        "directory with TENANT.pem for each tenant: public keys that sign its consents to keep personal data on nodes";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
         "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,

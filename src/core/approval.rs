@@ -2,10 +2,10 @@
 //! manifest, into production for one tenant and for a while; whoever then asks for it to
 //! run must be somebody else. It does not know roles: who may approve is asked at the gate.
 
-use crate::audit::{self, Actor, Hash};
+use crate::audit::{self, Actor, Hash, Person};
 use crate::command::{Answer, Mode};
-use crate::id::{Digest16, Generation, ModelId, TenantId, VersionId};
-use crate::job::{Job, JobSpec};
+use crate::id::{Digest16, ModelId, TenantId, VersionId};
+use crate::job::JobSpec;
 use crate::reason::{Reason, Refusal};
 use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,8 @@ use std::sync::Arc;
 pub const MAX_MS: u64 = 24 * 3_600_000;
 /// How long an ended one is remembered, so that a late caller learns that it has ended.
 pub const KEPT_MS: u64 = 30 * 24 * 3_600_000;
-/// Approvals on record. At the cap a new one is refused; an old one is never dropped early.
-pub const MAX_APPROVALS: usize = 100_000;
+/// Approvals of one tenant on record. At the cap a new one is refused; an old one is never dropped early.
+pub const MAX_APPROVALS: u32 = 10_000;
 
 /// Which version, for whom.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +50,7 @@ pub struct Approval {
     pub of: Version,
     /// SHA-256 of the manifest that was approved.
     pub manifest: [u8; 32],
-    /// The subject of whoever approved it.
-    pub by: Arc<str>,
+    pub by: Person,
     pub at_ms: u64,
     pub until_ms: u64,
 }
@@ -61,7 +60,8 @@ impl Approval {
     pub fn digest(&self) -> Hash {
         let Self { of, manifest, by, at_ms, until_ms } = self;
         let manifest = Hash(*manifest);
-        // The subject may hold anything, so it comes last.
+        // Names of people hold no control character, so no two approvals are written alike.
+        let by = format!("{}\n{}", by.issuer.as_deref().unwrap_or_default(), by.subject);
         audit::leaf(format!("approval\n{}\n{manifest}\n{at_ms}\n{until_ms}\n{by}", of.object()).as_bytes())
     }
 }
@@ -80,9 +80,10 @@ impl State {
     pub(crate) fn put_approval(&mut self, approval: Approval) {
         let key = approval.of.key();
         self.remember(RowKey::Approval(key), |state| Before::Approval(state.approvals.get(&key).cloned()));
-        let until = approval.until_ms;
-        if let Some(old) = self.approvals.insert(key, Arc::new(approval)) {
-            self.approved_until.remove(&(old.until_ms, key));
+        let (until, tenant) = (approval.until_ms, approval.of.tenant.clone());
+        match self.approvals.insert(key, Arc::new(approval)) {
+            Some(old) => _ = self.approved_until.remove(&(old.until_ms, key)),
+            None => *self.approvals_of.entry(tenant).or_default() += 1,
         }
         self.approved_until.insert((until, key));
         // A waiter may be let in again.
@@ -93,6 +94,11 @@ impl State {
         self.remember(RowKey::Approval(key), |state| Before::Approval(state.approvals.get(&key).cloned()));
         let old = self.approvals.remove(&key)?;
         self.approved_until.remove(&(old.until_ms, key));
+        let left = self.approvals_of.get(&old.of.tenant).map_or(0, |count| count - 1);
+        match left {
+            0 => _ = self.approvals_of.remove(&old.of.tenant),
+            left => _ = self.approvals_of.insert(old.of.tenant.clone(), left),
+        }
         Some(old)
     }
 }
@@ -117,7 +123,7 @@ pub(crate) fn approve(
     }
     let at_ms = state.meta().now_ms;
     let until_ms = at_ms.saturating_add(for_ms);
-    Ok(Approval { of: of.clone(), manifest, by: actor.subject.clone(), at_ms, until_ms })
+    Ok(Approval { of: of.clone(), manifest, by: actor.person(), at_ms, until_ms })
 }
 
 /// The approval that lets `spec` run, if one is asked for: simulation waives it.
@@ -128,25 +134,41 @@ pub fn judge<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Appr
     if state.meta().mode == Mode::Simulation {
         return Ok(None);
     }
-    let named = format!("version {} of model {} for tenant {}", spec.version, spec.model, spec.tenant);
-    let next = format!(
-        "another person with the role promoter approves it: nf model approve {}@{} --tenant {}",
-        spec.model, spec.version, spec.tenant
-    );
-    let refuse = |reason, what: String| Err(Refusal::field(reason, "model_version", format!("{what}; {next}")));
+    // Asked of every waiter at each pass, so texts are made only where they are told.
+    let named = || format!("version {} of model {} for tenant {}", spec.version, spec.model, spec.tenant);
+    let refuse = |reason, what: String| {
+        let detail = format!(
+            "{what}; another person with the role promoter approves it: nf model approve {}@{} --tenant {}",
+            spec.model, spec.version, spec.tenant
+        );
+        Err(Refusal::field(reason, "model_version", detail))
+    };
     let Some(approval) = state.approval(&spec.tenant, &spec.model, &spec.version) else {
-        return refuse(Reason::ApprovalRequired, format!("nobody approved {named}"));
+        return refuse(Reason::ApprovalRequired, format!("nobody approved {}", named()));
     };
     if Some(approval.manifest) != spec.manifest {
         return refuse(
             Reason::ApprovalMismatch,
-            format!("{} approved other bytes of {named} than the store has", approval.by),
+            format!("{} approved other bytes of {} than the store has", approval.by.subject, named()),
         );
     }
     if approval.until_ms <= state.meta().now_ms {
-        return refuse(Reason::ApprovalExpired, format!("the approval of {named} by {} has expired", approval.by));
+        let by = &approval.by.subject;
+        return refuse(Reason::ApprovalExpired, format!("the approval of {} by {by} has expired", named()));
     }
     Ok(Some(approval))
+}
+
+/// Nobody lets their own request through, whichever of the two came first.
+fn not_their_own(approval: &Approval, asker: &Person, spec: &JobSpec) -> Result<(), Refusal> {
+    if *asker != approval.by {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} approved version {} of model {}, and asks for it, too; somebody else must do one of the two",
+        approval.by.subject, spec.version, spec.model
+    );
+    Err(Refusal::field(Reason::ApprovalSelf, "model_version", detail))
 }
 
 /// The same for somebody who asks: nobody lets their own request through, and a name in
@@ -156,49 +178,42 @@ pub fn judge<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Appr
 /// As [`judge`], or `ApprovalSelf`.
 pub fn judge_for(state: &State, spec: &JobSpec, actor: Option<&Actor>) -> Result<Option<Arc<str>>, Refusal> {
     let Some(approval) = judge(state, spec)? else { return Ok(None) };
-    let refuse = |reason, field, detail: String| Err(Refusal::field(reason, field, detail));
-    match actor {
-        None => refuse(Reason::ApprovalRequired, "model_version", "nobody stands behind this request".to_owned()),
-        Some(actor) if actor.subject == approval.by => {
-            let detail = format!(
-                "{} approved version {} of model {}, and asks for it, too; somebody else must do one of the two",
-                approval.by, spec.version, spec.model
-            );
-            refuse(Reason::ApprovalSelf, "model_version", detail)
-        }
-        Some(_) if spec.approved_by.as_ref().is_some_and(|said| *said != approval.by) => {
-            let detail =
-                format!("the approval on record is by {}; leave approved_by out, the answer names them", approval.by);
-            refuse(Reason::ApprovalMismatch, "approved_by", detail)
-        }
-        Some(_) => Ok(Some(approval.by.clone())),
+    let Some(actor) = actor else { return Err(nobody()) };
+    not_their_own(approval, &actor.person(), spec)?;
+    let by = &approval.by.subject;
+    if spec.approved_by.as_ref().is_some_and(|said| said != by) {
+        let detail = format!("the approval on record is by {by}; leave approved_by out, the answer names them");
+        return Err(Refusal::field(Reason::ApprovalMismatch, "approved_by", detail));
     }
+    Ok(Some(by.clone()))
 }
 
-/// Why a job that waits for its first place gets none: what let it in does not count any more.
-/// One that ran goes on, also elsewhere.
-pub fn withheld(state: &State, job: &Job) -> Option<Refusal> {
-    if state.meta().mode == Mode::Simulation || job.replicas.iter().any(|replica| replica.newest > Generation(0)) {
-        return None;
+fn nobody() -> Refusal {
+    Refusal::field(Reason::ApprovalRequired, "model_version", "nobody stands behind this request")
+}
+
+/// What the plan said of the approval must be so: a job in production names who let it in, and who asked.
+pub(crate) fn judge_new(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    let Some(approval) = judge(state, spec)? else { return Ok(()) };
+    if spec.approved_by.as_ref() != Some(&approval.by.subject) {
+        let detail = "the request does not name who approved the version; try it again";
+        return Err(Refusal::field(Reason::ApprovalMismatch, "approved_by", detail));
     }
-    match judge(state, &job.spec) {
-        Err(refusal) => Some(refusal),
-        // Who asked is not kept with the job, so a later approver may be that person.
-        Ok(Some(approval)) if job.spec.approved_by.as_ref() != Some(&approval.by) => {
-            let detail = format!(
-                "job {} was let in by somebody else than {}, whose approval is the one on record now; schedule it again",
-                job.request, approval.by
-            );
-            Some(Refusal::field(Reason::ApprovalMismatch, "approved_by", detail))
-        }
-        Ok(_) => None,
-    }
+    not_their_own(approval, spec.asked_by.as_ref().ok_or_else(nobody)?, spec)
+}
+
+/// The same for a job that was let in, each time that one of its replicas is to get a place. Whoever
+/// approved it anew may be another person than before, and still not the one who asked for the job.
+pub(crate) fn judge_again(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    let Some(approval) = judge(state, spec)? else { return Ok(()) };
+    not_their_own(approval, spec.asked_by.as_ref().ok_or_else(nobody)?, spec)
 }
 
 pub(crate) fn put(state: &mut State, approval: &Approval) -> Result<Answer, Refusal> {
     let known = state.approvals.contains_key(&approval.of.key());
-    if !known && state.approvals.len() >= MAX_APPROVALS {
-        let detail = format!("{MAX_APPROVALS} versions are approved already; revoke some (nf model revoke)");
+    let tenant = &approval.of.tenant;
+    if !known && state.approvals_of.get(tenant).is_some_and(|count| *count >= MAX_APPROVALS) {
+        let detail = format!("tenant {tenant} has {MAX_APPROVALS} approvals on record; revoke some (nf model revoke)");
         return Err(Refusal::new(Reason::TooManyRequests, detail));
     }
     state.put_approval(approval.clone());

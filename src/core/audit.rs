@@ -101,6 +101,8 @@ actions! {
     DeviceQuarantine, DeviceHeal,
     // A running replica is moved because a person asked for it.
     JobMove,
+    // A node has removed copies of personal data.
+    CopyPurge,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.
@@ -112,9 +114,22 @@ pub struct Actor {
     pub token: Option<Hash>,
     /// The member or worker through which the call came.
     pub node: Option<NodeName>,
+    /// Who vouches for the subject: names are one person's within one issuer alone.
+    pub issuer: Option<Arc<str>>,
+}
+
+/// Somebody, as far as they can be told from others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Person {
+    pub issuer: Option<Arc<str>>,
+    pub subject: Arc<str>,
 }
 
 impl Actor {
+    pub fn person(&self) -> Person {
+        Person { issuer: self.issuer.clone(), subject: self.subject.clone() }
+    }
+
     /// The digest under which a token's id is in the trail: of one group, so that two trails don't join.
     pub fn token_digest(cluster: &str, id: &str) -> Hash {
         Hash::of(&[b"nf audit token\0", cluster.as_bytes(), b"\0", id.as_bytes()])
@@ -271,6 +286,7 @@ impl Entry {
         out.0.push('{');
         out.field("action", record.action.token());
         out.object("actor", |out| {
+            out.maybe("iss", record.actor.issuer.as_deref().map(bounded));
             out.maybe("node", record.actor.node.as_ref().map(NodeName::as_str));
             out.field("sub", bounded(&record.actor.subject));
             out.maybe("tenant_id", record.actor.tenant.as_ref().map(TenantId::as_str));

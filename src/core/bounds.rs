@@ -3,6 +3,7 @@
 //! what the state has to say to it is the business of `plan`.
 
 use crate::command::{Member, Note};
+use crate::consent::MAX_CLASSES;
 use crate::job::{JobSpec, MAX_REPLICAS, Runtime};
 use crate::node::{Cordon, NodeSpec};
 use crate::placement::Chosen;
@@ -55,10 +56,13 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             }
         }
         Intent::Schedule { submission, .. } => job(&submission.spec),
+        Intent::Consent(consent) => text("key_id", &consent.key_id, MAX_TEXT),
+        Intent::Purged { copies, .. } => list("purged", copies.len(), MAX_LIST),
         Intent::SetPlacement { chosen, .. } => placement(chosen),
         Intent::Note(Note { object, .. }) => text("object", object, MAX_TEXT),
         Intent::By { actor, intent } => {
             text("actor", &actor.subject, MAX_TEXT)?;
+            text("actor", actor.issuer.as_deref().unwrap_or_default(), MAX_TEXT)?;
             match **intent {
                 Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
                 _ => check(intent),
@@ -76,6 +80,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::RevokeToken { .. }
         | Intent::Approve { .. }
         | Intent::Disapprove(_)
+        | Intent::Dissent { .. }
+        | Intent::Tick
         | Intent::Scale { .. }
         | Intent::Wake { .. }
         | Intent::PlaceWaiting
@@ -154,7 +160,9 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     list("resources.device_type", r.device_types.len(), MAX_ENTRIES)?;
     list("constraints.labels", spec.constraints.labels.len(), MAX_ENTRIES)?;
     spec.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
-    spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
+    spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))?;
+    list("data_classes", spec.data_classes.len(), MAX_CLASSES)?;
+    spec.asked_by.as_ref().map_or(Ok(()), |who| text("asked_by", &who.subject, MAX_TEXT))
 }
 
 fn node(spec: &NodeSpec) -> Result<(), Refusal> {

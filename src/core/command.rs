@@ -2,8 +2,9 @@
 //! number that apply needs, because apply reads nothing but its arguments.
 
 use crate::approval::{Approval, Version};
-use crate::audit::{Action, Actor};
+use crate::audit::{Action, Actor, Person};
 use crate::claim::Claim;
+use crate::consent::Consent;
 use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
@@ -236,6 +237,21 @@ pub enum Command {
     Approve(Box<Approval>),
     /// It may no more.
     Disapprove(Box<Version>),
+    /// A tenant lets data about people be kept on nodes.
+    Consent(Box<Consent>),
+    /// It does so no more.
+    Dissent {
+        tenant: TenantId,
+        statement: [u8; 32],
+    },
+    /// A node has removed copies of personal data, each as its slice named it.
+    Purged {
+        node: NodeNo,
+        incarnation: Incarnation,
+        copies: Vec<(Digest16, u64)>,
+    },
+    /// Nothing but the time of its entry.
+    Tick,
 }
 
 /// What is told of something that leaves no other command.
@@ -287,14 +303,32 @@ impl Command {
             | Command::SetDrain { .. }
             | Command::RevokeToken { .. } => 24,
             Command::Note(note) => 16 + note.object.len(),
-            Command::Approve(approval) => 64 + weight_of_version(&approval.of) + approval.by.len(),
+            Command::Approve(approval) => 64 + weight_of_version(&approval.of) + weight_of_person(&approval.by),
             Command::Disapprove(of) => 16 + weight_of_version(of),
+            Command::Consent(consent) => weight_of_consent(consent),
+            Command::Dissent { tenant, .. } => 48 + tenant.as_str().len(),
+            Command::Purged { copies, .. } => 24 + 26 * copies.len(),
+            Command::Tick => 8,
         }
     }
 }
 
+fn weight_of_person(of: &Person) -> usize {
+    8 + of.subject.len() + of.issuer.as_ref().map_or(0, |issuer| issuer.len())
+}
+
 fn weight_of_version(of: &Version) -> usize {
     of.tenant.as_str().len() + of.model.as_str().len() + of.version.as_str().len()
+}
+
+fn weight_of_consent(consent: &Consent) -> usize {
+    let scope = &consent.scope;
+    let names = [scope.model.as_ref().map(|m| m.as_str()), scope.version.as_ref().map(|v| v.as_str())];
+    80 + scope.tenant.as_str().len()
+        + scope.classes.iter().map(|class| 2 + class.as_str().len()).sum::<usize>()
+        + names.iter().flatten().map(|name| name.len()).sum::<usize>()
+        + consent.key_id.len()
+        + consent.by.as_ref().map_or(0, weight_of_person)
 }
 
 fn weight_of_labels(labels: &std::collections::BTreeMap<Label, Label>) -> usize {
@@ -326,6 +360,8 @@ fn weight_of_job(spec: &JobSpec) -> usize {
         + weight_of_place([&c.region, &c.zone, &c.rack])
         + c.node.as_ref().map_or(0, |node| node.as_str().len())
         + spec.approved_by.as_ref().map_or(0, |who| who.len())
+        + spec.data_classes.iter().map(|class| 2 + class.as_str().len()).sum::<usize>()
+        + spec.asked_by.as_ref().map_or(0, weight_of_person)
         + spec.evidence.as_ref().map_or(0, |evidence| 36 + evidence.key_id.len())
 }
 

@@ -2,6 +2,7 @@
 //! and the time → intents. What it observes dies with the term. Who is alive is judged
 //! in `liveness`; a leader that was itself late judges nobody.
 
+use crate::consent;
 use crate::id::NodeNo;
 use crate::job::JobState;
 use crate::liveness::{self, Beats};
@@ -75,6 +76,9 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
         out.push(Intent::NodeStates(changes));
     }
     out.extend(overdue(state, now.wall_ms));
+    if consent::next_due_ms(state).is_some_and(|at| at <= now.wall_ms) {
+        out.push(Intent::Tick);
+    }
     // Before the queue: what runs goes before what waits.
     if moves_are_due(state, seen, now) {
         seen.moved_room = Some(state.room());

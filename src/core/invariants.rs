@@ -3,6 +3,7 @@
 //! tests, the simulation, start-up and `nf doctor`.
 
 use crate::capacity::CapacityIndex;
+use crate::consent;
 use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
@@ -96,6 +97,16 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
         for (i, replica) in job.replicas.iter().enumerate() {
             if replica.allocations().any(|alloc| alloc.shares.len() != count) {
                 bad(format!("{} replica {i} does not hold what it asks for", job.no));
+            }
+            let remembered = |node: NodeNo| match job.spec.manifest {
+                Some(manifest) if job.spec.data_classes.iter().any(consent::is_personal) => {
+                    let key = consent::copy_key(&job.spec.tenant, &manifest);
+                    state.copies.contains_key(&(node, key))
+                }
+                _ => true,
+            };
+            if replica.allocations().any(|alloc| !remembered(alloc.node)) {
+                bad(format!("{} replica {i} has data about people where nobody would remove it", job.no));
             }
             if let Some(text) = moves(job, replica) {
                 bad(format!("{} replica {i} {text}", job.no));

@@ -2,6 +2,7 @@
 //! their phases. The job's own state is derived from its replicas, so the two
 //! can't disagree. It does not know nodes or quotas.
 
+use crate::audit::Person;
 use crate::claim::{Claim, GaveWay};
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId,
@@ -102,6 +103,10 @@ pub struct JobSpec {
     pub scaling: Option<Scaling>,
     /// Whose signature the admitting member verified; it names `manifest` and nothing else.
     pub evidence: Option<Evidence>,
+    /// Who asked for it, where an approval let it in: that person's own word lets nothing in, later either.
+    pub asked_by: Option<Person>,
+    /// What kinds of data the version holds, as its manifest says; some need a consent.
+    pub data_classes: Vec<Label>,
 }
 
 /// A signature that was verified, by digest, so that what was trusted can be found again.
@@ -128,6 +133,8 @@ impl JobSpec {
             manifest: None,
             approved_by: None,
             evidence: None,
+            asked_by: None,
+            data_classes: Vec::new(),
             scaling: None,
         }
     }

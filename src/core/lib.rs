@@ -13,6 +13,7 @@ pub mod capacity;
 pub mod claim;
 pub mod codec;
 pub mod command;
+pub mod consent;
 pub mod control;
 pub mod defrag;
 pub mod etag;
@@ -45,6 +46,7 @@ pub mod tenant;
 #[doc(hidden)]
 pub mod testing;
 mod trail;
+pub mod trust;
 pub mod vacancy;
 pub mod view;
 pub mod whatif;

@@ -13,6 +13,7 @@ use crate::placement::{self, Limits, Pick, explain, place_one};
 use crate::quota;
 use crate::reason::{Blocker, Reason};
 use crate::state::State;
+use crate::trust;
 
 /// Replicas of one node that an outlook explains; the others are counted.
 pub const EXPLAINED: usize = 32;
@@ -176,7 +177,11 @@ fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16, cause
 fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
     let stops =
         |(_, _, r): (_, _, &Replica)| matches!(r.copy_on(node), Some((_, _, Copy::Own(Phase::Stopping { .. }))));
-    if job.spec.movable() == Movable::Never || state.has_waiters() || state.replicas_on(node).any(stops) {
+    if job.spec.movable() == Movable::Never
+        || trust::withheld(state, job).is_some()
+        || state.has_waiters()
+        || state.replicas_on(node).any(stops)
+    {
         return None;
     }
     place_one(state, &job.spec, &Limits::default()).filter(|pick| pick.alloc.node == node)
@@ -184,8 +189,8 @@ fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
 
 /// A place for a second copy, on none of the nodes `held`, inside the tenant's quota.
 pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16) -> Option<Pick> {
-    let movable = job.spec.movable() != Movable::Never;
-    if !movable || !quota::allows(state, Some(job.tenant), &job.spec.resources, 1) {
+    let may = job.spec.movable() != Movable::Never && trust::withheld(state, job).is_none();
+    if !may || !quota::allows(state, Some(job.tenant), &job.spec.resources, 1) {
         return None;
     }
     let others = job.replicas.iter().enumerate().filter(|(i, _)| *i != usize::from(no));
@@ -265,5 +270,7 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
                       stops it for good";
         return vec![Blocker { reason: Reason::BadConstraints, detail: detail.into(), nodes: 0, permanent: true }];
     }
-    explain::blockers_of(state, Some(job.tenant), &job.spec, 1)
+    let mut out = explain::blockers_of(state, Some(job.tenant), &job.spec, 1);
+    explain::put_withheld(state, job, &mut out);
+    out
 }

@@ -7,6 +7,7 @@ use crate::autoscaler;
 use crate::bounds;
 use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
+use crate::consent::{self, Consent};
 use crate::defrag;
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
@@ -147,6 +148,21 @@ pub enum Intent {
     Disapprove(Version),
     /// The few moves that win most idle GPU for those who ask.
     Defragment,
+    /// A tenant's signed statement, verified; who and when are filled in by the plan.
+    Consent(Box<Consent>),
+    /// It counts no more.
+    Dissent {
+        tenant: TenantId,
+        statement: [u8; 32],
+    },
+    /// A node has removed copies of personal data: each as its slice named it.
+    Purged {
+        node: NodeName,
+        incarnation: Incarnation,
+        copies: Vec<(Digest16, u64)>,
+    },
+    /// Nothing but the time: what ends by itself ends when an entry says how late it is.
+    Tick,
 }
 
 impl Intent {
@@ -290,6 +306,18 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         }
         Intent::Defragment => defragment(state),
         Intent::Disapprove(of) => Planned::one(Command::Disapprove(Box::new(of.clone()))),
+        Intent::Consent(said) => {
+            let consent = consent::grant(state, said, intent.actor().map(Actor::person))?;
+            Planned::one(Command::Consent(Box::new(consent)))
+        }
+        Intent::Dissent { tenant, statement } => {
+            Planned::one(Command::Dissent { tenant: tenant.clone(), statement: *statement })
+        }
+        Intent::Purged { node, incarnation, copies } => {
+            let node = named(state, node)?;
+            Planned::one(Command::Purged { node, incarnation: *incarnation, copies: copies.clone() })
+        }
+        Intent::Tick => Planned::one(Command::Tick),
         // Bounds allow one of these around what is wanted, and no more.
         Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
     }
@@ -465,10 +493,13 @@ fn schedule(
     if state.request(&submission.request).is_some() {
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
+    consent::judge(state, &submission.spec)?;
     let approved = approval::judge_for(state, &submission.spec, actor)?;
     let mut submission = submission.clone();
     if approved.is_some() {
-        Arc::make_mut(&mut submission.spec).approved_by = approved;
+        let spec = Arc::make_mut(&mut submission.spec);
+        spec.approved_by = approved;
+        spec.asked_by = actor.map(Actor::person);
     }
     let draft = draft(state, &submission.spec);
     if let Some(expected) = check

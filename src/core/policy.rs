@@ -5,6 +5,7 @@
 
 use crate::audit::{Check, Verdict};
 use crate::command::Mode;
+use crate::consent::is_personal;
 use crate::job::JobSpec;
 use crate::reason::Reason;
 
@@ -17,7 +18,10 @@ pub struct Policy {
 
 /// P1 to P7, in order.
 pub const POLICIES: [Policy; 7] = [
-    Policy { name: "P1", rule: "no raw personal data in model caches unless the tenant's signed consent is on record" },
+    Policy {
+        name: "P1",
+        rule: "no raw personal data in model caches unless the tenant's signed consent is on record; consent revoked purges",
+    },
     Policy { name: "P2", rule: "a deploy or upgrade needs a cosign or Vault signature" },
     Policy { name: "P3", rule: "promotion to production needs approval by another person than the publisher" },
     Policy { name: "P4", rule: "/health and /metrics on every member and every worker" },
@@ -30,10 +34,16 @@ fn said(verdict: Verdict) -> Check {
     Check { verdict, code: None }
 }
 
-/// The matrix of an admission.
-pub fn admission(spec: &JobSpec, mode: Mode) -> [Check; 7] {
+/// The matrix of an admission; `no_consent`: why the consent that the data needs does not count.
+pub fn admission(spec: &JobSpec, mode: Mode, no_consent: Option<Reason>) -> [Check; 7] {
     let simulation = mode == Mode::Simulation;
     let mut matrix = [Check::default(); 7];
+    // Not asked of a version whose manifest names no data about people.
+    matrix[0] = match no_consent {
+        Some(code) => Check { verdict: Verdict::Block, code: Some(code) },
+        None if spec.data_classes.iter().any(is_personal) => said(Verdict::Pass),
+        None => said(Verdict::Na),
+    };
     // A property of the build: the routes are there for every admission.
     matrix[3] = said(Verdict::Pass);
     // Verified by the member that took the call, and once more by the node before the start.

@@ -74,6 +74,8 @@ reasons! {
     ImageMissing,
     /// The engine could not bring the image from its registry.
     ImagePullFailed,
+    // Consents (P1): none, or none any more.
+    ConsentRequired, ConsentRevoked,
 }
 
 impl fmt::Display for Reason {

@@ -2,13 +2,17 @@
 //! slice of the state) and what is actually there. Runs for ever; any step may be
 //! lost and is found again the next time. It does not act.
 
-use crate::id::{Generation, JobNo, NodeNo, RequestId};
+use crate::consent;
+use crate::id::{Digest16, Generation, JobNo, NodeNo, RequestId, TenantId};
 use crate::job::{Copy, JobSpec, Movable, Phase, Share, Stage};
 use crate::reason::Reason;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Copies that one slice asks to be removed; the next ones follow when these are gone.
+pub const MAX_PURGES: usize = 256;
 
 /// One replica of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +43,31 @@ pub struct Want {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Desired {
     pub replicas: BTreeMap<ReplicaId, Want>,
+    /// Copies of personal data that have to go from this node.
+    pub purge: Vec<Purge>,
+}
+
+/// A copy that has to go: every file that was fetched for it, and for nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purge {
+    /// What the report of it says.
+    pub copy: Digest16,
+    pub placed: u64,
+    pub tenant: TenantId,
+    /// SHA-256 of the version's manifest.
+    pub manifest: [u8; 32],
+}
+
+impl Desired {
+    /// Copies that may go now: no replica is left here that has them open, or might.
+    pub fn purgeable<'a>(&'a self, actual: &'a Actual) -> impl Iterator<Item = &'a Purge> {
+        let settled = actual.replicas.keys().all(|id| self.replicas.contains_key(id));
+        let used = |purge: &Purge| {
+            let of = |want: &Want| want.spec.tenant == purge.tenant && want.spec.manifest == Some(purge.manifest);
+            self.replicas.values().any(of)
+        };
+        self.purge.iter().filter(move |purge| settled && !used(purge))
+    }
 }
 
 /// What the agent knows of a replica that it has.
@@ -120,6 +149,16 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
         };
         out.replicas.insert(ReplicaId { job: job.no, replica: no }, want);
     }
+    let gone = state.copies_on(node).filter(|(_, copy)| !consent::may_keep(state, copy));
+    out.purge = gone
+        .map(|(key, copy)| Purge {
+            copy: key,
+            placed: copy.placed,
+            tenant: copy.tenant.clone(),
+            manifest: copy.manifest,
+        })
+        .take(MAX_PURGES)
+        .collect();
     out
 }
 

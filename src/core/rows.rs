@@ -6,6 +6,7 @@ use crate::approval::Approval;
 use crate::audit::{Chain, Entry};
 use crate::codec::{self, body, exact};
 use crate::command::Member;
+use crate::consent::{self, Consent};
 use crate::event::Event;
 use crate::id::{Digest16, RequestId};
 use crate::job::{Job, Phase, Replica};
@@ -39,6 +40,10 @@ pub enum Table {
     AuditEntry = 12,
     /// Versions that may run in production.
     Approval = 13,
+    /// What tenants let be kept of people's data.
+    Consent = 14,
+    /// Nodes that may have copies of it.
+    Copy = 15,
 }
 
 impl Table {
@@ -56,6 +61,8 @@ impl Table {
         Table::Audit,
         Table::AuditEntry,
         Table::Approval,
+        Table::Consent,
+        Table::Copy,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -68,6 +75,8 @@ impl Table {
         Table::Revoked,
         Table::Audit,
         Table::Approval,
+        Table::Consent,
+        Table::Copy,
     ];
 }
 
@@ -157,6 +166,8 @@ impl RowKey {
             RowKey::Revoked(_) => Table::Revoked,
             RowKey::Audit => Table::Audit,
             RowKey::Approval(_) => Table::Approval,
+            RowKey::Consent(_) => Table::Consent,
+            RowKey::Copy(..) => Table::Copy,
         }
     }
 
@@ -165,7 +176,10 @@ impl RowKey {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
+            RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) | RowKey::Consent(key) => {
+                key.0.to_vec()
+            }
+            RowKey::Copy(node, key) => [&node.0.to_be_bytes()[..], &key.0].concat(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
             RowKey::Audit => vec![0],
         }
@@ -183,6 +197,8 @@ impl Before {
             Before::Revoked(row) => row.as_ref().map(value),
             Before::Audit(row) => row.as_deref().map(value),
             Before::Approval(row) => row.as_deref().map(value),
+            Before::Consent(row) => row.as_deref().map(value),
+            Before::Copy(row) => row.as_deref().map(value),
         }
     }
 }
@@ -232,6 +248,8 @@ impl State {
             RowKey::Revoked(key) => self.revoked.get(&key).map(value),
             RowKey::Audit => (self.audit.seq() > 0).then(|| value(&*self.audit)),
             RowKey::Approval(key) => self.approvals.get(&key).map(|row| value(&**row)),
+            RowKey::Consent(key) => self.consents.get(&key).map(|row| value(&**row)),
+            RowKey::Copy(node, key) => self.copies.get(&(node, key)).map(|row| value(&**row)),
         }
     }
 
@@ -243,6 +261,8 @@ impl State {
         let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
         let keys = keys.chain(self.revoked.keys().map(|key| RowKey::Revoked(*key)));
         let keys = keys.chain(self.approvals.keys().map(|key| RowKey::Approval(*key)));
+        let keys = keys.chain(self.consents.keys().map(|key| RowKey::Consent(*key)));
+        let keys = keys.chain(self.copies.keys().map(|(node, key)| RowKey::Copy(*node, *key)));
         let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
@@ -301,6 +321,21 @@ impl State {
                         return Err(Error::Key { table, length: key.len() });
                     }
                     state.put_approval(approval);
+                }
+                Table::Consent => {
+                    let consent = read::<Consent>(table, &bytes)?;
+                    if key != consent.key().0 {
+                        return Err(Error::Key { table, length: key.len() });
+                    }
+                    state.put_consent(consent);
+                }
+                Table::Copy => {
+                    let copy = read::<consent::Copy>(table, &bytes)?;
+                    let named = consent::copy_key(&copy.tenant, &copy.manifest);
+                    if key != RowKey::Copy(copy.node, named).bytes() {
+                        return Err(Error::Key { table, length: key.len() });
+                    }
+                    state.put_copy(copy);
                 }
                 Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }

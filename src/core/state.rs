@@ -7,6 +7,7 @@ use crate::approval::Approval;
 use crate::audit::{Chain, Entry, Receipt};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
+use crate::consent::{self, Consent};
 use crate::event::{Event, EventKind};
 use crate::forecast::RunTimes;
 use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
@@ -90,6 +91,8 @@ pub(crate) enum Before {
     Revoked(Option<u64>),
     Audit(Option<Arc<Chain>>),
     Approval(Option<Arc<Approval>>),
+    Consent(Option<Arc<Consent>>),
+    Copy(Option<Arc<consent::Copy>>),
 }
 
 /// Names the row of a [`Before`].
@@ -103,6 +106,8 @@ pub(crate) enum RowKey {
     Revoked(Digest16),
     Audit,
     Approval(Digest16),
+    Consent(Digest16),
+    Copy(NodeNo, Digest16),
 }
 
 /// What changed since the rows were last taken.
@@ -129,6 +134,9 @@ pub struct State {
     /// Where the audit trail ends.
     pub(crate) audit: Arc<Chain>,
     pub(crate) approvals: OrdMap<Digest16, Arc<Approval>>,
+    pub(crate) consents: OrdMap<Digest16, Arc<Consent>>,
+    /// Copies of personal data that nodes may have.
+    pub(crate) copies: OrdMap<(NodeNo, Digest16), Arc<consent::Copy>>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -155,6 +163,11 @@ pub struct State {
     /// When a revocation is.
     pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     pub(crate) approved_until: OrdSet<(u64, Digest16)>,
+    /// How many approvals a tenant has on record.
+    pub(crate) approvals_of: OrdMap<TenantId, u32>,
+    pub(crate) consents_by: OrdSet<(TenantId, Digest16)>,
+    /// When a consent ends, or is forgotten.
+    pub(crate) consents_due: OrdSet<(u64, Digest16)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
     /// Each tenant's newest spec: jobs that come one after another are often alike, and share it then.

@@ -63,7 +63,7 @@ pub fn schedule(request: &str, spec: JobSpec) -> Intent {
 
 /// The same, wanted by `subject`.
 pub fn by(subject: &str, intent: Intent) -> Intent {
-    let actor = Actor { subject: subject.into(), tenant: None, token: None, node: None };
+    let actor = Actor { subject: subject.into(), tenant: None, token: None, node: None, issuer: None };
     Intent::By { actor, intent: Box::new(intent) }
 }
 
@@ -99,7 +99,7 @@ pub fn run(state: &mut State, intent: Intent) -> Vec<Answer> {
 pub fn record(subject: &str, action: Action, object: String, at_ms: u64) -> Record {
     Record {
         at_ms,
-        actor: Actor { subject: subject.into(), tenant: None, token: None, node: None },
+        actor: Actor { subject: subject.into(), tenant: None, token: None, node: None, issuer: None },
         action,
         object: object.into(),
         checks: [Check::default(); 7],

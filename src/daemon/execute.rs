@@ -10,7 +10,7 @@ use nf_core::autoscaler::source::Told;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{Actual, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Purge, ReplicaId, Want};
 use std::io;
 use tokio::sync::watch;
 
@@ -32,6 +32,9 @@ impl Execute for Executor {
     }
     fn changes(&self) -> watch::Receiver<u64> {
         Executor::changes(self)
+    }
+    fn purge(&self, copy: &Purge) -> bool {
+        Executor::purge(self, copy)
     }
     fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
         Executor::guard_until(self, proven_ms, else_ms);

@@ -4,7 +4,7 @@ use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
 use super::trust::Trust;
-use super::{Extras, Stop, bind, follow, nodes, public, wiped, write_ready};
+use super::{Extras, Stop, bind, consents, follow, nodes, public, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
@@ -68,7 +68,12 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let sign = checkpoint::signer(me.tls.clone());
     follow::checkpoints(&me, &replica, sign.clone(), ended.clone());
     let own = metrics.clone();
-    let state = ApiState { sign: Some(sign), ..api_state(settings, &me, &replica, &hub, models, metrics, begun, auth) };
+    let consents = consents::open(settings)?;
+    let state = ApiState {
+        sign: Some(sign),
+        consents,
+        ..api_state(settings, &me, &replica, &hub, models, metrics, begun, auth)
+    };
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
     let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
@@ -222,6 +227,7 @@ fn api_state(
         metrics,
         auth,
         sign: None,
+        consents: None,
     }
 }
 
@@ -231,7 +237,8 @@ fn resolve(store: Store, trust: Option<Trust>) -> Resolve {
         let Some(manifest) = found else { return Ok(None) };
         let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant));
         let evidence = judged.transpose().map_err(Unresolved::Refused)?;
-        Ok(Some(ModelFacts { runtime: manifest.runtime(), manifest: manifest.sha256(), evidence }))
+        let (runtime, sha256) = (manifest.runtime(), manifest.sha256());
+        Ok(Some(ModelFacts { runtime, manifest: sha256, evidence, data_classes: manifest.data_classes }))
     })
 }
 

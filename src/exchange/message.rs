@@ -3,7 +3,7 @@
 
 use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
-use nf_core::id::{Incarnation, NodeName, RequestId};
+use nf_core::id::{Digest16, Incarnation, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::Desired;
@@ -101,12 +101,20 @@ pub struct Slices {
     pub index: Option<u64>,
 }
 
-/// What an agent says of its replicas.
+/// What an agent says of its replicas, and of copies that it removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeReports {
     pub node: NodeName,
     pub incarnation: Incarnation,
     pub reports: Vec<Report>,
+    /// Copies of personal data that are gone, each as the slice named it.
+    pub purged: Vec<(Digest16, u64)>,
+}
+
+impl NodeReports {
+    pub fn is_empty(&self) -> bool {
+        self.reports.is_empty() && self.purged.is_empty()
+    }
 }
 
 /// Whose log, and how much of it.

@@ -163,9 +163,12 @@ impl Hub {
     /// # Errors
     /// When not all were committed: all may be told again.
     pub async fn report(&self, reports: Vec<NodeReports>) -> Result<u64, Error> {
-        let calls = reports.into_iter().map(|NodeReports { node, incarnation, reports }| {
-            self.submit(Intent::Reports { node, incarnation, reports })
+        let intents = reports.into_iter().flat_map(|NodeReports { node, incarnation, reports, purged: copies }| {
+            let purged = Intent::Purged { node: node.clone(), incarnation, copies: copies.clone() };
+            let said = (!reports.is_empty()).then_some(Intent::Reports { node, incarnation, reports });
+            said.into_iter().chain((!copies.is_empty()).then_some(purged))
         });
+        let calls = intents.map(|intent| self.submit(intent));
         let replies: Vec<_> = stream::iter(calls).buffered(SUBMITTING).collect().await;
         let mut index = 0;
         for reply in replies {

@@ -215,7 +215,7 @@ mod tests {
                 .into_iter()
                 .zip(1..)
                 .map(|(sight, member)| (MemberId(member), Seen { epoch: 1, sights: vec![sight], advice: vec![] }));
-            Panorama { seen: seen.collect(), silent: vec![] }
+            Panorama { seen: seen.collect(), ..Panorama::default() }
         };
         assert_eq!(seen(vec![sight(95, 5), sight(100, 2)]).in_breach(), None);
         assert_eq!(seen(vec![sight(4, 15)]).in_breach(), None, "too few to say");

@@ -8,10 +8,10 @@ use super::sights::{self, Seen};
 use nf_core::autoscaler::source::Told;
 use nf_core::codec::{self, Framed};
 use nf_core::command::{DeviceFault, Report};
-use nf_core::id::{Incarnation, NodeName, RequestId};
+use nf_core::id::{Digest16, Incarnation, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
-use nf_core::reconcile::Desired;
+use nf_core::reconcile::{Desired, MAX_PURGES};
 use nf_proto::internal as pb;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ struct SeenBody(Seen);
 #[derive(Serialize, Deserialize)]
 struct ToldBody(Vec<Told>);
 #[derive(Serialize, Deserialize)]
+struct PurgedBody(Vec<(Digest16, u64)>);
+#[derive(Serialize, Deserialize)]
 struct FaultsBody(Vec<DeviceFault>);
 
 // Numbers from 32 on are the exchange's; nf-core has those below.
@@ -57,6 +59,9 @@ impl Framed for ToldBody {
 }
 impl Framed for FaultsBody {
     const KIND: u16 = 36;
+}
+impl Framed for PurgedBody {
+    const KIND: u16 = 39;
 }
 
 fn bad(field: &str, text: impl std::fmt::Display) -> Error {
@@ -276,6 +281,10 @@ pub fn put_reports(reports: &NodeReports) -> pb::NodeReports {
     pb::NodeReports {
         node: Some(pb::NodeStart { name: reports.node.to_string(), incarnation: reports.incarnation.0 }),
         reports: codec::encode(&ReportsBody(reports.reports.clone())).into(),
+        purged: match reports.purged.is_empty() {
+            true => Default::default(),
+            false => codec::encode(&PurgedBody(reports.purged.clone())).into(),
+        },
     }
 }
 
@@ -283,7 +292,12 @@ pub fn reports(message: pb::NodeReports) -> Result<NodeReports, Error> {
     let NodeStart { node, incarnation } = start(message.node)?;
     let ReportsBody(reports) = body("reports", &message.reports)?;
     at_most("reports", reports.len(), REPORTS)?;
-    Ok(NodeReports { node, incarnation, reports })
+    let purged = match message.purged.is_empty() {
+        true => Vec::new(),
+        false => body::<PurgedBody>("purged", &message.purged)?.0,
+    };
+    at_most("purged", purged.len(), MAX_PURGES)?;
+    Ok(NodeReports { node, incarnation, reports, purged })
 }
 
 // ---- faults ----
@@ -352,7 +366,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 32u16..35) {
+        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 32u16..39) {
             let mut framed = Vec::new();
             framed.extend(kind.to_be_bytes());
             framed.extend(1u16.to_be_bytes());
@@ -362,7 +376,9 @@ mod tests {
                 let bytes = bytes::Bytes::from(bytes);
                 let node = Some(pb::NodeStart { name: "n1".into(), incarnation: 1 });
                 let _ = registration(pb::NodeRegistration { node: node.clone(), spec: bytes.clone() });
-                let _ = reports(pb::NodeReports { node, reports: bytes.clone() });
+                let good = codec::encode(&ReportsBody(Vec::new())).into();
+                let _ = reports(pb::NodeReports { node: node.clone(), reports: good, purged: bytes.clone() });
+                let _ = reports(pb::NodeReports { node, reports: bytes.clone(), purged: Default::default() });
                 let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes };
                 let _ = slices(pb::SlicesReply { slices: vec![slice], index: 1 });
             }

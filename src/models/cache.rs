@@ -3,6 +3,8 @@
 //! disk, so whatever has such a name was right once; it is hashed again whenever a
 //! replica starts from it. It has no size limit yet and knows no jobs.
 
+mod personal;
+
 use super::checksum::copy;
 use super::counts::{self, Refused};
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking, store::open_regular};

@@ -5,7 +5,8 @@
 
 use super::serving::Serving;
 use super::{Checksum, Drain, Error, Image, Live, Metrics, Ready};
-use nf_core::id::{ModelId, VersionId};
+use nf_core::consent::MAX_CLASSES;
+use nf_core::id::{Label, ModelId, VersionId};
 use nf_core::job::Runtime;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,6 +159,9 @@ pub struct Manifest {
     /// Bytes that the version may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// What kinds of data the files hold; those that are about people need a consent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub data_classes: Vec<Label>,
     #[serde(skip, default = "Manifest::undigested")]
     digest: Checksum,
 }
@@ -199,7 +203,17 @@ impl Manifest {
         runtime: Launch,
     ) -> Self {
         let digest = Self::undigested();
-        Self { model_id, version, files, format, runtime, latency_ms: None, memory: None, digest }
+        Self {
+            model_id,
+            version,
+            files,
+            format,
+            runtime,
+            latency_ms: None,
+            memory: None,
+            data_classes: Vec::new(),
+            digest,
+        }
     }
 
     /// SHA-256 of the manifest's bytes: the version's identity.
@@ -230,6 +244,9 @@ impl Manifest {
         let wrong = |field: String, text: &str| Err((field, text.to_string()));
         if self.files.len() > MAX_FILES {
             return wrong("files".into(), &format!("{} of them, at most {MAX_FILES}", self.files.len()));
+        }
+        if self.data_classes.len() > MAX_CLASSES {
+            return wrong("data_classes".into(), &format!("at most {MAX_CLASSES}"));
         }
         if self.format.len() > 64 {
             return wrong("format".into(), "longer than 64 bytes");

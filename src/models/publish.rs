@@ -5,7 +5,7 @@
 use super::cache::{put, sync_dir};
 use super::checksum::copy;
 use super::{Artifact, Asked, Checksum, Error, FileName, Launch, MAX_FILES, Manifest, Store, blocking};
-use nf_core::id::{ModelId, VersionId};
+use nf_core::id::{Label, ModelId, VersionId};
 use serde::Serialize;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -24,6 +24,8 @@ pub struct Draft {
     pub latency_ms: Option<u32>,
     /// Bytes.
     pub memory: Option<u64>,
+    /// What kinds of data the files hold.
+    pub data_classes: Vec<Label>,
 }
 
 /// What was pulled, as `nf model pull -o json` prints it.
@@ -79,6 +81,7 @@ fn stage(store: &Store, dir: &Path, staging: &Path, draft: Draft, asked: &Asked)
     let mut manifest =
         Manifest::unsealed(draft.model_id.clone(), draft.version.clone(), files, draft.format, draft.runtime);
     (manifest.latency_ms, manifest.memory) = (draft.latency_ms, draft.memory);
+    manifest.data_classes = draft.data_classes;
     let (manifest, bytes) = manifest.seal(&what)?;
     let path = staging.join("manifest.json");
     let mut file = File::create_new(&path).map_err(Error::at(&path))?;

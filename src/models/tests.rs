@@ -41,7 +41,16 @@ fn draft() -> Draft {
         metrics: None,
     };
     let runtime = Launch::Process(process);
-    Draft { model_id, version, format: "onnx".into(), runtime, main: None, latency_ms: Some(50), memory: None }
+    Draft {
+        model_id,
+        version,
+        format: "onnx".into(),
+        runtime,
+        main: None,
+        latency_ms: Some(50),
+        memory: None,
+        data_classes: vec![],
+    }
 }
 
 impl World {
@@ -225,5 +234,56 @@ proptest! {
             let slots = Slots { host: "h", port: None, dir: std::path::Path::new("/d"), python: "py" };
             let _ = manifest.argv(process, &slots);
         }
+    }
+}
+
+#[tokio::test]
+async fn what_is_about_people_is_found_again_and_removed_unless_somebody_else_needs_it() {
+    let w = world();
+    let manifest = w.publish().await;
+    let tenant = |name| nf_core::id::TenantId::new(name).unwrap();
+    w.cache.purge(&tenant("t1"), manifest.sha256()).await.unwrap();
+    for of in ["t1", "t2"] {
+        w.cache.remember(&tenant(of), &manifest).await.unwrap();
+        w.cache.remember(&tenant(of), &manifest).await.unwrap();
+    }
+    w.cache.fetch(&w.store, &manifest).await.unwrap();
+    assert_eq!(w.cached(), 2);
+    w.cache.purge(&tenant("t3"), manifest.sha256()).await.unwrap();
+    w.cache.purge(&tenant("t1"), manifest.sha256()).await.unwrap();
+    assert_eq!(w.cached(), 2, "the other tenant's consent stands");
+    // Another process takes over.
+    let cache = Cache::open(&w.root.join("cache")).unwrap();
+    cache.purge(&tenant("t2"), manifest.sha256()).await.unwrap();
+    assert_eq!(w.cached(), 0);
+    assert_eq!(fs::read_dir(w.root.join("cache/personal")).unwrap().count(), 0);
+    cache.purge(&tenant("t2"), manifest.sha256()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_list_that_was_damaged_removes_nothing_and_says_so() {
+    let w = world();
+    let manifest = w.publish().await;
+    let tenant = nf_core::id::TenantId::new("t1").unwrap();
+    w.cache.remember(&tenant, &manifest).await.unwrap();
+    w.cache.fetch(&w.store, &manifest).await.unwrap();
+    let list = w.root.join("cache/personal").join(format!("t1.{}", manifest.digest()));
+    fs::write(&list, "../../secret\n").unwrap();
+    assert!(w.cache.purge(&tenant, manifest.sha256()).await.is_err());
+    assert_eq!(w.cached(), 2);
+}
+
+#[test]
+fn a_manifest_names_classes_of_data_and_not_too_many() {
+    let with = |classes: &str| {
+        let text = format!(
+            r#"{{"model_id":"m1","version":"v1","files":[],"format":"onnx","runtime":{{"kind":"simulated"}},"data_classes":{classes}}}"#
+        );
+        Manifest::parse("m1 v1", text.as_bytes()).map(|manifest| manifest.data_classes.len())
+    };
+    assert_eq!(with(r#"["personal","personal-health"]"#).unwrap(), 2);
+    let many = format!("[{}]", vec!["\"c\""; 17].join(","));
+    for bad in [r#"["a b"]"#, r#"[""]"#, "7", many.as_str()] {
+        assert!(with(bad).is_err(), "{bad}");
     }
 }

@@ -140,6 +140,23 @@ def test_an_approval_ends_and_is_taken_back(lab):
     assert "ApprovalRequired" in lab.run("ada", "v4", code=6)
 
 
+def test_a_revocation_stops_what_runs_and_a_new_approval_brings_it_back(lab):
+    lab.publish("v6")
+    lab.nf("bob", "model", "approve", "m@v6", "--tenant", "demo")
+    job = json.loads(lab.run("ada", "v6"))["request_id"]
+
+    def told(*states):
+        job_now = json.loads(lab.nf("ada", "describe", "job", job, "-o", "json"))
+        return job_now["state"] in states and job_now
+
+    nf.eventually("it runs", lambda: told("Running"), 40)
+    lab.nf("bob", "model", "revoke", "m@v6", "--tenant", "demo")
+    waits = nf.eventually("it is stopped, and waits", lambda: told("Pending"), 40)
+    assert waits["reasons"][0]["reason"] == "ApprovalRequired", waits["reasons"]
+    lab.nf("bob", "model", "approve", "m@v6", "--tenant", "demo")
+    nf.eventually("it is let in again", lambda: told("Running"), 40)
+
+
 def test_a_bad_certificate_changes_nothing_and_is_told(lab):
     files = lab.lab / "node-1/tls/member.pem"
     good = files.read_bytes()

@@ -95,6 +95,23 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
+fn the_tests_that_are_said_to_hold_a_rule_exist() {
+    let page = tree::read("docs/security-tests.md").text;
+    let code = tree::sources(&["src", "tests"], &["rs", "py"]);
+    let is_test = |name: &&str| name.len() > 9 && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    let named: BTreeSet<&str> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    let there = |name: &str| {
+        let found = ["fn ", "def "].map(|word| format!("{word}{name}("));
+        code.iter().any(|file| found.iter().any(|found| file.text.contains(found.as_str())))
+    };
+    let missing: Vec<_> = named.iter().filter(|name| !there(name)).collect();
+    assert!(named.len() > 40 && missing.is_empty(), "{} names, not there: {missing:?}", named.len());
+    for row in page.lines().filter(|row| row.starts_with("| ")) {
+        assert!(row.contains('`') || row.contains("*none") || row.contains(" test |"), "no test and no word: {row}");
+    }
+}
+
+#[test]
 fn every_test_target_is_in_a_suite() {
     let suites = tree::read("tests/budgets.toml").text;
     let manifests = ["Cargo.toml", "src/core/Cargo.toml", "proto/Cargo.toml", "chaos/Cargo.toml"].map(tree::read);

@@ -16,6 +16,7 @@ pub(super) mod vacancy;
 use super::post::Post;
 use super::record::End;
 use crate::models::{Error, Manifest};
+use nf_core::consent::is_personal;
 use nf_core::job::{JobSpec, Stage};
 use nf_core::reason::Reason;
 use std::path::PathBuf;
@@ -61,6 +62,10 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
         let judged = tokio::task::spawn_blocking(move || judge(&signed, &tenant)).await;
         let judged = judged.map_err(|e| Error::Io { what: "verifying".into(), source: std::io::Error::other(e) })?;
         judged.map_err(|refusal| Error::Refused { reason: refusal.reason, text: refusal.detail })?;
+    }
+    if spec.data_classes.iter().any(is_personal) {
+        // Before the first byte: what is not written down would never be removed.
+        cache.remember(&spec.tenant, &manifest).await?;
     }
     let into = model_dir(post);
     let mut tries = 0;

@@ -84,7 +84,7 @@ impl ApprovalBody {
             model_id: approval.of.model.to_string(),
             model_version: approval.of.version.to_string(),
             sha256: Hash(approval.manifest).to_string(),
-            approved_by: approval.by.to_string(),
+            approved_by: approval.by.subject.to_string(),
             approved_at: time(approval.at_ms),
             expires_at: time(approval.until_ms),
             active: approval.until_ms > now_ms,

@@ -70,6 +70,8 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
         runtime: Runtime::Simulated,
         manifest: None,
         evidence: None,
+        asked_by: None,
+        data_classes: Vec::new(),
         approved_by: match m.approved_by.as_str() {
             "" => None,
             text => Some(at("approved_by", approver(text))?),

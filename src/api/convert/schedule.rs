@@ -79,6 +79,8 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
         runtime,
         manifest: None,
         evidence: None,
+        asked_by: None,
+        data_classes: Vec::new(),
         approved_by,
         scaling,
     };
@@ -286,6 +288,8 @@ pub struct ModelFacts {
     pub manifest: [u8; 32],
     /// Whose signature was verified, where signatures are asked for.
     pub evidence: Option<Evidence>,
+    /// What kinds of data the version holds.
+    pub data_classes: Vec<Label>,
 }
 
 impl Schedule {
@@ -302,6 +306,7 @@ impl Schedule {
                 spec.runtime = facts.runtime;
                 spec.manifest = Some(facts.manifest);
                 spec.evidence = facts.evidence;
+                spec.data_classes = facts.data_classes;
             }
         }
         intent

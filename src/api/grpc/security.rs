@@ -2,6 +2,7 @@
 
 use super::{call, tenant};
 use crate::api::convert::approval::{self, ApprovalBody, Wanted};
+use crate::api::convert::consent::{self, ConsentBody, CopyBody};
 use crate::api::convert::proto;
 use crate::api::error::Failure;
 use crate::api::service::Service;
@@ -35,6 +36,40 @@ fn shape(body: ApprovalBody) -> v1::Approval {
         active: body.active,
         digest: body.digest,
     }
+}
+
+fn shape_consent(body: ConsentBody) -> v1::Consent {
+    v1::Consent {
+        tenant_id: body.tenant_id,
+        statement: body.statement,
+        data_classes: body.data_classes,
+        model_id: body.model_id.unwrap_or_default(),
+        model_version: body.model_version.unwrap_or_default(),
+        key_id: body.key_id,
+        granted_by: body.granted_by.unwrap_or_default(),
+        granted_at: body.granted_at,
+        expires_at: body.expires_at,
+        active: body.active,
+        ended_at: body.ended_at.unwrap_or_default(),
+    }
+}
+
+fn shape_copy(body: CopyBody) -> v1::PersonalCopy {
+    v1::PersonalCopy {
+        node: body.node,
+        tenant_id: body.tenant_id,
+        model_id: body.model_id,
+        model_version: body.model_version,
+        sha256: body.sha256,
+        data_classes: body.data_classes,
+        purging: body.purging,
+    }
+}
+
+fn page(token: &str, per_page: u32) -> Result<NumberPage, Failure> {
+    let token = Some(token).filter(|token| !token.is_empty());
+    let per_page = Some(u64::from(per_page)).filter(|n| *n > 0);
+    NumberPage::new(token, per_page).map_err(Failure::from)
 }
 
 #[tonic::async_trait]
@@ -85,13 +120,55 @@ impl SecurityService for Security {
         let mut call = call(&request)?;
         let message = request.get_ref();
         call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
-        let token = Some(message.next_token.as_str()).filter(|token| !token.is_empty());
-        let per_page = Some(u64::from(message.per_page)).filter(|n| *n > 0);
-        let page = NumberPage::new(token, per_page).map_err(Failure::from)?;
-        let list = self.0.approvals(&call, page).await?;
+        let list = self.0.approvals(&call, page(&message.next_token, message.per_page)?).await?;
         Ok(Response::new(v1::ListApprovalsResponse {
             approvals: list.items.into_iter().map(shape).collect(),
             next_token: list.next_token.unwrap_or_default(),
+            simulation: list.simulation,
+            index: list.read.index,
+        }))
+    }
+
+    async fn grant_consent(
+        &self,
+        request: Request<v1::GrantConsentRequest>,
+    ) -> Result<Response<v1::GrantConsentResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(&request)?;
+        let message = request.into_inner();
+        let tenant = proto::name("tenant_id", &message.tenant_id, TenantId::new).map_err(Failure::from)?;
+        let (body, index) = self.0.consent(&call, tenant, message.statement).await?;
+        let simulation = self.0.simulation();
+        Ok(Response::new(v1::GrantConsentResponse { consent: Some(shape_consent(body)), simulation, index }))
+    }
+
+    async fn revoke_consent(
+        &self,
+        request: Request<v1::RevokeConsentRequest>,
+    ) -> Result<Response<v1::RevokeConsentResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(&request)?;
+        let message = request.get_ref();
+        let tenant = proto::name("tenant_id", &message.tenant_id, TenantId::new).map_err(Failure::from)?;
+        let statement = consent::digest(&message.statement).map_err(Failure::from)?;
+        let (revoked, index) = self.0.dissent(&call, tenant, statement).await?;
+        Ok(Response::new(v1::RevokeConsentResponse { revoked, simulation: self.0.simulation(), index }))
+    }
+
+    async fn list_consents(
+        &self,
+        request: Request<v1::ListConsentsRequest>,
+    ) -> Result<Response<v1::ListConsentsResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.get_ref();
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
+        let list = self.0.consents(&call, page(&message.next_token, message.per_page)?).await?;
+        Ok(Response::new(v1::ListConsentsResponse {
+            consents: list.items.into_iter().map(shape_consent).collect(),
+            next_token: list.next_token.unwrap_or_default(),
+            copies: list.copies.into_iter().map(shape_copy).collect(),
+            copies_left_out: list.copies_left_out as u64,
             simulation: list.simulation,
             index: list.read.index,
         }))

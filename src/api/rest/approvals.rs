@@ -38,7 +38,7 @@ pub async fn approve(State(service): State<Service>, mut ask: Ask) -> Answer {
     Ok(json(StatusCode::CREATED, &ApprovedBody { approval, simulation: service.simulation(), index }))
 }
 
-/// Takes an approval back. What runs goes on; nothing new starts on it.
+/// Takes an approval back: what runs on it is drained and stopped, nothing new starts.
 #[utoipa::path(post, path = "/approvals/revoke", tag = "models", request_body = schema::DisapproveRequest,
     responses((status = 200, description = "It counts no more", body = DisapprovedBody)))]
 pub async fn revoke(State(service): State<Service>, mut ask: Ask) -> Answer {

@@ -5,6 +5,7 @@ mod approvals;
 pub mod ask;
 mod audit;
 mod cluster;
+mod consents;
 mod defrag;
 mod devices;
 mod docs;
@@ -100,6 +101,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::targets))
         .routes(routes!(approvals::list, approvals::approve))
         .routes(routes!(approvals::revoke))
+        .routes(routes!(consents::list, consents::grant))
+        .routes(routes!(consents::revoke))
         .routes(routes!(tokens::revoke))
         .routes(routes!(audit::read))
         .routes(routes!(audit::checkpoint))

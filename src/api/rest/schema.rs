@@ -283,6 +283,22 @@ pub struct DisapproveRequest {
     pub model_version: String,
 }
 
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsentRequest {
+    pub tenant_id: String,
+    /// The signed envelope (DSSE), as text.
+    pub statement: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DissentRequest {
+    pub tenant_id: String,
+    /// The statement's SHA-256, in 64 hexadecimal digits.
+    pub statement: String,
+}
+
 /// Limits; what is absent or null has none of its own.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -121,7 +121,10 @@ impl Service {
         let facts =
             self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
         let view = self.read(call).await?;
-        wanted.spec.manifest = facts.map(|facts| facts.manifest);
+        if let Some(facts) = facts {
+            (wanted.spec.manifest, wanted.spec.data_classes) = (Some(facts.manifest), facts.data_classes);
+        }
+        nf_core::consent::judge(&view.state, &wanted.spec)?;
         if let Some(by) = judge_for(&view.state, &wanted.spec, self.actor(call).as_ref())? {
             wanted.spec.approved_by = Some(by);
         }

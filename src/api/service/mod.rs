@@ -6,6 +6,7 @@
 pub mod approvals;
 pub mod audit;
 pub mod cluster;
+pub mod consents;
 pub mod defrag;
 pub mod deploys;
 pub mod devices;
@@ -101,6 +102,7 @@ pub struct Inner {
     pub(super) logs: Option<super::LogSource>,
     sights: Option<slo::Shared>,
     sign: Option<crate::security::checkpoint::Sign>,
+    consents: Option<super::Consenting>,
     calls: Semaphore,
     waits: Semaphore,
     streams: Arc<Semaphore>,
@@ -119,7 +121,7 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, sights, models, info, metrics, auth, sign } = state;
+        let ApiState { replica, logs, sights, models, info, metrics, auth, sign, consents } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
@@ -133,6 +135,7 @@ impl Service {
             logs,
             sights: sights.map(slo::Shared::new),
             sign,
+            consents,
             calls: Semaphore::new(MAX_CALLS),
             waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),

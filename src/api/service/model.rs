@@ -102,7 +102,12 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
             match model.as_str() {
                 "broken" => Err(Unresolved::Down("refused".to_owned())),
-                _ => Ok(Some(ModelFacts { runtime: Runtime::Process, manifest: [7; 32], evidence: None })),
+                _ => Ok(Some(ModelFacts {
+                    runtime: Runtime::Process,
+                    manifest: [7; 32],
+                    evidence: None,
+                    data_classes: Vec::new(),
+                })),
             }
         });
         let models = Models::new(Some(resolve));

@@ -55,15 +55,20 @@ fn write(path: &Path, text: &str, mode: u32, new: bool) -> anyhow::Result<()> {
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(bad)
 }
 
+/// Private keys from files of this machine.
+pub fn private_keys(paths: &[PathBuf]) -> anyhow::Result<Vec<PrivateKey>> {
+    let one = |path: &PathBuf| {
+        let name = path.display().to_string();
+        let text = String::from_utf8(small(path)?);
+        let text = text.map_err(|_| fail(Exit::Usage, format!("ConfigInvalid: {name} is not PEM")))?;
+        PrivateKey::from_pem(&name, &text).map_err(|refusal| told(&refusal))
+    };
+    paths.iter().map(one).collect()
+}
+
 impl Sign {
     pub fn run(self, global: &Global) -> anyhow::Result<()> {
-        let mut keys = Vec::new();
-        for path in &self.key {
-            let name = path.display().to_string();
-            let text = String::from_utf8(small(path)?);
-            let text = text.map_err(|_| fail(Exit::Usage, format!("ConfigInvalid: {name} is not PEM")))?;
-            keys.push(PrivateKey::from_pem(&name, &text).map_err(|refusal| told(&refusal))?);
-        }
+        let keys = private_keys(&self.key)?;
         let files = artefact(&self.artefact, Some(&self.out))?.list().map_err(|refusal| told(&refusal))?;
         let count = files.len();
         let statement = Deploy::new(self.tenant, self.model, self.model_version, self.format, self.min_version, files);

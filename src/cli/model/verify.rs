@@ -63,7 +63,7 @@ pub(super) fn small(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// A refusal with the exit of its reason.
-pub(super) fn told(refusal: &Refusal) -> anyhow::Error {
+pub fn told(refusal: &Refusal) -> anyhow::Error {
     let code = codes(refusal.reason).exit;
     let exit = [Exit::Usage, Exit::Denied, Exit::Unreachable].into_iter().find(|e| *e as u8 == code);
     let field = refusal.field.as_deref().map(|f| format!(" (field {f})")).unwrap_or_default();

@@ -10,6 +10,7 @@ use crate::job::{Job, JobSpec, Next, Phase, Restart};
 use crate::quota::tree;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
+use crate::trust;
 use std::collections::BTreeSet;
 
 /// Others give way to a job that waits already.
@@ -19,6 +20,7 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     if job.stopped || job.claim.is_some() || !claim.placements.iter().all(waits) {
         return Err(bad(format!("job {} does not wait for these places", job.request)));
     }
+    trust::withheld(state, &job).map_or(Ok(()), Err)?;
     judge(state, Some(job.tenant), &job.spec, claim)?;
     let before = job.state();
     let claiming = Job { claim: Some(Box::new(claim.clone())), ..(*job).clone() };

@@ -4,6 +4,7 @@ use super::{moving, tenant};
 use crate::approval;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
+use crate::consent;
 use crate::event::EventKind;
 use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
 use crate::job::{
@@ -13,6 +14,7 @@ use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
 use crate::state::{Request, State, request_key};
+use crate::trust;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a client-chosen id is remembered after the job's last change.
@@ -42,7 +44,8 @@ pub(super) fn submit(
         return Err(Refusal::field(Reason::IdempotencyConflict, "request_id", detail));
     }
     let spec = &submission.spec;
-    approved(state, spec)?;
+    consent::judge(state, spec)?;
+    approval::judge_new(state, spec)?;
     well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
@@ -69,6 +72,7 @@ pub(super) fn submit(
         history: Vec::new(),
     };
     occupy(&mut job, placements);
+    note_copies(state, spec, placements);
     job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
     emit(state, &job, None, None);
     let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
@@ -78,17 +82,6 @@ pub(super) fn submit(
         super::claim::evict(state, claim, &submission.request, spec.priority);
     }
     Ok(Answer::Job { no, replayed: false })
-}
-
-/// What the plan said of the approval must be so: a job in production names who let it in.
-fn approved(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
-    match approval::judge(state, spec)? {
-        Some(approval) if spec.approved_by.as_ref() != Some(&approval.by) => {
-            let detail = "the request does not name who approved the version; try it again";
-            Err(Refusal::field(Reason::ApprovalMismatch, "approved_by", detail))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Ends after which the same bytes would end the same way.
@@ -200,6 +193,11 @@ fn occupy(job: &mut Job, placements: &[Placement]) {
     }
 }
 
+/// The nodes will fetch what the job runs; where that is about people, they are remembered.
+pub(super) fn note_copies(state: &mut State, spec: &JobSpec, placements: &[Placement]) {
+    placements.iter().for_each(|placement| state.note_copy(spec, placement.alloc.node));
+}
+
 pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> Result<Answer, Refusal> {
     let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
     let mut seen = BTreeSet::new();
@@ -210,11 +208,12 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
-    approval::withheld(state, job).map_or(Ok(()), Err)?;
+    trust::withheld(state, job).map_or(Ok(()), Err)?;
     fits(state, Some(job.tenant), &job.spec, placements, &[])?;
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);
+    note_copies(state, &job.spec, placements);
     save(state, job, before, None);
     Ok(Answer::Count(placements.len() as u32))
 }

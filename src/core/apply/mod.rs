@@ -11,6 +11,7 @@ mod record;
 mod scale;
 mod tenant;
 mod token;
+mod trust;
 
 pub use job::MINTED_MS;
 
@@ -97,7 +98,11 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::RevokeToken { token } => token::revoke(state, *token),
         Command::Note(_) => Ok(Answer::Done),
         Command::Approve(approval) => crate::approval::put(state, approval),
-        Command::Disapprove(of) => Ok(Answer::Count(u32::from(state.remove_approval(of.key()).is_some()))),
+        Command::Disapprove(of) => trust::disapprove(state, of),
+        Command::Consent(consent) => crate::consent::put(state, consent),
+        Command::Dissent { tenant, statement } => trust::dissent(state, tenant, statement),
+        Command::Purged { node, incarnation, copies } => trust::purged(state, *node, *incarnation, copies),
+        Command::Tick => Ok(Answer::Done),
     }
 }
 
@@ -111,4 +116,5 @@ fn forget(state: &mut State) {
     }
     token::forget(state, FORGET);
     crate::approval::forget(state, FORGET);
+    trust::lapse(state, FORGET);
 }

@@ -2,13 +2,14 @@
 //! stop without waiting for one. Also what becomes of a replica's two copies when one
 //! of them comes up, ends or is lost. Why a replica should move is decided in `moves`.
 
-use super::job::{backoff_ms, ended_by, fits, save};
+use super::job::{backoff_ms, ended_by, fits, note_copies, save};
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo};
 use crate::job::{Job, JobSpec, Movable, Move, Next, Phase, Replica, Restart, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
+use crate::trust;
 
 pub(super) fn replace(
     state: &mut State,
@@ -28,6 +29,7 @@ pub(super) fn replace(
     if alloc.node == to.alloc.node {
         return changed("a replacement goes to another node");
     }
+    trust::withheld(state, job).map_or(Ok(()), Err)?;
     fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
     let name = |no| state.node(no).map(|node| node.name.clone());
     let (left, reached) = (name(alloc.node), name(to.alloc.node));
@@ -51,6 +53,7 @@ pub(super) fn replace(
         let (request, tenant) = (job.request.clone(), job.spec.tenant.clone());
         state.emit(EventKind::Move { request, tenant, replica: to.replica, generation, from, to: to_node, why });
     }
+    note_copies(state, &job.spec, std::slice::from_ref(to));
     save(state, job, before, Some(why));
     Ok(Answer::Count(1))
 }
@@ -101,13 +104,28 @@ pub(super) fn stop(spec: &JobSpec, replica: &mut Replica, why: Reason) {
         Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Phase::Stopping { alloc, why, then: Next::End },
         ended => ended,
     };
-    replica.moving = match replica.moving.take() {
+    replica.moving = put_away(spec, replica.moving.take(), why);
+}
+
+/// The replica stops for now, with its replacement; it waits for a place afterwards, unless it may not be
+/// started again.
+pub(super) fn halt(spec: &JobSpec, replica: &mut Replica, why: Reason) {
+    let then = if spec.movable() == Movable::Never { Next::End } else { Next::Again };
+    if let Phase::Held { alloc, .. } = &replica.phase {
+        replica.phase = Phase::Stopping { alloc: alloc.clone(), why, then };
+    }
+    replica.moving = put_away(spec, replica.moving.take(), why);
+}
+
+/// What is left of a move that is not wanted any more.
+fn put_away(spec: &JobSpec, moving: Option<Move>, why: Reason) -> Option<Move> {
+    match moving {
         Some(Move::Coming { generation, alloc, .. }) if spec.movable() == Movable::Surge => {
             Some(Move::Going { generation, alloc, why })
         }
         Some(going @ Move::Going { .. }) => Some(going),
         _ => None,
-    };
+    }
 }
 
 /// A replacement has come so far. None when that is no news.

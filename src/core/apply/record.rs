@@ -6,6 +6,7 @@
 use crate::approval::{Approval, Version};
 use crate::audit::{Action, Actor, Check, Receipt, Record, Refs};
 use crate::command::{Answer, Command, Note};
+use crate::consent::Consent;
 use crate::id::NodeNo;
 use crate::node::Node;
 use crate::policy;
@@ -50,7 +51,15 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let key_id = evidence.map(|evidence| evidence.key_id.clone());
             let approval = crate::approval::judge(state, &submission.spec).ok().flatten().map(|a| a.digest());
             let refs = Refs { manifest, signature, key_id, approval };
-            About { checks: policy::admission(&submission.spec, state.meta().mode), refs, ..about }
+            About {
+                checks: policy::admission(
+                    &submission.spec,
+                    state.meta().mode,
+                    crate::consent::judge(state, &submission.spec).err().map(|r| r.reason),
+                ),
+                refs,
+                ..about
+            }
         }
         Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
         Command::Scale { job, .. } => About::new(Action::ServiceScale, format!("job/{}", state.job(*job)?.request)),
@@ -81,6 +90,14 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let known = state.approval(&of.tenant, &of.model, &of.version);
             of_version(Action::ModelRevoke, of, known.map(|known| &**known))
         }
+        Command::Consent(consent) => {
+            let object = Consent::object(&consent.scope.tenant, &consent.statement);
+            let refs = Refs { key_id: Some(consent.key_id.clone()), ..Refs::default() };
+            About { refs, ..About::new(Action::ConsentGrant, object) }
+        }
+        Command::Dissent { tenant, statement } => About::new(Action::ConsentRevoke, Consent::object(tenant, statement)),
+        // A node's own doing, but what the law asks about: which copies went, by whose node.
+        Command::Purged { node, .. } => About::new(Action::CopyPurge, format!("node/{}", state.node(*node)?.name)),
         Command::Note(Note { action, object, refused, count }) => {
             About { note: Some((*refused, *count)), ..About::new(*action, object.to_string()) }
         }
@@ -98,9 +115,11 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         }
         Command::Faults { node, .. } => device(state, Action::DeviceQuarantine, *node)?,
         Command::Heal { node, .. } => device(state, Action::DeviceHeal, *node)?,
-        Command::Place { .. } | Command::Reports { .. } | Command::Evict { .. } | Command::SetDrain { .. } => {
-            return None;
-        }
+        Command::Place { .. }
+        | Command::Tick
+        | Command::Reports { .. }
+        | Command::Evict { .. }
+        | Command::SetDrain { .. } => return None,
     })
 }
 
@@ -144,7 +163,7 @@ pub(super) fn keep(
         (Err(refusal), None) if is_about_pace(refusal.reason) => return None,
         (Err(refusal), None) => (Some(refusal.reason), 1),
     };
-    let nobody = || Actor { subject: NOBODY.into(), tenant: None, token: None, node: None };
+    let nobody = || Actor { subject: NOBODY.into(), tenant: None, token: None, node: None, issuer: None };
     let record = Record {
         at_ms: state.meta().now_ms,
         actor: actor.cloned().unwrap_or_else(nobody),
@@ -168,7 +187,13 @@ mod tests {
     use crate::testing;
 
     fn ada() -> Actor {
-        Actor { subject: "ada".into(), tenant: crate::id::TenantId::new("t1").ok(), token: None, node: None }
+        Actor {
+            subject: "ada".into(),
+            tenant: crate::id::TenantId::new("t1").ok(),
+            token: None,
+            node: None,
+            issuer: None,
+        }
     }
 
     fn by(state: &mut State, intent: Intent, actor: Option<&Actor>) -> Option<Receipt> {

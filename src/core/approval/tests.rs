@@ -137,17 +137,44 @@ fn a_job_that_waits_when_its_approval_ends_gets_no_place_and_says_why() {
         },
     );
     run(&mut state, Intent::PlaceWaiting);
-    assert!(held(&state, "big") && !held(&state, "next"), "what runs goes on, nothing starts");
+    assert!(!held(&state, "next"), "nothing starts");
     run(&mut state, approve("ada", HOUR));
     run(&mut state, Intent::PlaceWaiting);
-    assert_eq!(waits_for(&state), Some(Reason::ApprovalMismatch), "its owner lets nothing in by approving it now");
+    assert_eq!(waits_for(&state), Some(Reason::ApprovalSelf), "its owner lets nothing in by approving it now");
     assert!(!held(&state, "next"));
     let room = state.room();
-    run(&mut state, approve("bob", HOUR));
+    run(&mut state, approve("eve", HOUR));
     assert!(state.room() > room, "waiters are worth a look");
     run(&mut state, Intent::PlaceWaiting);
-    assert!(held(&state, "next"));
+    assert!(held(&state, "next"), "another person than the first one may let it in again");
     assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
+fn one_tenant_does_not_fill_the_record_for_the_others() {
+    let mut state = production();
+    state.approvals_of.insert(of().tenant, MAX_APPROVALS);
+    let full = try_run(&mut state, approve("bob", HOUR)).unwrap_err();
+    assert_eq!(full.reason, Reason::TooManyRequests);
+    let theirs = Version { tenant: TenantId::new("t2").unwrap(), ..of() };
+    run(&mut state, by("bob", Intent::Approve { of: theirs.clone(), manifest: [7; 32], for_ms: HOUR }));
+    run(&mut state, by("bob", Intent::Approve { of: theirs.clone(), manifest: [8; 32], for_ms: HOUR }));
+    assert_eq!(state.approvals_of.get(&theirs.tenant), Some(&1), "the newest replaces the one before");
+    run(&mut state, by("bob", Intent::Disapprove(theirs.clone())));
+    assert_eq!(state.approvals_of.get(&theirs.tenant), None);
+}
+
+#[test]
+fn a_name_is_one_persons_within_one_issuer_alone() {
+    let mut state = production();
+    let from = |issuer: &str, intent: Intent| {
+        let Intent::By { actor, intent } = by("bob", intent) else { unreachable!("wrapped") };
+        Intent::By { actor: Actor { issuer: Some(issuer.into()), ..actor }, intent }
+    };
+    run(&mut state, from("https://one", Intent::Approve { of: of(), manifest: [7; 32], for_ms: HOUR }));
+    let asks = |state: &mut State, issuer| try_run(state, from(issuer, schedule("r1", signed(7)))).map(drop);
+    assert_eq!(asks(&mut state, "https://one").unwrap_err().reason, Reason::ApprovalSelf);
+    assert_eq!(asks(&mut state, "https://two"), Ok(()), "the other bob");
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn record(n: u64) -> Record {
             tenant: TenantId::new("t1").ok(),
             token: n.is_multiple_of(2).then_some(Hash([7; 32])),
             node: None,
+            issuer: n.is_multiple_of(2).then(|| "https://issuer".into()),
         },
         action: Action::JobSchedule,
         object: format!("job/{n}").into(),

@@ -26,9 +26,7 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return vec![claiming(state, claim)];
     }
     let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
-    if let Some(Refusal { reason, detail, .. }) = crate::approval::withheld(state, job) {
-        out.insert(0, Blocker { reason, detail, nodes: 0, permanent: false });
-    }
+    put_withheld(state, job, &mut out);
     let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
     let nodes: Vec<_> =
         leaving.filter_map(|r| Some(state.node(r.other_allocation()?.node)?.name.to_string())).collect();
@@ -51,6 +49,13 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
     }
     out
+}
+
+/// Puts what withholds every place from the job first.
+pub(crate) fn put_withheld(state: &State, job: &Job, blockers: &mut Vec<Blocker>) {
+    if let Some(Refusal { reason, detail, .. }) = crate::trust::withheld(state, job) {
+        blockers.insert(0, Blocker { reason, detail, nodes: 0, permanent: false });
+    }
 }
 
 /// What would let a waiting job run now, each change in words; empty when nothing is known that would.

@@ -12,6 +12,7 @@ use crate::quota;
 use crate::reason::Reason;
 use crate::resources::Resources;
 use crate::state::State;
+use crate::trust;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub const KEPT: usize = 4;
 const KEPT_FOR_GANG: usize = 64;
 /// Among how many of the first waiters those are looked for: some wait for their quota.
 const HEAD: usize = 64;
+/// Among how many, where some get no place at all.
+const LOOKED_FOR_HEAD: usize = 1024;
 /// How many waiters one pass looks at, so that a pass stays short. Most need no
 /// more than a look at their quota, so this is far more than it can place.
 pub const LOOKED_AT: usize = 16_384;
@@ -39,11 +42,15 @@ fn rank(state: &State, job: &Job) -> Rank {
     (i32::from(job.spec.priority), Reverse(quota::dominant_share(state, job.tenant)), Reverse(job.no))
 }
 
-/// Waiting jobs in order, up to `limit`. Reads the head of each tenant's queue and
-/// the next one only when that is taken.
+/// Waiting jobs in order, up to `limit`.
 pub fn waiters(state: &State, limit: usize) -> Vec<Arc<Job>> {
+    in_order(state).take(limit).collect()
+}
+
+/// Waiting jobs in order. Reads the head of each tenant's queue and the next one only when that is taken.
+fn in_order(state: &State) -> impl Iterator<Item = Arc<Job>> {
     let mut heap: BinaryHeap<(Rank, TenantNo)> = BinaryHeap::new();
-    let next = |after: (TenantNo, i32, JobNo)| {
+    let next = move |after: (TenantNo, i32, JobNo)| {
         let (tenant, ..) = after;
         let found = state.waiting.get_next(&after).copied();
         found.filter(|(t, ..)| *t == tenant).and_then(|(_, _, no)| state.job(no))
@@ -55,16 +62,13 @@ pub fn waiters(state: &State, limit: usize) -> Vec<Arc<Job>> {
         }
         tenant = state.waiting.get_next(&(TenantNo(no.0 + 1), i32::MIN, JobNo(0))).map(|(t, ..)| *t);
     }
-    let mut out = Vec::new();
-    while out.len() < limit
-        && let Some(((priority, _, Reverse(no)), tenant)) = heap.pop()
-    {
-        out.extend(state.job(no).cloned());
+    std::iter::from_fn(move || {
+        let ((priority, _, Reverse(no)), tenant) = heap.pop()?;
         if let Some(job) = next((tenant, -priority, JobNo(no.0 + 1))) {
             heap.push((rank(state, job), tenant));
         }
-    }
-    out
+        state.job(no).cloned()
+    })
 }
 
 /// Whether the job waits for room, and not for its quota or the end of a back-off.
@@ -81,8 +85,9 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
     if !state.has_waiters() {
         return Vec::new();
     }
-    let first = waiters(state, HEAD);
-    let ahead = first.iter().filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
+    // One that gets no place keeps none from others, however far ahead it is.
+    let first = in_order(state).take(LOOKED_FOR_HEAD).filter(|job| trust::withheld(state, job).is_none());
+    let ahead = first.take(HEAD).filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
     let mut kept = claim::nodes(state);
     for job in ahead.take(KEPT) {
         kept.extend(targets(state, &job.spec, job.placeable(state.meta().now_ms).count(), &kept));
@@ -146,7 +151,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             break;
         }
         // It may be let in again, and takes no room meanwhile.
-        if crate::approval::withheld(state, job).is_some() {
+        if trust::withheld(state, job).is_some() {
             continue;
         }
         let wanted = job.placeable(state.meta().now_ms).count();

@@ -232,6 +232,8 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         manifest: None,
         approved_by: None,
         evidence: None,
+        asked_by: None,
+        data_classes: Vec::new(),
         scaling,
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod artefact;
 mod certificate;
+pub mod consent;
 mod content;
 mod der;
 mod envelope;

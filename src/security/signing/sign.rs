@@ -137,22 +137,28 @@ impl PrivateKey {
     }
 }
 
-/// Signs a statement with all keys; with one ECDSA and one ML-DSA key the envelope is hybrid.
+/// An envelope around a payload, signed by all keys, and the ring of their public halves.
 ///
 /// # Errors
-/// When the statement is not valid, or what was signed does not verify.
-pub fn deploy(statement: &Deploy, keys: &[PrivateKey]) -> Result<String, Refusal> {
-    let payload = statement.payload()?;
-    let encoded = pae(PAYLOAD_TYPE, &payload);
+/// When a key does not sign.
+pub(super) fn envelope(payload_type: &str, payload: &[u8], keys: &[PrivateKey]) -> Result<(String, KeyRing), Refusal> {
+    let encoded = pae(payload_type, payload);
     let (mut signatures, mut ring) = (Vec::new(), KeyRing::default());
     for key in keys {
         let sig = to_base64(&key.sign(&encoded)?);
         signatures.push(json!({ "keyid": key.public.id(), "sig": sig }));
         ring.add(key.public.clone())?;
     }
-    let envelope = json!({ "payload": to_base64(&payload), "payloadType": PAYLOAD_TYPE, "signatures": signatures });
-    let mut text = envelope.to_string();
-    text.push('\n');
+    let envelope = json!({ "payload": to_base64(payload), "payloadType": payload_type, "signatures": signatures });
+    Ok((format!("{envelope}\n"), ring))
+}
+
+/// Signs a statement with all keys; with one ECDSA and one ML-DSA key the envelope is hybrid.
+///
+/// # Errors
+/// When the statement is not valid, or what was signed does not verify.
+pub fn deploy(statement: &Deploy, keys: &[PrivateKey]) -> Result<String, Refusal> {
+    let (text, ring) = envelope(PAYLOAD_TYPE, &statement.payload()?, keys)?;
     let halves = |wanted: fn(Kind) -> bool| !ring.of(wanted).is_empty();
     let hybrid = halves(Kind::post_quantum) && halves(|k| matches!(k, Kind::Ecdsa(_)));
     let demand = if hybrid { Demand::Strict } else { Demand::Classical };

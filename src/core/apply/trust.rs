@@ -1,0 +1,95 @@
+//! Commands that take trust back, and what follows for the jobs that ran by it: their replicas
+//! are drained and stopped, and wait until they are let in again.
+
+use super::job::save;
+use super::moving;
+use crate::approval::Version;
+use crate::command::{Answer, Mode};
+use crate::consent::{self, Consent};
+use crate::id::{Digest16, Incarnation, JobNo, NodeNo, TenantId};
+use crate::job::JobSpec;
+use crate::reason::{Reason, Refusal};
+use crate::state::State;
+
+/// An approval ends by somebody's word, so what ran by it stops.
+pub(super) fn disapprove(state: &mut State, of: &Version) -> Result<Answer, Refusal> {
+    let known = state.remove_approval(of.key()).is_some();
+    let mut stopped = false;
+    // Simulation asks for no approval, so none can be missed.
+    if state.meta().mode == Mode::Production {
+        let theirs = |_: &State, spec: &JobSpec| spec.model == of.model && spec.version == of.version;
+        stopped = halt_those(state, &of.tenant, theirs, Reason::ApprovalRequired);
+    }
+    Ok(Answer::Count(u32::from(known || stopped)))
+}
+
+/// A consent ends by somebody's word.
+pub(super) fn dissent(state: &mut State, tenant: &TenantId, statement: &[u8; 32]) -> Result<Answer, Refusal> {
+    let known = state.consents.get(&consent::key(tenant, statement)).filter(|known| known.ended_ms.is_none());
+    let Some(consent) = known.cloned() else { return Ok(Answer::Count(0)) };
+    end(state, &consent);
+    Ok(Answer::Count(1))
+}
+
+/// Ends at most so many consents whose time is over, and forgets those that ended long ago.
+pub(super) fn lapse(state: &mut State, most: usize) {
+    let now = state.meta().now_ms;
+    let due = state.consents_due.iter().take(most).take_while(|(at, _)| *at <= now);
+    let due: Vec<_> = due.map(|(_, key)| *key).collect();
+    for key in due {
+        let Some(consent) = state.consents.get(&key).cloned() else { continue };
+        match consent.ended_ms {
+            Some(_) => state.remove_consent(key),
+            None => end(state, &consent),
+        }
+    }
+}
+
+/// What ran by it alone stops, and nodes look which copies they may keep.
+fn end(state: &mut State, consent: &Consent) {
+    let tenant = consent.scope.tenant.clone();
+    state.put_consent(Consent { ended_ms: Some(state.meta().now_ms), ..consent.clone() });
+    let theirs = |state: &State, spec: &JobSpec| consent::judge(state, spec).is_err();
+    halt_those(state, &tenant, theirs, Reason::ConsentRevoked);
+    consent::touch(state, &tenant);
+}
+
+/// A node has removed copies.
+pub(super) fn purged(
+    state: &mut State,
+    node: NodeNo,
+    incarnation: Incarnation,
+    copies: &[(Digest16, u64)],
+) -> Result<Answer, Refusal> {
+    // An agent of an earlier start has no say any more.
+    if state.node(node).is_none_or(|n| n.incarnation != incarnation) {
+        return Ok(Answer::Count(0));
+    }
+    Ok(Answer::Count(consent::purged(state, node, copies)))
+}
+
+/// Stops the tenant's jobs of such a spec; says whether one of them held something.
+fn halt_those(state: &mut State, tenant: &TenantId, which: impl Fn(&State, &JobSpec) -> bool, why: Reason) -> bool {
+    let Some(tenant) = state.tenant_named(tenant).map(|tenant| tenant.no) else { return false };
+    let holding = state.holding.range((tenant, JobNo(0))..=(tenant, JobNo(u64::MAX))).map(|(_, no)| *no);
+    let jobs: std::collections::BTreeSet<JobNo> = holding.chain(state.claims.iter().copied()).collect();
+    let theirs = |no: &JobNo| state.job(*no).is_some_and(|job| job.tenant == tenant && which(state, &job.spec));
+    let jobs: Vec<JobNo> = jobs.into_iter().filter(theirs).collect();
+    jobs.into_iter().fold(false, |any, no| halt(state, no, why) || any)
+}
+
+/// All replicas of a job stop after their drain and wait, as far as they may be started again.
+fn halt(state: &mut State, no: JobNo, why: Reason) -> bool {
+    let Some(old) = state.job(no).cloned().filter(|job| !job.stopped) else { return false };
+    let mut job = (*old).clone();
+    let before = job.state();
+    job.claim = None;
+    job.replicas.iter_mut().for_each(|replica| moving::halt(&old.spec, replica, why));
+    if job == *old {
+        return false;
+    }
+    // Nodes that were kept for its claim are anybody's again.
+    state.room += u64::from(old.claim.is_some());
+    save(state, job, before, Some(why));
+    true
+}
