@@ -99,6 +99,7 @@ actions! {
     NodeGiveUp,
     // An operator leaves a device alone, or takes it back.
     DeviceQuarantine, DeviceHeal,
+    RolloutResume, RolloutPromote,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

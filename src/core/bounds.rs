@@ -55,6 +55,11 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             }
         }
         Intent::Schedule { submission, .. } => job(&submission.spec),
+        Intent::StartRollout { next, strategy, .. } => {
+            strategy.check()?;
+            next.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
+            next.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
+        }
         Intent::SetPlacement { chosen, .. } => placement(chosen),
         Intent::Note(Note { object, .. }) => text("object", object, MAX_TEXT),
         Intent::By { actor, intent } => {
@@ -76,6 +81,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::RevokeToken { .. }
         | Intent::Approve { .. }
         | Intent::Disapprove(_)
+        | Intent::TurnRollout { .. }
+        | Intent::Rollouts
         | Intent::Scale { .. }
         | Intent::Wake { .. }
         | Intent::PlaceWaiting

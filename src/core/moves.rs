@@ -183,7 +183,7 @@ fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
 }
 
 /// A place elsewhere for a second copy, inside the tenant's quota.
-fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
+pub(crate) fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
     let movable = job.spec.movable() != Movable::Never;
     if !movable || !quota::allows(state, Some(job.tenant), &job.spec.resources, 1) {
         return None;

@@ -67,6 +67,11 @@ reasons! {
     ApprovalRequired, ApprovalSelf, ApprovalExpired, ApprovalMismatch,
     /// A token without a `jti`, which could not be revoked, in production.
     TokenIdRequired,
+    // Rollouts.
+    /// A replica goes from one version to another.
+    Rollout,
+    /// A new version breaks what its service promises: errors, or latency.
+    PromiseBroken,
 }
 
 impl fmt::Display for Reason {

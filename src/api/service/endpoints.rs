@@ -95,7 +95,7 @@ fn of_replica(state: &State, job: &Job, no: u16, replica: &Replica, out: &mut Ve
         out.push(EndpointBody {
             tenant_id: job.spec.tenant.to_string(),
             model_id: job.spec.model.to_string(),
-            model_version: job.spec.version.to_string(),
+            model_version: job.spec_of(replica.revision_of(Generation(generation))).version.to_string(),
             request_id: job.request.to_string(),
             replica: no,
             generation,

@@ -16,6 +16,7 @@ pub mod list;
 pub mod model;
 pub mod nodes;
 pub mod policy;
+pub mod rollouts;
 pub mod services;
 pub mod slo;
 pub mod targets;

@@ -1,11 +1,11 @@
 //! Commands about jobs and their replicas.
 
-use super::{moving, tenant};
+use super::{moving, rollout, tenant};
 use crate::approval;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::event::EventKind;
-use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
+use crate::id::{Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
     Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Next, Phase, Replica, Restart, Stage,
 };
@@ -60,13 +60,15 @@ pub(super) fn submit(
         request: submission.request.clone(),
         tenant,
         spec: spec.clone(),
-        replicas: vec![Replica::waiting(); usize::from(spec.replicas)],
+        replicas: vec![Replica::waiting(Revision(1)); usize::from(spec.replicas)],
         stopped: false,
         claim: claim.cloned().map(Box::new),
         gave_way: None,
         created_ms: now,
         changed_ms: now,
         history: Vec::new(),
+        revision: Revision(1),
+        rollout: None,
     };
     occupy(&mut job, placements);
     job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
@@ -81,7 +83,7 @@ pub(super) fn submit(
 }
 
 /// What the plan said of the approval must be so: a job in production names who let it in.
-fn approved(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+pub(super) fn approved(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     match approval::judge(state, spec)? {
         Some(approval) if spec.approved_by.as_ref() != Some(&approval.by) => {
             let detail = "the request does not name who approved the version; try it again";
@@ -92,7 +94,7 @@ fn approved(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
 }
 
 /// Ends after which the same bytes would end the same way.
-fn never_again(why: Reason) -> bool {
+pub(super) fn never_again(why: Reason) -> bool {
     use Reason as R;
     matches!(
         why,
@@ -274,6 +276,13 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
         (_, ReportKind::Stage(_)) => return false,
         (_, ReportKind::Ended { ok, why }) => {
             next = match copy {
+                Copy::Own(Phase::Stopping { then: Next::Here(revision), why, .. }) => {
+                    rollout::replaced_here(state, job, replica, *revision, *why)
+                }
+                // Whatever ends a version under trial, the one before it is there.
+                Copy::Own(Phase::Held { .. }) if replica.revision != job.revision => {
+                    rollout::replaced_here(state, job, replica, job.revision, *why)
+                }
                 Copy::Own(_) => {
                     let after = after_end(replica, *ok, *why, job.spec.constraints.restart, now);
                     moving::settle(&job.spec, replica, after)
@@ -283,9 +292,11 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
             (Some((report.generation, *ok)), Some(*why))
         }
     };
+    let heard = (replica.revision_of(report.generation), rollout::news(copy, &report.kind));
     let mut job = (**job).clone();
     let before = job.state();
     job.replicas[usize::from(report.replica)] = next;
+    rollout::heard(&mut job, heard.0, heard.1, now);
     if let (Some((generation, ok)), Some(why)) = (ended, why) {
         let node = state.nodes[&node].name.clone();
         let (request, tenant) = (job.request.clone(), job.spec.tenant.clone());
@@ -310,7 +321,7 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
     let end = |phase: Phase| Replica { phase, ..replica.clone() };
     match (stopping, ok, restart) {
         (Some((Next::End, why)), ..) => end(ended_by(why)),
-        (Some((Next::Again, why)), ..) => {
+        (Some((Next::Again | Next::Here(_), why)), ..) => {
             Replica { phase: Phase::Waiting { not_before_ms: 0, last: Some(why) }, ..again(replica.restarts, 0) }
         }
         // Bytes that don't match their digest won't match them next time.

@@ -8,6 +8,7 @@ mod job;
 mod moving;
 mod node;
 mod record;
+mod rollout;
 mod scale;
 mod tenant;
 mod token;
@@ -97,6 +98,13 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::RevokeToken { token } => token::revoke(state, *token),
         Command::Note(_) => Ok(Answer::Done),
         Command::Approve(approval) => crate::approval::put(state, approval),
+        Command::StartRollout { job, next, strategy, rollback, by } => {
+            rollout::start(state, *job, next, strategy, *rollback, by.clone())
+        }
+        Command::TurnRollout { job, revision, turn } => rollout::turn(state, *job, *revision, turn),
+        Command::Renew { job, replica, from, revision, to } => {
+            rollout::renew(state, *job, *replica, *from, *revision, to.as_ref())
+        }
         Command::Disapprove(of) => Ok(Answer::Count(u32::from(state.remove_approval(of.key()).is_some()))),
     }
 }
