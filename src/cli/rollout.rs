@@ -118,8 +118,14 @@ const COLUMNS: &[Column] = &[
     wide("BEGAN", |v| at(v, "began_at")),
 ];
 
-fn show(global: &Global, rollouts: &[Value]) -> anyhow::Result<()> {
-    output::put(&output::list(global.style(), rollouts, COLUMNS, |v| at(v, "request_id"))?);
+fn table(global: &Global, rollouts: &[Value]) -> anyhow::Result<String> {
+    output::list(global.style(), rollouts, COLUMNS, |v| at(v, "request_id"))
+}
+
+/// One rollout, as REST tells it or as a row.
+fn show(global: &Global, rollout: &Value) -> anyhow::Result<()> {
+    let row = table(global, std::slice::from_ref(rollout))?;
+    output::put(&output::object(global.style(), rollout, &at(rollout, "request_id"), || row)?);
     Ok(())
 }
 
@@ -130,7 +136,7 @@ impl Rollout {
             RolloutCommand::Start(start) => return start.run(global, &client).await,
             RolloutCommand::Status(of) => {
                 let id = get::job_id(&client, &of.job).await?;
-                return show(global, &[client.get(&format!("/rollout/{}", escape(&id))).await?]);
+                return show(global, &client.get(&format!("/rollout/{}", escape(&id))).await?);
             }
             RolloutCommand::Pause(of) => (of, "pause"),
             RolloutCommand::Resume(of) => (of, "resume"),
@@ -139,7 +145,7 @@ impl Rollout {
         };
         let id = get::job_id(&client, &of.job).await?;
         let path = format!("/rollout/{}/turn/{turn}", escape(&id));
-        show(global, &[client.change(Method::POST, &path, Value::Null).await?.1])
+        show(global, &client.change(Method::POST, &path, json!({})).await?.1)
     }
 }
 
@@ -149,7 +155,7 @@ impl Start {
         let mut body = self.how.body();
         body.insert("model_version".to_owned(), self.version.into());
         let path = format!("/rollout/{}", escape(&id));
-        show(global, &[client.change(Method::POST, &path, Value::Object(body)).await?.1])
+        show(global, &client.change(Method::POST, &path, Value::Object(body)).await?.1)
     }
 }
 
@@ -167,6 +173,7 @@ impl Rollback {
             let path = format!("/rollout/{}/rollback", escape(&at(job, "request_id")));
             begun.push(client.change(Method::POST, &path, Value::Object(self.how.body())).await?.1);
         }
-        show(global, &begun)
+        output::put(&table(global, &begun)?);
+        Ok(())
     }
 }

@@ -101,10 +101,10 @@ impl Desk {
     pub fn judged(&self, verdict: Verdict, latency: Option<Duration>, trial: Option<(JobNo, Revision)>) {
         self.record(|record| record.take(verdict, latency));
         if let Some(trial) = trial {
-            let trials = &mut self.counts().trials;
-            trials.entry(trial).or_default().take(verdict);
-            if trials.len() > TRIALS {
-                trials.pop_first();
+            let mut counts = self.counts();
+            counts.trials.entry(trial).or_default().take(verdict);
+            if counts.trials.len() > TRIALS {
+                counts.trials.pop_first();
             }
         }
         if let Some(others) = &self.others {

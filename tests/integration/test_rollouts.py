@@ -213,7 +213,7 @@ def test_a_canary_gets_its_share_until_somebody_decides(group):
         seen = Counter(load.saw)
         share = seen["v2"] / sum(seen.values())
         assert 0.05 <= share <= 0.15, seen
-        assert group.nf_json("rollout", "status", job)[0]["phase"] == "canary"
+        assert group.nf_json("rollout", "status", job)["phase"] == "canary"
         conflict = group.call("POST", f"/rollout/{job}", {"model_version": "bad"})
         assert (conflict.status_code, conflict.json()["reason"]) == (409, "Conflict"), conflict.text
         assert "paused" in group.nf("rollout", "pause", job)

@@ -42,7 +42,7 @@ pub async fn start(State(service): State<Service>, Part(id): Part, mut ask: Ask)
 
 /// Begins a rollout back to the version that the job ran before; its model copy is verified again.
 #[utoipa::path(post, path = "/rollout/{request_id}/rollback", tag = "services",
-    request_body = Option<schema::RollbackRequest>,
+    request_body = schema::RollbackRequest,
     params(("request_id" = String, Path, description = "The job's id"),
            ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
     responses((status = 200, description = "The rollout, which is under way", body = RolloutAnswer)))]

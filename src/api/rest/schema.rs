@@ -85,7 +85,6 @@ pub struct ScaleRequest {
 
 /// Another version, and how it takes the place of the present one.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct RolloutRequest {
     pub model_version: String,
     #[serde(flatten)]

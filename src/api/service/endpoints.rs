@@ -8,7 +8,7 @@ use crate::api::convert::answer::Freshness;
 use crate::api::error::Failure;
 use crate::raft::{Applied, Replica as Group};
 use nf_core::command::Mode;
-use nf_core::id::{ModelId, RequestId, TenantId};
+use nf_core::id::{Generation, ModelId, RequestId, TenantId};
 use nf_core::job::{Allocation, Job, Move, Phase, Replica, Stage};
 use nf_core::node::NodeState;
 use nf_core::state::State;
