@@ -25,6 +25,7 @@ mod output;
 mod policy;
 mod precheck;
 mod report;
+mod rollout;
 mod scale;
 mod settings;
 mod signals;
@@ -117,6 +118,14 @@ enum Command {
     /// Change the number of replicas of a job that scales
     #[command(after_help = "Examples:\n  nf scale 01j8 3\n  nf scale 01j8 0")]
     Scale(scale::Scale),
+    /// Change the version of a running job: replica by replica, or with a canary first
+    #[command(after_help = "Examples:\n  nf rollout start 01j8 v2\n  nf rollout status 01j8")]
+    Rollout(rollout::Rollout),
+    /// Go back to the version before; the same as nf model rollback
+    #[command(
+        after_help = "Examples:\n  nf rollback llama-8b --tenant demo\n  nf rollback llama-8b --tenant demo -o json"
+    )]
+    Rollback(rollout::Rollback),
     /// Show what services promise, and how they keep it
     #[command(after_help = "Examples:\n  nf slo\n  nf slo demo/llama-8b -o json")]
     Slo(slo::Slo),
@@ -247,6 +256,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Explain(explain) => explain.run(&global).await,
             Command::Stop(stop) => stop.run(&global).await,
             Command::Scale(scale) => scale.run(&global).await,
+            Command::Rollout(rollout) => rollout.run(&global).await,
+            Command::Rollback(rollback) => rollback.run(&global).await,
             Command::Slo(slo) => slo.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,

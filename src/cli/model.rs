@@ -52,6 +52,11 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model revoke magika@v1 --tenant demo\n  nf model revoke magika@v1 --tenant demo -o json"
     )]
     Revoke(approve::Revoke),
+    /// Bring a model's jobs back to the version that they ran before; its copy is verified again
+    #[command(
+        after_help = "Examples:\n  nf model rollback magika --tenant demo\n  nf model rollback magika --tenant demo --window 1m -o json"
+    )]
+    Rollback(super::rollout::Rollback),
     /// Sign a deploy statement: these files are this version, for this tenant
     #[command(
         after_help = "Examples:\n  nf model sign ./magika --tenant demo --model magika --model-version v1 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out magika.sig\n  nf model sign model.onnx --tenant demo --model m --model-version v2 --min-version v2 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out m.sig"
@@ -126,6 +131,7 @@ impl Model {
             ModelCommand::Verify(verify) => verify.run(global),
             ModelCommand::Approve(approve) => approve.run(global).await,
             ModelCommand::Revoke(revoke) => revoke.run(global).await,
+            ModelCommand::Rollback(rollback) => rollback.run(global).await,
             ModelCommand::Sign(sign) => sign.run(global),
             ModelCommand::Keygen(keygen) => keygen.run(global),
         }

@@ -15,6 +15,7 @@ use futures::stream::FuturesUnordered;
 use nf_core::command::Answer;
 use nf_core::control::{self, Now, Observations, Timeouts};
 use nf_core::plan::{Intent, Reply};
+use nf_core::rollout;
 use scaling::Scaler;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -178,18 +179,20 @@ async fn scale(hub: &Hub, term: u64, options: &Options) {
     while applied.has_changed().is_ok() {
         tick.tick().await;
         let state = applied.borrow().state.clone();
-        if state.services().next().is_none() {
+        if state.services().next().is_none() && state.rollouts().next().is_none() {
             continue;
         }
         let panorama = hub.sights().await;
+        let verdicts = rollout::verdicts(&state, &panorama.trials());
         // A clock that is set must not make signals old.
         let at_ms = origin.1 + origin.0.elapsed().as_millis() as u64;
         let (intents, looks) = scaler.look(&state, panorama, at_ms);
         drop(state);
         hub.advise(Some(looks.iter().map(Look::advice).collect()));
         (options.told)(looks);
-        for intent in intents.into_iter().take(INTENTS) {
-            tracing::info!(?intent, "scaling");
+        // A version that breaks its promise goes first.
+        for intent in verdicts.into_iter().chain(intents).take(INTENTS) {
+            tracing::info!(?intent, "looking at services");
             log_failure(&submit(group, term, intent).await);
         }
     }

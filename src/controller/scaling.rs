@@ -227,7 +227,7 @@ fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64, heard: 
         ready: count(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })),
         starting: count(|p| {
             // What stops to start again elsewhere is on its way, too.
-            matches!(p, Phase::Waiting { .. } | Phase::Stopping { then: Next::Again, .. })
+            matches!(p, Phase::Waiting { .. } | Phase::Stopping { then: Next::Again | Next::Here(_), .. })
                 || matches!(p, Phase::Held { stage, .. } if *stage != Stage::Ready)
         }),
         draining: count(|p| matches!(p, Phase::Stopping { then: Next::End, .. })),
@@ -328,7 +328,7 @@ mod tests {
         let mut answered = vec![0; BUCKETS];
         answered[10] = arrived.saturating_sub(u64::from(waiting + running));
         let (recent, windows) = (vec![0; BUCKETS], Default::default());
-        Sight { tenant, model, arrived, failed: 0, waiting, running, answered, recent, windows }
+        Sight { tenant, model, arrived, failed: 0, waiting, running, answered, recent, windows, trials: vec![] }
     }
 
     fn seen(member: u64, epoch: u64, sight: Sight) -> (MemberId, Seen) {

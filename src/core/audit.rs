@@ -103,6 +103,7 @@ actions! {
     JobMove,
     // A node has removed copies of personal data.
     CopyPurge,
+    RolloutResume, RolloutPromote,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

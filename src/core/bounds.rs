@@ -58,6 +58,11 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         Intent::Schedule { submission, .. } => job(&submission.spec),
         Intent::Consent(consent) => text("key_id", &consent.key_id, MAX_TEXT),
         Intent::Purged { copies, .. } => list("purged", copies.len(), MAX_LIST),
+        Intent::StartRollout { next, strategy, .. } => {
+            strategy.check()?;
+            next.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
+            next.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
+        }
         Intent::SetPlacement { chosen, .. } => placement(chosen),
         Intent::Note(Note { object, .. }) => text("object", object, MAX_TEXT),
         Intent::By { actor, intent } => {
@@ -82,6 +87,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::Disapprove(_)
         | Intent::Dissent { .. }
         | Intent::Tick
+        | Intent::TurnRollout { .. }
+        | Intent::Rollouts
         | Intent::Scale { .. }
         | Intent::Wake { .. }
         | Intent::PlaceWaiting

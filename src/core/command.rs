@@ -7,12 +7,14 @@ use crate::claim::Claim;
 use crate::consent::Consent;
 use crate::fault::Fault;
 use crate::id::{
-    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
+    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, Revision,
+    TenantId,
 };
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
 use crate::reason::Reason;
+use crate::rollout::{Next, Strategy, Turn};
 use crate::scaling::Target;
 use crate::tenant::Quota;
 use serde::{Deserialize, Serialize};
@@ -252,6 +254,28 @@ pub enum Command {
     },
     /// Nothing but the time of its entry.
     Tick,
+    /// A job goes to another version of its model.
+    StartRollout {
+        job: JobNo,
+        next: Box<Next>,
+        strategy: Strategy,
+        rollback: bool,
+        by: Option<Arc<str>>,
+    },
+    /// Its rollout of that revision takes another course.
+    TurnRollout {
+        job: JobNo,
+        revision: Revision,
+        turn: Turn,
+    },
+    /// The copy of generation `from` is replaced by one of another revision: there, or in its own place.
+    Renew {
+        job: JobNo,
+        replica: u16,
+        from: Generation,
+        revision: Revision,
+        to: Option<Placement>,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -295,6 +319,9 @@ impl Command {
             Command::Faults { faults, .. } => 16 + faults.iter().map(|f| 8 + f.uuid.len()).sum::<usize>(),
             Command::Heal { uuid, by, .. } => 24 + uuid.len() + by.as_ref().map_or(0, |by| by.len()),
             Command::Move { to, .. } => 24 + places(std::slice::from_ref(to)),
+            Command::StartRollout { next, by, .. } => 112 + weight_of_next(next) + by.as_ref().map_or(0, |by| by.len()),
+            Command::TurnRollout { .. } => 80,
+            Command::Renew { to, .. } => 32 + places(to.as_slice()),
             Command::SetNodeState { .. }
             | Command::Stop { .. }
             | Command::RaiseLevel { .. }
@@ -315,6 +342,12 @@ impl Command {
 
 fn weight_of_person(of: &Person) -> usize {
     8 + of.subject.len() + of.issuer.as_ref().map_or(0, |issuer| issuer.len())
+}
+
+fn weight_of_next(next: &Next) -> usize {
+    next.version.as_str().len()
+        + next.approved_by.as_ref().map_or(0, |who| who.len())
+        + next.evidence.as_ref().map_or(0, |evidence| 36 + evidence.key_id.len())
 }
 
 fn weight_of_version(of: &Version) -> usize {

@@ -27,6 +27,9 @@ pub struct Observations {
     moved_room: Option<u64>,
     moved_at_ms: u64,
     moved_wall_ms: u64,
+    /// The same for rollouts.
+    rolled_room: Option<u64>,
+    rolled_at_ms: u64,
 }
 
 /// A step later than this says that the leader itself stood still.
@@ -86,6 +89,10 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
         seen.moved_wall_ms = now.wall_ms;
         out.push(Intent::Moves);
     }
+    if rollouts_are_due(state, seen, now) {
+        (seen.rolled_room, seen.rolled_at_ms) = (Some(state.room()), now_ms);
+        out.push(Intent::Rollouts);
+    }
     if queue_is_due(state, seen, now) {
         seen.tried_room = Some(state.room());
         seen.tried_at_ms = now_ms;
@@ -118,6 +125,11 @@ fn moves_are_due(state: &State, seen: &Observations, now: Now) -> bool {
     let over = moves::next_deadline_ms(state).is_some_and(|at| seen.moved_wall_ms < at && at <= now.wall_ms);
     let late = now.mono_ms.saturating_sub(seen.moved_at_ms) >= MOVES_MS;
     over || late || seen.moved_room != Some(state.room())
+}
+
+fn rollouts_are_due(state: &State, seen: &Observations, now: Now) -> bool {
+    let late = now.mono_ms.saturating_sub(seen.rolled_at_ms) >= MOVES_MS;
+    state.rollouts().next().is_some() && (late || seen.rolled_room != Some(state.room()))
 }
 
 fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {

@@ -3,11 +3,12 @@
 
 use crate::autoscaler::{Inputs, Why};
 use crate::fault::Fault;
-use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, TenantId};
+use crate::id::{Generation, JobNo, ModelId, NodeName, RequestId, Revision, TenantId, VersionId};
 use crate::job::JobState;
 use crate::node::{DrainState, NodeState};
 use crate::placement::Policy;
 use crate::reason::Reason;
+use crate::rollout::{Count2, Course};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -110,6 +111,18 @@ pub enum EventKind {
         policy: Policy,
         version: u64,
     },
+    /// A job goes from one version to another, or back.
+    Rollout {
+        request: RequestId,
+        tenant: TenantId,
+        model: ModelId,
+        revision: Revision,
+        from: VersionId,
+        to: VersionId,
+        course: Course,
+        /// What the promise was judged from, where it was broken.
+        counts: Option<Box<Count2>>,
+    },
 }
 
 /// What happened to a tenant.
@@ -128,6 +141,7 @@ impl EventKind {
             | EventKind::GaveWay { tenant, .. }
             | EventKind::Replica { tenant, .. }
             | EventKind::Tenant { tenant, .. }
+            | EventKind::Rollout { tenant, .. }
             | EventKind::Scaled { tenant, .. }
             | EventKind::Move { tenant, .. } => Some(tenant),
             _ => None,

@@ -35,6 +35,8 @@ number!(/// A voting or learning member of the Raft group. Never reused.
     MemberId(u64), "m");
 number!(/// Counts the launches of one replica; an agent refuses an older one.
     Generation(u32), "g");
+number!(/// Counts the versions that a job ran, each rollout being one more.
+    Revision(u32), "r");
 number!(/// Counts a node's starts; a message of an older incarnation is void.
     Incarnation(u64), "i");
 

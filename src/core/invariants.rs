@@ -85,6 +85,13 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
         if state.requests.get(&request_key(&job.request)).is_none_or(|r| r.job != job.no) {
             bad(format!("{} is not the job of its request {}", job.no, job.request));
         }
+        // While a rollout is open there are two revisions, otherwise one.
+        if job.open_rollout().is_none() && !job.is_all(job.revision) {
+            bad(format!("{} has no rollout, and copies of another revision", job.no));
+        }
+        if job.rollout.as_ref().is_some_and(|rollout| rollout.is_open() && rollout.revision <= job.revision) {
+            bad(format!("{} goes to a revision that it had", job.no));
+        }
         if job.is_over() {
             bad(format!("{} has ended and is not in the history", job.no));
         }
@@ -199,6 +206,7 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
         ("yielding", fresh.yielding == state.yielding),
         ("limited", fresh.limited == state.limited),
         ("services", fresh.services == state.services),
+        ("rolling", fresh.rolling == state.rolling),
         ("expiries", fresh.expiries == state.expiries),
         ("node names", fresh.node_names == state.node_names),
         ("tenant names", fresh.tenant_names == state.tenant_names),

@@ -5,11 +5,12 @@
 use crate::audit::Person;
 use crate::claim::{Claim, GaveWay};
 use crate::id::{
-    DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, TenantId, TenantNo, VersionId,
+    DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, Revision, TenantId, TenantNo, VersionId,
 };
 use crate::placement::Why;
 use crate::reason::Reason;
 use crate::resources::Resources;
+use crate::rollout::Rollout;
 use crate::scaling::Scaling;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -202,6 +203,8 @@ pub enum Phase {
 pub enum Next {
     Again,
     End,
+    /// It starts again in the same place, as that revision.
+    Here(Revision),
 }
 
 /// What else there is of a replica that moves: it has two copies for a while, on two nodes.
@@ -215,9 +218,11 @@ pub enum Move {
         why: Reason,
         /// Replacements that failed before this one.
         tries: u16,
+        /// What it runs: another one than the copy before it, in a rollout.
+        revision: Revision,
     },
     /// What was replaced. It should stop, and holds its place until its agent says that it is gone.
-    Going { generation: Generation, alloc: Allocation, why: Reason },
+    Going { generation: Generation, alloc: Allocation, why: Reason, revision: Revision },
     /// The last replacement failed; the next one is not tried before `until_ms`.
     Later { until_ms: u64, tries: u16, why: Reason },
 }
@@ -254,12 +259,15 @@ pub struct Replica {
     pub moving: Option<Move>,
     /// Why it has the place that it holds, or held last.
     pub choice: Option<Arc<Why>>,
+    /// What it runs, or will when it starts.
+    pub revision: Revision,
 }
 
 impl Replica {
-    pub fn waiting() -> Self {
+    pub fn waiting(revision: Revision) -> Self {
         let phase = Phase::Waiting { not_before_ms: 0, last: None };
-        Self { generation: Generation(0), newest: Generation(0), restarts: 0, phase, moving: None, choice: None }
+        let (generation, newest) = (Generation(0), Generation(0));
+        Self { generation, newest, restarts: 0, phase, moving: None, choice: None, revision }
     }
 
     /// The allocation of the replica itself, while one is held; [`Replica::allocations`] has those of its move, too.
@@ -292,10 +300,20 @@ impl Replica {
             Some(Move::Coming { generation, alloc, stage, .. }) if alloc.node == node => {
                 Some((*generation, alloc, Copy::Coming(*stage)))
             }
-            Some(Move::Going { generation, alloc, why }) if alloc.node == node => {
+            Some(Move::Going { generation, alloc, why, .. }) if alloc.node == node => {
                 Some((*generation, alloc, Copy::Going(*why)))
             }
             _ => None,
+        }
+    }
+
+    /// What its copy of that generation runs.
+    pub fn revision_of(&self, generation: Generation) -> Revision {
+        match &self.moving {
+            Some(
+                Move::Coming { generation: other, revision, .. } | Move::Going { generation: other, revision, .. },
+            ) if *other == generation => *revision,
+            _ => self.revision,
         }
     }
 
@@ -411,6 +429,10 @@ pub struct Job {
     pub changed_ms: u64,
     /// The last [`HISTORY`] transitions, oldest first.
     pub history: Vec<Transition>,
+    /// Of `spec`.
+    pub revision: Revision,
+    /// The change of its version that is open, or the last one.
+    pub rollout: Option<Box<Rollout>>,
 }
 
 impl Job {

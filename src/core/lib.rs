@@ -36,6 +36,7 @@ pub mod quota;
 pub mod reason;
 pub mod reconcile;
 pub mod resources;
+pub mod rollout;
 pub mod rows;
 pub mod scaling;
 #[doc(hidden)]

@@ -189,7 +189,8 @@ fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
 
 /// A place for a second copy, on none of the nodes `held`, inside the tenant's quota.
 pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16) -> Option<Pick> {
-    let may = job.spec.movable() != Movable::Never && trust::withheld(state, job).is_none();
+    let lets_in = |replica: &Replica| trust::judge(state, job.spec_of(replica.revision)).is_ok();
+    let may = job.spec.movable() != Movable::Never && job.replicas.get(usize::from(no)).is_some_and(lets_in);
     if !may || !quota::allows(state, Some(job.tenant), &job.spec.resources, 1) {
         return None;
     }

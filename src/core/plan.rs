@@ -10,18 +10,21 @@ use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, S
 use crate::consent::{self, Consent};
 use crate::defrag;
 use crate::fault::{Rule, rule};
-use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, TenantId};
+use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
 use crate::job::{Job, JobSpec, Runtime};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
+use crate::rollout::{self, Next, Strategy, Turn};
 use crate::scaling::Target;
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+mod rollouts;
 
 /// What to do with a job that can't run now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +166,23 @@ pub enum Intent {
     },
     /// Nothing but the time: what ends by itself ends when an entry says how late it is.
     Tick,
+    /// A job goes to another version of its model, or back to the one before (`rollback`).
+    StartRollout {
+        request: RequestId,
+        tenant: Option<TenantId>,
+        next: Box<Next>,
+        strategy: Strategy,
+        rollback: bool,
+    },
+    /// The open rollout of a job takes another course; `revision`: only if it is still that one.
+    TurnRollout {
+        request: RequestId,
+        tenant: Option<TenantId>,
+        revision: Option<Revision>,
+        turn: Turn,
+    },
+    /// One pass over the open rollouts.
+    Rollouts,
 }
 
 impl Intent {
@@ -305,6 +325,13 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             Planned::one(Command::Approve(Box::new(approval)))
         }
         Intent::Defragment => defragment(state),
+        Intent::StartRollout { request, tenant, next, strategy, rollback } => {
+            rollouts::start(state, request, tenant.as_ref(), next, strategy, *rollback, intent.actor())
+        }
+        Intent::TurnRollout { request, tenant, revision, turn } => {
+            rollouts::turn(state, request, tenant.as_ref(), *revision, turn)
+        }
+        Intent::Rollouts => Ok(Planned { commands: rollout::pass(state, PASS), why: Vec::new() }),
         Intent::Disapprove(of) => Planned::one(Command::Disapprove(Box::new(of.clone()))),
         Intent::Consent(said) => {
             let consent = consent::grant(state, said, intent.actor().map(Actor::person))?;
@@ -399,32 +426,36 @@ fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
             let detail = "this is a production group: a simulated node has no place in it";
             Err(Refusal::new(Reason::Forbidden, detail))
         }
-        Intent::Schedule { submission, .. } if submission.spec.manifest.is_none() => {
-            let spec = &submission.spec;
-            let detail = format!(
-                "no store knows version {} of model {}; publish it (nf model publish)",
-                spec.version, spec.model
-            );
-            Err(Refusal::field(Reason::ModelNotFound, "model_version", detail))
-        }
-        Intent::Schedule { submission, .. } if submission.spec.runtime == Runtime::Simulated => {
-            let spec = &submission.spec;
-            let detail = format!(
-                "version {} of model {} names no program, so it would only be played; publish it with --runtime or --profile",
-                spec.version, spec.model
-            );
-            Err(Refusal::field(Reason::Forbidden, "model_version", detail))
-        }
-        Intent::Schedule { submission, .. } if submission.spec.evidence.is_none() => {
-            let spec = &submission.spec;
-            let detail = format!(
-                "version {} of model {} came without a verified signature; sign it (nf model sign)",
-                spec.version, spec.model
-            );
-            Err(Refusal::field(Reason::SignatureRequired, "model_version", detail))
-        }
+        Intent::Schedule { submission, .. } => proven(&submission.spec),
         _ => Ok(()),
     }
+}
+
+/// The same rule for a version that takes another's place.
+fn nothing_unproven(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    match state.meta().mode {
+        Mode::Production => proven(spec),
+        Mode::Simulation => Ok(()),
+    }
+}
+
+/// What production asks of a version, before anybody's approval.
+fn proven(spec: &JobSpec) -> Result<(), Refusal> {
+    let named = format!("version {} of model {}", spec.version, spec.model);
+    let refuse = |reason, text: &str| Err(Refusal::field(reason, "model_version", text));
+    if spec.manifest.is_none() {
+        return refuse(Reason::ModelNotFound, &format!("no store knows {named}; publish it (nf model publish)"));
+    }
+    if spec.runtime == Runtime::Simulated {
+        let text =
+            format!("{named} names no program, so it would only be played; publish it with --runtime or --profile");
+        return refuse(Reason::Forbidden, &text);
+    }
+    if spec.evidence.is_none() {
+        let text = format!("{named} came without a verified signature; sign it (nf model sign)");
+        return refuse(Reason::SignatureRequired, &text);
+    }
+    Ok(())
 }
 
 /// The ports of a node that a member plays are chosen for it, by calls that may not

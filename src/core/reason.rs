@@ -76,6 +76,11 @@ reasons! {
     ImagePullFailed,
     // Consents (P1): none, or none any more.
     ConsentRequired, ConsentRevoked,
+    // Rollouts.
+    /// A replica goes from one version to another.
+    Rollout,
+    /// A new version breaks what its service promises: errors, or latency.
+    PromiseBroken,
 }
 
 impl fmt::Display for Reason {

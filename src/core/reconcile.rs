@@ -139,7 +139,7 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
         let want = Want {
             request: job.request.clone(),
             generation,
-            spec: job.spec.clone(),
+            spec: job.spec_of(replica.revision_of(generation)).clone(),
             shares: alloc.shares.clone(),
             uuids: alloc.shares.iter().filter_map(uuid).collect(),
             host: row.spec.host.clone(),

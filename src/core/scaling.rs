@@ -116,7 +116,10 @@ impl Job {
 
 /// Whether the replica runs, or shall.
 pub(crate) fn is_wanted(phase: &Phase) -> bool {
-    matches!(phase, Phase::Waiting { .. } | Phase::Held { .. } | Phase::Stopping { then: Next::Again, .. })
+    match phase {
+        Phase::Stopping { then, .. } => *then != Next::End,
+        phase => matches!(phase, Phase::Waiting { .. } | Phase::Held { .. }),
+    }
 }
 
 #[cfg(test)]

@@ -158,6 +158,8 @@ pub struct State {
     pub(crate) limited: OrdSet<JobNo>,
     /// Live jobs whose number of replicas follows their load.
     pub(crate) services: OrdSet<JobNo>,
+    /// Live jobs with an open rollout.
+    pub(crate) rolling: OrdSet<JobNo>,
     /// When a request is forgotten.
     pub(crate) expiries: OrdSet<(u64, Digest16)>,
     /// When a revocation is.
@@ -285,6 +287,10 @@ impl State {
     pub fn services(&self) -> impl Iterator<Item = &Arc<Job>> {
         self.services.iter().filter_map(|no| self.jobs.get(no))
     }
+    /// Jobs whose version changes now.
+    pub fn rollouts(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.rolling.iter().filter_map(|no| self.jobs.get(no))
+    }
     /// Rises whenever a waiter may have become placeable.
     pub fn room(&self) -> u64 {
         self.room
@@ -406,6 +412,9 @@ impl State {
         if job.spec.scaling.is_some() {
             self.services.insert(job.no);
         }
+        if job.open_rollout().is_some() {
+            self.rolling.insert(job.no);
+        }
         let totals = self.ledger.tenant_mut(job.tenant);
         totals.jobs += 1;
         if job.wants_place() {
@@ -422,6 +431,7 @@ impl State {
         self.claims.remove(&job.no);
         self.yielding.remove(&(job.spec.priority.into(), job.no));
         self.limited.remove(&job.no);
+        self.rolling.remove(&job.no);
         if job.spec.scaling.is_some() {
             self.services.remove(&job.no);
         }

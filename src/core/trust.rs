@@ -5,13 +5,25 @@
 
 use crate::approval;
 use crate::consent;
-use crate::job::Job;
+use crate::job::{Job, JobSpec};
 use crate::reason::Refusal;
 use crate::state::State;
 
-/// Why no replica of the job gets a place now; None when what let it in still counts.
+/// Whether what let a version in still counts.
+///
+/// # Errors
+/// What counts no more.
+pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    consent::judge_again(state, spec).and_then(|()| approval::judge_again(state, spec))
+}
+
+/// Why no replica of the job gets a place now; None when what let it in still counts. In a rollout
+/// that is asked of the versions whose replicas wait.
 pub fn withheld(state: &State, job: &Job) -> Option<Refusal> {
-    consent::judge_again(state, &job.spec).and_then(|()| approval::judge_again(state, &job.spec)).err()
+    let waits = |revision| job.replicas.iter().any(|r| r.is_waiting() && r.revision == revision);
+    let under_trial = job.open_rollout().map(|rollout| rollout.revision).filter(|revision| waits(*revision));
+    let former = (under_trial.is_none() || waits(job.revision)).then_some(job.revision);
+    former.into_iter().chain(under_trial).find_map(|revision| judge(state, job.spec_of(revision)).err())
 }
 
 #[cfg(test)]

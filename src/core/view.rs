@@ -7,6 +7,7 @@ use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share
 use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};
+use crate::rollout::{self, Outlook};
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct JobView {
     pub history: Vec<Transition>,
     /// To whom it gave way last.
     pub gave_way: Option<GaveWay>,
+    /// The change of its version, open or last.
+    pub rollout: Option<Box<Outlook>>,
     /// The smallest set of changes that lets it run, each in words; only where somebody asks
     /// about this one job, since it takes the placer many tries to find.
     pub remedy: Vec<String>,
@@ -42,6 +45,8 @@ pub struct JobView {
 pub struct ReplicaView {
     pub no: u16,
     pub generation: u32,
+    /// What it runs: another version than the job's in the middle of a rollout.
+    pub version: VersionId,
     pub restarts: u16,
     /// In the words of CONVENTIONS.md: Scheduled, Ready, Draining, …
     pub status: Arc<str>,
@@ -107,11 +112,12 @@ pub fn job(state: &State, job: &Job) -> JobView {
         state: job.state(),
         created_ms: job.created_ms,
         changed_ms: job.changed_ms,
-        replicas: job.replicas.iter().enumerate().map(|(i, r)| replica(state, i as u16, r)).collect(),
+        replicas: job.replicas.iter().enumerate().map(|(i, r)| replica(state, job, i as u16, r)).collect(),
         blockers: if waits { explain::blockers(state, job) } else { Vec::new() },
         position: waits.then(|| position(state, job)),
         history: job.history.clone(),
         gave_way: job.gave_way.as_deref().cloned(),
+        rollout: rollout::outlook(state, job).map(Box::new),
         remedy: Vec::new(),
         expected_start: None,
     }
@@ -124,7 +130,7 @@ fn position(state: &State, job: &Job) -> u32 {
     state.waiting.range(first..=own).count() as u32
 }
 
-fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
+fn replica(state: &State, job: &Job, no: u16, r: &Replica) -> ReplicaView {
     let node = r.allocation().and_then(|alloc| state.node(alloc.node));
     let silent = node.is_some_and(|node| matches!(node.state, NodeState::Unknown | NodeState::Down));
     let (status, why) = match &r.phase {
@@ -144,7 +150,7 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
             why: *why,
             place: self::place(state, alloc),
         }),
-        Some(Move::Going { generation, alloc, why }) => Some(CopyView {
+        Some(Move::Going { generation, alloc, why, .. }) => Some(CopyView {
             generation: generation.0,
             status: "Draining".into(),
             why: *why,
@@ -158,6 +164,7 @@ fn replica(state: &State, no: u16, r: &Replica) -> ReplicaView {
     ReplicaView {
         no,
         generation: r.generation.0,
+        version: job.spec_of(r.revision).version.clone(),
         restarts: r.restarts,
         status: status.into(),
         why,

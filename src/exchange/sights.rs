@@ -6,7 +6,7 @@
 use super::message::Error;
 use futures::future::BoxFuture;
 use nf_core::autoscaler::source::{Load, Told};
-use nf_core::id::{MemberId, ModelId, NodeNo, TenantId};
+use nf_core::id::{JobNo, MemberId, ModelId, NodeNo, Revision, TenantId};
 use nf_core::slo::{Count, Window, Windows};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 pub const MODELS: usize = 4096;
 /// Latencies are counted in buckets; the last one has no upper end.
 pub const BUCKETS: usize = 48;
+
+/// Versions under trial of one model that one member tells of.
+pub const TRIALS: usize = 16;
 
 /// Upper end of a bucket in milliseconds: a quarter more than that of the one before, from 1 ms
 /// to almost a minute.
@@ -48,6 +51,8 @@ pub struct Sight {
     pub recent: Vec<u64>,
     /// How the service kept its promise to those who came here.
     pub windows: Windows,
+    /// What became of the requests to each version of a job that goes from one to another, since it began.
+    pub trials: Vec<(JobNo, Revision, Count)>,
 }
 
 /// What the leader's last look at one scaling job came to.
@@ -133,6 +138,18 @@ impl Panorama {
     }
 }
 
+impl Panorama {
+    /// What became of the requests to each version under trial, at all members that answered.
+    pub fn trials(&self) -> BTreeMap<(JobNo, Revision), Count> {
+        let mut sums: BTreeMap<_, Count> = BTreeMap::new();
+        for (job, revision, count) in self.seen.iter().flat_map(|(_, seen)| &seen.sights).flat_map(|s| &s.trials) {
+            let sum = sums.entry((*job, *revision)).or_default();
+            *sum = sum.and(*count);
+        }
+        sums
+    }
+}
+
 /// Tells what this process sees.
 pub type Lookout = Arc<dyn Fn() -> Seen + Send + Sync>;
 
@@ -208,6 +225,7 @@ mod tests {
             running: 0,
             answered: vec![],
             recent: vec![],
+            trials: vec![],
             windows: [Count { good, slow: 0, failed }; 5],
         };
         let seen = |sights: Vec<Sight>| {

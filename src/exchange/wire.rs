@@ -49,10 +49,10 @@ impl Framed for DesiredBody {
 impl Framed for ReportsBody {
     const KIND: u16 = 34;
 }
-// 35 was without windows and advice. A member that doesn't know the other one's kind is silent to
+// 35 was without windows and advice, 37 without trials. A member that doesn't know the other one's kind is silent to
 // it, and while a member is silent the autoscaler takes nothing away: so an upgrade is safe.
 impl Framed for SeenBody {
-    const KIND: u16 = 37;
+    const KIND: u16 = 38;
 }
 impl Framed for ToldBody {
     const KIND: u16 = 38;
@@ -245,6 +245,8 @@ pub fn seen(reply: pb::SightsReply) -> Result<Seen, Error> {
     at_most("sights", seen.sights.len(), sights::MODELS)?;
     at_most("advice", seen.advice.len(), sights::MODELS)?;
     let counted = seen.sights.iter().flat_map(|sight| [&sight.answered, &sight.recent]);
+    let trials = seen.sights.iter().map(|sight| sight.trials.len()).max().unwrap_or(0);
+    at_most("trials", trials, sights::TRIALS)?;
     let wrong = counted.map(Vec::len).find(|length| *length != sights::BUCKETS);
     match wrong {
         Some(length) => Err(bad("answered", format!("{length} buckets, not {}", sights::BUCKETS))),

@@ -5,9 +5,9 @@
 use super::table::{Endpoint, Who};
 use super::trip::{Record, Trip};
 use crate::exchange::Sight;
-use crate::exchange::sights::{BUCKETS, bucket_of};
+use crate::exchange::sights::{BUCKETS, TRIALS, bucket_of};
 use crate::telemetry::Metrics;
-use nf_core::id::{ModelId, TenantId};
+use nf_core::id::{JobNo, ModelId, Revision, TenantId};
 use nf_core::slo::{Count, Verdict, Window};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -32,14 +32,34 @@ struct Counts {
     shunned: BTreeMap<Who, Instant>,
     woken: Option<Instant>,
     record: Record,
+    /// What became of the requests to each version, while a job goes from one to another.
+    trials: BTreeMap<(JobNo, Revision), Count>,
+    /// Thousandths of a request that a canary has yet to get.
+    owed_milli: u32,
 }
+
+/// A canary that got nothing for a while doesn't get it all at once: two requests at most.
+const MOST_OWED: u32 = 2_000;
 
 impl Default for Counts {
     fn default() -> Self {
         let (busy, shunned) = (BTreeMap::new(), BTreeMap::new());
         let answered = vec![0; BUCKETS];
         let record = Record::default();
-        Self { arrived: 0, failed: 0, waiting: 0, running: 0, answered, busy, shunned, woken: None, record }
+        let (trials, owed_milli, woken) = (BTreeMap::new(), 0, None);
+        Self {
+            arrived: 0,
+            failed: 0,
+            waiting: 0,
+            running: 0,
+            answered,
+            busy,
+            shunned,
+            woken,
+            record,
+            trials,
+            owed_milli,
+        }
     }
 }
 
@@ -89,9 +109,16 @@ impl Desk {
         Waiting { trip: Arc::new(Trip::new(self.clone(), promised)) }
     }
 
-    /// A request ended now. `latency` is None where no answer came.
-    pub fn judged(&self, verdict: Verdict, latency: Option<Duration>) {
+    /// A request ended now. `latency` is None where no answer came; `trial` is the version that had it.
+    pub fn judged(&self, verdict: Verdict, latency: Option<Duration>, trial: Option<(JobNo, Revision)>) {
         self.record(|record| record.take(verdict, latency));
+        if let Some(trial) = trial {
+            let mut counts = self.counts();
+            counts.trials.entry(trial).or_default().take(verdict);
+            if counts.trials.len() > TRIALS {
+                counts.trials.pop_first();
+            }
+        }
         if let Some(others) = &self.others {
             others.take(verdict);
         }
@@ -127,19 +154,24 @@ impl Desk {
     }
 
     /// The one of `endpoints` that has room and least to do, and its place there.
-    fn place(&self, endpoints: &[Endpoint], hint: u64) -> Option<(Who, Arc<str>)> {
+    fn place<'a>(&self, endpoints: &'a [Endpoint], hint: u64) -> Option<&'a Endpoint> {
         let now = Instant::now();
         let mut counts = self.counts();
         counts.shunned.retain(|_, until| *until > now);
         let load = |e: &Endpoint| counts.busy.get(&e.who).copied().unwrap_or(0);
         let free = |e: &&Endpoint| load(e) < e.slots && !counts.shunned.contains_key(&e.who);
-        let least = endpoints.iter().filter(free).map(load).min()?;
+        let turn = side(endpoints.iter().filter(free), counts.owed_milli);
+        let side = |e: &&Endpoint| free(e) && turn.is_none_or(|canary| e.share_milli.is_some() == canary);
+        let least = endpoints.iter().filter(side).map(load).min()?;
         // One more than the least is no great wait, and a warm cache is worth it.
-        let near = endpoints.iter().filter(free).filter(|e| load(e) <= least.saturating_add(1));
+        let near = endpoints.iter().filter(side).filter(|e| load(e) <= least.saturating_add(1));
         let chosen = near.max_by_key(|e| weight(hint, e.who))?;
         *counts.busy.entry(chosen.who).or_default() += 1;
         counts.running += 1;
-        Some((chosen.who, chosen.address.clone()))
+        let share = endpoints.iter().find_map(|e| e.share_milli).unwrap_or(0);
+        let given = if chosen.share_milli.is_some() { 1_000 } else { 0 };
+        counts.owed_milli = (counts.owed_milli + share).saturating_sub(given).min(MOST_OWED);
+        Some(chosen)
     }
 
     /// When the next replica that could not be reached gets another chance.
@@ -159,8 +191,17 @@ impl Desk {
             answered: counts.answered.clone(),
             recent: counts.record.recent(),
             windows: counts.record.windows(),
+            trials: counts.trials.iter().map(|((job, revision), count)| (*job, *revision, *count)).collect(),
         }
     }
+}
+
+/// Whose turn it is where a canary gets a share of its own: true the canary's. None: whoever has room,
+/// since there is no canary, or the one whose turn it is has none.
+fn side<'a>(free: impl Iterator<Item = &'a Endpoint> + Clone, owed_milli: u32) -> Option<bool> {
+    let share = free.clone().find_map(|e| e.share_milli)?;
+    let turn = owed_milli.saturating_add(share) >= 1_000;
+    free.clone().any(|e| e.share_milli.is_some() == turn).then_some(turn)
 }
 
 /// Rendezvous hashing (Thaler and Ravishankar, 1998): who joins or leaves moves only its own share.
@@ -182,8 +223,10 @@ impl Waiting {
 
     /// A place with one of `endpoints`, if one has room.
     pub fn take(&self, endpoints: &[Endpoint], hint: u64, metrics: &Metrics) -> Option<Seat> {
-        let (who, address) = self.desk().place(endpoints, hint)?;
+        let Endpoint { who, address, trial, .. } = self.desk().place(endpoints, hint)?;
         metrics.gateway_running.inc();
+        self.trip.goes_to(trial.map(|revision| (who.job, revision)));
+        let (who, address) = (*who, address.clone());
         Some(Seat { trip: self.trip.clone(), who, address, since: Instant::now(), metrics: metrics.clone() })
     }
 

@@ -3,9 +3,10 @@
 //! for a fiftieth of the time. It knows no requests.
 
 use crate::raft::Applied;
-use nf_core::id::{Generation, JobNo, ModelId, RequestId, TenantId};
+use nf_core::id::{Generation, JobNo, ModelId, RequestId, Revision, TenantId};
 use nf_core::job::{Phase, Stage};
 use nf_core::node::NodeState;
+use nf_core::rollout::share_milli;
 use nf_core::state::State;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,6 +36,10 @@ pub struct Endpoint {
     pub address: Arc<str>,
     /// Requests that it serves at once; the gateway gives it no more.
     pub slots: u32,
+    /// What it runs, while its job goes from one version to another: then both are counted apart.
+    pub trial: Option<Revision>,
+    /// It is of a canary, to which this part of the requests goes, in thousandths.
+    pub share_milli: Option<u32>,
 }
 
 /// A tenant's model.
@@ -68,6 +73,7 @@ impl Table {
             let Some(entry) = tenants.get_mut(&spec.tenant) else { continue };
             entry.latency_ms = entry.latency_ms.into_iter().chain(spec.constraints.latency_ms).min();
             let slots = spec.scaling.map_or(u32::MAX, |scaling| scaling.concurrency.into());
+            let (open, share) = (job.open_rollout(), share_milli(job));
             for (no, replica) in job.replicas.iter().enumerate() {
                 let Phase::Held { alloc, stage: Stage::Ready } = &replica.phase else { continue };
                 let Some((node, port)) = state.node(alloc.node).zip(alloc.port) else { continue };
@@ -76,7 +82,10 @@ impl Table {
                     continue;
                 }
                 let who = Who { job: job.no, replica: no as u16, generation: replica.generation };
-                entry.endpoints.push(Endpoint { who, address: format!("{}:{port}", node.spec.host).into(), slots });
+                let address = format!("{}:{port}", node.spec.host).into();
+                let trial = open.map(|_| replica.revision);
+                let share_milli = share.filter(|_| replica.revision != job.revision);
+                entry.endpoints.push(Endpoint { who, address, slots, trial, share_milli });
             }
             if spec.scaling.is_some() && job.desired() == 0 {
                 entry.asleep = Some(job.request.clone());

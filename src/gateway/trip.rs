@@ -4,6 +4,7 @@
 
 use super::desk::Desk;
 use crate::exchange::sights::{BUCKETS, bucket_of};
+use nf_core::id::{JobNo, Revision};
 use nf_core::slo::{Count, History, Verdict, Windows};
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -72,6 +73,8 @@ fn now_seconds() -> u64 {
 struct Course {
     latency: Option<Duration>,
     failed: bool,
+    /// The version that has it, where its job goes from one to another.
+    trial: Option<(JobNo, Revision)>,
 }
 
 /// See the module. It is judged when its last owner lets go of it.
@@ -86,6 +89,11 @@ pub struct Trip {
 impl Trip {
     pub fn new(desk: Arc<Desk>, promised: Duration) -> Self {
         Self { desk, arrived: Instant::now(), promised, course: Mutex::default() }
+    }
+
+    /// A replica gets it, or another one after all.
+    pub fn goes_to(&self, trial: Option<(JobNo, Revision)>) {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner).trial = trial;
     }
 
     /// The caller has the answer, or sees it begin; only the first time counts.
@@ -111,7 +119,7 @@ impl Drop for Trip {
             (false, None) if self.arrived.elapsed() <= self.promised => return,
             (false, None) => Verdict::Slow,
         };
-        self.desk.judged(verdict, course.latency);
+        self.desk.judged(verdict, course.latency, course.trial);
     }
 }
 

@@ -300,6 +300,9 @@ pub struct ReplicaBody {
     pub replica: u16,
     /// Counts its launches.
     pub generation: u32,
+    /// What it runs: another version than the job's in the middle of a rollout.
+    #[serde(default)]
+    pub model_version: String,
     /// Starts after a failure of its own.
     pub restarts: u16,
     /// Waiting, Scheduled, Downloading, Verifying, Starting, Ready, NotReady, Draining, Stopped, Failed, Unknown.
@@ -327,6 +330,7 @@ impl From<&ReplicaView> for ReplicaBody {
         Self {
             replica: r.no,
             generation: r.generation,
+            model_version: r.version.to_string(),
             restarts: r.restarts,
             status: r.status.to_string(),
             why: r.why.map(|reason| reason.token().to_owned()),
@@ -407,6 +411,9 @@ pub struct JobBody {
     pub history: Vec<TransitionBody>,
     /// To whom it gave way last.
     pub gave_way: Option<GaveWayBody>,
+    /// The change of its version, open or last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<super::rollout::RolloutBody>,
     pub created_at: String,
     pub changed_at: String,
     pub policies: Policies,
@@ -485,6 +492,7 @@ impl JobBody {
                 to: g.to.to_string(),
                 priority: g.priority,
             }),
+            rollout: view.rollout.as_deref().map(Into::into),
             created_at: time(view.created_ms),
             changed_at: time(view.changed_ms),
             policies: policies(spec, simulation),

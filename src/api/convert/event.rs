@@ -117,6 +117,20 @@ impl EventBody {
                 why: Some(why.token().into()),
                 ..blank
             },
+            EventKind::Rollout { request, tenant, from, to, course, .. } => Self {
+                kind: "rollout".into(),
+                request_id: Some(request.to_string()),
+                tenant_id: Some(tenant.to_string()),
+                from: Some(from.to_string()),
+                to: Some(to.to_string()),
+                why: Some(match (course.word(), course.phase(), course.why()) {
+                    (word, Some("reverting"), Some(why)) => format!("{word}, reverting: {why}"),
+                    (word, _, Some(why)) => format!("{word}: {why}"),
+                    (word, Some(phase), None) => format!("{word}, {phase}"),
+                    (word, None, None) => word.to_owned(),
+                }),
+                ..blank
+            },
             EventKind::Level { to } => Self { kind: "level".into(), to: Some(to.to_string()), ..blank },
             EventKind::Move { request, tenant, replica, generation, from, to, why } => Self {
                 kind: "move".into(),

@@ -11,6 +11,7 @@ pub mod json;
 pub mod node;
 pub mod policy;
 pub mod proto;
+pub mod rollout;
 pub mod schedule;
 pub mod value;
 

@@ -241,6 +241,7 @@ fn replica(r: &ReplicaView) -> v1::Replica {
         no: u32::from(r.no),
         generation: r.generation,
         restarts: u32::from(r.restarts),
+        model_version: r.version.to_string(),
         status: r.status.to_string(),
         why: token(r.why),
         place: r.place.as_ref().map(place),
@@ -278,6 +279,7 @@ pub fn job(view: &JobView, simulation: bool) -> v1::Job {
         created_ms: view.created_ms,
         changed_ms: view.changed_ms,
         simulation,
+        rollout: view.rollout.as_deref().map(super::rollout::put),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{call, consistency, tenant};
 use crate::api::convert::event::EventBody;
 use crate::api::convert::proto;
-use crate::api::convert::{answer, schedule::Schedule};
+use crate::api::convert::{answer, rollout, schedule::Schedule};
 use crate::api::error::Failure;
 use crate::api::service::Service;
 use crate::api::service::jobs::Found;
@@ -121,6 +121,48 @@ impl SchedulerService for Scheduler {
         let found = self.0.scale(&call, &request_id(&message.request_id)?, replicas).await?;
         let job = Some(proto::job(&found.job, found.simulation));
         Ok(Response::new(v1::ScaleResponse { job, index: found.read.index }))
+    }
+
+    async fn get_rollout(
+        &self,
+        request: Request<v1::GetRolloutRequest>,
+    ) -> Result<Response<v1::GetRolloutResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.into_inner();
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
+        call.consistency = consistency(message.consistency)?;
+        let told = self.0.rollout(&call, &request_id(&message.request_id)?).await?;
+        let rollout = Some(rollout::put(&told.rollout));
+        Ok(Response::new(v1::GetRolloutResponse { rollout, read: Some(proto::read(&told.read)) }))
+    }
+
+    async fn start_rollout(
+        &self,
+        request: Request<v1::StartRolloutRequest>,
+    ) -> Result<Response<v1::StartRolloutResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.into_inner();
+        call.tenant = call.who.acts(tenant(&message.tenant_id)?)?;
+        let wanted = rollout::from_proto(&message).map_err(Failure::from)?;
+        let told = self.0.start_rollout(&call, &request_id(&message.request_id)?, wanted).await?;
+        let rollout = Some(rollout::put(&told.rollout));
+        Ok(Response::new(v1::StartRolloutResponse { rollout, index: told.read.index }))
+    }
+
+    async fn turn_rollout(
+        &self,
+        request: Request<v1::TurnRolloutRequest>,
+    ) -> Result<Response<v1::TurnRolloutResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.into_inner();
+        call.tenant = call.who.acts(tenant(&message.tenant_id)?)?;
+        let turn = rollout::turn(&message.turn).map_err(Failure::from)?;
+        let told = self.0.turn_rollout(&call, &request_id(&message.request_id)?, turn).await?;
+        let rollout = Some(rollout::put(&told.rollout));
+        Ok(Response::new(v1::TurnRolloutResponse { rollout, index: told.read.index }))
     }
 
     type WatchStream = BoxStream<'static, Result<v1::WatchResponse, Status>>;

@@ -13,6 +13,7 @@ mod drain;
 mod endpoints;
 mod nodes;
 mod policy;
+mod rollouts;
 mod schedule;
 mod schema;
 mod services;
@@ -70,6 +71,9 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(services::list))
         .routes(routes!(services::resize))
         .routes(routes!(slo::slo))
+        .routes(routes!(rollouts::get, rollouts::start))
+        .routes(routes!(rollouts::rollback))
+        .routes(routes!(rollouts::say))
         .routes(routes!(nodes::resources))
         .routes(routes!(nodes::register_resource))
         .routes(routes!(nodes::register))

@@ -83,6 +83,36 @@ pub struct ScaleRequest {
     pub replicas: u32,
 }
 
+/// Another version, and how it takes the place of the present one.
+#[derive(Deserialize, ToSchema)]
+pub struct RolloutRequest {
+    pub model_version: String,
+    #[serde(flatten)]
+    pub how: RollbackRequest,
+}
+
+/// How one version takes the place of another.
+#[derive(Deserialize, ToSchema)]
+pub struct RollbackRequest {
+    /// Copies beyond the wanted number, at a time; 1 unless said.
+    #[schema(maximum = 64)]
+    pub surge: Option<u32>,
+    /// Replicas that may be missing at a time, where there is no room for a surge; 1 unless said.
+    #[schema(maximum = 64)]
+    pub unavailable: Option<u32>,
+    /// true: one replica first; 1 to 99: that percentage of replicas and requests first.
+    #[schema(value_type = Option<Object>)]
+    pub canary: Option<serde_json::Value>,
+    /// The rest follows the canary by itself after the window.
+    pub auto_promote: Option<bool>,
+    /// How long the new version is watched, as canary and once it is everywhere: seconds, or such as 5m.
+    #[schema(value_type = Option<String>)]
+    pub window: Option<serde_json::Value>,
+    /// How long a copy of the new version may take to become ready: seconds, or such as 10m.
+    #[schema(value_type = Option<String>)]
+    pub ready_within: Option<serde_json::Value>,
+}
+
 /// What one replica asks for.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

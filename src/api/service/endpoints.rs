@@ -8,7 +8,7 @@ use crate::api::convert::answer::Freshness;
 use crate::api::error::Failure;
 use crate::raft::{Applied, Replica as Group};
 use nf_core::command::Mode;
-use nf_core::id::{ModelId, RequestId, TenantId};
+use nf_core::id::{Generation, ModelId, RequestId, TenantId};
 use nf_core::job::{Allocation, Job, Move, Phase, Replica, Stage};
 use nf_core::node::NodeState;
 use nf_core::state::State;
@@ -95,7 +95,7 @@ fn of_replica(state: &State, job: &Job, no: u16, replica: &Replica, out: &mut Ve
         out.push(EndpointBody {
             tenant_id: job.spec.tenant.to_string(),
             model_id: job.spec.model.to_string(),
-            model_version: job.spec.version.to_string(),
+            model_version: job.spec_of(replica.revision_of(Generation(generation))).version.to_string(),
             request_id: job.request.to_string(),
             replica: no,
             generation,

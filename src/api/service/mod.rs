@@ -19,6 +19,7 @@ pub mod lives;
 pub mod model;
 pub mod nodes;
 pub mod policy;
+pub mod rollouts;
 pub mod services;
 pub mod slo;
 pub mod targets;

@@ -85,13 +85,14 @@ fn service(tenant: &TenantId, model: &ModelId, jobs: &[&Job]) -> ServiceBody {
     let all = || jobs.iter().flat_map(|job| &job.replicas);
     let ready = all().filter(|r| matches!(r.phase, Phase::Held { stage: Stage::Ready, .. })).count() as u32;
     let failing = all().any(|r| r.restarts > 0 && !matches!(r.phase, Phase::Held { stage: Stage::Ready, .. }));
+    let changing = jobs.iter().any(|job| job.open_rollout().is_some());
     let state = match (replicas, ready) {
         (0, _) => "ScaledToZero",
-        (wanted, ready) if ready >= wanted => "Healthy",
+        (wanted, ready) if ready >= wanted && !changing => "Healthy",
         _ if failing => "Degraded",
         _ => "Updating",
     };
-    let versions: BTreeSet<String> = jobs.iter().map(|job| job.spec.version.to_string()).collect();
+    let versions: BTreeSet<String> = jobs.iter().flat_map(|job| running(job)).collect();
     ServiceBody {
         tenant_id: tenant.to_string(),
         model_id: model.to_string(),
@@ -102,6 +103,12 @@ fn service(tenant: &TenantId, model: &ModelId, jobs: &[&Job]) -> ServiceBody {
         jobs: jobs.iter().map(|job| job.request.to_string()).collect(),
         scaling: jobs.iter().find_map(|job| job.spec.scaling.as_ref()).map(ScalingBody::from),
     }
+}
+
+/// The job's version; both, while it goes from one to another.
+fn running(job: &Job) -> impl Iterator<Item = String> {
+    let next = job.open_rollout().map(|rollout| rollout.to.version.to_string());
+    std::iter::once(job.spec.version.to_string()).chain(next)
 }
 
 #[cfg(test)]

@@ -7,11 +7,13 @@ use super::services::{ServiceBody, services};
 use super::{Call, Service, freshness};
 use crate::api::Sights;
 use crate::api::convert::answer::Freshness;
+use crate::api::convert::rollout::TrialBody;
 use crate::api::error::Failure;
 use crate::exchange::sights::{BUCKETS, p95_ms};
 use crate::exchange::{Advice, Panorama, Sight};
 use nf_core::command::Mode;
-use nf_core::id::{ModelId, TenantId};
+use nf_core::id::{JobNo, ModelId, Revision, TenantId, VersionId};
+use nf_core::job::Job;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::slo::{Count, LATENCY_MS, OBJECTIVE_PER_MILLE, Window};
 use nf_core::state::State;
@@ -107,6 +109,8 @@ pub struct SloBody {
     /// Requests that are with a replica now.
     pub running: u64,
     pub windows: Vec<WindowBody>,
+    /// While a job goes from one version to another: the requests to each since it began.
+    pub versions: Vec<TrialBody>,
     /// Of three days: 1 when nothing is spent, below 0 overdrawn; null without requests.
     pub error_budget_left: Option<f64>,
     /// Null where nothing scales, or no leader has looked yet.
@@ -130,14 +134,14 @@ impl Service {
         let (wanted, of) = ((tenant.clone(), model.clone()), tenant.clone());
         let look = move || {
             let found = services(&view.state, Some(&of)).into_iter().find(|s| s.model_id == wanted.1.as_str());
-            found.map(|service| (service, latency(&view.state, &wanted)))
+            found.map(|service| (service, latency(&view.state, &wanted), trials(&view.state, &wanted)))
         };
-        let Some((service, stated)) = super::off_thread(look).await? else {
+        let Some((service, stated, trials)) = super::off_thread(look).await? else {
             let detail = format!("tenant {tenant} has no job of model {model}; nf get services lists what there is");
             return Err(Refusal::field(Reason::NotFound, "model_id", detail).into());
         };
         let panorama = self.panorama().await;
-        Ok(body(service, stated, &panorama, (tenant, model), simulation, read))
+        Ok(body(service, (stated, &trials), &panorama, (tenant, model), simulation, read))
     }
 
     /// What all members see; nothing where there is no gateway to ask.
@@ -155,9 +159,23 @@ fn latency(state: &State, (tenant, model): &(TenantId, ModelId)) -> Option<u32> 
     jobs.filter_map(|job| job.spec.constraints.latency_ms).min()
 }
 
+/// A version that is counted apart, and under which numbers.
+type Trial = ((JobNo, Revision), VersionId);
+
+/// Both versions of each of the service's jobs that goes from one to another.
+fn trials(state: &State, (tenant, model): &(TenantId, ModelId)) -> Vec<Trial> {
+    let mine = |job: &&Arc<Job>| job.spec.tenant == *tenant && job.spec.model == *model;
+    let both = |job: &Arc<Job>| {
+        let next = job.open_rollout().map(|rollout| rollout.revision);
+        let of = |revision: Revision| ((job.no, revision), job.spec_of(revision).version.clone());
+        [Some(job.revision), next].into_iter().flatten().map(of).collect::<Vec<_>>()
+    };
+    state.rollouts().filter(mine).flat_map(both).collect()
+}
+
 fn body(
     service: ServiceBody,
-    stated: Option<u32>,
+    (stated, trials): (Option<u32>, &[Trial]),
     panorama: &Panorama,
     (tenant, model): (&TenantId, &ModelId),
     simulation: bool,
@@ -171,6 +189,8 @@ fn body(
     for sight in &sights {
         recent.iter_mut().zip(&sight.recent).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
     }
+    let counted = panorama.trials();
+    let of_trial = |key: &(JobNo, Revision)| counted.get(key).copied().unwrap_or_default();
     SloBody {
         tenant_id: service.tenant_id,
         model_id: service.model_id,
@@ -186,6 +206,7 @@ fn body(
         queue: sights.iter().map(|sight| u64::from(sight.waiting)).sum(),
         running: sights.iter().map(|sight| u64::from(sight.running)).sum(),
         windows: Window::ALL.into_iter().zip(counts).map(window).collect(),
+        versions: trials.iter().map(|(key, version)| TrialBody::new(version, of_trial(key))).collect(),
         error_budget_left: counts[Window::ThreeDays as usize].budget_left_milli().map(|left| left as f64 / 1e3),
         autoscaler: advice(panorama, tenant, model),
         silent: panorama.silent.iter().map(|member| member.0).collect(),
@@ -235,7 +256,7 @@ mod tests {
         let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new(model).unwrap());
         let answered = recent.clone();
         let (arrived, windows) = (good + failed, [count; 5]);
-        Sight { tenant, model, arrived, failed, waiting: 1, running: 2, answered, recent, windows }
+        Sight { tenant, model, arrived, failed, waiting: 1, running: 2, answered, recent, windows, trials: vec![] }
     }
 
     #[test]
@@ -263,7 +284,7 @@ mod tests {
             ..Panorama::default()
         };
         let read = Freshness { index: 1, known_leader: Some(1), last_contact_ms: 0, event_index: 0 };
-        let body = body(service, None, &panorama, (&tenant, &model), true, read);
+        let body = body(service, (None, &[]), &panorama, (&tenant, &model), true, read);
         assert_eq!((body.target.latency_ms, body.target.stated, body.target.objective), (800, false, 0.95));
         let first = &body.windows[0];
         assert_eq!((first.window.as_str(), first.requests, first.attainment), ("5m", 100, Some(0.9)));

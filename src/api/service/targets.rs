@@ -42,7 +42,7 @@ fn targets(state: &State, mine: impl Fn(&nf_core::id::TenantId) -> bool) -> Vec<
             let labels = [
                 ("tenant", job.spec.tenant.to_string()),
                 ("model", job.spec.model.to_string()),
-                ("version", job.spec.version.to_string()),
+                ("version", job.spec_of(replica.revision).version.to_string()),
                 ("node", node.name.to_string()),
             ];
             out.push(TargetBody {

@@ -1,12 +1,12 @@
 //! Commands about jobs and their replicas.
 
-use super::{moving, tenant};
+use super::{moving, rollout, tenant};
 use crate::approval;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::consent;
 use crate::event::EventKind;
-use crate::id::{Incarnation, JobNo, NodeNo, TenantNo};
+use crate::id::{Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
     Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Next, Phase, Replica, Restart, Stage,
 };
@@ -63,13 +63,15 @@ pub(super) fn submit(
         request: submission.request.clone(),
         tenant,
         spec: spec.clone(),
-        replicas: vec![Replica::waiting(); usize::from(spec.replicas)],
+        replicas: vec![Replica::waiting(Revision(1)); usize::from(spec.replicas)],
         stopped: false,
         claim: claim.cloned().map(Box::new),
         gave_way: None,
         created_ms: now,
         changed_ms: now,
         history: Vec::new(),
+        revision: Revision(1),
+        rollout: None,
     };
     occupy(&mut job, placements);
     note_copies(state, spec, placements);
@@ -85,7 +87,7 @@ pub(super) fn submit(
 }
 
 /// Ends after which the same bytes would end the same way.
-fn never_again(why: Reason) -> bool {
+pub(super) fn never_again(why: Reason) -> bool {
     use Reason as R;
     matches!(
         why,
@@ -273,6 +275,13 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
         (_, ReportKind::Stage(_)) => return false,
         (_, ReportKind::Ended { ok, why }) => {
             next = match copy {
+                Copy::Own(Phase::Stopping { then: Next::Here(revision), why, .. }) => {
+                    rollout::replaced_here(state, job, replica, *revision, *why)
+                }
+                // Whatever ends a version under trial, the one before it is there.
+                Copy::Own(Phase::Held { .. }) if replica.revision != job.revision => {
+                    rollout::replaced_here(state, job, replica, job.revision, *why)
+                }
                 Copy::Own(_) => {
                     let after = after_end(replica, *ok, *why, job.spec.constraints.restart, now);
                     moving::settle(&job.spec, replica, after)
@@ -282,9 +291,11 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
             (Some((report.generation, *ok)), Some(*why))
         }
     };
+    let heard = (replica.revision_of(report.generation), rollout::news(copy, &report.kind));
     let mut job = (**job).clone();
     let before = job.state();
     job.replicas[usize::from(report.replica)] = next;
+    rollout::heard(&mut job, heard.0, heard.1, now);
     if let (Some((generation, ok)), Some(why)) = (ended, why) {
         let node = state.nodes[&node].name.clone();
         let (request, tenant) = (job.request.clone(), job.spec.tenant.clone());
@@ -309,7 +320,7 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
     let end = |phase: Phase| Replica { phase, ..replica.clone() };
     match (stopping, ok, restart) {
         (Some((Next::End, why)), ..) => end(ended_by(why)),
-        (Some((Next::Again, why)), ..) => {
+        (Some((Next::Again | Next::Here(_), why)), ..) => {
             Replica { phase: Phase::Waiting { not_before_ms: 0, last: Some(why) }, ..again(replica.restarts, 0) }
         }
         // Bytes that don't match their digest won't match them next time.

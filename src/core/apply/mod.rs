@@ -8,6 +8,7 @@ mod job;
 mod moving;
 mod node;
 mod record;
+mod rollout;
 mod scale;
 mod tenant;
 mod token;
@@ -103,6 +104,13 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::Dissent { tenant, statement } => trust::dissent(state, tenant, statement),
         Command::Purged { node, incarnation, copies } => trust::purged(state, *node, *incarnation, copies),
         Command::Tick => Ok(Answer::Done),
+        Command::StartRollout { job, next, strategy, rollback, by } => {
+            rollout::start(state, *job, next, strategy, *rollback, by.clone())
+        }
+        Command::TurnRollout { job, revision, turn } => rollout::turn(state, *job, *revision, turn),
+        Command::Renew { job, replica, from, revision, to } => {
+            rollout::renew(state, *job, *replica, *from, *revision, to.as_ref())
+        }
     }
 }
 

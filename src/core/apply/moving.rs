@@ -5,8 +5,8 @@
 use super::job::{backoff_ms, ended_by, fits, note_copies, save};
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
-use crate::id::{Generation, JobNo};
-use crate::job::{Job, JobSpec, Movable, Move, Next, Phase, Replica, Restart, Stage};
+use crate::id::{Generation, JobNo, Revision};
+use crate::job::{Allocation, Job, JobSpec, Movable, Move, Next, Phase, Replica, Restart, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use crate::trust;
@@ -29,33 +29,44 @@ pub(super) fn replace(
     if alloc.node == to.alloc.node {
         return changed("a replacement goes to another node");
     }
-    trust::withheld(state, job).map_or(Ok(()), Err)?;
+    trust::judge(state, job.spec_of(replica.revision))?;
     fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
-    let name = |no| state.node(no).map(|node| node.name.clone());
-    let (left, reached) = (name(alloc.node), name(to.alloc.node));
     let old = alloc.clone();
+    let mut next = replaced(replica, to, why, replica.revision);
+    announce(state, &job.clone(), &next, to.replica, why);
+    if movable == Movable::Swap {
+        next.phase = Phase::Stopping { alloc: old, why, then: Next::Again };
+    }
+    let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
     let mut job = (**job).clone();
     let before = job.state();
-    let replica = &mut job.replicas[usize::from(to.replica)];
-    replica.newest.0 += 1;
-    replica.choice.clone_from(&to.why);
-    let tries = match replica.moving {
+    let spec = job.spec_of(next.revision).clone();
+    job.replicas[usize::from(to.replica)] = next;
+    note_copies(state, &spec, std::slice::from_ref(to));
+    save(state, job, before, Some(why));
+    Ok(Answer::Count(1))
+}
+
+/// The replica with a second copy on its way, which runs `revision`.
+pub(super) fn replaced(replica: &Replica, to: &Placement, why: Reason, revision: Revision) -> Replica {
+    let mut next = replica.clone();
+    next.newest.0 += 1;
+    next.choice.clone_from(&to.why);
+    let tries = match next.moving {
         Some(Move::Later { tries, .. }) => tries,
         _ => 0,
     };
-    let generation = replica.newest;
-    let alloc = to.alloc.clone();
-    replica.moving = Some(Move::Coming { generation, alloc, stage: Stage::Scheduled, why, tries });
-    if movable == Movable::Swap {
-        replica.phase = Phase::Stopping { alloc: old, why, then: Next::Again };
-    }
-    if let (Some(from), Some(to_node)) = (left, reached) {
-        let (request, tenant) = (job.request.clone(), job.spec.tenant.clone());
-        state.emit(EventKind::Move { request, tenant, replica: to.replica, generation, from, to: to_node, why });
-    }
-    note_copies(state, &job.spec, std::slice::from_ref(to));
-    save(state, job, before, Some(why));
-    Ok(Answer::Count(1))
+    let (generation, alloc) = (next.newest, to.alloc.clone());
+    next.moving = Some(Move::Coming { generation, alloc, stage: Stage::Scheduled, why, tries, revision });
+    next
+}
+
+/// Tells of the replica's move.
+pub(super) fn announce(state: &mut State, job: &Job, next: &Replica, replica: u16, why: Reason) {
+    let name = |alloc: Option<&Allocation>| Some(state.node(alloc?.node)?.name.clone());
+    let Some((from, to)) = name(next.allocation()).zip(name(next.other_allocation())) else { return };
+    let (request, tenant, generation) = (job.request.clone(), job.spec.tenant.clone(), next.newest);
+    state.emit(EventKind::Move { request, tenant, replica, generation, from, to, why });
 }
 
 pub(super) fn evict(
@@ -83,13 +94,14 @@ pub(super) fn evict(
 /// is one, takes its part.
 pub(super) fn settle(spec: &JobSpec, replica: &Replica, next: Replica) -> Replica {
     match (&replica.moving, &next.phase) {
-        (Some(Move::Coming { generation, alloc, stage, .. }), Phase::Waiting { .. }) => {
+        (Some(Move::Coming { generation, alloc, stage, revision, .. }), Phase::Waiting { .. }) => {
             let phase = Phase::Held { alloc: alloc.clone(), stage: *stage };
-            Replica { generation: *generation, phase, moving: None, ..next }
+            Replica { generation: *generation, phase, moving: None, revision: *revision, ..next }
         }
         // It runs already, and is not wanted any more.
-        (Some(Move::Coming { generation, alloc, why, .. }), _) if spec.movable() == Movable::Surge => {
-            let going = Move::Going { generation: *generation, alloc: alloc.clone(), why: *why };
+        (Some(Move::Coming { generation, alloc, why, revision, .. }), _) if spec.movable() == Movable::Surge => {
+            let (generation, revision) = (*generation, *revision);
+            let going = Move::Going { generation, alloc: alloc.clone(), why: *why, revision };
             Replica { moving: Some(going), ..next }
         }
         (Some(Move::Coming { .. } | Move::Later { .. }), _) => Replica { moving: None, ..next },
@@ -120,8 +132,8 @@ pub(super) fn halt(spec: &JobSpec, replica: &mut Replica, why: Reason) {
 /// What is left of a move that is not wanted any more.
 fn put_away(spec: &JobSpec, moving: Option<Move>, why: Reason) -> Option<Move> {
     match moving {
-        Some(Move::Coming { generation, alloc, .. }) if spec.movable() == Movable::Surge => {
-            Some(Move::Going { generation, alloc, why })
+        Some(Move::Coming { generation, alloc, revision, .. }) if spec.movable() == Movable::Surge => {
+            Some(Move::Going { generation, alloc, why, revision })
         }
         Some(going @ Move::Going { .. }) => Some(going),
         _ => None,
@@ -130,20 +142,23 @@ fn put_away(spec: &JobSpec, moving: Option<Move>, why: Reason) -> Option<Move> {
 
 /// A replacement has come so far. None when that is no news.
 pub(super) fn came(replica: &Replica, to: Stage) -> Option<Replica> {
-    let Some(Move::Coming { generation, alloc, stage, why, tries }) = &replica.moving else { return None };
+    let Some(Move::Coming { generation, alloc, stage, why, tries, revision }) = &replica.moving else { return None };
     if *stage == to {
         return None;
     }
     let mut next = replica.clone();
     match (to, &replica.phase) {
         (Stage::Ready, Phase::Held { alloc: old, .. } | Phase::Stopping { alloc: old, then: Next::Again, .. }) => {
-            next.moving = Some(Move::Going { generation: replica.generation, alloc: old.clone(), why: *why });
-            next.generation = *generation;
+            let (generation_before, revision_before) = (replica.generation, replica.revision);
+            let (generation, old) = (*generation, old.clone());
+            next.moving =
+                Some(Move::Going { generation: generation_before, alloc: old, why: *why, revision: revision_before });
+            (next.generation, next.revision) = (generation, *revision);
             next.phase = Phase::Held { alloc: alloc.clone(), stage: to };
         }
         _ => {
-            let (generation, alloc) = (*generation, alloc.clone());
-            next.moving = Some(Move::Coming { generation, alloc, stage: to, why: *why, tries: *tries });
+            let (generation, alloc, revision) = (*generation, alloc.clone(), *revision);
+            next.moving = Some(Move::Coming { generation, alloc, stage: to, why: *why, tries: *tries, revision });
         }
     }
     Some(next)
@@ -165,11 +180,15 @@ pub(super) fn lost(job: &Job, replica: &Replica, own: bool) -> Replica {
     if !own {
         return Replica { moving: None, ..replica.clone() };
     }
+    let revision = match &replica.phase {
+        Phase::Stopping { then: Next::Here(revision), .. } => *revision,
+        _ => replica.revision,
+    };
     let phase = match (&replica.phase, job.spec.constraints.restart) {
         (Phase::Stopping { then: Next::End, why, .. }, _) => ended_by(*why),
         (Phase::Held { .. }, Restart::Never) => Phase::Failed { why: Reason::NodeFailure },
         // The next launch counts the generation up, so the lost one can be told apart when it returns.
         _ => Phase::Waiting { not_before_ms: 0, last: Some(Reason::NodeFailure) },
     };
-    settle(&job.spec, replica, Replica { phase, ..replica.clone() })
+    settle(&job.spec, replica, Replica { phase, revision, ..replica.clone() })
 }

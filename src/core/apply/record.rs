@@ -4,13 +4,15 @@
 //! what a command does.
 
 use crate::approval::{Approval, Version};
-use crate::audit::{Action, Actor, Check, Receipt, Record, Refs};
+use crate::audit::{Action, Actor, Check, Receipt, Record, Refs, Verdict};
 use crate::command::{Answer, Command, Note};
 use crate::consent::Consent;
 use crate::id::NodeNo;
+use crate::job::JobSpec;
 use crate::node::Node;
 use crate::policy;
 use crate::reason::{Reason, Refusal};
+use crate::rollout::Turn;
 use crate::state::State;
 use std::sync::Arc;
 
@@ -44,22 +46,7 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
     let tenant = |action, id: &crate::id::TenantId| About::new(action, format!("tenant/{id}"));
     Some(match command {
         Command::Submit { submission, .. } => {
-            let about = About::new(Action::JobSchedule, format!("job/{}", submission.request));
-            let manifest = submission.spec.manifest.map(crate::audit::Hash);
-            let evidence = submission.spec.evidence.as_ref();
-            let signature = evidence.map(|evidence| crate::audit::Hash(evidence.signature));
-            let key_id = evidence.map(|evidence| evidence.key_id.clone());
-            let approval = crate::approval::judge(state, &submission.spec).ok().flatten().map(|a| a.digest());
-            let refs = Refs { manifest, signature, key_id, approval };
-            About {
-                checks: policy::admission(
-                    &submission.spec,
-                    state.meta().mode,
-                    crate::consent::judge(state, &submission.spec).err().map(|r| r.reason),
-                ),
-                refs,
-                ..about
-            }
+            of_spec(state, Action::JobSchedule, format!("job/{}", submission.request), &submission.spec)
         }
         Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
         Command::Scale { job, .. } => About::new(Action::ServiceScale, format!("job/{}", state.job(*job)?.request)),
@@ -101,6 +88,32 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::Note(Note { action, object, refused, count }) => {
             About { note: Some((*refused, *count)), ..About::new(*action, object.to_string()) }
         }
+        Command::StartRollout { job, next, rollback, .. } => {
+            let job = state.job(*job)?;
+            let action = if *rollback { Action::ModelRollback } else { Action::RolloutStart };
+            of_spec(state, action, format!("job/{}", job.request), &next.spec(&job.spec))
+        }
+        Command::TurnRollout { job, turn, .. } => {
+            let job = state.job(*job)?;
+            let action = match turn {
+                Turn::Pause => Action::RolloutPause,
+                Turn::Resume => Action::RolloutResume,
+                Turn::Promote => Action::RolloutPromote,
+                Turn::Back { .. } => Action::RolloutRevert,
+                Turn::Watch | Turn::Done | Turn::Undone => return None,
+            };
+            let mut about = of_spec(state, action, format!("job/{}", job.request), job.spec_of(job.target_revision()));
+            if let Turn::Back { failed: true, why, .. } = turn {
+                let (policy, verdict) = match why {
+                    Reason::PromiseBroken => (5, Verdict::Block),
+                    Reason::ArtifactMismatch => (6, Verdict::Block),
+                    // No policy's business: the version did not come up, or did not stay.
+                    _ => (5, Verdict::Na),
+                };
+                about.checks[policy] = Check { verdict, code: Some(*why) };
+            }
+            about
+        }
         // The group's own verdicts are its bookkeeping; those of a person are theirs.
         Command::SetNodeState { node, .. } => {
             let about = About::new(Action::NodeGiveUp, format!("node/{}", state.node(*node)?.name));
@@ -119,6 +132,7 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         | Command::Tick
         | Command::Reports { .. }
         | Command::Evict { .. }
+        | Command::Renew { .. }
         | Command::SetDrain { .. } => return None,
     })
 }
@@ -132,6 +146,19 @@ fn is_about_pace(reason: Reason) -> bool {
 fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
     let about = About::new(action, format!("node/{}", state.node(node)?.name));
     Some(About { of_people: true, ..about })
+}
+
+/// What lets a version run, with the evidence.
+fn of_spec(state: &State, action: Action, object: String, spec: &JobSpec) -> About {
+    let manifest = spec.manifest.map(crate::audit::Hash);
+    let evidence = spec.evidence.as_ref();
+    let signature = evidence.map(|evidence| crate::audit::Hash(evidence.signature));
+    let key_id = evidence.map(|evidence| evidence.key_id.clone());
+    let approval = crate::approval::judge(state, spec).ok().flatten().map(|a| a.digest());
+    let refs = Refs { manifest, signature, key_id, approval };
+    let consent = crate::consent::judge(state, spec).err().map(|refusal| refusal.reason);
+    let checks = policy::admission(spec, state.meta().mode, consent);
+    About { checks, refs, ..About::new(action, object) }
 }
 
 /// What is said of a version, and by which approval: entries about its jobs name the same digest.

@@ -5,7 +5,7 @@ use super::job::save;
 use super::moving;
 use crate::command::Answer;
 use crate::event::EventKind;
-use crate::id::JobNo;
+use crate::id::{JobNo, Revision};
 use crate::job::{Job, JobSpec, MAX_REPLICAS, Phase, Replica, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::scaling::{Target, is_wanted};
@@ -38,7 +38,7 @@ fn resize(job: &mut Job, to: u16) {
     let mut wanted = job.desired();
     // What failed for good fails again: it counts as one of those that were asked for.
     let spent = job.spent();
-    while wanted + spent < to && grow(&mut job.replicas) {
+    while wanted + spent < to && grow(&mut job.replicas, job.revision) {
         wanted += 1;
     }
     let mut order: Vec<usize> = (0..job.replicas.len()).filter(|i| is_wanted(&job.replicas[*i].phase)).collect();
@@ -49,17 +49,19 @@ fn resize(job: &mut Job, to: u16) {
     }
 }
 
-/// One replica more, under a number that is free; false when there is none.
-fn grow(replicas: &mut Vec<Replica>) -> bool {
+/// One replica more, under a number that is free; false when there is none. In the middle of
+/// a rollout it is of the version that has proved itself, and the rollout comes to it, too.
+fn grow(replicas: &mut Vec<Replica>, revision: Revision) -> bool {
     let taken_away = |r: &&mut Replica| matches!(r.phase, Phase::Cancelled) && r.has_ended();
     if let Some(ended) = replicas.iter_mut().find(taken_away) {
         // Generations go on counting, so that a copy of before can be told apart; failures do, too.
         ended.phase = Phase::Waiting { not_before_ms: 0, last: None };
+        ended.revision = revision;
         return true;
     }
     let room = replicas.len() < usize::from(MAX_REPLICAS);
     if room {
-        replicas.push(Replica::waiting());
+        replicas.push(Replica::waiting(revision));
     }
     room
 }

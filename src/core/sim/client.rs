@@ -14,6 +14,7 @@ use crate::node::{Cordon, Drain};
 use crate::plan::{Intent, Queueing, Reply};
 use crate::reason::Reason;
 use crate::resources::{Gpus, Resources};
+use crate::rollout::{Canary, Next, Strategy, Turn};
 use crate::scaling::{Scaling, Target};
 use crate::tenant::Quota;
 use std::sync::Arc;
@@ -111,6 +112,7 @@ impl Client {
             (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
             (Some(known), 30..38) => again(known),
             (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known.request, rng),
+            (Some(known), 50..60) => rollout(known.request, rng),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);
                 let other = Submission { body, ..known };
@@ -184,6 +186,31 @@ fn resize(request: RequestId, rng: &mut Rng) -> Intent {
         true => Intent::Wake { request },
         false => Intent::Scale { request, tenant: None, target },
     }
+}
+
+/// Another version of a job, or a word to the rollout that is under way.
+fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
+    if rng.chance(300) {
+        let back = Turn::Back { failed: false, why: Reason::StoppedByUser, counts: None };
+        let turn = rng.pick(&[Turn::Promote, Turn::Promote, back]).clone();
+        return Intent::TurnRollout { request, tenant: None, revision: None, turn };
+    }
+    let next = Box::new(Next {
+        version: id(VersionId::new(&format!("v{}", rng.between(1, 4)))),
+        runtime: Runtime::Simulated,
+        manifest: None,
+        evidence: None,
+        approved_by: None,
+    });
+    let auto_promote = true;
+    let strategy = Strategy {
+        surge: rng.below(3) as u16,
+        unavailable: rng.between(1, 2) as u16,
+        canary: rng.chance(300).then_some(Canary { percent: Some(30), auto_promote }),
+        window_ms: rng.between(100, 3_000) as u32,
+        ready_ms: 120_000,
+    };
+    Intent::StartRollout { request, tenant: None, next, strategy, rollback: false }
 }
 
 fn again(submission: Submission) -> Intent {

@@ -51,6 +51,8 @@ pub struct Report {
     /// Replicas that got a replacement elsewhere, and replacements that took over.
     pub moves: u64,
     pub taken_over: u64,
+    /// Rollouts that came to rest.
+    pub rolled: u64,
     /// Requests answered with a job.
     pub acked: usize,
     pub live: usize,

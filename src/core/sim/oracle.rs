@@ -39,6 +39,8 @@ pub struct Oracle {
     /// Replacements begun, and those that took over.
     pub moves: u64,
     pub taken_over: u64,
+    /// Rollouts that came to rest.
+    pub rolled: u64,
 }
 
 impl Oracle {
@@ -89,6 +91,7 @@ impl Oracle {
             self.superseded += u64::from(matches!(outcome, BatchOutcome::Superseded { .. }));
             self.quotas(index, batch, before, after);
             self.drains(index, batch, before);
+            self.rollouts(index, batch, before, after);
             self.count_moves(batch, before, after);
         }
         self.jobs(index, after, changes);
@@ -156,6 +159,20 @@ impl Oracle {
                 ));
             }
         }
+    }
+
+    /// A rollout stops nothing that serves beyond what its owner allowed to be missing.
+    fn rollouts(&mut self, index: usize, batch: &Batch, before: &State, after: &State) {
+        let alone = batch.commands.iter().all(|c| matches!(c, Command::Renew { .. } | Command::TurnRollout { .. }));
+        for job in before.rollouts().filter(|_| alone) {
+            let (Some(rollout), Some(now)) = (job.rollout.as_deref(), after.job(job.no)) else { continue };
+            let least = job.desired().saturating_sub(rollout.strategy.unavailable).min(job.ready());
+            if now.ready() < least {
+                self.bad(format!("entry {index}: of {} serve {}, and {least} should", job.request, now.ready()));
+            }
+        }
+        let at_rest = |job: &&std::sync::Arc<Job>| after.job(job.no).is_some_and(|now| now.open_rollout().is_none());
+        self.rolled += before.rollouts().filter(at_rest).count() as u64;
     }
 
     fn count_moves(&mut self, batch: &Batch, before: &State, after: &State) {

@@ -10,7 +10,7 @@ use super::rng::Rng;
 use super::worker::Worker;
 use super::{Options, Report};
 use crate::command::Batch;
-use crate::job::{Phase, Stage};
+use crate::job::{Phase, Replica, Stage};
 use crate::placement::{explain, queue};
 use crate::reason::Reason;
 use crate::state::State;
@@ -125,6 +125,7 @@ impl World {
             superseded: self.oracle.superseded,
             moves: self.oracle.moves,
             taken_over: self.oracle.taken_over,
+            rolled: self.oracle.rolled,
             acked: self.oracle.acked(),
             live: self.oracle.live(),
             terms: self.members.iter().map(|m| m.raft.disk.term).max().unwrap_or(0),
@@ -368,6 +369,13 @@ impl World {
                 if !fine {
                     out.push(format!("{} replica {i} is {:?}", job.request, replica.phase));
                 }
+            }
+        }
+        // A rollout rests, or waits as its replicas do: for room, or for a node to come back into use.
+        for job in first.state.rollouts() {
+            let held = |r: &Replica| r.allocation().is_none_or(|alloc| crate::rollout::stays(&first.state, alloc));
+            if job.replicas.iter().all(|r| !r.is_waiting() && held(r)) {
+                out.push(format!("the rollout of {} has not come to rest: {:?}", job.request, job.rollout));
             }
         }
         out.extend(unplaced(&first.state));

@@ -82,6 +82,7 @@ fn simulation_is_safe_and_settles_for_every_seed() {
     }
     // A world in which nothing moves would say nothing about moves.
     assert!(seeds < 500 || sum(|r| r.taken_over) > 100, "no replica was moved");
+    assert!(seeds < 500 || sum(|r| r.rolled) > 100, "no rollout came to rest");
 }
 
 #[test]

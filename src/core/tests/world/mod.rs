@@ -5,12 +5,16 @@ use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::autoscaler::Why;
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
 use nf_core::fault::Fault;
-use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
+use nf_core::id::{
+    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, Revision, TenantId,
+    VersionId,
+};
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
+use nf_core::rollout::{Canary, Next, Strategy, Turn};
 use nf_core::rows::Table;
 use nf_core::scaling::{Scaling, Target};
 use nf_core::sim::Rng;
@@ -169,7 +173,7 @@ impl World {
     }
 
     pub fn some_intent(&self, rng: &mut Rng) -> Intent {
-        match rng.below(23) {
+        match rng.below(27) {
             0..3 => {
                 let (name, kind) = (node_name(rng), NodeKind::Worker);
                 let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
@@ -202,6 +206,9 @@ impl World {
             18 => Intent::Wake { request: request(rng) },
             19 => Intent::Moves,
             20 => Intent::Defragment,
+            22 => rollout(rng),
+            23 => Intent::TurnRollout { request: request(rng), tenant: None, revision: None, turn: turn(rng) },
+            24..26 => Intent::Rollouts,
             21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
             _ => Intent::PlaceWaiting,
         }
@@ -235,7 +242,22 @@ impl World {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         let from = Generation(rng.below(4) as u32);
-        match rng.below(12) {
+        match rng.below(15) {
+            12 => Command::StartRollout {
+                job,
+                next: Box::new(next(rng)),
+                strategy: strategy(rng),
+                rollback: rng.chance(500),
+                by: None,
+            },
+            13 => Command::TurnRollout { job, revision: Revision(rng.between(1, 4) as u32), turn: turn(rng) },
+            14 => Command::Renew {
+                job,
+                replica: rng.below(4) as u16,
+                from,
+                revision: Revision(rng.between(1, 4) as u32),
+                to: rng.chance(500).then(|| placement(rng)),
+            },
             10 => Command::Faults { node: node_no(rng), faults: vec![fault(rng)] },
             11 => Command::Heal { node: node_no(rng), uuid: fault(rng).uuid, by: None },
             7 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
@@ -329,6 +351,32 @@ fn node(rng: &mut Rng) -> NodeSpec {
         _ => {}
     }
     spec
+}
+
+fn next(rng: &mut Rng) -> Next {
+    let version = VersionId::new(&format!("v{}", rng.between(1, 3))).unwrap();
+    Next { version, ..Next::of(&testing::job_spec("t1", Gpus::None)) }
+}
+
+fn strategy(rng: &mut Rng) -> Strategy {
+    let percent = rng.chance(500).then(|| rng.between(1, 99) as u8);
+    Strategy {
+        surge: rng.below(3) as u16,
+        unavailable: rng.below(3) as u16,
+        canary: rng.chance(300).then(|| Canary { percent, auto_promote: rng.chance(500) }),
+        window_ms: rng.between(1, 20_000) as u32,
+        ready_ms: rng.between(1, 60_000) as u32,
+    }
+}
+
+fn rollout(rng: &mut Rng) -> Intent {
+    let (next, strategy, rollback) = (Box::new(next(rng)), strategy(rng), false);
+    Intent::StartRollout { request: request(rng), tenant: None, next, strategy, rollback }
+}
+
+fn turn(rng: &mut Rng) -> Turn {
+    let back = Turn::Back { failed: rng.chance(500), why: Reason::PromiseBroken, counts: None };
+    rng.pick(&[Turn::Pause, Turn::Resume, Turn::Promote, Turn::Watch, Turn::Done, back, Turn::Undone]).clone()
 }
 
 fn target(rng: &mut Rng) -> Target {
