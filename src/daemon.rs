@@ -10,7 +10,7 @@ mod links;
 mod member;
 mod nodes;
 mod public;
-mod trust;
+pub(crate) mod trust;
 mod wiped;
 mod worker;
 

@@ -8,6 +8,8 @@ use super::{Global, say, version};
 use crate::agent::inventory::own_devices;
 use crate::config::parse::GpuNodes;
 use crate::config::{Flags, Mode, Settings, Sources};
+use crate::daemon::trust;
+use crate::models::Store;
 use crate::security::signing::KeyRing;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -86,11 +88,9 @@ pub fn outcome(checks: &[Check], mode: Mode, strict: bool) -> Outcome {
 
 /// All looks.
 pub async fn look(settings: &Settings) -> Vec<Check> {
-    let (dsn, vault, prom) = (&settings.postgres_dsn.value, &settings.vault_addr.value, &settings.prom_url.value);
-    // 429, 472 and 473 are Vault's words for a standby that works.
-    let vault = http("vault", "UP", vault.as_deref(), "/v1/sys/health", &[200, 429, 472, 473]);
+    let (dsn, prom) = (&settings.postgres_dsn.value, &settings.prom_url.value);
     let prom = http("prometheus", "UP", prom.as_deref(), "/-/ready", &[200]);
-    let (postgres, vault, prom, store) = tokio::join!(postgres(dsn.as_deref()), vault, prom, store(settings));
+    let (postgres, vault, prom, store) = tokio::join!(postgres(dsn.as_deref()), vault(settings), prom, store(settings));
     vec![postgres, vault, cosign(settings), gpus(settings), store, prom]
 }
 
@@ -145,6 +145,19 @@ async fn http(name: &'static str, up: &'static str, base: Option<&str>, path: &s
     }
 }
 
+async fn vault(settings: &Settings) -> Check {
+    let name = "vault";
+    let vault = match trust::vault(settings) {
+        Ok(Some(vault)) => vault,
+        Ok(None) => return Check::new(name, "MISSING", "VAULT_ADDR is not set"),
+        Err(e) => return Check::new(name, "ERROR", e.to_string()),
+    };
+    match vault.health().await {
+        Ok(detail) => Check::new(name, "UP", detail),
+        Err(why) => Check::new(name, "ERROR", why),
+    }
+}
+
 fn cosign(settings: &Settings) -> Check {
     let name = "cosign_key";
     let Some(paths) = &settings.cosign_key_path.value else {
@@ -184,10 +197,16 @@ async fn store(settings: &Settings) -> Check {
     let Some(url) = &settings.model_store_url.value else {
         return Check::new(name, "MISSING", "MODEL_STORE_URL is not set");
     };
-    match url.strip_prefix("file://") {
-        Some(path) if Path::new(path).is_dir() => Check::new(name, "OK", "a directory that is there"),
-        Some(_) => Check::new(name, "ERROR", "the directory is not there"),
-        None => Check::new(name, "ERROR", "this build reads file:// stores alone"),
+    let store = match Store::open(url, &settings.store_link()) {
+        Ok(store) => store,
+        Err(e) => return Check::new(name, "ERROR", e.to_string()),
+    };
+    match tokio::time::timeout(ANSWER, store.answers()).await {
+        Ok(Ok(())) if store.scheme() == "file" => Check::new(name, "OK", "a directory that is there"),
+        Ok(Ok(())) => Check::new(name, "OK", "answers"),
+        Ok(Err(_)) if store.scheme() == "file" => Check::new(name, "ERROR", "the directory is not there"),
+        Ok(Err(e)) => Check::new(name, "ERROR", e.to_string()),
+        Err(_) => Check::new(name, "ERROR", "no answer in time"),
     }
 }
 

@@ -354,6 +354,14 @@ pub fn span(text: &str) -> Result<Option<Duration>, String> {
     if text.is_empty() { Ok(None) } else { duration(text).map(Some) }
 }
 
+/// One word that is never absent.
+pub fn word(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains(char::is_whitespace) {
+        true => Err("one word".into()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 pub fn text(text: &str) -> Result<Option<String>, String> {
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }

@@ -5,6 +5,7 @@
 
 use super::parse;
 use super::value::{Raw, Setting};
+use crate::outgoing::Allow;
 use nf_core::id::{DeviceType, Label};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -127,13 +128,29 @@ settings! {
     max_tenant_gpus: u64 = "2", "MAX_TENANT_GPUs", parse::gpu_milli,
         "GPU quota of a tenant with none of its own; read when the group is formed";
     model_store_url: Option<String> = "", "MODEL_STORE_URL", parse::store,
-        "where model versions come from: file:// (other stores are not in this build); a directory of its own in simulation";
+        "where model versions come from: file://, http(s)://, s3://, gs:// or az://; a directory of its own in simulation";
+    store_hosts: Allow = "", "NF_STORE_HOSTS", Allow::parse,
+        "hosts, addresses and networks where the model store may be although they are not public, comma separated";
+    store_ca: Option<PathBuf> = "", "NF_STORE_CA", parse::path,
+        "authorities (PEM) that vouch for the model store's server; the system's when not set";
+    model_cache: u64 = "200GB", "NF_MODEL_CACHE", nf_core::resources::parse_bytes,
+        "most bytes of models that a node keeps; what has not been used for the longest goes first";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
     consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,
         "directory with TENANT.pem for each tenant: public keys that sign its consents to keep personal data on nodes";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
-        "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
+        "Vault or OpenBao that says whose signatures of manifests count (vault:vN:…)";
+    #[secret] vault_token: Option<String> = "", "VAULT_TOKEN", parse::text,
+        "token for it; may verify with the key and read its public half, and nothing else";
+    vault_token_file: Option<PathBuf> = "", "NF_VAULT_TOKEN_FILE", parse::path,
+        "file with that token, read anew each time, such as Vault's agent keeps fresh; wins over vault_token";
+    vault_key: String = "nf-models", "NF_VAULT_KEY", parse::word,
+        "name of the transit key that signs manifests";
+    vault_mount: String = "transit", "NF_VAULT_MOUNT", parse::word,
+        "where Vault's transit engine is mounted";
+    vault_ca: Option<PathBuf> = "", "VAULT_CACERT", parse::path,
+        "authorities (PEM) that vouch for Vault's server; the system's when not set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,
         "public keys that sign tokens (JWKS): a file, watched, or an https URL; with it every caller says who it is";
     jwks_ca: Option<PathBuf> = "", "NF_JWKS_CA", parse::path,

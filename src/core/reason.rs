@@ -81,6 +81,11 @@ reasons! {
     Rollout,
     /// A new version breaks what its service promises: errors, or latency.
     PromiseBroken,
+    // Model stores elsewhere.
+    /// A store's address, or where it sends us, is none that may be called.
+    StoreUrlForbidden,
+    /// More bytes than there may ever be.
+    ArtifactTooLarge,
 }
 
 impl fmt::Display for Reason {

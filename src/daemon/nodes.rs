@@ -10,7 +10,7 @@ use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Execute, NodeRegistration, Sensor, Users, Vacancy};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
-use crate::config::{Origin, Settings};
+use crate::config::{Error as ConfigError, Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
@@ -110,7 +110,7 @@ pub fn store(settings: &Settings, data: &Path) -> Result<Option<Store>> {
         }
         None => return Ok(None),
     };
-    Store::open(&url).map(Some).context("MODEL_STORE_URL")
+    Store::open(&url, &settings.store_link()).map(Some).map_err(|e| ConfigError::Clash(e.to_string()).into())
 }
 
 /// What an executor of this process is opened with.
@@ -129,6 +129,7 @@ pub fn executor_config(
         data_dir: data.join("nodes").join(node.as_str()),
         node: node.clone(),
         store,
+        model_cache: settings.model_cache.value,
         stop_grace: settings.stop_grace.value,
         kill_after: settings.kill_after.value,
         cgroups: true,

@@ -100,6 +100,7 @@ pub(super) fn never_again(why: Reason) -> bool {
             | R::HybridSignatureIncomplete
             | R::VerifierDisagreement
             | R::KeyVersionRetired
+            | R::ArtifactTooLarge
     )
 }
 

@@ -3,7 +3,7 @@
 //! ends, also by another process than the one that fetched them. It does not know consents.
 
 use super::super::{Checksum, Error, Manifest, blocking};
-use super::{Cache, sync_dir};
+use super::{Cache, PARTS, sync_dir};
 use nf_core::id::TenantId;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -78,13 +78,16 @@ impl Cache {
             }
         }
         for digest in &mine {
-            let file = self.path(digest);
-            match fs::remove_file(&file) {
-                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::at(&file)(e)),
-                _ => {}
+            // Also what a broken download left, and the note of how the file came.
+            for part in PARTS {
+                let file = self.dir.join(part).join(digest.to_string());
+                match fs::remove_file(&file) {
+                    Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::at(&file)(e)),
+                    _ => {}
+                }
             }
         }
-        sync_dir(&self.dir.join("sha256"))?;
+        PARTS.iter().try_for_each(|part| sync_dir(&self.dir.join(part)))?;
         // Last: until the files are gone for good, the next try must find them.
         fs::remove_file(&path).map_err(Error::at(&path))?;
         sync_dir(&dir)
