@@ -71,7 +71,8 @@ class Engine:
     def start(self):
         """Also again, on the same data, after `kill`."""
         config = self.folder / "config.json"
-        config.write_text("{}")
+        # It would keep a key of its own in /etc otherwise.
+        config.write_text(json.dumps({"deprecated-key-path": str(self.folder / "key.json")}))
         args = ["dockerd", "--config-file", config, "-H", f"unix://{self.socket}", "--data-root", self.folder / "data",
                 "--exec-root", self.folder / "x", "--pidfile", self.folder / "pid", "--storage-driver", "vfs",
                 "--iptables=false", "--ip6tables=false", "--bridge", self.tag, "--cgroup-parent", f"/{self.tag}"]
@@ -111,6 +112,8 @@ class Engine:
         # Its other half outlives it, and would be found by nobody.
         for pid in self.processes("containerd --config"):
             os.kill(pid, 9)
+        # Where nobody waits for orphans it would count as alive.
+        (self.folder / "x/containerd/containerd.pid").unlink(missing_ok=True)
 
     def processes(self, text=""):
         """Those whose command line names this engine's folder, which nobody else's does."""

@@ -12,6 +12,8 @@ use tokio::sync::OnceCell;
 
 /// How long the engine may take to begin an answer, in seconds: it may be busy with another's container.
 const TIMEOUT_S: u64 = 60;
+/// Where Docker listens when nobody says otherwise.
+pub const USUAL: &str = "/var/run/docker.sock";
 /// How long a first word may take, when somebody looks whether there is an engine.
 const LOOK: Duration = Duration::from_secs(5);
 /// The oldest API that says all we ask (Docker 19.03): device requests came with it.
@@ -31,7 +33,7 @@ fn usual_sockets() -> Vec<PathBuf> {
     let host = std::env::var("DOCKER_HOST").ok();
     let named = host.as_deref().and_then(|host| host.strip_prefix("unix://")).map(PathBuf::from);
     let own = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("podman/podman.sock"));
-    let usual = ["/var/run/docker.sock", "/run/podman/podman.sock"].map(PathBuf::from);
+    let usual = [USUAL, "/run/podman/podman.sock"].map(PathBuf::from);
     named.into_iter().chain(usual).chain(own).collect()
 }
 

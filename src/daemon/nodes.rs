@@ -64,6 +64,12 @@ pub fn engine_socket(settings: &Settings) -> Option<PathBuf> {
     }
 }
 
+/// The same, or where one may yet come: an agent that starts before its engine adopts what that brings.
+fn engine_later(settings: &Settings) -> Option<PathBuf> {
+    let later = (settings.container_engine.value == Engine::Auto).then(|| engine::USUAL.into());
+    engine_socket(settings).or(later)
+}
+
 /// Says by a label whether this machine has an engine for containers. One that is there and can't be used is told.
 async fn labelled(settings: &Settings, mut spec: NodeSpec) -> Result<NodeSpec> {
     let label = Label::new(ENGINE_LABEL)?;
@@ -136,7 +142,7 @@ pub fn executor_config(
         users: users(settings, data),
         // Good also after an upgrade has replaced the file on disk.
         guard: "/proc/self/exe".into(),
-        engine: EngineConfig { socket: engine_socket(settings), group: settings.cluster.value.clone() },
+        engine: EngineConfig { socket: engine_later(settings), group: settings.cluster.value.clone() },
     }
 }
 

@@ -32,8 +32,6 @@ const SCRATCH: &str = "/tmp";
 const SCRATCH_OPTIONS: &str = "rw,exec,nosuid,nodev,mode=1777,size=1g";
 /// Bytes that the processes of one server may share, counted as its memory.
 const SHARED: i64 = 1 << 30;
-/// Open files and sockets.
-const MAX_FILES: i64 = 65_536;
 /// What the engine keeps of its output; the agent has a log of its own.
 const ENGINE_LOG: [(&str, &str); 2] = [("max-size", "8m"), ("max-file", "2")];
 /// The longest name.
@@ -107,7 +105,7 @@ impl Order<'_> {
             read_only: Some(true),
             ..Mount::default()
         };
-        let limit = |name: &str, most| ResourcesUlimits { name: Some(name.into()), soft: Some(most), hard: Some(most) };
+        let core = ResourcesUlimits { name: Some("core".into()), soft: Some(0), hard: Some(0) };
         let log = ENGINE_LOG.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         Ok(HostConfig {
             readonly_rootfs: Some(true),
@@ -123,7 +121,8 @@ impl Order<'_> {
             memory_swap: bytes,
             nano_cpus: nanos.filter(|nanos| *nanos > 0),
             pids_limit: Some(i64::from(MAX_TASKS)),
-            ulimits: Some(vec![limit("nofile", MAX_FILES), limit("core", 0)]),
+            // Open files are as many as the engine allows: it may not have the right to allow more.
+            ulimits: Some(vec![core]),
             port_bindings: published,
             device_requests: devices(&self.want.uuids, self.facts.giving)?,
             // Whether it runs again is the group's to say.
