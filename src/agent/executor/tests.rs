@@ -178,6 +178,9 @@ impl Drop for World {
         for family in self.families() {
             family.signal(Signal::SIGKILL);
         }
+        if let Some(range) = self.users {
+            users::unclaim(range);
+        }
     }
 }
 
