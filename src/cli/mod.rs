@@ -120,7 +120,9 @@ enum Command {
     #[command(after_help = "Examples:\n  nf rollout start 01j8 v2\n  nf rollout status 01j8")]
     Rollout(rollout::Rollout),
     /// Go back to the version before; the same as nf model rollback
-    #[command(after_help = "Examples:\n  nf rollback llama-8b --tenant demo\n  nf rollback llama-8b --tenant demo -o json")]
+    #[command(
+        after_help = "Examples:\n  nf rollback llama-8b --tenant demo\n  nf rollback llama-8b --tenant demo -o json"
+    )]
     Rollback(rollout::Rollback),
     /// Show what services promise, and how they keep it
     #[command(after_help = "Examples:\n  nf slo\n  nf slo demo/llama-8b -o json")]

@@ -122,9 +122,8 @@ pub fn put(text: &str) {
 /// A state with its glyph, coloured on a terminal.
 pub fn state(word: &str) -> String {
     let (glyph, colour) = match word {
-        "Running" | "Ready" | "Succeeded" | "leader" | "follower" | "voter" | "Admitted" | "Healthy" | "ok" | "successful" => {
-            ("●", 32)
-        }
+        "Running" | "Ready" | "Succeeded" | "leader" | "follower" | "voter" | "Admitted" | "Healthy" | "ok"
+        | "successful" => ("●", 32),
         "Failed" | "Lost" | "Down" | "Preempted" | "gone" | "fault" | "failed" => ("✗", 31),
         _ => ("○", 33),
     };

@@ -165,7 +165,8 @@ impl Rollback {
         let (tenant, model) = (escape(self.tenant.as_str()), escape(self.model.as_str()));
         let jobs = client.list(&format!("/schedule?tenant_id={tenant}&model_id={model}")).await?;
         if jobs.is_empty() {
-            let text = format!("tenant {} has no live job of model {}\n  try: nf get services", self.tenant, self.model);
+            let text =
+                format!("tenant {} has no live job of model {}\n  try: nf get services", self.tenant, self.model);
             return Err(fail(Exit::NotFound, text));
         }
         let mut begun = Vec::new();

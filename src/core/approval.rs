@@ -181,10 +181,12 @@ pub fn withheld(state: &State, job: &Job) -> Option<Refusal> {
     if state.meta().mode == Mode::Simulation || job.replicas.iter().any(|replica| replica.newest > Generation(0)) {
         return None;
     }
-    match judge(state, &job.spec) {
+    // In a rollout, of the version that it shall run in the end.
+    let spec = job.spec_of(job.target_revision());
+    match judge(state, spec) {
         Err(refusal) => Some(refusal),
         // Who asked is not kept with the job, so a later approver may be that person.
-        Ok(Some(approval)) if job.spec.approved_by.as_ref() != Some(&approval.by) => {
+        Ok(Some(approval)) if spec.approved_by.as_ref() != Some(&approval.by) => {
             let detail = format!(
                 "job {} was let in by somebody else than {}, whose approval is the one on record now; schedule it again",
                 job.request, approval.by

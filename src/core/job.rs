@@ -4,8 +4,7 @@
 
 use crate::claim::{Claim, GaveWay};
 use crate::id::{
-    DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, Revision, TenantId, TenantNo,
-    VersionId,
+    DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, Revision, TenantId, TenantNo, VersionId,
 };
 use crate::placement::Why;
 use crate::reason::Reason;
@@ -290,11 +289,9 @@ impl Replica {
     /// What its copy of that generation runs.
     pub fn revision_of(&self, generation: Generation) -> Revision {
         match &self.moving {
-            Some(Move::Coming { generation: other, revision, .. } | Move::Going { generation: other, revision, .. })
-                if *other == generation =>
-            {
-                *revision
-            }
+            Some(
+                Move::Coming { generation: other, revision, .. } | Move::Going { generation: other, revision, .. },
+            ) if *other == generation => *revision,
             _ => self.revision,
         }
     }

@@ -404,7 +404,8 @@ fn proven(spec: &JobSpec) -> Result<(), Refusal> {
         return refuse(Reason::ModelNotFound, &format!("no store knows {named}; publish it (nf model publish)"));
     }
     if spec.runtime == Runtime::Simulated {
-        let text = format!("{named} names no program, so it would only be played; publish it with --runtime or --profile");
+        let text =
+            format!("{named} names no program, so it would only be played; publish it with --runtime or --profile");
         return refuse(Reason::Forbidden, &text);
     }
     if spec.evidence.is_none() {

@@ -336,7 +336,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 32u16..35) {
+        fn garbage_is_refused_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), kind in 32u16..39) {
             let mut framed = Vec::new();
             framed.extend(kind.to_be_bytes());
             framed.extend(1u16.to_be_bytes());
@@ -347,6 +347,7 @@ mod tests {
                 let node = Some(pb::NodeStart { name: "n1".into(), incarnation: 1 });
                 let _ = registration(pb::NodeRegistration { node: node.clone(), spec: bytes.clone() });
                 let _ = reports(pb::NodeReports { node, reports: bytes.clone() });
+                let _ = seen(pb::SightsReply { seen: bytes.clone() });
                 let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes };
                 let _ = slices(pb::SlicesReply { slices: vec![slice], index: 1 });
             }

@@ -9,8 +9,7 @@ use axum::extract::State;
 use nf_core::id::RequestId;
 
 fn told(told: &Told) -> Answer {
-    let body =
-        RolloutAnswer { rollout: (&*told.rollout).into(), simulation: told.simulation, read: told.read.clone() };
+    let body = RolloutAnswer { rollout: (&*told.rollout).into(), simulation: told.simulation, read: told.read.clone() };
     Ok(fresh(&body, &body.read))
 }
 

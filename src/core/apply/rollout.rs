@@ -84,7 +84,8 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
     if let Turn::Back { counts, .. } = turn {
         rollout.counts.clone_from(counts);
         let former = job.revision;
-        job.replicas.iter_mut().for_each(|replica| recall(replica, former));
+        let two = job.spec.movable() == Movable::Surge;
+        job.replicas.iter_mut().for_each(|replica| recall(replica, former, two));
     }
     if course == Course::Done {
         job.spec = rollout.to.clone();
@@ -101,10 +102,10 @@ fn watched(since_ms: u64) -> Course {
 }
 
 /// What has not begun to serve as the new version is called back at once; the rest follows
-/// one by one, as it came.
-fn recall(replica: &mut Replica, former: Revision) {
+/// one by one, as it came. `two`: a replica may have two copies, so one that comes has begun.
+fn recall(replica: &mut Replica, former: Revision, two: bool) {
     replica.moving = match replica.moving.take() {
-        Some(Move::Coming { generation, alloc, revision, why, .. }) if revision != former => {
+        Some(Move::Coming { generation, alloc, revision, why, .. }) if two && revision != former => {
             Some(Move::Going { generation, alloc, why, revision })
         }
         other => other,

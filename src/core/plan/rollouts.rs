@@ -74,7 +74,9 @@ pub(super) fn turn(
         if revision.is_some() {
             return Ok(Planned::default());
         }
-        return conflict(format!("job {request} has no rollout under way; nf rollout status {request} says how it ended"));
+        return conflict(format!(
+            "job {request} has no rollout under way; nf rollout status {request} says how it ended"
+        ));
     };
     if is_so(open, turn) {
         return Ok(Planned::default());

@@ -70,7 +70,10 @@ impl Strategy {
             }
         }
         if self.surge == 0 && self.unavailable == 0 {
-            return bad("unavailable", "surge or unavailable, or both, are more than 0: else nothing could move".into());
+            return bad(
+                "unavailable",
+                "surge or unavailable, or both, are more than 0: else nothing could move".into(),
+            );
         }
         if self.canary.and_then(|canary| canary.percent).is_some_and(|percent| !(1..=99).contains(&percent)) {
             return bad("canary", "1 to 99 percent".into());
@@ -193,7 +196,6 @@ impl Rollout {
     pub fn is_open(&self) -> bool {
         matches!(self.course, Course::Forward { .. } | Course::Back { .. })
     }
-
 }
 
 impl Course {

@@ -6,8 +6,8 @@ use nf_core::autoscaler::Why;
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
 use nf_core::fault::Fault;
 use nf_core::id::{
-    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, Revision,
-    TenantId, VersionId,
+    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, Revision, TenantId,
+    VersionId,
 };
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
