@@ -61,6 +61,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         Intent::StartRollout { next, strategy, .. } => {
             strategy.check()?;
             next.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
+            list("data_classes", next.data_classes.len(), MAX_CLASSES)?;
+            next.asked_by.as_ref().map_or(Ok(()), |who| text("asked_by", &who.subject, MAX_TEXT))?;
             next.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
         }
         Intent::SetPlacement { chosen, .. } => placement(chosen),

@@ -347,6 +347,8 @@ fn weight_of_person(of: &Person) -> usize {
 fn weight_of_next(next: &Next) -> usize {
     next.version.as_str().len()
         + next.approved_by.as_ref().map_or(0, |who| who.len())
+        + next.asked_by.as_ref().map_or(0, weight_of_person)
+        + next.data_classes.iter().map(|class| 1 + class.as_str().len()).sum::<usize>()
         + next.evidence.as_ref().map_or(0, |evidence| 36 + evidence.key_id.len())
 }
 

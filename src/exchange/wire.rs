@@ -381,6 +381,7 @@ mod tests {
                 let good = codec::encode(&ReportsBody(Vec::new())).into();
                 let _ = reports(pb::NodeReports { node: node.clone(), reports: good, purged: bytes.clone() });
                 let _ = reports(pb::NodeReports { node, reports: bytes.clone(), purged: Default::default() });
+                let _ = seen(pb::SightsReply { seen: bytes.clone() });
                 let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes };
                 let _ = slices(pb::SlicesReply { slices: vec![slice], index: 1 });
             }

@@ -109,18 +109,20 @@ impl Desk {
         Waiting { trip: Arc::new(Trip::new(self.clone(), promised)) }
     }
 
-    /// A request ended now. `latency` is None where no answer came; `trial` is the version that had it.
-    pub fn judged(&self, verdict: Verdict, latency: Option<Duration>, trial: Option<(JobNo, Revision)>) {
+    /// A request ended now. `latency` is None where no answer came.
+    pub fn judged(&self, verdict: Verdict, latency: Option<Duration>) {
         self.record(|record| record.take(verdict, latency));
-        if let Some(trial) = trial {
-            let mut counts = self.counts();
-            counts.trials.entry(trial).or_default().take(verdict);
-            if counts.trials.len() > TRIALS {
-                counts.trials.pop_first();
-            }
-        }
         if let Some(others) = &self.others {
             others.take(verdict);
+        }
+    }
+
+    /// What a version under trial made of a request.
+    pub fn tried(&self, trial: (JobNo, Revision), verdict: Verdict) {
+        let mut counts = self.counts();
+        counts.trials.entry(trial).or_default().take(verdict);
+        if counts.trials.len() > TRIALS {
+            counts.trials.pop_first();
         }
     }
 
@@ -309,5 +311,61 @@ impl Drop for Seat {
         }
         self.metrics.gateway_running.dec();
         desk.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nf_core::id::Generation;
+
+    fn endpoint(replica: u16, slots: u32, share_milli: Option<u32>) -> Endpoint {
+        let who = Who { job: JobNo(1), replica, generation: Generation(1) };
+        Endpoint { who, address: "127.0.0.1:1".into(), slots, trial: Some(Revision(1)), share_milli }
+    }
+
+    /// Requests that come one after another; how many of them the canary gets.
+    fn of_canary(desk: &Desk, endpoints: &[Endpoint], requests: u64) -> usize {
+        let one = |hint| {
+            let chosen = desk.place(endpoints, hint).expect("there is room");
+            let mut counts = desk.counts();
+            counts.running -= 1;
+            counts.busy.remove(&chosen.who);
+            chosen.share_milli.is_some()
+        };
+        (0..requests).filter(|hint| one(*hint)).count()
+    }
+
+    #[test]
+    fn a_canary_gets_its_share_whatever_its_replicas() {
+        for (share, replicas) in [(100, 1), (100, 3), (330, 1), (10, 1)] {
+            let desk = Desk::default();
+            let mut endpoints: Vec<Endpoint> = (0..replicas).map(|n| endpoint(n, 8, None)).collect();
+            endpoints.push(endpoint(replicas, 8, Some(share)));
+            let expected = u64::from(share);
+            let got = of_canary(&desk, &endpoints, 1_000) as u64;
+            assert!(got.abs_diff(expected) <= 1, "{got} of a thousand, and its share is {expected}");
+        }
+    }
+
+    #[test]
+    fn who_has_room_is_asked_when_the_other_side_has_none() {
+        let desk = Desk::default();
+        let full = [endpoint(0, 0, None), endpoint(1, 8, Some(10))];
+        assert_eq!(of_canary(&desk, &full, 50), 50);
+        let alone = [endpoint(0, 8, None), endpoint(1, 0, Some(900))];
+        assert_eq!(of_canary(&desk, &alone, 50), 0);
+        assert!(desk.counts().owed_milli <= MOST_OWED, "what it could not take it does not get at once");
+    }
+
+    #[test]
+    fn requests_to_each_version_are_counted_apart_and_old_ones_forgotten() {
+        let desk = Desk::default();
+        for revision in 1..40 {
+            desk.tried((JobNo(1), Revision(revision)), Verdict::Good);
+        }
+        let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
+        let trials = desk.sight(tenant, model).trials;
+        assert_eq!((trials.len(), trials.last().unwrap().1), (TRIALS, Revision(39)));
     }
 }

@@ -73,8 +73,8 @@ fn now_seconds() -> u64 {
 struct Course {
     latency: Option<Duration>,
     failed: bool,
-    /// The version that has it, where its job goes from one to another.
-    trial: Option<(JobNo, Revision)>,
+    /// The version that has it, where its job goes from one to another, and how long it had waited then.
+    trial: Option<(JobNo, Revision, Duration)>,
 }
 
 /// See the module. It is judged when its last owner lets go of it.
@@ -93,6 +93,7 @@ impl Trip {
 
     /// A replica gets it, or another one after all.
     pub fn goes_to(&self, trial: Option<(JobNo, Revision)>) {
+        let trial = trial.map(|(job, revision)| (job, revision, self.arrived.elapsed()));
         self.course.lock().unwrap_or_else(PoisonError::into_inner).trial = trial;
     }
 
@@ -111,15 +112,28 @@ impl Trip {
 impl Drop for Trip {
     fn drop(&mut self) {
         let course = std::mem::take(self.course.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let verdict = match (course.failed, course.latency) {
-            (true, _) => Verdict::Failed,
-            (false, Some(latency)) if latency <= self.promised => Verdict::Good,
-            (false, Some(_)) => Verdict::Slow,
-            // Its caller left. Before the promised time that says nothing about the service.
-            (false, None) if self.arrived.elapsed() <= self.promised => return,
-            (false, None) => Verdict::Slow,
-        };
-        self.desk.judged(verdict, course.latency, course.trial);
+        let took = self.arrived.elapsed();
+        if let Some(verdict) = verdict(&course, Duration::ZERO, took, self.promised) {
+            self.desk.judged(verdict, course.latency);
+        }
+        // A version is judged by what it did: how long it was waited for is no fault of its own.
+        if let Some((job, revision, waited)) = course.trial
+            && let Some(verdict) = verdict(&course, waited, took, self.promised)
+        {
+            self.desk.tried((job, revision), verdict);
+        }
+    }
+}
+
+/// How it went, without the first part of the time; None when it says nothing about the service.
+fn verdict(course: &Course, without: Duration, took: Duration, promised: Duration) -> Option<Verdict> {
+    let latency = course.latency.map(|latency| latency.saturating_sub(without));
+    match (course.failed, latency) {
+        (true, _) => Some(Verdict::Failed),
+        (false, Some(latency)) if latency <= promised => Some(Verdict::Good),
+        (false, Some(_)) => Some(Verdict::Slow),
+        // Its caller left. Before the promised time that says nothing about the service.
+        (false, None) => (took.saturating_sub(without) > promised).then_some(Verdict::Slow),
     }
 }
 
@@ -152,6 +166,14 @@ mod tests {
     fn who_leaves_early_says_nothing_and_who_leaves_late_was_let_down() {
         assert_eq!(after(LONG, |_| ()), Count::default());
         assert_eq!(after(Duration::ZERO, |_| ()), Count { slow: 1, ..Count::default() });
+    }
+
+    #[test]
+    fn a_version_is_not_judged_by_the_time_before_it_had_the_request() {
+        let waited = Duration::from_secs(5);
+        let course = Course { latency: Some(Duration::from_secs(6)), ..Course::default() };
+        let of = |without| verdict(&course, without, Duration::from_secs(6), Duration::from_secs(2));
+        assert_eq!((of(Duration::ZERO), of(waited)), (Some(Verdict::Slow), Some(Verdict::Good)));
     }
 
     #[tokio::test]

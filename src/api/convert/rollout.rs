@@ -240,3 +240,46 @@ pub fn from_proto(m: &v1::StartRolloutRequest) -> Result<Wanted, Refusal> {
     strategy.check()?;
     Ok(Wanted { version, strategy })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+    use serde_json::json;
+
+    fn read(body: Value) -> Result<Wanted, Refusal> {
+        wanted(body.as_object().unwrap(), false)
+    }
+
+    #[test]
+    fn what_is_left_out_is_as_usual() {
+        let usual = Wanted { version: VersionId::new("v2").ok(), strategy: Strategy::default() };
+        assert_eq!(read(json!({"model_version": "v2"})), Ok(usual));
+        let canary = |body: Value| read(body).unwrap().strategy.canary;
+        let one = Canary { percent: None, auto_promote: false };
+        assert_eq!(canary(json!({"model_version": "v2", "canary": true})), Some(one));
+        assert_eq!(canary(json!({"model_version": "v2", "canary": false})), None);
+        let ten = Some(Canary { percent: Some(10), auto_promote: true });
+        assert_eq!(canary(json!({"model_version": "v2", "canary": 10, "auto_promote": true})), ten);
+        assert_eq!(wanted(&Map::new(), true).unwrap().version, None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn whatever_comes_is_read_or_refused_with_its_field(
+            key in "surge|unavailable|canary|auto_promote|window|ready_within|model_version|else",
+            number in any::<i64>(),
+            text in ".{0,12}",
+            which in 0u8..3,
+        ) {
+            let value = match which { 0 => json!(number), 1 => json!(text), _ => json!(number % 2 == 0) };
+            let mut body = json!({"model_version": "v2"});
+            body[&key] = value;
+            match read(body) {
+                Ok(wanted) => prop_assert!(wanted.strategy.check().is_ok()),
+                Err(refusal) => prop_assert_eq!(refusal.field, Some(key)),
+            }
+        }
+    }
+}

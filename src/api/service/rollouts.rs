@@ -60,9 +60,19 @@ impl Service {
                 runtime: facts.runtime,
                 manifest: Some(facts.manifest),
                 evidence: facts.evidence,
+                data_classes: facts.data_classes,
                 approved_by: None,
+                asked_by: None,
             },
-            None => Next { version, runtime: Runtime::Simulated, manifest: None, evidence: None, approved_by: None },
+            None => Next {
+                version,
+                runtime: Runtime::Simulated,
+                manifest: None,
+                evidence: None,
+                data_classes: Vec::new(),
+                approved_by: None,
+                asked_by: None,
+            },
         };
         let (next, strategy) = (Box::new(next), wanted.strategy);
         let tenant = call.tenant.clone();

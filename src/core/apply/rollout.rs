@@ -27,7 +27,7 @@ pub(super) fn start(
     let Some(job) = state.job(no).filter(|job| !job.stopped) else { return Ok(Answer::Count(0)) };
     strategy.check()?;
     job.can_roll(strategy)?;
-    if job.open_rollout().is_some() || rollout::Next::of(&job.spec) == *next {
+    if job.open_rollout().is_some() || next.is_of(&job.spec) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} has another rollout, or version", job.request)));
     }
     let to = Arc::new(next.spec(&job.spec));
@@ -88,7 +88,8 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
     if let Turn::Back { counts, .. } = turn {
         rollout.counts.clone_from(counts);
         let former = job.revision;
-        job.replicas.iter_mut().for_each(|replica| recall(replica, former));
+        let two = job.spec.movable() == Movable::Surge;
+        job.replicas.iter_mut().for_each(|replica| recall(replica, former, two));
     }
     if course == Course::Done {
         job.spec = rollout.to.clone();
@@ -105,10 +106,10 @@ fn watched(since_ms: u64) -> Course {
 }
 
 /// What has not begun to serve as the new version is called back at once; the rest follows
-/// one by one, as it came.
-fn recall(replica: &mut Replica, former: Revision) {
+/// one by one, as it came. `two`: a replica may have two copies, so one that comes has begun.
+fn recall(replica: &mut Replica, former: Revision, two: bool) {
     replica.moving = match replica.moving.take() {
-        Some(Move::Coming { generation, alloc, revision, why, .. }) if revision != former => {
+        Some(Move::Coming { generation, alloc, revision, why, .. }) if two && revision != former => {
             Some(Move::Going { generation, alloc, why, revision })
         }
         other => other,

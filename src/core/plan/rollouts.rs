@@ -41,10 +41,11 @@ pub(super) fn start(
     consent::judge(state, &spec)?;
     if let Some(by) = approval::judge_for(state, &spec, actor)? {
         next.approved_by = Some(by);
+        next.asked_by = actor.map(Actor::person);
     }
     if let Some(open) = job.open_rollout() {
         // A retry of the call that began it.
-        if Next::of(&open.to) == next && open.strategy == *strategy && matches!(open.course, Course::Forward { .. }) {
+        if next.is_of(&open.to) && open.strategy == *strategy && matches!(open.course, Course::Forward { .. }) {
             return Ok(Planned::default());
         }
         let detail = format!(
@@ -55,7 +56,7 @@ pub(super) fn start(
         );
         return conflict(detail);
     }
-    if Next::of(&job.spec) == next {
+    if next.is_of(&job.spec) {
         return conflict(format!("job {request} runs version {} already", next.version));
     }
     let by = actor.map(|actor| actor.subject.clone());

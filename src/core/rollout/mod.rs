@@ -12,7 +12,8 @@ pub use judge::{Count2, verdicts};
 pub use outlook::{Outlook, outlook};
 pub use pass::{blocked, pass, share_milli};
 
-use crate::id::{Revision, VersionId};
+use crate::audit::Person;
+use crate::id::{Label, Revision, VersionId};
 use crate::job::{Allocation, Evidence, Job, JobSpec, Movable, Move, Phase, Replica, Runtime, Stage};
 use crate::node::{Node, NodeState};
 use crate::reason::{Reason, Refusal};
@@ -95,7 +96,9 @@ pub struct Next {
     /// As in [`JobSpec`], read and verified by the member that took the call.
     pub manifest: Option<[u8; 32]>,
     pub evidence: Option<Evidence>,
+    pub data_classes: Vec<Label>,
     pub approved_by: Option<Arc<str>>,
+    pub asked_by: Option<Person>,
 }
 
 impl Next {
@@ -106,14 +109,21 @@ impl Next {
             runtime: spec.runtime,
             manifest: spec.manifest,
             evidence: spec.evidence.clone(),
+            data_classes: spec.data_classes.clone(),
             approved_by: spec.approved_by.clone(),
+            asked_by: spec.asked_by.clone(),
         }
     }
 
     /// The spec with this version in it.
     pub fn spec(&self, of: &JobSpec) -> JobSpec {
-        let Self { version, runtime, manifest, evidence, approved_by } = self.clone();
-        JobSpec { version, runtime, manifest, evidence, approved_by, ..of.clone() }
+        let Self { version, runtime, manifest, evidence, data_classes, approved_by, asked_by } = self.clone();
+        JobSpec { version, runtime, manifest, evidence, data_classes, approved_by, asked_by, ..of.clone() }
+    }
+
+    /// Whether the spec runs it already, whoever let it in.
+    pub fn is_of(&self, spec: &JobSpec) -> bool {
+        self.version == spec.version && self.manifest == spec.manifest
     }
 }
 

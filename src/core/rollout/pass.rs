@@ -199,13 +199,14 @@ fn step(
     if !is_ready(replica) {
         return stays.then_some(None);
     }
-    if job.spec.movable() == Movable::Surge && budget.surge > 0 {
-        if let Some(pick) = place_for(scratch, vec![alloc.node], job, no) {
-            budget.surge -= 1;
-            budget.surging = true;
-            scratch.book(&job.spec, no, &pick.alloc);
-            return Some(Some(pick.for_replica(no)));
-        }
+    if job.spec.movable() == Movable::Surge
+        && budget.surge > 0
+        && let Some(pick) = place_for(scratch, vec![alloc.node], job, no)
+    {
+        budget.surge -= 1;
+        budget.surging = true;
+        scratch.book(&job.spec, no, &pick.alloc);
+        return Some(Some(pick.for_replica(no)));
     }
     if budget.surging || budget.missing == 0 || !stays {
         return None;

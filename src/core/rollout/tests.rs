@@ -294,7 +294,9 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
         runtime: Runtime::Process,
         manifest: Some([7; 32]),
         evidence,
+        data_classes: vec![],
         approved_by: None,
+        asked_by: None,
     };
     let go = |next: &Next| {
         let (next, strategy) = (Box::new(next.clone()), strategy());
@@ -315,4 +317,52 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
     assert_eq!(refusal.reason, Reason::ApprovalSelf);
     testing::run(&mut state, testing::by("ada", go(&signed)));
     assert_eq!(job(&state).rollout.as_ref().unwrap().to.approved_by.as_deref(), Some("bob"));
+}
+
+#[test]
+fn a_version_about_people_needs_a_consent_to_begin_and_goes_back_when_it_ends() {
+    let mut state = world(2, 2, 2);
+    let next = Next {
+        version: VersionId::new("v2").unwrap(),
+        manifest: Some([7; 32]),
+        data_classes: vec![crate::id::Label::new("personal").unwrap()],
+        ..Next::of(&job(&state).spec)
+    };
+    let go = || {
+        let (next, strategy) = (Box::new(next.clone()), strategy());
+        Intent::StartRollout { request: request(), tenant: None, next, strategy, rollback: false }
+    };
+    assert_eq!(testing::try_run(&mut state, go()).unwrap_err().reason, Reason::ConsentRequired);
+    let tenant = job(&state).spec.tenant.clone();
+    let said = crate::consent::Consent {
+        statement: [1; 32],
+        scope: crate::consent::Scope {
+            tenant: tenant.clone(),
+            classes: next.data_classes.iter().cloned().collect(),
+            model: None,
+            version: None,
+        },
+        until_ms: state.meta().now_ms + 3_600_000,
+        key_id: "key".into(),
+        by: None,
+        at_ms: 0,
+        ended_ms: None,
+    };
+    testing::run(&mut state, testing::by("dpo", Intent::Consent(Box::new(said))));
+    testing::run(&mut state, go());
+    for _ in 0..3 {
+        look(&mut state);
+        agents(&mut state, |_| true);
+    }
+    assert!(versions(&state).contains(&"v2".to_owned()));
+    assert!(state.copies().count() > 0, "nodes that will have a copy are written down");
+    testing::run(&mut state, testing::by("dpo", Intent::Dissent { tenant, statement: [1; 32] }));
+    rest(&mut state, 0, |_| true);
+    for _ in 0..3 {
+        look(&mut state);
+        agents(&mut state, |_| true);
+    }
+    assert_eq!(versions(&state), ["v1", "v1"]);
+    let course = job(&state).rollout.as_ref().unwrap().course;
+    assert!(matches!(course, Course::Undone { failed: true, why: Reason::ConsentRequired | Reason::ConsentRevoked }));
 }

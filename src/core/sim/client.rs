@@ -200,7 +200,9 @@ fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
         runtime: Runtime::Simulated,
         manifest: None,
         evidence: None,
+        data_classes: Vec::new(),
         approved_by: None,
+        asked_by: None,
     });
     let auto_promote = true;
     let strategy = Strategy {
