@@ -5,6 +5,7 @@
 //! made by the machinery of drains (ADR 12). It reads the state; apply judges. See ADR 39.
 
 use crate::capacity::Class;
+use crate::command::Command;
 use crate::id::{Generation, JobNo, NodeNo, RequestId, TenantId};
 use crate::job::{Allocation, Job, Movable, Move, Phase, Replica, Stage};
 use crate::moves;
@@ -83,6 +84,20 @@ pub fn plan(state: &State) -> Result<Plan, Refusal> {
         out.steps = choose(state, most);
     }
     Ok(out)
+}
+
+/// The moves that may be made now, for the log.
+///
+/// # Errors
+/// As for [`plan`].
+pub fn commands(state: &State) -> Result<Vec<Command>, Refusal> {
+    let command = |step: Step| Command::Move {
+        job: step.job,
+        from: step.generation,
+        to: step.to.for_replica(step.replica),
+        why: Reason::Defragmentation,
+    };
+    Ok(plan(state)?.steps.into_iter().map(command).collect())
 }
 
 /// Replicas that hold a place, and how many of them move for this reason.

@@ -324,7 +324,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             let approval = approval::approve(state, of, *manifest, *for_ms, intent.actor())?;
             Planned::one(Command::Approve(Box::new(approval)))
         }
-        Intent::Defragment => defragment(state),
+        Intent::Defragment => Ok(Planned { commands: defrag::commands(state)?, why: Vec::new() }),
         Intent::StartRollout { request, tenant, next, strategy, rollback } => {
             rollouts::start(state, request, tenant.as_ref(), next, strategy, *rollback, intent.actor())
         }
@@ -348,17 +348,6 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         // Bounds allow one of these around what is wanted, and no more.
         Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
     }
-}
-
-fn defragment(state: &State) -> Result<Planned, Refusal> {
-    let command = |step: defrag::Step| Command::Move {
-        job: step.job,
-        from: step.generation,
-        to: step.to.for_replica(step.replica),
-        why: Reason::Defragmentation,
-    };
-    let commands = defrag::plan(state)?.steps.into_iter().map(command).collect();
-    Ok(Planned { commands, why: Vec::new() })
 }
 
 fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
