@@ -3,7 +3,8 @@
 //! | row | modules | may import |
 //! |---|---|---|
 //! | 0 | `nf_core`, `nf_proto` | std and small crates |
-//! | 1 | `config` `telemetry` `security` `storage` `models` | row 0 |
+//! | 1 | `outgoing` | row 0 |
+//! | 1 | `config` `telemetry` `security` `storage` `models` | row 0, `outgoing` |
 //! | 2 | `raft` (with the proposer) | rows 0–1; openraft, in this room alone |
 //! | 2 | `exchange` | rows 0–1, `raft` |
 //! | 3 | `controller` `agent` `api` `gateway` `integrations` | rows 0–1, `raft`, `exchange`; not one another |
@@ -20,6 +21,7 @@ pub mod daemon;
 pub mod exchange;
 pub mod gateway;
 pub mod models;
+pub mod outgoing;
 pub mod raft;
 pub mod security;
 pub mod storage;

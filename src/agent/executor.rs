@@ -46,6 +46,8 @@ pub struct ExecutorConfig {
     pub data_dir: PathBuf,
     pub node: NodeName,
     pub store: Option<Store>,
+    /// Bytes of models that are kept.
+    pub model_cache: u64,
     /// Judges a version's signature before it starts; None: nobody asks for one.
     pub judge: Option<Judge>,
     /// From TERM to KILL.
@@ -156,7 +158,7 @@ impl Executor {
         let places = Places::new(&config);
         places.make()?;
         let lock = Some(Arc::new(lock_file(&places)?));
-        let cache = Cache::open(&places.cache())?;
+        let cache = Cache::open(&places.cache(), config.model_cache)?;
         let records = record::load_all(&places.records)?;
         let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
         tell_limits(&config.node, &cgroups);

@@ -43,7 +43,7 @@ pub fn codes(reason: Reason) -> Codes {
         }
         R::Timeout => (504, Code::DeadlineExceeded, 7),
         // What the caller sent.
-        R::InvalidArgument | R::UnknownField | R::ConfigInvalid => (400, Code::InvalidArgument, 2),
+        R::InvalidArgument | R::UnknownField | R::ConfigInvalid | R::StoreUrlForbidden => (400, Code::InvalidArgument, 2),
         R::TooLarge => (413, Code::InvalidArgument, 2),
         R::UnsupportedMediaType => (415, Code::InvalidArgument, 2),
         R::MethodNotAllowed => (405, Code::Unimplemented, 2),
@@ -63,7 +63,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::SignatureBindingMismatch | R::HybridSignatureIncomplete | R::VerifierDisagreement => {
             (422, Code::FailedPrecondition, 6)
         }
-        R::KeyVersionRetired | R::NoTrustRoot => (422, Code::FailedPrecondition, 6),
+        R::KeyVersionRetired | R::NoTrustRoot | R::ArtifactTooLarge => (422, Code::FailedPrecondition, 6),
         R::ApprovalRequired | R::ApprovalSelf | R::ApprovalExpired | R::ApprovalMismatch => {
             (403, Code::PermissionDenied, 6)
         }

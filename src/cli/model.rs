@@ -9,6 +9,7 @@ mod verify;
 use super::exit::{Exit, fail};
 use super::output;
 use super::{Global, say};
+use crate::config::{Flags, Settings, Sources};
 use crate::models::{self, Draft, FileName, Launch, Process, Store};
 use clap::{Args, Subcommand};
 use nf_core::id::{ModelId, TenantId, VersionId};
@@ -67,7 +68,7 @@ struct Publish {
     model: ModelId,
     #[arg(long)]
     version: VersionId,
-    /// The store, file:// and a directory
+    /// The store: file:// and a directory, or s3://bucket/path and its like
     #[arg(long, env = "MODEL_STORE_URL")]
     store: String,
     /// How it is run, as JSON ({"argv":[…],"ready":{…}}); simulated when absent
@@ -100,7 +101,7 @@ struct Publish {
 struct Pull {
     /// MODEL@VERSION
     version: String,
-    /// The store, file:// and a directory
+    /// The store: file:// and a directory, or s3://bucket/path and its like
     #[arg(long, env = "MODEL_STORE_URL")]
     store: String,
     /// Where to put it; MODEL-VERSION in the current directory when absent
@@ -122,13 +123,20 @@ impl Model {
     }
 }
 
+/// The store of that URL, by links as the settings of this machine say.
+fn open(url: &str) -> anyhow::Result<Store> {
+    let settings = Settings::load(&Sources::process(&Flags::default()))?;
+    Store::open(url, &settings.store_link()).map_err(told)
+}
+
 /// A store's error with the exit of its reason.
 fn told(error: models::Error) -> anyhow::Error {
     let exit = match error.reason() {
         Reason::ModelNotFound => Exit::NotFound,
         Reason::Conflict => Exit::Conflict,
-        Reason::ConfigInvalid => Exit::Usage,
+        Reason::ConfigInvalid | Reason::StoreUrlForbidden => Exit::Usage,
         Reason::ArtifactMismatch => Exit::Denied,
+        Reason::StoreUnavailable => Exit::Unreachable,
         _ => Exit::Failed,
     };
     fail(exit, format!("{}: {error}", error.reason()))
@@ -136,7 +144,7 @@ fn told(error: models::Error) -> anyhow::Error {
 
 impl Publish {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let store = Store::open(&self.store).map_err(told)?;
+        let store = open(&self.store)?;
         let runtime = match (&self.runtime, &self.profile) {
             (None, None) => Launch::Simulated {},
             (None, Some(name)) => {
@@ -168,9 +176,10 @@ impl Publish {
         let manifest = models::publish(&store, &self.dir, draft).await.map_err(told)?;
         if let Some(path) = &self.signature {
             let signature = verify::small(path)?;
-            let kept =
-                store.sign_blocking(&self.model, &self.version, self.tenant.as_ref(), &signature).map_err(told)?;
-            say(format!("its signature is kept in {}", kept.display()));
+            let (of, version, tenant) = (self.model.clone(), self.version.clone(), self.tenant.clone());
+            let sign = move || store.sign_blocking(&of, &version, tenant.as_ref(), &signature);
+            let kept = tokio::task::spawn_blocking(sign).await?.map_err(told)?;
+            say(format!("its signature is kept in {kept}"));
         }
         let (model, version, digest) = (&self.model, &self.version, manifest.digest().to_string());
         let value = json!({ "model_id": model, "version": version, "sha256": digest, "files": manifest.files.len() });
@@ -184,7 +193,7 @@ impl Publish {
 impl Pull {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
         let (model, version) = approve::split(&self.version)?;
-        let store = Store::open(&self.store).map_err(told)?;
+        let store = open(&self.store)?;
         let to = self.to.unwrap_or_else(|| PathBuf::from(format!("{model}-{version}")));
         let pulled = models::pull(&store, &model, &version, &to).await.map_err(told)?;
         let value = serde_json::to_value(&pulled)?;

@@ -8,6 +8,7 @@ use super::{Global, say, version};
 use crate::agent::inventory::own_devices;
 use crate::config::parse::GpuNodes;
 use crate::config::{Flags, Mode, Settings, Sources};
+use crate::models::Store;
 use crate::security::signing::KeyRing;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -184,10 +185,16 @@ async fn store(settings: &Settings) -> Check {
     let Some(url) = &settings.model_store_url.value else {
         return Check::new(name, "MISSING", "MODEL_STORE_URL is not set");
     };
-    match url.strip_prefix("file://") {
-        Some(path) if Path::new(path).is_dir() => Check::new(name, "OK", "a directory that is there"),
-        Some(_) => Check::new(name, "ERROR", "the directory is not there"),
-        None => Check::new(name, "ERROR", "this build reads file:// stores alone"),
+    let store = match Store::open(url, &settings.store_link()) {
+        Ok(store) => store,
+        Err(e) => return Check::new(name, "ERROR", e.to_string()),
+    };
+    match tokio::time::timeout(ANSWER, store.answers()).await {
+        Ok(Ok(())) if store.scheme() == "file" => Check::new(name, "OK", "a directory that is there"),
+        Ok(Ok(())) => Check::new(name, "OK", "answers"),
+        Ok(Err(_)) if store.scheme() == "file" => Check::new(name, "ERROR", "the directory is not there"),
+        Ok(Err(e)) => Check::new(name, "ERROR", e.to_string()),
+        Err(_) => Check::new(name, "ERROR", "no answer in time"),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::parse::{Mode, Pqc, Role};
 use super::{Error, Origin, Setting, Settings};
+use crate::outgoing;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -50,6 +51,21 @@ impl Settings {
             (Mode::Production, missing) if missing.is_empty() => Ok(()),
             (Mode::Production, missing) => Err(Error::Missing(missing)),
         }
+    }
+
+    /// How the model store is reached.
+    pub fn store_link(&self) -> outgoing::Options {
+        outgoing::Options {
+            allow: Some(self.store_hosts.value.clone()),
+            authorities: self.store_ca.value.clone(),
+            ..self.link()
+        }
+    }
+
+    /// How servers are reached that nobody but the operator names.
+    pub fn link(&self) -> outgoing::Options {
+        let pqc = self.pqc_mode.value;
+        outgoing::Options { allow: None, hybrid: pqc == Pqc::Hybrid, plain: pqc == Pqc::Off, authorities: None }
     }
 
     /// The public address.

@@ -5,6 +5,7 @@
 
 use super::parse;
 use super::value::{Raw, Setting};
+use crate::outgoing::Allow;
 use nf_core::id::{DeviceType, Label};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -123,7 +124,13 @@ settings! {
     max_tenant_gpus: u64 = "2", "MAX_TENANT_GPUs", parse::gpu_milli,
         "GPU quota of a tenant with none of its own; read when the group is formed";
     model_store_url: Option<String> = "", "MODEL_STORE_URL", parse::store,
-        "where model versions come from: file:// (other stores are not in this build); a directory of its own in simulation";
+        "where model versions come from: file://, http(s)://, s3://, gs:// or az://; a directory of its own in simulation";
+    store_hosts: Allow = "", "NF_STORE_HOSTS", Allow::parse,
+        "hosts, addresses and networks where the model store may be although they are not public, comma separated";
+    store_ca: Option<PathBuf> = "", "NF_STORE_CA", parse::path,
+        "authorities (PEM) that vouch for the model store's server; the system's when not set";
+    model_cache: u64 = "200GB", "NF_MODEL_CACHE", nf_core::resources::parse_bytes,
+        "most bytes of models that a node keeps; what has not been used for the longest goes first";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,

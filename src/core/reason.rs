@@ -67,6 +67,11 @@ reasons! {
     ApprovalRequired, ApprovalSelf, ApprovalExpired, ApprovalMismatch,
     /// A token without a `jti`, which could not be revoked, in production.
     TokenIdRequired,
+    // Model stores elsewhere.
+    /// A store's address, or where it sends us, is none that may be called.
+    StoreUrlForbidden,
+    /// More bytes than there may ever be.
+    ArtifactTooLarge,
 }
 
 impl fmt::Display for Reason {

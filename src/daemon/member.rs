@@ -24,6 +24,7 @@ use anyhow::Result;
 use futures::{FutureExt, StreamExt};
 use nf_core::control::{NetworkFault, Timeouts};
 use nf_core::node::NodeKind;
+use nf_core::reason::{Reason, Refusal};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -222,7 +223,12 @@ fn api_state(
 
 fn resolve(store: Store, trust: Option<Trust>) -> Resolve {
     Arc::new(move |tenant, model, version| {
-        let found = store.resolve_blocking(model, version).map_err(|e| Unresolved::Down(e.to_string()))?;
+        let found = store.resolve_blocking(model, version).map_err(|e| match e.reason() {
+            Reason::StoreUrlForbidden => {
+                Unresolved::Refused(Refusal::field(e.reason(), "model_version", e.to_string()))
+            }
+            _ => Unresolved::Down(e.to_string()),
+        })?;
         let Some(manifest) = found else { return Ok(None) };
         let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant));
         let evidence = judged.transpose().map_err(Unresolved::Refused)?;

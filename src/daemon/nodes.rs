@@ -7,8 +7,8 @@ use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Execute, NodeRegistration};
-use crate::config::Settings;
 use crate::config::parse::{GpuNodes, Mode, PlayedNode};
+use crate::config::{Error as ConfigError, Settings};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
@@ -75,7 +75,7 @@ pub fn store(settings: &Settings, data: &Path) -> Result<Option<Store>> {
         }
         None => return Ok(None),
     };
-    Store::open(&url).map(Some).context("MODEL_STORE_URL")
+    Store::open(&url, &settings.store_link()).map(Some).map_err(|e| ConfigError::Clash(e.to_string()).into())
 }
 
 /// What an executor of this process is opened with.
@@ -92,6 +92,7 @@ pub fn executor_config(
         data_dir: data.join("nodes").join(node.as_str()),
         node: node.clone(),
         store,
+        model_cache: settings.model_cache.value,
         stop_grace: settings.stop_grace.value,
         kill_after: settings.kill_after.value,
         cgroups: true,

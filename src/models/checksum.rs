@@ -63,9 +63,50 @@ impl<'de> Deserialize<'de> for Checksum {
     }
 }
 
-/// Copies `from` to `to`, at most `limit` bytes and one more, and says how many
-/// there were and their digest. A source longer than `limit` is therefore seen
-/// as longer without being read to its end.
+/// Bytes that came so far, and their digest.
+#[derive(Default)]
+pub(super) struct Hashing {
+    hash: Sha256,
+    size: u64,
+}
+
+impl Hashing {
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn finish(self) -> (u64, Checksum) {
+        (self.size, Checksum(self.hash.finalize().into()))
+    }
+
+    /// Copies what `from` still has to `to`, until there are `limit` bytes in all and one more. A source that is
+    /// longer is therefore seen as longer without being read to its end.
+    pub(super) fn copy(
+        &mut self,
+        from: &mut impl Read,
+        to: &mut impl Write,
+        limit: u64,
+        asked: &Asked,
+        what: &str,
+    ) -> Result<(), Error> {
+        let mut from = from.take(limit.saturating_add(1).saturating_sub(self.size));
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            asked.check()?;
+            let n = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::read(what, e)),
+            };
+            to.write_all(&buffer[..n]).map_err(Error::io(what))?;
+            self.hash.update(&buffer[..n]);
+            self.size += n as u64;
+        }
+    }
+}
+
+/// Copies `from` to `to`, at most `limit` bytes and one more, and says how many there were and their digest.
 pub(super) fn copy(
     from: &mut impl Read,
     to: &mut impl Write,
@@ -73,20 +114,7 @@ pub(super) fn copy(
     asked: &Asked,
     what: &str,
 ) -> Result<(u64, Checksum), Error> {
-    let mut from = from.take(limit.saturating_add(1));
-    let mut buffer = vec![0; CHUNK];
-    let mut hash = Sha256::new();
-    let mut size = 0;
-    loop {
-        asked.check()?;
-        let n = match from.read(&mut buffer) {
-            Ok(0) => return Ok((size, Checksum(hash.finalize().into()))),
-            Ok(n) => n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::io(what)(e)),
-        };
-        hash.update(&buffer[..n]);
-        to.write_all(&buffer[..n]).map_err(Error::io(what))?;
-        size += n as u64;
-    }
+    let mut hashing = Hashing::default();
+    hashing.copy(from, to, limit, asked, what)?;
+    Ok(hashing.finish())
 }

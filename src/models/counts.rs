@@ -32,11 +32,17 @@ impl Refused {
     }
 }
 
-static FETCHED: AtomicU64 = AtomicU64::new(0);
+/// Where bytes came from, in the words of `nf_model_fetch_bytes_total`.
+pub const SCHEMES: [&str; 6] = ["file", "http", "https", "s3", "gs", "az"];
+
+static FETCHED: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 static REFUSED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
 
-pub(super) fn fetched(bytes: u64) {
-    FETCHED.fetch_add(bytes, Ordering::Relaxed);
+/// Counts bytes that came from a store of that scheme, whatever became of them.
+pub(super) fn fetched(scheme: &str, bytes: u64) {
+    if let Some(at) = SCHEMES.iter().position(|known| *known == scheme) {
+        FETCHED[at].fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 /// Counts one.
@@ -44,9 +50,9 @@ pub fn refused(why: Refused) {
     REFUSED[why as usize].fetch_add(1, Ordering::Relaxed);
 }
 
-/// Bytes brought from `file://` stores, the only ones that this build reads.
-pub fn fetched_bytes() -> u64 {
-    FETCHED.load(Ordering::Relaxed)
+/// Bytes brought, by scheme.
+pub fn fetched_bytes() -> impl Iterator<Item = (&'static str, u64)> {
+    SCHEMES.iter().zip(&FETCHED).map(|(scheme, bytes)| (*scheme, bytes.load(Ordering::Relaxed)))
 }
 
 /// Files refused for this reason.

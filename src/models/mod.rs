@@ -5,20 +5,27 @@
 mod cache;
 mod checksum;
 pub mod counts;
+mod directory;
+mod fetch;
 mod manifest;
 mod profile;
 mod publish;
+mod remote;
+mod room;
 mod serving;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 pub use cache::Cache;
 pub use checksum::Checksum;
 pub use counts::{Refused, refused};
+pub use fetch::Fetched;
 pub use manifest::{Artifact, FileName, Launch, MAX_FILES, MAX_MANIFEST_BYTES, Manifest, Process, Slots};
 pub use profile::{profile, profiles};
 pub use publish::{Draft, Pulled, publish, pull};
+pub use remote::Patience;
 pub use serving::{Drain, Live, Metrics, Ready, sum};
 pub use store::Store;
 
@@ -45,7 +52,7 @@ pub enum Error {
     Exists { model: String, version: String },
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
-    /// The version's signature does not count here.
+    /// The version's signature does not count here, or the store does not give it.
     #[error("{text}")]
     Refused { reason: Reason, text: String },
     #[error("given up, because nobody waits for it any more")]
@@ -68,6 +75,11 @@ impl Error {
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
         let what = what.into();
         move |source| Error::Io { what, source }
+    }
+
+    /// What went wrong with reading, which may be an error of ours that a reader had to wrap.
+    pub(crate) fn read(what: &str, error: io::Error) -> Error {
+        error.downcast::<Error>().unwrap_or_else(Self::io(what))
     }
 
     pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -1,14 +1,19 @@
 //! Publishing a directory as a model version, and pulling a version into a
 //! directory: what `nf model publish` and `nf model pull` do. A version appears
-//! in the store as a whole, by one rename, and never changes afterwards.
+//! in the store as a whole, by one rename or by its manifest, which is written last,
+//! and never changes afterwards.
 
-use super::cache::{put, sync_dir};
+use super::cache::sync_dir;
 use super::checksum::copy;
+use super::directory::open_regular;
+use super::fetch::{Fetched, bring};
+use super::remote::Remote;
+use super::store::{Place, file_key, manifest_key};
 use super::{Artifact, Asked, Checksum, Error, FileName, Launch, MAX_FILES, Manifest, Store, blocking};
 use nf_core::id::{ModelId, VersionId};
 use serde::Serialize;
 use std::fs::{self, File, Permissions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +39,8 @@ pub struct Pulled {
     /// Of the manifest.
     pub sha256: Checksum,
     pub path: PathBuf,
+    /// How its files came, in the manifest's order.
+    pub fetched: Vec<Fetched>,
 }
 
 /// Publishes the files below `dir`. Publishing the same again changes nothing.
@@ -46,23 +53,91 @@ pub async fn publish(store: &Store, dir: &Path, draft: Draft) -> Result<Manifest
 }
 
 fn publish_blocking(store: &Store, dir: &Path, draft: Draft, asked: &Asked) -> Result<Manifest, Error> {
-    fs::create_dir_all(store.root()).map_err(Error::at(store.root()))?;
+    let root = match &store.place {
+        Place::Directory(root) => root,
+        Place::Remote(remote) => return send(store, remote, dir, draft, asked),
+    };
+    fs::create_dir_all(root).map_err(Error::at(root))?;
     // On the store's own file system, so that the last step is a rename. Names of
     // models start with a letter or digit, so this is never taken for one.
-    let staging = store.root().join(format!(".publish-{}", uuid::Uuid::now_v7()));
-    let done = stage(store, dir, &staging, draft, asked);
+    let staging = root.join(format!(".publish-{}", uuid::Uuid::now_v7()));
+    let done = stage(store, root, dir, &staging, draft, asked);
     if done.is_err() || staging.exists() {
         let _ = fs::remove_dir_all(&staging);
     }
     done
 }
 
-fn stage(store: &Store, dir: &Path, staging: &Path, draft: Draft, asked: &Asked) -> Result<Manifest, Error> {
+fn stage(
+    store: &Store,
+    root: &Path,
+    dir: &Path,
+    staging: &Path,
+    draft: Draft,
+    asked: &Asked,
+) -> Result<Manifest, Error> {
     fs::create_dir(staging).map_err(Error::at(staging))?;
     let mut files = Vec::new();
     for name in listing(dir)? {
         files.push(take_in(dir, name, staging, asked)?);
     }
+    let (model, version) = (draft.model_id.clone(), draft.version.clone());
+    let (manifest, bytes) = describe(files, draft)?;
+    let path = staging.join("manifest.json");
+    let mut file = File::create_new(&path).map_err(Error::at(&path))?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::at(&path))?;
+    sync_dir(staging)?;
+
+    let parent = root.join(model.as_str());
+    let to = parent.join(version.as_str());
+    fs::create_dir_all(&parent).map_err(Error::at(&parent))?;
+    // A rename onto a directory that holds something fails, so two publishers can't mix.
+    match fs::rename(staging, &to) {
+        Ok(()) => sync_dir(&parent).map(|()| manifest),
+        Err(e) => match same(store, &manifest)? {
+            true => Ok(manifest),
+            false => Err(Error::at(&to)(e)),
+        },
+    }
+}
+
+/// Whether the store has this very version; false: it has none.
+fn same(store: &Store, manifest: &Manifest) -> Result<bool, Error> {
+    let (model, version) = (&manifest.model_id, &manifest.version);
+    match store.resolve_blocking(model, version)? {
+        Some(there) if there == *manifest => Ok(true),
+        Some(_) => Err(Error::Exists { model: model.to_string(), version: version.to_string() }),
+        None => Ok(false),
+    }
+}
+
+/// To a store behind HTTP: the files, then the manifest, which makes them a version. Two who publish other bytes
+/// as one version at once may mix their files; then they do not fit the manifest, and nobody runs them.
+fn send(store: &Store, remote: &Remote, dir: &Path, draft: Draft, asked: &Asked) -> Result<Manifest, Error> {
+    let (model, version) = (draft.model_id.clone(), draft.version.clone());
+    let mut files = Vec::new();
+    for name in listing(dir)? {
+        let mut from = open_regular(dir, &name.under(dir))?;
+        let (size, sha256) = copy(&mut from, &mut io::sink(), u64::MAX - 1, asked, name.as_str())?;
+        files.push(Artifact { path: name, size, sha256 });
+    }
+    let (manifest, bytes) = describe(files, draft)?;
+    if same(store, &manifest)? {
+        return Ok(manifest);
+    }
+    for artifact in &manifest.files {
+        asked.check()?;
+        let mut from = open_regular(dir, &artifact.path.under(dir))?;
+        remote.upload(&file_key(&model, &version, artifact.path.as_str()), &mut from)?;
+    }
+    match remote.put(&manifest_key(&model, &version), bytes, true)? || same(store, &manifest)? {
+        true => Ok(manifest),
+        false => Err(Error::Missing { model: model.to_string(), version: version.to_string() }),
+    }
+}
+
+/// The manifest of these files, and its bytes.
+fn describe(mut files: Vec<Artifact>, draft: Draft) -> Result<(Manifest, Vec<u8>), Error> {
     // The model first, the rest by name: the same directory gives the same manifest.
     files.sort_by(|a, b| a.path.cmp(&b.path));
     let main = match &draft.main {
@@ -76,32 +151,14 @@ fn stage(store: &Store, dir: &Path, staging: &Path, draft: Draft, asked: &Asked)
         files[..=main].rotate_right(1);
     }
     let what = format!("{} {}", draft.model_id, draft.version);
-    let mut manifest =
-        Manifest::unsealed(draft.model_id.clone(), draft.version.clone(), files, draft.format, draft.runtime);
+    let mut manifest = Manifest::unsealed(draft.model_id, draft.version, files, draft.format, draft.runtime);
     (manifest.latency_ms, manifest.memory) = (draft.latency_ms, draft.memory);
-    let (manifest, bytes) = manifest.seal(&what)?;
-    let path = staging.join("manifest.json");
-    let mut file = File::create_new(&path).map_err(Error::at(&path))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(Error::at(&path))?;
-    sync_dir(staging)?;
-
-    let to = store.dir(&draft.model_id, &draft.version);
-    let parent = store.root().join(draft.model_id.as_str());
-    fs::create_dir_all(&parent).map_err(Error::at(&parent))?;
-    // A rename onto a directory that holds something fails, so two publishers can't mix.
-    match fs::rename(staging, &to) {
-        Ok(()) => sync_dir(&parent).map(|()| manifest),
-        Err(e) => match store.resolve_blocking(&draft.model_id, &draft.version)? {
-            Some(there) if there == manifest => Ok(there),
-            Some(_) => Err(Error::Exists { model: draft.model_id.to_string(), version: draft.version.to_string() }),
-            None => Err(Error::at(&to)(e)),
-        },
-    }
+    manifest.seal(&what)
 }
 
 /// Copies one file of `dir` into the staging directory, hashing it on the way.
 fn take_in(dir: &Path, name: FileName, staging: &Path, asked: &Asked) -> Result<Artifact, Error> {
-    let mut from = super::store::open_regular(dir, &name.under(dir))?;
+    let mut from = open_regular(dir, &name.under(dir))?;
     let to = name.under(staging);
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).map_err(Error::at(parent))?;
@@ -149,21 +206,18 @@ pub async fn pull(store: &Store, model: &ModelId, version: &VersionId, into: &Pa
             .resolve_blocking(&model, &version)?
             .ok_or_else(|| Error::Missing { model: model.to_string(), version: version.to_string() })?;
         fs::create_dir_all(&into).map_err(Error::at(&into))?;
+        let mut fetched = Vec::new();
         for artifact in &manifest.files {
             let to = artifact.path.under(&into);
             let parent = to.parent().unwrap_or(&into).to_path_buf();
             fs::create_dir_all(&parent).map_err(Error::at(&parent))?;
-            put(&mut store.read(&manifest, &artifact.path)?, artifact, &into, &to, asked)?;
+            let partial = into.join(format!(".partial-{}", artifact.sha256));
+            fetched.push(bring(&store, &manifest, artifact, &partial, &to, asked)?);
         }
-        let from = store.dir(&model, &version).join("manifest.json");
         let to = into.join("manifest.json");
-        let bytes = fs::read(&from).map_err(Error::at(&from))?;
-        if Checksum::of(&bytes) != manifest.digest() {
-            return Err(Error::Mismatch { file: "manifest.json".into(), text: "changed while it was pulled".into() });
-        }
-        fs::write(&to, bytes).map_err(Error::at(&to))?;
+        fs::write(&to, store.manifest_bytes_blocking(&manifest)?).map_err(Error::at(&to))?;
         let path = into.canonicalize().map_err(Error::at(&into))?;
-        Ok(Pulled { model_id: model, version, sha256: manifest.digest(), path })
+        Ok(Pulled { model_id: model, version, sha256: manifest.digest(), path, fetched })
     })
     .await
 }

@@ -3,6 +3,9 @@
 use super::*;
 use nf_core::id::{ModelId, VersionId};
 use proptest::prelude::*;
+
+mod elsewhere;
+mod full;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -21,8 +24,8 @@ fn world() -> World {
     fs::write(root.join("in/model.bin"), vec![7; 3 << 20]).unwrap();
     fs::create_dir(root.join("in/sub")).unwrap();
     fs::write(root.join("in/sub/config.json"), b"{}").unwrap();
-    let store = Store::open(&format!("file://{}/store", root.display())).unwrap();
-    let cache = Cache::open(&root.join("cache")).unwrap();
+    let store = Store::open(&format!("file://{}/store", root.display()), &Default::default()).unwrap();
+    let cache = Cache::open(&root.join("cache"), 1 << 30).unwrap();
     World { _tmp: tmp, root, store, cache }
 }
 
@@ -143,8 +146,10 @@ async fn links_and_strangers_in_a_store_are_refused() {
 
 #[test]
 fn other_stores_are_refused_with_what_is_supported() {
-    for url in ["s3://bucket/x", "http://user:secret@host/x", "models", "file://models", ""] {
-        let error = Store::open(url).unwrap_err().to_string();
+    for url in
+        ["oci://host/x", "http://user:secret@host/x", "s3://user:secret@b/x", "models", "file://models", "", "s3://"]
+    {
+        let error = Store::open(url, &Default::default()).unwrap_err().to_string();
         assert!(error.contains("file:///absolute/directory") && !error.contains("secret"), "{error}");
     }
 }

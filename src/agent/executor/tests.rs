@@ -39,7 +39,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("file://{}/store", tmp.path().display())).unwrap();
+        let store = Store::open(&format!("file://{}/store", tmp.path().display()), &Default::default()).unwrap();
         Self { tmp, store, grace: Duration::from_secs(5), cgroups: true }
     }
 
@@ -53,6 +53,7 @@ impl World {
             data_dir: self.path("data"),
             node: NodeName::new("n1").unwrap(),
             store: Some(self.store.clone()),
+            model_cache: 1 << 30,
             judge: None,
             stop_grace: self.grace,
             kill_after: Duration::from_secs(5),

@@ -12,7 +12,7 @@ pub(super) mod simulated;
 
 use super::post::Post;
 use super::record::End;
-use crate::models::{Error, Manifest};
+use crate::models::{Error, Fetched, Manifest};
 use nf_core::job::{JobSpec, Stage};
 use nf_core::reason::Reason;
 use std::path::PathBuf;
@@ -60,9 +60,13 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
         judged.map_err(|refusal| Error::Refused { reason: refusal.reason, text: refusal.detail })?;
     }
     let into = model_dir(post);
+    let _pin = cache.pin(&manifest);
     let mut tries = 0;
     loop {
-        cache.fetch(store, &manifest).await?;
+        let fetched = cache.fetch(store, &manifest).await?;
+        if let Some(text) = told(&fetched) {
+            post.note(&text).await;
+        }
         post.stage(Stage::Verifying);
         match cache.lay_out(&manifest, &into).await {
             Err(e @ Error::Mismatch { .. }) if tries < REFETCHES => {
@@ -79,6 +83,16 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
     }
     post.note(&format!("model {} {} verified, manifest {}", spec.model, spec.version, manifest.digest())).await;
     Ok(manifest)
+}
+
+/// What the replica's log says of a fetch; None when all was here.
+fn told(fetched: &[Fetched]) -> Option<String> {
+    let first = fetched.first()?;
+    let bytes: u64 = fetched.iter().map(|file| file.bytes).sum();
+    let resumed: u32 = fetched.iter().map(|file| file.resumed).sum();
+    let group = first.kx_group.as_ref().map_or(String::new(), |group| format!(", key exchange {group}"));
+    let again = if resumed > 0 { format!(", went on {resumed} times where it had broken") } else { String::new() };
+    Some(format!("fetched {} files, {bytes} bytes, from a {} store{group}{again}", fetched.len(), first.scheme))
 }
 
 /// Whether the replica's port can be had. A program that listens there already

@@ -177,7 +177,9 @@ fn fill_nodes(metrics: &Metrics, state: &State) {
 /// What this process has fetched and refused of models. Workers tell it, too.
 pub fn fill_models(metrics: &Metrics) {
     let raise = |counter: IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
-    raise(metrics.fetch_bytes.with_label_values(&["file"]), counts::fetched_bytes());
+    for (scheme, bytes) in counts::fetched_bytes() {
+        raise(metrics.fetch_bytes.with_label_values(&[scheme]), bytes);
+    }
     for why in Refused::ALL {
         raise(metrics.verify_failures.with_label_values(&[why.name()]), counts::refusals(why));
     }

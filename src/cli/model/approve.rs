@@ -4,7 +4,6 @@
 use super::super::exit::{Exit, fail};
 use super::super::output::{self, at};
 use super::super::{Global, say};
-use crate::models::Store;
 use anyhow::Result;
 use clap::Args;
 use nf_core::id::{ModelId, TenantId, VersionId};
@@ -21,7 +20,7 @@ pub struct Approve {
     /// The manifest's SHA-256, as nf model publish printed it; read from the store when absent
     #[arg(long, value_name = "DIGEST")]
     sha256: Option<String>,
-    /// The store, file:// and a directory
+    /// The store: file:// and a directory, or s3://bucket/path and its like
     #[arg(long, env = "MODEL_STORE_URL")]
     store: Option<String>,
     /// How long it counts, at most 24h
@@ -72,7 +71,7 @@ impl Approve {
 }
 
 async fn stored(store: &str, model: &ModelId, version: &VersionId) -> Result<String> {
-    let store = Store::open(store).map_err(super::told)?;
+    let store = super::open(store)?;
     let (of, at) = (model.clone(), version.clone());
     let found = tokio::task::spawn_blocking(move || store.resolve_blocking(&of, &at)).await?;
     let absent = || fail(Exit::NotFound, format!("the store has no version {version} of model {model}"));

@@ -105,6 +105,7 @@ fn never_again(why: Reason) -> bool {
             | R::HybridSignatureIncomplete
             | R::VerifierDisagreement
             | R::KeyVersionRetired
+            | R::ArtifactTooLarge
     )
 }
 

@@ -1,0 +1,187 @@
+//! One file on its way from a store to its place. It grows in a partial file, hashed as it
+//! comes; a broken download goes on where it broke, also after a restart. It gets its name
+//! once size and digest are right and it is on disk. It knows no cache.
+
+use super::cache::sync_dir;
+use super::checksum::{Hashing, copy};
+use super::counts::{self, Refused};
+use super::remote::Patience;
+use super::store::Source;
+use super::{Artifact, Asked, Checksum, Error, Manifest, Store};
+use nf_core::reason::Reason;
+use nix::fcntl::OFlag;
+use serde::Serialize;
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How a file came here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fetched {
+    pub scheme: &'static str,
+    /// The key exchange of the connection, "none" for plain http; absent for files of this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kx_group: Option<String>,
+    /// That came over the link, those that had to come twice included.
+    pub bytes: u64,
+    /// How often it went on from where it had broken.
+    pub resumed: u32,
+}
+
+/// A file that is not whole yet.
+struct Partial<'a> {
+    path: PathBuf,
+    file: File,
+    hashing: Hashing,
+    artifact: &'a Artifact,
+}
+
+impl<'a> Partial<'a> {
+    /// Takes up what an earlier try left there.
+    fn open(path: &Path, artifact: &'a Artifact, asked: &Asked) -> Result<Self, Error> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(OFlag::O_NOFOLLOW.bits()).open(path).map_err(Error::at(path))?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::Error(e) => Error::at(path)(e),
+            TryLockError::WouldBlock => {
+                let text = format!("{}: another process brings this file just now", path.display());
+                Error::Refused { reason: Reason::StoreUnavailable, text }
+            }
+        })?;
+        let mut partial = Self { path: path.to_owned(), file, hashing: Hashing::default(), artifact };
+        partial.hashing.copy(&mut partial.file, &mut io::sink(), artifact.size, asked, artifact.path.as_str())?;
+        if partial.hashing.size() > artifact.size {
+            partial.restart()?;
+        }
+        Ok(partial)
+    }
+
+    fn restart(&mut self) -> Result<(), Error> {
+        let again = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        again.map_err(Error::at(&self.path))?;
+        self.hashing = Hashing::default();
+        Ok(())
+    }
+
+    /// Takes what comes, to the file's end.
+    fn fill(&mut self, from: &mut Source, asked: &Asked) -> Result<(), Error> {
+        if from.promised().is_some_and(|promised| promised != self.artifact.size) {
+            // Said in advance: not a byte of it is wanted.
+            return judge(self.artifact, from.promised().unwrap_or_default(), self.artifact.sha256);
+        }
+        if from.from() != self.hashing.size() {
+            self.restart()?;
+        }
+        self.hashing.copy(from, &mut self.file, self.artifact.size, asked, self.artifact.path.as_str())
+    }
+
+    /// Judges what is there and gives it its name; what is wrong is removed.
+    fn finish(self, to: &Path) -> Result<(), Error> {
+        let (size, digest) = self.hashing.finish();
+        let checked = judge(self.artifact, size, digest);
+        if checked.is_err() {
+            let _ = fs::remove_file(&self.path);
+            return checked;
+        }
+        self.file.set_permissions(Permissions::from_mode(0o444)).map_err(Error::at(&self.path))?;
+        self.file.sync_all().map_err(Error::at(&self.path))?;
+        fs::rename(&self.path, to).map_err(Error::at(to))?;
+        to.parent().map_or(Ok(()), sync_dir)
+    }
+}
+
+/// Whether the next try may fare better.
+fn transient(error: &Error) -> bool {
+    error.reason() == Reason::StoreUnavailable
+}
+
+/// Brings one file of a version to `to`, by way of the partial file at `partial`.
+///
+/// # Errors
+/// [`Error::Mismatch`] when its bytes are wrong: then nothing of it stays. [`Error::Refused`] when the store does
+/// not give it; what has come stays, for the next time.
+pub(super) fn bring(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    partial: &Path,
+    to: &Path,
+    asked: &Asked,
+) -> Result<Fetched, Error> {
+    let patience = store.patience();
+    let until = patience.until(artifact.size);
+    let mut fetched = Fetched { scheme: store.scheme(), kx_group: None, bytes: 0, resumed: 0 };
+    let mut partial = Partial::open(partial, artifact, asked)?;
+    let mut fruitless = 0;
+    while partial.hashing.size() < artifact.size || artifact.size == 0 {
+        let before = partial.hashing.size();
+        let tried = one_try(store, manifest, &mut partial, until, asked, &mut fetched);
+        let came = partial.hashing.size().saturating_sub(before);
+        (fetched.bytes, fruitless) = (fetched.bytes + came, if came > 0 { 0 } else { fruitless + 1 });
+        counts::fetched(fetched.scheme, came);
+        match tried {
+            Ok(()) => break,
+            Err(e) if transient(&e) && fruitless < patience.tries && Instant::now() < until => {
+                pause(patience, fruitless, asked)?;
+            }
+            Err(e @ Error::Mismatch { .. }) => {
+                let _ = fs::remove_file(&partial.path);
+                return Err(e);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    partial.finish(to).map(|()| fetched)
+}
+
+fn one_try(
+    store: &Store,
+    manifest: &Manifest,
+    partial: &mut Partial<'_>,
+    until: Instant,
+    asked: &Asked,
+    fetched: &mut Fetched,
+) -> Result<(), Error> {
+    let from = partial.hashing.size();
+    let mut source = store.read(manifest, partial.artifact, from, until)?;
+    fetched.kx_group = source.group().map(str::to_owned);
+    fetched.resumed += u32::from(from > 0 && source.from() == from);
+    partial.fill(&mut source, asked)
+}
+
+fn pause(patience: Patience, fruitless: u32, asked: &Asked) -> Result<(), Error> {
+    let until = Instant::now() + patience.pause * 2u32.pow(fruitless.min(6));
+    while Instant::now() < until {
+        asked.check()?;
+        // Short, so that a replica that is stopped meanwhile is not waited for.
+        std::thread::sleep(Duration::from_millis(20).min(patience.pause));
+    }
+    Ok(())
+}
+
+pub(super) fn judge(artifact: &Artifact, size: u64, digest: Checksum) -> Result<(), Error> {
+    let wrong = |why: Refused, text| {
+        counts::refused(why);
+        Err(Error::Mismatch { file: artifact.path.to_string(), text })
+    };
+    if size > artifact.size {
+        return wrong(Refused::Size, format!("longer than the {} bytes of the manifest", artifact.size));
+    }
+    if size < artifact.size {
+        return wrong(Refused::Size, format!("{size} bytes, the manifest says {}", artifact.size));
+    }
+    if digest != artifact.sha256 {
+        return wrong(Refused::Digest, format!("SHA-256 {digest}, the manifest says {}", artifact.sha256));
+    }
+    Ok(())
+}
+
+/// Reads a file that is here already, and judges it.
+pub(super) fn verify(root: &Path, path: &Path, artifact: &Artifact, asked: &Asked) -> Result<(), Error> {
+    let mut file = super::directory::open_regular(root, path)?;
+    let (size, digest) = copy(&mut file, &mut io::sink(), artifact.size, asked, artifact.path.as_str())?;
+    judge(artifact, size, digest)
+}
