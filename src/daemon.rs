@@ -9,7 +9,7 @@ mod links;
 mod member;
 mod nodes;
 mod public;
-mod trust;
+pub(crate) mod trust;
 mod wiped;
 mod worker;
 

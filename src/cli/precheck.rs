@@ -8,6 +8,7 @@ use super::{Global, say, version};
 use crate::agent::inventory::own_devices;
 use crate::config::parse::GpuNodes;
 use crate::config::{Flags, Mode, Settings, Sources};
+use crate::daemon::trust;
 use crate::models::Store;
 use crate::security::signing::KeyRing;
 use anyhow::{Context as _, Result};
@@ -87,11 +88,9 @@ pub fn outcome(checks: &[Check], mode: Mode, strict: bool) -> Outcome {
 
 /// All looks.
 pub async fn look(settings: &Settings) -> Vec<Check> {
-    let (dsn, vault, prom) = (&settings.postgres_dsn.value, &settings.vault_addr.value, &settings.prom_url.value);
-    // 429, 472 and 473 are Vault's words for a standby that works.
-    let vault = http("vault", "UP", vault.as_deref(), "/v1/sys/health", &[200, 429, 472, 473]);
+    let (dsn, prom) = (&settings.postgres_dsn.value, &settings.prom_url.value);
     let prom = http("prometheus", "UP", prom.as_deref(), "/-/ready", &[200]);
-    let (postgres, vault, prom, store) = tokio::join!(postgres(dsn.as_deref()), vault, prom, store(settings));
+    let (postgres, vault, prom, store) = tokio::join!(postgres(dsn.as_deref()), vault(settings), prom, store(settings));
     vec![postgres, vault, cosign(settings), gpus(settings), store, prom]
 }
 
@@ -143,6 +142,19 @@ async fn http(name: &'static str, up: &'static str, base: Option<&str>, path: &s
             Check::new(name, "ERROR", "this build speaks no TLS to it")
         }
         Err(e) => Check::new(name, "ERROR", if e.is_timeout() { "no answer in time" } else { "cannot be reached" }),
+    }
+}
+
+async fn vault(settings: &Settings) -> Check {
+    let name = "vault";
+    let vault = match trust::vault(settings) {
+        Ok(Some(vault)) => vault,
+        Ok(None) => return Check::new(name, "MISSING", "VAULT_ADDR is not set"),
+        Err(e) => return Check::new(name, "ERROR", e.to_string()),
+    };
+    match vault.health().await {
+        Ok(detail) => Check::new(name, "UP", detail),
+        Err(why) => Check::new(name, "ERROR", why),
     }
 }
 

@@ -302,6 +302,14 @@ pub fn dir(text: &str) -> Result<PathBuf, String> {
     path(text)?.ok_or_else(|| "a directory".into())
 }
 
+/// One word that is never absent.
+pub fn word(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains(char::is_whitespace) {
+        true => Err("one word".into()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 pub fn text(text: &str) -> Result<Option<String>, String> {
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }

@@ -134,7 +134,17 @@ settings! {
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
-        "Vault or OpenBao that verifies manifests; this build only asks whether it is set";
+        "Vault or OpenBao that says whose signatures of manifests count (vault:vN:…)";
+    #[secret] vault_token: Option<String> = "", "VAULT_TOKEN", parse::text,
+        "token for it; may verify with the key and read its public half, and nothing else";
+    vault_token_file: Option<PathBuf> = "", "NF_VAULT_TOKEN_FILE", parse::path,
+        "file with that token, read anew each time, such as Vault's agent keeps fresh; wins over vault_token";
+    vault_key: String = "nf-models", "NF_VAULT_KEY", parse::word,
+        "name of the transit key that signs manifests";
+    vault_mount: String = "transit", "NF_VAULT_MOUNT", parse::word,
+        "where Vault's transit engine is mounted";
+    vault_ca: Option<PathBuf> = "", "VAULT_CACERT", parse::path,
+        "authorities (PEM) that vouch for Vault's server; the system's when not set";
     jwks: Option<String> = "", "NF_JWKS", parse::text,
         "public keys that sign tokens (JWKS): a file, watched, or an https URL; with it every caller says who it is";
     jwks_ca: Option<PathBuf> = "", "NF_JWKS_CA", parse::path,

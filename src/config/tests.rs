@@ -76,7 +76,7 @@ fn settings_without_effect_are_marked_in_flag_and_words() {
         assert_eq!(row.unused, row.doc.ends_with("not used by this build"), "{}", row.key);
     }
     let secret: Vec<_> = TABLE.iter().filter(|row| row.secret).map(|row| row.env).collect();
-    assert_eq!(secret, ["NF_TOKEN", "POSTGRES_DSN", "REDIS_URL", "OPENAI_KEY"]);
+    assert_eq!(secret, ["VAULT_TOKEN", "NF_TOKEN", "POSTGRES_DSN", "REDIS_URL", "OPENAI_KEY"]);
 }
 
 #[test]

@@ -9,3 +9,4 @@ pub mod jwt;
 pub mod reload;
 pub mod signing;
 pub mod tls;
+pub mod vault;

@@ -73,32 +73,19 @@ pub struct Envelope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// Over the artefact's bytes, by any configured key.
-    Blob {
-        format: Format,
-        signature: Vec<u8>,
-    },
+    Blob { format: Format, signature: Vec<u8> },
     /// Over the artefact's bytes, with the digest that the signer saw.
-    Message {
-        format: Format,
-        signer: Signer,
-        hash: Hash,
-        digest: Vec<u8>,
-        signature: Vec<u8>,
-    },
+    Message { format: Format, signer: Signer, hash: Hash, digest: Vec<u8>, signature: Vec<u8> },
     /// Over a payload that says what the artefact is; the signer of a bundle is named outside the envelope.
-    Envelope {
-        format: Format,
-        signer: Option<Signer>,
-        envelope: Envelope,
-    },
+    Envelope { format: Format, signer: Option<Signer>, envelope: Envelope },
     Vault {
         version: u64,
         signature: Vec<u8>,
+        /// As Vault wrote it, to be asked about.
+        encoded: String,
     },
     /// ML-DSA, as FIPS 204 writes it.
-    Raw {
-        signature: Vec<u8>,
-    },
+    Raw { signature: Vec<u8> },
 }
 
 #[derive(Deserialize)]
@@ -244,7 +231,7 @@ fn vault(text: &str) -> Result<Evidence, Refusal> {
     // The JWS form is base64url without padding; each text has one of the two spellings.
     let signature = base64(encoded).or_else(|| base64_url(encoded).filter(|_| !encoded.contains('=')));
     let signature = signature.ok_or_else(|| wrong("not base64"))?;
-    Ok(Evidence::Vault { version: number, signature })
+    Ok(Evidence::Vault { version: number, signature, encoded: encoded.to_owned() })
 }
 
 fn structured(bytes: &[u8]) -> Result<Evidence, Refusal> {

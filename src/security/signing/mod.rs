@@ -134,7 +134,7 @@ pub fn verify(policy: &Policy<'_>, artefact: &Artefact<'_>, evidence: &[u8]) -> 
         Evidence::Message { format, signer, hash, digest, signature } => {
             of_message(policy, artefact, format, signer, hash, &digest, &signature)
         }
-        Evidence::Vault { version, signature } => {
+        Evidence::Vault { version, signature, .. } => {
             let keys = vault_keys(policy.keys, version)?;
             of_blob(policy, artefact, Format::Vault, &keys, Padding::Pss, &signature)
         }
