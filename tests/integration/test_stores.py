@@ -1,0 +1,148 @@
+"""Model stores elsewhere: from a publisher to a real S3 and on to a replica, and from a plain web server."""
+
+import hashlib
+import json
+import os
+import subprocess
+
+import nf
+import pytest
+import servers
+
+BIG = 17 << 20  # more than one part of an upload
+
+
+def alone(*args, env=None, code=0):
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME")}
+    done = subprocess.run(
+        [str(nf.NF), *map(str, args)], env={**kept, **(env or {})}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "canary-s3-secret" not in done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def program(folder):
+    """A runtime that answers on its port, with a program that every test machine has."""
+    path = folder / "runtime.json"
+    serve = ["{python}", "-m", "http.server", "{port}", "--bind", "{host}", "--directory", "{dir}"]
+    path.write_text(json.dumps({"argv": serve, "ready": {"path": "/"}}))
+    return path
+
+
+def model(folder, size=1000):
+    folder.mkdir(parents=True)
+    (folder / "weights.onnx").write_bytes(hashlib.sha256(b"seed").digest() * (size // 32))
+    (folder / "sub").mkdir()
+    (folder / "sub/config.json").write_text("{}")
+    return folder
+
+
+def ask(group, version, tenant="demo"):
+    body = {"tenant_id": tenant, "model_id": "m", "model_version": version, "resources": {"cpu": 0.1}}
+    answer = group.call("POST", "/schedule", body)
+    return answer.status_code, answer.json()
+
+
+@servers.needs("moto")
+def test_from_a_publisher_through_s3_to_a_replica(tmp_path):
+    with servers.s3(tmp_path / "s3", "models") as (settings, client):
+        url, keys = "s3://models/nf", tmp_path / "keys"
+        big = model(tmp_path / "m", BIG)
+        alone("model", "keygen", keys)
+        halves = ["--key", keys / "ecdsa-p256.key.pem", "--key", keys / "ml-dsa-65.key.pem"]
+
+        def publish(version, code=0):
+            signature = tmp_path / f"{version}.sig"
+            named = ["--tenant", "demo", "--model", "m", "--model-version", version]
+            alone("model", "sign", big, *named, *halves, "--out", signature)
+            more = ["--signature", signature, "--tenant", "demo", "--runtime", program(tmp_path)]
+            return alone(
+                "model", "publish", big, "--model", "m", "--version", version, "--store", url, *more, env=settings, code=code
+            )
+
+        publish("v1")
+        publish("v1")
+        there = {item["Key"] for item in client.list_objects_v2(Bucket="models")["Contents"]}
+        files = {f"nf/m/v1/{name}" for name in ("manifest.json", "weights.onnx", "sub/config.json")}
+        assert there == files | {"nf/.signatures/m/v1/demo.sig"}
+        assert client.get_object(Bucket="models", Key="nf/m/v1/weights.onnx")["ContentLength"] == BIG
+
+        pulled = json.loads(
+            alone("model", "pull", "m@v1", "--store", url, "--to", tmp_path / "out", "-o", "json", env=settings)
+        )
+        assert (tmp_path / "out/weights.onnx").read_bytes() == (big / "weights.onnx").read_bytes()
+        assert {f["scheme"] for f in pulled["fetched"]} == {"s3"} and sum(f["bytes"] for f in pulled["fetched"]) == BIG + 2
+        assert "ModelNotFound" in alone("model", "pull", "m@v9", "--store", url, env=settings, code=4)
+
+        # One byte of what v2 is made of changes in the bucket. Other bytes than v1's, which the node will have.
+        (big / "weights.onnx").write_bytes(b"other" * 1000)
+        publish("v2")
+        weights = bytearray((big / "weights.onnx").read_bytes())
+        weights[-1] ^= 1
+        client.put_object(Bucket="models", Key="nf/m/v2/weights.onnx", Body=bytes(weights))
+        (big / "sub/config.json").write_text("[]")
+        assert "Conflict" in publish("v1", code=5), "a version never changes"
+
+        own = {**settings, "MODEL_STORE_URL": url, "COSIGN_KEY_PATH": keys / "signing.pub.pem"}
+        with nf.Serve(tmp_path / "serve", own) as group:
+            code, body = ask(group, "v1")
+            assert code == 201 and body["policies"]["P2"] == "pass", body
+            job = group.wait_state(body["request_id"], "Running", limit=60)
+            metrics = group.call("GET", "/metrics").text
+            assert f'nf_model_fetch_bytes_total{{scheme="s3"}} {BIG + 2}' in metrics
+            log = group.nf("logs", body["request_id"])
+            assert "from a s3 store, key exchange none" in log, log
+            assert job["replicas"][0]["status"] == "Ready", job
+            group.nf("stop", body["request_id"], "--yes")
+            group.wait_state(body["request_id"], "Cancelled", "Succeeded")
+
+            code, body = ask(group, "v2")
+            assert code == 201, body
+            job = group.wait_state(body["request_id"], "Failed", limit=60)
+            assert job["replicas"][0]["why"] == "ArtifactMismatch", job
+            assert "canary-s3-secret" not in group.output + group.nf("config", "view")
+        checks = json.loads(alone("precheck", "--out", tmp_path / "pre", "-o", "json", env={**settings, "MODEL_STORE_URL": url}))
+        assert {c["check"]: c["status"] for c in checks["checks"]}["model_store"] == "OK", checks
+
+
+def test_a_plain_web_server_is_a_store_that_is_only_read(tmp_path):
+    store = tmp_path / "store"
+    made = ["model", "publish", model(tmp_path / "m"), "--model", "m", "--runtime", program(tmp_path)]
+    alone(*made, "--version", "v1", "--store", f"file://{store}")
+    with servers.web(store) as url:
+        settings = {"MODEL_STORE_URL": url, "NF_STORE_HOSTS": "127.0.0.1"}
+        assert "read alone" in alone(*made, "--version", "v2", "--store", url, env=settings, code=2)
+        with nf.Serve(tmp_path / "serve", settings) as group:
+            code, body = ask(group, "v1")
+            assert code == 201, body
+            group.wait_state(body["request_id"], "Running")
+            assert 'nf_model_fetch_bytes_total{scheme="http"}' in group.call("GET", "/metrics").text
+            group.nf("stop", body["request_id"], "--yes")
+            group.wait_state(body["request_id"], "Cancelled", "Succeeded")
+    # The server is gone: a version that nobody asked for before cannot be looked up.
+    with nf.Serve(tmp_path / "later", settings) as group:
+        code, body = ask(group, "v1")
+        assert (code, body["reason"]) == (503, "StoreUnavailable") and body["retry_after_ms"] > 0, body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"])
+def test_a_store_that_is_not_listed_is_not_called(tmp_path, host):
+    store = tmp_path / "store"
+    alone("model", "publish", model(tmp_path / "m"), "--model", "m", "--version", "v1", "--store", f"file://{store}")
+    with servers.web(store) as url:
+        there = url.replace("127.0.0.1", host)
+        said = alone("model", "pull", "m@v1", "--store", there, "--to", tmp_path / "out", code=2)
+        assert "StoreUrlForbidden" in said and "NF_STORE_HOSTS" in said, said
+
+
+def test_a_member_says_what_its_store_may_not_be(tmp_path):
+    with servers.web(tmp_path) as url:
+        with nf.Serve(tmp_path / "serve", {"MODEL_STORE_URL": url}) as group:
+            code, body = ask(group, "v1")
+            assert (code, body["reason"], body["field"]) == (400, "StoreUrlForbidden", "model_version"), body
+    for bad in ("http://me:canary-s3-secret@host/x", "s3://"):
+        settings = {"MODEL_STORE_URL": bad, "SCHEDULER_PORT": nf.free_port(), "NF_DATA_DIR": tmp_path / "data"}
+        member = nf.Process(tmp_path / "bad", ["serve"], settings)
+        assert member.wait(30) == 2, member.output
+        assert "MODEL_STORE_URL" in member.output and "canary" not in member.output, member.output
