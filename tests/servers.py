@@ -48,7 +48,7 @@ def s3(folder, bucket):
 
     url = f"http://127.0.0.1:{nf.free_port()}"
     script = Path(sys.executable).parent / "moto_server"
-    with running([sys.executable, script, "-H", "127.0.0.1", "-p", url.rsplit(":", 1)[1]], folder, lambda: requests.get(url, timeout=2).ok):
+    with running([sys.executable, script, "-H", "127.0.0.1", "-p", url.rsplit(":", 1)[1]], folder, lambda: requests.get(f"{url}/moto-api/data.json", timeout=2).ok):
         keys = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "canary-s3-secret", "AWS_REGION": "us-east-1"}
         client = boto3.client(
             "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y"

@@ -172,7 +172,7 @@ def end_of_life(lab, request, before):
     lab.group.wait_state(request, "Cancelled", "Succeeded")
 
 
-def test_production_starts_with_vault_in_place_of_keys(tmp_path):
+def test_production_wants_no_keys_beside_vault_but_a_token(tmp_path):
     settings = {"NEURAL_FABRIC_MODE": "production", "VAULT_ADDR": "http://127.0.0.1:1"}
     member = nf.Process(tmp_path / "a", ["serve"], settings)
     assert member.wait(30) == 2
