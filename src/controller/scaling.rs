@@ -7,6 +7,7 @@ use crate::exchange::sights::{BUCKETS, p95_ms};
 use crate::exchange::{Advice, Panorama, Sight};
 use nf_core::autoscaler::signal::Reading;
 use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
+use nf_core::budget::judge::most_replicas;
 use nf_core::id::{JobNo, MemberId, ModelId, TenantId};
 use nf_core::job::{Job, Next, Phase, Replica, Stage};
 use nf_core::node::NodeState;
@@ -126,7 +127,7 @@ impl Scaler {
             let share = shared.get(&name(job)).copied().unwrap_or(1);
             let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share);
             let Some(known) = self.known(job, scaling) else { continue };
-            known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: None });
+            known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: payable(state, job, scaling) });
             let current = job.desired();
             known.scaler.stands_at(current.into());
             let mut decision = known.scaler.step(&signals);
@@ -248,6 +249,11 @@ fn within_quota(state: &State, job: &Job) -> u32 {
     let others = state.ledger().tenant(job.tenant).gpu_milli.saturating_sub(held);
     let room = quota::gpu_limit(state, job.tenant).saturating_sub(others);
     room.checked_div(each).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+/// Replicas that the budgets pay for; its least are paid in any case.
+fn payable(state: &State, job: &Job, scaling: Scaling) -> Option<u32> {
+    most_replicas(state, job).map(|most| most.max(scaling.min.into()))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use crate::claim::Claim;
 use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, TenantId,
+    TenantNo,
 };
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
@@ -236,6 +237,10 @@ pub enum Command {
     Approve(Box<Approval>),
     /// It may no more.
     Disapprove(Box<Version>),
+    /// What these tenants use is counted up to now: a window of their budgets is over, or a limit near.
+    CountUsage {
+        tenants: Vec<TenantNo>,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -264,7 +269,9 @@ impl Command {
             Command::Register { name, spec, .. } => 32 + name.as_str().len() + weight_of_node(spec),
             Command::SetCordon { cordon, .. } => 32 + cordon.as_ref().map_or(0, |c| c.by.len() + c.reason.len()),
             Command::CreateTenant { tenant } | Command::DeleteTenant { tenant } => 16 + tenant.as_str().len(),
-            Command::SetQuota { tenant, .. } => 64 + tenant.as_str().len(),
+            Command::SetQuota { tenant, quota } => {
+                64 + tenant.as_str().len() + quota.budgets.as_ref().map_or(0, |_| 66)
+            }
             Command::Submit { submission, placements, claim } => {
                 claim.as_ref().map_or(0, |claim| claim_of(claim))
                     + 32
@@ -289,6 +296,7 @@ impl Command {
             Command::Note(note) => 16 + note.object.len(),
             Command::Approve(approval) => 64 + weight_of_version(&approval.of) + approval.by.len(),
             Command::Disapprove(of) => 16 + weight_of_version(of),
+            Command::CountUsage { tenants } => 8 + 4 * tenants.len(),
         }
     }
 }

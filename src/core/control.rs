@@ -2,6 +2,7 @@
 //! and the time → intents. What it observes dies with the term. Who is alive is judged
 //! in `liveness`; a leader that was itself late judges nobody.
 
+use crate::budget;
 use crate::id::NodeNo;
 use crate::job::JobState;
 use crate::liveness::{self, Beats};
@@ -26,6 +27,8 @@ pub struct Observations {
     moved_room: Option<u64>,
     moved_at_ms: u64,
     moved_wall_ms: u64,
+    /// When budgets were last looked at.
+    counted_at_ms: Option<u64>,
 }
 
 /// A step later than this says that the leader itself stood still.
@@ -34,6 +37,8 @@ const LATE_MS: u64 = 2_000;
 const RETRY_MS: u64 = 5_000;
 /// Replicas that have to leave are looked at again after this long.
 const MOVES_MS: u64 = 1_000;
+/// A look at budgets that are due is made again after this long, should it have been lost.
+const BUDGETS_MS: u64 = 1_000;
 
 impl Observations {
     /// At the start of a term.
@@ -75,6 +80,10 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
         out.push(Intent::NodeStates(changes));
     }
     out.extend(overdue(state, now.wall_ms));
+    if budgets_are_due(state, seen, now) {
+        seen.counted_at_ms = Some(now_ms);
+        out.push(Intent::Budgets);
+    }
     // Before the queue: what runs goes before what waits.
     if moves_are_due(state, seen, now) {
         seen.moved_room = Some(state.room());
@@ -105,6 +114,12 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
         why: Reason::MaxRunTime,
     };
     limited.filter(over).map(stop).collect()
+}
+
+/// By the next deadline, which a window's end is, too.
+fn budgets_are_due(state: &State, seen: &Observations, now: Now) -> bool {
+    let due = budget::keep::next_ms(state).is_some_and(|at| at <= now.wall_ms);
+    due && seen.counted_at_ms.is_none_or(|at| now.mono_ms.saturating_sub(at) >= BUDGETS_MS)
 }
 
 fn moves_are_due(state: &State, seen: &Observations, now: Now) -> bool {

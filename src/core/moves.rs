@@ -3,6 +3,7 @@
 //! never misses a request; where there is no room for one nothing is stopped, unless
 //! the operator said so. It reads the state; apply judges what it proposes. See ADR 12.
 
+use crate::budget::{Rates, judge, meter};
 use crate::claim;
 use crate::command::Command;
 use crate::fault::Quarantine;
@@ -77,6 +78,8 @@ fn moves_from(
         match step(scratch, node, job, replica, no, cause) {
             Step::Replace(pick) => {
                 scratch.book(&job.spec, no, &pick.alloc);
+                let copy = Rates::copy(&job.spec, meter::price(scratch, &pick.alloc));
+                scratch.meter_job(job.tenant, &Rates::default(), &copy);
                 let to = pick.for_replica(no);
                 out.push(Command::Move { job: job.no, from: replica.generation, to, why: cause.reason() });
             }
@@ -193,7 +196,8 @@ fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
     let mut held = claim::nodes(state);
     held.push(node);
-    place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })
+    let pick = place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })?;
+    judge::check_copy(state, job, no, &pick.alloc).is_ok().then_some(pick)
 }
 
 /// What a drain would do, or is doing, about one replica.
@@ -266,5 +270,5 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
                       stops it for good";
         return vec![Blocker { reason: Reason::BadConstraints, detail: detail.into(), nodes: 0, permanent: true }];
     }
-    explain::blockers_of(state, Some(job.tenant), &job.spec, 1)
+    explain::blockers_of(state, Some(job.tenant), &job.spec, 1, |price| judge::blocks_copy(state, job, price))
 }

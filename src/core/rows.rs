@@ -4,10 +4,11 @@
 
 use crate::approval::Approval;
 use crate::audit::{Chain, Entry};
+use crate::budget::Meter;
 use crate::codec::{self, body, exact};
 use crate::command::Member;
 use crate::event::Event;
-use crate::id::{Digest16, RequestId};
+use crate::id::{Digest16, RequestId, TenantNo};
 use crate::job::{Job, Phase, Replica};
 use crate::node::Node;
 use crate::state::{Before, Changes, Meta, Request, RowKey, State};
@@ -39,6 +40,8 @@ pub enum Table {
     AuditEntry = 12,
     /// Versions that may run in production.
     Approval = 13,
+    /// What tenants have used.
+    Meter = 15,
 }
 
 impl Table {
@@ -56,6 +59,7 @@ impl Table {
         Table::Audit,
         Table::AuditEntry,
         Table::Approval,
+        Table::Meter,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -68,6 +72,7 @@ impl Table {
         Table::Revoked,
         Table::Audit,
         Table::Approval,
+        Table::Meter,
     ];
 }
 
@@ -157,6 +162,7 @@ impl RowKey {
             RowKey::Revoked(_) => Table::Revoked,
             RowKey::Audit => Table::Audit,
             RowKey::Approval(_) => Table::Approval,
+            RowKey::Meter(_) => Table::Meter,
         }
     }
 
@@ -164,7 +170,7 @@ impl RowKey {
         match self {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
+            RowKey::Tenant(no) | RowKey::Meter(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
             RowKey::Audit => vec![0],
@@ -183,6 +189,7 @@ impl Before {
             Before::Revoked(row) => row.as_ref().map(value),
             Before::Audit(row) => row.as_deref().map(value),
             Before::Approval(row) => row.as_deref().map(value),
+            Before::Meter(row) => row.as_deref().map(value),
         }
     }
 }
@@ -232,6 +239,7 @@ impl State {
             RowKey::Revoked(key) => self.revoked.get(&key).map(value),
             RowKey::Audit => (self.audit.seq() > 0).then(|| value(&*self.audit)),
             RowKey::Approval(key) => self.approvals.get(&key).map(|row| value(&**row)),
+            RowKey::Meter(no) => self.meters.get(&no).map(|row| value(&**row)),
         }
     }
 
@@ -243,6 +251,7 @@ impl State {
         let keys = keys.chain(self.requests.keys().map(|key| RowKey::Request(*key)));
         let keys = keys.chain(self.revoked.keys().map(|key| RowKey::Revoked(*key)));
         let keys = keys.chain(self.approvals.keys().map(|key| RowKey::Approval(*key)));
+        let keys = keys.chain(self.meters.keys().map(|no| RowKey::Meter(*no)));
         let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
@@ -301,6 +310,11 @@ impl State {
                         return Err(Error::Key { table, length: key.len() });
                     }
                     state.put_approval(approval);
+                }
+                Table::Meter => {
+                    let length = key.len();
+                    let no = key.try_into().map(u32::from_be_bytes).map_err(|_| Error::Key { table, length })?;
+                    state.load_meter(TenantNo(no), read::<Meter>(table, &bytes)?);
                 }
                 Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }

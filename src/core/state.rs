@@ -5,6 +5,7 @@
 
 use crate::approval::Approval;
 use crate::audit::{Chain, Entry, Receipt};
+use crate::budget::{Meter, Rates};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::event::{Event, EventKind};
@@ -15,6 +16,7 @@ use crate::node::Node;
 use crate::placement::mix::Mix;
 use crate::placement::worth::Worth;
 use crate::placement::{Chosen, Policy, Rules};
+use crate::quota::tree;
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -88,6 +90,7 @@ pub(crate) enum Before {
     Revoked(Option<u64>),
     Audit(Option<Arc<Chain>>),
     Approval(Option<Arc<Approval>>),
+    Meter(Option<Arc<Meter>>),
 }
 
 /// Names the row of a [`Before`].
@@ -101,6 +104,7 @@ pub(crate) enum RowKey {
     Revoked(Digest16),
     Audit,
     Approval(Digest16),
+    Meter(TenantNo),
 }
 
 /// What changed since the rows were last taken.
@@ -127,6 +131,8 @@ pub struct State {
     /// Where the audit trail ends.
     pub(crate) audit: Arc<Chain>,
     pub(crate) approvals: OrdMap<Digest16, Arc<Approval>>,
+    /// What tenants have used, with those below them.
+    pub(crate) meters: OrdMap<TenantNo, Arc<Meter>>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -153,6 +159,8 @@ pub struct State {
     /// When a revocation is.
     pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     pub(crate) approved_until: OrdSet<(u64, Digest16)>,
+    /// When the leader has to look at a tenant's budgets.
+    pub(crate) budgets_due: OrdSet<(u64, TenantNo)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
     /// Each tenant's newest spec: jobs that come one after another are often alike, and share it then.
@@ -289,6 +297,9 @@ impl State {
             self.share_spec(&mut job);
             self.learn(&job);
         }
+        let gone = old.as_deref().map(|old| Rates::of(self, &old.spec, &old.replicas)).unwrap_or_default();
+        let come = Rates::of(self, &job.spec, &job.replicas);
+        self.meter_job(job.tenant, &gone, &come);
         let job = Arc::new(job);
         self.index_job(&job, old.as_deref());
         self.jobs.insert(job.no, job);
@@ -336,6 +347,7 @@ impl State {
             }
         }
         self.enqueue_job(&job);
+        self.load_rates(&job);
         self.mix.add(&job.spec.resources, job.spec.replicas.into());
         self.jobs.insert(job.no, Arc::new(job));
     }
@@ -343,6 +355,8 @@ impl State {
     pub(crate) fn reclass_all(&mut self) {
         let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|no| self.reclass(no));
+        let metered: Vec<TenantNo> = self.meters.keys().copied().collect();
+        metered.into_iter().for_each(|no| self.set_due(no));
         self.make_rules(WORKLOAD);
     }
 
@@ -351,6 +365,8 @@ impl State {
         let old = self.jobs.remove(&job.no);
         self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
         if let Some(old) = &old {
+            let gone = Rates::of(self, &old.spec, &old.replicas);
+            self.meter_job(old.tenant, &gone, &Rates::default());
             self.unindex_job(old);
             self.rebook(old, &[], &old.replicas);
             self.mix.remove(&old.spec.resources, old.spec.replicas.into());
@@ -469,7 +485,14 @@ impl State {
         self.remember(RowKey::Node(no), |state| Before::Node(state.nodes.get(&no).cloned()));
         self.node_names.insert(node.name.clone(), no);
         self.ledger.resize(no, node.spec.devices.len());
+        // What runs there costs what the node says from now on.
+        let repriced = self.nodes.get(&no).is_some_and(|old| old.spec != node.spec);
+        let gone = if repriced { self.rates_on(no) } else { Vec::new() };
         self.nodes.insert(no, Arc::new(node));
+        for (job, gone) in gone {
+            let come = Rates::of(self, &job.spec, &job.replicas);
+            self.meter_job(job.tenant, &gone, &come);
+        }
         let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
         if self.capacity.kinds_of_hardware() != known {
@@ -478,24 +501,42 @@ impl State {
         self.room += 1;
     }
 
+    /// What each job on a node uses.
+    fn rates_on(&self, no: NodeNo) -> Vec<(Arc<Job>, Rates)> {
+        let jobs: BTreeMap<JobNo, Arc<Job>> = self.replicas_on(no).map(|(job, ..)| (job.no, job.clone())).collect();
+        jobs.into_values().map(|job| (job.clone(), Rates::of(self, &job.spec, &job.replicas))).collect()
+    }
+
+    /// The tenants above, the nearest first.
+    fn above(&self, no: TenantNo) -> Vec<TenantNo> {
+        self.tenants.get(&no).map_or_else(Vec::new, |row| tree::path(self, row)[1..].iter().map(|t| t.no).collect())
+    }
+
     pub(crate) fn put_tenant(&mut self, tenant: Tenant) {
         let no = tenant.no;
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.tenant_names.insert(tenant.id.clone(), no);
         let above = |tenant: &Tenant| tenant.quota.parent.clone();
-        if let Some(old) = self.tenants.get(&no).and_then(|old| above(old)) {
+        let old = self.tenants.get(&no).and_then(|old| above(old));
+        let (moves, from) = (old != above(&tenant), self.above(no));
+        if let Some(old) = old {
             self.children.remove(&(old, no));
         }
         if let Some(new) = above(&tenant) {
             self.children.insert((new, no));
         }
         self.tenants.insert(no, Arc::new(tenant));
+        if moves {
+            self.meter_moved(no, &from, &self.above(no));
+        }
+        self.set_due(no);
         self.room += 1;
     }
 
     pub(crate) fn remove_tenant(&mut self, no: TenantNo) {
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.newest.remove(&no);
+        self.remove_meter(no);
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
             if let Some(above) = &tenant.quota.parent {

@@ -1,6 +1,7 @@
 //! A tenant and its nominal quota. It does not know what the tenant uses; the
 //! ledger does.
 
+use crate::budget::Budgets;
 use crate::id::{TenantId, TenantNo};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ pub struct Quota {
     pub borrow_milli: Option<u64>,
     /// Most of the unused nominal ones that others may borrow; None: all.
     pub lend_milli: Option<u64>,
+    /// What it and those below it may use over time; None: no limit.
+    pub budgets: Option<Box<Budgets>>,
 }
 
 /// A tenant exists once it is named.

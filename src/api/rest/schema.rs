@@ -260,6 +260,22 @@ pub struct QuotaRequest {
     /// Most of its unused GPUs that others may borrow.
     #[schema(inline)]
     pub lend: Option<Quantity>,
+    /// GPU-hours that it and those below it may use.
+    pub gpu_hours: Option<BudgetRequest>,
+    /// Money that they may use, in the unit of the nodes' prices.
+    pub money: Option<BudgetRequest>,
+}
+
+/// A limit for each UTC day, week from Monday, or month; what is absent or null has none.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetRequest {
+    #[schema(inline)]
+    pub day: Option<Quantity>,
+    #[schema(inline)]
+    pub week: Option<Quantity>,
+    #[schema(inline)]
+    pub month: Option<Quantity>,
 }
 
 /// How places are compared; what is absent is as the named policy has it.

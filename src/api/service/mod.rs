@@ -21,6 +21,7 @@ pub mod slo;
 pub mod targets;
 pub mod tenants;
 pub mod tokens;
+pub mod usage;
 pub mod watch;
 
 use super::auth::{Gate, Slot, Who};

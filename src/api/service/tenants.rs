@@ -5,6 +5,7 @@ use super::nodes::{TenantBody, tenant_body};
 use super::{Call, Service, freshness};
 use crate::api::convert::answer::{Freshness, whole};
 use crate::api::error::Failure;
+use nf_core::budget::{Kind, Window};
 use nf_core::command::Mode;
 use nf_core::id::{Digest16, TenantId, TenantNo};
 use nf_core::ledger::TenantUse;
@@ -12,6 +13,7 @@ use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::tenant::Quota;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use utoipa::ToSchema;
 
@@ -35,6 +37,12 @@ pub struct QuotaBody {
     /// Most of its unused GPUs that its neighbours may borrow; null: all.
     #[serde(default)]
     pub lend: Option<f64>,
+    /// GPU-hours that it and those below it may use, by window: day, week, month.
+    #[serde(default)]
+    pub gpu_hours: BTreeMap<String, f64>,
+    /// Money, in the unit of the nodes' prices.
+    #[serde(default)]
+    pub money: BTreeMap<String, f64>,
 }
 
 /// What a tenant holds now.
@@ -72,8 +80,16 @@ impl From<&Quota> for QuotaBody {
             parent: quota.parent.as_ref().map(ToString::to_string),
             borrow: quota.borrow_milli.map(whole),
             lend: quota.lend_milli.map(whole),
+            gpu_hours: budgets(quota, Kind::GpuHours),
+            money: budgets(quota, Kind::Money),
         }
     }
+}
+
+fn budgets(quota: &Quota, kind: Kind) -> BTreeMap<String, f64> {
+    let limit = |window: Window| Some((window, quota.budgets.as_ref()?.get(kind, window)?));
+    let limits = Window::ALL.into_iter().filter_map(limit);
+    limits.map(|(window, limit)| (window.name().to_owned(), super::usage::number(kind, limit))).collect()
 }
 
 /// All tenants.

@@ -2,6 +2,7 @@
 //! soon as they are gone. It does not choose the victims; it judges them on facts.
 
 use super::job;
+use crate::budget;
 use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS};
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
@@ -20,6 +21,8 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
         return Err(bad(format!("job {} does not wait for these places", job.request)));
     }
     judge(state, Some(job.tenant), &job.spec, claim)?;
+    let paid = budget::judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
+    paid.map_err(|over| over.refusal())?;
     let before = job.state();
     let claiming = Job { claim: Some(Box::new(claim.clone())), ..(*job).clone() };
     job::save(state, claiming, before, None);
@@ -40,6 +43,7 @@ pub(super) fn judge_new(
     let both: Vec<Placement> = placed.iter().chain(&claim.placements).cloned().collect();
     job::well_formed(spec, &both)?;
     judge(state, tenant, spec, claim)?;
+    budget::judge::check_new(state, tenant, spec, &both).map_err(|over| over.refusal())?;
     job::fits(state, tenant, spec, &both, &claim.victims)
 }
 

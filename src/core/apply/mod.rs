@@ -98,6 +98,7 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::Note(_) => Ok(Answer::Done),
         Command::Approve(approval) => crate::approval::put(state, approval),
         Command::Disapprove(of) => Ok(Answer::Count(u32::from(state.remove_approval(of.key()).is_some()))),
+        Command::CountUsage { tenants } => tenant::count_usage(state, tenants),
     }
 }
 

@@ -3,6 +3,7 @@
 //! of them comes up, ends or is lost. Why a replica should move is decided in `moves`.
 
 use super::job::{backoff_ms, ended_by, fits, save};
+use crate::budget::judge;
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo};
@@ -29,6 +30,7 @@ pub(super) fn replace(
         return changed("a replacement goes to another node");
     }
     fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
+    judge::check_copy(state, job, to.replica, &to.alloc).map_err(|over| over.refusal())?;
     let name = |no| state.node(no).map(|node| node.name.clone());
     let (left, reached) = (name(alloc.node), name(to.alloc.node));
     let old = alloc.clone();

@@ -98,7 +98,8 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         | Command::Reports { .. }
         | Command::Move { .. }
         | Command::Evict { .. }
-        | Command::SetDrain { .. } => return None,
+        | Command::SetDrain { .. }
+        | Command::CountUsage { .. } => return None,
     })
 }
 

@@ -1,6 +1,7 @@
 //! One line of a scenario: `verb name key=value key=value flag`. A key that
 //! nobody reads is a mistake and fails the scenario.
 
+use nf_core::budget::{Budgets, Window};
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, NodeName, RequestId, TenantId};
 use nf_core::job::{Arrangement, JobSpec, Restart, Stage};
@@ -9,6 +10,7 @@ use nf_core::placement::{Chosen, Policy};
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
+use nf_core::scaling::Scaling;
 use nf_core::tenant::Quota;
 use nf_core::testing;
 use std::cell::RefCell;
@@ -111,7 +113,19 @@ impl<'a> Words<'a> {
             parent: self.get("parent").map(|text| TenantId::new(text).unwrap()),
             borrow_milli: self.milli("borrow"),
             lend_milli: self.milli("lend"),
+            budgets: self.budgets().some(),
         }
+    }
+
+    /// `day_gpu_hours=`, `month_money=` and so on.
+    fn budgets(&self) -> Budgets {
+        let mut out = Budgets::default();
+        for window in Window::ALL {
+            let milli = |what: &str| self.milli(&format!("{}_{what}", window.name()));
+            out.gpu_hours[window as usize] = milli("gpu_hours");
+            out.money[window as usize] = milli("money").map(|milli| 1000 * milli);
+        }
+        out
     }
 
     pub fn policy(&self) -> Chosen {
@@ -159,6 +173,11 @@ impl<'a> Words<'a> {
         let mut spec = testing::job_spec(self.get("tenant").unwrap_or("t1"), gpu);
         spec.replicas = self.number("replicas", 1) as u16;
         spec.gang = self.flag("gang");
+        spec.scaling = self.get("scale").and_then(|text| text.split_once("..")).map(|(min, max)| Scaling {
+            min: min.parse().unwrap(),
+            max: max.parse().unwrap(),
+            ..Scaling::default()
+        });
         spec.priority = self.get("priority").map_or(0, |text| text.parse().unwrap());
         let r = &mut spec.resources;
         r.gpu_memory = self.bytes("gpu_memory", 0);
@@ -175,6 +194,7 @@ impl<'a> Words<'a> {
         c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.exclusive = self.flag("exclusive");
+        c.max_run_ms = self.get("max_run").map(|text| text.parse::<u64>().unwrap() * 1000);
         c.node = self.get("node").map(|text| NodeName::new(text).unwrap());
         c.max_cost_per_hour = self.get("max_price").map(|text| text.parse::<u64>().unwrap() * 1_000_000);
         c.restart = match self.get("restart") {

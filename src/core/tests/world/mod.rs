@@ -3,9 +3,12 @@
 
 use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::autoscaler::Why;
+use nf_core::budget::{Budgets, Window};
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
 use nf_core::fault::Fault;
-use nf_core::id::{DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId};
+use nf_core::id::{
+    DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, TenantId, TenantNo,
+};
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
@@ -169,7 +172,7 @@ impl World {
     }
 
     pub fn some_intent(&self, rng: &mut Rng) -> Intent {
-        match rng.below(23) {
+        match rng.below(24) {
             0..3 => {
                 let (name, kind) = (node_name(rng), NodeKind::Worker);
                 let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
@@ -202,6 +205,7 @@ impl World {
             18 => Intent::Wake { request: request(rng) },
             19..21 => Intent::Moves,
             21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
+            22 => Intent::Budgets,
             _ => Intent::PlaceWaiting,
         }
     }
@@ -234,7 +238,8 @@ impl World {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         let from = Generation(rng.below(4) as u32);
-        match rng.below(12) {
+        match rng.below(13) {
+            12 => Command::CountUsage { tenants: vec![TenantNo(rng.below(5) as u32)] },
             10 => Command::Faults { node: node_no(rng), faults: vec![fault(rng)] },
             11 => Command::Heal { node: node_no(rng), uuid: fault(rng).uuid, by: None },
             7 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
@@ -292,7 +297,17 @@ fn some_quota(rng: &mut Rng) -> Quota {
         parent: rng.chance(300).then(|| tenant(rng)),
         borrow_milli: rng.chance(300).then(|| rng.below(8) * 500),
         lend_milli: rng.chance(300).then(|| rng.below(8) * 500),
+        budgets: if rng.chance(400) { budgets(rng).some() } else { None },
     }
+}
+
+fn budgets(rng: &mut Rng) -> Budgets {
+    let mut out = Budgets::default();
+    for window in Window::ALL {
+        out.gpu_hours[window as usize] = rng.chance(300).then(|| rng.below(200) * 1000);
+        out.money[window as usize] = rng.chance(300).then(|| rng.below(2_000) * 1_000_000);
+    }
+    out
 }
 
 fn mig() -> DeviceType {
