@@ -95,7 +95,7 @@ enum QuotaCommand {
     Get { tenant: String },
     /// Set a tenant's limits; what is not named stays
     #[command(
-        after_help = "Examples:\n  nf quota set demo --gpus 16\n  nf quota set demo --gpus 16 --cpu 64 --mem 512GiB\n  nf quota set demo --parent research --borrow 8 --lend 4\n  nf quota set demo --gpu-hours 100/day --gpu-hours 2000/month --money 5000/month"
+        after_help = "Examples:\n  nf quota set demo --gpus 16\n  nf quota set demo --gpus 16 --cpu 64 --mem 512GiB\n  nf quota set demo --parent research --borrow 8 --lend 4\n  nf quota set demo --gpus H100-80G=8,A100-40G=4 --borrow H100-80G=2\n  nf quota set demo --gpu-hours 100/day --gpu-hours 2000/month --money 5000/month"
     )]
     Set(SetQuota),
 }
@@ -103,7 +103,7 @@ enum QuotaCommand {
 #[derive(Debug, Args)]
 struct SetQuota {
     tenant: String,
-    /// GPUs, also a fraction; "none" for the group's default
+    /// GPUs, also a fraction, "none" for the group's default; or of single device types: H100-80G=8,A100-40G=4
     #[arg(long)]
     gpus: Option<String>,
     /// CPUs; "none" for no limit
@@ -121,10 +121,10 @@ struct SetQuota {
     /// The tenant above it, from whose other children it may borrow GPUs; "none" for none
     #[arg(long, value_name = "TENANT")]
     parent: Option<String>,
-    /// Most GPUs that it may borrow; "none" for whatever is not used
+    /// Most GPUs that it may borrow, or TYPE=GPUS; "none" for whatever is not used
     #[arg(long, value_name = "GPUS")]
     borrow: Option<String>,
-    /// Most of its unused GPUs that it lends; "none" for all
+    /// Most of its unused GPUs that it lends, or TYPE=GPUS; "none" for all
     #[arg(long, value_name = "GPUS")]
     lend: Option<String>,
     /// GPU-hours that it and those below it may use: 100/day, 500/week or 2000/month, several times; none/day for no such limit
@@ -195,6 +195,10 @@ fn show(global: &Global, tenant: &str, quota: &Value) -> anyhow::Result<()> {
             "-" => String::new(),
             value => format!("{word} {value}\n"),
         };
+        for (kind, share) in quota.get("quota").and_then(|q| q.get("device_types")?.as_object()).into_iter().flatten() {
+            let used = quota.get("used").and_then(|used| used.get("device_types")?.get(kind));
+            table.add_row([kind.clone(), at(share, "gpu"), used.map_or_else(|| "0".to_owned(), Value::to_string)]);
+        }
         let budgets = [("gpu_hours", "GPU-hours"), ("money", "of money")].map(|(key, words)| {
             let limits = quota.get("quota").and_then(|quota| quota.get(key)?.as_object()).into_iter().flatten();
             limits.map(|(window, limit)| format!("may use {limit} {words} a {window}\n")).collect::<String>()
@@ -231,13 +235,11 @@ impl SetQuota {
         for (key, value) in given {
             match value.as_deref() {
                 None => {}
+                Some(text) if text.contains('=') => by_type(&mut body, key, text),
                 Some("none") => drop(body.remove(key)),
                 Some(text) if key == "parent" => drop(body.insert(key.to_owned(), json!(text))),
                 // Numbers go as numbers, so that a member reads "16" and 16 alike.
-                Some(text) => {
-                    let number = serde_json::from_str::<serde_json::Number>(text).map(Value::Number);
-                    body.insert(key.to_owned(), number.unwrap_or_else(|_| json!(text)));
-                }
+                Some(text) => drop(body.insert(key.to_owned(), number(text))),
             }
         }
         for (key, given) in [("gpu_hours", &self.gpu_hours), ("money", &self.money)] {
@@ -250,6 +252,27 @@ impl SetQuota {
             }
         }
         Value::Object(body)
+    }
+}
+
+fn number(text: &str) -> Value {
+    let number = serde_json::from_str::<serde_json::Number>(text).map(Value::Number);
+    number.unwrap_or_else(|_| json!(text))
+}
+
+/// `H100-80G=8,A100-40G=none`: of each type the number; "none" takes the limit away. What is no limit the member refuses.
+fn by_type(body: &mut Map<String, Value>, key: &str, text: &str) {
+    let Some(types) = body.entry("device_types").or_insert_with(|| json!({})).as_object_mut() else { return };
+    for (kind, limit) in text.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, ""))) {
+        if (key, limit) == ("gpu", "none") {
+            types.remove(kind);
+            continue;
+        }
+        let Some(share) = types.entry(kind).or_insert_with(|| json!({})).as_object_mut() else { continue };
+        match limit {
+            "none" => drop(share.remove(key)),
+            limit => drop(share.insert(key.to_owned(), number(limit))),
+        }
     }
 }
 
@@ -296,6 +319,10 @@ mod tests {
             json!({ "quota": { "gpu": 4.0, "gpu_hours": { "day": 1.0, "month": 9.0 }, "money": { "day": 2.0 } } });
         let body = json!({ "gpu": 4.0, "gpu_hours": { "week": 5.5, "month": 9.0 }, "money": { "day": 2.0 } });
         assert_eq!(set.body(&now), body);
+        let set = SetQuota { gpus: Some("A=2,B=none".into()), borrow: Some("A=1".into()), ..set };
+        let now = json!({ "quota": { "device_types": { "A": { "gpu": 1.0, "lend": 3.0 }, "B": { "gpu": 4.0 } } } });
+        let types = json!({ "A": { "gpu": 2, "borrow": 1, "lend": 3.0 } });
+        assert_eq!(set.body(&now).get("device_types"), Some(&types));
     }
 
     #[tokio::test]

@@ -203,7 +203,7 @@ fn meters(state: &State, bad: &mut impl FnMut(String)) {
 /// Everything derived equals what the rows give.
 fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let fresh = rebuild(state);
-    if comparable(&fresh.ledger) != comparable(&state.ledger) {
+    if comparable(&fresh.ledger) != comparable(&state.ledger) || fresh.ledger.types != state.ledger.types {
         bad("the ledger differs from the jobs".into());
     }
     if class_list(&fresh.capacity) != class_list(&state.capacity) {
@@ -213,6 +213,7 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
         ("children", fresh.children == state.children),
+        ("limits by type", fresh.typed == state.typed),
         ("holding", fresh.holding == state.holding),
         ("claims", fresh.claims == state.claims),
         ("yielding", fresh.yielding == state.yielding),

@@ -138,6 +138,8 @@ pub struct State {
     pub(crate) capacity: CapacityIndex,
     pub(crate) node_names: OrdMap<NodeName, NodeNo>,
     pub(crate) tenant_names: OrdMap<TenantId, TenantNo>,
+    /// Tenants with limits of single device types.
+    pub(crate) typed: OrdSet<TenantNo>,
     /// Tenants by the one above them.
     pub(crate) children: OrdSet<(TenantId, TenantNo)>,
     /// Jobs that hold something, by tenant.
@@ -525,6 +527,10 @@ impl State {
         if let Some(new) = above(&tenant) {
             self.children.insert((new, no));
         }
+        match tenant.quota.types.is_empty() {
+            true => self.typed.remove(&no),
+            false => self.typed.insert(no),
+        };
         self.tenants.insert(no, Arc::new(tenant));
         if moves {
             self.meter_moved(no, &from, &self.above(no));
@@ -537,6 +543,7 @@ impl State {
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.newest.remove(&no);
         self.remove_meter(no);
+        self.typed.remove(&no);
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
             if let Some(above) = &tenant.quota.parent {

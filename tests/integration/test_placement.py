@@ -159,3 +159,24 @@ def test_a_bad_budget_is_refused(group, body, field):
     assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
     answer = group.call("GET", "/usage?window=year")
     assert (answer.status_code, answer.json()["field"]) == (400, "window")
+
+
+def test_a_quota_may_name_device_types(group):
+    group.nf("quota", "set", "typed", "--gpus", "H100-80G=2,A100-40G=4", "--lend", "H100-80G=1")
+    quota = group.get("/tenants/typed/quota")
+    assert quota["quota"]["device_types"] == {
+        "A100-40G": {"gpu": 4.0, "borrow": None, "lend": None},
+        "H100-80G": {"gpu": 2.0, "borrow": None, "lend": 1.0},
+    }
+    assert quota["gpu_quota"] == 6.0, "all of them, where nothing else is said"
+    runs = schedule(group, "typed", 2, 201)["request_id"]
+    assert group.get("/tenants/typed/quota")["used"]["device_types"] == {"H100-80G": 2.0}
+    waits = schedule(group, "typed", 1, 202)
+    assert "H100-80G GPUs" in waits["reasons"][0]["detail"] and waits["reasons"][0]["reason"] == "WaitingForQuota"
+    group.nf("quota", "set", "typed", "--gpus", "H100-80G=3,A100-40G=none")
+    assert list(group.get("/tenants/typed/quota")["quota"]["device_types"]) == ["H100-80G"]
+    group.wait_state(waits["request_id"], "Running")
+    assert group.job(runs)["state"] == "Running"
+    bad = group.call("PUT", "/tenants/typed/quota", {"device_types": {"H100-80G": {"gpus": 1}}})
+    assert (bad.status_code, bad.json()["field"]) == (400, "device_types.H100-80G.gpu")
+    stop_all(group)

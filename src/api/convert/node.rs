@@ -8,8 +8,9 @@ use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
 use nf_core::node::Drain;
 use nf_core::reason::Refusal;
-use nf_core::tenant::Quota;
+use nf_core::tenant::{Quota, Share};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Most devices of one kind that a hand-registered node can have.
@@ -145,8 +146,24 @@ pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
         borrow_milli: o.milli("borrow")?,
         lend_milli: o.milli("lend")?,
         budgets: budgets(&mut o)?.some(),
+        types: types(&mut o)?,
     };
     o.finish()?;
+    Ok(out)
+}
+
+/// Limits of device types, by name.
+fn types(o: &mut Object<'_>) -> Result<BTreeMap<DeviceType, Share>, Refusal> {
+    let Some(field) = o.get("device_types") else { return Ok(BTreeMap::new()) };
+    let mut out = BTreeMap::new();
+    for (name, field) in field.entries()? {
+        let kind = DeviceType::new(name).map_err(|error| field.refuse(error))?;
+        let mut inner = field.object()?;
+        let gpu_milli = inner.need("gpu")?.milli()?;
+        let share = Share { gpu_milli, borrow_milli: inner.milli("borrow")?, lend_milli: inner.milli("lend")? };
+        inner.finish()?;
+        out.insert(kind, share);
+    }
     Ok(out)
 }
 

@@ -69,8 +69,7 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
     if replicas.len() < claim.placements.len() || claim.nodes().any(|node| claimed.contains(&node)) {
         return Err(bad("a place is claimed twice".to_owned()));
     }
-    let more = spec.resources.gpu.milli().saturating_mul(claim.placements.len() as u64);
-    let standing = tree::standing(state, tenant, more);
+    let standing = tree::standing(state, tenant, &spec.resources, claim.placements.len() as u64);
     for victim in &claim.victims {
         let job = state.job(victim.job);
         let replica = job.and_then(|job| job.replicas.get(usize::from(victim.replica)));

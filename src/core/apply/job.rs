@@ -161,7 +161,9 @@ pub(super) fn fits(
             &scratch
         }
     };
-    if !quota::allows(state, tenant, &spec.resources, placements.len() as u64) {
+    if !quota::allows(state, tenant, &spec.resources, placements.len() as u64)
+        || !quota::types::allows(state, tenant, placements)
+    {
         return bad(format!("tenant {} would pass its quota", spec.tenant));
     }
     // What earlier placements of this command will hold.

@@ -20,6 +20,8 @@ use crate::capacity::{Class, Flavor};
 use crate::id::NodeNo;
 use crate::job::{Allocation, Arrangement, JobSpec};
 use crate::node::Node;
+use crate::quota;
+use crate::resources::Resources;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -69,6 +71,17 @@ pub struct Limits {
 
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
+    match quota::types::narrowed(state, spec) {
+        None => search(state, spec, limits),
+        Some(types) if types.is_empty() => None,
+        Some(types) => {
+            let resources = Resources { device_types: types, ..spec.resources.clone() };
+            search(state, &JobSpec { resources, ..spec.clone() }, limits)
+        }
+    }
+}
+
+fn search(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
     let rules = &*state.rules;
     let (policy, weights) = (rules.chosen.policy, rules.chosen.weights);
     let mut best: Option<(i64, NodeNo, Terms, Option<u16>, Arc<Class>)> = None;

@@ -76,6 +76,7 @@ fn waits_for_room(state: &State, job: &Job) -> bool {
     wanted > 0
         && job.claim.is_none()
         && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+        && quota::types::some_open(state, Some(job.tenant), &job.spec, times)
         && judge::blocks(state, job, None).is_none()
 }
 
@@ -173,8 +174,9 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
                 out.push(crate::command::Command::Place { job: job.no, placements });
                 continue;
             }
-            // Nothing is released within a pass, so an equal ask fails as well; but not for want of a budget of its own.
-            if !judge::concerns(&scratch, job.tenant) {
+            // Nothing is released within a pass, so an equal ask fails as well; but not for want of a budget or
+            // of a device type that only its tenant lacks.
+            if !judge::concerns(&scratch, job.tenant) && quota::types::narrowed(&scratch, &job.spec).is_none() {
                 hopeless.insert(shape);
             }
             *failed += 1;

@@ -11,7 +11,7 @@ use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
 use nf_core::scaling::Scaling;
-use nf_core::tenant::Quota;
+use nf_core::tenant::{Quota, Share};
 use nf_core::testing;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,7 +114,21 @@ impl<'a> Words<'a> {
             borrow_milli: self.milli("borrow"),
             lend_milli: self.milli("lend"),
             budgets: self.budgets().some(),
+            types: self.types(),
         }
+    }
+
+    /// `types=H100-80G:8,A100-40G:4`, with `+2` for what may be borrowed and `-1` for what is lent.
+    fn types(&self) -> BTreeMap<DeviceType, Share> {
+        let share = |text: &str| {
+            let (kind, rest) = text.split_once(':').unwrap();
+            let (rest, lend) = rest.split_once('-').map_or((rest, None), |(rest, lend)| (rest, Some(lend)));
+            let (own, borrow) = rest.split_once('+').map_or((rest, None), |(own, borrow)| (own, Some(borrow)));
+            let gpus = |text: &str| text.parse::<u64>().unwrap() * 1000;
+            let share = Share { gpu_milli: gpus(own), borrow_milli: borrow.map(gpus), lend_milli: lend.map(gpus) };
+            (DeviceType::new(kind).unwrap(), share)
+        };
+        self.get("types").into_iter().flat_map(|text| text.split(',')).map(share).collect()
     }
 
     /// `day_gpu_hours=`, `month_money=` and so on.

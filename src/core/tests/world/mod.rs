@@ -297,8 +297,24 @@ fn some_quota(rng: &mut Rng) -> Quota {
         parent: rng.chance(300).then(|| tenant(rng)),
         borrow_milli: rng.chance(300).then(|| rng.below(8) * 500),
         lend_milli: rng.chance(300).then(|| rng.below(8) * 500),
+        types: if rng.chance(300) { types(rng) } else { BTreeMap::new() },
         budgets: if rng.chance(400) { budgets(rng).some() } else { None },
     }
+}
+
+fn types(rng: &mut Rng) -> BTreeMap<DeviceType, nf_core::tenant::Share> {
+    let mut out = BTreeMap::new();
+    for name in ["H100-80G", "A100-40G"] {
+        let share = nf_core::tenant::Share {
+            gpu_milli: rng.below(8) * 500,
+            borrow_milli: rng.chance(300).then(|| rng.below(4) * 500),
+            lend_milli: rng.chance(300).then(|| rng.below(4) * 500),
+        };
+        if rng.chance(600) {
+            out.insert(DeviceType::new(name).unwrap(), share);
+        }
+    }
+    out
 }
 
 fn budgets(rng: &mut Rng) -> Budgets {
