@@ -34,6 +34,7 @@ mod slo;
 mod tenant;
 mod tls;
 mod token;
+mod usage;
 pub(crate) mod version;
 
 pub use version::{COMMIT, VERSION};
@@ -129,6 +130,9 @@ enum Command {
     /// Show what services promise, and how they keep it
     #[command(after_help = "Examples:\n  nf slo\n  nf slo demo/llama-8b -o json")]
     Slo(slo::Slo),
+    /// Show GPU-hours and money that tenants have used, and their budgets
+    #[command(after_help = "Examples:\n  nf usage --window month\n  nf usage --tenant demo --csv")]
+    Usage(usage::Usage),
     /// Print what a replica writes
     #[command(after_help = "Examples:\n  nf logs 01j8\n  nf logs 01j8 --replica 1 -f")]
     Logs(logs::Logs),
@@ -259,6 +263,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Rollout(rollout) => rollout.run(&global).await,
             Command::Rollback(rollback) => rollback.run(&global).await,
             Command::Slo(slo) => slo.run(&global).await,
+            Command::Usage(usage) => usage.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,
             Command::Defrag(defrag) => defrag.run(&global).await,

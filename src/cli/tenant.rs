@@ -6,6 +6,7 @@ use super::kinds::Kind;
 use super::output::{self, at};
 use super::{Global, confirm, say};
 use clap::{Args, Subcommand};
+use nf_core::budget::Window;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
@@ -94,7 +95,7 @@ enum QuotaCommand {
     Get { tenant: String },
     /// Set a tenant's limits; what is not named stays
     #[command(
-        after_help = "Examples:\n  nf quota set demo --gpus 16\n  nf quota set demo --gpus 16 --cpu 64 --mem 512GiB\n  nf quota set demo --parent research --borrow 8 --lend 4"
+        after_help = "Examples:\n  nf quota set demo --gpus 16\n  nf quota set demo --gpus 16 --cpu 64 --mem 512GiB\n  nf quota set demo --parent research --borrow 8 --lend 4\n  nf quota set demo --gpus H100-80G=8,A100-40G=4 --borrow H100-80G=2\n  nf quota set demo --gpu-hours 100/day --gpu-hours 2000/month --money 5000/month"
     )]
     Set(SetQuota),
 }
@@ -102,7 +103,7 @@ enum QuotaCommand {
 #[derive(Debug, Args)]
 struct SetQuota {
     tenant: String,
-    /// GPUs, also a fraction; "none" for the group's default
+    /// GPUs, also a fraction, "none" for the group's default; or of single device types: H100-80G=8,A100-40G=4
     #[arg(long)]
     gpus: Option<String>,
     /// CPUs; "none" for no limit
@@ -120,12 +121,36 @@ struct SetQuota {
     /// The tenant above it, from whose other children it may borrow GPUs; "none" for none
     #[arg(long, value_name = "TENANT")]
     parent: Option<String>,
-    /// Most GPUs that it may borrow; "none" for whatever is not used
+    /// Most GPUs that it may borrow, or TYPE=GPUS; "none" for whatever is not used
     #[arg(long, value_name = "GPUS")]
     borrow: Option<String>,
-    /// Most of its unused GPUs that it lends; "none" for all
+    /// Most of its unused GPUs that it lends, or TYPE=GPUS; "none" for all
     #[arg(long, value_name = "GPUS")]
     lend: Option<String>,
+    /// GPU-hours that it and those below it may use: 100/day, 500/week or 2000/month, several times; none/day for no such limit
+    #[arg(long, value_name = "HOURS/WINDOW", value_parser = budget)]
+    gpu_hours: Vec<Budget>,
+    /// Money that they may use, in the unit of the nodes' prices: 500/day; none/day for no such limit
+    #[arg(long, value_name = "MONEY/WINDOW", value_parser = budget)]
+    money: Vec<Budget>,
+}
+
+/// A limit of a window; None takes it away.
+#[derive(Clone, Debug, PartialEq)]
+struct Budget {
+    window: &'static str,
+    limit: Option<f64>,
+}
+
+fn budget(text: &str) -> Result<Budget, String> {
+    let bad = || "a limit and its window, such as 100/day, 500/week, 2000/month or none/day".to_owned();
+    let (limit, window) = text.split_once('/').ok_or_else(bad)?;
+    let window = Window::named(window).ok_or_else(bad)?.name();
+    let limit = match limit {
+        "none" => None,
+        limit => Some(limit.parse().ok().filter(|limit: &f64| limit.is_finite() && *limit >= 0.0).ok_or_else(bad)?),
+    };
+    Ok(Budget { window, limit })
 }
 
 impl Quota {
@@ -170,7 +195,15 @@ fn show(global: &Global, tenant: &str, quota: &Value) -> anyhow::Result<()> {
             "-" => String::new(),
             value => format!("{word} {value}\n"),
         };
-        output::trimmed(&table) + &tree.map(line).concat()
+        for (kind, share) in quota.get("quota").and_then(|q| q.get("device_types")?.as_object()).into_iter().flatten() {
+            let used = quota.get("used").and_then(|used| used.get("device_types")?.get(kind));
+            table.add_row([kind.clone(), at(share, "gpu"), used.map_or_else(|| "0".to_owned(), Value::to_string)]);
+        }
+        let budgets = [("gpu_hours", "GPU-hours"), ("money", "of money")].map(|(key, words)| {
+            let limits = quota.get("quota").and_then(|quota| quota.get(key)?.as_object()).into_iter().flatten();
+            limits.map(|(window, limit)| format!("may use {limit} {words} a {window}\n")).collect::<String>()
+        });
+        output::trimmed(&table) + &tree.map(line).concat() + &budgets.concat()
     };
     output::put(&output::object(global.style(), quota, tenant, people)?);
     Ok(())
@@ -202,16 +235,44 @@ impl SetQuota {
         for (key, value) in given {
             match value.as_deref() {
                 None => {}
+                Some(text) if text.contains('=') => by_type(&mut body, key, text),
                 Some("none") => drop(body.remove(key)),
                 Some(text) if key == "parent" => drop(body.insert(key.to_owned(), json!(text))),
                 // Numbers go as numbers, so that a member reads "16" and 16 alike.
-                Some(text) => {
-                    let number = serde_json::from_str::<serde_json::Number>(text).map(Value::Number);
-                    body.insert(key.to_owned(), number.unwrap_or_else(|_| json!(text)));
+                Some(text) => drop(body.insert(key.to_owned(), number(text))),
+            }
+        }
+        for (key, given) in [("gpu_hours", &self.gpu_hours), ("money", &self.money)] {
+            let Some(limits) = body.entry(key).or_insert_with(|| json!({})).as_object_mut() else { continue };
+            for Budget { window, limit } in given {
+                match limit {
+                    None => drop(limits.remove(*window)),
+                    Some(limit) => drop(limits.insert((*window).to_owned(), json!(limit))),
                 }
             }
         }
         Value::Object(body)
+    }
+}
+
+fn number(text: &str) -> Value {
+    let number = serde_json::from_str::<serde_json::Number>(text).map(Value::Number);
+    number.unwrap_or_else(|_| json!(text))
+}
+
+/// `H100-80G=8,A100-40G=none`: of each type the number; "none" takes the limit away. What is no limit the member refuses.
+fn by_type(body: &mut Map<String, Value>, key: &str, text: &str) {
+    let Some(types) = body.entry("device_types").or_insert_with(|| json!({})).as_object_mut() else { return };
+    for (kind, limit) in text.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, ""))) {
+        if (key, limit) == ("gpu", "none") {
+            types.remove(kind);
+            continue;
+        }
+        let Some(share) = types.entry(kind).or_insert_with(|| json!({})).as_object_mut() else { continue };
+        match limit {
+            "none" => drop(share.remove(key)),
+            limit => drop(share.insert(key.to_owned(), number(limit))),
+        }
     }
 }
 
@@ -232,6 +293,36 @@ mod tests {
             }
         });
         Client::new(&Context { addrs: vec![addr], ..Context::default() }).unwrap()
+    }
+
+    #[test]
+    fn budgets_are_set_one_by_one_and_the_others_stay() {
+        assert_eq!(budget("100/day"), Ok(Budget { window: "day", limit: Some(100.0) }));
+        assert_eq!(budget("none/month"), Ok(Budget { window: "month", limit: None }));
+        for bad in ["", "100", "100/year", "/day", "-1/day", "NaN/day", "inf/day", "1e3x/day"] {
+            assert!(budget(bad).is_err(), "{bad}");
+        }
+        let set = SetQuota {
+            tenant: "demo".into(),
+            gpus: None,
+            cpu: None,
+            mem: None,
+            tpu: None,
+            waiting: None,
+            parent: None,
+            borrow: None,
+            lend: None,
+            gpu_hours: vec![budget("5.5/week").unwrap(), budget("none/day").unwrap()],
+            money: Vec::new(),
+        };
+        let now =
+            json!({ "quota": { "gpu": 4.0, "gpu_hours": { "day": 1.0, "month": 9.0 }, "money": { "day": 2.0 } } });
+        let body = json!({ "gpu": 4.0, "gpu_hours": { "week": 5.5, "month": 9.0 }, "money": { "day": 2.0 } });
+        assert_eq!(set.body(&now), body);
+        let set = SetQuota { gpus: Some("A=2,B=none".into()), borrow: Some("A=1".into()), ..set };
+        let now = json!({ "quota": { "device_types": { "A": { "gpu": 1.0, "lend": 3.0 }, "B": { "gpu": 4.0 } } } });
+        let types = json!({ "A": { "gpu": 2, "borrow": 1, "lend": 3.0 } });
+        assert_eq!(set.body(&now).get("device_types"), Some(&types));
     }
 
     #[tokio::test]

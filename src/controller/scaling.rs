@@ -8,6 +8,7 @@ use crate::exchange::{Advice, Panorama, Sight};
 use nf_core::autoscaler::signal::Reading;
 use nf_core::autoscaler::source::{Ears, Heard, Load};
 use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
+use nf_core::budget::judge::most_replicas;
 use nf_core::id::{Generation, JobNo, MemberId, ModelId, NodeNo, TenantId};
 use nf_core::job::{Job, Next, Phase, Replica, Stage};
 use nf_core::node::NodeState;
@@ -131,7 +132,7 @@ impl Scaler {
             let Some(known) = self.known(job, scaling) else { continue };
             let heard = measured_first(known.ears.listen(&ready(job), &told), &measured, &name(job), share);
             let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share, heard);
-            known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: None });
+            known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: payable(state, job, scaling) });
             let current = job.desired();
             known.scaler.stands_at(current.into());
             let mut decision = known.scaler.step(&signals);
@@ -292,6 +293,11 @@ fn within_quota(state: &State, job: &Job) -> u32 {
     let others = state.ledger().tenant(job.tenant).gpu_milli.saturating_sub(held);
     let room = quota::gpu_limit(state, job.tenant).saturating_sub(others);
     room.checked_div(each).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
+}
+
+/// Replicas that the budgets pay for; its least are paid in any case.
+fn payable(state: &State, job: &Job, scaling: Scaling) -> Option<u32> {
+    most_replicas(state, job).map(|most| most.max(scaling.min.into()))
 }
 
 #[cfg(test)]

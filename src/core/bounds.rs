@@ -96,6 +96,7 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::PlaceWaiting
         | Intent::Moves
         | Intent::Defragment
+        | Intent::Budgets
         | Intent::GiveUp { .. } => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use crate::consent::Consent;
 use crate::fault::Fault;
 use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, Revision,
-    TenantId,
+    TenantId, TenantNo,
 };
 use crate::job::{Allocation, JobSpec, Stage};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
@@ -276,6 +276,10 @@ pub enum Command {
         revision: Revision,
         to: Option<Placement>,
     },
+    /// What these tenants use is counted up to now: a window of their budgets is over, or a limit near.
+    CountUsage {
+        tenants: Vec<TenantNo>,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -304,7 +308,9 @@ impl Command {
             Command::Register { name, spec, .. } => 32 + name.as_str().len() + weight_of_node(spec),
             Command::SetCordon { cordon, .. } => 32 + cordon.as_ref().map_or(0, |c| c.by.len() + c.reason.len()),
             Command::CreateTenant { tenant } | Command::DeleteTenant { tenant } => 16 + tenant.as_str().len(),
-            Command::SetQuota { tenant, .. } => 64 + tenant.as_str().len(),
+            Command::SetQuota { tenant, quota } => {
+                64 + tenant.as_str().len() + quota.budgets.as_ref().map_or(0, |_| 66)
+            }
             Command::Submit { submission, placements, claim } => {
                 claim.as_ref().map_or(0, |claim| claim_of(claim))
                     + 32
@@ -336,6 +342,7 @@ impl Command {
             Command::Dissent { tenant, .. } => 48 + tenant.as_str().len(),
             Command::Purged { copies, .. } => 24 + 26 * copies.len(),
             Command::Tick => 8,
+            Command::CountUsage { tenants } => 8 + 4 * tenants.len(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! and the time → intents. What it observes dies with the term. Who is alive is judged
 //! in `liveness`; a leader that was itself late judges nobody.
 
+use crate::budget;
 use crate::consent;
 use crate::id::NodeNo;
 use crate::job::JobState;
@@ -30,6 +31,8 @@ pub struct Observations {
     /// The same for rollouts.
     rolled_room: Option<u64>,
     rolled_at_ms: u64,
+    /// When budgets were last looked at.
+    counted_at_ms: Option<u64>,
 }
 
 /// A step later than this says that the leader itself stood still.
@@ -38,6 +41,8 @@ const LATE_MS: u64 = 2_000;
 const RETRY_MS: u64 = 5_000;
 /// Replicas that have to leave are looked at again after this long.
 const MOVES_MS: u64 = 1_000;
+/// A look at budgets that are due is made again after this long, should it have been lost.
+const BUDGETS_MS: u64 = 1_000;
 
 impl Observations {
     /// At the start of a term.
@@ -82,6 +87,10 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
     if consent::next_due_ms(state).is_some_and(|at| at <= now.wall_ms) {
         out.push(Intent::Tick);
     }
+    if budgets_are_due(state, seen, now) {
+        seen.counted_at_ms = Some(now_ms);
+        out.push(Intent::Budgets);
+    }
     // Before the queue: what runs goes before what waits.
     if moves_are_due(state, seen, now) {
         seen.moved_room = Some(state.room());
@@ -116,6 +125,12 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
         why: Reason::MaxRunTime,
     };
     limited.filter(over).map(stop).collect()
+}
+
+/// By the next deadline, which a window's end is, too.
+fn budgets_are_due(state: &State, seen: &Observations, now: Now) -> bool {
+    let due = budget::keep::next_ms(state).is_some_and(|at| at <= now.wall_ms);
+    due && seen.counted_at_ms.is_none_or(|at| now.mono_ms.saturating_sub(at) >= BUDGETS_MS)
 }
 
 fn moves_are_due(state: &State, seen: &Observations, now: Now) -> bool {

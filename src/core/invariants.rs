@@ -2,11 +2,13 @@
 //! from the stored rows alone and compared with what the setters kept. Used by
 //! tests, the simulation, start-up and `nf doctor`.
 
+use crate::budget::{Meter, Rates, Window};
 use crate::capacity::CapacityIndex;
 use crate::consent;
 use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
+use crate::quota::tree;
 use crate::resources::{Gpus, WHOLE};
 use crate::state::{State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     jobs(state, &mut bad);
     quotas(state, &mut bad);
     claims(state, &mut bad);
+    meters(state, &mut bad);
     derived(state, &mut bad);
     out
 }
@@ -188,10 +191,37 @@ fn quotas(state: &State, bad: &mut impl FnMut(String)) {
     }
 }
 
+/// Each tenant's meter runs as fast as the jobs of it and those below it say, and has run forwards.
+fn meters(state: &State, bad: &mut impl FnMut(String)) {
+    let mut rates: BTreeMap<TenantNo, Rates> = BTreeMap::new();
+    for job in state.jobs().values() {
+        let of = Rates::of(state, &job.spec, &job.replicas);
+        for tenant in state.tenant(job.tenant).into_iter().flat_map(|tenant| tree::path(state, tenant)) {
+            let sum = rates.entry(tenant.no).or_default();
+            *sum = sum.changed(&Rates::default(), &of);
+        }
+    }
+    for (no, meter) in &state.meters {
+        if meter.rates != rates.remove(no).unwrap_or_default() {
+            bad(format!("{no}'s meter runs at another rate than its jobs say"));
+        }
+        let forwards = |window: Window| {
+            let marks = meter.marks[window as usize];
+            (0..2).all(|kind| marks.before[kind] <= marks.opened[kind] && marks.opened[kind] <= meter.total[kind])
+        };
+        if meter.at_ms > state.meta().now_ms || !Window::ALL.into_iter().all(forwards) {
+            bad(format!("{no}'s meter has run backwards"));
+        }
+    }
+    if let Some((no, _)) = rates.into_iter().find(|(_, rates)| *rates != Rates::default()) {
+        bad(format!("{no} uses something and has no meter"));
+    }
+}
+
 /// Everything derived equals what the rows give.
 fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let fresh = rebuild(state);
-    if comparable(&fresh.ledger) != comparable(&state.ledger) {
+    if comparable(&fresh.ledger) != comparable(&state.ledger) || fresh.ledger.types != state.ledger.types {
         bad("the ledger differs from the jobs".into());
     }
     if class_list(&fresh.capacity) != class_list(&state.capacity) {
@@ -201,12 +231,14 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
         ("children", fresh.children == state.children),
+        ("limits by type", fresh.typed == state.typed),
         ("holding", fresh.holding == state.holding),
         ("claims", fresh.claims == state.claims),
         ("yielding", fresh.yielding == state.yielding),
         ("limited", fresh.limited == state.limited),
         ("services", fresh.services == state.services),
         ("rolling", fresh.rolling == state.rolling),
+        ("budgets", fresh.budgets_due == state.budgets_due),
         ("expiries", fresh.expiries == state.expiries),
         ("node names", fresh.node_names == state.node_names),
         ("tenant names", fresh.tenant_names == state.tenant_names),
@@ -221,6 +253,9 @@ fn rebuild(state: &State) -> State {
     let mut fresh = State { meta: state.meta.clone(), ..State::default() };
     state.nodes().values().for_each(|node| fresh.put_node((**node).clone()));
     state.tenants().values().for_each(|tenant| fresh.put_tenant((**tenant).clone()));
+    for (no, meter) in &state.meters {
+        fresh.load_meter(*no, Meter { rates: Rates::default(), due_ms: None, ..**meter });
+    }
     state.requests.iter().for_each(|(key, request)| fresh.put_request(*key, request.clone()));
     state.jobs().values().for_each(|job| fresh.load_job((**job).clone()));
     fresh.reclass_all();

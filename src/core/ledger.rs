@@ -2,11 +2,12 @@
 //! integers. Derived from the jobs, never stored: it is rebuilt at load and
 //! compared by the invariants. It does not decide where anything goes.
 
-use crate::id::{JobNo, NodeNo, TenantNo};
+use crate::id::{DeviceType, JobNo, NodeNo, TenantNo};
 use crate::job::{Allocation, Share};
 use crate::node::{DeviceKind, NodeSpec};
 use crate::resources::{Gpus, Resources, WHOLE};
 use imbl::{OrdMap, OrdSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What is held of one device.
@@ -53,6 +54,8 @@ pub struct TenantUse {
 pub struct Ledger {
     pub nodes: OrdMap<NodeNo, Arc<NodeUse>>,
     pub tenants: OrdMap<TenantNo, TenantUse>,
+    /// Thousandths of GPUs that a tenant holds of each type; none of 0.
+    pub types: OrdMap<TenantNo, Arc<BTreeMap<DeviceType, u64>>>,
     /// What changes now gets this revision.
     pub(crate) version: u64,
 }
@@ -74,6 +77,45 @@ impl Ledger {
             used.devices.resize(devices, DeviceUse::default());
         }
         used.revision = version;
+    }
+
+    /// Thousandths of GPUs of a type that the tenant holds.
+    pub fn of_type(&self, tenant: TenantNo, kind: &DeviceType) -> u64 {
+        self.types.get(&tenant).and_then(|types| types.get(kind)).copied().unwrap_or(0)
+    }
+
+    /// Thousandths of GPUs of each type that the tenant holds some of.
+    pub fn types_of(&self, tenant: TenantNo) -> impl Iterator<Item = (&DeviceType, u64)> {
+        self.types.get(&tenant).into_iter().flat_map(|types| types.iter()).map(|(kind, milli)| (kind, *milli))
+    }
+
+    /// Counts the shares, one run of equal types at a time.
+    pub(crate) fn count_types(
+        &mut self,
+        tenant: TenantNo,
+        shares: &[Share],
+        spec: &NodeSpec,
+        change: fn(u64, u64) -> u64,
+    ) {
+        let kind = |share: &Share| {
+            let device = spec.devices.get(usize::from(share.device))?;
+            (device.kind == DeviceKind::Gpu).then_some(&device.device_type)
+        };
+        for run in shares.chunk_by(|a, b| kind(a) == kind(b)) {
+            let (Some(of), milli) = (run.first().and_then(kind), run.iter().map(|s| u64::from(s.milli)).sum()) else {
+                continue;
+            };
+            let types = Arc::make_mut(self.types.entry(tenant).or_default());
+            let now = change(types.get(of).copied().unwrap_or(0), milli);
+            match types.get_mut(of) {
+                Some(_) if now == 0 => drop(types.remove(of)),
+                Some(held) => *held = now,
+                None => drop(types.insert(of.clone(), now)),
+            }
+            if types.is_empty() {
+                self.types.remove(&tenant);
+            }
+        }
     }
 
     /// Changes one tenant's totals.
@@ -98,6 +140,7 @@ impl Ledger {
         }
         used.replicas.insert(who);
         used.revision = version;
+        self.count_types(tenant, &alloc.shares, spec, |now, more| now + more);
         let totals = self.tenant_mut(tenant);
         totals.gpu_milli += ask.gpu.milli();
         totals.tpu += u64::from(ask.tpu);
@@ -129,6 +172,7 @@ impl Ledger {
         }
         used.replicas.remove(&who);
         used.revision = version;
+        self.count_types(tenant, &alloc.shares, spec, |now, less| now - less);
         let totals = self.tenant_mut(tenant);
         totals.gpu_milli -= ask.gpu.milli();
         totals.tpu -= u64::from(ask.tpu);

@@ -9,6 +9,7 @@ pub mod approval;
 pub mod audit;
 pub mod autoscaler;
 pub mod bounds;
+pub mod budget;
 pub mod capacity;
 pub mod claim;
 pub mod codec;

@@ -3,6 +3,7 @@
 //! never misses a request; where there is no room for one nothing is stopped, unless
 //! the operator said so. It reads the state; apply judges what it proposes. See ADR 12.
 
+use crate::budget::{Rates, judge, meter};
 use crate::claim;
 use crate::command::Command;
 use crate::fault::Quarantine;
@@ -78,6 +79,8 @@ fn moves_from(
         match step(scratch, node, job, replica, no, cause) {
             Step::Replace(pick) => {
                 scratch.book(&job.spec, no, &pick.alloc);
+                let copy = Rates::copy(&job.spec, meter::price(scratch, &pick.alloc));
+                scratch.meter_job(job.tenant, &Rates::default(), &copy);
                 let to = pick.for_replica(no);
                 out.push(Command::Move { job: job.no, from: replica.generation, to, why: cause.reason() });
             }
@@ -198,7 +201,8 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
     held.extend(claim::nodes(state));
-    place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })
+    let pick = place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })?;
+    judge::check_copy(state, job, no, &pick.alloc).is_ok().then_some(pick)
 }
 
 /// What a drain would do, or is doing, about one replica.
@@ -271,7 +275,8 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
                       stops it for good";
         return vec![Blocker { reason: Reason::BadConstraints, detail: detail.into(), nodes: 0, permanent: true }];
     }
-    let mut out = explain::blockers_of(state, Some(job.tenant), &job.spec, 1);
+    let budget = |price| judge::blocks_copy(state, job, price);
+    let mut out = explain::blockers_of(state, Some(job.tenant), &job.spec, 1, budget);
     explain::put_withheld(state, job, &mut out);
     out
 }

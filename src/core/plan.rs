@@ -5,6 +5,7 @@ use crate::approval::{self, Version};
 use crate::audit::{Actor, Receipt};
 use crate::autoscaler;
 use crate::bounds;
+use crate::budget;
 use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::consent::{self, Consent};
@@ -183,6 +184,8 @@ pub enum Intent {
     },
     /// One pass over the open rollouts.
     Rollouts,
+    /// One pass over the tenants whose budgets are due.
+    Budgets,
 }
 
 impl Intent {
@@ -304,6 +307,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             let command = Command::Heal { node: named(state, node)?, uuid: uuid.clone(), by: Some(by.clone()) };
             Planned::one(command)
         }
+        Intent::Budgets => Ok(Planned { commands: budget::keep::pass(state), why: Vec::new() }),
         Intent::Moves => Ok(Planned { commands: moves::pass(state, PASS), why: Vec::new() }),
         // Checked here and not in apply: an entry takes effect on this very state or not at all.
         Intent::SetQuotaIf { tenant, quota, seen } => {
@@ -539,7 +543,7 @@ fn schedule(
 
 /// `queue: never`: 429 when the quota is in the way, else 503.
 fn refuse_waiting(blockers: &[Blocker]) -> Refusal {
-    let quota = [Reason::WaitingForQuota, Reason::ExceedsMaxQuota];
+    let quota = [Reason::WaitingForQuota, Reason::ExceedsMaxQuota, Reason::BudgetExhausted];
     let text = |b: &Blocker| format!("{}: {}", b.reason, b.detail);
     let detail = blockers.iter().map(text).collect::<Vec<_>>().join("; ");
     match blockers.iter().any(|b| quota.contains(&b.reason)) {
@@ -585,7 +589,8 @@ impl Draft {
             return vec![explain::claiming(state, claim)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
-        let mut out = explain::blockers_of(state, tenant, spec, waiting);
+        let budget = |price| budget::judge::blocks_new(state, tenant, spec, &self.picks, price);
+        let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
         if out.is_empty() && self.kept {
             let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
             out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
@@ -602,11 +607,14 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let kept = !held.is_empty();
     let limits = Limits { held, ..Limits::default() };
     let picks = placement::place(state, spec, &wanted, limits.clone());
+    let picks = budget::judge::payable(state, tenant, spec, &[], picks);
     // Also what the quota cut off: it may be in the hands of those who borrowed it.
     let all: Vec<u16> = (0..spec.replicas).collect();
     let rest = &all[picks.len()..];
     // A job of which some replicas have a place now waits for a pass: who borrowed is judged without them.
     let claim = if rest.is_empty() || !picks.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
+    let payable = |claim: &Claim| budget::judge::check_new(state, tenant, spec, &claim.placements).is_ok();
+    let claim = claim.filter(payable);
     Draft { picks, claim, kept }
 }
 

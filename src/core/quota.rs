@@ -2,6 +2,7 @@
 //! same arithmetic serves apply (which refuses) and explanations (which tell).
 
 pub mod tree;
+pub mod types;
 
 use crate::claim;
 use crate::id::TenantNo;
@@ -11,6 +12,7 @@ use crate::reason::{Blocker, Reason};
 use crate::resources::Resources;
 use crate::state::State;
 use crate::tenant::Quota;
+use tree::Of;
 
 /// Most jobs of one tenant that may wait, where its quota does not say.
 pub const DEFAULT_WAITING: u32 = 10_000;
@@ -43,7 +45,7 @@ pub fn quota(state: &State, tenant: TenantNo) -> Quota {
 
 /// The tenant's nominal GPUs in thousandths; the group's default when it has none of its own.
 pub fn gpu_limit(state: &State, tenant: TenantNo) -> u64 {
-    state.tenant(tenant).map_or(state.meta().default_gpu_milli, |tenant| tree::nominal(state, tenant))
+    state.tenant(tenant).map_or(state.meta().default_gpu_milli, |tenant| tree::nominal(state, tenant, Of::Gpus))
 }
 
 /// The share of its quota that a tenant uses, in millionths: of that of which it uses most.
@@ -54,21 +56,21 @@ pub fn dominant_share(state: &State, tenant: TenantNo) -> u64 {
     };
     let gpu = of(used.gpu_milli, Some(gpu_limit(state, tenant)));
     let rest = [of(used.cpu_milli, quota.cpu_milli), of(used.memory, quota.memory), of(used.tpu, quota.tpu)];
-    rest.into_iter().fold(gpu, u64::max)
+    rest.into_iter().fold(gpu, u64::max).max(types::dominant(state, tenant))
 }
 
 /// The limit of the tree that so many more GPUs would pass; flat tenants have their own line.
 fn over_tree(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Option<tree::Over> {
     let tenant = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !tree::is_flat(state, tenant))?;
     let more = ask.gpu.milli().checked_mul(times).filter(|more| *more > 0)?;
-    tree::check(state, tenant, more).err()
+    tree::check(state, tenant, Of::Gpus, more).err()
 }
 
 /// In a tree the limit of the line is that of the tree.
 fn flat_gpu(state: &State, tenant: Option<TenantNo>) -> Option<u64> {
     match tenant.and_then(|no| state.tenant(no)) {
         None => Some(state.meta().default_gpu_milli),
-        Some(tenant) => tree::is_flat(state, tenant).then(|| tree::nominal(state, tenant)),
+        Some(tenant) => tree::is_flat(state, tenant).then(|| tree::nominal(state, tenant, Of::Gpus)),
     }
 }
 
@@ -169,12 +171,19 @@ pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting
         };
         out.push(Blocker { reason, detail, nodes: 0, permanent: never });
     }
-    out.extend(over_tree(state, tenant, &spec.resources, times).map(|over| of_tree(spec, times, &over)));
+    out.extend(over_tree(state, tenant, &spec.resources, times).map(|over| of_tree(spec, times, "GPUs", &over)));
+    let closed = types::closed(state, tenant, spec, times);
+    // Only if all of them can never be had, waiting is of no use.
+    let never = closed.iter().all(|(_, over)| over.never);
+    out.extend(closed.iter().map(|(kind, over)| {
+        let blocker = of_tree(spec, times, &format!("{kind} GPUs"), over);
+        Blocker { permanent: never, ..blocker }
+    }));
     out
 }
 
 /// The blocker that a limit of the tree is.
-fn of_tree(spec: &JobSpec, times: u64, over: &tree::Over) -> Blocker {
+fn of_tree(spec: &JobSpec, times: u64, what: &str, over: &tree::Over) -> Blocker {
     let (ask, limit) = (milli(spec.resources.gpu.milli().saturating_mul(times)), milli(over.limit));
     let whose = match over.tenant == spec.tenant {
         true => format!("tenant {}", over.tenant),
@@ -184,13 +193,13 @@ fn of_tree(spec: &JobSpec, times: u64, over: &tree::Over) -> Blocker {
         true => (
             Reason::ExceedsMaxQuota,
             format!(
-                "asks for {ask} GPUs, {whose} may hold {limit} in all, so it can never run; ask for less or raise the quota (nf quota set)"
+                "asks for {ask} {what}, {whose} may hold {limit} in all, so it can never run; ask for less or raise the quota (nf quota set)"
             ),
         ),
         false => (
             Reason::WaitingForQuota,
             format!(
-                "asks for {ask} GPUs, {whose} holds or keeps {} of {limit}, with what it may borrow; runs when some of that is released, or is its own and given back",
+                "asks for {ask} {what}, {whose} holds or keeps {} of {limit}, with what it may borrow; runs when some of that is released, or is its own and given back",
                 milli(over.demand)
             ),
         ),

@@ -4,11 +4,12 @@
 
 use crate::approval::Approval;
 use crate::audit::{Chain, Entry};
+use crate::budget::Meter;
 use crate::codec::{self, body, exact};
 use crate::command::Member;
 use crate::consent::{self, Consent};
 use crate::event::Event;
-use crate::id::{Digest16, RequestId};
+use crate::id::{Digest16, RequestId, TenantNo};
 use crate::job::{Job, Phase, Replica};
 use crate::node::Node;
 use crate::state::{Before, Changes, Meta, Request, RowKey, State};
@@ -44,6 +45,8 @@ pub enum Table {
     Consent = 14,
     /// Nodes that may have copies of it.
     Copy = 15,
+    /// What tenants have used.
+    Meter = 16,
 }
 
 impl Table {
@@ -63,6 +66,7 @@ impl Table {
         Table::Approval,
         Table::Consent,
         Table::Copy,
+        Table::Meter,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -77,6 +81,7 @@ impl Table {
         Table::Approval,
         Table::Consent,
         Table::Copy,
+        Table::Meter,
     ];
 }
 
@@ -168,6 +173,7 @@ impl RowKey {
             RowKey::Approval(_) => Table::Approval,
             RowKey::Consent(_) => Table::Consent,
             RowKey::Copy(..) => Table::Copy,
+            RowKey::Meter(_) => Table::Meter,
         }
     }
 
@@ -175,7 +181,7 @@ impl RowKey {
         match self {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Tenant(no) => no.0.to_be_bytes().to_vec(),
+            RowKey::Tenant(no) | RowKey::Meter(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) | RowKey::Consent(key) => {
                 key.0.to_vec()
             }
@@ -199,6 +205,7 @@ impl Before {
             Before::Approval(row) => row.as_deref().map(value),
             Before::Consent(row) => row.as_deref().map(value),
             Before::Copy(row) => row.as_deref().map(value),
+            Before::Meter(row) => row.as_deref().map(value),
         }
     }
 }
@@ -250,6 +257,7 @@ impl State {
             RowKey::Approval(key) => self.approvals.get(&key).map(|row| value(&**row)),
             RowKey::Consent(key) => self.consents.get(&key).map(|row| value(&**row)),
             RowKey::Copy(node, key) => self.copies.get(&(node, key)).map(|row| value(&**row)),
+            RowKey::Meter(no) => self.meters.get(&no).map(|row| value(&**row)),
         }
     }
 
@@ -263,6 +271,7 @@ impl State {
         let keys = keys.chain(self.approvals.keys().map(|key| RowKey::Approval(*key)));
         let keys = keys.chain(self.consents.keys().map(|key| RowKey::Consent(*key)));
         let keys = keys.chain(self.copies.keys().map(|(node, key)| RowKey::Copy(*node, *key)));
+        let keys = keys.chain(self.meters.keys().map(|no| RowKey::Meter(*no)));
         let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
@@ -336,6 +345,11 @@ impl State {
                         return Err(Error::Key { table, length: key.len() });
                     }
                     state.put_copy(copy);
+                }
+                Table::Meter => {
+                    let length = key.len();
+                    let no = key.try_into().map(u32::from_be_bytes).map_err(|_| Error::Key { table, length })?;
+                    state.load_meter(TenantNo(no), read::<Meter>(table, &bytes)?);
                 }
                 Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }

@@ -5,6 +5,7 @@
 
 use crate::approval::Approval;
 use crate::audit::{Chain, Entry, Receipt};
+use crate::budget::{Meter, Rates};
 use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::consent::{self, Consent};
@@ -18,6 +19,7 @@ use crate::placement::mix::Mix;
 use crate::placement::standing::Standings;
 use crate::placement::worth::Worth;
 use crate::placement::{Chosen, Policy, Rules};
+use crate::quota::tree;
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -93,6 +95,7 @@ pub(crate) enum Before {
     Approval(Option<Arc<Approval>>),
     Consent(Option<Arc<Consent>>),
     Copy(Option<Arc<consent::Copy>>),
+    Meter(Option<Arc<Meter>>),
 }
 
 /// Names the row of a [`Before`].
@@ -108,6 +111,7 @@ pub(crate) enum RowKey {
     Approval(Digest16),
     Consent(Digest16),
     Copy(NodeNo, Digest16),
+    Meter(TenantNo),
 }
 
 /// What changed since the rows were last taken.
@@ -137,11 +141,15 @@ pub struct State {
     pub(crate) consents: OrdMap<Digest16, Arc<Consent>>,
     /// Copies of personal data that nodes may have.
     pub(crate) copies: OrdMap<(NodeNo, Digest16), Arc<consent::Copy>>,
+    /// What tenants have used, with those below them.
+    pub(crate) meters: OrdMap<TenantNo, Arc<Meter>>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
     pub(crate) node_names: OrdMap<NodeName, NodeNo>,
     pub(crate) tenant_names: OrdMap<TenantId, TenantNo>,
+    /// Tenants with limits of single device types.
+    pub(crate) typed: OrdSet<TenantNo>,
     /// Tenants by the one above them.
     pub(crate) children: OrdSet<(TenantId, TenantNo)>,
     /// Jobs that hold something, by tenant.
@@ -170,6 +178,8 @@ pub struct State {
     pub(crate) consents_by: OrdSet<(TenantId, Digest16)>,
     /// When a consent ends, or is forgotten.
     pub(crate) consents_due: OrdSet<(u64, Digest16)>,
+    /// When the leader has to look at a tenant's budgets.
+    pub(crate) budgets_due: OrdSet<(u64, TenantNo)>,
     /// How places are compared. Made from what lives, now and then; not stored.
     pub(crate) rules: Arc<Rules>,
     /// Each tenant's newest spec: jobs that come one after another are often alike, and share it then.
@@ -315,6 +325,9 @@ impl State {
             self.share_spec(&mut job);
             self.learn(&job);
         }
+        let gone = old.as_deref().map(|old| Rates::of(self, &old.spec, &old.replicas)).unwrap_or_default();
+        let come = Rates::of(self, &job.spec, &job.replicas);
+        self.meter_job(job.tenant, &gone, &come);
         let job = Arc::new(job);
         self.index_job(&job, old.as_deref());
         self.jobs.insert(job.no, job);
@@ -363,6 +376,7 @@ impl State {
             }
         }
         self.enqueue_job(&job);
+        self.load_rates(&job);
         self.mix.add(&job.spec.resources, job.spec.replicas.into());
         self.jobs.insert(job.no, Arc::new(job));
     }
@@ -370,6 +384,8 @@ impl State {
     pub(crate) fn reclass_all(&mut self) {
         let nodes: Vec<NodeNo> = self.nodes.keys().copied().collect();
         nodes.into_iter().for_each(|no| self.reclass(no));
+        let metered: Vec<TenantNo> = self.meters.keys().copied().collect();
+        metered.into_iter().for_each(|no| self.set_due(no));
         self.make_rules(WORKLOAD);
     }
 
@@ -378,6 +394,8 @@ impl State {
         let old = self.jobs.remove(&job.no);
         self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
         if let Some(old) = &old {
+            let gone = Rates::of(self, &old.spec, &old.replicas);
+            self.meter_job(old.tenant, &gone, &Rates::default());
             self.unindex_job(old);
             self.rebook(old, &[], &old.replicas);
             self.mix.remove(&old.spec.resources, old.spec.replicas.into());
@@ -501,7 +519,14 @@ impl State {
         self.remember(RowKey::Node(no), |state| Before::Node(state.nodes.get(&no).cloned()));
         self.node_names.insert(node.name.clone(), no);
         self.ledger.resize(no, node.spec.devices.len());
+        // What runs there costs what the node says from now on.
+        let repriced = self.nodes.get(&no).is_some_and(|old| old.spec != node.spec);
+        let gone = if repriced { self.rates_on(no) } else { Vec::new() };
         self.nodes.insert(no, Arc::new(node));
+        for (job, gone) in gone {
+            let come = Rates::of(self, &job.spec, &job.replicas);
+            self.meter_job(job.tenant, &gone, &come);
+        }
         let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
         if self.capacity.kinds_of_hardware() != known {
@@ -510,24 +535,47 @@ impl State {
         self.room += 1;
     }
 
+    /// What each job on a node uses.
+    fn rates_on(&self, no: NodeNo) -> Vec<(Arc<Job>, Rates)> {
+        let jobs: BTreeMap<JobNo, Arc<Job>> = self.replicas_on(no).map(|(job, ..)| (job.no, job.clone())).collect();
+        jobs.into_values().map(|job| (job.clone(), Rates::of(self, &job.spec, &job.replicas))).collect()
+    }
+
+    /// The tenants above, the nearest first.
+    fn above(&self, no: TenantNo) -> Vec<TenantNo> {
+        self.tenants.get(&no).map_or_else(Vec::new, |row| tree::path(self, row)[1..].iter().map(|t| t.no).collect())
+    }
+
     pub(crate) fn put_tenant(&mut self, tenant: Tenant) {
         let no = tenant.no;
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.tenant_names.insert(tenant.id.clone(), no);
         let above = |tenant: &Tenant| tenant.quota.parent.clone();
-        if let Some(old) = self.tenants.get(&no).and_then(|old| above(old)) {
+        let old = self.tenants.get(&no).and_then(|old| above(old));
+        let (moves, from) = (old != above(&tenant), self.above(no));
+        if let Some(old) = old {
             self.children.remove(&(old, no));
         }
         if let Some(new) = above(&tenant) {
             self.children.insert((new, no));
         }
+        match tenant.quota.types.is_empty() {
+            true => self.typed.remove(&no),
+            false => self.typed.insert(no),
+        };
         self.tenants.insert(no, Arc::new(tenant));
+        if moves {
+            self.meter_moved(no, &from, &self.above(no));
+        }
+        self.set_due(no);
         self.room += 1;
     }
 
     pub(crate) fn remove_tenant(&mut self, no: TenantNo) {
         self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
         self.newest.remove(&no);
+        self.remove_meter(no);
+        self.typed.remove(&no);
         if let Some(tenant) = self.tenants.remove(&no) {
             self.tenant_names.remove(&tenant.id);
             if let Some(above) = &tenant.quota.parent {

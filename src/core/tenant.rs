@@ -1,8 +1,10 @@
 //! A tenant and its nominal quota. It does not know what the tenant uses; the
 //! ledger does.
 
-use crate::id::{TenantId, TenantNo};
+use crate::budget::Budgets;
+use crate::id::{DeviceType, TenantId, TenantNo};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Limits of one tenant. `None` means no limit of that kind, except for GPUs,
 /// where it means the group's default.
@@ -21,6 +23,21 @@ pub struct Quota {
     /// The tenant above it in the tree, from whose other children it may borrow.
     pub parent: Option<TenantId>,
     /// Most thousandths of a GPU beyond the nominal ones; None: whatever is not used.
+    pub borrow_milli: Option<u64>,
+    /// Most of the unused nominal ones that others may borrow; None: all.
+    pub lend_milli: Option<u64>,
+    /// What it and those below it may use over time; None: no limit.
+    pub budgets: Option<Box<Budgets>>,
+    /// Limits of single device types, beside those of all GPUs.
+    pub types: BTreeMap<DeviceType, Share>,
+}
+
+/// What a tenant has of something, in thousandths of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The nominal number.
+    pub gpu_milli: u64,
+    /// Most beyond it; None: whatever is not used.
     pub borrow_milli: Option<u64>,
     /// Most of the unused nominal ones that others may borrow; None: all.
     pub lend_milli: Option<u64>,

@@ -147,4 +147,66 @@ def test_what_would_be_is_told_and_nothing_changes(group):
     ]:
         refused = group.call("POST", path, body)
         assert (refused.status_code, refused.json()["field"]) == (400, field), refused.text
+
+
+def test_a_budget_over_time_is_paid_ahead_and_counted(group):
+    group.nf("quota", "set", "dept", "--gpus", "8", "--gpu-hours", "40/day", "--money", "1000/month")
+    group.nf("quota", "set", "lab", "--gpus", "8", "--parent", "dept")
+    quota = group.get("/tenants/dept/quota")["quota"]
+    assert (quota["gpu_hours"], quota["money"]) == ({"day": 40.0}, {"month": 1000.0})
+    group.nf("quota", "set", "dept", "--gpu-hours", "100/week", "--money", "none/month")
+    quota = group.get("/tenants/dept/quota")["quota"]
+    assert (quota["gpu_hours"], quota["money"]) == ({"day": 40.0, "week": 100.0}, {})
+    # One GPU to the end of the day is at most 24 hours, but seven times 24 do not fit a week.
+    refused = schedule(group, "lab", 1, 202)
+    assert [(r["reason"], r["permanent"]) for r in refused["reasons"]] == [("BudgetExhausted", True)]
+    never = group.call("POST", "/schedule", {
+        **BODY, "tenant_id": "lab", "resources": {"gpu": 1}, "queue": "never"})
+    assert (never.status_code, never.json()["reason"]) == (429, "QuotaExceeded")
+    group.nf("quota", "set", "dept", "--gpu-hours", "none/week", "--gpu-hours", "40/day")
+    group.wait_state(refused["request_id"], "Running")
+    assert "BudgetExhausted" in group.nf("explain", schedule(group, "lab", 1, 202)["request_id"])
+    rows = {(r["tenant_id"], r["window"]): r for r in group.get("/usage")["items"]}
+    assert {window for tenant, window in rows if tenant == "dept"} == {"day", "week", "month"}
+    day = rows[("dept", "day")]
+    assert day["gpu_hours_limit"] == 40.0 and rows[("lab", "day")]["parent"] == "dept"
+    assert 0 < day["gpu_hours_reserved"] <= 24 and day["to"].endswith("T00:00:00Z")
+    eventually("it is counted", lambda: group.get("/usage?tenant_id=dept&window=day")["items"][0]["gpu_hours"] > 0)
+    assert [r["window"] for r in group.nf_json("usage", "--tenant", "lab", "--window", "month")["items"]] == ["month"]
+    csv = group.nf("usage", "--window", "day", "--csv").splitlines()
+    assert csv[0].startswith("tenant_id,parent,window,from,to,gpu_hours") and any(line.startswith("lab,dept,day,") for line in csv)
+    stop_all(group)
+
+
+@pytest.mark.parametrize("body,field", [
+    ({"gpu_hours": {"year": 1}}, "gpu_hours.year"),
+    ({"gpu_hours": 5}, "gpu_hours"),
+    ({"money": {"day": -1}}, "money.day"),
+    ({"money": {"day": "much"}}, "money.day"),
+])
+def test_a_bad_budget_is_refused(group, body, field):
+    answer = group.call("PUT", "/tenants/bad/quota", body)
+    assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
+    answer = group.call("GET", "/usage?window=year")
+    assert (answer.status_code, answer.json()["field"]) == (400, "window")
+
+
+def test_a_quota_may_name_device_types(group):
+    group.nf("quota", "set", "typed", "--gpus", "H100-80G=2,A100-40G=4", "--lend", "H100-80G=1")
+    quota = group.get("/tenants/typed/quota")
+    assert quota["quota"]["device_types"] == {
+        "A100-40G": {"gpu": 4.0, "borrow": None, "lend": None},
+        "H100-80G": {"gpu": 2.0, "borrow": None, "lend": 1.0},
+    }
+    assert quota["gpu_quota"] == 6.0, "all of them, where nothing else is said"
+    runs = schedule(group, "typed", 2, 201)["request_id"]
+    assert group.get("/tenants/typed/quota")["used"]["device_types"] == {"H100-80G": 2.0}
+    waits = schedule(group, "typed", 1, 202)
+    assert "H100-80G GPUs" in waits["reasons"][0]["detail"] and waits["reasons"][0]["reason"] == "WaitingForQuota"
+    group.nf("quota", "set", "typed", "--gpus", "H100-80G=3,A100-40G=none")
+    assert list(group.get("/tenants/typed/quota")["quota"]["device_types"]) == ["H100-80G"]
+    group.wait_state(waits["request_id"], "Running")
+    assert group.job(runs)["state"] == "Running"
+    bad = group.call("PUT", "/tenants/typed/quota", {"device_types": {"H100-80G": {"gpus": 1}}})
+    assert (bad.status_code, bad.json()["field"]) == (400, "device_types.H100-80G.gpu")
     stop_all(group)

@@ -1,14 +1,16 @@
 //! The bodies of the operators' calls: a node registered by hand, a launch, a cordon,
 //! a quota, a member, a move of leadership. It does not know what becomes of them.
 
-use super::json::Object;
+use super::json::{Field, Object};
 use super::schedule::{Schedule, from_object, labels};
+use nf_core::budget::{Budgets, Window};
 use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
 use nf_core::node::Drain;
 use nf_core::reason::Refusal;
-use nf_core::tenant::Quota;
+use nf_core::tenant::{Quota, Share};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Most devices of one kind that a hand-registered node can have.
@@ -190,8 +192,42 @@ pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
         parent: o.name("parent", TenantId::new)?,
         borrow_milli: o.milli("borrow")?,
         lend_milli: o.milli("lend")?,
+        budgets: budgets(&mut o)?.some(),
+        types: types(&mut o)?,
     };
     o.finish()?;
+    Ok(out)
+}
+
+/// Limits of device types, by name.
+fn types(o: &mut Object<'_>) -> Result<BTreeMap<DeviceType, Share>, Refusal> {
+    let Some(field) = o.get("device_types") else { return Ok(BTreeMap::new()) };
+    let mut out = BTreeMap::new();
+    for (name, field) in field.entries()? {
+        let kind = DeviceType::new(name).map_err(|error| field.refuse(error))?;
+        let mut inner = field.object()?;
+        let gpu_milli = inner.need("gpu")?.milli()?;
+        let share = Share { gpu_milli, borrow_milli: inner.milli("borrow")?, lend_milli: inner.milli("lend")? };
+        inner.finish()?;
+        out.insert(kind, share);
+    }
+    Ok(out)
+}
+
+/// Limits over time.
+fn budgets(o: &mut Object<'_>) -> Result<Budgets, Refusal> {
+    let gpu_hours = o.get("gpu_hours").map_or(Ok([None; 3]), |field| by_window(&field, |limit| limit.milli()))?;
+    let money = o.get("money").map_or(Ok([None; 3]), |field| by_window(&field, |limit| limit.micro()))?;
+    Ok(Budgets { gpu_hours, money })
+}
+
+/// A window that is absent or null has no limit.
+fn by_window(field: &Field<'_>, read: impl Fn(Field<'_>) -> Result<u64, Refusal>) -> Result<[Option<u64>; 3], Refusal> {
+    let (mut inner, mut out) = (field.object()?, [None; 3]);
+    for window in Window::ALL {
+        out[window as usize] = inner.get(window.name()).map(&read).transpose()?;
+    }
+    inner.finish()?;
     Ok(out)
 }
 

@@ -4,6 +4,8 @@ use super::{call, consistency, tenant};
 use crate::api::convert::proto::{self, amounts};
 use crate::api::error::Failure;
 use crate::api::service::Service;
+use crate::api::service::list::NumberPage;
+use crate::api::service::usage;
 use nf_proto::v1;
 use nf_proto::v1::resource_service_server::ResourceService;
 use tonic::{Request, Response, Status};
@@ -71,6 +73,42 @@ impl ResourceService for Resources {
             is_new: done.new,
             simulation: done.simulation,
             index: done.index,
+        }))
+    }
+
+    async fn list_usage(
+        &self,
+        request: Request<v1::ListUsageRequest>,
+    ) -> Result<Response<v1::ListUsageResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.into_inner();
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
+        call.consistency = consistency(message.consistency)?;
+        let token = Some(message.next_token.as_str()).filter(|token| !token.is_empty());
+        let page = NumberPage::new(token, Some(message.per_page.into())).map_err(Failure::from)?;
+        let window = usage::window(&message.window).map_err(Failure::from)?;
+        let all = self.0.usage(&call, window, page).await?;
+        let row = |row: usage::UsageBody| v1::TenantUsage {
+            tenant_id: row.tenant_id,
+            parent: row.parent.unwrap_or_default(),
+            window: row.window,
+            from: row.from,
+            to: row.to,
+            gpu_hours: row.gpu_hours,
+            gpu_hours_reserved: row.gpu_hours_reserved,
+            gpu_hours_limit: row.gpu_hours_limit,
+            gpu_hours_before: row.gpu_hours_before,
+            money: row.money,
+            money_reserved: row.money_reserved,
+            money_limit: row.money_limit,
+            money_before: row.money_before,
+        };
+        Ok(Response::new(v1::ListUsageResponse {
+            items: all.items.into_iter().map(row).collect(),
+            next_token: all.next_token.unwrap_or_default(),
+            simulation: all.simulation,
+            read: Some(proto::read(&all.read)),
         }))
     }
 }

@@ -20,6 +20,7 @@ mod services;
 mod slo;
 mod tenants;
 mod tokens;
+mod usage;
 mod watch;
 
 use super::convert::answer::Freshness;
@@ -89,6 +90,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(endpoints::endpoints))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::delete))
+        .routes(routes!(usage::list))
         .routes(routes!(tenants::quota, tenants::set_quota))
         .routes(routes!(policy::get, policy::set))
         .routes(routes!(policy::try_out))

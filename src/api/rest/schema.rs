@@ -350,6 +350,38 @@ pub struct QuotaRequest {
     /// Most of its unused GPUs that others may borrow.
     #[schema(inline)]
     pub lend: Option<Quantity>,
+    /// GPU-hours that it and those below it may use.
+    pub gpu_hours: Option<BudgetRequest>,
+    /// Money that they may use, in the unit of the nodes' prices.
+    pub money: Option<BudgetRequest>,
+    /// Limits of single device types, by name; without `gpu` their sum is that of all GPUs.
+    pub device_types: Option<std::collections::BTreeMap<String, TypeRequest>>,
+}
+
+/// Limits of one device type.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TypeRequest {
+    #[schema(inline)]
+    pub gpu: Quantity,
+    /// Most beyond `gpu` that it may borrow.
+    #[schema(inline)]
+    pub borrow: Option<Quantity>,
+    /// Most of its unused ones that others may borrow.
+    #[schema(inline)]
+    pub lend: Option<Quantity>,
+}
+
+/// A limit for each UTC day, week from Monday, or month; what is absent or null has none.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetRequest {
+    #[schema(inline)]
+    pub day: Option<Quantity>,
+    #[schema(inline)]
+    pub week: Option<Quantity>,
+    #[schema(inline)]
+    pub month: Option<Quantity>,
 }
 
 /// How places are compared; what is absent is as the named policy has it.

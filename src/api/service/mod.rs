@@ -25,6 +25,7 @@ pub mod slo;
 pub mod targets;
 pub mod tenants;
 pub mod tokens;
+pub mod usage;
 pub mod watch;
 pub mod whatif;
 

@@ -221,6 +221,10 @@ impl NodeBody {
     }
 }
 
+fn types_held(state: &State, tenant: nf_core::id::TenantNo) -> std::collections::BTreeMap<String, f64> {
+    state.ledger().types_of(tenant).map(|(kind, milli)| (kind.to_string(), whole(milli))).collect()
+}
+
 /// The tenant's row.
 pub fn tenant_body(state: &State, tenant: &nf_core::tenant::Tenant) -> TenantBody {
     let used = state.ledger().tenant(tenant.no);
@@ -233,7 +237,7 @@ pub fn tenant_body(state: &State, tenant: &nf_core::tenant::Tenant) -> TenantBod
             None => 0,
         }),
         waiting_quota: quota::waiting_limit(&tenant.quota),
-        used: used.into(),
+        used: super::tenants::UseBody { device_types: types_held(state, tenant.no), ..used.into() },
         jobs: used.jobs,
         waiting: used.waiting,
         etag: etag::quota(tenant).to_string(),

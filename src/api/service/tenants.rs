@@ -5,13 +5,15 @@ use super::nodes::{TenantBody, tenant_body};
 use super::{Call, Service, freshness};
 use crate::api::convert::answer::{Freshness, whole};
 use crate::api::error::Failure;
+use nf_core::budget::{Kind, Window};
 use nf_core::command::Mode;
 use nf_core::id::{Digest16, TenantId, TenantNo};
 use nf_core::ledger::TenantUse;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
-use nf_core::tenant::Quota;
+use nf_core::tenant::{Quota, Share};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use utoipa::ToSchema;
 
@@ -35,6 +37,27 @@ pub struct QuotaBody {
     /// Most of its unused GPUs that its neighbours may borrow; null: all.
     #[serde(default)]
     pub lend: Option<f64>,
+    /// GPU-hours that it and those below it may use, by window: day, week, month.
+    #[serde(default)]
+    pub gpu_hours: BTreeMap<String, f64>,
+    /// Money, in the unit of the nodes' prices.
+    #[serde(default)]
+    pub money: BTreeMap<String, f64>,
+    /// Limits of single device types, by name.
+    #[serde(default)]
+    pub device_types: BTreeMap<String, TypeBody>,
+}
+
+/// Limits of one device type, in GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TypeBody {
+    pub gpu: f64,
+    /// Most beyond `gpu` that it may borrow; null: what others don't use.
+    #[serde(default)]
+    pub borrow: Option<f64>,
+    /// Most of its unused ones that others may borrow; null: all.
+    #[serde(default)]
+    pub lend: Option<f64>,
 }
 
 /// What a tenant holds now.
@@ -47,6 +70,9 @@ pub struct UseBody {
     pub mem: u64,
     /// Jobs that wait.
     pub waiting: u32,
+    /// GPUs of each device type of which it holds some.
+    #[serde(default)]
+    pub device_types: BTreeMap<String, f64>,
 }
 
 impl From<TenantUse> for UseBody {
@@ -57,6 +83,7 @@ impl From<TenantUse> for UseBody {
             cpu: whole(used.cpu_milli),
             mem: used.memory,
             waiting: used.waiting,
+            device_types: BTreeMap::new(),
         }
     }
 }
@@ -72,8 +99,23 @@ impl From<&Quota> for QuotaBody {
             parent: quota.parent.as_ref().map(ToString::to_string),
             borrow: quota.borrow_milli.map(whole),
             lend: quota.lend_milli.map(whole),
+            gpu_hours: budgets(quota, Kind::GpuHours),
+            money: budgets(quota, Kind::Money),
+            device_types: quota.types.iter().map(|(kind, share)| (kind.to_string(), share.into())).collect(),
         }
     }
+}
+
+impl From<&Share> for TypeBody {
+    fn from(share: &Share) -> Self {
+        Self { gpu: whole(share.gpu_milli), borrow: share.borrow_milli.map(whole), lend: share.lend_milli.map(whole) }
+    }
+}
+
+fn budgets(quota: &Quota, kind: Kind) -> BTreeMap<String, f64> {
+    let limit = |window: Window| Some((window, quota.budgets.as_ref()?.get(kind, window)?));
+    let limits = Window::ALL.into_iter().filter_map(limit);
+    limits.map(|(window, limit)| (window.name().to_owned(), super::usage::number(kind, limit))).collect()
 }
 
 /// All tenants.

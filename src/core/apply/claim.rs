@@ -2,6 +2,7 @@
 //! soon as they are gone. It does not choose the victims; it judges them on facts.
 
 use super::job;
+use crate::budget;
 use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS};
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
@@ -22,6 +23,8 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     }
     trust::withheld(state, &job).map_or(Ok(()), Err)?;
     judge(state, Some(job.tenant), &job.spec, claim)?;
+    let paid = budget::judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
+    paid.map_err(|over| over.refusal())?;
     let before = job.state();
     let claiming = Job { claim: Some(Box::new(claim.clone())), ..(*job).clone() };
     job::save(state, claiming, before, None);
@@ -42,6 +45,7 @@ pub(super) fn judge_new(
     let both: Vec<Placement> = placed.iter().chain(&claim.placements).cloned().collect();
     job::well_formed(spec, &both)?;
     judge(state, tenant, spec, claim)?;
+    budget::judge::check_new(state, tenant, spec, &both).map_err(|over| over.refusal())?;
     job::fits(state, tenant, spec, &both, &claim.victims)
 }
 
@@ -67,8 +71,7 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
     if replicas.len() < claim.placements.len() || claim.nodes().any(|node| claimed.contains(&node)) {
         return Err(bad("a place is claimed twice".to_owned()));
     }
-    let more = spec.resources.gpu.milli().saturating_mul(claim.placements.len() as u64);
-    let standing = tree::standing(state, tenant, more);
+    let standing = tree::standing(state, tenant, &spec.resources, claim.placements.len() as u64);
     for victim in &claim.victims {
         let job = state.job(victim.job);
         let replica = job.and_then(|job| job.replicas.get(usize::from(victim.replica)));

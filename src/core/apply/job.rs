@@ -2,6 +2,7 @@
 
 use super::{moving, rollout, tenant};
 use crate::approval;
+use crate::budget::judge;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::consent;
@@ -50,6 +51,7 @@ pub(super) fn submit(
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
     fits(state, known, spec, placements, &[])?;
+    judge::check_new(state, known, spec, placements).map_err(|over| over.refusal())?;
     if let Some(claim) = claim {
         super::claim::judge_new(state, known, spec, placements, claim)?;
     }
@@ -155,7 +157,9 @@ pub(super) fn fits(
             &scratch
         }
     };
-    if !quota::allows(state, tenant, &spec.resources, placements.len() as u64) {
+    if !quota::allows(state, tenant, &spec.resources, placements.len() as u64)
+        || !quota::types::allows(state, tenant, placements)
+    {
         return bad(format!("tenant {} would pass its quota", spec.tenant));
     }
     // What earlier placements of this command will hold.
@@ -213,6 +217,7 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     }
     trust::withheld(state, job).map_or(Ok(()), Err)?;
     fits(state, Some(job.tenant), &job.spec, placements, &[])?;
+    judge::check(state, Some(job.tenant), &job.spec, &job.replicas, placements).map_err(|over| over.refusal())?;
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);

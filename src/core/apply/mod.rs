@@ -111,6 +111,7 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::Renew { job, replica, from, revision, to } => {
             rollout::renew(state, *job, *replica, *from, *revision, to.as_ref())
         }
+        Command::CountUsage { tenants } => tenant::count_usage(state, tenants),
     }
 }
 

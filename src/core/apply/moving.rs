@@ -3,6 +3,7 @@
 //! of them comes up, ends or is lost. Why a replica should move is decided in `moves`.
 
 use super::job::{backoff_ms, ended_by, fits, note_copies, save};
+use crate::budget::judge;
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo, Revision};
@@ -31,6 +32,7 @@ pub(super) fn replace(
     }
     trust::judge(state, job.spec_of(replica.revision))?;
     fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
+    judge::check_copy(state, job, to.replica, &to.alloc).map_err(|over| over.refusal())?;
     let old = alloc.clone();
     let mut next = replaced(replica, to, why, replica.revision);
     announce(state, &job.clone(), &next, to.replica, why);

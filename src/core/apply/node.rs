@@ -90,9 +90,9 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
         for share in shares {
             let (was, is) =
                 (known.spec.devices.get(usize::from(share.device)), spec.devices.get(usize::from(share.device)));
-            let same = was
-                .zip(is)
-                .is_some_and(|(was, is)| (&was.uuid, was.memory, was.kind) == (&is.uuid, is.memory, is.kind));
+            let same = was.zip(is).is_some_and(|(was, is)| {
+                (&was.uuid, was.memory, was.kind, &was.device_type) == (&is.uuid, is.memory, is.kind, &is.device_type)
+            });
             if !same {
                 let detail = format!(
                     "device {} of node {} is in use and would change; drain the node first",

@@ -133,7 +133,8 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         | Command::Reports { .. }
         | Command::Evict { .. }
         | Command::Renew { .. }
-        | Command::SetDrain { .. } => return None,
+        | Command::SetDrain { .. }
+        | Command::CountUsage { .. } => return None,
     })
 }
 

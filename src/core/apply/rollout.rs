@@ -5,6 +5,7 @@
 use super::job::{fits, note_copies, save};
 use super::moving;
 use crate::approval;
+use crate::budget::judge;
 use crate::command::{Answer, Placement, ReportKind};
 use crate::consent;
 use crate::event::EventKind;
@@ -166,6 +167,7 @@ pub(super) fn renew(
             let spec = job.spec_of(revision).clone();
             trust::judge(state, &spec)?;
             fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
+            judge::check_copy(state, job, place, &to.alloc).map_err(|over| over.refusal())?;
             let next = moving::replaced(replica, to, Reason::Rollout, revision);
             moving::announce(state, &job.clone(), &next, place, Reason::Rollout);
             note_copies(state, &spec, std::slice::from_ref(to));

@@ -57,3 +57,10 @@ pub(super) fn set_quota(state: &mut State, id: &TenantId, quota: &Quota) -> Resu
     state.emit(EventKind::Tenant { tenant: id.clone(), what: TenantEvent::QuotaSet });
     Ok(Answer::Done)
 }
+
+/// What is over with a window may be had again.
+pub(super) fn count_usage(state: &mut State, tenants: &[TenantNo]) -> Result<Answer, Refusal> {
+    let counted = tenants.iter().filter(|no| state.settle_meter(**no)).count();
+    state.room += 1;
+    Ok(Answer::Count(counted as u32))
+}

@@ -2,6 +2,7 @@
 //! out and what would lift it. Uses the same checks as the placer.
 
 use super::{Limits, filter, place};
+use crate::budget::{Over, judge, meter};
 use crate::capacity::Class;
 use crate::claim::{self, Claim};
 use crate::id::TenantNo;
@@ -25,7 +26,8 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     if let Some(claim) = &job.claim {
         return vec![claiming(state, claim)];
     }
-    let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting);
+    let budget = |price| judge::blocks(state, job, price);
+    let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting, budget);
     put_withheld(state, job, &mut out);
     let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
     let nodes: Vec<_> =
@@ -89,11 +91,20 @@ pub fn claiming(state: &State, claim: &Claim) -> Blocker {
 }
 
 /// The blockers of `replicas` waiting replicas of a job that need not exist yet.
-pub fn blockers_of(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
+/// `budget` says which limit stands in the way at a price, or at the lowest there is.
+pub fn blockers_of(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: &JobSpec,
+    replicas: u64,
+    budget: impl Fn(Option<u128>) -> Option<Over>,
+) -> Vec<Blocker> {
     let mut out = quota::blockers(state, tenant, spec, replicas);
     let wanted: Vec<u16> = (0..replicas.min(1024) as u16).collect();
     let placed =
         place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
+    let price = placed.first().map(|(_, pick)| meter::price(state, &pick.alloc));
+    out.extend(budget(price).map(|over| over.blocker()));
     if placed.is_empty() {
         out.extend(capacity_blockers(state, spec, replicas));
     }

@@ -73,6 +73,13 @@ pub fn cost_per_hour(flavor: &Flavor, spec: &JobSpec) -> u64 {
     dearest.unwrap_or(0).saturating_mul(milli) / 1000
 }
 
+/// The lowest that one replica's devices may cost on such a node, in thousandths of millionths an hour.
+pub fn lowest_cost(flavor: &Flavor, spec: &JobSpec) -> u128 {
+    let price = |d: &crate::capacity::DeviceFlavor| flavor.cost_per_hour.get(&d.device_type).copied().unwrap_or(0);
+    let lowest = flavor.devices.iter().filter(|d| devices::suits(d, &spec.resources)).map(price).min();
+    u128::from(lowest.unwrap_or(0)) * u128::from(spec.resources.gpu.milli())
+}
+
 /// Whether an empty node of this flavor could hold one replica.
 pub fn could_ever_hold(flavor: &Flavor, spec: &JobSpec) -> bool {
     let ask = &spec.resources;

@@ -22,6 +22,8 @@ use crate::capacity::{Class, Flavor};
 use crate::id::NodeNo;
 use crate::job::{Allocation, Arrangement, JobSpec};
 use crate::node::Node;
+use crate::quota;
+use crate::resources::Resources;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,6 +86,17 @@ struct Found {
 
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
+    match quota::types::narrowed(state, spec) {
+        None => search(state, spec, limits),
+        Some(types) if types.is_empty() => None,
+        Some(types) => {
+            let resources = Resources { device_types: types, ..spec.resources.clone() };
+            search(state, &JobSpec { resources, ..spec.clone() }, limits)
+        }
+    }
+}
+
+fn search(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
     let found = standing::find(state, spec, limits).unwrap_or_else(|| scan(state, spec, limits))?;
     let Found { score, node, terms, device, class, runner_up, candidates } = found;
     let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;

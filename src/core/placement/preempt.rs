@@ -62,8 +62,7 @@ pub fn claim(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> 
     if wanted.is_empty() || !state.meta().placement.preemption.enabled || state.claims.len() >= claim::MOST_OPEN {
         return None;
     }
-    let more = spec.resources.gpu.milli().saturating_mul(wanted.len() as u64);
-    let standing = tree::standing(state, tenant, more);
+    let standing = tree::standing(state, tenant, &spec.resources, wanted.len() as u64);
     let units = units(state, spec, &standing);
     if units.is_empty() {
         return None;
@@ -262,6 +261,7 @@ fn take_out(books: &mut Ledger, node: &Node, job: &Job, replica: u16, alloc: &Al
     totals.tpu += u64::from(ask.tpu);
     totals.cpu_milli += ask.cpu_milli;
     totals.memory += ask.memory;
+    books.count_types(job.tenant, &alloc.shares, &node.spec, |now, more| now + more);
     books.release(job.tenant, (job.no, replica), ask, alloc, &node.spec);
 }
 
@@ -304,7 +304,10 @@ fn free_quota(
     for (job, replica) in chosen.iter().flat_map(|unit| &units[*unit].members) {
         scratch.give_back(job, *replica);
     }
-    let allows = |scratch: &State| quota::allows(scratch, tenant, &spec.resources, times as u64);
+    let allows = |scratch: &State| {
+        quota::allows(scratch, tenant, &spec.resources, times as u64)
+            && quota::types::some_open(scratch, tenant, spec, times as u64)
+    };
     if allows(&scratch) {
         return Some(());
     }

@@ -4,6 +4,7 @@
 //! can't starve them.
 
 use super::{Limits, devices, filter, place, preempt};
+use crate::budget::{Rates, judge};
 use crate::capacity::{Class, Flavor};
 use crate::claim::{self, Claim};
 use crate::id::{JobNo, NodeNo, TenantNo};
@@ -76,7 +77,11 @@ fn waits_for_room(state: &State, job: &Job) -> bool {
     let now = state.meta().now_ms;
     let wanted = job.placeable(now).count() as u64;
     let times = if job.spec.gang { wanted } else { 1 };
-    wanted > 0 && job.claim.is_none() && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+    wanted > 0
+        && job.claim.is_none()
+        && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+        && quota::types::some_open(state, Some(job.tenant), &job.spec, times)
+        && judge::blocks(state, job, None).is_none()
 }
 
 /// The nodes kept for those of the first waiters that go before `priority`
@@ -150,8 +155,8 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         if out.len() == limit {
             break;
         }
-        // It may be let in again, and takes no room meanwhile.
-        if trust::withheld(state, job).is_some() {
+        // It may be let in again, or be paid for, and takes no room meanwhile.
+        if trust::withheld(state, job).is_some() || judge::blocks(&scratch, job, None).is_some() {
             continue;
         }
         let wanted = job.placeable(state.meta().now_ms).count();
@@ -168,11 +173,18 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
                 for placement in &placements {
                     scratch.book(&job.spec, placement.replica, &placement.alloc);
                 }
+                let prices = crate::budget::meter::prices(&scratch, &placements);
+                let gone = Rates::of(&scratch, &job.spec, &job.replicas);
+                let come = Rates::with(&scratch, &job.spec, &job.replicas, &prices);
+                scratch.meter_job(job.tenant, &gone, &come);
                 out.push(crate::command::Command::Place { job: job.no, placements });
                 continue;
             }
-            // Nothing is released within a pass, so an equal ask fails as well.
-            hopeless.insert(shape);
+            // Nothing is released within a pass, so an equal ask fails as well; but not for want of a budget or
+            // of a device type that only its tenant lacks.
+            if !judge::concerns(&scratch, job.tenant) && quota::types::narrowed(&scratch, &job.spec).is_none() {
+                hopeless.insert(shape);
+            }
             *failed += 1;
             fails_now = true;
         }
@@ -202,7 +214,9 @@ fn make_room(state: &State, job: &Job, kept: &[NodeNo]) -> Option<Claim> {
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
-    claim_for(state, &job.spec, &wanted, &limits)
+    let claim = claim_for(state, &job.spec, &wanted, &limits)?;
+    let paid = judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
+    paid.is_ok().then_some(claim)
 }
 
 /// A claim for all of `wanted`, or, unless they are a gang, for the first of them.
@@ -233,6 +247,7 @@ fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placem
         &wanted,
         Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) },
     );
+    let picks = judge::payable(state, Some(job.tenant), &job.spec, &job.replicas, picks);
     picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()
 }
 

@@ -154,8 +154,8 @@ fn wider(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) ->
 /// By how much the nominal quota of a tenant in a tree is too small, at the narrowest place above it.
 fn missing(state: &State, tenant: &Tenant, more: u64) -> u64 {
     let short = |each: &&Tenant| {
-        let sum = tree::sum(state, each, (tenant.no, more));
-        sum.demand.saturating_sub(tree::limit(each, sum.nominal))
+        let sum = tree::sum(state, each, tree::Of::Gpus, (tenant.no, more));
+        sum.demand.saturating_sub(tree::limit(each, tree::Of::Gpus, sum.nominal))
     };
     tree::path(state, tenant).iter().map(short).max().unwrap_or(0)
 }

@@ -13,7 +13,8 @@
 //! Within a tree, priority makes only work of the same tenant give way; between tenants
 //! the quota alone decides, so what an owner was given back can't be taken by force.
 
-use crate::id::{JobNo, TenantId, TenantNo};
+use crate::id::{DeviceType, JobNo, TenantId, TenantNo};
+use crate::resources::Resources;
 use crate::state::State;
 use crate::tenant::Tenant;
 use std::collections::BTreeSet;
@@ -25,11 +26,20 @@ pub const MOST: usize = 1024;
 /// Jobs of a subtree among which its borrowed ones are looked for, the latest first.
 const LATEST: usize = 4096;
 
+/// What is shared out in the tree: all GPUs, or those of one type. Each has sums and limits of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of<'a> {
+    Gpus,
+    Type(&'a DeviceType),
+}
+
 /// What a subtree has and takes, in thousandths of a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     pub nominal: u64,
     pub demand: u64,
+    /// Somebody in it has a limit of this; of all GPUs everybody has one.
+    pub named: bool,
 }
 
 /// A limit that would be passed.
@@ -70,42 +80,79 @@ pub fn path<'a>(state: &'a State, tenant: &'a Tenant) -> Vec<&'a Tenant> {
     out
 }
 
-/// What a tenant has of its own: the group's default where it says nothing and has nobody above.
-pub fn nominal(state: &State, tenant: &Tenant) -> u64 {
-    let default = if tenant.quota.parent.is_none() { state.meta().default_gpu_milli } else { 0 };
-    tenant.quota.gpu_milli.unwrap_or(default)
+/// What a tenant has of its own: of all GPUs, where it says nothing, those of all types that it names, or
+/// the group's default where it has nobody above.
+pub fn nominal(state: &State, tenant: &Tenant, of: Of<'_>) -> u64 {
+    let quota = &tenant.quota;
+    match of {
+        Of::Type(kind) => quota.types.get(kind).map_or(0, |share| share.gpu_milli),
+        Of::Gpus => quota.gpu_milli.unwrap_or_else(|| match (&quota.parent, quota.types.is_empty()) {
+            (None, true) => state.meta().default_gpu_milli,
+            _ => quota.types.values().fold(0, |sum, share| sum.saturating_add(share.gpu_milli)),
+        }),
+    }
+}
+
+/// What a tenant itself holds, and what its open claims will.
+fn held(state: &State, tenant: TenantNo, of: Of<'_>) -> u64 {
+    match of {
+        Of::Gpus => super::used(state, tenant).gpu_milli,
+        Of::Type(kind) => super::types::used(state, tenant, kind),
+    }
+}
+
+fn lent(tenant: &Tenant, of: Of<'_>) -> Option<u64> {
+    match of {
+        Of::Gpus => tenant.quota.lend_milli,
+        Of::Type(kind) => tenant.quota.types.get(kind).and_then(|share| share.lend_milli),
+    }
 }
 
 /// The sums of a subtree, with so much more for one tenant in it.
-pub fn sum(state: &State, tenant: &Tenant, more: (TenantNo, u64)) -> Sum {
-    let own = super::used(state, tenant.no).gpu_milli + if more.0 == tenant.no { more.1 } else { 0 };
-    let start = Sum { nominal: nominal(state, tenant), demand: own };
+pub fn sum(state: &State, tenant: &Tenant, of: Of<'_>, more: (TenantNo, u64)) -> Sum {
+    let own = held(state, tenant.no, of) + if more.0 == tenant.no { more.1 } else { 0 };
+    let named = match of {
+        Of::Gpus => true,
+        Of::Type(kind) => tenant.quota.types.contains_key(kind),
+    };
+    let start = Sum { nominal: nominal(state, tenant, of), demand: own, named };
     children(state, tenant).fold(start, |all, child| {
-        let sum = sum(state, child, more);
-        let lent = child.quota.lend_milli.unwrap_or(u64::MAX);
+        let sum = sum(state, child, of, more);
+        let lent = lent(child, of).unwrap_or(u64::MAX);
         Sum {
             nominal: all.nominal.saturating_add(sum.nominal),
             demand: all.demand.saturating_add(sum.demand.max(sum.nominal.saturating_sub(lent))),
+            named: all.named || sum.named,
         }
     })
 }
 
 /// What the demand of a subtree may be.
-pub fn limit(tenant: &Tenant, nominal: u64) -> u64 {
+pub fn limit(tenant: &Tenant, of: Of<'_>, nominal: u64) -> u64 {
+    let borrow = match of {
+        Of::Gpus => tenant.quota.borrow_milli,
+        Of::Type(kind) => tenant.quota.types.get(kind).and_then(|share| share.borrow_milli),
+    };
     match tenant.quota.parent {
         None => nominal,
-        Some(_) => nominal.saturating_add(tenant.quota.borrow_milli.unwrap_or(u64::MAX)),
+        Some(_) => nominal.saturating_add(borrow.unwrap_or(u64::MAX)),
     }
 }
 
-/// Whether the tenant may hold so much more; else the nearest limit in the way.
+/// Whether the tenant may hold so much more; else the nearest limit in the way. A type that
+/// nobody in the whole tree names is not limited there.
 ///
 /// # Errors
 /// That limit.
-pub fn check(state: &State, tenant: &Tenant, more: u64) -> Result<(), Over> {
-    for each in path(state, tenant) {
-        let Sum { nominal, demand } = sum(state, each, (tenant.no, more));
-        let limit = limit(each, nominal);
+pub fn check(state: &State, tenant: &Tenant, of: Of<'_>, more: u64) -> Result<(), Over> {
+    let path = path(state, tenant);
+    let root = path.last().map(|root| sum(state, root, of, (tenant.no, more)));
+    if root.is_none_or(|root| !root.named) {
+        return Ok(());
+    }
+    for each in path {
+        let Sum { nominal, demand, .. } = sum(state, each, of, (tenant.no, more));
+        let limit = limit(each, of, nominal);
         if demand > limit {
             return Err(Over { tenant: each.id.clone(), demand: demand - more, limit, never: more > limit });
         }
@@ -131,27 +178,54 @@ impl Standing {
     }
 }
 
-/// The standing of a job that would hold so much more. A tenant that is not there yet stands alone.
-pub fn standing(state: &State, tenant: Option<TenantNo>, more: u64) -> Standing {
+/// The standing of a job of which so many replicas more would hold something. A tenant that is not there
+/// yet stands alone.
+///
+/// Where types have limits, only a job that names the one type it runs on has anything back: it has to be
+/// within what its own of all GPUs *and* of that type, so that nobody can take turns by going from one sum
+/// to another.
+pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Standing {
     let Some(tenant) = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !is_flat(state, tenant)) else {
         return Standing::default();
     };
     let above = path(state, tenant);
     let mut out = Standing { in_tree: true, reclaimable: BTreeSet::new() };
+    let more = ask.gpu.milli().saturating_mul(times);
+    let Some(sums) = sums_of(state, tenant, ask).filter(|_| more > 0) else { return out };
     for pair in above.windows(2) {
         let (below, above) = (pair[0], pair[1]);
-        let wanted = sum(state, below, (tenant.no, more));
-        if wanted.demand > wanted.nominal {
+        let within = |of: &Of<'_>| {
+            let wanted = sum(state, below, *of, (tenant.no, more));
+            wanted.demand <= wanted.nominal
+        };
+        if !sums.iter().all(within) {
             continue;
         }
-        for other in children(state, above).filter(|other| other.no != below.no) {
-            let Sum { nominal, demand } = sum(state, other, (tenant.no, 0));
-            latest(state, &subtree(state, other), demand.saturating_sub(nominal), &mut out.reclaimable);
+        for of in sums.iter().copied() {
+            for other in children(state, above).filter(|other| other.no != below.no) {
+                let Sum { nominal, demand, .. } = sum(state, other, of, (tenant.no, 0));
+                let excess = demand.saturating_sub(nominal);
+                latest(state, &subtree(state, other), of, excess, &mut out.reclaimable);
+            }
+            let excess = held(state, above.no, of).saturating_sub(nominal(state, above, of));
+            latest(state, &[above.no], of, excess, &mut out.reclaimable);
         }
-        let excess = super::used(state, above.no).gpu_milli.saturating_sub(nominal(state, above));
-        latest(state, &[above.no], excess, &mut out.reclaimable);
     }
     out
+}
+
+/// The sums that a job counts in; None when that depends on where it goes.
+fn sums_of<'a>(state: &State, tenant: &Tenant, ask: &'a Resources) -> Option<Vec<Of<'a>>> {
+    if !super::types::in_tree(state, tenant) {
+        return Some(vec![Of::Gpus]);
+    }
+    match ask.device_types.as_slice() {
+        [only] if sum(state, path(state, tenant).last()?, Of::Type(only), (tenant.no, 0)).named => {
+            Some(vec![Of::Gpus, Of::Type(only)])
+        }
+        [_] => Some(vec![Of::Gpus]),
+        _ => None,
+    }
 }
 
 /// All tenants of a subtree.
@@ -168,20 +242,23 @@ pub fn subtree(state: &State, tenant: &Tenant) -> Vec<TenantNo> {
 }
 
 /// The latest jobs of these tenants that make up the excess.
-fn latest(state: &State, tenants: &[TenantNo], mut excess: u64, out: &mut BTreeSet<JobNo>) {
+fn latest(state: &State, tenants: &[TenantNo], of: Of<'_>, mut excess: u64, out: &mut BTreeSet<JobNo>) {
     if excess == 0 {
         return;
     }
-    let of = |no: &TenantNo| {
+    let jobs_of = |no: &TenantNo| {
         let all = state.holding.range((*no, JobNo(0))..=(*no, JobNo(u64::MAX)));
         all.rev().take(LATEST).map(|(_, job)| *job)
     };
-    let mut jobs: Vec<JobNo> = tenants.iter().flat_map(of).collect();
+    let mut jobs: Vec<JobNo> = tenants.iter().flat_map(jobs_of).collect();
     jobs.sort_unstable_by_key(|job| std::cmp::Reverse(*job));
     for no in jobs {
         let Some(job) = state.job(no).filter(|_| excess > 0) else { break };
-        let holding = job.replicas.iter().flat_map(|r| r.allocations()).count() as u64;
-        let held = holding * job.spec.resources.gpu.milli();
+        let holding = job.replicas.iter().flat_map(|r| r.allocations());
+        let held: u64 = match of {
+            Of::Gpus => holding.count() as u64 * job.spec.resources.gpu.milli(),
+            Of::Type(kind) => holding.map(|alloc| super::types::of_type(state, alloc, kind)).sum(),
+        };
         if held > 0 {
             out.insert(no);
             excess = excess.saturating_sub(held);

@@ -4,6 +4,7 @@
 //! nothing to replace, and goes first. It reads the state; apply judges what it proposes.
 
 use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, stays};
+use crate::budget::judge;
 use crate::command::Command;
 use crate::id::Revision;
 use crate::job::{Job, Movable, Move, Phase, Replica};
@@ -49,8 +50,10 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
 pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
     job.open_rollout().filter(|_| !job.stopped)?;
     let mut scratch = state.speculative();
-    matches!(look(&mut scratch, job), Look::Blocked)
-        .then(|| explain::blockers_of(state, Some(job.tenant), &job.spec, 1))
+    matches!(look(&mut scratch, job), Look::Blocked).then(|| {
+        let budget = |price| judge::blocks_copy(state, job, price);
+        explain::blockers_of(state, Some(job.tenant), &job.spec, 1, budget)
+    })
 }
 
 fn look(scratch: &mut State, job: &Job) -> Look {

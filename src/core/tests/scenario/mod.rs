@@ -4,6 +4,8 @@
 mod words;
 
 use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::autoscaler::Why;
+use nf_core::budget::{Window, judge};
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Report, ReportKind};
 use nf_core::fault::Fault;
 use nf_core::id::{NodeNo, RequestId};
@@ -11,6 +13,7 @@ use nf_core::job::Job;
 use nf_core::node::{Cordon, Drain, DrainState, NodeState};
 use nf_core::plan::{Intent, draft, plan};
 use nf_core::reason::{Reason, Refusal};
+use nf_core::scaling::Target;
 use nf_core::state::State;
 use nf_core::view::{self, JobView};
 use nf_core::{invariants, testing};
@@ -90,6 +93,13 @@ impl Player {
             "stage" => self.report(&words, ReportKind::Stage(words.stage())),
             "ended" => self.report(&words, ReportKind::Ended { ok: words.flag("ok"), why: words.reason() }),
             "pass" => self.pass(),
+            "scale" => {
+                let target =
+                    Target { replicas: words.number("to", 1) as u16, why: Why::Asked, inputs: None, seen: None };
+                self.about_job(Intent::Scale { request: words.request(), tenant: None, target }, &words.request())
+            }
+            "budgets" => self.budgets(),
+            "usage" => self.usage(&words),
             "explain" => self.explain(&words.request()),
             "show" => self.show(),
             "wait" => {
@@ -216,6 +226,33 @@ impl Player {
     }
 
     /// One pass over what has to leave where it is, and what is said of nodes that are drained.
+    fn budgets(&mut self) -> Vec<String> {
+        self.apply(Vec::new());
+        let planned = plan(&self.state, &Intent::Budgets).unwrap().commands;
+        let scaled = planned.iter().filter_map(|command| match command {
+            Command::Scale { job, target } => {
+                Some(format!("{} to {} {}", self.state.job(*job)?.request, target.replicas, target.why))
+            }
+            _ => None,
+        });
+        let out = scaled.collect();
+        for answer in self.apply(planned) {
+            answer.unwrap();
+        }
+        out
+    }
+
+    fn usage(&mut self, words: &Words) -> Vec<String> {
+        self.apply(Vec::new());
+        let tenant = self.state.tenant_named(&words.tenant()).unwrap();
+        let standing = Window::ALL.map(|window| judge::standing(&self.state, tenant, window));
+        let line = |s: judge::Standing| {
+            let limit = s.limit.map_or_else(|| "no limit".to_owned(), |limit| format!("limit {limit}"));
+            format!("{:?} this {}: {} used, {} reserved, {limit}", s.kind, s.window.name(), s.used, s.reserved)
+        };
+        standing.into_iter().flatten().map(line).collect()
+    }
+
     fn moves(&mut self) -> Vec<String> {
         self.apply(Vec::new());
         let planned = plan(&self.state, &Intent::Moves).unwrap();

@@ -1,6 +1,7 @@
 //! One line of a scenario: `verb name key=value key=value flag`. A key that
 //! nobody reads is a mistake and fails the scenario.
 
+use nf_core::budget::{Budgets, Window};
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, NodeName, RequestId, TenantId};
 use nf_core::job::{Arrangement, JobSpec, Restart, Stage};
@@ -9,7 +10,8 @@ use nf_core::placement::{Chosen, Policy};
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
-use nf_core::tenant::Quota;
+use nf_core::scaling::Scaling;
+use nf_core::tenant::{Quota, Share};
 use nf_core::testing;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,7 +113,33 @@ impl<'a> Words<'a> {
             parent: self.get("parent").map(|text| TenantId::new(text).unwrap()),
             borrow_milli: self.milli("borrow"),
             lend_milli: self.milli("lend"),
+            budgets: self.budgets().some(),
+            types: self.types(),
         }
+    }
+
+    /// `types=H100-80G:8,A100-40G:4`, with `+2` for what may be borrowed and `-1` for what is lent.
+    fn types(&self) -> BTreeMap<DeviceType, Share> {
+        let share = |text: &str| {
+            let (kind, rest) = text.split_once(':').unwrap();
+            let (rest, lend) = rest.split_once('-').map_or((rest, None), |(rest, lend)| (rest, Some(lend)));
+            let (own, borrow) = rest.split_once('+').map_or((rest, None), |(own, borrow)| (own, Some(borrow)));
+            let gpus = |text: &str| text.parse::<u64>().unwrap() * 1000;
+            let share = Share { gpu_milli: gpus(own), borrow_milli: borrow.map(gpus), lend_milli: lend.map(gpus) };
+            (DeviceType::new(kind).unwrap(), share)
+        };
+        self.get("types").into_iter().flat_map(|text| text.split(',')).map(share).collect()
+    }
+
+    /// `day_gpu_hours=`, `month_money=` and so on.
+    fn budgets(&self) -> Budgets {
+        let mut out = Budgets::default();
+        for window in Window::ALL {
+            let milli = |what: &str| self.milli(&format!("{}_{what}", window.name()));
+            out.gpu_hours[window as usize] = milli("gpu_hours");
+            out.money[window as usize] = milli("money").map(|milli| 1000 * milli);
+        }
+        out
     }
 
     pub fn policy(&self) -> Chosen {
@@ -159,6 +187,11 @@ impl<'a> Words<'a> {
         let mut spec = testing::job_spec(self.get("tenant").unwrap_or("t1"), gpu);
         spec.replicas = self.number("replicas", 1) as u16;
         spec.gang = self.flag("gang");
+        spec.scaling = self.get("scale").and_then(|text| text.split_once("..")).map(|(min, max)| Scaling {
+            min: min.parse().unwrap(),
+            max: max.parse().unwrap(),
+            ..Scaling::default()
+        });
         spec.priority = self.get("priority").map_or(0, |text| text.parse().unwrap());
         let r = &mut spec.resources;
         r.gpu_memory = self.bytes("gpu_memory", 0);
@@ -175,6 +208,7 @@ impl<'a> Words<'a> {
         c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.exclusive = self.flag("exclusive");
+        c.max_run_ms = self.get("max_run").map(|text| text.parse::<u64>().unwrap() * 1000);
         c.node = self.get("node").map(|text| NodeName::new(text).unwrap());
         c.max_cost_per_hour = self.get("max_price").map(|text| text.parse::<u64>().unwrap() * 1_000_000);
         c.restart = match self.get("restart") {

@@ -3,11 +3,12 @@
 
 use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::autoscaler::Why;
+use nf_core::budget::{Budgets, Window};
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
 use nf_core::fault::Fault;
 use nf_core::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, Revision, TenantId,
-    VersionId,
+    TenantNo, VersionId,
 };
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
@@ -173,7 +174,7 @@ impl World {
     }
 
     pub fn some_intent(&self, rng: &mut Rng) -> Intent {
-        match rng.below(27) {
+        match rng.below(28) {
             0..3 => {
                 let (name, kind) = (node_name(rng), NodeKind::Worker);
                 let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
@@ -210,6 +211,7 @@ impl World {
             23 => Intent::TurnRollout { request: request(rng), tenant: None, revision: None, turn: turn(rng) },
             24..26 => Intent::Rollouts,
             21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
+            26 => Intent::Budgets,
             _ => Intent::PlaceWaiting,
         }
     }
@@ -242,7 +244,7 @@ impl World {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         let from = Generation(rng.below(4) as u32);
-        match rng.below(15) {
+        match rng.below(16) {
             12 => Command::StartRollout {
                 job,
                 next: Box::new(next(rng)),
@@ -258,6 +260,7 @@ impl World {
                 revision: Revision(rng.between(1, 4) as u32),
                 to: rng.chance(500).then(|| placement(rng)),
             },
+            15 => Command::CountUsage { tenants: vec![TenantNo(rng.below(5) as u32)] },
             10 => Command::Faults { node: node_no(rng), faults: vec![fault(rng)] },
             11 => Command::Heal { node: node_no(rng), uuid: fault(rng).uuid, by: None },
             7 => Command::Move { job, from, to: placement(rng), why: Reason::NodeDrain },
@@ -315,7 +318,33 @@ fn some_quota(rng: &mut Rng) -> Quota {
         parent: rng.chance(300).then(|| tenant(rng)),
         borrow_milli: rng.chance(300).then(|| rng.below(8) * 500),
         lend_milli: rng.chance(300).then(|| rng.below(8) * 500),
+        types: if rng.chance(300) { types(rng) } else { BTreeMap::new() },
+        budgets: if rng.chance(400) { budgets(rng).some() } else { None },
     }
+}
+
+fn types(rng: &mut Rng) -> BTreeMap<DeviceType, nf_core::tenant::Share> {
+    let mut out = BTreeMap::new();
+    for name in ["H100-80G", "A100-40G"] {
+        let share = nf_core::tenant::Share {
+            gpu_milli: rng.below(8) * 500,
+            borrow_milli: rng.chance(300).then(|| rng.below(4) * 500),
+            lend_milli: rng.chance(300).then(|| rng.below(4) * 500),
+        };
+        if rng.chance(600) {
+            out.insert(DeviceType::new(name).unwrap(), share);
+        }
+    }
+    out
+}
+
+fn budgets(rng: &mut Rng) -> Budgets {
+    let mut out = Budgets::default();
+    for window in Window::ALL {
+        out.gpu_hours[window as usize] = rng.chance(300).then(|| rng.below(200) * 1000);
+        out.money[window as usize] = rng.chance(300).then(|| rng.below(2_000) * 1_000_000);
+    }
+    out
 }
 
 fn mig() -> DeviceType {
