@@ -113,7 +113,7 @@ pub fn job(state: &State, job: &Job) -> JobView {
         created_ms: job.created_ms,
         changed_ms: job.changed_ms,
         replicas: job.replicas.iter().enumerate().map(|(i, r)| replica(state, job, i as u16, r)).collect(),
-        blockers: if waits { explain::blockers(state, job) } else { Vec::new() },
+        blockers: explain::blockers(state, job),
         position: waits.then(|| position(state, job)),
         history: job.history.clone(),
         gave_way: job.gave_way.as_deref().cloned(),

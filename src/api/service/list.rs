@@ -221,7 +221,7 @@ fn live(state: &State, filter: &Filter, after: JobNo) -> (Vec<Row>, Option<Curso
     for (scanned, (no, job)) in state.jobs().range(from).enumerate() {
         if filter.matches(state, job) {
             let mut made = row(state, job);
-            if filter.reasons && rows.len() < MAX_EXPLAINED && job.wants_place() {
+            if filter.reasons && rows.len() < MAX_EXPLAINED && job.state() == JobState::Pending {
                 made.row.reasons = Some(reasons(&explain::blockers(state, job)));
             }
             rows.push(made);

@@ -6,7 +6,7 @@ use crate::budget::{Over, judge, meter};
 use crate::capacity::Class;
 use crate::claim::{self, Claim};
 use crate::id::TenantNo;
-use crate::job::{Job, JobSpec, Runtime};
+use crate::job::{Job, JobSpec, Next, Phase, Replica, Runtime};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::resources::Gpus;
@@ -20,8 +20,13 @@ const NAMED: usize = 8;
 pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     let now = state.meta().now_ms;
     let waiting = job.replicas.iter().filter(|r| r.is_waiting()).count() as u64;
-    if job.stopped || waiting == 0 {
+    if job.stopped || waiting == 0 && !job.replicas.iter().any(stops_to_wait) {
         return Vec::new();
+    }
+    if waiting == 0 {
+        let mut out = vec![Blocker { reason: Reason::Draining, detail: STOPS.into(), nodes: 0, permanent: false }];
+        put_withheld(state, job, &mut out);
+        return out;
     }
     if let Some(claim) = &job.claim {
         return vec![claiming(state, claim)];
@@ -51,6 +56,13 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
     }
     out
+}
+
+const STOPS: &str = "it stops where it was, and is placed when that is done";
+
+/// It is stopped to wait for another place, by somebody's word or for want of one.
+fn stops_to_wait(replica: &Replica) -> bool {
+    matches!(&replica.phase, Phase::Stopping { then: Next::Again, .. }) && replica.moving.is_none()
 }
 
 /// Puts what withholds every place from the job first.
