@@ -8,7 +8,7 @@
 use crate::audit::{Hash, Person};
 use crate::command::Answer;
 use crate::id::{Digest16, Label, ModelId, NodeNo, TenantId, VersionId};
-use crate::job::JobSpec;
+use crate::job::{Job, JobSpec, Replica};
 use crate::reason::{Reason, Refusal};
 use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
@@ -168,19 +168,35 @@ impl State {
         self.ledger.touch(key.0);
     }
 
-    /// A replica of such a spec gets a place on the node, which will fetch what it needs.
-    pub(crate) fn note_copy(&mut self, spec: &JobSpec, node: NodeNo) {
-        let Some(manifest) = spec.manifest.filter(|_| spec.data_classes.iter().any(is_personal)) else { return };
-        self.put_copy(Copy {
-            node,
-            tenant: spec.tenant.clone(),
-            model: spec.model.clone(),
-            version: spec.version.clone(),
-            manifest,
-            classes: spec.data_classes.clone(),
-            placed: self.meta.base,
-        });
+    /// The nodes of the job's new copies will fetch what these run: where that is about people, they are
+    /// remembered. Asked whenever a job is written, so no path to a place goes around it.
+    pub(crate) fn note_copies(&mut self, job: &Job, old: Option<&Job>) {
+        for (i, replica) in job.replicas.iter().enumerate() {
+            let before = old.and_then(|old| old.replicas.get(i));
+            for (generation, revision, alloc) in replica.copies() {
+                let spec = job.spec_of(revision);
+                let Some(manifest) = about_people(spec) else { continue };
+                let known = |old: &Replica| old.copies().any(|(g, _, a)| (g, a.node) == (generation, alloc.node));
+                if before.is_some_and(known) {
+                    continue;
+                }
+                self.put_copy(Copy {
+                    node: alloc.node,
+                    tenant: spec.tenant.clone(),
+                    model: spec.model.clone(),
+                    version: spec.version.clone(),
+                    manifest,
+                    classes: spec.data_classes.clone(),
+                    placed: self.meta.base,
+                });
+            }
+        }
     }
+}
+
+/// The manifest of a version with data about people; None of any other.
+pub(crate) fn about_people(spec: &JobSpec) -> Option<[u8; 32]> {
+    spec.manifest.filter(|_| spec.data_classes.iter().any(is_personal))
 }
 
 /// What was found of a version's consents.

@@ -5,8 +5,8 @@
 use crate::budget::{Meter, Rates, Window};
 use crate::capacity::CapacityIndex;
 use crate::consent;
-use crate::id::{NodeNo, TenantNo};
-use crate::job::{Job, Movable, Move, Phase, Replica};
+use crate::id::{NodeNo, Revision, TenantNo};
+use crate::job::{Allocation, Job, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
 use crate::quota::tree;
 use crate::resources::{Gpus, WHOLE};
@@ -108,14 +108,13 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
             if replica.allocations().any(|alloc| alloc.shares.len() != count) {
                 bad(format!("{} replica {i} does not hold what it asks for", job.no));
             }
-            let remembered = |node: NodeNo| match job.spec.manifest {
-                Some(manifest) if job.spec.data_classes.iter().any(consent::is_personal) => {
-                    let key = consent::copy_key(&job.spec.tenant, &manifest);
-                    state.copies.contains_key(&(node, key))
-                }
-                _ => true,
+            // Each copy by the version that it runs: in a rollout there are two.
+            let remembered = |(_, revision, alloc): (_, Revision, &Allocation)| {
+                let manifest = consent::about_people(job.spec_of(revision));
+                let key = |manifest| (alloc.node, consent::copy_key(&job.spec.tenant, &manifest));
+                manifest.is_none_or(|manifest| state.copies.contains_key(&key(manifest)))
             };
-            if replica.allocations().any(|alloc| !remembered(alloc.node)) {
+            if !replica.copies().all(remembered) {
                 bad(format!("{} replica {i} has data about people where nobody would remove it", job.no));
             }
             if let Some(text) = moves(job, replica) {

@@ -291,6 +291,18 @@ impl Replica {
         self.allocation().into_iter().chain(self.other_allocation())
     }
 
+    /// The copies that hold them: generation, what each runs, and where.
+    pub fn copies(&self) -> impl Iterator<Item = (Generation, Revision, &Allocation)> {
+        let own = self.allocation().map(|alloc| (self.generation, self.revision, alloc));
+        let other = match &self.moving {
+            Some(
+                Move::Coming { generation, alloc, revision, .. } | Move::Going { generation, alloc, revision, .. },
+            ) => Some((*generation, *revision, alloc)),
+            _ => None,
+        };
+        own.into_iter().chain(other)
+    }
+
     /// The copy that holds something on the node, with its generation.
     pub fn copy_on(&self, node: NodeNo) -> Option<(Generation, &Allocation, Copy<'_>)> {
         if let Some(alloc) = self.allocation().filter(|alloc| alloc.node == node) {

@@ -328,6 +328,7 @@ impl State {
         let gone = old.as_deref().map(|old| Rates::of(self, &old.spec, &old.replicas)).unwrap_or_default();
         let come = Rates::of(self, &job.spec, &job.replicas);
         self.meter_job(job.tenant, &gone, &come);
+        self.note_copies(&job, old.as_deref());
         let job = Arc::new(job);
         self.index_job(&job, old.as_deref());
         self.jobs.insert(job.no, job);

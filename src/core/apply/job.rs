@@ -76,7 +76,6 @@ pub(super) fn submit(
         rollout: None,
     };
     occupy(&mut job, placements);
-    note_copies(state, spec, placements);
     job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
     emit(state, &job, None, None);
     let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
@@ -200,11 +199,6 @@ fn occupy(job: &mut Job, placements: &[Placement]) {
     }
 }
 
-/// The nodes will fetch what the job runs; where that is about people, they are remembered.
-pub(super) fn note_copies(state: &mut State, spec: &JobSpec, placements: &[Placement]) {
-    placements.iter().for_each(|placement| state.note_copy(spec, placement.alloc.node));
-}
-
 pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> Result<Answer, Refusal> {
     let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
     let mut seen = BTreeSet::new();
@@ -221,7 +215,6 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);
-    note_copies(state, &job.spec, placements);
     save(state, job, before, None);
     Ok(Answer::Count(placements.len() as u32))
 }

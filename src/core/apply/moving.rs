@@ -2,7 +2,7 @@
 //! stop without waiting for one. Also what becomes of a replica's two copies when one
 //! of them comes up, ends or is lost. Why a replica should move is decided in `moves`.
 
-use super::job::{backoff_ms, ended_by, fits, note_copies, save};
+use super::job::{backoff_ms, ended_by, fits, save};
 use crate::budget::judge;
 use crate::command::{Answer, Placement};
 use crate::event::EventKind;
@@ -42,9 +42,7 @@ pub(super) fn replace(
     let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
     let mut job = (**job).clone();
     let before = job.state();
-    let spec = job.spec_of(next.revision).clone();
     job.replicas[usize::from(to.replica)] = next;
-    note_copies(state, &spec, std::slice::from_ref(to));
     save(state, job, before, Some(why));
     Ok(Answer::Count(1))
 }

@@ -2,7 +2,7 @@
 //! and it stays or goes. Also what becomes of a copy of a version under trial that ends by
 //! itself. When each of these is due is decided in `rollout`.
 
-use super::job::{fits, note_copies, save};
+use super::job::{fits, save};
 use super::moving;
 use crate::approval;
 use crate::budget::judge;
@@ -155,8 +155,6 @@ pub(super) fn renew(
             trust::judge(state, job.spec_of(revision))?;
             let phase = Phase::Stopping { alloc: alloc.clone(), why: Reason::Rollout, then: Next::Here(revision) };
             let next = Replica { phase, moving: None, ..replica.clone() };
-            let spec = job.spec_of(revision).clone();
-            state.note_copy(&spec, alloc.node);
             put(state, no, place, next);
             Ok(Answer::Count(1))
         }
@@ -164,13 +162,11 @@ pub(super) fn renew(
             if job.spec.movable() != Movable::Surge || alloc.node == to.alloc.node || to.replica != place {
                 return changed("a second copy comes up on another node, where two are allowed");
             }
-            let spec = job.spec_of(revision).clone();
-            trust::judge(state, &spec)?;
+            trust::judge(state, job.spec_of(revision))?;
             fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
             judge::check_copy(state, job, place, &to.alloc).map_err(|over| over.refusal())?;
             let next = moving::replaced(replica, to, Reason::Rollout, revision);
             moving::announce(state, &job.clone(), &next, place, Reason::Rollout);
-            note_copies(state, &spec, std::slice::from_ref(to));
             put(state, no, place, next);
             Ok(Answer::Count(1))
         }
