@@ -28,8 +28,9 @@ pub(super) const GENERATION: &str = "io.neural-fabric.generation";
 const USER: &str = "65532:65532";
 /// Where it may write, and its home.
 const SCRATCH: &str = "/tmp";
-/// Memory-backed, hence counted as its memory. Servers compile there what they then load, so it may be executed.
-const SCRATCH_OPTIONS: &str = "rw,exec,nosuid,nodev,mode=1777,size=1g";
+/// Memory-backed, hence counted as its memory. Servers compile there what they then load, so it may be executed. Its
+/// owner is the program: runc gives it the mode of the image's own directory, 0755 where the image has none.
+const SCRATCH_OPTIONS: &str = "rw,exec,nosuid,nodev,mode=1777,uid=65532,gid=65532,size=1g";
 /// Bytes that the processes of one server may share, counted as its memory.
 const SHARED: i64 = 1 << 30;
 /// What the engine keeps of its output; the agent has a log of its own.

@@ -15,6 +15,9 @@ use tokio::sync::watch;
 
 /// Pieces that are written at once.
 const AT_ONCE: usize = 256;
+/// A stream that has said nothing for so long is asked for anew: Docker's own stops without a word
+/// once the engine's file has begun anew under it (seen with 20.10).
+const QUIET: Duration = Duration::from_secs(5);
 /// Before a stream that ended too soon is asked for again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -53,7 +56,7 @@ impl Output {
             LogsOptions { follow: true, stdout: true, stderr: true, timestamps: true, since, ..Default::default() };
         let stream = self.docker.logs(&self.name, Some(options)).ready_chunks(AT_ONCE);
         let mut stream = std::pin::pin!(stream);
-        while let Some(pieces) = stream.next().await {
+        while let Ok(Some(pieces)) = tokio::time::timeout(QUIET, stream.next()).await {
             let mut text = Vec::new();
             let mut broken = false;
             for piece in pieces {
