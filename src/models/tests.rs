@@ -203,7 +203,8 @@ fn bad_manifests_are_refused_with_the_field() {
     }
     let twice = good().replace("}],", r#"},{"path":"a","size":0,"sha256":"HASH"}],"#).replace("HASH", &"0".repeat(64));
     assert!(Manifest::parse("m1 v1", twice.as_bytes()).unwrap_err().to_string().contains("below another file"));
-    assert!(Manifest::parse("m1 v1", &vec![b' '; MAX_MANIFEST_BYTES + 1]).is_err());
+    let error = Manifest::parse("m1 v1", &vec![b' '; MAX_MANIFEST_BYTES + 1]).unwrap_err();
+    assert_eq!(error.reason(), nf_core::reason::Reason::ArtifactTooLarge);
     assert!(Manifest::parse("m1 v1", "[".repeat(100_000).as_bytes()).is_err(), "deep JSON");
 }
 

@@ -60,6 +60,7 @@ async fn a_version_larger_than_the_cache_evicts_nothing() {
     cache.fetch(&w.store, &a, None).await.unwrap();
     let big = w.publish().await;
     let error = cache.fetch(&w.store, &big, None).await.unwrap_err();
-    assert_eq!(error.reason(), Reason::ArtifactTooLarge, "{error}");
+    // Another node may have room: a reason for which the replica is not given up.
+    assert_eq!(error.reason(), Reason::NoCapacity, "{error}");
     assert!(here(&w, &a) && error.to_string().contains("NF_MODEL_CACHE"), "{error}");
 }
