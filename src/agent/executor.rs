@@ -169,6 +169,24 @@ impl Shared {
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
 
+    /// Removes what is left of a replica that is gone: it may share files with the cache.
+    fn remove(&self, request: &RequestId, (id, generation): Key) -> io::Result<()> {
+        // The directory first: while there is a record, the next start tries again.
+        match fs::remove_dir_all(self.places.replica_of(request, id, generation)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => record::remove(&self.places.records, id, generation),
+        }
+    }
+
+    /// Removes the oldest logs, but none of a replica that is here.
+    fn prune_logs(&self) {
+        let live: Vec<PathBuf> =
+            held(&self.slots).iter().map(|(k, s)| self.places.log(&s.request, k.0.replica)).collect();
+        if let Err(error) = logs::prune(&self.places.logs, LOG_FILES, &live) {
+            tracing::warn!(path = %self.places.logs.display(), %error, "old logs can't be removed");
+        }
+    }
+
     pub(super) fn lives(&self, request: &RequestId, replica: u16) -> bool {
         let here = |(key, slot): (&Key, &Slot)| {
             slot.request == *request && key.0.replica == replica && !matches!(slot.condition, Condition::Gone { .. })
@@ -380,27 +398,8 @@ impl Executor {
             let Some(slot) = slots.remove(&key) else { return };
             slot.request
         };
-        self.shared.purges.leaves();
         self.shared.changed();
-        let shared = self.shared.clone();
-        self.shared.runtime.spawn_blocking(move || {
-            // The directory first: while there is a record, the next start tries again.
-            let dir = shared.places.replica_of(&request, id, generation);
-            let removed = match fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-                _ => record::remove(&shared.places.records, id, generation),
-            };
-            // What could not be removed may share files with the cache: it stays counted.
-            if removed.is_ok() {
-                shared.purges.left();
-                shared.changed();
-            }
-            let live: Vec<PathBuf> =
-                held(&shared.slots).iter().map(|(k, s)| shared.places.log(&s.request, k.0.replica)).collect();
-            if let Err(e) = removed.and_then(|()| logs::prune(&shared.places.logs, LOG_FILES, &live)) {
-                tracing::warn!(path = %dir.display(), error = %e, "what is left of a replica can't be removed");
-            }
-        });
+        purge::leave(&self.shared, request, key);
     }
 
     /// What is here, by replica and generation.

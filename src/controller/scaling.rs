@@ -6,7 +6,7 @@
 use crate::exchange::sights::{BUCKETS, Measured, p95_ms};
 use crate::exchange::{Advice, Panorama, Sight};
 use nf_core::autoscaler::signal::Reading;
-use nf_core::autoscaler::source::{Ears, Heard, Load};
+use nf_core::autoscaler::source::{Ears, Heard, Load, Told};
 use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
 use nf_core::budget::judge::most_replicas;
 use nf_core::id::{Generation, JobNo, MemberId, ModelId, NodeNo, TenantId};
@@ -99,8 +99,35 @@ struct Known {
     scaling: Scaling,
     scaler: Autoscaler,
     ears: Ears,
+    /// Whether a monitoring system has told of it in this term.
+    measured: bool,
     /// What it said last.
     said: Option<u16>,
+}
+
+impl Known {
+    /// A monitoring system's word goes before that of the replicas' agents, but for arrivals, which only
+    /// these count. Where it should say something and does not, what is known may be too little.
+    fn hear(&mut self, job: &Job, told: &BTreeMap<NodeNo, Vec<Told>>, measured: &Measured, share: u64) -> Heard {
+        let ready = ready(job);
+        let heard = self.ears.listen(&ready, told);
+        match measured {
+            Measured::Nobody => heard,
+            Measured::Silent => Heard { gap: true, ..heard },
+            Measured::Said(loads) => match loads.get(&name(job)) {
+                // It knew of the service, whose replicas are still there. One that it never told of it may not
+                // scrape at all: then the agents' word, with their own gaps, is all there is.
+                None => Heard { gap: heard.gap || (self.measured && !ready.is_empty()), ..heard },
+                Some(load) => {
+                    self.measured = true;
+                    let part = |n: u64| n.div_ceil(share.max(1));
+                    let arrived = heard.load.map_or(0, |load| load.arrived);
+                    let (waiting_m, running_m) = (part(load.waiting_m), part(load.running_m));
+                    Heard { load: Some(Load { waiting_m, running_m, arrived, ..*load }), ..heard }
+                }
+            },
+        }
+    }
 }
 
 /// One term's autoscalers.
@@ -130,7 +157,7 @@ impl Scaler {
             let Some(scaling) = job.spec.scaling else { continue };
             let share = shared.get(&name(job)).copied().unwrap_or(1);
             let Some(known) = self.known(job, scaling) else { continue };
-            let heard = measured_first(known.ears.listen(&ready(job), &told), &measured, &name(job), share);
+            let heard = known.hear(job, &told, &measured, share);
             let signals = signals(job, at_ms, sums.as_ref().map(|sums| sums.get(&name(job))), share, heard);
             known.scaler.limit(Limits { quota: Some(within_quota(state, job)), budget: payable(state, job, scaling) });
             let current = job.desired();
@@ -157,7 +184,8 @@ impl Scaler {
         if self.scalers.get(&job.no).is_none_or(|known| known.scaling != scaling || asked(known)) {
             // What is stored was checked when it was accepted; what still can't be is left alone.
             let scaler = Autoscaler::new(service(&scaling, self.tick)).ok()?;
-            self.scalers.insert(job.no, Known { scaling, scaler, ears: Ears::default(), said: None });
+            let measured = self.scalers.get(&job.no).is_some_and(|known| known.measured);
+            self.scalers.insert(job.no, Known { scaling, scaler, ears: Ears::default(), measured, said: None });
         }
         self.scalers.get_mut(&job.no)
     }
@@ -256,24 +284,6 @@ fn signals(job: &Job, at_ms: u64, sum: Option<Option<&Sum>>, share: u64, heard: 
     }
 }
 
-/// A monitoring system's word goes before that of the replicas' agents, but for arrivals, which only
-/// these count. Where it should say something and does not, what is known may be too little.
-fn measured_first(heard: Heard, measured: &Measured, name: &Name, share: u64) -> Heard {
-    match measured {
-        Measured::Nobody => heard,
-        Measured::Silent => Heard { gap: true, ..heard },
-        Measured::Said(loads) => match loads.get(name) {
-            None => heard,
-            Some(load) => {
-                let part = |n: u64| n.div_ceil(share.max(1));
-                let arrived = heard.load.map_or(0, |load| load.arrived);
-                let (waiting_m, running_m) = (part(load.waiting_m), part(load.running_m));
-                Heard { load: Some(Load { waiting_m, running_m, arrived, ..*load }), ..heard }
-            }
-        },
-    }
-}
-
 /// The replicas that take requests, and where.
 fn ready(job: &Job) -> Vec<(NodeNo, ReplicaId, Generation)> {
     let one = |(i, replica): (usize, &Replica)| match &replica.phase {
@@ -304,7 +314,7 @@ fn payable(state: &State, job: &Job, scaling: Scaling) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::exchange::Seen;
-    use nf_core::command::Member;
+    use nf_core::command::{Member, Report, ReportKind};
     use nf_core::id::{Incarnation, NodeName, NodeNo};
     use nf_core::job::JobSpec;
     use nf_core::resources::Gpus;
@@ -432,6 +442,28 @@ mod tests {
         for i in 1..u64::from(SETTLE) {
             let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![], ..Panorama::default() };
             assert_eq!(scaler.look(&state, panorama, i * TICK).0, [], "at look {i}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_prometheus_no_longer_tells_of_is_not_taken_for_idle() {
+        let mut state = world();
+        let (job, generation) = (state.services().next().unwrap().no, Generation(1));
+        let ready = Report { job, replica: 0, generation, kind: ReportKind::Stage(Stage::Ready) };
+        let (node, incarnation) = (NodeName::new("n1").unwrap(), Incarnation(1));
+        testing::run(&mut state, Intent::Reports { node, incarnation, reports: vec![ready] });
+        let service = state.services().next().unwrap();
+        assert_eq!(super::ready(service).len(), 1);
+        let (idle, nothing) = (BTreeMap::from([(name(service), Load::default())]), BTreeMap::new());
+        // For so many looks it tells of the service, then of none; the gateways see no request.
+        for (tells, sleeps) in [(5, false), (0, true), (100, true)] {
+            let mut scaler = Scaler::new(Duration::from_millis(TICK));
+            let said = (1..=100).map(|i| {
+                let measured = Measured::Said(if i <= tells { idle.clone() } else { nothing.clone() });
+                let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], measured, ..Panorama::default() };
+                scaler.look(&state, panorama, i * TICK).0.len()
+            });
+            assert_eq!(said.sum::<usize>() > 0, sleeps, "told for {tells} looks");
         }
     }
 

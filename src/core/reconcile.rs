@@ -61,7 +61,9 @@ pub struct Purge {
 impl Desired {
     /// Copies that may go now: no replica is left here that has them open, or might.
     pub fn purgeable<'a>(&'a self, actual: &'a Actual) -> impl Iterator<Item = &'a Purge> {
-        let settled = actual.replicas.keys().all(|id| self.replicas.contains_key(id));
+        // A launch that is not the wanted one ran another version perhaps, with other files.
+        let wanted = |id, generation: &Generation| self.replicas.get(id).is_some_and(|w| w.generation == *generation);
+        let settled = actual.replicas.iter().all(|(id, here)| here.keys().all(|generation| wanted(id, generation)));
         let used = |purge: &Purge| {
             let of = |want: &Want| want.spec.tenant == purge.tenant && want.spec.manifest == Some(purge.manifest);
             self.replicas.values().any(of)
@@ -274,6 +276,25 @@ mod tests {
         let mut actual = actual(other, 1, gone);
         actual.holdings.insert((other, Generation(1)), Holding::of(want));
         assert!(diff(&desired, &actual).contains(&start));
+    }
+
+    #[test]
+    fn nothing_is_purged_while_a_launch_is_here_that_is_not_the_wanted_one() {
+        let (mut desired, id) = one_job();
+        let tenant = desired.replicas[&id].spec.tenant.clone();
+        // Of the version before: the wanted launch has nothing to do with it, but its forerunner may.
+        desired.purge = vec![Purge { copy: Digest16([1; 16]), placed: 1, tenant, manifest: [8; 32] }];
+        desired.replicas.get_mut(&id).unwrap().generation = Generation(2);
+        let purgeable = |actual: &Actual| desired.purgeable(actual).count();
+        let gone = Condition::Gone { ok: true, why: Reason::Rollout };
+        for condition in [Condition::Alive, Condition::Stopping, gone] {
+            assert_eq!(purgeable(&actual(id, 1, condition)), 0, "{condition:?}");
+        }
+        let mut both = actual(id, 1, Condition::Stopping);
+        both.replicas.get_mut(&id).unwrap().insert(Generation(2), Condition::Alive);
+        assert_eq!(purgeable(&both), 0);
+        assert_eq!(purgeable(&actual(id, 2, Condition::Alive)), 1);
+        assert_eq!(purgeable(&Actual::default()), 1);
     }
 
     #[test]

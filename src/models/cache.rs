@@ -8,6 +8,7 @@ mod personal;
 use super::fetch::{Fetched, bring, verify};
 use super::room::{self, Pins};
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking};
+use nf_core::id::TenantId;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -51,20 +52,29 @@ impl Cache {
     }
 
     /// Brings the version's files here, each checked against the manifest. Files that are here are not read.
-    /// Says how those came that were not.
+    /// Says how those came that were not. `personal`: for whom, where they are about people.
     ///
     /// # Errors
     /// [`Error::Mismatch`] names the file whose bytes are wrong; nothing of it stays behind.
     /// [`Error::Refused`] when the store does not answer, or there is no room.
-    pub async fn fetch(&self, store: &Store, manifest: &Manifest) -> Result<Vec<Fetched>, Error> {
+    pub async fn fetch(
+        &self,
+        store: &Store,
+        manifest: &Manifest,
+        personal: Option<&TenantId>,
+    ) -> Result<Vec<Fetched>, Error> {
         let turn = self.turn.clone().acquire_owned().await.map_err(|_| Error::Cancelled)?;
-        let (cache, store, manifest) = (self.clone(), store.clone(), manifest.clone());
+        let (cache, store, manifest, personal) = (self.clone(), store.clone(), manifest.clone(), personal.cloned());
         blocking(move |asked| {
             // Held by the work, not by the one who waits: a fetch given up ends a chunk later.
             let _turn = turn;
             let _pin = cache.pin(&manifest);
             let missing: Vec<&Artifact> = manifest.files.iter().filter(|file| !cache.has(file)).collect();
             room::make(&cache.dir, cache.limit, &missing, &cache.pins)?;
+            if let Some(tenant) = &personal {
+                // Also when all is here: another tenant's purge must not take it for its own alone.
+                cache.remember(tenant, &manifest)?;
+            }
             // Once more, since two files of a version may have the same bytes.
             let missing = missing.into_iter().filter(|file| !cache.has(file));
             missing.map(|artifact| cache.fetch_one(&store, &manifest, artifact, asked)).collect()

@@ -8,6 +8,7 @@ use super::{Checksum, Drain, Error, Image, Live, Metrics, Ready};
 use nf_core::consent::MAX_CLASSES;
 use nf_core::id::{Label, ModelId, VersionId};
 use nf_core::job::Runtime;
+use nf_core::reason::Reason;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -174,11 +175,13 @@ impl Manifest {
     /// Reads a manifest.
     ///
     /// # Errors
-    /// [`Error::Manifest`] with the field and the rule; never a panic, whatever the bytes.
+    /// [`Error::Manifest`] with the field and the rule, [`Error::Refused`] when it is longer than any may be; never
+    /// a panic, whatever the bytes.
     pub fn parse(what: &str, bytes: &[u8]) -> Result<Self, Error> {
         let wrong = |field: &str, text: String| Error::Manifest { what: what.into(), field: field.into(), text };
         if bytes.len() > MAX_MANIFEST_BYTES {
-            return Err(wrong("manifest.json", format!("longer than {MAX_MANIFEST_BYTES} bytes")));
+            let text = format!("manifest of {what}: longer than {MAX_MANIFEST_BYTES} bytes");
+            return Err(Error::Refused { reason: Reason::ArtifactTooLarge, text });
         }
         let mut manifest: Manifest =
             serde_json::from_slice(bytes).map_err(|e| wrong("manifest.json", e.to_string()))?;

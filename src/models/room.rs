@@ -61,14 +61,16 @@ struct Kept {
 /// Makes room for files that come, so that the cache keeps at most `limit` bytes.
 ///
 /// # Errors
-/// `ArtifactTooLarge` when they would not fit into an empty cache, `NoCapacity` when what runs takes the room.
+/// `NoCapacity` when what runs takes the room, or when they would not fit into an empty cache either: that is
+/// this node's own limit, and another one may have more.
 pub(super) fn make(dir: &Path, limit: u64, coming: &[&Artifact], pins: &Pins) -> Result<(), Error> {
     let needed = coming.iter().fold(0u64, |sum, file| sum.saturating_add(file.size));
-    let refuse = |reason, text: String| {
-        Err(Error::Refused { reason, text: format!("{text}; the limit is {limit} bytes (NF_MODEL_CACHE)") })
+    let refuse = |text: String| {
+        let text = format!("{text}; this node's limit is {limit} bytes (NF_MODEL_CACHE)");
+        Err(Error::Refused { reason: Reason::NoCapacity, text })
     };
     if needed > limit {
-        return refuse(Reason::ArtifactTooLarge, format!("the version wants {needed} bytes of the model cache"));
+        return refuse(format!("the version wants {needed} bytes of the model cache"));
     }
     if coming.is_empty() {
         return Ok(());
@@ -97,7 +99,7 @@ pub(super) fn make(dir: &Path, limit: u64, coming: &[&Artifact], pins: &Pins) ->
     if used.saturating_add(needed) <= limit {
         return Ok(());
     }
-    refuse(Reason::NoCapacity, format!("{needed} bytes of models do not fit beside {used} of what runs here"))
+    refuse(format!("{needed} bytes of models do not fit beside {used} of what runs here"))
 }
 
 fn list(dir: &Path, pins: &Pins) -> Result<Vec<Kept>, Error> {

@@ -1,12 +1,13 @@
-//! Removing copies of data about people: in the background, once for each order, and again
-//! after a while if it did not work. It does not know why they have to go.
+//! Removing copies of data about people, and what is left of replicas, which may share files
+//! with them: in the background, once for each order, and again after a while if it did not
+//! work. It does not know why they have to go.
 
-use super::{Executor, held};
-use nf_core::id::Digest16;
+use super::{Executor, Key, Shared, held};
+use nf_core::id::{Digest16, RequestId};
 use nf_core::reconcile::Purge;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Pause before what could not be removed is tried again.
@@ -20,14 +21,31 @@ pub(super) struct Purges {
     leaving: AtomicUsize,
 }
 
-impl Purges {
-    pub(super) fn leaves(&self) {
-        self.leaving.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub(super) fn left(&self) {
-        self.leaving.fetch_sub(1, Ordering::SeqCst);
-    }
+/// Removes what is left of a replica. No copy counts as gone before that is done.
+pub(super) fn leave(shared: &Arc<Shared>, request: RequestId, key: Key) {
+    shared.purges.leaving.fetch_add(1, Ordering::SeqCst);
+    let (runtime, mut shared) = (shared.runtime.clone(), shared.clone());
+    runtime.spawn(async move {
+        loop {
+            let (here, of) = (shared.clone(), request.clone());
+            // An error: the runtime goes down, and the next agent finds the directory.
+            let Ok(removed) = tokio::task::spawn_blocking(move || here.remove(&of, key)).await else { return };
+            let Err(error) = removed else { break };
+            let path = shared.places.replica_of(&request, key.0, key.1);
+            tracing::warn!(path = %path.display(), %error, "what is left of a replica can't be removed; trying again");
+            // An executor that nobody has any more is not kept for that.
+            let left = Arc::downgrade(&shared);
+            drop(shared);
+            tokio::time::sleep(RETRY).await;
+            match left.upgrade() {
+                Some(still) if still.lock().is_some() => shared = still,
+                _ => return,
+            }
+        }
+        shared.purges.leaving.fetch_sub(1, Ordering::SeqCst);
+        shared.changed();
+        let _ = tokio::task::spawn_blocking(move || shared.prune_logs()).await;
+    });
 }
 
 impl Executor {

@@ -589,7 +589,15 @@ async fn a_copy_of_personal_data_goes_once_its_replica_has_gone() {
         matches!(condition, Condition::Gone { .. }).then_some(())
     };
     executor.until("it is gone", gone).await;
+    // Its directory can't be removed, for a while.
+    let (dir, aside) = (world.path("data/replicas/n1/r1.0.j1.g1"), world.path("aside"));
+    fs::rename(&dir, &aside).unwrap();
+    fs::write(&dir, "no directory").unwrap();
     executor.forget(ID, want.generation);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!executor.purge(&copy) && bytes() == 1, "the replica's files may be the cache's");
+    fs::remove_file(&dir).unwrap();
+    fs::rename(&aside, &dir).unwrap();
     executor.until("the copy is gone", |e| e.purge(&copy).then_some(())).await;
     assert_eq!(bytes(), 0);
     assert!(executor.purge(&copy), "done is done");

@@ -63,15 +63,12 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
         let judged = judged.map_err(|e| Error::Io { what: "verifying".into(), source: std::io::Error::other(e) })?;
         judged.map_err(|refusal| Error::Refused { reason: refusal.reason, text: refusal.detail })?;
     }
-    if spec.data_classes.iter().any(is_personal) {
-        // Before the first byte: what is not written down would never be removed.
-        cache.remember(&spec.tenant, &manifest).await?;
-    }
+    let personal = spec.data_classes.iter().any(is_personal).then_some(&spec.tenant);
     let into = model_dir(post);
     let _pin = cache.pin(&manifest);
     let mut tries = 0;
     loop {
-        let fetched = cache.fetch(store, &manifest).await?;
+        let fetched = cache.fetch(store, &manifest, personal).await?;
         if let Some(text) = told(&fetched) {
             post.note(&text).await;
         }

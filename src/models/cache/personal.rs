@@ -23,16 +23,12 @@ impl Cache {
         self.lists().join(format!("{tenant}.{manifest}"))
     }
 
-    /// Remembers that the files of the version are fetched for the tenant, and about people. Comes before the fetch.
+    /// Remembers that the files of the version are fetched for the tenant, and about people. Only for who has the
+    /// turn to fetch, and before the first byte: else a purge in between would remove the list, and not the files.
     ///
     /// # Errors
     /// When that can't be written down: then nothing may be fetched.
-    pub async fn remember(&self, tenant: &TenantId, manifest: &Manifest) -> Result<(), Error> {
-        let (cache, tenant, manifest) = (self.clone(), tenant.clone(), manifest.clone());
-        blocking(move |_| cache.remember_blocking(&tenant, &manifest)).await
-    }
-
-    fn remember_blocking(&self, tenant: &TenantId, manifest: &Manifest) -> Result<(), Error> {
+    pub(super) fn remember(&self, tenant: &TenantId, manifest: &Manifest) -> Result<(), Error> {
         let (dir, path) = (self.lists(), self.list(tenant, manifest.digest()));
         if path.exists() {
             return Ok(());
@@ -100,5 +96,27 @@ impl Cache {
         file.take(MAX_LIST).read_to_string(&mut text).map_err(Error::at(path))?;
         let bad = || Error::io(path.display().to_string())(ErrorKind::InvalidData.into());
         text.lines().map(|line| Checksum::parse(line).ok_or_else(bad)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::models::tests::world;
+    use nf_core::id::TenantId;
+
+    #[tokio::test]
+    async fn a_purge_just_before_a_fetch_leaves_no_files_without_a_list() {
+        let w = world();
+        let (manifest, tenant) = (w.publish().await, TenantId::new("t1").unwrap());
+        w.cache.fetch(&w.store, &manifest, Some(&tenant)).await.unwrap();
+        // Both wait for their turn, the purge first.
+        let turn = w.cache.turn.clone().acquire_owned().await.unwrap();
+        let purge = w.cache.purge(&tenant, manifest.sha256());
+        let fetch = w.cache.fetch(&w.store, &manifest, Some(&tenant));
+        let (purged, fetched, ()) = tokio::join!(purge, fetch, async { drop(turn) });
+        purged.unwrap();
+        assert_eq!((fetched.unwrap().len(), w.cached()), (2, 2));
+        w.cache.purge(&tenant, manifest.sha256()).await.unwrap();
+        assert_eq!(w.cached(), 0, "what came after it is found by the next");
     }
 }

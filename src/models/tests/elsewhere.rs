@@ -179,19 +179,19 @@ async fn played(script: &[Deed]) -> (World, Played, Store, Manifest) {
 /// What the fetch of one file came to.
 async fn fetched(script: &[Deed]) -> (World, Played, Result<Vec<Fetched>, Error>) {
     let (w, played, store, manifest) = played(script).await;
-    let result = w.cache.fetch(&store, &manifest).await;
+    let result = w.cache.fetch(&store, &manifest, None).await;
     (w, played, result)
 }
 
 #[tokio::test]
 async fn a_web_server_is_a_store() {
     let (w, played, store, manifest) = played(&[]).await;
-    let fetched = w.cache.fetch(&store, &manifest).await.unwrap();
+    let fetched = w.cache.fetch(&store, &manifest, None).await.unwrap();
     assert_eq!(fetched.iter().map(|f| f.bytes).sum::<u64>(), WEIGHTS as u64 + 2);
     assert_eq!((fetched[0].scheme, fetched[0].kx_group.as_deref()), ("http", Some("none")));
     let record = w.root.join("cache/fetched").join(manifest.files[0].sha256.to_string());
     assert!(fs::read_to_string(record).unwrap().contains("\"kx_group\":\"none\""));
-    assert!(w.cache.fetch(&store, &manifest).await.unwrap().is_empty(), "what is here is not asked for");
+    assert!(w.cache.fetch(&store, &manifest, None).await.unwrap().is_empty(), "what is here is not asked for");
     w.cache.lay_out(&manifest, &w.root.join("r")).await.unwrap();
     let counted: u64 = counts::fetched_bytes().filter(|(scheme, _)| *scheme == "http").map(|(_, n)| n).sum();
     assert!(counted >= WEIGHTS as u64 + 2, "{counted}");
@@ -227,7 +227,7 @@ async fn a_download_goes_on_after_a_restart_and_a_rotten_part_of_it_is_seen() {
     for rotten in [false, true] {
         let breaks = [Deed::Break(1 << 20), Deed::Silent, Deed::Silent, Deed::Silent, Deed::Silent];
         let (w, played, store, manifest) = played(&breaks).await;
-        let error = w.cache.fetch(&store, &manifest).await.unwrap_err();
+        let error = w.cache.fetch(&store, &manifest, None).await.unwrap_err();
         assert_eq!(error.reason(), Reason::StoreUnavailable, "{error}");
         let partial = w.root.join("cache/tmp").join(manifest.files[0].sha256.to_string());
         assert_eq!(fs::metadata(&partial).unwrap().len(), 1 << 20, "what came is kept");
@@ -236,14 +236,14 @@ async fn a_download_goes_on_after_a_restart_and_a_rotten_part_of_it_is_seen() {
         }
         played.script.lock().unwrap().clear();
         let again = Cache::open(&w.root.join("cache"), 1 << 30).unwrap();
-        let second = again.fetch(&store, &manifest).await;
+        let second = again.fetch(&store, &manifest, None).await;
         assert_eq!(played.ranges.lock().unwrap().last().unwrap().as_deref(), Some("1048576-"));
         match rotten {
             false => assert_eq!(second.unwrap()[0].bytes, WEIGHTS as u64 - (1 << 20)),
             true => {
                 assert!(matches!(second, Err(Error::Mismatch { .. })));
                 assert!(!partial.exists(), "and is not built upon again");
-                again.fetch(&store, &manifest).await.unwrap();
+                again.fetch(&store, &manifest, None).await.unwrap();
             }
         }
         again.lay_out(&manifest, &w.root.join("r")).await.unwrap();
@@ -292,7 +292,7 @@ async fn a_manifest_that_never_ends_is_not_read_to_its_end() {
     fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
     let (model, version) = model();
     let error = Played::new(&w, &[]).store().resolve(&model, &version).await.unwrap_err();
-    assert!(matches!(error, Error::Manifest { .. }), "{error}");
+    assert_eq!(error.reason(), Reason::ArtifactTooLarge, "{error}");
 }
 
 #[tokio::test]
