@@ -152,7 +152,7 @@ pub(super) fn renew(
         }
         (Phase::Held { alloc, .. }, None) => {
             let alloc = alloc.clone();
-            trust::judge(state, job.spec_of(revision))?;
+            trust::judge_change(state, job, replica.revision, revision)?;
             let phase = Phase::Stopping { alloc: alloc.clone(), why: Reason::Rollout, then: Next::Here(revision) };
             let next = Replica { phase, moving: None, ..replica.clone() };
             put(state, no, place, next);
@@ -162,7 +162,7 @@ pub(super) fn renew(
             if job.spec.movable() != Movable::Surge || alloc.node == to.alloc.node || to.replica != place {
                 return changed("a second copy comes up on another node, where two are allowed");
             }
-            trust::judge(state, job.spec_of(revision))?;
+            trust::judge_change(state, job, replica.revision, revision)?;
             fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
             judge::check_copy(state, job, place, &to.alloc).map_err(|over| over.refusal())?;
             let next = moving::replaced(replica, to, Reason::Rollout, revision);
@@ -224,7 +224,7 @@ pub(super) fn replaced_here(state: &State, job: &Job, replica: &Replica, revisio
     let ended = Replica { phase, revision, restarts: 0, choice: None, ..replica.clone() };
     let comes = matches!(replica.moving, Some(Move::Coming { .. }));
     // What has ended meanwhile keeps no place, either.
-    let let_in = trust::judge(state, job.spec_of(revision)).is_ok();
+    let let_in = trust::judge_change(state, job, replica.revision, revision).is_ok();
     match replica.allocation().filter(|alloc| !comes && let_in && rollout::stays(state, alloc)) {
         Some(alloc) => {
             let alloc = Allocation { at_ms: state.meta().now_ms, ..alloc.clone() };
