@@ -10,7 +10,7 @@ use crate::command::{Answer, Placement, ReportKind};
 use crate::consent;
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo, Revision};
-use crate::job::{Allocation, Copy, Job, Movable, Move, Next, Phase, Replica, Stage};
+use crate::job::{Allocation, Copy, Job, JobSpec, Movable, Move, Next, Phase, Replica, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn};
 use crate::state::State;
@@ -186,16 +186,17 @@ fn put(state: &mut State, no: JobNo, place: u16, next: Replica) {
 #[derive(Clone, Copy)]
 pub(super) enum News {
     Ready,
-    /// It ended, and nobody had told it to.
+    /// It ended by its own doing, and nobody had told it to.
     Failed(Reason),
 }
 
-pub(super) fn news(copy: Copy<'_>, kind: &ReportKind) -> Option<News> {
+pub(super) fn news(spec: &JobSpec, copy: Copy<'_>, kind: &ReportKind) -> Option<News> {
     match (copy, kind) {
         (_, ReportKind::Stage(Stage::Ready)) => Some(News::Ready),
-        // Another program had its port: that says nothing about it.
-        (_, ReportKind::Ended { why: Reason::PortTaken, .. }) => None,
-        (Copy::Own(Phase::Held { .. }) | Copy::Coming(_), ReportKind::Ended { why, .. }) => Some(News::Failed(*why)),
+        (Copy::Own(Phase::Held { .. }) | Copy::Coming(_), ReportKind::Ended { ok, why }) => {
+            let failed = !super::job::is_done(spec, *ok) && super::job::its_own(*why);
+            failed.then_some(News::Failed(*why))
+        }
         _ => None,
     }
 }
