@@ -131,30 +131,38 @@ pub(crate) fn approve(
 /// # Errors
 /// Why there is none that counts.
 pub fn judge<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Approval>>, Refusal> {
+    let Some(approval) = on_record(state, spec)? else { return Ok(None) };
+    if approval.until_ms <= state.meta().now_ms {
+        let by = &approval.by.subject;
+        return Err(refusal(spec, Reason::ApprovalExpired, |named| {
+            format!("the approval of {named} by {by} has expired")
+        }));
+    }
+    Ok(Some(approval))
+}
+
+/// The refusal of a version, with the next step.
+fn refusal(spec: &JobSpec, reason: Reason, what: impl FnOnce(&str) -> String) -> Refusal {
+    let JobSpec { tenant, model, version, .. } = spec;
+    let what = what(&format!("version {version} of model {model} for tenant {tenant}"));
+    let detail = format!(
+        "{what}; another person with the role promoter approves it: nf model approve {model}@{version} --tenant {tenant}"
+    );
+    Refusal::field(reason, "model_version", detail)
+}
+
+/// The approval of exactly these bytes that nobody took back, whether or not its time is over.
+fn on_record<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Approval>>, Refusal> {
     if state.meta().mode == Mode::Simulation {
         return Ok(None);
     }
-    // Asked of every waiter at each pass, so texts are made only where they are told.
-    let named = || format!("version {} of model {} for tenant {}", spec.version, spec.model, spec.tenant);
-    let refuse = |reason, what: String| {
-        let detail = format!(
-            "{what}; another person with the role promoter approves it: nf model approve {}@{} --tenant {}",
-            spec.model, spec.version, spec.tenant
-        );
-        Err(Refusal::field(reason, "model_version", detail))
-    };
     let Some(approval) = state.approval(&spec.tenant, &spec.model, &spec.version) else {
-        return refuse(Reason::ApprovalRequired, format!("nobody approved {}", named()));
+        return Err(refusal(spec, Reason::ApprovalRequired, |named| format!("nobody approved {named}")));
     };
     if Some(approval.manifest) != spec.manifest {
-        return refuse(
-            Reason::ApprovalMismatch,
-            format!("{} approved other bytes of {} than the store has", approval.by.subject, named()),
-        );
-    }
-    if approval.until_ms <= state.meta().now_ms {
         let by = &approval.by.subject;
-        return refuse(Reason::ApprovalExpired, format!("the approval of {} by {by} has expired", named()));
+        let what = |named: &str| format!("{by} approved other bytes of {named} than the store has");
+        return Err(refusal(spec, Reason::ApprovalMismatch, what));
     }
     Ok(Some(approval))
 }
@@ -206,6 +214,12 @@ pub(crate) fn judge_new(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
 /// approved it anew may be another person than before, and still not the one who asked for the job.
 pub(crate) fn judge_again(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     let Some(approval) = judge(state, spec)? else { return Ok(()) };
+    not_their_own(approval, spec.asked_by.as_ref().ok_or_else(nobody)?, spec)
+}
+
+/// The same for the version that a rollout goes back to: it may have run out by its time alone.
+pub(crate) fn judge_back(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    let Some(approval) = on_record(state, spec)? else { return Ok(()) };
     not_their_own(approval, spec.asked_by.as_ref().ok_or_else(nobody)?, spec)
 }
 

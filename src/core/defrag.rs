@@ -223,7 +223,8 @@ fn taken_at_least(candidate: &Candidate) -> i64 {
 /// The move of one replica to the best other place that there is.
 fn step(state: &State, candidate: &Candidate, held: Vec<NodeNo>) -> Option<Step> {
     let Candidate { job, no, generation, from, freed } = candidate;
-    let to = moves::place_for(state, held, job, *no)?;
+    let revision = job.replicas.get(usize::from(*no))?.revision;
+    let to = moves::place_for(state, held, job, *no, revision)?;
     let class = state.capacity().class(to.alloc.node)?;
     let before = worth_of(state, class, None, 1)?;
     let after = worth_of(state, class, Some((&job.spec.resources, &to.alloc)), -1)?;

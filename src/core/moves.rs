@@ -7,7 +7,7 @@ use crate::budget::{Rates, judge, meter};
 use crate::claim;
 use crate::command::Command;
 use crate::fault::Quarantine;
-use crate::id::{NodeName, NodeNo, RequestId};
+use crate::id::{NodeName, NodeNo, RequestId, Revision};
 use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
 use crate::node::{Cordon, DrainState, Node};
 use crate::placement::{self, Limits, Pick, explain, place_one};
@@ -166,7 +166,7 @@ fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16, cause
         Some(Move::Later { until_ms, .. }) if *until_ms > state.meta().now_ms => return Step::UnderWay,
         _ => {}
     }
-    match (place_for(state, vec![node.no], job, no), cause) {
+    match (place_for(state, vec![node.no], job, no, replica.revision), cause) {
         (Some(pick), _) => Step::Replace(pick),
         (None, Cause::Drain { force: true, .. }) => Step::Evict,
         // Two copies on one node are one too many: it stops, and starts on a sound device there.
@@ -190,9 +190,9 @@ fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
     place_one(state, &job.spec, &Limits::default()).filter(|pick| pick.alloc.node == node)
 }
 
-/// A place for a second copy, on none of the nodes `held`, inside the tenant's quota.
-pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16) -> Option<Pick> {
-    let lets_in = |replica: &Replica| trust::judge(state, job.spec_of(replica.revision)).is_ok();
+/// A place for a second copy, which runs `to`, on none of the nodes `held`, inside the tenant's quota.
+pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16, to: Revision) -> Option<Pick> {
+    let lets_in = |replica: &Replica| trust::judge_change(state, job, replica.revision, to).is_ok();
     let may = job.spec.movable() != Movable::Never && job.replicas.get(usize::from(no)).is_some_and(lets_in);
     if !may || !quota::allows(state, Some(job.tenant), &job.spec.resources, 1) {
         return None;
@@ -201,7 +201,7 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
     held.extend(claim::nodes(state));
-    let pick = place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })?;
+    let pick = place_one(state, job.spec_of(to), &Limits { held, siblings, skip_ports: 0 })?;
     judge::check_copy(state, job, no, &pick.alloc).is_ok().then_some(pick)
 }
 

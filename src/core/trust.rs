@@ -5,8 +5,10 @@
 
 use crate::approval;
 use crate::consent;
+use crate::id::Revision;
 use crate::job::{Job, JobSpec};
 use crate::reason::Refusal;
+use crate::rollout::{Course, Rollout};
 use crate::state::State;
 
 /// Whether what let a version in still counts.
@@ -17,13 +19,28 @@ pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     consent::judge_again(state, spec).and_then(|()| approval::judge_again(state, spec))
 }
 
+/// Whether a replica of the job that runs `from` may get a place as `to`. On the way back from a
+/// version under trial it is enough that the former one's approval was never taken back: that it ran
+/// out meanwhile is the rule, and to refuse it would leave what is at fault in its place.
+///
+/// # Errors
+/// What counts no more.
+pub fn judge_change(state: &State, job: &Job, from: Revision, to: Revision) -> Result<(), Refusal> {
+    let spec = job.spec_of(to);
+    let back = |rollout: &Rollout| matches!(rollout.course, Course::Back { .. }) || rollout.revision == from;
+    match job.open_rollout().is_some_and(|rollout| to == job.revision && back(rollout)) {
+        true => consent::judge_again(state, spec).and_then(|()| approval::judge_back(state, spec)),
+        false => judge(state, spec),
+    }
+}
+
 /// Why no replica of the job gets a place now; None when what let it in still counts. In a rollout
 /// that is asked of the versions whose replicas wait.
 pub fn withheld(state: &State, job: &Job) -> Option<Refusal> {
     let waits = |revision| job.replicas.iter().any(|r| r.is_waiting() && r.revision == revision);
     let under_trial = job.open_rollout().map(|rollout| rollout.revision).filter(|revision| waits(*revision));
     let former = (under_trial.is_none() || waits(job.revision)).then_some(job.revision);
-    former.into_iter().chain(under_trial).find_map(|revision| judge(state, job.spec_of(revision)).err())
+    former.into_iter().chain(under_trial).find_map(|revision| judge_change(state, job, revision, revision).err())
 }
 
 #[cfg(test)]

@@ -87,6 +87,21 @@ pub(super) fn submit(
     Ok(Answer::Job { no, replayed: false })
 }
 
+/// Whether a replica that ended so has done all that it had to.
+pub(super) fn is_done(spec: &JobSpec, ok: bool) -> bool {
+    ok && spec.constraints.restart != Restart::Always
+}
+
+/// Ends that are the version's own doing: of its program, or of what its manifest names. What the machine, the
+/// store or a verifier lacks says nothing about it.
+pub(super) fn its_own(why: Reason) -> bool {
+    use Reason as R;
+    let program =
+        matches!(why, R::ExitedNonZero | R::Completed | R::ReadyTimeout | R::LivenessFailed | R::RuntimeFailed);
+    // An image that no node finds is more often a wrong name than a registry that is away.
+    program || never_again(why) || matches!(why, R::ImageMissing | R::ImagePullFailed)
+}
+
 /// Ends after which the same bytes would end the same way.
 pub(super) fn never_again(why: Reason) -> bool {
     use Reason as R;
@@ -278,7 +293,7 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
                     rollout::replaced_here(state, job, replica, *revision, *why)
                 }
                 // Whatever ends a version under trial, the one before it is there.
-                Copy::Own(Phase::Held { .. }) if replica.revision != job.revision => {
+                Copy::Own(Phase::Held { .. }) if replica.revision != job.revision && !is_done(&job.spec, *ok) => {
                     rollout::replaced_here(state, job, replica, job.revision, *why)
                 }
                 Copy::Own(_) => {
@@ -290,7 +305,7 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
             (Some((report.generation, *ok)), Some(*why))
         }
     };
-    let heard = (replica.revision_of(report.generation), rollout::news(copy, &report.kind));
+    let heard = (replica.revision_of(report.generation), rollout::news(&job.spec, copy, &report.kind));
     let mut job = (**job).clone();
     let before = job.state();
     job.replicas[usize::from(report.replica)] = next;

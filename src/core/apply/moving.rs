@@ -30,7 +30,7 @@ pub(super) fn replace(
     if alloc.node == to.alloc.node {
         return changed("a replacement goes to another node");
     }
-    trust::judge(state, job.spec_of(replica.revision))?;
+    trust::judge_change(state, job, replica.revision, replica.revision)?;
     fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
     judge::check_copy(state, job, to.replica, &to.alloc).map_err(|over| over.refusal())?;
     let old = alloc.clone();
@@ -119,14 +119,26 @@ pub(super) fn stop(spec: &JobSpec, replica: &mut Replica, why: Reason) {
     replica.moving = put_away(spec, replica.moving.take(), why);
 }
 
-/// The replica stops for now, with its replacement; it waits for a place afterwards, unless it may not be
-/// started again.
-pub(super) fn halt(spec: &JobSpec, replica: &mut Replica, why: Reason) {
-    let then = if spec.movable() == Movable::Never { Next::End } else { Next::Again };
-    if let Phase::Held { alloc, .. } = &replica.phase {
+/// Those of the replica's copies that run one of these revisions stop for now. It waits for a place afterwards,
+/// unless it may not be started again; one of a version under trial goes back to the former where it is.
+pub(super) fn halt(job: &Job, replica: &mut Replica, revisions: &[Revision], why: Reason) {
+    let other = match &replica.moving {
+        Some(Move::Coming { revision, .. } | Move::Going { revision, .. }) => *revision,
+        _ => replica.revision,
+    };
+    if revisions.contains(&other) {
+        replica.moving = put_away(&job.spec, replica.moving.take(), why);
+    }
+    if let Phase::Held { alloc, .. } = &replica.phase
+        && revisions.contains(&replica.revision)
+    {
+        let then = match (job.spec.movable(), &replica.moving) {
+            (Movable::Never, _) => Next::End,
+            (_, None | Some(Move::Going { .. })) if replica.revision != job.revision => Next::Here(job.revision),
+            _ => Next::Again,
+        };
         replica.phase = Phase::Stopping { alloc: alloc.clone(), why, then };
     }
-    replica.moving = put_away(spec, replica.moving.take(), why);
 }
 
 /// What is left of a move that is not wanted any more.

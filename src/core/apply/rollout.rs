@@ -10,7 +10,7 @@ use crate::command::{Answer, Placement, ReportKind};
 use crate::consent;
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo, Revision};
-use crate::job::{Allocation, Copy, Job, Movable, Move, Next, Phase, Replica, Stage};
+use crate::job::{Allocation, Copy, Job, JobSpec, Movable, Move, Next, Phase, Replica, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn};
 use crate::state::State;
@@ -152,7 +152,7 @@ pub(super) fn renew(
         }
         (Phase::Held { alloc, .. }, None) => {
             let alloc = alloc.clone();
-            trust::judge(state, job.spec_of(revision))?;
+            trust::judge_change(state, job, replica.revision, revision)?;
             let phase = Phase::Stopping { alloc: alloc.clone(), why: Reason::Rollout, then: Next::Here(revision) };
             let next = Replica { phase, moving: None, ..replica.clone() };
             put(state, no, place, next);
@@ -162,7 +162,7 @@ pub(super) fn renew(
             if job.spec.movable() != Movable::Surge || alloc.node == to.alloc.node || to.replica != place {
                 return changed("a second copy comes up on another node, where two are allowed");
             }
-            trust::judge(state, job.spec_of(revision))?;
+            trust::judge_change(state, job, replica.revision, revision)?;
             fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
             judge::check_copy(state, job, place, &to.alloc).map_err(|over| over.refusal())?;
             let next = moving::replaced(replica, to, Reason::Rollout, revision);
@@ -186,16 +186,17 @@ fn put(state: &mut State, no: JobNo, place: u16, next: Replica) {
 #[derive(Clone, Copy)]
 pub(super) enum News {
     Ready,
-    /// It ended, and nobody had told it to.
+    /// It ended by its own doing, and nobody had told it to.
     Failed(Reason),
 }
 
-pub(super) fn news(copy: Copy<'_>, kind: &ReportKind) -> Option<News> {
+pub(super) fn news(spec: &JobSpec, copy: Copy<'_>, kind: &ReportKind) -> Option<News> {
     match (copy, kind) {
         (_, ReportKind::Stage(Stage::Ready)) => Some(News::Ready),
-        // Another program had its port: that says nothing about it.
-        (_, ReportKind::Ended { why: Reason::PortTaken, .. }) => None,
-        (Copy::Own(Phase::Held { .. }) | Copy::Coming(_), ReportKind::Ended { why, .. }) => Some(News::Failed(*why)),
+        (Copy::Own(Phase::Held { .. }) | Copy::Coming(_), ReportKind::Ended { ok, why }) => {
+            let failed = !super::job::is_done(spec, *ok) && super::job::its_own(*why);
+            failed.then_some(News::Failed(*why))
+        }
         _ => None,
     }
 }
@@ -224,7 +225,7 @@ pub(super) fn replaced_here(state: &State, job: &Job, replica: &Replica, revisio
     let ended = Replica { phase, revision, restarts: 0, choice: None, ..replica.clone() };
     let comes = matches!(replica.moving, Some(Move::Coming { .. }));
     // What has ended meanwhile keeps no place, either.
-    let let_in = trust::judge(state, job.spec_of(revision)).is_ok();
+    let let_in = trust::judge_change(state, job, replica.revision, revision).is_ok();
     match replica.allocation().filter(|alloc| !comes && let_in && rollout::stays(state, alloc)) {
         Some(alloc) => {
             let alloc = Allocation { at_ms: state.meta().now_ms, ..alloc.clone() };

@@ -6,7 +6,7 @@ use super::moving;
 use crate::approval::Version;
 use crate::command::{Answer, Mode};
 use crate::consent::{self, Consent};
-use crate::id::{Digest16, Incarnation, JobNo, NodeNo, TenantId};
+use crate::id::{Digest16, Incarnation, JobNo, NodeNo, Revision, TenantId, TenantNo};
 use crate::job::JobSpec;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
@@ -68,28 +68,43 @@ pub(super) fn purged(
     Ok(Answer::Count(consent::purged(state, node, copies)))
 }
 
-/// Stops the tenant's jobs of such a spec; says whether one of them held something.
+/// Stops what runs such a version of the tenant's; says whether there was any.
 fn halt_those(state: &mut State, tenant: &TenantId, which: impl Fn(&State, &JobSpec) -> bool, why: Reason) -> bool {
     let Some(tenant) = state.tenant_named(tenant).map(|tenant| tenant.no) else { return false };
     let holding = state.holding.range((tenant, JobNo(0))..=(tenant, JobNo(u64::MAX))).map(|(_, no)| *no);
     let jobs: std::collections::BTreeSet<JobNo> = holding.chain(state.claims.iter().copied()).collect();
-    let theirs = |no: &JobNo| state.job(*no).is_some_and(|job| job.tenant == tenant && which(state, &job.spec));
-    let jobs: Vec<JobNo> = jobs.into_iter().filter(theirs).collect();
-    jobs.into_iter().fold(false, |any, no| halt(state, no, why) || any)
+    let jobs: Vec<(JobNo, Vec<Revision>)> =
+        jobs.into_iter().filter_map(|no| theirs(state, no, tenant, &which)).collect();
+    jobs.into_iter().fold(false, |any, (no, revisions)| halt(state, no, &revisions, why) || any)
 }
 
-/// All replicas of a job stop after their drain and wait, as far as they may be started again.
-fn halt(state: &mut State, no: JobNo, why: Reason) -> bool {
+/// Which of the job's revisions are meant: in a rollout it has two, and only what is taken back stops.
+fn theirs(
+    state: &State,
+    no: JobNo,
+    tenant: TenantNo,
+    which: impl Fn(&State, &JobSpec) -> bool,
+) -> Option<(JobNo, Vec<Revision>)> {
+    let job = state.job(no).filter(|job| job.tenant == tenant)?;
+    let both = [Some(job.revision), job.open_rollout().map(|rollout| rollout.revision)];
+    let meant = both.into_iter().flatten().filter(|revision| which(state, job.spec_of(*revision)));
+    Some((no, meant.collect())).filter(|(_, meant): &(_, Vec<_>)| !meant.is_empty())
+}
+
+/// The job's copies of these revisions stop after their drain; their replicas wait, as far as they may be
+/// started again, or go back to the version that is not under trial.
+fn halt(state: &mut State, no: JobNo, revisions: &[Revision], why: Reason) -> bool {
     let Some(old) = state.job(no).cloned().filter(|job| !job.stopped) else { return false };
     let mut job = (*old).clone();
     let before = job.state();
-    job.claim = None;
-    job.replicas.iter_mut().for_each(|replica| moving::halt(&old.spec, replica, why));
+    let meant = |place: u16| old.replicas.get(usize::from(place)).is_some_and(|r| revisions.contains(&r.revision));
+    job.claim = job.claim.filter(|claim| !claim.placements.iter().any(|placement| meant(placement.replica)));
+    job.replicas.iter_mut().for_each(|replica| moving::halt(&old, replica, revisions, why));
     if job == *old {
         return false;
     }
     // Nodes that were kept for its claim are anybody's again.
-    state.room += u64::from(old.claim.is_some());
+    state.room += u64::from(old.claim.is_some() && job.claim.is_none());
     save(state, job, before, Some(why));
     true
 }

@@ -8,6 +8,7 @@ use crate::command::Placement;
 use crate::id::TenantNo;
 use crate::job::{Allocation, Job, JobSpec, Phase, Replica};
 use crate::quota::tree;
+use crate::reason::Reason;
 use crate::scaling::is_wanted;
 use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,7 @@ impl Rates {
             None => Copies {
                 own: replica.allocation().map(price),
                 other: replica.other_allocation().map(price),
-                granted: replica.generation.0 > 0 && is_wanted(&replica.phase),
+                granted: replica.generation.0 > 0 && is_wanted(&replica.phase) && !is_shut_out(&replica.phase),
             },
         });
         tally(spec, copies)
@@ -104,6 +105,11 @@ pub fn price(state: &State, alloc: &Allocation) -> u128 {
         node.spec.cost_per_hour.get(&device.device_type).copied()
     };
     alloc.shares.iter().map(|share| u128::from(share.milli) * u128::from(of(share.device).unwrap_or(0))).sum()
+}
+
+/// Whether it waits until somebody lets its version in again: whoever does finds its budget judged anew.
+fn is_shut_out(phase: &Phase) -> bool {
+    matches!(phase, Phase::Waiting { last: Some(Reason::ConsentRevoked | Reason::ApprovalRequired), .. })
 }
 
 /// What there is of one replica, with the prices of its places.

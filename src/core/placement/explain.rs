@@ -67,9 +67,14 @@ fn stops_to_wait(replica: &Replica) -> bool {
 
 /// Puts what withholds every place from the job first.
 pub(crate) fn put_withheld(state: &State, job: &Job, blockers: &mut Vec<Blocker>) {
-    if let Some(Refusal { reason, detail, .. }) = crate::trust::withheld(state, job) {
-        blockers.insert(0, Blocker { reason, detail, nodes: 0, permanent: false });
+    if let Some(refusal) = crate::trust::withheld(state, job) {
+        put_first(blockers, refusal);
     }
+}
+
+/// Puts what is not about nodes before what is.
+pub(crate) fn put_first(blockers: &mut Vec<Blocker>, Refusal { reason, detail, .. }: Refusal) {
+    blockers.insert(0, Blocker { reason, detail, nodes: 0, permanent: false });
 }
 
 /// What would let a waiting job run now, each change in words; empty when nothing is known that would.

@@ -52,7 +52,12 @@ pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
     let mut scratch = state.speculative();
     matches!(look(&mut scratch, job), Look::Blocked).then(|| {
         let budget = |price| judge::blocks_copy(state, job, price);
-        explain::blockers_of(state, Some(job.tenant), &job.spec, 1, budget)
+        let target = job.target_revision();
+        let mut blockers = explain::blockers_of(state, Some(job.tenant), job.spec_of(target), 1, budget);
+        if let Err(refusal) = trust::judge_change(state, job, target, target) {
+            explain::put_first(&mut blockers, refusal);
+        }
+        blockers
     })
 }
 
@@ -197,6 +202,10 @@ fn step(
         Some(Move::Later { until_ms, .. }) if *until_ms > scratch.meta().now_ms => return None,
         _ => {}
     }
+    // Apply would refuse it, and whoever asks is told why it does not go on.
+    if trust::judge_change(scratch, job, replica.revision, job.target_revision()).is_err() {
+        return None;
+    }
     // What has to leave goes first; it changes its version where it comes to.
     let stays = stays(scratch, alloc);
     if !is_ready(replica) {
@@ -204,7 +213,7 @@ fn step(
     }
     if job.spec.movable() == Movable::Surge
         && budget.surge > 0
-        && let Some(pick) = place_for(scratch, vec![alloc.node], job, no)
+        && let Some(pick) = place_for(scratch, vec![alloc.node], job, no, job.target_revision())
     {
         budget.surge -= 1;
         budget.surging = true;

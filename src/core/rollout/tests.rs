@@ -319,4 +319,47 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
     assert_eq!(job(&state).rollout.as_ref().unwrap().to.approved_by.as_deref(), Some("bob"));
 }
 
+#[test]
+fn only_what_a_version_does_itself_counts_against_it() {
+    let failures = |why: Reason| {
+        let mut state = world(1, 3, 3);
+        start(&mut state, "v2", strategy()).unwrap();
+        look(&mut state);
+        agents(&mut state, |_| true);
+        ended(&mut state, false, why);
+        job(&state).rollout.as_ref().unwrap().failures
+    };
+    for why in [Reason::StoreUnavailable, Reason::EngineUnavailable, Reason::VerifierUnavailable, Reason::DeviceFault] {
+        assert_eq!(failures(why), 0, "{why}");
+    }
+    assert_eq!(failures(Reason::LivenessFailed), 1);
+    assert_eq!(failures(Reason::SignatureInvalid), MOST_FAILURES, "it would end so each time");
+}
+
+/// The copy of the new version, which has the first replica, ends by itself.
+fn ended(state: &mut State, ok: bool, why: Reason) {
+    let replica = &job(state).replicas[0];
+    assert_eq!(replica.revision, Revision(2));
+    let kind = ReportKind::Ended { ok, why };
+    let report = Report { job: JobNo(1), replica: 0, generation: replica.generation, kind };
+    let node = state.node(replica.allocation().unwrap().node).unwrap().name.clone();
+    testing::run(state, Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
+    assert_eq!(invariants::check(state), []);
+}
+
+#[test]
+fn a_replica_that_has_done_its_work_as_the_new_version_does_not_run_again() {
+    let mut state = world(1, 3, 1);
+    let mut spec = JobSpec { scaling: None, ..(*job(&state).spec).clone() };
+    spec.constraints.restart = crate::job::Restart::OnFailure;
+    let changed = Job { spec: Arc::new(spec), ..job(&state).clone() };
+    state.put_job(changed);
+    start(&mut state, "v2", Strategy { surge: 0, ..strategy() }).unwrap();
+    look(&mut state);
+    agents(&mut state, |_| true);
+    assert!(job(&state).replicas[0].revision == Revision(2));
+    ended(&mut state, true, Reason::Completed);
+    assert!(state.job(JobNo(1)).is_none(), "it is over");
+}
+
 mod trusted;

@@ -163,6 +163,22 @@ fn a_revocation_drains_what_runs_and_a_new_approval_brings_it_back() {
 }
 
 #[test]
+fn what_waits_to_be_let_in_again_keeps_no_budget() {
+    let mut state = production();
+    approve(&mut state);
+    run(&mut state, by("ada", schedule("s", JobSpec { scaling: None, ..spec() })));
+    let floor = |state: &State| state.meter(job(state, "s").tenant).rates.floor;
+    assert_ne!(floor(&state), [0, 0]);
+    revoke(&mut state);
+    says(&mut state, "s", 0, ReportKind::Ended { ok: true, why: Reason::ApprovalRequired });
+    assert_eq!(floor(&state), [0, 0]);
+    approve(&mut state);
+    later(&mut state, 1);
+    assert_eq!(held(&state, "s"), 1);
+    assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
 fn a_revocation_stops_both_copies_of_what_moves_and_ends_a_claim() {
     let mut state = production();
     service(&mut state);

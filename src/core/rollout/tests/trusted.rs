@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::id::{Label, NodeNo};
+use crate::job::Next as Then;
 use crate::node::NodeState;
 use crate::testing::by;
+use crate::trust;
 
 const HOUR: u64 = 3_600_000;
 
@@ -135,6 +137,138 @@ fn a_place_in_a_copy_s_stead_is_remembered_when_it_is_taken() {
     agents(&mut state, |_| true);
     assert_eq!(runs(&state)[0].0, "v2");
     assert!(places(&state).contains(&(NodeNo(1), "v2".into())), "{:?}", places(&state));
+}
+
+#[test]
+fn a_consent_for_one_of_two_versions_stops_that_one_alone() {
+    let halfway = || {
+        let mut state = people(3, 2);
+        go(&mut state, Strategy { canary: Some(Canary { percent: None, auto_promote: false }), ..strategy() });
+        turns(&mut state, 3, |_| true);
+        assert_eq!(runs(&state), [("v2".into(), true), ("v1".into(), true)]);
+        state
+    };
+    let stops = |state: &State| -> Vec<bool> {
+        job(state).replicas.iter().map(|r| matches!(r.phase, Phase::Stopping { .. })).collect()
+    };
+    let mut state = halfway();
+    take_back(&mut state, 2);
+    assert_eq!(stops(&state), [true, false], "the one under trial");
+    let stops_why = &job(&state).replicas[0].phase;
+    assert!(matches!(stops_why, Phase::Stopping { why: Reason::ConsentRevoked, then: Then::Here(Revision(1)), .. }));
+    rest(&mut state, 1, |_| true);
+    assert_eq!(runs(&state), [("v1".into(), true), ("v1".into(), true)]);
+    let mut state = halfway();
+    take_back(&mut state, 1);
+    assert_eq!(stops(&state), [false, true], "the former one");
+    say(&mut state, Turn::Promote).unwrap();
+    rest(&mut state, 1, |_| true);
+    assert_eq!(runs(&state), [("v2".into(), true), ("v2".into(), true)]);
+}
+
+#[test]
+fn a_replacement_under_trial_stops_and_what_it_replaces_goes_on() {
+    let mut state = people(2, 1);
+    go(&mut state, strategy());
+    look(&mut state);
+    assert!(matches!(job(&state).replicas[0].moving, Some(Move::Coming { revision: Revision(2), .. })));
+    take_back(&mut state, 2);
+    let replica = &job(&state).replicas[0];
+    assert!(is_ready(replica) && replica.is_leaving(), "{replica:?}");
+    rest(&mut state, 1, |_| true);
+    assert_eq!(runs(&state), [("v1".into(), true)]);
+}
+
+/// In production: a service of v1 on one of two nodes, approved by bob for an hour.
+fn production() -> State {
+    let mut state = State::new();
+    let mode = crate::command::Mode::Production;
+    testing::run(&mut state, Intent::Init { cluster: "c".into(), mode, default_gpu_milli: 8_000 });
+    for n in 1..=2 {
+        let spec = crate::node::NodeSpec { simulated: false, ports: None, ..testing::node_spec(1) };
+        testing::run(&mut state, testing::register(&format!("n{n}"), spec));
+    }
+    approve(&mut state, "v1");
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into() });
+    let scaling = Some(Scaling { min: 0, max: 4, ..Scaling::default() });
+    let spec = testing::job_spec("t1", Gpus::Whole(1));
+    let spec = JobSpec { manifest: Some([7; 32]), evidence, runtime: Runtime::Process, scaling, ..spec };
+    testing::run(&mut state, by("ada", testing::schedule("s1", spec)));
+    agents(&mut state, |_| true);
+    state
+}
+
+fn version(version: &str) -> crate::approval::Version {
+    let JobSpec { tenant, model, .. } = testing::job_spec("t1", Gpus::None);
+    crate::approval::Version { tenant, model, version: VersionId::new(version).unwrap() }
+}
+
+fn approve(state: &mut State, of: &str) {
+    testing::run(state, by("bob", Intent::Approve { of: version(of), manifest: [7; 32], for_ms: HOUR }));
+}
+
+fn later(state: &mut State, ms: u64) {
+    let at = state.meta().now_ms + ms;
+    testing::try_run_at(state, Intent::PlaceWaiting, at).unwrap();
+}
+
+/// v2 serves alone, and the approval of v1 has run out.
+fn outlived() -> State {
+    let mut state = production();
+    later(&mut state, HOUR - 60_000);
+    approve(&mut state, "v2");
+    let next = Box::new(Next { version: VersionId::new("v2").unwrap(), ..Next::of(&job(&state).spec) });
+    let strategy = Strategy { unavailable: 0, window_ms: 3_000_000, ..strategy() };
+    testing::run(
+        &mut state,
+        by("ada", Intent::StartRollout { request: request(), tenant: None, next, strategy, rollback: false }),
+    );
+    later(&mut state, 60_000);
+    assert_eq!(crate::approval::judge(&state, &job(&state).spec).unwrap_err().reason, Reason::ApprovalExpired);
+    turns(&mut state, 3, |_| true);
+    assert_eq!(
+        runs(&state),
+        [("v2".into(), true)],
+        "it comes up beside the former one, whose approval is not asked for"
+    );
+    state
+}
+
+#[test]
+fn the_way_back_is_open_after_the_former_approval_ran_out() {
+    let mut state = outlived();
+    say(&mut state, back()).unwrap();
+    rest(&mut state, 1, |_| true);
+    assert_eq!((runs(&state), word(&state)), (vec![("v1".into(), true)], "cancelled".into()));
+
+    let mut state = outlived();
+    agents(&mut state, |version| version.as_str() == "v1");
+    agents(&mut state, |version| version.as_str() == "v1");
+    assert_eq!(runs(&state), [("v1".into(), true)], "nor is there an outage when the new one ends");
+}
+
+#[test]
+fn a_version_that_is_let_in_no_more_goes_back_by_a_second_copy_where_none_may_be_missing() {
+    let mut state = outlived();
+    later(&mut state, HOUR);
+    assert_eq!(trust::judge(&state, job(&state).spec_of(Revision(2))).unwrap_err().reason, Reason::ApprovalExpired);
+    look(&mut state);
+    look(&mut state);
+    assert!(matches!(job(&state).replicas[0].moving, Some(Move::Coming { revision: Revision(1), .. })));
+    rest(&mut state, 1, |_| true);
+    assert_eq!(runs(&state), [("v1".into(), true)]);
+}
+
+#[test]
+fn the_way_back_is_closed_where_the_former_approval_was_taken_back() {
+    let mut state = outlived();
+    testing::run(&mut state, by("bob", Intent::Disapprove(version("v1"))));
+    say(&mut state, back()).unwrap();
+    assert_eq!(crate::rollout::pass(&state, 8), [], "nothing is proposed that apply would refuse");
+    let seen = outlook(&state, job(&state)).unwrap();
+    assert_eq!(seen.blockers.first().map(|blocker| blocker.reason), Some(Reason::ApprovalRequired));
+    turns(&mut state, 3, |_| true);
+    assert_eq!(runs(&state), [("v2".into(), true)]);
 }
 
 #[test]
