@@ -23,6 +23,16 @@ pub const MAX_DRAIN_MS: u64 = 30 * 24 * 3_600_000;
 /// Entries of a list about many nodes or replicas.
 pub const MAX_LIST: usize = 4096;
 
+/// What must never run twice is something that its node can guard. A rollout may change that, too.
+pub(crate) fn guarded(spec: &JobSpec) -> Result<(), Refusal> {
+    if spec.runtime == Runtime::Docker && spec.constraints.exclusive {
+        // Its guard would have to kill, at a time by the clock, what another program starts.
+        let detail = "a container can't be guarded, so it may run twice; leave out exclusive, or publish the version as a process";
+        return Err(Refusal::invalid("constraints.exclusive", detail));
+    }
+    Ok(())
+}
+
 /// Refuses what is out of bounds.
 ///
 /// # Errors
@@ -142,11 +152,7 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
             return Err(Refusal::invalid("constraints.exclusive", detail));
         }
     }
-    if spec.runtime == Runtime::Docker && spec.constraints.exclusive {
-        // Its guard would have to kill, at a time by the clock, what another program starts.
-        let detail = "a container can't be guarded, so it may run twice; leave out exclusive, or publish the version as a process";
-        return Err(Refusal::invalid("constraints.exclusive", detail));
-    }
+    guarded(spec)?;
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
     }

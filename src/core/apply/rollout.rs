@@ -5,6 +5,7 @@
 use super::job::{fits, save};
 use super::moving;
 use crate::approval;
+use crate::bounds;
 use crate::budget::judge;
 use crate::command::{Answer, Placement, ReportKind};
 use crate::consent;
@@ -32,6 +33,7 @@ pub(super) fn start(
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} has another rollout, or version", job.request)));
     }
     let to = Arc::new(next.spec(&job.spec));
+    bounds::guarded(&to)?;
     consent::judge(state, &to)?;
     approval::judge_new(state, &to)?;
     let last = job.rollout.as_ref().map_or(Revision(0), |rollout| rollout.revision).max(job.revision);
@@ -153,6 +155,9 @@ pub(super) fn renew(
         (Phase::Held { alloc, .. }, None) => {
             let alloc = alloc.clone();
             trust::judge_change(state, job, replica.revision, revision)?;
+            if !rollout::stays_as(state, &alloc, job.spec_of(revision)) {
+                return changed("its node does not take the version, or nothing at all");
+            }
             let phase = Phase::Stopping { alloc: alloc.clone(), why: Reason::Rollout, then: Next::Here(revision) };
             let next = Replica { phase, moving: None, ..replica.clone() };
             put(state, no, place, next);
@@ -163,7 +168,7 @@ pub(super) fn renew(
                 return changed("a second copy comes up on another node, where two are allowed");
             }
             trust::judge_change(state, job, replica.revision, revision)?;
-            fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
+            fits(state, Some(job.tenant), job.spec_of(revision), std::slice::from_ref(to), &[])?;
             judge::check_copy(state, job, place, &to.alloc).map_err(|over| over.refusal())?;
             let next = moving::replaced(replica, to, Reason::Rollout, revision);
             moving::announce(state, &job.clone(), &next, place, Reason::Rollout);
@@ -226,7 +231,10 @@ pub(super) fn replaced_here(state: &State, job: &Job, replica: &Replica, revisio
     let comes = matches!(replica.moving, Some(Move::Coming { .. }));
     // What has ended meanwhile keeps no place, either.
     let let_in = trust::judge_change(state, job, replica.revision, revision).is_ok();
-    match replica.allocation().filter(|alloc| !comes && let_in && rollout::stays(state, alloc)) {
+    match replica
+        .allocation()
+        .filter(|alloc| !comes && let_in && rollout::stays_as(state, alloc, job.spec_of(revision)))
+    {
         Some(alloc) => {
             let alloc = Allocation { at_ms: state.meta().now_ms, ..alloc.clone() };
             let newest = Generation(replica.newest.0 + 1);

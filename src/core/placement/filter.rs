@@ -45,7 +45,7 @@ pub fn verdict(class: &Class, spec: &JobSpec) -> Vec<Reason> {
 }
 
 /// Whether such nodes can run the job's kind of program at all.
-fn has_runtime(flavor: &Flavor, spec: &JobSpec) -> bool {
+pub(crate) fn has_runtime(flavor: &Flavor, spec: &JobSpec) -> bool {
     spec.runtime != Runtime::Docker || flavor.labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
 }
 

@@ -16,6 +16,7 @@ use crate::audit::Person;
 use crate::id::{Label, Revision, VersionId};
 use crate::job::{Allocation, Evidence, Job, JobSpec, Movable, Move, Phase, Replica, Runtime, Stage};
 use crate::node::{Node, NodeState};
+use crate::placement::filter;
 use crate::reason::{Reason, Refusal};
 use crate::scaling::is_wanted;
 use crate::state::State;
@@ -305,7 +306,12 @@ impl Job {
     }
 }
 
-/// Whether what holds the place may start there once more. A cordon is no bar: nothing new comes.
+/// Whether what holds the place may start there once more, as that version. A cordon is no bar: nothing new comes.
+pub(crate) fn stays_as(state: &State, alloc: &Allocation, spec: &JobSpec) -> bool {
+    let runs = state.capacity().class(alloc.node).is_some_and(|class| filter::has_runtime(&class.flavor, spec));
+    runs && stays(state, alloc)
+}
+
 pub(crate) fn stays(state: &State, alloc: &Allocation) -> bool {
     let usable = |node: &&Arc<Node>| !node.is_draining() && matches!(node.state, NodeState::Ready | NodeState::Suspect);
     let node = state.node(alloc.node).filter(usable);

@@ -3,7 +3,7 @@
 //! very place where not, so that no rollout needs a GPU to spare. What does not serve costs
 //! nothing to replace, and goes first. It reads the state; apply judges what it proposes.
 
-use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, stays};
+use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, stays_as};
 use crate::budget::judge;
 use crate::command::Command;
 use crate::id::Revision;
@@ -207,7 +207,7 @@ fn step(
         return None;
     }
     // What has to leave goes first; it changes its version where it comes to.
-    let stays = stays(scratch, alloc);
+    let stays = stays_as(scratch, alloc, job.spec_of(job.target_revision()));
     if !is_ready(replica) {
         return stays.then_some(None);
     }

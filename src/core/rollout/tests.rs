@@ -362,4 +362,27 @@ fn a_replica_that_has_done_its_work_as_the_new_version_does_not_run_again() {
     assert!(state.job(JobNo(1)).is_none(), "it is over");
 }
 
+#[test]
+fn another_kind_of_program_goes_only_where_it_runs() {
+    let mut state = world(2, 1, 1);
+    let go = |state: &mut State| {
+        let next =
+            Next { version: VersionId::new("v2").unwrap(), runtime: Runtime::Docker, ..Next::of(&job(state).spec) };
+        let (next, rollback) = (Box::new(next), false);
+        testing::try_run(
+            state,
+            Intent::StartRollout { request: request(), tenant: None, next, strategy: strategy(), rollback },
+        )
+    };
+    let mut exclusive = state.clone();
+    let mut spec = JobSpec { scaling: None, ..(*job(&state).spec).clone() };
+    spec.constraints.exclusive = true;
+    let changed = Job { spec: Arc::new(spec), ..job(&state).clone() };
+    exclusive.put_job(changed);
+    assert_eq!(go(&mut exclusive).unwrap_err().field.as_deref(), Some("constraints.exclusive"));
+    go(&mut state).unwrap();
+    look(&mut state);
+    assert_eq!((word(&state), job(&state).ready()), ("blocked".to_owned(), 1), "no node has an engine");
+}
+
 mod trusted;
