@@ -193,7 +193,12 @@ pub(crate) fn place_for(state: &State, node: NodeNo, job: &Job, no: u16) -> Opti
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
     let mut held = claim::nodes(state);
     held.push(node);
-    place_one(state, &job.spec, &Limits { held, siblings, skip_ports: 0 })
+    // Somebody else's program was on the port that would be chosen again.
+    let skip_ports = match job.replicas.get(usize::from(no)).and_then(|replica| replica.moving.as_ref()) {
+        Some(Move::Later { tries, why: Reason::PortTaken, .. }) => *tries,
+        _ => 0,
+    };
+    place_one(state, &job.spec, &Limits { held, siblings, skip_ports })
 }
 
 /// What a drain would do, or is doing, about one replica.
