@@ -201,7 +201,12 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
     held.extend(claim::nodes(state));
-    let pick = place_one(state, job.spec_of(to), &Limits { held, siblings, skip_ports: 0 })?;
+    // Somebody else's program was on the port that would be chosen again.
+    let skip_ports = match job.replicas.get(usize::from(no)).and_then(|replica| replica.moving.as_ref()) {
+        Some(Move::Later { tries, why: Reason::PortTaken, .. }) => *tries,
+        _ => 0,
+    };
+    let pick = place_one(state, job.spec_of(to), &Limits { held, siblings, skip_ports })?;
     judge::check_copy(state, job, no, &pick.alloc).is_ok().then_some(pick)
 }
 

@@ -152,6 +152,7 @@ fn one_try(
     partial.fill(&mut source, asked)
 }
 
+#[allow(clippy::disallowed_methods, reason = "fetches run on threads of the blocking pool")]
 fn pause(patience: Patience, fruitless: u32, asked: &Asked) -> Result<(), Error> {
     let until = Instant::now() + patience.pause * 2u32.pow(fruitless.min(6));
     while Instant::now() < until {

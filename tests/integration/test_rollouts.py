@@ -81,7 +81,8 @@ def ends(group, job, status, limit=120):
 
 
 def trail(group):
-    return [json.loads(line) for line in group.call("GET", "/audit?per_page=10000").text.splitlines()]
+    lines = group.call("GET", "/audit?per_page=10000").text.splitlines()
+    return [json.loads(line).get("entry", {}) for line in lines]
 
 
 def versions(group, job):
@@ -157,8 +158,14 @@ def test_a_version_that_answers_badly_goes_back_by_itself_and_leaves_the_record(
     job = service(group, "t2", 2, 0.1)
     with Load(group, "t2") as load:
         start(group, job, "bad", canary=True)
+        eventually("the canary answers badly", lambda: load.codes[500], 60)
         # Long before the window ends, the group has had enough.
-        eventually("it goes back", lambda: group.get(f"/rollout/{job}")["status"] == "failed", WINDOW)
+        def back():
+            rollout = group.get(f"/rollout/{job}")
+            assert rollout["status"] == "failed", (rollout, group.get("/slo/t2/m")["versions"])
+            return True
+
+        eventually("it goes back", back, WINDOW)
         done = ends(group, job, "failed")
         before = load.codes[500]
         eventually("the former version answers again", lambda: load.saw["v1"] > 50)

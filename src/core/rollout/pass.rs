@@ -227,9 +227,12 @@ fn step(
     Some(None)
 }
 
-/// The share of a service's requests that goes to the new version, in thousandths, while its canary is out.
+/// The share of a service's requests that goes to the new version, in thousandths, while its canary is out:
+/// as stated, else that of its replicas. Left to chance, requests that begin alike would all go to one replica.
 pub fn share_milli(job: &Job) -> Option<u32> {
     let rollout = job.open_rollout()?;
     let Course::Forward { part: Part::Canary, .. } = rollout.course else { return None };
-    rollout.strategy.canary?.percent.map(|percent| u32::from(percent) * 10)
+    let (canary, desired) = (rollout.strategy.canary?, job.desired());
+    let of_replicas = || (u32::from(canaries(Some(canary), desired)) * 1_000).checked_div(desired.into());
+    canary.percent.map(|percent| u32::from(percent) * 10).or_else(of_replicas)
 }

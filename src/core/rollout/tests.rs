@@ -174,7 +174,7 @@ fn a_canary_stays_alone_until_it_is_promoted() {
         look(&mut state);
         agents(&mut state, |_| true);
     }
-    assert_eq!(versions(&state), ["v2", "v1", "v1"]);
+    assert_eq!((versions(&state), share_milli(job(&state))), (vec!["v2".into(), "v1".into(), "v1".into()], Some(333)));
     assert_eq!(outlook(&state, job(&state)).unwrap().phase.as_deref(), Some("canary"));
     say(&mut state, Turn::Promote).unwrap();
     rest(&mut state, 3, |_| true);

@@ -290,7 +290,7 @@ fn a_version_about_people_needs_a_consent_to_begin_and_goes_back_when_it_ends() 
         statement: [1; 32],
         scope: crate::consent::Scope {
             tenant: tenant.clone(),
-            classes: next.data_classes.iter().cloned().collect(),
+            classes: next.data_classes.to_vec(),
             model: None,
             version: None,
         },
