@@ -1,6 +1,8 @@
 //! Stores behind HTTP, played by a server that does what it is told: gives parts, breaks
 //! off, lies about lengths, drips, sends us on, never ends.
 
+#![allow(clippy::disallowed_methods, reason = "the server has a thread of its own, and is slow on purpose")]
+
 use super::*;
 use crate::outgoing::{Allow, Options};
 use nf_core::reason::Reason;
