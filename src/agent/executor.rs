@@ -398,8 +398,8 @@ impl Executor {
             let Some(slot) = slots.remove(&key) else { return };
             slot.request
         };
-        self.shared.changed();
         purge::leave(&self.shared, request, key);
+        self.shared.changed();
     }
 
     /// What is here, by replica and generation.
