@@ -70,6 +70,22 @@ def free_port():
     raise AssertionError("no ten free ports in a row between 9000 and 16900")
 
 
+def free_dev_port():
+    """The same for `nf dev`, whose replicas' ports follow from its own (src/cli/dev/ports.rs): another
+    group on this machine may have the same ones, and each port that it uses costs a replica a try."""
+    for _ in range(40):
+        start = free_port()
+        firsts = [20_000 + public // 10 % 20 * 600 for public in range(start, start + 30, 10)]
+        try:
+            for port in (first + n for first in firsts for n in range(16)):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return start
+    return free_port()
+
+
 class Process:
     """One `nf` process and what it wrote."""
 
@@ -200,7 +216,7 @@ class Dev(Group):
     """`nf dev`: three members, as it writes them down."""
 
     def __init__(self, folder, settings=None, args=()):
-        port = free_port()
+        port = free_dev_port()
         self.data = folder / "data"
         own = ["--data-dir", str(self.data), "--port", str(port), "--set", f"run_dir={folder / 'runs'}"]
         super().__init__(folder, ["dev", *own, *args], settings or {}, "dev")
