@@ -186,7 +186,7 @@ fn one_decision_costs_microseconds() {
             let classes = state.capacity().classes.len();
             for (what, ask) in [("1 GPU", Gpus::Whole(1)), ("0.5 GPU", Gpus::Milli(500)), ("8 GPUs", Gpus::Whole(8))] {
                 let spec = testing::job_spec("t1", ask);
-                let times = (0..500).map(|_| timed(|| place_one(&state, &spec, &Limits::default())));
+                let times = (0..100).map(|_| timed(|| place_one(&state, &spec, &Limits::default())));
                 let (p50, p99) = percentiles(times.collect());
                 println!("{what} at {nodes} nodes, {filled}, {classes} classes, scanned: p50 {p50:?}, p99 {p99:?}");
             }
