@@ -129,7 +129,7 @@ impl Trust {
             }
             _ => {
                 let verdict = self.verify(manifest, tenant, &keys, &signature, &evidence, unreadable)?;
-                verdict.signatures.iter().map(|by| by.key_id.as_str()).collect::<Vec<_>>().join("+")
+                verdict.signatures.iter().map(|by| by.key_id.as_str()).collect::<Vec<_>>().join(",")
             }
         };
         Ok(job::Evidence { signature: Sha256::digest(&signature).into(), key_id: key_id.into() })

@@ -68,6 +68,11 @@ fn is_reference(text: &str) -> bool {
         Some((part, tag)) => (&named[..last + part.len()], Some(tag)),
         None => (named, None),
     };
+    // Half an id is a slip, and no image of that name.
+    let slip = |tag: &str| tag.len() >= 32 && tag.bytes().all(|b| b.is_ascii_hexdigit());
+    if name == "sha256" && tag.is_some_and(slip) {
+        return false;
+    }
     (tag.is_some() || digest.is_some()) && is_name(name) && tag.is_none_or(is_tag) && digest.is_none_or(is_digest)
 }
 

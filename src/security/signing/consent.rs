@@ -93,7 +93,7 @@ pub fn verify(tenant: &TenantId, keys: &KeyRing, demand: Demand, bytes: &[u8]) -
         let text = format!("signed for {}, not for {tenant}", shown(scope.tenant.as_str()));
         return Err(elsewhere("tenant_id", text));
     }
-    let key_id = signed.by.iter().map(|by| by.key_id.as_str()).collect::<Vec<_>>().join("+");
+    let key_id = signed.by.iter().map(|by| by.key_id.as_str()).collect::<Vec<_>>().join(",");
     Ok(Verified { scope, statement, until_ms, key_id })
 }
 
@@ -164,7 +164,7 @@ mod tests {
         let (signed, id) = sign(&statement(), &ours.private).unwrap();
         let verified = verify(&tenant("t1"), &ours.ring, Demand::Hybrid, signed.as_bytes()).unwrap();
         assert_eq!((verified.statement, verified.scope.model), (id, statement().model_id));
-        assert_eq!(verified.key_id.split('+').count(), 2);
+        assert_eq!(verified.key_id.split(',').count(), 2);
         assert_eq!(refused("t1", &theirs.ring, Demand::Hybrid, signed.as_bytes()), Reason::SignatureInvalid);
         assert_eq!(refused("t2", &ours.ring, Demand::Hybrid, signed.as_bytes()), Reason::SignatureBindingMismatch);
         assert_eq!(refused("t1", &KeyRing::default(), Demand::Hybrid, signed.as_bytes()), Reason::SignatureInvalid);

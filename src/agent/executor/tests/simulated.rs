@@ -47,7 +47,14 @@ async fn a_simulated_replica_writes_its_file_and_answers() {
     executor.stop(ID, want.generation, Reason::StoppedByUser);
     assert_eq!(executor.gone().await, stopped());
     assert_eq!(run_file(&path)["status"], "stopped");
-    assert!(TcpListener::bind(("127.0.0.1", want.port.unwrap())).is_ok(), "its port is free again");
+    // Somebody's outgoing connection may have the port for a moment.
+    let address = ("127.0.0.1", want.port.unwrap());
+    let free = async {
+        while TcpListener::bind(address).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(10), free).await.is_ok(), "its port is free again");
 }
 
 #[tokio::test]
