@@ -12,7 +12,7 @@ use crate::consent::{self, Consent};
 use crate::defrag;
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
-use crate::job::{Job, JobSpec, Runtime};
+use crate::job::{Job, JobSpec};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
@@ -22,9 +22,11 @@ use crate::scaling::Target;
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
+use production::{nothing_simulated, nothing_unproven};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+mod production;
 mod rollouts;
 
 /// What to do with a job that can't run now.
@@ -409,46 +411,6 @@ fn give_up(state: &State, name: &NodeName) -> Result<Planned, Refusal> {
             Err(Refusal::field(Reason::Conflict, "node_id", detail))
         }
     }
-}
-
-/// The rule of a production group, judged where it binds: the member that took the
-/// call may not have known yet which group it is in.
-fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
-    match intent.bare() {
-        Intent::Register { kind, spec, .. } if spec.simulated || matches!(kind, NodeKind::Played(_)) => {
-            let detail = "this is a production group: a simulated node has no place in it";
-            Err(Refusal::new(Reason::Forbidden, detail))
-        }
-        Intent::Schedule { submission, .. } => proven(&submission.spec),
-        _ => Ok(()),
-    }
-}
-
-/// The same rule for a version that takes another's place.
-fn nothing_unproven(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
-    match state.meta().mode {
-        Mode::Production => proven(spec),
-        Mode::Simulation => Ok(()),
-    }
-}
-
-/// What production asks of a version, before anybody's approval.
-fn proven(spec: &JobSpec) -> Result<(), Refusal> {
-    let named = format!("version {} of model {}", spec.version, spec.model);
-    let refuse = |reason, text: &str| Err(Refusal::field(reason, "model_version", text));
-    if spec.manifest.is_none() {
-        return refuse(Reason::ModelNotFound, &format!("no store knows {named}; publish it (nf model publish)"));
-    }
-    if spec.runtime == Runtime::Simulated {
-        let text =
-            format!("{named} names no program, so it would only be played; publish it with --runtime or --profile");
-        return refuse(Reason::Forbidden, &text);
-    }
-    if spec.evidence.is_none() {
-        let text = format!("{named} came without a verified signature; sign it (nf model sign)");
-        return refuse(Reason::SignatureRequired, &text);
-    }
-    Ok(())
 }
 
 /// The ports of a node that a member plays are chosen for it, by calls that may not

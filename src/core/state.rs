@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod tenants;
+
 /// Counters and settings of the group; one row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
@@ -545,77 +547,6 @@ impl State {
     /// The tenants above, the nearest first.
     fn above(&self, no: TenantNo) -> Vec<TenantNo> {
         self.tenants.get(&no).map_or_else(Vec::new, |row| tree::path(self, row)[1..].iter().map(|t| t.no).collect())
-    }
-
-    pub(crate) fn put_tenant(&mut self, tenant: Tenant) {
-        let no = tenant.no;
-        self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
-        self.tenant_names.insert(tenant.id.clone(), no);
-        let above = |tenant: &Tenant| tenant.quota.parent.clone();
-        let old = self.tenants.get(&no).and_then(|old| above(old));
-        let (moves, from) = (old != above(&tenant), self.above(no));
-        if let Some(old) = old {
-            self.children.remove(&(old, no));
-        }
-        if let Some(new) = above(&tenant) {
-            self.children.insert((new, no));
-        }
-        match tenant.quota.types.is_empty() {
-            true => self.typed.remove(&no),
-            false => self.typed.insert(no),
-        };
-        self.tenants.insert(no, Arc::new(tenant));
-        if moves {
-            self.meter_moved(no, &from, &self.above(no));
-        }
-        self.set_due(no);
-        self.room += 1;
-    }
-
-    pub(crate) fn remove_tenant(&mut self, no: TenantNo) {
-        self.remember(RowKey::Tenant(no), |state| Before::Tenant(state.tenants.get(&no).cloned()));
-        self.newest.remove(&no);
-        self.remove_meter(no);
-        self.typed.remove(&no);
-        if let Some(tenant) = self.tenants.remove(&no) {
-            self.tenant_names.remove(&tenant.id);
-            if let Some(above) = &tenant.quota.parent {
-                self.children.remove(&(above.clone(), no));
-            }
-        }
-        if self.ledger.tenant(no) == TenantUse::default() {
-            self.ledger.tenants.remove(&no);
-        }
-    }
-
-    pub(crate) fn put_member(&mut self, member: Member) {
-        let id = member.id;
-        self.remember(RowKey::Member(id), |state| Before::Member(state.members.get(&id).cloned()));
-        self.members.insert(id, Arc::new(member));
-    }
-
-    pub(crate) fn put_request(&mut self, key: Digest16, request: Request) {
-        self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
-        let expires = request.expires_ms;
-        self.ledger.tenant_mut(request.tenant).keyed += u32::from(request.keyed);
-        if let Some(old) = self.requests.insert(key, request) {
-            self.unindex_request(key, &old);
-        }
-        if expires != u64::MAX {
-            self.expiries.insert((expires, key));
-        }
-    }
-
-    pub(crate) fn remove_request(&mut self, key: Digest16) {
-        self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
-        if let Some(old) = self.requests.remove(&key) {
-            self.unindex_request(key, &old);
-        }
-    }
-
-    fn unindex_request(&mut self, key: Digest16, old: &Request) {
-        self.ledger.tenant_mut(old.tenant).keyed -= u32::from(old.keyed);
-        self.expiries.remove(&(old.expires_ms, key));
     }
 
     /// From now on places are compared by this. Waiters are worth another look.

@@ -12,6 +12,8 @@ const RUN_BY: &[(&str, &str, &str)] = &[
     ("make e2e", ".ci/run", "make e2e"),
     ("make sim", "tests/budgets.toml", "[\"sim\"]"),
     ("make soak", "tests/budgets.toml", "[\"soak\"]"),
+    // By hand: minutes for each target. The same targets run in tests/it/parsers.rs.
+    ("make fuzz", "Makefile", "tests/fuzz/run"),
     ("make bench", "tests/budgets.toml", "[\"bench\"]"),
     ("make release", "Makefile", "release:"),
     ("export PATH", "Makefile", "path:"),
