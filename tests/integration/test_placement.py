@@ -147,6 +147,7 @@ def test_what_would_be_is_told_and_nothing_changes(group):
     ]:
         refused = group.call("POST", path, body)
         assert (refused.status_code, refused.json()["field"]) == (400, field), refused.text
+    stop_all(group)
 
 
 def test_a_budget_over_time_is_paid_ahead_and_counted(group):

