@@ -244,7 +244,7 @@ pub fn from_proto(m: &v1::StartRolloutRequest) -> Result<Wanted, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
     use serde_json::json;
 
     fn read(body: Value) -> Result<Wanted, Refusal> {
