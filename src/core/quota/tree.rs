@@ -292,4 +292,4 @@ fn height(state: &State, tenant: &Tenant, most: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::invariants;
+use crate::job::JobSpec;
 use crate::placement::preempt::tests::to_rest;
 use crate::placement::{Chosen, Policy};
 use crate::plan::Intent;
@@ -82,16 +83,21 @@ fn within_limits(state: &State, seed: u64) {
     }
 }
 
-#[test]
-fn ten_thousand_arrivals_in_random_trees_pass_no_limit_and_come_to_rest() {
+/// A hundred arrivals of `arriving` in each of the worlds of `seeds`, with jobs stopped between them: no limit is
+/// passed before or after the evictions, and everything comes to rest. Returns the arrivals and the evictions.
+pub(crate) fn arrivals<W>(
+    seeds: u64,
+    world: impl Fn(&mut Rng) -> (State, W),
+    arriving: impl Fn(&mut Rng, &W) -> JobSpec,
+    within_limits: impl Fn(&State, u64),
+) -> (u64, u64) {
     let (mut arrivals, mut evictions) = (0u64, 0u64);
-    for seed in 0..100 {
+    for seed in 0..seeds {
         let mut rng = Rng::new(seed);
-        let mut state = group(rng.between(4, 12));
-        let (tenants, _) = random_tree(&mut state, &mut rng);
+        let (mut state, drawn) = world(&mut rng);
         let mut seen = BTreeSet::new();
         for i in 0..100 {
-            let mut spec = testing::job_spec(rng.pick::<String>(&tenants), Gpus::Whole(rng.between(1, 2) as u16));
+            let mut spec = arriving(&mut rng, &drawn);
             spec.priority = rng.below(4) as i16;
             spec.constraints.preemptible = rng.chance(500);
             spec.replicas = rng.between(1, 2) as u16;
@@ -112,6 +118,20 @@ fn ten_thousand_arrivals_in_random_trees_pass_no_limit_and_come_to_rest() {
         }
         assert_eq!(invariants::check(&state), []);
     }
+    (arrivals, evictions)
+}
+
+#[test]
+fn ten_thousand_arrivals_in_random_trees_pass_no_limit_and_come_to_rest() {
+    let world = |rng: &mut Rng| {
+        let mut state = group(rng.between(4, 12));
+        let (tenants, _) = random_tree(&mut state, rng);
+        (state, tenants)
+    };
+    let arriving = |rng: &mut Rng, tenants: &Vec<String>| {
+        testing::job_spec(rng.pick::<String>(tenants), Gpus::Whole(rng.between(1, 2) as u16))
+    };
+    let (arrivals, evictions) = arrivals(100, world, arriving, within_limits);
     assert!(arrivals >= 10_000 && evictions > 500, "{arrivals} arrivals, {evictions} evictions");
 }
 

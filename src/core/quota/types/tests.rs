@@ -124,35 +124,16 @@ fn random_tree(state: &mut State, rng: &mut Rng) -> Vec<String> {
 
 #[test]
 fn arrivals_in_random_trees_pass_no_limit_of_a_type_and_come_to_rest() {
-    let (mut arrivals, mut evictions) = (0u64, 0u64);
-    for seed in 0..50 {
-        let mut rng = Rng::new(seed);
+    let world = |rng: &mut Rng| {
         let mut state = group(rng.between(2, 4));
-        let tenants = random_tree(&mut state, &mut rng);
-        let mut seen = BTreeSet::new();
-        for i in 0..100 {
-            let types = *rng.pick::<&[&str]>(&[&TYPES[..1], &TYPES[1..], &TYPES[..1], &TYPES[1..], &TYPES[..], &[]]);
-            let mut spec = job(rng.pick::<String>(&tenants), Gpus::Whole(rng.between(1, 2) as u16), types);
-            spec.priority = rng.below(4) as i16;
-            spec.constraints.preemptible = rng.chance(500);
-            spec.replicas = rng.between(1, 2) as u16;
-            spec.gang = rng.chance(400);
-            testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
-            arrivals += 1;
-            within_limits(&state, seed);
-            evictions += to_rest(&mut state, &mut seen, seed);
-            within_limits(&state, seed);
-            if rng.chance(400)
-                && let Some(job) = state.job(JobNo(rng.below(state.meta().next_job))).cloned()
-            {
-                let why = Reason::StoppedByUser;
-                testing::run(&mut state, Intent::Stop { request: job.request.clone(), tenant: None, why });
-                evictions += to_rest(&mut state, &mut seen, seed);
-                within_limits(&state, seed);
-            }
-        }
-        assert_eq!(invariants::check(&state), []);
-    }
+        let tenants = random_tree(&mut state, rng);
+        (state, tenants)
+    };
+    let arriving = |rng: &mut Rng, tenants: &Vec<String>| {
+        let types = *rng.pick::<&[&str]>(&[&TYPES[..1], &TYPES[1..], &TYPES[..1], &TYPES[1..], &TYPES[..], &[]]);
+        job(rng.pick::<String>(tenants), Gpus::Whole(rng.between(1, 2) as u16), types)
+    };
+    let (arrivals, evictions) = tree::tests::arrivals(50, world, arriving, within_limits);
     println!("{arrivals} arrivals, {evictions} evictions");
     assert!(arrivals >= 5_000 && evictions > 100, "{arrivals} arrivals, {evictions} evictions");
 }
