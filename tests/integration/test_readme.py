@@ -4,6 +4,7 @@ development cluster. Only the ports and the run folder are replaced.
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import requests
@@ -36,6 +37,9 @@ def test_every_command_does_what_the_document_says(tmp_path, document):
             command = command.replace("/tmp/neural_runs", str(group.runs))
             # curl is content with an error page; a reader of the README is not.
             command = command.replace("curl -s ", "curl -sS --fail-with-body --retry 3 --retry-all-errors ")
+            if command.startswith("cat "):  # nor does a reader type before the replica has started
+                file = Path(command.split()[1])
+                eventually(f"{file} is there", file.exists)
             done = subprocess.run(["bash", "-eu", "-o", "pipefail", "-c", command], env=env, cwd=ROOT,
                                   capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 0, f"{command}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"

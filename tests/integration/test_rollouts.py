@@ -112,7 +112,7 @@ class Load:
                 answer = session.post(f"{url}/serve/{self.tenant}/m/infer", data=random.randbytes(8), timeout=60)
                 self.codes[answer.status_code] += 1
                 self.saw[answer.text if answer.status_code == 200 else answer.text[:80]] += 1
-            except requests.ConnectionError as error:
+            except requests.RequestException as error:  # also an answer cut off in its middle
                 if url == self.gone:
                     i += 1
                 else:
