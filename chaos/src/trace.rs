@@ -32,10 +32,9 @@ impl Pod {
     }
 }
 
-/// Where the trace is: beside the clone, or where NF_TRACES says.
+/// Where the trace is: beside the clone that this is run in, or where NF_TRACES says.
 pub fn folder() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/traces");
-    let folder = std::env::var_os("NF_TRACES").map_or(beside, PathBuf::from);
+    let folder = std::env::var_os("NF_TRACES").map_or("../shared/traces".into(), PathBuf::from);
     folder.join("openb_pod_list_default.csv").exists().then_some(folder)
 }
 

@@ -25,7 +25,7 @@ fn trail(n: u64) -> Vec<String> {
 fn both(dir: &Path, lines: &[String]) -> [(i32, String); 2] {
     let file = dir.join("export.jsonl");
     fs::write(&file, lines.concat()).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/audit_verify.py");
+    let script = Path::new("docs/examples/audit_verify.py");
     let mut ours = Command::new(env!("CARGO_BIN_EXE_nf"));
     ours.env_clear().args(["audit", "verify"]).arg(&file);
     let mut theirs = Command::new("python3");
@@ -84,7 +84,7 @@ fn both_under(dir: &Path, ca: &str, lines: &[String]) -> [(i32, String); 2] {
     let (file, pem) = (dir.join("export.jsonl"), dir.join("ca.pem"));
     fs::write(&file, lines.concat()).unwrap();
     fs::write(&pem, ca).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/audit_verify.py");
+    let script = Path::new("docs/examples/audit_verify.py");
     let mut ours = Command::new(env!("CARGO_BIN_EXE_nf"));
     ours.env_clear().args(["audit", "verify"]).arg(&file).arg("--ca").arg(&pem).args(["-o", "table"]);
     let mut theirs = Command::new("python3");

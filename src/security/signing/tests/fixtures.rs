@@ -9,8 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/signing");
-    let dir = std::env::var_os("NF_SIGNING_FIXTURES").map_or_else(beside, PathBuf::from);
+    let dir = std::env::var_os("NF_SIGNING_FIXTURES").map_or("../shared/fixtures/signing".into(), PathBuf::from);
     if dir.is_dir() {
         return Some(dir);
     }
@@ -37,7 +36,7 @@ fn judge(dir: &Path, artefact: &str, signature: &str, key: &str) -> Result<Verdi
 
 /// The repository's own set.
 fn own() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/signing")
+    PathBuf::from("tests/data/signing")
 }
 
 #[test]
