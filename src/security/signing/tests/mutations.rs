@@ -62,11 +62,15 @@ fn deep_mutation(dice: &mut Dice, bytes: &[u8]) -> Option<Vec<u8>> {
     Some(value.to_string().into_bytes())
 }
 
-/// Equal in all that is verified: not the media type's number, and of a chain only the leaf, since
-/// a root that comes along is not looked at.
+/// Equal in all that is verified: not the media type's number, not how base64 was padded, and of a chain only
+/// the leaf, since a root that comes along is not looked at.
 fn means_the_same(a: &[u8], b: &[u8]) -> bool {
     let told = |bytes: &[u8]| {
-        let text = format!("{:?}", Evidence::parse(bytes).ok()?);
+        let mut evidence = Evidence::parse(bytes).ok()?;
+        if let Evidence::Vault { encoded, .. } = &mut evidence {
+            encoded.clear();
+        }
+        let text = format!("{evidence:?}");
         let text = ["Bundle01", "Bundle02", "Bundle03"].iter().fold(text, |t, name| t.replace(name, "Bundle"));
         match text.split_once("Chain([[") {
             None => Some(text),
