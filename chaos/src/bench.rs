@@ -74,6 +74,13 @@ pub async fn clients(urls: &[String], clients: usize, connections: usize, share:
     Ok((0..clients).map(client).collect())
 }
 
+impl Scheduler {
+    /// The same with other names for its jobs.
+    pub fn named(self, prefix: String) -> Self {
+        Self { prefix, ..self }
+    }
+}
+
 impl Client for Scheduler {
     async fn call(&mut self) -> Result<(), String> {
         self.count += 1;

@@ -146,7 +146,7 @@ enum Target {
 /// One measurement on a cluster of its own: one that another has filled is another cluster.
 async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, target: Target, column: &mut Column) -> Result<()> {
     let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
-    play(&mut cluster, dir, plan).await?;
+    play(&mut cluster, dir, plan.nodes, plan.agents).await?;
     // Half of the thousandths of all GPUs would be millions of jobs; what matters is
     // that the fill is steady, so each client holds a fixed share of a modest number.
     let share = (4000 / clients).max(4);
@@ -161,13 +161,13 @@ async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, target: Target
 }
 
 /// Nodes of 8 GPUs, in a process of their own; its processor time is not counted.
-async fn play(cluster: &mut Cluster, dir: &Path, plan: &Plan) -> Result<()> {
+pub async fn play(cluster: &mut Cluster, dir: &Path, nodes: usize, agents: bool) -> Result<()> {
     let list = dir.join("nodes.csv");
-    let rows: String = (0..plan.nodes).map(|n| format!("b{n},128000,1048576,8,A100\n")).collect();
+    let rows: String = (0..nodes).map(|n| format!("b{n},128000,1048576,8,A100\n")).collect();
     std::fs::write(&list, format!("sn,cpu_milli,memory_mib,gpu,model\n{rows}"))?;
     let (list, data) = (list.display().to_string(), dir.join("data").display().to_string());
     let mut args = vec!["sim", "nodes", "--from", &list, "--data-dir", &data];
-    if !plan.agents {
+    if !agents {
         args.push("--beats-only");
     }
     cluster.also("nodes", &args)?;
@@ -180,7 +180,7 @@ async fn play(cluster: &mut Cluster, dir: &Path, plan: &Plan) -> Result<()> {
     eventually("the nodes are ready", Duration::from_secs(30), || async {
         let resources = cluster.get(&cluster.members[0], "/resources").await?;
         let known = resources["nodes"].as_array().map_or(0, Vec::len);
-        ensure!(known >= plan.nodes, "{known} of {} nodes are known", plan.nodes);
+        ensure!(known >= nodes, "{known} of {nodes} nodes are known");
         Ok(())
     })
     .await

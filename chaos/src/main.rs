@@ -10,6 +10,7 @@ mod compare;
 mod etcd;
 mod eventually;
 mod failover;
+mod fill;
 mod load;
 mod openb;
 mod ports;
@@ -52,6 +53,13 @@ enum Drill {
         /// Missing a bar is a failure, not only a figure.
         #[arg(long)]
         strict: bool,
+    },
+    /// What live jobs cost: memory of each, and how long a member takes to be back with them.
+    Fill {
+        #[arg(long, default_value_t = 100_000)]
+        jobs: usize,
+        #[arg(long, default_value_t = 1000)]
+        nodes: usize,
     },
     /// Schedule calls against etcd puts, in turns.
     Compare {
@@ -98,6 +106,7 @@ async fn drill(arguments: &Arguments, dir: &Path) -> Result<()> {
     match &arguments.drill {
         Drill::Openb { requests } => openb::run(&nf?, dir, *requests).await,
         Drill::Failover { kills, freezes, strict } => failover::run(&nf?, dir, *kills, *freezes, *strict).await,
+        Drill::Fill { jobs, nodes } => fill::run(&nf?, dir, *jobs, *nodes).await,
         Drill::Compare { clients, rounds, seconds, nodes, agents, only_etcd } => {
             let (rounds, seconds, nodes) = (*rounds, *seconds, *nodes);
             let nf = if *only_etcd { PathBuf::new() } else { nf? };

@@ -66,6 +66,14 @@ impl Process {
     }
 }
 
+/// Bytes of memory that a process has, without what its program shares with its file.
+pub fn resident(pid: Pid) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("/proc/PID/status has RssAnon")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib << 10)
+}
+
 /// User and system time that a process has used so far.
 pub fn cpu(pid: Pid) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -1,10 +1,13 @@
-//! `nf sim cluster`: what more nodes would change for the jobs that wait in the group.
+//! `nf sim cluster`: what more nodes would change for the jobs that wait, in the group or on lists.
+
+mod lists;
 
 use super::super::output::{self, Column, at, col};
 use super::super::{Global, say};
 use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct Cluster {
@@ -12,7 +15,7 @@ pub struct Cluster {
     #[arg(long, required = true, value_name = "NxTYPE:GPUS", value_delimiter = ',', value_parser = kind)]
     add_nodes: Vec<Kind>,
     /// CPUs of each
-    #[arg(long)]
+    #[arg(long, value_parser = cpus)]
     cpu: Option<f64>,
     /// Memory of each, such as 512GiB
     #[arg(long)]
@@ -20,6 +23,12 @@ pub struct Cluster {
     /// Memory of each GPU, such as 80GB
     #[arg(long)]
     gpu_memory: Option<String>,
+    /// Instead of the group: CSV with the columns sn,cpu_milli,memory_mib,gpu,model
+    #[arg(long, value_name = "FILE", requires = "requests")]
+    nodes: Option<PathBuf>,
+    /// And who came, in this order: CSV with the columns cpu_milli,memory_mib,num_gpu,gpu_milli and gpu_spec
+    #[arg(long, value_name = "FILE", requires = "nodes", conflicts_with = "gpu_memory")]
+    requests: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +46,11 @@ fn kind(text: &str) -> Result<Kind, String> {
     Ok(Kind { count: number(count)?, device_type: device_type.to_owned(), gpus: number(gpus)? })
 }
 
+fn cpus(text: &str) -> Result<f64, String> {
+    let cpus = text.parse::<f64>().ok().filter(|cpus| (0.0..=1e6).contains(cpus));
+    cpus.ok_or_else(|| "a number of CPUs, such as 96".to_owned())
+}
+
 const COLUMNS: &[Column] = &[
     col("TENANT", |v| at(v, "tenant_id")),
     col("JOB", |v| at(v, "request_id")),
@@ -50,6 +64,14 @@ const COLUMNS: &[Column] = &[
 
 impl Cluster {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let answer = match (&self.nodes, &self.requests) {
+            (Some(nodes), Some(requests)) => self.on_lists(nodes, requests)?,
+            _ => self.in_group(global).await?,
+        };
+        show(global, &answer)
+    }
+
+    async fn in_group(&self, global: &Global) -> anyhow::Result<Value> {
         let of = |kind: &Kind| {
             let mut node = json!({ "count": kind.count, "device_type": kind.device_type, "gpus": kind.gpus });
             let more = [("mem", &self.mem), ("gpu_memory", &self.gpu_memory)];
@@ -63,23 +85,27 @@ impl Cluster {
         };
         let body = json!({ "add_nodes": self.add_nodes.iter().map(of).collect::<Vec<_>>() });
         let (_, answer) = global.client()?.call(Method::POST, "/cluster/what-if", Some(body), None).await?;
-        let jobs = answer.get("jobs").and_then(Value::as_array).cloned().unwrap_or_default();
-        match global.for_people() {
-            true if jobs.is_empty() => {}
-            true => output::put(&output::list(global.style(), &jobs, COLUMNS, |v| at(v, "request_id"))?),
-            false => output::put(&output::object(global.style(), &answer, "cluster", String::new)?),
-        }
-        if global.for_people() {
-            let of = |field: &str| at(&answer, field);
-            say(format!(
-                "{} of {} jobs that wait would start with them; {} would wait all the same",
-                of("would_start"),
-                of("waiting"),
-                of("would_wait")
-            ));
-        }
-        Ok(())
+        Ok(answer)
     }
+}
+
+fn show(global: &Global, answer: &Value) -> anyhow::Result<()> {
+    let jobs = answer.get("jobs").and_then(Value::as_array).cloned().unwrap_or_default();
+    match global.for_people() {
+        true if jobs.is_empty() => {}
+        true => output::put(&output::list(global.style(), &jobs, COLUMNS, |v| at(v, "request_id"))?),
+        false => output::put(&output::object(global.style(), answer, "cluster", String::new)?),
+    }
+    if global.for_people() {
+        let of = |field: &str| at(answer, field);
+        say(format!(
+            "{} of {} jobs that wait would start with them; {} would wait all the same",
+            of("would_start"),
+            of("waiting"),
+            of("would_wait")
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

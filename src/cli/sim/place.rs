@@ -6,7 +6,7 @@ mod ask;
 pub(super) mod online;
 mod plot;
 mod replay;
-mod workload;
+pub(super) mod workload;
 
 use super::super::exit::{Exit, fail};
 use super::super::output::{self, Column, col};
@@ -79,7 +79,7 @@ fn seeds(text: &str) -> Result<Seeds, String> {
     Ok(Seeds(out))
 }
 
-fn read<T>(path: &Path, parse: fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
+pub(super) fn read<T>(path: &Path, parse: fn(&str) -> Result<T, String>) -> anyhow::Result<T> {
     let wrong = |why: String| fail(Exit::Usage, format!("{}: {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     parse(&text).map_err(wrong)

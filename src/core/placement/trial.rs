@@ -55,6 +55,15 @@ impl Trial {
         Self { state, template, learns: true, due: 0, fresh: false, last: None }
     }
 
+    /// More nodes, numbered on.
+    pub fn add(&mut self, nodes: &[TrialNode]) {
+        let first = self.state.nodes().len();
+        for (i, node) in nodes.iter().enumerate() {
+            self.state.put_node(register(NodeNo((first + i) as u32), node));
+        }
+        self.fresh = false;
+    }
+
     /// Says that the workload holds `times` requests like this. The mix is then no longer
     /// learnt from arrivals.
     pub fn expect(&mut self, ask: &Resources, times: u64) {

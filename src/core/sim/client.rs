@@ -2,11 +2,13 @@
 //! their mind about bodies, and (one of them) set quotas and cordon nodes. An
 //! answer that does not come is an unknown outcome, and the call is made again.
 
+use super::mixed;
 use super::net::{Message, Peer};
 use super::oracle::Oracle;
 use super::rng::Rng;
 use crate::autoscaler::Why;
 use crate::command::{DeviceFault, Submission};
+use crate::consent::Consent;
 use crate::fault::Fault;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
@@ -38,6 +40,8 @@ pub struct Client {
     next_at: u64,
     /// What it has scheduled, to stop it or to try it again.
     asked: Vec<Submission>,
+    /// What its tenants have agreed to, to take it back.
+    consents: Vec<Consent>,
     /// Told to come to an end.
     pub winding_down: bool,
 }
@@ -49,7 +53,7 @@ fn id<T>(made: Result<T, crate::id::NameError>) -> T {
 impl Client {
     pub fn new(me: usize) -> Self {
         let operator = me == 0;
-        Self { me, operator, open: None, calls: 0, next_at: 0, asked: Vec::new(), winding_down: false }
+        Self { me, operator, open: None, calls: 0, next_at: 0, asked: Vec::new(), consents: Vec::new(), winding_down: false }
     }
 
     pub fn is_done(&self) -> bool {
@@ -59,7 +63,7 @@ impl Client {
     /// What it sends now, and to how many members.
     pub fn tick(&mut self, now: u64, members: usize, nodes: usize, rng: &mut Rng) -> Vec<(Peer, Message)> {
         if self.open.is_none() && !self.winding_down && now >= self.next_at {
-            let intent = if self.operator { self.operate(nodes, rng) } else { self.wish(nodes, rng) };
+            let intent = if self.operator { self.operate(nodes, rng) } else { self.wish(now, nodes, rng) };
             self.calls += 1;
             self.open = Some(Open { intent: Arc::new(intent), again_at: now });
             self.next_at = now + rng.between(20, if self.operator { 2_500 } else { 500 });
@@ -97,7 +101,8 @@ impl Client {
             let changed = self.asked.iter().any(|s| s.request == submission.request && s.body != submission.body);
             let fine = match refusal.reason {
                 Reason::IdempotencyConflict => changed,
-                Reason::QuotaExceeded | Reason::NoCapacity => true,
+                Reason::QuotaExceeded | Reason::NoCapacity | Reason::BudgetExhausted => true,
+                Reason::ConsentRequired => !submission.spec.data_classes.is_empty(),
                 _ => false,
             };
             if !fine {
@@ -106,7 +111,7 @@ impl Client {
         }
     }
 
-    fn wish(&mut self, nodes: usize, rng: &mut Rng) -> Intent {
+    fn wish(&mut self, now: u64, nodes: usize, rng: &mut Rng) -> Intent {
         let known = (!self.asked.is_empty()).then(|| rng.pick(&self.asked).clone());
         match (known, rng.below(100)) {
             (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
@@ -119,8 +124,19 @@ impl Client {
                 self.asked.push(other.clone());
                 again(other)
             }
+            (_, 60..70) => self.consent(now, rng),
             _ => self.fresh(nodes, rng),
         }
+    }
+
+    /// A statement of a tenant, or the end of one.
+    fn consent(&mut self, now: u64, rng: &mut Rng) -> Intent {
+        if !self.consents.is_empty() && rng.chance(300) {
+            return mixed::dissent(rng.pick(&self.consents));
+        }
+        let consent = mixed::consent(tenant(rng), super::EPOCH_MS + now, rng);
+        self.consents.push(consent.clone());
+        Intent::Consent(Box::new(consent))
     }
 
     fn fresh(&mut self, nodes: usize, rng: &mut Rng) -> Intent {
@@ -154,15 +170,17 @@ impl Client {
                     }
                 }
             }
-            6..9 => quota(tenant(rng), rng.between(1, 20) * 1000),
+            6..9 => quota(rng),
             _ => Intent::PlaceWaiting,
         }
     }
 }
 
-/// Sets a tenant's GPU quota.
-fn quota(tenant: TenantId, gpu_milli: u64) -> Intent {
-    Intent::SetQuota { tenant, quota: Quota { gpu_milli: Some(gpu_milli), ..Quota::default() } }
+/// Sets a tenant's GPU quota, and what it may use over time.
+fn quota(rng: &mut Rng) -> Intent {
+    let budgets = if rng.chance(500) { mixed::budgets(rng) } else { None };
+    let quota = Quota { gpu_milli: Some(rng.between(1, 20) * 1000), budgets, ..Quota::default() };
+    Intent::SetQuota { tenant: tenant(rng), quota }
 }
 
 fn tenant(rng: &mut Rng) -> TenantId {
@@ -195,12 +213,14 @@ fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
         let turn = rng.pick(&[Turn::Promote, Turn::Promote, back]).clone();
         return Intent::TurnRollout { request, tenant: None, revision: None, turn };
     }
+    let version = version(rng);
+    let (manifest, data_classes) = mixed::contents(&version);
     let next = Box::new(Next {
-        version: id(VersionId::new(&format!("v{}", rng.between(1, 4)))),
+        version,
         runtime: Runtime::Simulated,
-        manifest: None,
+        manifest,
         evidence: None,
-        data_classes: Vec::new(),
+        data_classes,
         approved_by: None,
         asked_by: None,
     });
@@ -213,6 +233,10 @@ fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
         ready_ms: 120_000,
     };
     Intent::StartRollout { request, tenant: None, next, strategy, rollback: false }
+}
+
+fn version(rng: &mut Rng) -> VersionId {
+    id(VersionId::new(&format!("v{}", rng.between(1, 4))))
 }
 
 fn again(submission: Submission) -> Intent {
@@ -248,21 +272,23 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         ..Resources::default()
     };
     let scaling = (!constraints.exclusive && rng.chance(150)).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
+    let version = if rng.chance(400) { version(rng) } else { id(VersionId::new("v1")) };
+    let (manifest, data_classes) = mixed::contents(&version);
     JobSpec {
         tenant: tenant(rng),
         model: id(ModelId::new("m1")),
-        version: id(VersionId::new("v1")),
+        version,
         resources,
         replicas,
         gang: scaling.is_none() && replicas > 1 && rng.chance(500),
         constraints,
         priority: *rng.pick(&[0, 0, 0, 10, -10]),
         runtime: Runtime::Simulated,
-        manifest: None,
+        manifest,
         approved_by: None,
         evidence: None,
         asked_by: None,
-        data_classes: Vec::new(),
+        data_classes,
         scaling,
     }
 }

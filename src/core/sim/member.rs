@@ -4,6 +4,7 @@
 
 use super::client;
 use super::disk::{Entry, WriteId};
+use super::mixed;
 use super::net::{Message, Peer};
 use super::oracle::Oracle;
 use super::raft::Raft;
@@ -12,6 +13,7 @@ use super::shell::{Caller, Shell};
 use crate::apply::apply_batch;
 use crate::codec;
 use crate::command::Batch;
+use crate::consent::Consent;
 use crate::control::{self, NetworkFault, Now, Timeouts};
 use crate::id::{Incarnation, NodeName};
 use crate::placement::queue;
@@ -260,8 +262,8 @@ impl Member {
         self.pump(now, rng);
     }
 
-    /// Writes what a planner with a bug would: placements as if there were no quotas,
-    /// before the real proposer begins. Apply has to see what is wrong with them.
+    /// Writes what a planner with a bug would: placements as if there were no quotas, and as if everybody had
+    /// consented, before the real proposer begins. Apply has to see what is wrong with them.
     fn mislead(&mut self, term: u64, now: u64, rng: &mut Rng) {
         self.misled = term;
         let mut lifted = self.state.speculative();
@@ -269,6 +271,8 @@ impl Member {
         for tenant in tenants {
             let quota = Quota { gpu_milli: Some(u64::MAX), ..Quota::default() };
             lifted.put_tenant(Tenant { quota, ..(*tenant).clone() });
+            let consent = mixed::consent(tenant.id.clone(), self.wall(now), rng);
+            lifted.put_consent(Consent { until_ms: u64::MAX, ..consent });
         }
         let mut commands = queue::pass(&lifted, 4);
         commands.extend(plan(&lifted, &client::greedy(self.me, term, rng)).unwrap_or_default().commands);

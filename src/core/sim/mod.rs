@@ -7,6 +7,7 @@
 mod client;
 mod disk;
 mod member;
+pub mod mixed;
 mod net;
 mod oracle;
 mod raft;
@@ -53,6 +54,10 @@ pub struct Report {
     pub taken_over: u64,
     /// Rollouts that came to rest.
     pub rolled: u64,
+    /// Replicas of versions about people that were stopped when a consent ended.
+    pub withdrawn: u64,
+    /// Jobs that wait for a budget in the end.
+    pub unpaid: usize,
     /// Requests answered with a job.
     pub acked: usize,
     pub live: usize,

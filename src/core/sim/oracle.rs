@@ -3,10 +3,11 @@
 
 use super::disk::Entry;
 use crate::apply::BatchOutcome;
+use crate::budget::Limit;
 use crate::command::{Answer, Batch, Command};
 use crate::id::{Digest16, JobNo, RequestId, TenantNo};
 use crate::invariants;
-use crate::job::{Job, Replica};
+use crate::job::{Job, Phase, Replica};
 use crate::plan::{Intent, Reply};
 use crate::quota;
 use crate::reason::Reason;
@@ -41,6 +42,8 @@ pub struct Oracle {
     pub taken_over: u64,
     /// Rollouts that came to rest.
     pub rolled: u64,
+    /// Replicas that were stopped when a consent ended.
+    pub withdrawn: u64,
 }
 
 impl Oracle {
@@ -90,6 +93,8 @@ impl Oracle {
         if let Some((batch, outcome)) = batch {
             self.superseded += u64::from(matches!(outcome, BatchOutcome::Superseded { .. }));
             self.quotas(index, batch, before, after);
+            self.budgets(index, batch, before, after);
+            self.consents(index, before, after);
             self.drains(index, batch, before);
             self.rollouts(index, batch, before, after);
             self.count_moves(batch, before, after);
@@ -135,6 +140,49 @@ impl Oracle {
                 if has[i] > had[i] && has[i] > old[i].max(new[i]) && !in_entry {
                     self.bad(format!("entry {index}: {tenant} holds {} of kind {i}, its quota is {}", has[i], new[i]));
                 }
+            }
+        }
+    }
+
+    /// Nothing is begun that its budget can't pay as far as nobody stops it. (By the meter's own rates, which the
+    /// invariants hold against the jobs.)
+    fn budgets(&mut self, index: usize, batch: &Batch, before: &State, after: &State) {
+        if batch.commands.iter().any(|c| matches!(c, Command::SetQuota { .. })) {
+            return;
+        }
+        let now = after.meta().now_ms;
+        for tenant in after.tenants().values() {
+            let Some(budgets) = &tenant.quota.budgets else { continue };
+            let (then, meter) = (before.meter(tenant.no), after.meter(tenant.no));
+            for Limit { kind, window, most } in budgets.limits() {
+                let left = window.end_ms(now) - now;
+                let keeps = meter.rates.kept(kind, left);
+                let more = keeps > then.rates.kept(kind, left);
+                if more && meter.used(kind, window) + keeps > most {
+                    self.bad(format!("entry {index}: {} begins more than its budget pays: {meter:?}", tenant.id));
+                }
+            }
+        }
+    }
+
+    /// What runs about people, runs by a consent that counts.
+    fn consents(&mut self, index: usize, before: &State, after: &State) {
+        let now = after.meta().now_ms;
+        let given: Vec<_> = after.consents().filter(|c| c.ended_ms.is_none() && c.until_ms > now).collect();
+        for job in after.jobs().values() {
+            for (i, replica) in job.replicas.iter().enumerate() {
+                let runs = matches!(replica.phase, Phase::Held { .. });
+                let spec = job.spec_of(replica.revision);
+                let by = |class| {
+                    given.iter().any(|c| c.scope.tenant == spec.tenant && c.scope.classes.contains(class))
+                };
+                let may = spec.data_classes.iter().all(by);
+                if runs && !may {
+                    self.bad(format!("entry {index}: {} replica {i} runs without a consent", job.request));
+                }
+                let was = before.job(job.no).and_then(|job| job.replicas.get(i));
+                let ran = was.is_some_and(|r| matches!(r.phase, Phase::Held { .. }) && r.revision == replica.revision);
+                self.withdrawn += u64::from(ran && !runs && !may);
             }
         }
     }

@@ -5,14 +5,14 @@
 use super::net::{Message, Peer};
 use super::rng::Rng;
 use crate::command::{Report, ReportKind};
-use crate::id::{Generation, Incarnation, NodeName};
+use crate::id::{Digest16, Generation, Incarnation, NodeName, TenantId};
 use crate::job::{Restart, Stage};
 use crate::node::{NodeKind, NodeSpec};
 use crate::plan::Intent;
 use crate::reason::Reason;
 use crate::reconcile::{Action, Actual, Condition, Desired, Holding, ReplicaId, diff};
 use crate::testing;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// One launch that the agent knows of.
@@ -41,6 +41,8 @@ pub struct Worker {
     incarnation: Incarnation,
     registered: bool,
     launches: BTreeMap<(ReplicaId, Generation), Launch>,
+    /// Versions that it has fetched, by their manifests; a crash leaves them on its disk.
+    pub copies: BTreeSet<(TenantId, [u8; 32])>,
     desired: Desired,
     index: usize,
     calls: u64,
@@ -65,6 +67,7 @@ impl Worker {
             incarnation: Incarnation(1),
             registered: false,
             launches: BTreeMap::new(),
+            copies: BTreeSet::new(),
             desired: Desired::default(),
             index: 0,
             calls: 0,
@@ -104,11 +107,12 @@ impl Worker {
         for action in actions {
             self.act(action, &mut reports, rng);
         }
+        let purged = self.purge();
         let member = Peer::Member(rng.below(members as u64) as usize);
         out.push((member, Message::AskSlice { node: self.name.clone() }));
         // A call without an answer is given up now and then, and made again.
         if self.open.is_none() || rng.chance(80) {
-            out.extend(self.call(reports).map(|message| (member, message)));
+            out.extend(self.call(reports, purged).map(|message| (member, message)));
         }
         out
     }
@@ -153,6 +157,7 @@ impl Worker {
             Action::Start(id, generation) => {
                 let want = &self.desired.replicas[&id];
                 let (restart, holding) = (want.spec.constraints.restart, Holding::of(want));
+                self.copies.extend(want.spec.manifest.map(|manifest| (want.spec.tenant.clone(), manifest)));
                 let stage = if rng.chance(500) { Stage::Downloading } else { Stage::Starting };
                 let launch = Launch { condition: Condition::Alive, stage, restart, holding };
                 self.launches.insert((id, generation), launch);
@@ -171,6 +176,17 @@ impl Worker {
         }
     }
 
+    /// Removes the copies that may be kept no more.
+    fn purge(&mut self) -> Vec<(Digest16, u64)> {
+        let actual = self.actual();
+        let mut purged = Vec::new();
+        for purge in self.desired.purgeable(&actual) {
+            self.copies.remove(&(purge.tenant.clone(), purge.manifest));
+            purged.push((purge.copy, purge.placed));
+        }
+        purged
+    }
+
     /// A port serves one replica, whatever the group has decided meanwhile.
     fn assert_no_port_is_shared(&self) {
         let mut ports = std::collections::BTreeSet::new();
@@ -180,7 +196,7 @@ impl Worker {
         }
     }
 
-    fn call(&mut self, ended: Vec<(ReplicaId, Report)>) -> Option<Message> {
+    fn call(&mut self, ended: Vec<(ReplicaId, Report)>, purged: Vec<(Digest16, u64)>) -> Option<Message> {
         let (said, intent) = if self.registered {
             let news = |((id, generation), launch): (&(ReplicaId, Generation), &Launch)| {
                 let want = self.desired.replicas.get(id).filter(|want| want.generation == *generation)?;
@@ -195,12 +211,16 @@ impl Worker {
                 kind: ReportKind::Stage(*stage),
             };
             let reports: Vec<Report> = stages.iter().map(stage).chain(ended.into_iter().map(|(_, r)| r)).collect();
-            if reports.is_empty() {
-                self.open = None;
-                return None;
-            }
             let (node, incarnation) = (self.name.clone(), self.incarnation);
-            (Said::Reported, Intent::Reports { node, incarnation, reports })
+            let intent = match (reports.is_empty(), purged.is_empty()) {
+                (false, _) => Intent::Reports { node, incarnation, reports },
+                (true, false) => Intent::Purged { node, incarnation, copies: purged },
+                (true, true) => {
+                    self.open = None;
+                    return None;
+                }
+            };
+            (Said::Reported, intent)
         } else {
             let (name, kind) = (self.name.clone(), NodeKind::Worker);
             let (incarnation, spec) = (self.incarnation, self.spec.clone());

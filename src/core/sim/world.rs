@@ -10,11 +10,14 @@ use super::rng::Rng;
 use super::worker::Worker;
 use super::{Options, Report};
 use crate::command::Batch;
-use crate::job::{Phase, Replica, Stage};
+use crate::consent;
+use crate::id::TenantId;
+use crate::job::{Job, Phase, Replica, Stage};
 use crate::placement::{explain, queue};
 use crate::reason::Reason;
 use crate::state::State;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How long things break.
 const FAULTS_MS: u64 = 10_000;
@@ -126,6 +129,8 @@ impl World {
             moves: self.oracle.moves,
             taken_over: self.oracle.taken_over,
             rolled: self.oracle.rolled,
+            withdrawn: self.oracle.withdrawn,
+            unpaid: unpaid(&self.members[0].state),
             acked: self.oracle.acked(),
             live: self.oracle.live(),
             terms: self.members.iter().map(|m| m.raft.disk.term).max().unwrap_or(0),
@@ -378,9 +383,31 @@ impl World {
                 out.push(format!("the rollout of {} has not come to rest: {:?}", job.request, job.rollout));
             }
         }
+        out.extend(self.workers.iter().flat_map(|worker| kept(&first.state, worker)));
         out.extend(unplaced(&first.state));
         out.join("; ")
     }
+}
+
+/// Jobs that wait for a budget.
+fn unpaid(state: &State) -> usize {
+    let waits = |job: &Arc<Job>| explain::blockers(state, job).iter().any(|b| b.reason == Reason::BudgetExhausted);
+    queue::waiters(state, usize::MAX).iter().filter(|job| waits(job)).count()
+}
+
+/// Copies of personal data that a node has and should not, or that the group has forgotten there.
+fn kept(state: &State, worker: &Worker) -> Vec<String> {
+    let Some(node) = state.node_named(&worker.name) else { return Vec::new() };
+    let bad = |(tenant, manifest): &(TenantId, [u8; 32])| {
+        let key = consent::copy_key(tenant, manifest);
+        let known = state.copies_on(node.no).find(|(copy, _)| *copy == key);
+        match known {
+            Some((_, copy)) if consent::may_keep(state, copy) => None,
+            Some(_) => Some(format!("{} still has data that {tenant} consents to no more", worker.name)),
+            None => Some(format!("{} has data about people of {tenant} that the group knows nothing of", worker.name)),
+        }
+    };
+    worker.copies.iter().filter_map(bad).collect()
 }
 
 /// The first waiter that waits for room, although there is room for it; each that
@@ -392,7 +419,13 @@ pub fn unplaced(state: &State) -> Option<String> {
     }
     for job in queue::waiters(state, usize::MAX) {
         let reasons: Vec<Reason> = explain::blockers(state, &job).iter().map(|b| b.reason).collect();
-        let own = [Reason::WaitingForQuota, Reason::ExceedsMaxQuota, Reason::Backoff];
+        let own = [
+            Reason::WaitingForQuota,
+            Reason::ExceedsMaxQuota,
+            Reason::BudgetExhausted,
+            Reason::ConsentRevoked,
+            Reason::Backoff,
+        ];
         match reasons.as_slice() {
             [] => return Some(format!("{} waits without a reason", job.request)),
             [Reason::Priority] => return Some(format!("{} waits behind nobody who waits for room", job.request)),

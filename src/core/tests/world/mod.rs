@@ -5,20 +5,22 @@ use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::autoscaler::Why;
 use nf_core::budget::{Budgets, Window};
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Placement, Report, ReportKind, Submission};
+use nf_core::consent::Consent;
 use nf_core::fault::Fault;
 use nf_core::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, Revision, TenantId,
     TenantNo, VersionId,
 };
-use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Replica, Restart, Share, Stage};
+use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Phase, Replica, Restart, Share, Stage};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
 use nf_core::reason::{Reason, Refusal};
+use nf_core::reconcile::desired;
 use nf_core::resources::{Gpus, Resources};
 use nf_core::rollout::{Canary, Next, Strategy, Turn};
 use nf_core::rows::Table;
 use nf_core::scaling::{Scaling, Target};
-use nf_core::sim::Rng;
+use nf_core::sim::{Rng, mixed};
 use nf_core::state::State;
 use nf_core::tenant::Quota;
 use nf_core::{codec, invariants, quota, testing};
@@ -92,6 +94,7 @@ impl World {
             Ok(_) => {}
         }
         self.quota_held(&before);
+        self.nothing_runs_without_consent();
         answer
     }
 
@@ -128,6 +131,21 @@ impl World {
             for i in 0..4 {
                 let over = limits[i].is_some_and(|limit| has[i] > limit);
                 assert!(!over || has[i] <= had[i], "{tenant} went from {had:?} to {has:?}, beyond {limits:?}");
+            }
+        }
+    }
+
+    /// What runs about people, runs by a statement of its tenant that counts.
+    fn nothing_runs_without_consent(&self) {
+        let now = self.state.meta().now_ms;
+        for job in self.state.jobs().values() {
+            for replica in job.replicas.iter().filter(|r| matches!(r.phase, Phase::Held { .. })) {
+                let spec = job.spec_of(replica.revision);
+                for class in &spec.data_classes {
+                    let given = |c: &Consent| c.counts(now) && c.scope.classes.contains(class);
+                    let any = self.state.consents_of(&spec.tenant).any(|consent| given(consent));
+                    assert!(any, "{} holds {class} and nobody consents", job.request);
+                }
             }
         }
     }
@@ -174,7 +192,7 @@ impl World {
     }
 
     pub fn some_intent(&self, rng: &mut Rng) -> Intent {
-        match rng.below(28) {
+        match rng.below(31) {
             0..3 => {
                 let (name, kind) = (node_name(rng), NodeKind::Worker);
                 let (incarnation, spec) = (Incarnation(rng.between(1, 3)), Arc::new(node(rng)));
@@ -212,6 +230,12 @@ impl World {
             24..26 => Intent::Rollouts,
             21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
             26 => Intent::Budgets,
+            28 => match self.state.consents().nth(rng.below(4) as usize) {
+                Some(consent) if rng.chance(500) => mixed::dissent(consent),
+                _ => Intent::Consent(Box::new(mixed::consent(tenant(rng), self.now, rng))),
+            },
+            29 => self.purged(rng),
+            30 => Intent::Tick,
             _ => Intent::PlaceWaiting,
         }
     }
@@ -239,12 +263,28 @@ impl World {
         Intent::Reports { node, incarnation, reports }
     }
 
+    /// A node has removed what its slice names, or something else, or is an earlier start's agent.
+    fn purged(&self, rng: &mut Rng) -> Intent {
+        let node = node_name(rng);
+        let mut copies = vec![(Digest16([rng.below(3) as u8; 16]), rng.below(40))];
+        let mut incarnation = Incarnation(rng.between(1, 3));
+        if let Some(row) = self.state.node_named(&node) {
+            copies.extend(desired(&self.state, row.no).purge.iter().map(|purge| (purge.copy, purge.placed)));
+            if rng.chance(800) {
+                incarnation = row.incarnation;
+            }
+        }
+        Intent::Purged { node, incarnation, copies }
+    }
+
     /// Commands that no planner would make.
     fn garbage(&self, rng: &mut Rng) -> Command {
         let places = (0..rng.below(4)).map(|_| placement(rng)).collect();
         let job = JobNo(rng.below(12));
         let from = Generation(rng.below(4) as u32);
-        match rng.below(16) {
+        match rng.below(18) {
+            16 => Command::Consent(Box::new(mixed::consent(tenant(rng), self.now, rng))),
+            17 => Command::Dissent { tenant: tenant(rng), statement: [0; 32] },
             12 => Command::StartRollout {
                 job,
                 next: Box::new(next(rng)),
@@ -383,8 +423,9 @@ fn node(rng: &mut Rng) -> NodeSpec {
 }
 
 fn next(rng: &mut Rng) -> Next {
-    let version = VersionId::new(&format!("v{}", rng.between(1, 3))).unwrap();
-    Next { version, ..Next::of(&testing::job_spec("t1", Gpus::None)) }
+    let version = VersionId::new(&format!("v{}", rng.between(1, 4))).unwrap();
+    let (manifest, data_classes) = mixed::contents(&version);
+    Next { version, manifest, data_classes, ..Next::of(&testing::job_spec("t1", Gpus::None)) }
 }
 
 fn strategy(rng: &mut Rng) -> Strategy {
@@ -457,7 +498,21 @@ fn job(rng: &mut Rng) -> JobSpec {
         ..Scaling::default()
     });
     let gang = scaling.is_none() && rng.chance(400);
-    JobSpec { resources, constraints, replicas, gang, priority, scaling, ..testing::job_spec(&tenant, gpu) }
+    let spec = testing::job_spec(&tenant, gpu);
+    let version = if rng.chance(300) { VersionId::new("v2").unwrap() } else { spec.version.clone() };
+    let (manifest, data_classes) = mixed::contents(&version);
+    JobSpec {
+        resources,
+        constraints,
+        replicas,
+        gang,
+        priority,
+        scaling,
+        version,
+        manifest,
+        data_classes,
+        ..spec
+    }
 }
 
 fn placement(rng: &mut Rng) -> Placement {
