@@ -321,7 +321,7 @@ pub(crate) fn purged(state: &mut State, node: NodeNo, copies: &[(Digest16, u64)]
     let mut count = 0;
     for (key, placed) in copies {
         let Some(copy) = state.copies.get(&(node, *key)).cloned() else { continue };
-        if copy.placed == *placed && !may_keep(state, &copy) {
+        if copy.placed == *placed && !may_keep(state, &copy) && !is_in_use(state, node, &copy) {
             state.remove_copy((node, *key));
             count += 1;
         }
@@ -331,3 +331,12 @@ pub(crate) fn purged(state: &mut State, node: NodeNo, copies: &[(Digest16, u64)]
 
 #[cfg(test)]
 mod tests;
+
+/// A replica there may still have it open, whatever the node says.
+fn is_in_use(state: &State, node: NodeNo, copy: &Copy) -> bool {
+    let mut copies = state.replicas_on(node).flat_map(|(job, _, replica)| replica.copies().map(move |c| (job, c)));
+    copies.any(|(job, (_, revision, alloc))| {
+        let spec = job.spec_of(revision);
+        alloc.node == node && spec.tenant == copy.tenant && spec.manifest == Some(copy.manifest)
+    })
+}

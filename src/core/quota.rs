@@ -5,7 +5,7 @@ pub mod tree;
 pub mod types;
 
 use crate::claim;
-use crate::id::TenantNo;
+use crate::id::{DeviceType, TenantNo};
 use crate::job::JobSpec;
 use crate::ledger::TenantUse;
 use crate::reason::{Blocker, Reason};
@@ -180,6 +180,22 @@ pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting
         Blocker { permanent: never, ..blocker }
     }));
     out
+}
+
+/// The types of which it may hold no more, where there are others: those it needs a place on, and on these,
+/// whatever room they have, it gets none.
+pub fn shut_types(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting: u64) -> Vec<Blocker> {
+    let times = if spec.gang { waiting } else { 1 };
+    match types::shut(state, tenant, spec, times) {
+        (_, false) => Vec::new(), // `blockers` has said so
+        (shut, true) => {
+            // Never of this type is not never.
+            let one = |(kind, over): (DeviceType, tree::Over)| {
+                of_tree(spec, times, &format!("{kind} GPUs"), &tree::Over { never: false, ..over })
+            };
+            shut.into_iter().map(one).collect()
+        }
+    }
 }
 
 /// The blocker that a limit of the tree is.

@@ -181,6 +181,7 @@ fn word_of_a_purge_before_a_new_place_is_void() {
     asks(&mut state, "r1", spec(&["personal"])).unwrap();
     revoke(&mut state, 1);
     let late = orders(&state);
+    assert_eq!(purged(&mut state, late.clone(), 1), 0, "a replica that has not gone may have it open");
     ended(&mut state, "r1");
     grant(&mut state, 2, &["personal"]);
     assert_eq!(purged(&mut state, late.clone(), 1), 0, "it may stay now");

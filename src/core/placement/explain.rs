@@ -123,6 +123,7 @@ pub fn blockers_of(
     let price = placed.first().map(|(_, pick)| meter::price(state, &pick.alloc));
     out.extend(budget(price).map(|over| over.blocker()));
     if placed.is_empty() {
+        out.extend(quota::shut_types(state, tenant, spec, replicas));
         out.extend(capacity_blockers(state, spec, replicas));
     }
     out.sort_by_key(|b| (!b.permanent, b.reason == Reason::NotEnoughForGang));

@@ -26,6 +26,7 @@ use crate::quota;
 use crate::resources::Resources;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -86,12 +87,17 @@ struct Found {
 
 /// The best place for one replica of `spec`, or None when it fits nowhere now.
 pub fn place_one(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
+    narrowed(state, spec).and_then(|spec| search(state, &spec, limits))
+}
+
+/// What is left of the ask once its tenant's limits of single types are looked at; None: nothing.
+fn narrowed<'a>(state: &State, spec: &'a JobSpec) -> Option<Cow<'a, JobSpec>> {
     match quota::types::narrowed(state, spec) {
-        None => search(state, spec, limits),
+        None => Some(Cow::Borrowed(spec)),
         Some(types) if types.is_empty() => None,
         Some(types) => {
             let resources = Resources { device_types: types, ..spec.resources.clone() };
-            search(state, &JobSpec { resources, ..spec.clone() }, limits)
+            Some(Cow::Owned(JobSpec { resources, ..spec.clone() }))
         }
     }
 }

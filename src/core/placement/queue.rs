@@ -103,6 +103,9 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
 /// The nodes to keep for a waiter: one, or for a gang as many as hold it when they
 /// are empty. None for a gang that all nodes together could not hold.
 pub(crate) fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
+    // Devices of which its tenant may have no more are no room for it.
+    let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
+    let spec = &*spec;
     let mut taken = taken.to_vec();
     let before = taken.len();
     let mut missing = if spec.gang { wanted as u64 } else { 1 };

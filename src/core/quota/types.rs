@@ -99,16 +99,22 @@ pub fn some_open(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times:
 
 /// The limits in the way of so many replicas, by type; empty when there is a type of which they may have a place.
 pub fn closed(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) -> Vec<(DeviceType, Over)> {
+    let (shut, open) = shut(state, tenant, spec, times);
+    if open { Vec::new() } else { shut }
+}
+
+/// The limits in the way of so many replicas, by type, and whether there is a type without one.
+pub fn shut(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) -> (Vec<(DeviceType, Over)>, bool) {
     let milli = spec.resources.gpu.milli().saturating_mul(times);
-    let Some(tenant) = typed(state, tenant).filter(|_| milli > 0) else { return Vec::new() };
-    let mut out = Vec::new();
+    let Some(tenant) = typed(state, tenant).filter(|_| milli > 0) else { return (Vec::new(), true) };
+    let (mut out, mut open) = (Vec::new(), false);
     for kind in candidates(spec, state.capacity()) {
         match tree::check(state, tenant, Of::Type(&kind), milli) {
-            Ok(()) => return Vec::new(),
+            Ok(()) => open = true,
             Err(over) => out.push((kind, over)),
         }
     }
-    out
+    (out, open)
 }
 
 /// The largest share that the tenant uses of any type that it has, in millionths.

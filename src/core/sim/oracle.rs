@@ -5,9 +5,10 @@ use super::disk::Entry;
 use crate::apply::BatchOutcome;
 use crate::budget::Limit;
 use crate::command::{Answer, Batch, Command};
+use crate::consent::Consent;
 use crate::id::{Digest16, JobNo, RequestId, TenantNo};
 use crate::invariants;
-use crate::job::{Job, Phase, Replica};
+use crate::job::{Job, JobSpec, Phase, Replica};
 use crate::plan::{Intent, Reply};
 use crate::quota;
 use crate::reason::Reason;
@@ -167,16 +168,10 @@ impl Oracle {
 
     /// What runs about people, runs by a consent that counts.
     fn consents(&mut self, index: usize, before: &State, after: &State) {
-        let now = after.meta().now_ms;
-        let given: Vec<_> = after.consents().filter(|c| c.ended_ms.is_none() && c.until_ms > now).collect();
         for job in after.jobs().values() {
             for (i, replica) in job.replicas.iter().enumerate() {
                 let runs = matches!(replica.phase, Phase::Held { .. });
-                let spec = job.spec_of(replica.revision);
-                let by = |class| {
-                    given.iter().any(|c| c.scope.tenant == spec.tenant && c.scope.classes.contains(class))
-                };
-                let may = spec.data_classes.iter().all(by);
+                let may = consented(after, job.spec_of(replica.revision));
                 if runs && !may {
                     self.bad(format!("entry {index}: {} replica {i} runs without a consent", job.request));
                 }
@@ -214,6 +209,9 @@ impl Oracle {
         let alone = batch.commands.iter().all(|c| matches!(c, Command::Renew { .. } | Command::TurnRollout { .. }));
         for job in before.rollouts().filter(|_| alone) {
             let (Some(rollout), Some(now)) = (job.rollout.as_deref(), after.job(job.no)) else { continue };
+            if !consented(after, &rollout.from) || !consented(after, &rollout.to) {
+                continue; // With the entry's time a consent has ended: that stops whatever serves.
+            }
             let least = job.desired().saturating_sub(rollout.strategy.unavailable).min(job.ready());
             if now.ready() < least {
                 self.bad(format!("entry {index}: of {} serve {}, and {least} should", job.request, now.ready()));
@@ -327,4 +325,12 @@ impl Oracle {
             .collect();
         self.violations.extend(missing);
     }
+}
+
+/// Whether what the version holds about people is let be there by a consent that counts.
+fn consented(state: &State, spec: &JobSpec) -> bool {
+    let now = state.meta().now_ms;
+    let counts = |c: &Consent| c.ended_ms.is_none() && c.until_ms > now && c.scope.tenant == spec.tenant;
+    let given = |class| state.consents().any(|c| counts(c) && c.scope.classes.contains(class));
+    spec.data_classes.iter().all(given)
 }

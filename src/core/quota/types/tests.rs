@@ -187,3 +187,18 @@ fn a_job_goes_to_the_type_of_which_its_tenant_may_have_more() {
     let _ = state.take_changes();
     assert_eq!(invariants::check(&State::from_rows(state.live_rows()).unwrap()), []);
 }
+
+#[test]
+fn a_type_that_is_shut_is_a_reason_where_the_others_are_full() {
+    let mut state = group(2);
+    set(&mut state, "t1", None, Some(8), &[("H100-80G", share(1, Some(0), None))]);
+    set(&mut state, "t2", None, Some(8), &[]);
+    testing::run(&mut state, testing::schedule("full", job("t2", Gpus::Whole(4), &["A100-40G"])));
+    testing::run(&mut state, testing::schedule("own", job("t1", Gpus::Whole(1), &["H100-80G"])));
+    testing::run(&mut state, testing::schedule("waits", job("t1", Gpus::Whole(1), &[])));
+    let waits = state.job_of(&crate::id::RequestId::new("waits").unwrap()).unwrap().clone();
+    let blockers = explain::blockers(&state, &waits);
+    let quota = blockers.iter().find(|b| b.reason == Reason::WaitingForQuota).expect("H100-80G is shut");
+    assert!(quota.detail.contains("H100-80G") && !quota.permanent, "{quota:?}");
+    assert!(blockers.iter().any(|b| b.reason == Reason::Resources && b.nodes == 1), "{blockers:?}");
+}

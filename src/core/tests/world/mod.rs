@@ -123,7 +123,10 @@ impl World {
         for (tenant, has) in self.held() {
             let had = before.get(&tenant).copied().unwrap_or_default();
             let q = self.state.tenant_named(&tenant).map(|t| quota::quota(&self.state, t.no)).unwrap();
-            let gpu = q.gpu_milli.unwrap_or(self.state.meta().default_gpu_milli);
+            // Who has limits of types and none of all GPUs may have all of those.
+            let types = q.types.values().map(|share| share.gpu_milli);
+            let others = if q.types.is_empty() { self.state.meta().default_gpu_milli } else { types.sum() };
+            let gpu = q.gpu_milli.unwrap_or(others);
             // In a tree it may borrow; what holds there has tests of its own (`quota::tree`).
             let row = self.state.tenant_named(&tenant).unwrap();
             let flat = quota::tree::is_flat(&self.state, row);
