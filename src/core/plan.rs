@@ -15,7 +15,7 @@ use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, Te
 use crate::job::{Job, JobSpec};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
-use crate::placement::{self, Chosen, Limits, Pick, Why, explain, queue};
+use crate::placement::{Chosen, Limits, Pick, Why, explain, queue};
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::rollout::{self, Next, Strategy, Turn};
 use crate::scaling::Target;
@@ -568,8 +568,7 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let held = queue::kept_nodes(state, spec.priority);
     let kept = !held.is_empty();
     let limits = Limits { held, ..Limits::default() };
-    let picks = placement::place(state, spec, &wanted, limits.clone());
-    let picks = budget::judge::payable(state, tenant, spec, &[], picks);
+    let picks = budget::judge::affordable(state, tenant, spec, &[], &wanted, limits.clone());
     // Also what the quota cut off: it may be in the hands of those who borrowed it.
     let all: Vec<u16> = (0..spec.replicas).collect();
     let rest = &all[picks.len()..];

@@ -8,8 +8,8 @@ use super::meter::{Rates, Two, prices};
 use super::{Kind, Limit, START_MS, Window, midnight};
 use crate::command::Placement;
 use crate::id::{Revision, TenantId, TenantNo};
-use crate::job::{Allocation, Job, JobSpec, Replica};
-use crate::placement::{Pick, filter};
+use crate::job::{Allocation, Constraints, Job, JobSpec, Replica};
+use crate::placement::{Limits, Pick, filter, place};
 use crate::quota::tree;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::state::State;
@@ -151,7 +151,7 @@ fn waiting(spec: &JobSpec) -> Vec<Replica> {
 
 /// Of the places for a job those that can be paid, the first first; for a gang all or none.
 /// `replicas` is empty for one that is not there yet.
-pub fn payable(
+fn payable(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &JobSpec,
@@ -170,6 +170,33 @@ pub fn payable(
         }
     }
     picks
+}
+
+/// Places for a job that can be paid. Where the best are too dear, the cheapest nodes are tried before it waits:
+/// to be spread, or near, is a wish.
+pub fn affordable(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: &JobSpec,
+    replicas: &[Replica],
+    wanted: &[u16],
+    limits: Limits,
+) -> Vec<(u16, Pick)> {
+    let picks = place(state, spec, wanted, limits.clone());
+    let any = !picks.is_empty();
+    let paid = payable(state, tenant, spec, replicas, picks);
+    match paid.is_empty() && any {
+        true => payable(state, tenant, spec, replicas, place(state, &thrifty(state, spec), wanted, limits)),
+        false => paid,
+    }
+}
+
+/// The same job, on the cheapest nodes that could ever hold it.
+fn thrifty(state: &State, spec: &JobSpec) -> JobSpec {
+    let able = state.capacity().classes.keys().filter(|class| filter::may_ever_run(&class.flavor, spec));
+    let lowest = able.map(|class| filter::cost_per_hour(&class.flavor, spec)).min().unwrap_or(0);
+    let most = lowest.saturating_mul(spec.most_replicas().into());
+    JobSpec { constraints: Constraints { max_cost_per_hour: Some(most), ..spec.constraints.clone() }, ..spec.clone() }
 }
 
 /// The limit that stands in the way of a waiting job's next replica, or of all of a gang, at

@@ -317,3 +317,19 @@ fn quantities_are_told_as_people_count() {
     assert_eq!(Kind::Money.text(20_000_000 * Kind::Money.scale()), "20");
     assert_eq!(Kind::Money.told(u128::MAX), u64::MAX);
 }
+
+/// To be spread is a wish: where the other node is too dear, the cheap one does.
+#[test]
+fn a_dear_node_that_is_preferred_keeps_nothing_from_a_cheap_one() {
+    let mut state = world();
+    let mut dear = testing::node_spec(8);
+    dear.cost_per_hour.insert(DeviceType::new("H100-80G").unwrap(), 500_000_000);
+    testing::try_run_at(&mut state, testing::register("n2", dear), SUNDAY).unwrap();
+    set(&mut state, "t1", None, money(Window::Day, 500));
+    let mut spec = testing::job_spec("t1", Gpus::Whole(1));
+    (spec.replicas, spec.constraints.arrangement) = (2, crate::job::Arrangement::Spread);
+    spec.constraints.max_run_ms = Some(2 * HOUR_MS);
+    testing::try_run_at(&mut state, testing::schedule("r1", spec), SUNDAY).unwrap();
+    later(&mut state, SUNDAY + 1);
+    assert_eq!(held(&state, "t1"), 2000, "both run on the node that can be paid");
+}

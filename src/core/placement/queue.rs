@@ -3,7 +3,7 @@
 //! by age. The first few that wait for room keep a node each, so that later and smaller work
 //! can't starve them.
 
-use super::{Limits, devices, filter, place, preempt};
+use super::{Limits, devices, filter, preempt};
 use crate::budget::{Rates, judge};
 use crate::capacity::{Class, Flavor};
 use crate::claim::{self, Claim};
@@ -244,13 +244,8 @@ fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placem
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
-    let picks = place(
-        state,
-        &job.spec,
-        &wanted,
-        Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) },
-    );
-    let picks = judge::payable(state, Some(job.tenant), &job.spec, &job.replicas, picks);
+    let limits = Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) };
+    let picks = judge::affordable(state, Some(job.tenant), &job.spec, &job.replicas, &wanted, limits);
     picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()
 }
 
