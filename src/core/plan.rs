@@ -568,7 +568,7 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let held = queue::kept_nodes(state, spec.priority);
     let kept = !held.is_empty();
     let limits = Limits { held, ..Limits::default() };
-    let picks = budget::judge::affordable(state, tenant, spec, &[], &wanted, limits.clone());
+    let (picks, _) = budget::judge::affordable(state, tenant, spec, &[], &wanted, limits.clone());
     // Also what the quota cut off: it may be in the hands of those who borrowed it.
     let all: Vec<u16> = (0..spec.replicas).collect();
     let rest = &all[picks.len()..];

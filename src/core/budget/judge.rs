@@ -172,8 +172,9 @@ fn payable(
     picks
 }
 
-/// Places for a job that can be paid. Where the best are too dear, the cheapest nodes are tried before it waits:
-/// to be spread, or near, is a wish.
+/// Places for a job that can be paid, and whether there were any: who finds room and can't pay it waits for its
+/// budget, not for room. Where the best are too dear, the cheapest nodes are tried before it waits: to be spread,
+/// or near, is a wish.
 pub fn affordable(
     state: &State,
     tenant: Option<TenantNo>,
@@ -181,14 +182,15 @@ pub fn affordable(
     replicas: &[Replica],
     wanted: &[u16],
     limits: Limits,
-) -> Vec<(u16, Pick)> {
+) -> (Vec<(u16, Pick)>, bool) {
     let picks = place(state, spec, wanted, limits.clone());
     let any = !picks.is_empty();
     let paid = payable(state, tenant, spec, replicas, picks);
-    match paid.is_empty() && any {
+    let paid = match paid.is_empty() && any {
         true => payable(state, tenant, spec, replicas, place(state, &thrifty(state, spec), wanted, limits)),
         false => paid,
-    }
+    };
+    (paid, any)
 }
 
 /// The same job, on the cheapest nodes that could ever hold it.

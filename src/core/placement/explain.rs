@@ -120,13 +120,32 @@ pub fn blockers_of(
     let wanted: Vec<u16> = (0..replicas.min(1024) as u16).collect();
     let placed =
         place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
-    let price = placed.first().map(|(_, pick)| meter::price(state, &pick.alloc));
+    // Of a gang the dearest: some of its places may cost nothing.
+    let price = placed.iter().map(|(_, pick)| meter::price(state, &pick.alloc)).max();
     out.extend(budget(price).map(|over| over.blocker()));
     if placed.is_empty() {
-        out.extend(quota::shut_types(state, tenant, spec, replicas));
-        out.extend(capacity_blockers(state, spec, replicas));
+        let room = capacity_blockers(state, spec, replicas);
+        out.extend(between_types(state, tenant, spec, replicas, room.is_empty()));
+        out.extend(room);
     }
     out.sort_by_key(|b| (!b.permanent, b.reason == Reason::NotEnoughForGang));
+    out
+}
+
+/// Types of GPU of which the tenant may hold no more; where only those have room, also why the others have none.
+fn between_types(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: &JobSpec,
+    replicas: u64,
+    has_room: bool,
+) -> Vec<Blocker> {
+    let mut out = quota::shut_types(state, tenant, spec, replicas);
+    if let Some(open) = super::narrowed(state, spec).filter(|_| has_room && !out.is_empty()) {
+        let room = capacity_blockers(state, &open, replicas);
+        // A type that is shut may be opened.
+        out.extend(room.into_iter().map(|blocker| Blocker { permanent: false, ..blocker }));
+    }
     out
 }
 

@@ -129,6 +129,11 @@ fn target(state: &State, spec: &JobSpec, taken: &[NodeNo]) -> Option<NodeNo> {
         }
         class.takes_work() && judged.is_some_and(|(_, may)| may)
     };
+    if let Some(name) = &spec.constraints.node {
+        let node = state.node_named(name)?.no;
+        let class = state.capacity().class(node).filter(|_| !taken.contains(&node))?;
+        return could(class, &class.flavor).then_some(node);
+    }
     let mut best: Option<(u64, u64, Reverse<NodeNo>)> = None;
     for (class, nodes) in &state.capacity().classes {
         if !could(class, &class.flavor) {
@@ -171,7 +176,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         let mut fails_now = false;
         if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
             scratch.stand(&job.spec);
-            let placements = fill(&scratch, job, &kept);
+            let (placements, room) = fill(&scratch, job, &kept);
             if !placements.is_empty() {
                 for placement in &placements {
                     scratch.book(&job.spec, placement.replica, &placement.alloc);
@@ -181,6 +186,10 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
                 let come = Rates::with(&scratch, &job.spec, &job.replicas, &prices);
                 scratch.meter_job(job.tenant, &gone, &come);
                 out.push(crate::command::Command::Place { job: job.no, placements });
+                continue;
+            }
+            // There is room, and it can't be paid: nobody has to make any, and none is kept.
+            if room {
                 continue;
             }
             // Nothing is released within a pass, so an equal ask fails as well; but not for want of a budget or
@@ -239,14 +248,14 @@ fn shape(spec: &JobSpec, wanted: usize) -> Shape<'_> {
     (&spec.resources, &spec.constraints, at_once, priced)
 }
 
-/// Places for as many waiting replicas of the job as quota and room allow.
-fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> Vec<crate::command::Placement> {
+/// Places for as many waiting replicas of the job as quota, room and budget allow, and whether there was room.
+fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> (Vec<crate::command::Placement>, bool) {
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) };
-    let picks = judge::affordable(state, Some(job.tenant), &job.spec, &job.replicas, &wanted, limits);
-    picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()
+    let (picks, room) = judge::affordable(state, Some(job.tenant), &job.spec, &job.replicas, &wanted, limits);
+    (picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect(), room)
 }
 
 /// How many free ports to pass over for replicas whose last port was taken by

@@ -419,17 +419,16 @@ pub fn unplaced(state: &State) -> Option<String> {
     }
     for job in queue::waiters(state, usize::MAX) {
         let reasons: Vec<Reason> = explain::blockers(state, &job).iter().map(|b| b.reason).collect();
-        let own = [
-            Reason::WaitingForQuota,
-            Reason::ExceedsMaxQuota,
-            Reason::BudgetExhausted,
-            Reason::ConsentRevoked,
-            Reason::Backoff,
-        ];
+        let own = [Reason::ExceedsMaxQuota, Reason::BudgetExhausted, Reason::ConsentRevoked, Reason::Backoff];
+        // A quota of one type of device may stand in the way of that type alone, and room in that of the others.
+        let quota = match state.typed.is_empty() {
+            true => reasons.contains(&Reason::WaitingForQuota),
+            false => reasons.iter().all(|reason| *reason == Reason::WaitingForQuota),
+        };
         match reasons.as_slice() {
             [] => return Some(format!("{} waits without a reason", job.request)),
             [Reason::Priority] => return Some(format!("{} waits behind nobody who waits for room", job.request)),
-            some if some.iter().any(|reason| own.contains(reason)) => {}
+            some if quota || some.iter().any(|reason| own.contains(reason)) => {}
             _ => return None,
         }
     }
