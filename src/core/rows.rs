@@ -304,8 +304,12 @@ impl State {
                 Table::Node => state.put_node(read::<Node>(table, &bytes)?),
                 Table::Tenant => state.put_tenant(read::<Tenant>(table, &bytes)?),
                 Table::Member => state.put_member(read::<Member>(table, &bytes)?),
-                // Jobs need the nodes, which may come later.
-                Table::Job => jobs.push(read::<Job>(table, &bytes)?),
+                // Jobs need the nodes, which may come later; equal specs are one at once, or all would be there twice.
+                Table::Job => {
+                    let mut job = read::<Job>(table, &bytes)?;
+                    state.share_spec(&mut job);
+                    jobs.push(job);
+                }
                 Table::Request => {
                     let length = key.len();
                     let key = key.try_into().map_err(|_| Error::Key { table, length })?;

@@ -337,7 +337,7 @@ impl State {
     }
 
     /// Takes the tenant's newest spec for its own where they are equal.
-    fn share_spec(&mut self, job: &mut Job) {
+    pub(crate) fn share_spec(&mut self, job: &mut Job) {
         match self.newest.get(&job.tenant) {
             Some(newest) if *newest == job.spec => job.spec = newest.clone(),
             _ => _ = self.newest.insert(job.tenant, job.spec.clone()),
