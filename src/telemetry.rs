@@ -51,7 +51,7 @@ impl std::ops::Deref for Metrics {
 /// The families, by the name they have in CONVENTIONS.
 pub struct Families {
     registry: Registry,
-    /// `nf_sched_requests_total{phase,tenant}`; counts go through [`Metrics::tenant_label`].
+    /// `nf_sched_requests_total{phase,tenant}`; the API bounds how many tenants have one of their own.
     pub sched_requests: IntCounterVec,
     pub schedule_seconds: Histogram,
     pub model_deploys: IntCounterVec,
@@ -255,11 +255,11 @@ mod tests {
         "nf_raft_fsync_duration_seconds",
         "nf_leader_establish_seconds",
         "nf_tls_connections_total",
+        "nf_autoscale_decisions_total",
     ];
     const LATER: &[&str] = &[
         "nf_gpu_utilization_ratio",
         "nf_gpu_memory_used_bytes",
-        "nf_autoscale_decisions_total",
         "nf_autoscale_signal_age_seconds",
         "nf_slo_attainment_ratio",
         "nf_policy_checks_total",
@@ -273,6 +273,7 @@ mod tests {
         // Families with labels appear with their first series.
         metrics.sched_requests.with_label_values(&["placed", "t1"]).inc();
         metrics.model_deploys.with_label_values(&["t1", "m1"]).inc();
+        metrics.autoscale_decisions.with_label_values(&["t1", "m1", "up", "Idle"]).inc();
         metrics.replicas.with_label_values(&["t1", "m1", "Ready"]).set(1);
         metrics.pending.with_label_values(&["Resources"]).set(1);
         metrics.gpus.with_label_values(&["used"]).set(1.0);

@@ -162,7 +162,7 @@ settings! {
     tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
     pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,
-        "hybrid, classical or off for transport; off only on loopback";
+        "hybrid: members and workers start with nothing else";
     prom_url: Option<String> = "", "PROM_URL", parse::url,
         "Prometheus to read services' queue depth and latency from; what agents read from the replicas when not set";
     #[secret] #[unused] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,

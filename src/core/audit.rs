@@ -358,10 +358,6 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
     pub fn push(&mut self, leaf: Hash) {
         let mut node = leaf;
         // As a carry runs through a binary counter, each full pair becomes one subtree.

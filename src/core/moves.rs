@@ -280,7 +280,7 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
                       stops it for good";
         return vec![Blocker { reason: Reason::BadConstraints, detail: detail.into(), nodes: 0, permanent: true }];
     }
-    let budget = |price| judge::blocks_copy(state, job, price);
+    let budget = |prices: &[u128]| judge::blocks_copy(state, job, prices);
     let mut out = explain::blockers_of(state, Some(job.tenant), &job.spec, 1, budget);
     explain::put_withheld(state, job, &mut out);
     out

@@ -5,6 +5,7 @@ use crate::approval::{self, Version};
 use crate::audit::{Actor, Receipt};
 use crate::autoscaler;
 use crate::bounds;
+use crate::budget::afford::Offer;
 use crate::budget;
 use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
@@ -551,7 +552,7 @@ impl Draft {
             return vec![explain::claiming(state, claim)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
-        let budget = |price| budget::judge::blocks_new(state, tenant, spec, &self.picks, price);
+        let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
         let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
         if out.is_empty() && self.kept {
             let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
@@ -568,7 +569,10 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     let held = queue::kept_nodes(state, spec.priority);
     let kept = !held.is_empty();
     let limits = Limits { held, ..Limits::default() };
-    let (picks, _) = budget::judge::affordable(state, tenant, spec, &[], &wanted, limits.clone());
+    let picks = match budget::afford::affordable(state, tenant, spec, &[], &wanted, &limits) {
+        Offer::Places(picks) => picks,
+        Offer::NoRoom(_) | Offer::TooDear => Vec::new(),
+    };
     // Also what the quota cut off: it may be in the hands of those who borrowed it.
     let all: Vec<u16> = (0..spec.replicas).collect();
     let rest = &all[picks.len()..];

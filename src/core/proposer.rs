@@ -107,11 +107,6 @@ impl Proposer {
         room
     }
 
-    /// Entries that are written and not yet settled.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
     /// Calls that wait to be planned.
     pub fn queued(&self) -> usize {
         self.queue.len()

@@ -27,7 +27,7 @@ pub trait Dial: Send + Sync + 'static {
     fn channel(&self, to: &Address) -> Result<Channel, String>;
 }
 
-/// Connections without TLS, for tests and for `PQC_MODE=off` on loopback.
+/// Connections without TLS, for tests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 

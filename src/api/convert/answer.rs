@@ -1,6 +1,7 @@
 //! What the REST API answers, as types: their serde form is the contract and
 //! their schema the OpenAPI document. It does not decide anything.
 
+use crate::models::Checksum;
 use nf_core::command::Mode;
 use nf_core::job::{Arrangement, Constraints, Job, JobSpec, JobState, Restart};
 use nf_core::placement::Why;
@@ -470,7 +471,7 @@ impl JobBody {
             priority: spec.priority,
             gang: spec.gang,
             runtime: spec.runtime.name().into(),
-            manifest_sha256: spec.manifest.map(|digest| hex(&digest)),
+            manifest_sha256: spec.manifest.map(|digest| Checksum(digest).to_string()),
             approved_by: spec.approved_by.as_ref().map(ToString::to_string),
             resources: (&spec.resources).into(),
             constraints: (&spec.constraints).into(),
@@ -499,14 +500,6 @@ impl JobBody {
             read,
         }
     }
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }
 
 /// A job in a list.

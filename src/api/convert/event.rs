@@ -13,7 +13,8 @@ pub struct EventBody {
     /// Counts without gaps.
     pub seq: u64,
     pub at: String,
-    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `device`, `tenant`, `member`, `level`, `policy`, `gave_way`.
+    /// `job`, `replica`, `move`, `node`, `cordon`, `drain`, `device`, `tenant`, `member`, `level`, `policy`,
+    /// `gave_way`, `scaled`, `rollout`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,

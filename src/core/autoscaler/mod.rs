@@ -110,21 +110,6 @@ impl Autoscaler {
         &self.service
     }
 
-    /// What would have been, for each way of being careful.
-    pub fn choice(&self) -> Option<&Choice> {
-        self.choice.as_ref()
-    }
-
-    /// What came in each five minutes of the last day, for whoever keeps it beyond a restart.
-    pub fn day(&self) -> &Day {
-        &self.day
-    }
-
-    /// Takes up a day that was kept.
-    pub fn recall(&mut self, roll_ups: impl IntoIterator<Item = (u64, u64)>) {
-        self.day.recall(roll_ups);
-    }
-
     /// What quota and budget leave, from now on.
     pub fn limit(&mut self, limits: Limits) {
         self.limits = limits;

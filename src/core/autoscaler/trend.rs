@@ -54,8 +54,6 @@ pub struct Level {
     pub error_m: u64,
     /// Change per 1,000 seconds that is certain enough, in thousandths per second.
     pub slope_m: i64,
-    /// Over the last interval alone.
-    pub last_m: u64,
     /// Over the longest window, whether it agrees or not.
     pub long_m: u64,
     /// The window that was chosen.
@@ -92,7 +90,7 @@ impl Trend {
     /// The estimate, from the shortest window to the longest that agrees.
     pub fn level(&self) -> Level {
         let Some(last) = self.came.back() else { return Level::default() };
-        let mut level = Level { last_m: last.count_m.saturating_mul(1000) / last.dt_ms.max(1), ..Level::default() };
+        let mut level = Level::default();
         let (mut low, mut high) = (0, u64::MAX);
         let mut agrees = true;
         let mut sums = Sums::default();

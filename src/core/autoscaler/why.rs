@@ -1,11 +1,10 @@
 //! Why the autoscaler decided as it did: the tokens of the common vocabulary that
-//! are about scaling. They are not in the log yet, so they have an enum of their
-//! own. It does not know how a decision is made.
+//! are about scaling. It does not know how a decision is made.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A stable token; its spelling is part of the API. Append, never insert: the order is part of the journal.
+/// A stable token; its spelling is part of the API. Append, never insert: the order is part of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Why {
     /// Requests take longer than they should, though nobody waits.

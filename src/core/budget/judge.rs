@@ -8,8 +8,8 @@ use super::meter::{Rates, Two, prices};
 use super::{Kind, Limit, START_MS, Window, midnight};
 use crate::command::Placement;
 use crate::id::{Revision, TenantId, TenantNo};
-use crate::job::{Allocation, Constraints, Job, JobSpec, Replica};
-use crate::placement::{Limits, Pick, filter, place};
+use crate::job::{Allocation, Job, JobSpec, Replica};
+use crate::placement::{Pick, filter};
 use crate::quota::tree;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::state::State;
@@ -127,10 +127,10 @@ pub fn check_copy(state: &State, job: &Job, replica: u16, alloc: &Allocation) ->
     judge(state, &path, &before, &after)
 }
 
-/// The limit that stands in the way of a second copy of any replica, at `price`.
-pub fn blocks_copy(state: &State, job: &Job, price: Option<u128>) -> Option<Over> {
+/// The limit that stands in the way of a second copy of any replica, at the first of these prices.
+pub fn blocks_copy(state: &State, job: &Job, known: &[u128]) -> Option<Over> {
     let path = watched(state, Some(job.tenant))?;
-    let price = price.unwrap_or_else(|| lowest(state, &job.spec));
+    let price = known.first().copied().unwrap_or_else(|| lowest(state, &job.spec));
     judge(state, &path, &Rates::default(), &Rates::copy(&job.spec, price)).err()
 }
 
@@ -151,7 +151,7 @@ fn waiting(spec: &JobSpec) -> Vec<Replica> {
 
 /// Of the places for a job those that can be paid, the first first; for a gang all or none.
 /// `replicas` is empty for one that is not there yet.
-fn payable(
+pub fn payable(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &JobSpec,
@@ -172,44 +172,15 @@ fn payable(
     picks
 }
 
-/// Places for a job that can be paid, and whether there were any: who finds room and can't pay it waits for its
-/// budget, not for room. Where the best are too dear, the cheapest nodes are tried before it waits: to be spread,
-/// or near, is a wish.
-pub fn affordable(
-    state: &State,
-    tenant: Option<TenantNo>,
-    spec: &JobSpec,
-    replicas: &[Replica],
-    wanted: &[u16],
-    limits: Limits,
-) -> (Vec<(u16, Pick)>, bool) {
-    let picks = place(state, spec, wanted, limits.clone());
-    let any = !picks.is_empty();
-    let paid = payable(state, tenant, spec, replicas, picks);
-    let paid = match paid.is_empty() && any {
-        true => payable(state, tenant, spec, replicas, place(state, &thrifty(state, spec), wanted, limits)),
-        false => paid,
-    };
-    (paid, any)
-}
-
-/// The same job, on the cheapest nodes that could ever hold it.
-fn thrifty(state: &State, spec: &JobSpec) -> JobSpec {
-    let able = state.capacity().classes.keys().filter(|class| filter::may_ever_run(&class.flavor, spec));
-    let lowest = able.map(|class| filter::cost_per_hour(&class.flavor, spec)).min().unwrap_or(0);
-    let most = lowest.saturating_mul(spec.most_replicas().into());
-    JobSpec { constraints: Constraints { max_cost_per_hour: Some(most), ..spec.constraints.clone() }, ..spec.clone() }
-}
-
-/// The limit that stands in the way of a waiting job's next replica, or of all of a gang, at
-/// `price` or, where that is not known, at the lowest there is.
-pub fn blocks(state: &State, job: &Job, price: Option<u128>) -> Option<Over> {
+/// The limit that stands in the way of a waiting job's next replica, or of all of a gang, at these
+/// prices in their order or, where they are not known, at the lowest there is.
+pub fn blocks(state: &State, job: &Job, known: &[u128]) -> Option<Over> {
     let path = watched(state, Some(job.tenant))?;
     let priced = path.iter().filter_map(|tenant| tenant.quota.budgets.as_deref());
     let priced = priced.flat_map(|budgets| budgets.money).any(|limit| limit.is_some());
-    let price = price.unwrap_or_else(|| if priced { lowest(state, &job.spec) } else { 0 });
+    let lowest = if priced { lowest(state, &job.spec) } else { 0 };
     let next = job.placeable(state.meta().now_ms).take(if job.spec.gang { usize::MAX } else { 1 });
-    let placed: Vec<_> = next.map(|replica| (replica, price)).collect();
+    let placed: Vec<_> = next.zip(known.iter().copied().chain(std::iter::repeat(lowest))).collect();
     places(state, &path, &job.spec, &job.replicas, &placed).err()
 }
 
@@ -219,13 +190,14 @@ pub fn blocks_new(
     tenant: Option<TenantNo>,
     spec: &JobSpec,
     picks: &[(u16, Pick)],
-    price: Option<u128>,
+    known: &[u128],
 ) -> Option<Over> {
     let path = watched(state, tenant)?;
     let mut placed: Vec<_> = picks.iter().map(|(no, pick)| (*no, super::meter::price(state, &pick.alloc))).collect();
     let rest = (0..spec.replicas).filter(|no| picks.iter().all(|(placed, _)| placed != no));
-    let price = price.unwrap_or_else(|| lowest(state, spec));
-    placed.extend(rest.take(if spec.gang { usize::MAX } else { 1 }).map(|no| (no, price)));
+    let rest = rest.take(if spec.gang { usize::MAX } else { 1 });
+    let known = known.iter().copied().chain(std::iter::repeat_with(|| lowest(state, spec)));
+    placed.extend(rest.zip(known));
     places(state, &path, spec, &waiting(spec), &placed).err()
 }
 

@@ -333,3 +333,26 @@ fn a_dear_node_that_is_preferred_keeps_nothing_from_a_cheap_one() {
     later(&mut state, SUNDAY + 1);
     assert_eq!(held(&state, "t1"), 2000, "both run on the node that can be paid");
 }
+
+/// Who can pay the cheap node alone waits for room there: it is kept for it, and the dear one is not.
+#[test]
+fn a_cheap_node_is_kept_for_who_can_pay_no_other() {
+    let mut state = world();
+    let mut dear = testing::node_spec(8);
+    dear.cost_per_hour.insert(DeviceType::new("H100-80G").unwrap(), 500_000_000);
+    testing::try_run_at(&mut state, testing::register("n2", dear), SUNDAY).unwrap();
+    set(&mut state, "t1", None, money(Window::Day, 500));
+    set(&mut state, "t2", None, Budgets::default());
+    let job = |tenant: &str, gpus, on: Option<&str>, priority| {
+        let mut spec = testing::job_spec(tenant, Gpus::Whole(gpus));
+        spec.constraints.node = on.map(|node| NodeName::new(node).unwrap());
+        (spec.priority, spec.constraints.max_run_ms) = (priority, Some(2 * HOUR_MS));
+        spec
+    };
+    testing::try_run_at(&mut state, testing::schedule("there", job("t2", 1, Some("n1"), 0)), SUNDAY).unwrap();
+    testing::try_run_at(&mut state, testing::schedule("big", job("t1", 8, None, 10)), SUNDAY).unwrap();
+    testing::try_run_at(&mut state, testing::schedule("small", job("t2", 1, Some("n1"), 0)), SUNDAY).unwrap();
+    testing::try_run_at(&mut state, testing::schedule("else", job("t2", 1, Some("n2"), 0)), SUNDAY).unwrap();
+    later(&mut state, SUNDAY + 1);
+    assert_eq!((held(&state, "t1"), held(&state, "t2")), (0, 2000), "n1 is kept for `big`; n2 is nobody's");
+}

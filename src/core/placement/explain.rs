@@ -31,7 +31,7 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     if let Some(claim) = &job.claim {
         return vec![claiming(state, claim)];
     }
-    let budget = |price| judge::blocks(state, job, price);
+    let budget = |prices: &[u128]| judge::blocks(state, job, prices);
     let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting, budget);
     put_withheld(state, job, &mut out);
     let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
@@ -108,21 +108,20 @@ pub fn claiming(state: &State, claim: &Claim) -> Blocker {
 }
 
 /// The blockers of `replicas` waiting replicas of a job that need not exist yet.
-/// `budget` says which limit stands in the way at a price, or at the lowest there is.
+/// `budget` says which limit stands in the way at these prices, or at the lowest there is.
 pub fn blockers_of(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &JobSpec,
     replicas: u64,
-    budget: impl Fn(Option<u128>) -> Option<Over>,
+    budget: impl Fn(&[u128]) -> Option<Over>,
 ) -> Vec<Blocker> {
     let mut out = quota::blockers(state, tenant, spec, replicas);
     let wanted: Vec<u16> = (0..replicas.min(1024) as u16).collect();
     let placed =
         place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
-    // Of a gang the dearest: some of its places may cost nothing.
-    let price = placed.iter().map(|(_, pick)| meter::price(state, &pick.alloc)).max();
-    out.extend(budget(price).map(|over| over.blocker()));
+    let prices: Vec<u128> = placed.iter().map(|(_, pick)| meter::price(state, &pick.alloc)).collect();
+    out.extend(budget(&prices).map(|over| over.blocker()));
     if placed.is_empty() {
         let room = capacity_blockers(state, spec, replicas);
         out.extend(between_types(state, tenant, spec, replicas, room.is_empty()));

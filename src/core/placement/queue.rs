@@ -4,6 +4,7 @@
 //! can't starve them.
 
 use super::{Limits, devices, filter, preempt};
+use crate::budget::afford::{Offer, affordable};
 use crate::budget::{Rates, judge};
 use crate::capacity::{Class, Flavor};
 use crate::claim::{self, Claim};
@@ -14,6 +15,7 @@ use crate::reason::Reason;
 use crate::resources::Resources;
 use crate::state::State;
 use crate::trust;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -81,7 +83,7 @@ fn waits_for_room(state: &State, job: &Job) -> bool {
         && job.claim.is_none()
         && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
         && quota::types::some_open(state, Some(job.tenant), &job.spec, times)
-        && judge::blocks(state, job, None).is_none()
+        && judge::blocks(state, job, &[]).is_none()
 }
 
 /// The nodes kept for those of the first waiters that go before `priority`
@@ -164,7 +166,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             break;
         }
         // It may be let in again, or be paid for, and takes no room meanwhile.
-        if trust::withheld(state, job).is_some() || judge::blocks(&scratch, job, None).is_some() {
+        if trust::withheld(state, job).is_some() || judge::blocks(&scratch, job, &[]).is_some() {
             continue;
         }
         let wanted = job.placeable(state.meta().now_ms).count();
@@ -174,23 +176,23 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         }
         let shape = shape(&job.spec, wanted);
         let mut fails_now = false;
+        let mut ask = Cow::Borrowed(&*job.spec);
         if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
             scratch.stand(&job.spec);
-            let (placements, room) = fill(&scratch, job, &kept);
-            if !placements.is_empty() {
-                for placement in &placements {
-                    scratch.book(&job.spec, placement.replica, &placement.alloc);
+            match fill(&scratch, job, &kept) {
+                Offer::Places(picks) => {
+                    let placements: Vec<_> =
+                        picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
+                    book(&mut scratch, job, &placements);
+                    out.push(crate::command::Command::Place { job: job.no, placements });
+                    continue;
                 }
-                let prices = crate::budget::meter::prices(&scratch, &placements);
-                let gone = Rates::of(&scratch, &job.spec, &job.replicas);
-                let come = Rates::with(&scratch, &job.spec, &job.replicas, &prices);
-                scratch.meter_job(job.tenant, &gone, &come);
-                out.push(crate::command::Command::Place { job: job.no, placements });
-                continue;
-            }
-            // There is room, and it can't be paid: nobody has to make any, and none is kept.
-            if room {
-                continue;
+                // Nobody has to make room for it, and none is kept.
+                Offer::TooDear => {
+                    *failed += 1;
+                    continue;
+                }
+                Offer::NoRoom(narrower) => ask = narrower,
             }
             // Nothing is released within a pass, so an equal ask fails as well; but not for want of a budget or
             // of a device type that only its tenant lacks.
@@ -206,14 +208,14 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             && asked.len() < TRIES
             && preempt::may_help(&scratch, job)
             && asked.insert((job.tenant, job.spec.priority, shape))
-            && let Some(claim) = make_room(&scratch, job, &kept)
+            && let Some(claim) = make_room(&scratch, job, &ask, &kept)
         {
             out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
             // What the victims held is neither free nor theirs any more: the next pass sees it.
             break;
         }
         if fails_now && keepers < KEPT {
-            let found = targets(&scratch, &job.spec, wanted, &kept);
+            let found = targets(&scratch, &ask, wanted, &kept);
             keepers += usize::from(!found.is_empty());
             kept.extend(found);
         }
@@ -221,12 +223,23 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     out
 }
 
-/// Others who give way to the job, for all its replicas that wait, or else for one of them.
-fn make_room(state: &State, job: &Job, kept: &[NodeNo]) -> Option<Claim> {
+/// What the later ones of a pass see of a job's new places.
+fn book(scratch: &mut State, job: &Job, placements: &[crate::command::Placement]) {
+    for placement in placements {
+        scratch.book(&job.spec, placement.replica, &placement.alloc);
+    }
+    let prices = crate::budget::meter::prices(scratch, placements);
+    let gone = Rates::of(scratch, &job.spec, &job.replicas);
+    let come = Rates::with(scratch, &job.spec, &job.replicas, &prices);
+    scratch.meter_job(job.tenant, &gone, &come);
+}
+
+/// Others who give way to the job, as it asks now, for all its replicas that wait, or else for one of them.
+fn make_room(state: &State, job: &Job, ask: &JobSpec, kept: &[NodeNo]) -> Option<Claim> {
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
-    let claim = claim_for(state, &job.spec, &wanted, &limits)?;
+    let claim = claim_for(state, ask, &wanted, &limits)?;
     let paid = judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
     paid.is_ok().then_some(claim)
 }
@@ -248,14 +261,13 @@ fn shape(spec: &JobSpec, wanted: usize) -> Shape<'_> {
     (&spec.resources, &spec.constraints, at_once, priced)
 }
 
-/// Places for as many waiting replicas of the job as quota, room and budget allow, and whether there was room.
-fn fill(state: &State, job: &Job, kept: &[NodeNo]) -> (Vec<crate::command::Placement>, bool) {
+/// Places for as many waiting replicas of the job as quota, room and budget allow.
+fn fill<'a>(state: &State, job: &'a Job, kept: &[NodeNo]) -> Offer<'a> {
     let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) };
-    let (picks, room) = judge::affordable(state, Some(job.tenant), &job.spec, &job.replicas, &wanted, limits);
-    (picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect(), room)
+    affordable(state, Some(job.tenant), &job.spec, &job.replicas, &wanted, &limits)
 }
 
 /// How many free ports to pass over for replicas whose last port was taken by

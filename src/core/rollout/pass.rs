@@ -51,7 +51,7 @@ pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
     job.open_rollout().filter(|_| !job.stopped)?;
     let mut scratch = state.speculative();
     matches!(look(&mut scratch, job), Look::Blocked).then(|| {
-        let budget = |price| judge::blocks_copy(state, job, price);
+        let budget = |prices: &[u128]| judge::blocks_copy(state, job, prices);
         let target = job.target_revision();
         let mut blockers = explain::blockers_of(state, Some(job.tenant), job.spec_of(target), 1, budget);
         if let Err(refusal) = trust::judge_change(state, job, target, target) {

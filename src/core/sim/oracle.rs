@@ -282,7 +282,7 @@ impl Oracle {
         }
     }
 
-    /// A client got its answer; `ended_before` are jobs that had ended when it called.
+    /// A client got its answer.
     pub fn on_reply(&mut self, intent: &Intent, reply: &Reply) {
         match (intent, &reply.result) {
             (Intent::Schedule { submission, .. }, Ok(Answer::Job { no, .. })) => {

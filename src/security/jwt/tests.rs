@@ -386,7 +386,6 @@ fn the_file_of_keys_is_followed_and_a_bad_one_changes_nothing() {
     assert_eq!((watch.look(), count(&tokens)), (Ok(false), [true, false]), "the old keys stay");
     std::fs::write(&path, new.jwks().to_string()).unwrap();
     assert_eq!((watch.look(), count(&tokens)), (Ok(true), [false, true]));
-    assert_eq!(watch.failures().load(std::sync::atomic::Ordering::Relaxed), 2);
 }
 
 #[test]

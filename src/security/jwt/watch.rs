@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often the file is looked at.
@@ -22,7 +21,6 @@ pub struct Watch {
     /// The bytes that were looked at last, good or bad.
     last: Vec<u8>,
     failed: Option<String>,
-    failures: Arc<AtomicU64>,
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Refusal> {
@@ -43,16 +41,11 @@ impl Watch {
         let keys = Keys::parse(&path.display().to_string(), &bytes)?;
         let verifier = Verifier::new(keys, issuer);
         let verifier = Arc::new(if wants_id { verifier.wanting_ids() } else { verifier });
-        Ok(Self { path: path.to_owned(), verifier, last: bytes, failed: None, failures: Arc::default() })
+        Ok(Self { path: path.to_owned(), verifier, last: bytes, failed: None })
     }
 
     pub fn verifier(&self) -> Arc<Verifier> {
         self.verifier.clone()
-    }
-
-    /// How many changes of the file could not be used, for a metric.
-    pub fn failures(&self) -> Arc<AtomicU64> {
-        self.failures.clone()
     }
 
     /// Looks at the file; true when keys were replaced.
@@ -89,7 +82,6 @@ impl Watch {
         if self.failed.as_ref() == Some(&text) {
             return Ok(false);
         }
-        self.failures.fetch_add(1, Ordering::Relaxed);
         self.failed = Some(text);
         Err(refusal)
     }

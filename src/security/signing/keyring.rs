@@ -39,10 +39,6 @@ impl KeyRing {
         self.keys.iter().find(|key| key.id() == hint || key.pem_id() == hint)
     }
 
-    pub fn has_post_quantum(&self) -> bool {
-        self.keys.iter().any(|key| key.kind.post_quantum())
-    }
-
     /// Adds a key.
     ///
     /// # Errors

@@ -66,11 +66,6 @@ impl Shape {
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|shape| shape.name() == name)
     }
-
-    /// What a replay must be good at: these loads can be foreseen or followed.
-    pub fn smooth(self) -> bool {
-        matches!(self, Shape::Steady | Shape::Diurnal | Shape::Ramp | Shape::Conversation)
-    }
 }
 
 const MINUTE: u64 = 60_000;
