@@ -97,7 +97,14 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
     let ahead = first.take(HEAD).filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
     let mut kept = claim::nodes(state);
     for job in ahead.take(KEPT) {
-        kept.extend(targets(state, &job.spec, job.placeable(state.meta().now_ms).count(), &kept));
+        // What it can't pay is not kept for it.
+        let ask = match judge::concerns(state, job.tenant) {
+            true => fill(state, &job, &kept),
+            false => Offer::NoRoom(Cow::Borrowed(&*job.spec)),
+        };
+        if let Offer::NoRoom(ask) = ask {
+            kept.extend(targets(state, &ask, job.placeable(state.meta().now_ms).count(), &kept));
+        }
     }
     kept
 }
