@@ -127,7 +127,7 @@ impl Post {
     /// Writes a line of ours into the replica's log, between those of its program.
     pub(super) async fn note(&self, text: &str) {
         let (path, line) = (self.log(), format!("{} nf: {text}\n", jiff::Timestamp::now().strftime("%FT%TZ")));
-        let written = tokio::task::spawn_blocking(move || logs::append(&path, &line)).await;
+        let written = tokio::task::spawn_blocking(move || logs::append(&path, line.as_bytes())).await;
         if let Ok(Err(e)) = written {
             tracing::warn!(request = %self.launch.request, error = %e, "a replica's log can't be written");
         }

@@ -191,6 +191,36 @@ def test_logs_are_followed_and_have_an_end(lab):
     lab.stop("talks")
 
 
+def test_of_bursts_of_output_every_line_is_told_once(lab):
+    lab.schedule("bursts")
+    address = lab.ready("bursts")
+    env = {**lab.member.environment, "NF_ADDR": lab.member.url()}
+    heard = lab.folder / "heard"
+    with heard.open("wb") as out:
+        follower = subprocess.Popen([str(NF), "logs", "-f", "bursts"], env=env, stdout=out, stderr=out)
+    # A megabyte each, four as the engine keeps them; in all more than the 8 MiB at which either log begins anew.
+    bursts = [45_000 + n for n in range(10)]
+    try:
+        for lines in bursts:
+            get(address, f"/say/{lines}", timeout=60)
+            # Nothing else is said meanwhile that could bring it along.
+            eventually("its last line is there", lambda: f"line {lines - 1} of {lines}\n".encode() in tail(heard), 30)
+    finally:
+        follower.kill()
+        follower.wait()
+    said = [line.split()[-4:] for line in heard.read_text().splitlines() if " of " in line]
+    for lines in bursts:
+        got = [int(words[1]) for words in said if words[3] == str(lines)]
+        assert got == list(range(lines)), (lines, len(got), sorted(set(range(lines)) - set(got))[:5])
+    lab.stop("bursts")
+
+
+def tail(path):
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return file.read()
+
+
 def test_a_stop_drains_then_ends_and_leaves_nothing(lab):
     lab.schedule("drains")
     address = lab.ready("drains")
