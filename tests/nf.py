@@ -89,7 +89,7 @@ def free_dev_port():
 class Process:
     """One `nf` process and what it wrote."""
 
-    def __init__(self, folder, args, settings=None, name="nf"):
+    def __init__(self, folder, args, settings=None, name="nf", program=NF):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.log = folder, folder / f"{name}.log"
         # Nothing of the tester's own settings may leak in.
@@ -104,7 +104,7 @@ class Process:
         }
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
-                [str(NF), *args], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [str(program), *args], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     @property

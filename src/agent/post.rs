@@ -2,11 +2,11 @@
 //! far it is, hears that it should stop, finds its places on disk and writes to
 //! the replica's log.
 
-use super::executor::{ExecutorConfig, Shared};
+use super::executor::{ExecutorConfig, Shared, now_ms};
 use super::logs;
 use super::record::Launch;
 use super::scrape::Said;
-use crate::exchange::life::Life;
+use crate::exchange::life::{Life, Stop};
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
@@ -102,6 +102,16 @@ impl Post {
         self.shared.live((self.launch.id, self.launch.generation), change);
     }
 
+    /// A stop has begun: TERM comes then at the latest, and KILL, by the time of day.
+    pub(super) fn stops(&self, why: Reason, term_ms: u64, kill_ms: u64) {
+        let now_ms = now_ms();
+        self.live(|life| {
+            life.step("Draining", now_ms, Some(why.token()));
+            let since_ms = life.stop.map_or(now_ms, |stop| stop.since_ms);
+            life.stop = Some(Stop { since_ms, term_ms, kill_ms });
+        });
+    }
+
     /// Waits until the replica should stop, and says why.
     pub(super) async fn stop_asked(&self) -> Reason {
         let mut stop = self.stop.clone();
@@ -127,7 +137,7 @@ impl Post {
     /// Writes a line of ours into the replica's log, between those of its program.
     pub(super) async fn note(&self, text: &str) {
         let (path, line) = (self.log(), format!("{} nf: {text}\n", jiff::Timestamp::now().strftime("%FT%TZ")));
-        let written = tokio::task::spawn_blocking(move || logs::append(&path, &line)).await;
+        let written = tokio::task::spawn_blocking(move || logs::append(&path, line.as_bytes())).await;
         if let Ok(Err(e)) = written {
             tracing::warn!(request = %self.launch.request, error = %e, "a replica's log can't be written");
         }

@@ -92,6 +92,9 @@ pub(super) struct Record {
     pub drain: Option<Drain>,
     #[serde(default)]
     pub metrics: Option<Metrics>,
+    /// The port in its own network, where that is another than the machine's.
+    #[serde(default)]
+    pub listens: Option<u16>,
     #[serde(default)]
     pub stopping: Option<Stopping>,
     /// The name of its container; None for processes of this machine.
@@ -131,6 +134,7 @@ impl Record {
             live: None,
             drain: None,
             metrics: None,
+            listens: None,
             stopping: None,
             container: None,
             life: Life::default(),

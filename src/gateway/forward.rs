@@ -19,8 +19,9 @@ const CONNECT: Duration = Duration::from_secs(2);
 const BEGIN: Duration = Duration::from_secs(600);
 /// How long a replica may be silent in the middle of its answer.
 const STALL: Duration = Duration::from_secs(300);
-/// How long an idle connection to a replica is kept.
-const IDLE: Duration = Duration::from_secs(15);
+/// How long an idle connection to a replica is kept: not until a server itself closes it, usually
+/// after 5 s, while a request is on its way; and one that drains waits for its connections.
+const IDLE: Duration = Duration::from_secs(4);
 
 /// Connections to replicas.
 pub type Client = hyper_util::client::legacy::Client<HttpConnector, Body>;

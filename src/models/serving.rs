@@ -59,7 +59,8 @@ impl Live {
 }
 
 /// What is done before TERM, for at most `timeout_s` seconds: `path`, where there is one,
-/// is told by POST, and the metrics that count requests are waited for to be 0.
+/// is told by POST, and the metrics that count requests are waited for to be 0. Where
+/// neither is named, the open connections to its port are waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
@@ -70,8 +71,17 @@ pub struct Drain {
 }
 
 impl Drain {
+    /// Where the manifest does not say.
+    pub const USUAL_S: u32 = 30;
+
     fn default_timeout() -> u32 {
-        30
+        Self::USUAL_S
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { path: None, timeout_s: Self::USUAL_S }
     }
 }
 
@@ -117,11 +127,6 @@ impl Serving<'_> {
         if let Some(drain) = self.drain {
             within("runtime.drain.timeout_s", drain.timeout_s, MAX_DRAIN_S)?;
             drain.path.iter().try_for_each(|p| path("runtime.drain.path", p))?;
-            let counted = self.metrics.is_some_and(|m| m.running.is_some() || m.waiting.is_some());
-            if drain.path.is_none() && !counted {
-                let text = "names a path, or the metrics name running or waiting: else there is nothing to wait for";
-                return Err(("runtime.drain".into(), text.into()));
-            }
         }
         let Some(metrics) = self.metrics else { return Ok(()) };
         path("runtime.metrics.path", &metrics.path)?;
@@ -295,7 +300,9 @@ mod tests {
         assert_eq!(check(live(0, 3), None, None).as_deref(), Some("runtime.live.period_s"));
         assert_eq!(check(live(1, 0), None, None).as_deref(), Some("runtime.live.failures"));
         assert_eq!(check(None, drain(Some("x")), None).as_deref(), Some("runtime.drain.path"));
-        assert_eq!(check(None, drain(None), None).as_deref(), Some("runtime.drain"));
+        assert_eq!(check(None, drain(None), None), None, "connections are counted");
+        let endless = Some(Drain { path: None, timeout_s: MAX_DRAIN_S + 1 });
+        assert_eq!(check(None, endless, None).as_deref(), Some("runtime.drain.timeout_s"));
         for bad in ["", "1x", "a b", "a{b", "é"] {
             assert_eq!(check(None, None, counts(bad)).as_deref(), Some("runtime.metrics.running"), "{bad}");
         }

@@ -1,17 +1,24 @@
 """A worker is cut off from the group by a proxy that goes silent. Its replicas serve on.
 For thirty seconds nothing moves; for longer the replica is replaced once, and the old
-one goes when the worker is back.
+one is drained and goes when the worker is back. With NF_LONG (make soak) the second cut
+takes ten minutes, with the times that nf has by itself.
 """
 
 import json
+import os
 import socket
 import threading
+import time
 
-import requests
-from nf import Process, Serve, eventually, free_port
+from nf import eventually, free_port
+from worker import Asker, Stream, address, lab
 
+LONG = bool(os.environ.get("NF_LONG"))
 # The shortest times that fit together: Down is 1.01 leases and a little.
-TIMES = {"NF_SUSPECT_AFTER": "2s", "NF_UNKNOWN_AFTER": "5s", "NF_LEASE": "36s", "NF_DOWN_AFTER": "42s"}
+TIMES = {} if LONG else {"NF_SUSPECT_AFTER": "2s", "NF_UNKNOWN_AFTER": "5s", "NF_LEASE": "36s", "NF_DOWN_AFTER": "42s"}
+# Seconds that the second cut takes, and within which the node is Unknown and Down.
+CUT, UNKNOWN, DOWN = (600, 25, 75) if LONG else (60, 20, 60)
+ANSWER = 15  # seconds that an answer under way takes when the worker comes back
 
 
 class Wire:
@@ -54,71 +61,53 @@ class Wire:
 
 
 def test_a_cut_moves_nothing_until_it_is_long(tmp_path):
-    peer, own = free_port(), free_port()
+    peer = free_port()
     wire = Wire(peer)
-    lab = tmp_path / "lab"
-    made = Process(tmp_path / "made", ["cluster", "init", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{wire.port}"])
-    assert made.wait(20) == 0, made.output
-    member = {"NF_PEER_LISTEN": f"127.0.0.1:{peer}", "NF_NODE_NAME": "node-1", "SIMULATION_MODE": "true",
-              "NF_MEMBERS": f"node-1=127.0.0.1:{wire.port}", "NF_TLS_DIR": lab / "node-1/tls", **TIMES}
-    with Serve(tmp_path / "member", member) as group:
-        joined = Process(tmp_path / "joined", ["cluster", "join", "--dir", str(lab), f"w1=127.0.0.1:{own + 1}"],
-                         {"NF_ADDR": group.urls[0]})
-        assert joined.wait(20) == 0, joined.output
-        settings = {"NF_ROLE": "worker", "NF_JOIN": group.urls[0], "NF_NODE_NAME": "w1", "SCHEDULER_PORT": own,
-                    "NF_TLS_DIR": lab / "w1/tls", "NF_DATA_DIR": tmp_path / "worker/data", "SIMULATION_MODE": "true",
-                    "NF_PORT_RANGE": "17600-17699", **TIMES}
-        with Process(tmp_path / "worker", ["serve"], settings, "worker"):
-            walk(group, wire)
+    with lab(tmp_path, times=TIMES, peer=(peer, wire.port)) as group:
+        walk(group, wire)
         wire.close()
 
 
-def walk(group, wire):
-    state = lambda: {n["node_id"]: n["state"] for n in group.get("/nodes")["items"]}.get("w1")
+def walk(lab, wire):
+    group = lab.member
+    state = lambda: lab.node("w1")["state"]
     eventually("the worker is there", lambda: state() == "Ready")
     group.nf("node", "cordon", "node-1")
-    body = {"tenant_id": "t1", "model_id": "m1", "model_version": "v1", "request_id": "cut", "resources": {"gpu": 1}}
-    assert group.call("POST", "/schedule", body).status_code == 201
-    before = group.wait_state("cut", "Running")["replicas"][0]
+    lab.schedule("cut")
+    (before,) = lab.replicas("cut")
     group.nf("node", "uncordon", "node-1")
-    address = group.get("/endpoints?model_id=m1")["items"][0]["address"]
-    over, failed, served = threading.Event(), [], []
-
-    def client():
-        while not over.wait(0.05):
-            try:
-                requests.post(f"http://{address}/infer", data=b"x", timeout=5).raise_for_status()
-                served.append(1)
-            except requests.RequestException as error:
-                failed.append(repr(error))
-
-    thread = threading.Thread(target=client)
-    thread.start()
-    try:
-        wire.whole.clear()
-        eventually("silent", lambda: state() == "Unknown", 20)
-        endpoint = group.get("/endpoints?model_id=m1")["items"][0]
-        assert (endpoint["state"], endpoint["traffic"]) == ("Unknown", True)
-        threading.Event().wait(25)  # Thirty seconds in all: the length of the cut is what is tested.
-        wire.whole.set()
-        eventually("back", lambda: state() == "Ready", 20)
-        after = group.job("cut")["replicas"][0]
-        assert (after["status"], after["generation"]) == ("Ready", before["generation"])
-        assert not failed and len(served) > 200, failed[:3]
-        wire.whole.clear()
-        eventually("given up", lambda: state() == "Down", 60)
-        moved = lambda: group.job("cut")["replicas"][0]
-        eventually("replaced", lambda: moved()["status"] == "Ready" and moved()["placement"]["node"] == "node-1")
-        assert moved()["generation"] == before["generation"] + 1
-        assert not failed, "the old one serves on while nobody reaches it"
-    finally:
-        over.set()
-        thread.join(10)
+    (pid,) = lab.pids()
+    asker = Asker(address(before))
+    eventually("it answers", lambda: asker.answers > 5)
+    cut = time.monotonic()
+    wire.whole.clear()
+    eventually("silent", lambda: state() == "Unknown", UNKNOWN)
+    endpoint = group.get("/endpoints?model_id=m")["items"][0]
+    assert (endpoint["state"], endpoint["traffic"]) == ("Unknown", True)
+    threading.Event().wait(cut + 30 - time.monotonic())  # The length of the cut is what is tested.
+    wire.whole.set()
+    eventually("back", lambda: state() == "Ready", 20)
+    (after,) = lab.replicas("cut")
+    assert (after["generation"], lab.pids()) == (before["generation"], [pid])
+    assert not asker.failures and asker.answers > 200, asker.failures[:3]
+    cut = time.monotonic()
+    wire.whole.clear()
+    eventually("given up", lambda: state() == "Down", DOWN)
+    (moved,) = lab.replicas("cut")
+    assert moved["placement"]["node"] == "node-1" and moved["generation"] == before["generation"] + 1
+    seen = asker.answers
+    threading.Event().wait(max(0, cut + CUT - time.monotonic()))
+    assert not asker.end() and asker.answers > seen and lab.pids() == [pid], "the old one serves on while nobody reaches it"
+    under_way = Stream(address(before), ANSWER)
+    eventually("an answer has begun", lambda: len(under_way.lines) > 1)
     wire.whole.set()
     eventually("back again", lambda: state() == "Ready", 30)
-    eventually("the old one is gone", lambda: refused(address), 30)
-    assert moved()["generation"] == before["generation"] + 1, "replaced once"
-    assert json.dumps(group.get("/endpoints?model_id=m1")["items"]).count('"traffic": true') == 1
+    eventually("the old one is gone", lambda: not lab.pids() and refused(address(before)), 30 + ANSWER)
+    under_way.join(30)
+    assert not under_way.wrong(), "it was drained"
+    (now,) = lab.replicas("cut")
+    assert (now["generation"], now["placement"]) == (moved["generation"], moved["placement"]), "replaced once"
+    assert json.dumps(group.get("/endpoints?model_id=m")["items"]).count('"traffic": true') == 1
 
 
 def refused(address):

@@ -191,6 +191,38 @@ def test_logs_are_followed_and_have_an_end(lab):
     lab.stop("talks")
 
 
+def test_of_bursts_of_output_every_line_is_told_once(lab):
+    lab.schedule("bursts")
+    address = lab.ready("bursts")
+    env = {**lab.member.environment, "NF_ADDR": lab.member.url()}
+    heard = lab.folder / "heard"
+    with heard.open("wb") as out:
+        follower = subprocess.Popen([str(NF), "logs", "-f", "bursts"], env=env, stdout=out, stderr=out)
+    # A megabyte each, four as the engine keeps them; in all more than the 8 MiB at which either log begins anew.
+    bursts = [45_000 + n for n in range(10)]
+    try:
+        eventually("it is followed", lambda: b"ready" in heard.read_bytes())
+        for lines in bursts:
+            get(address, f"/say/{lines}", timeout=60)
+            # Nothing else is said meanwhile that could bring it along.
+            eventually("its last line is there", lambda: f"line {lines - 1} of {lines}\n".encode() in tail(heard), 30)
+    finally:
+        follower.kill()
+        follower.wait()
+    said = [line.split()[-4:] for line in heard.read_text().splitlines() if " of " in line]
+    for lines in bursts:
+        got = [int(words[1]) for words in said if words[3] == str(lines)]
+        missing = sorted(set(range(lines)) - set(got))
+        assert got == sorted(got) and len(got) == lines and not missing, f"{lines}: {len(got)}, without {missing[:5]}"
+    lab.stop("bursts")
+
+
+def tail(path):
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return file.read()
+
+
 def test_a_stop_drains_then_ends_and_leaves_nothing(lab):
     lab.schedule("drains")
     address = lab.ready("drains")
@@ -206,6 +238,20 @@ def test_a_stop_drains_then_ends_and_leaves_nothing(lab):
     assert "drained: no request is left" in log and "TERM, and KILL at" in log and "TERM, ending" in log, log
     assert not [c for c in running_programs() if lab_key(c)], "no process of it lives"
     assert not list((lab.folder / "data/nodes/node-1/replicas/node-1").iterdir())
+
+
+def test_one_that_counts_no_requests_is_drained_by_its_connections(lab):
+    lab.publish("bare", program={"metrics": None, "drain": None})
+    lab.schedule("bare", "bare")
+    address = lab.ready("bare")
+    answers = []
+    slow = threading.Thread(target=lambda: answers.append(get(address, "/slow/4000", timeout=20)))
+    slow.start()
+    eventually("it is under way", lambda: "requests_running 1" in get(address, "/metrics"))
+    lab.stop("bare")
+    slow.join(20)
+    assert answers == ["slow\n"], "the request under way was answered"
+    assert "drained: no connection is open" in lab.log("bare"), lab.log("bare")
 
 
 def running_programs():

@@ -134,7 +134,7 @@ def test_precheck_asks_vault_itself(lab, tmp_path):
     assert status({"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "x"}) == "ERROR"
 
 
-def test_while_vault_is_away_nothing_new_is_admitted(tmp_path):
+def test_while_vault_is_away_nothing_new_is_admitted_and_what_is_restarts(tmp_path):
     port = nf.free_port()
     serve = tmp_path / "runtime.json"
     argv = ["{python}", "-m", "http.server", "{port}", "--bind", "{host}"]
@@ -146,15 +146,30 @@ def test_while_vault_is_away_nothing_new_is_admitted(tmp_path):
             lab.publish("v1", group.store, runtime=serve)
             lab.publish("v2", group.store)
             _, body, _ = ask(lab, "v1")
-            group.wait_state(body["request_id"], "Running")
+            job = group.wait_state(body["request_id"], "Running")
+            before = job["replicas"][0]["generation"]
             bao.call("PUT", "sys/seal")
             refused(lab, "v2", 503, "VerifierUnavailable")
-            group.nf("stop", body["request_id"], "--yes")
-            group.wait_state(body["request_id"], "Cancelled", "Succeeded")
+            end_of_life(lab, body["request_id"], before)
     with nf.Serve(tmp_path / "serve2", {**lab.settings, "NF_STOP_GRACE": "1s"}) as group:
         lab.group = group
         lab.publish("v3", group.store, signature="vault:v1:MEUCIQD0")
         refused(lab, "v3", 503, "VerifierUnavailable")
+
+
+def end_of_life(lab, request, before):
+    """The replica's program dies while Vault is away: the key that was read last starts it again."""
+    record = next((lab.folder / "serve/data").rglob("records/*/*.json"))
+    os.kill(json.loads(record.read_text())["process"]["pid"], 9)
+
+    def again():
+        job = lab.group.job(request)
+        assert job["state"] == "Running" and job["replicas"][0]["generation"] > before, job
+        return True
+
+    nf.eventually("it runs again", again, 40)
+    lab.group.nf("stop", request, "--yes")
+    lab.group.wait_state(request, "Cancelled", "Succeeded")
 
 
 def test_production_wants_no_keys_beside_vault_but_a_token(tmp_path):

@@ -216,6 +216,7 @@ async fn begin(post: &Post, want: &Want, ready: &Ready) -> Result<(Record, Optio
     let (node, launch, boot) = (shared.config.node.clone(), post.launch.clone(), shared.boot.clone());
     let mut record = Record::new(node, launch, boot, asks.ready.path.clone(), asks.ready.timeout_s);
     (record.live, record.drain, record.metrics) = (asks.live.clone(), asks.drain.clone(), asks.metrics.clone());
+    record.listens = want.port.map(|_| ready.container.port);
     let name = order::name(&record);
     record.container = Some(name.clone());
     let (model, places, first) = (model_dir(post), shared.places.records.clone(), record.clone());

@@ -3,6 +3,7 @@
 //! gone. It does not know how the program was started, nor, beyond a [`Body`], what it
 //! runs as.
 
+use super::drain::Leaving;
 use super::process::{let_go, save};
 use super::processes::{Family, Identity};
 use crate::agent::executor::{Shared, now_ms};
@@ -11,9 +12,8 @@ use crate::agent::logs;
 use crate::agent::post::Post;
 use crate::agent::probe::Probe;
 use crate::agent::record::{End, Launch, Record, Stopping};
-use crate::agent::scrape::{Said, Scrape, page};
-use crate::exchange::life::Stop;
-use crate::models::{Drain, Metrics};
+use crate::agent::scrape::{Said, Scrape};
+use crate::models::Drain;
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::view::stage_name;
@@ -32,12 +32,6 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// Between two looks at processes that are not children of ours, or should go away.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long clients have to hear that a replica drains before its requests are counted.
-const TELL: Duration = Duration::from_secs(1);
-/// Between two looks at how many requests a draining replica has.
-const COUNT: Duration = Duration::from_millis(250);
-/// Looks in a row without an answer after which nothing is waited for any more.
-const DEAF: u32 = 8;
 
 /// What a program runs as: processes of this machine, or a container of an engine.
 pub(super) trait Body: Send {
@@ -302,8 +296,8 @@ impl<B: Body> Running<B> {
         // One that failed, or whose lease runs out, has nobody to wait for.
         let gently =
             end.ok && end.why != Reason::NodeFailure && self.record.was_ready && self.post.launch.port.is_some();
-        let drain = self.record.drain.as_ref().filter(|_| gently);
-        let drain = drain.map_or(Duration::ZERO, |drain| Duration::from_secs(drain.timeout_s.into()));
+        let most_s = self.record.drain.as_ref().map_or(Drain::USUAL_S, |drain| drain.timeout_s);
+        let drain = if gently { Duration::from_secs(most_s.into()) } else { Duration::ZERO };
         let grace = self.post.shared.config.stop_grace;
         let term_ms = boot_ms() + ms(drain);
         let mut kill_ms = term_ms.saturating_add(ms(grace));
@@ -327,20 +321,15 @@ impl<B: Body> Running<B> {
     fn told(&self, plan: Stopping) {
         let (now_ms, boot_ms) = (now_ms(), boot_ms());
         let by_day = |by_boot: u64| (now_ms + by_boot).saturating_sub(boot_ms);
-        self.post.live(|life| {
-            life.step("Draining", now_ms, Some(plan.why.token()));
-            let since_ms = life.stop.map_or(now_ms, |stop| stop.since_ms);
-            life.stop = Some(Stop { since_ms, term_ms: by_day(plan.term_ms), kill_ms: by_day(plan.kill_ms) });
-        });
+        self.post.stops(plan.why, by_day(plan.term_ms), by_day(plan.kill_ms));
     }
 
     /// Waits until no request is left, for so long at most.
     async fn drain(&mut self, most: Duration) {
-        let (Some(drain), Some(port)) = (self.record.drain.clone(), self.post.launch.port) else { return };
-        let url = base(&self.post.launch, port);
-        let (client, metrics) = (self.post.shared.client.clone(), self.record.metrics.clone());
+        let Some(port) = self.post.launch.port else { return };
+        let leaving = Leaving::of(&self.post, &self.record, base(&self.post.launch, port), port);
         let said = tokio::select! {
-            said = drained(&client, &url, &drain, metrics.as_ref()) => said,
+            said = leaving.over() => said,
             _ = self.body.gone() => "its program has ended",
             () = tokio::time::sleep(most) => "its time for that is over",
         };
@@ -353,36 +342,6 @@ fn base(launch: &Launch, port: u16) -> String {
     match launch.host.contains(':') {
         true => format!("http://[{}]:{port}", launch.host),
         false => format!("http://{}:{port}", launch.host),
-    }
-}
-
-/// Tells the program, and waits until it counts no request.
-async fn drained(client: &reqwest::Client, url: &str, drain: &Drain, metrics: Option<&Metrics>) -> &'static str {
-    if let Some(path) = &drain.path
-        && client.post(format!("{url}{path}")).send().await.is_err()
-    {
-        return "it does not answer";
-    }
-    tokio::time::sleep(TELL).await;
-    let counts: Vec<&String> = metrics.iter().flat_map(|m| m.running.iter().chain(&m.waiting)).collect();
-    let Some(metrics) = metrics.filter(|_| !counts.is_empty()) else {
-        // Only its own end, or the deadline, says that it is done.
-        return std::future::pending().await;
-    };
-    let mut deaf = 0;
-    loop {
-        let text = page(client, &format!("{url}{}", metrics.path)).await;
-        let left =
-            text.and_then(|text| counts.iter().filter_map(|name| crate::models::sum(&text, name)).reduce(|a, b| a + b));
-        match left {
-            Some(left) if left <= 0.0 => return "no request is left",
-            Some(_) => deaf = 0,
-            None => deaf += 1,
-        }
-        if deaf == DEAF {
-            return "its metrics do not say how many requests are left";
-        }
-        tokio::time::sleep(COUNT).await;
     }
 }
 

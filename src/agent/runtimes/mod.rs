@@ -5,6 +5,7 @@
 mod answers;
 pub(super) mod cgroup;
 pub(super) mod docker;
+mod drain;
 mod life;
 pub(super) mod process;
 pub(super) mod processes;

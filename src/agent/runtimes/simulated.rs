@@ -4,6 +4,7 @@
 
 use super::answers::Doing;
 use super::{answers, prepare};
+use crate::agent::executor::now_ms;
 use crate::agent::post::Post;
 use crate::agent::record::End;
 use nf_core::job::Stage;
@@ -131,6 +132,8 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
         Ok(None) => End { ok: true, why: post.stop_asked().await },
         Ok(Some(mut server)) => tokio::select! {
             why = post.stop_asked() => {
+                let term_ms = now_ms() + millis(LEAD);
+                post.stops(why, term_ms, term_ms + millis(FINISH));
                 tokio::time::sleep(LEAD).await;
                 server.stop().await;
                 End { ok: true, why }
@@ -142,6 +145,10 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
     tell(&post, want, if end.ok { "stopped" } else { "failed" }).await;
     post.note(&format!("simulated replica ended: {}", end.why)).await;
     end
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Says every so often how the replica is doing.

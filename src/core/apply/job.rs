@@ -7,7 +7,7 @@ use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::consent;
 use crate::event::EventKind;
-use crate::id::{Incarnation, JobNo, NodeNo, Revision, TenantNo};
+use crate::id::{Generation, Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
     Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Next, Phase, Replica, Restart, Stage,
 };
@@ -28,6 +28,8 @@ pub const KEYED_MAX: u32 = 100_000;
 /// First back-off after a failure; doubles up to [`BACKOFF_MAX_MS`].
 const BACKOFF_MS: u64 = 1_000;
 const BACKOFF_MAX_MS: u64 = 300_000;
+/// The same where a verifier, a store or an engine was away.
+const OUTSIDE_MAX_MS: u64 = 30_000;
 /// Held for so long before it failed, a replica counts its failures anew.
 const CALM_MS: u64 = 2 * BACKOFF_MAX_MS;
 
@@ -341,12 +343,24 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (None, false, _) if never_again(why) => end(Phase::Failed { why }),
         (None, true, Restart::OnFailure | Restart::Never) => end(Phase::Succeeded),
         (None, false, Restart::Never) => end(Phase::Failed { why }),
+        // No failure of its own: another port is tried soon, and its crashes are counted apart.
+        (None, false, _) if why == Reason::PortTaken => {
+            again(replica.restarts, now + backoff_ms(port_row(replica.newest)))
+        }
         (None, ..) => {
             // One that ran for long before it failed is no crash loop: it begins to count anew.
             let ran_ms = replica.allocation().map_or(0, |alloc| now.saturating_sub(alloc.at_ms));
             let before = if ran_ms >= CALM_MS { 0 } else { replica.restarts };
-            again(before.saturating_add(1), now + backoff_ms(before))
+            again(before.saturating_add(1), now + backoff_ms(before).min(longest_ms(why)))
         }
+    }
+}
+
+/// Of a start that waits for somebody else, the pause stays short: when they are back, so is it.
+fn longest_ms(why: Reason) -> u64 {
+    match why {
+        Reason::VerifierUnavailable | Reason::StoreUnavailable | Reason::EngineUnavailable => OUTSIDE_MAX_MS,
+        _ => BACKOFF_MAX_MS,
     }
 }
 
@@ -356,6 +370,14 @@ pub(super) fn ended_by(why: Reason) -> Phase {
         Reason::Preempted | Reason::QuotaReclaimed => Phase::Failed { why },
         _ => Phase::Cancelled,
     }
+}
+
+/// After so many launches the pause before another port is tried doubles: where strangers have
+/// all ports of a node, trying them in turn must not fill the log.
+const PORT_ROW: u32 = 64;
+
+fn port_row(newest: Generation) -> u16 {
+    u16::try_from(newest.0 / PORT_ROW).unwrap_or(u16::MAX)
 }
 
 /// The pause after the failure that comes after `failures` others.

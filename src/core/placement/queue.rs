@@ -278,11 +278,12 @@ fn fill<'a>(state: &State, job: &'a Job, kept: &[NodeNo]) -> Offer<'a> {
 }
 
 /// How many free ports to pass over for replicas whose last port was taken by
-/// somebody else's program: one more with each try, so that no try repeats another.
+/// somebody else's program: one more with each launch, so that no try repeats another.
 fn skip_ports(job: &Job, wanted: &[u16]) -> u16 {
     let taken = |replica: &&Replica| matches!(replica.phase, Phase::Waiting { last: Some(Reason::PortTaken), .. });
     let replicas = wanted.iter().filter_map(|no| job.replicas.get(usize::from(*no)));
-    replicas.filter(taken).map(|replica| replica.restarts).max().unwrap_or(0)
+    let launches = replicas.filter(taken).map(|replica| replica.newest.0).max().unwrap_or(0);
+    u16::try_from(launches).unwrap_or(u16::MAX)
 }
 
 /// Cuts `wanted` to what the quota allows: for a gang all or none.

@@ -8,7 +8,7 @@ use nf_core::apply::{BatchOutcome, apply_batch};
 use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
 use nf_core::control::{Now, Observations, Timeouts, step};
 use nf_core::id::{Digest16, Generation, Incarnation, JobNo, NodeNo, RequestId, TenantId};
-use nf_core::job::{Allocation, JobSpec, Restart, Share};
+use nf_core::job::{Allocation, JobSpec, Phase, Restart, Share};
 use nf_core::plan::{Intent, plan};
 use nf_core::proposer::Proposer;
 use nf_core::reason::Reason;
@@ -172,6 +172,61 @@ fn a_port_that_somebody_else_has_is_not_tried_again_at_once() {
     }
     let different: std::collections::BTreeSet<u16> = ports.iter().copied().collect();
     assert_eq!(different.len(), ports.len(), "{ports:?}");
+}
+
+/// The only replica ends like that and is placed again as soon as it may be; says on which port.
+fn ends_and_starts(state: &mut State, why: Reason) -> u16 {
+    let generation = state.job(JobNo(1)).unwrap().replicas[0].generation;
+    let report = Report { job: JobNo(1), replica: 0, generation, kind: ReportKind::Ended { ok: false, why } };
+    one(state, Command::Reports { node: NodeNo(1), incarnation: Incarnation(1), reports: vec![report] }).unwrap();
+    let Phase::Waiting { not_before_ms, .. } = state.job(JobNo(1)).unwrap().replicas[0].phase else { panic!("{why}") };
+    nf_core::testing::try_run_at(state, Intent::PlaceWaiting, not_before_ms).unwrap();
+    state.job(JobNo(1)).unwrap().replicas[0].allocation().unwrap().port.unwrap()
+}
+
+#[test]
+fn taken_ports_are_no_crashes_and_do_not_make_the_next_start_wait() {
+    let mut state = with_nodes(&[1]);
+    run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
+    let mut port = state.job(JobNo(1)).unwrap().replicas[0].allocation().unwrap().port.unwrap();
+    let (begun, strangers) = (state.meta().now_ms, port..port + 5);
+    for crash in [false, true] {
+        if crash {
+            // Then the lowest port, which is a stranger's, is chosen once more.
+            port = ends_and_starts(&mut state, Reason::RuntimeFailed);
+        }
+        for _ in 0..10 {
+            if strangers.contains(&port) {
+                port = ends_and_starts(&mut state, Reason::PortTaken);
+            }
+        }
+        assert!(!strangers.contains(&port));
+    }
+    let took = state.meta().now_ms - begun;
+    assert!((6_000..=10_000).contains(&took), "a second for each: {took}");
+    assert_eq!(state.job(JobNo(1)).unwrap().replicas[0].restarts, 1, "it crashed once");
+    // Where all ports are taken the tries become rare.
+    for _ in 0..400 {
+        ends_and_starts(&mut state, Reason::PortTaken);
+    }
+    let before = state.meta().now_ms;
+    ends_and_starts(&mut state, Reason::PortTaken);
+    assert!(state.meta().now_ms - before >= 60_000);
+}
+
+#[test]
+fn a_start_that_waits_for_somebody_else_is_tried_again_soon() {
+    for (why, longest) in [(Reason::VerifierUnavailable, 30_000), (Reason::RuntimeFailed, 300_000)] {
+        let mut state = with_nodes(&[1]);
+        run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            let before = state.meta().now_ms;
+            ends_and_starts(&mut state, why);
+            pauses.push(state.meta().now_ms - before);
+        }
+        assert_eq!((pauses[0], pauses.iter().max()), (1_000, Some(&longest)), "{why}: {pauses:?}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::models::{Drain, Live, Metrics};
+use std::io::Write;
 
 /// Says how many requests it has by a file `busy`, and does not answer /live while there is a file `hung`.
 const SERVER: &str = r#"
@@ -83,4 +84,69 @@ async fn who_hangs_is_stopped_and_says_so() {
     assert_eq!(executor.gone().await, End::failed(Reason::LivenessFailed));
     assert_eq!(w.living(), 0);
     assert!(log(&executor, 9).await.contains("/live did not answer 2 times in a row"));
+}
+
+/// Answers /slow after three seconds, and anything else at once; its manifest says nothing of metrics or a drain.
+const SLOW: &str = r#"
+import http.server, sys, time
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(3)
+        self.send_response(200); self.send_header("content-length", "4"); self.end_headers()
+        self.wfile.write(b"done")
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
+"#;
+
+async fn slow(w: &World, executor: &Executor, timeout_s: Option<u32>) -> Want {
+    let drain = timeout_s.map(|timeout_s| Drain { path: None, timeout_s });
+    let argv = ["{python}", "{model}", "{host}", "{port}"];
+    let want = w.publish_with(SLOW, &argv, 30, |process| process.drain = drain).await;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    want
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_in_its_hands_is_answered_though_its_manifest_counts_none() {
+    let w = World::new();
+    let executor = w.open();
+    let want = slow(&w, &executor, None).await;
+    let mut client = TcpStream::connect(("127.0.0.1", want.port.unwrap())).unwrap();
+    client.write_all(b"GET /slow HTTP/1.0\r\n\r\n").unwrap();
+    let process = w.record(&want).process.unwrap();
+    executor.stop(ID, want.generation, Reason::Rollout);
+    eventually("both deadlines are on disk", || w.record(&want).stopping.is_some()).await;
+    let plan = w.record(&want).stopping.unwrap();
+    assert_eq!((plan.why, plan.kill_ms - plan.term_ms), (Reason::Rollout, 5_000));
+    let told = executor.lives(&want.request, 0)[0].stop.unwrap();
+    assert_eq!(told.kill_ms - told.term_ms, 5_000);
+    assert!(told.term_ms - told.since_ms <= 30_000 && told.term_ms - told.since_ms > 25_000, "{told:?}");
+    assert!(process.lives());
+    let answer = tokio::task::spawn_blocking(move || io::read_to_string(client)).await.unwrap();
+    assert!(answer.as_ref().is_ok_and(|text| text.ends_with("done")), "the request under way is answered: {answer:?}");
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::Rollout });
+    assert!(crate::agent::lease::boot_ms() < plan.term_ms, "well before its deadline");
+    let log = log(&executor, 9).await;
+    assert!(log.contains("drained: no connection is open"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_hear_of_a_stop_before_it_and_a_client_that_stays_does_not_keep_it() {
+    let w = World::new();
+    let executor = w.open();
+    let want = slow(&w, &executor, Some(3)).await;
+    let stays = TcpStream::connect(("127.0.0.1", want.port.unwrap())).unwrap();
+    let begun = Instant::now();
+    executor.stop(ID, want.generation, Reason::ScaledDown);
+    let (client, url) = (Probe::client().unwrap(), format!("http://127.0.0.1:{}/", want.port.unwrap()));
+    // Who has not heard yet is served.
+    while begun.elapsed() < Duration::from_millis(800) {
+        assert!(client.get(&url).send().await.unwrap().status().is_success());
+    }
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::ScaledDown });
+    assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(log(&executor, 9).await.contains("its time for that is over"));
+    drop(stays);
 }

@@ -5,19 +5,26 @@
 use crate::agent::logs;
 use bollard::Docker;
 use bollard::query_parameters::LogsOptions;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-/// Pieces that are written at once.
-const AT_ONCE: usize = 256;
+/// Pieces that are written at once, and how long they are gathered: the engine sends each line by
+/// itself, and a file that is opened for each keeps up with few. Who does not keep up while the
+/// engine's file begins anew misses what was in it.
+const AT_ONCE: usize = 4096;
+const GATHER: Duration = Duration::from_millis(50);
 /// A stream that has said nothing for so long is asked for anew: Docker's own stops without a word
 /// once the engine's file has begun anew under it (seen with 20.10).
 const QUIET: Duration = Duration::from_secs(5);
+/// Lines whose times are remembered, so that none is told twice.
+const RECENT: usize = 1 << 14;
 /// Before a stream that ended too soon is asked for again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -35,10 +42,10 @@ impl Output {
     pub(super) async fn follow<T>(self, ended: watch::Receiver<Option<T>>) {
         let mark = self.mark.clone();
         let read = tokio::task::spawn_blocking(move || Mark::parse(&fs::read_to_string(mark).ok()?)).await;
-        let mut last: Option<Mark> = read.unwrap_or(None);
+        let mut heard = Heard { last: read.unwrap_or(None), ..Heard::default() };
         loop {
             let over = ended.borrow().is_some();
-            self.once(&mut last).await;
+            self.once(&mut heard).await;
             if over {
                 return;
             }
@@ -49,25 +56,24 @@ impl Output {
         }
     }
 
-    /// Everything after `last`, as long as the engine has something to say.
-    async fn once(&self, last: &mut Option<Mark>) {
-        let since = last.and_then(|last| i32::try_from(last.at.as_second()).ok()).unwrap_or(0);
-        let mut had = *last;
+    /// Everything that was not heard yet, as long as the engine has something to say.
+    async fn once(&self, heard: &mut Heard) {
+        let since = heard.last.and_then(|last| i32::try_from(last.at.as_second()).ok()).unwrap_or(0);
+        heard.had = heard.last;
         let options =
             LogsOptions { follow: true, stdout: true, stderr: true, timestamps: true, since, ..Default::default() };
-        let stream = self.docker.logs(&self.name, Some(options)).ready_chunks(AT_ONCE);
-        let mut stream = std::pin::pin!(stream);
-        while let Ok(Some(pieces)) = tokio::time::timeout(QUIET, stream.next()).await {
+        let mut stream = std::pin::pin!(self.docker.logs(&self.name, Some(options)));
+        while let Some(pieces) = gathered(&mut stream).await {
             let mut text = Vec::new();
             let mut broken = false;
             for piece in pieces {
                 match piece {
-                    Ok(piece) => take(&piece.into_bytes(), &mut had, last, &mut text),
+                    Ok(piece) => heard.take(&piece.into_bytes(), &mut text),
                     Err(_) => broken = true,
                 }
             }
             if !text.is_empty()
-                && let Err(error) = self.write(text, *last).await
+                && let Err(error) = self.write(text, heard.last).await
             {
                 tracing::warn!(container = self.name, %error, "a container's output can't be written");
             }
@@ -80,12 +86,24 @@ impl Output {
     async fn write(&self, text: Vec<u8>, last: Option<Mark>) -> io::Result<()> {
         let (log, mark) = (self.log.clone(), self.mark.clone());
         let written = tokio::task::spawn_blocking(move || {
-            logs::open(&log)?.write_all(&text)?;
+            logs::append(&log, &text)?;
             logs::rotate(&log)?;
             last.map_or(Ok(()), |last| fs::write(mark, format!("{} {}", last.at, last.lines)))
         });
         written.await.map_err(io::Error::other)?
     }
+}
+
+/// What comes within a moment of the first; None when nothing does for long, or nothing any more.
+async fn gathered<T>(stream: &mut (impl Stream<Item = T> + Unpin)) -> Option<Vec<T>> {
+    let mut pieces = vec![tokio::time::timeout(QUIET, stream.next()).await.ok()??];
+    let until = Instant::now() + GATHER;
+    while pieces.len() < AT_ONCE
+        && let Ok(Some(piece)) = tokio::time::timeout_at(until, stream.next()).await
+    {
+        pieces.push(piece);
+    }
+    Some(pieces)
 }
 
 /// How far the log has come. Lines may have the same time, where the clock is coarse.
@@ -103,30 +121,56 @@ impl Mark {
     }
 }
 
-/// One piece, `TIME TEXT`, unless it was there before: the engine can be asked for whole seconds only.
-/// `had`: where the log stood when it was asked; None once what comes is new.
-fn take(piece: &[u8], had: &mut Option<Mark>, last: &mut Option<Mark>, out: &mut Vec<u8>) {
-    let cut = piece.iter().position(|b| *b == b' ');
-    let time = cut.and_then(|cut| std::str::from_utf8(&piece[..cut]).ok()?.parse::<Timestamp>().ok());
-    let (Some(cut), Some(time)) = (cut, time) else {
-        // Without a time it can't be told from what was there; better twice than not at all.
-        return out.extend_from_slice(piece);
-    };
-    match had {
-        Some(mark) if time < mark.at => return,
-        Some(mark) if time == mark.at && mark.lines > 0 => {
-            mark.lines -= 1;
-            return;
+/// What was heard of a container so far.
+#[derive(Default)]
+struct Heard {
+    last: Option<Mark>,
+    /// Where the log stood when the engine was asked; None once what comes is new.
+    had: Option<Mark>,
+    /// The times of lines that came last.
+    recent: BTreeSet<Timestamp>,
+    /// Lines of the last time that come once more.
+    again: u64,
+}
+
+impl Heard {
+    /// One piece, `TIME TEXT`, unless it was there before: the engine can be asked for whole seconds
+    /// only, and says again what is in a file that has just begun anew (seen with 20.10).
+    fn take(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+        let cut = piece.iter().position(|b| *b == b' ');
+        let time = cut.and_then(|cut| std::str::from_utf8(&piece[..cut]).ok()?.parse::<Timestamp>().ok());
+        let (Some(cut), Some(time)) = (cut, time) else {
+            // Without a time it can't be told from what was there; better twice than not at all.
+            return out.extend_from_slice(piece);
+        };
+        match &mut self.had {
+            Some(mark) if time < mark.at => return,
+            Some(mark) if time == mark.at && mark.lines > 0 => {
+                mark.lines -= 1;
+                return;
+            }
+            _ => self.had = None,
         }
-        _ => *had = None,
+        match &mut self.last {
+            Some(mark) if time < mark.at && self.recent.contains(&time) => {
+                self.again = mark.lines;
+                return;
+            }
+            Some(mark) if time == mark.at && self.again > 0 => {
+                self.again -= 1;
+                return;
+            }
+            Some(mark) if time == mark.at => mark.lines += 1,
+            // The two outputs may come a little out of order.
+            Some(mark) if time < mark.at => {}
+            _ => (self.last, self.again) = (Some(Mark { at: time, lines: 1 }), 0),
+        }
+        self.recent.insert(time);
+        if self.recent.len() > RECENT {
+            self.recent.pop_first();
+        }
+        out.extend_from_slice(&piece[cut + 1..]);
     }
-    match last {
-        Some(mark) if time == mark.at => mark.lines += 1,
-        // The two outputs may come a little out of order.
-        Some(mark) if time < mark.at => {}
-        _ => *last = Some(Mark { at: time, lines: 1 }),
-    }
-    out.extend_from_slice(&piece[cut + 1..]);
 }
 
 #[cfg(test)]
@@ -135,9 +179,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn taken(pieces: &[&[u8]], last: Option<Mark>) -> (String, Option<Mark>) {
-        let (mut out, mut had, mut last) = (Vec::new(), last, last);
-        pieces.iter().for_each(|piece| take(piece, &mut had, &mut last, &mut out));
-        (String::from_utf8_lossy(&out).into_owned(), last)
+        let (mut out, mut heard) = (Vec::new(), Heard { last, had: last, ..Heard::default() });
+        pieces.iter().for_each(|piece| heard.take(piece, &mut out));
+        (String::from_utf8_lossy(&out).into_owned(), heard.last)
     }
 
     #[test]
@@ -158,12 +202,27 @@ mod tests {
         assert_eq!(Mark::parse("2026-01-02T03:04:05Z"), None);
     }
 
+    #[test]
+    fn what_the_engine_says_again_is_told_once_and_what_comes_late_is_told() {
+        let time = |n: u32| format!("2026-01-02T03:04:05.{n:09}Z");
+        let line = |n: u32| format!("{} line {n}\n", time(n)).into_bytes();
+        let lines: Vec<Vec<u8>> = [1, 2, 4, 5, 5].map(line).into();
+        // After five lines, two of one time: the last four once more, one that was late, one that is new.
+        let mut pieces: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
+        pieces.extend_from_slice(&pieces.clone()[1..]);
+        let (late, new) = (line(3), line(6));
+        pieces.extend([late.as_slice(), new.as_slice(), lines[3].as_slice()]);
+        let (out, last) = taken(&pieces, None);
+        assert_eq!(out, "line 1\nline 2\nline 4\nline 5\nline 5\nline 3\nline 6\n");
+        assert_eq!(last, Mark::parse(&format!("{} 1", time(6))));
+    }
+
     proptest! {
         #[test]
         fn no_output_is_lost_or_breaks_us(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..8)) {
-            let (mut out, mut had, mut last) = (Vec::new(), None, None);
-            pieces.iter().for_each(|piece| take(piece, &mut had, &mut last, &mut out));
-            prop_assert!(last.is_some() || out == pieces.concat());
+            let (mut out, mut heard) = (Vec::new(), Heard::default());
+            pieces.iter().for_each(|piece| heard.take(piece, &mut out));
+            prop_assert!(heard.last.is_some() || out == pieces.concat());
         }
     }
 }
