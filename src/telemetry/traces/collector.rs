@@ -109,7 +109,7 @@ impl HttpClient for Way {
             Ok::<_, HttpError>(Response::from_parts(parts, body))
         };
         // Connections live on the runtime, the exporter doesn't.
-        let sent = self.runtime.spawn(tokio::time::timeout(PATIENCE, exchange)).await?;
+        let sent = self.runtime.spawn(async move { tokio::time::timeout(PATIENCE, exchange).await }).await?;
         let answer = sent.map_err(|_| HttpError::from("no answer in time")).flatten();
         let fault = match &answer {
             Ok(answer) if answer.status().is_success() => None,
