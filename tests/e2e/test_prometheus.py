@@ -93,7 +93,7 @@ def shipped(folder, urls):
 
 @contextmanager
 def load(group):
-    """Requests to two models through every member; one of them promises what nobody can keep."""
+    """Requests to two models through every member, one of which promises what nobody can keep; and jobs that come and go."""
     end, failures = threading.Event(), []
 
     def call(url, model):
@@ -105,7 +105,16 @@ def load(group):
             if answer.status_code != 200:
                 failures.append(answer.text)
 
+    def schedule():
+        while not end.wait(0.5):
+            answer = group.call("POST", "/schedule", {**BODY, "tenant_id": "t2", "resources": {"gpu": 0.01}})
+            if answer.status_code != 201:
+                failures.append(answer.text)
+            else:
+                group.call("DELETE", f"/schedule/{answer.json()['request_id']}")
+
     threads = [threading.Thread(target=call, args=(url, model)) for url in group.urls for model in ("kept", "late")]
+    threads.append(threading.Thread(target=schedule))
     for thread in threads:
         thread.start()
     try:
