@@ -19,8 +19,8 @@ pub use nodes::{engine_socket, users};
 
 use crate::config::parse::{Pqc, Role};
 use crate::config::{Error as ConfigError, Settings};
-use crate::telemetry::traces::{Collector, Exporting};
 use crate::telemetry;
+use crate::telemetry::traces::{Collector, Exporting};
 use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::net::{SocketAddr, TcpListener};

@@ -17,8 +17,7 @@ const BODY: &str = r#"{"object":"text_completion","choices":[{"index":0,"text":"
 pub async fn serve(address: &str) -> Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
     let length = BODY.len();
-    let answer =
-        format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{BODY}");
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{BODY}");
     loop {
         let (stream, _) = listener.accept().await?;
         let answer = answer.clone();

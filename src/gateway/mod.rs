@@ -6,6 +6,7 @@
 
 mod desk;
 mod forward;
+mod lines;
 mod listing;
 mod promises;
 mod refusal;
@@ -92,7 +93,7 @@ struct Inner {
     group: Arc<dyn Group>,
     tables: watch::Receiver<Arc<Table>>,
     desks: Arc<Desks>,
-    replicas: forward::Client,
+    replicas: lines::Lines,
     metrics: Metrics,
     options: Options,
     bodies: Arc<Semaphore>,
@@ -110,7 +111,7 @@ impl Gateway {
     pub fn new(group: Arc<dyn Group>, metrics: Metrics, options: Options) -> Self {
         let tables = table::follow(group.watch());
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        let replicas = forward::client();
+        let replicas = lines::Lines::new();
         let bodies = Arc::new(Semaphore::new(BODIES_KIB as usize));
         let desks = Arc::<Desks>::default();
         promises::publish(&metrics, &desks);

@@ -102,11 +102,15 @@ def test_of_a_thousand_calls_at_zero_replicas_as_many_are_held_as_may_and_the_re
         eventually("it sleeps", lambda: state() == "ScaledToZero", 90)
         gate.unlink()
 
-        early, waiting, told = asyncio.run(burst(group, gate))
-        assert early == {(429, True): CALLS - HELD}, f"before any replica was there: {early}"
-        assert waiting == HELD
-        assert told == {(429, True): CALLS - HELD, (200, False): HELD}, told
-        eventually("nobody waits any more", lambda: gauge(group, "nf_gateway_waiting_requests") == 0)
-        for job in group.get("/schedule")["items"]:
-            group.call("DELETE", f"/schedule/{job['request_id']}")
-        eventually("no replica is left", lambda: not group.get("/schedule")["items"], 60)
+        try:
+            early, waiting, told = asyncio.run(burst(group, gate))
+            assert early == {(429, True): CALLS - HELD}, f"before any replica was there: {early}"
+            assert waiting == HELD
+            assert told == {(429, True): CALLS - HELD, (200, False): HELD}, told
+            eventually("nobody waits any more", lambda: gauge(group, "nf_gateway_waiting_requests") == 0)
+        finally:
+            # Replicas outlive their agents.
+            gate.touch()
+            for job in group.get("/schedule")["items"]:
+                group.call("DELETE", f"/schedule/{job['request_id']}")
+            eventually("no replica is left", lambda: not group.get("/schedule")["items"], 60)

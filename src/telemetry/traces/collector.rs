@@ -77,10 +77,8 @@ impl Collector {
     }
 
     fn resource(&self) -> Resource {
-        let own = [
-            KeyValue::new("service.version", self.version),
-            KeyValue::new("service.instance.id", self.node.clone()),
-        ];
+        let own =
+            [KeyValue::new("service.version", self.version), KeyValue::new("service.instance.id", self.node.clone())];
         let resource = Resource::builder().with_attributes(own);
         match std::env::var("OTEL_SERVICE_NAME").is_ok_and(|name| !name.is_empty()) {
             true => resource.build(),

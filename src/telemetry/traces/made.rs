@@ -50,7 +50,8 @@ pub fn take(told: Vec<Traced>) {
         return;
     }
     let watched = |text: &String| text.len() == LENGTH && text.ends_with("01");
-    let one = |Traced { request, traceparent }| Some((RequestId::new(&request).ok()?, Some(traceparent).filter(watched)?));
+    let one =
+        |Traced { request, traceparent }| Some((RequestId::new(&request).ok()?, Some(traceparent).filter(watched)?));
     let told: Vec<_> = told.into_iter().take(KEPT).filter_map(one).collect();
     with(|made| told.into_iter().for_each(|(request, traceparent)| made.keep(request, traceparent)));
 }
