@@ -19,6 +19,7 @@ const BAR_P50_MS: f64 = 0.3;
 /// Microseconds of the member's processor time for one request.
 const BAR_CPU: f64 = 60.0;
 const WARM_UP: Duration = Duration::from_secs(1);
+const REQUEST: &str = "gateway-1";
 const PATH: &str = "/v1/completions";
 const BODY: &str = r#"{"model":"m1","prompt":"hello"}"#;
 
@@ -59,8 +60,23 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
     println!("gateway: {} · {plan:?}", nf.display());
     let mut cluster = Cluster::start(nf, dir, &[("replica_users", "off")]).await?;
     let outcome = on(&mut cluster, dir, plan).await;
+    // Replicas outlive their agents: it has to be told to end.
+    let ended = end(&cluster).await;
     cluster.stop().await?;
-    outcome
+    outcome.and(ended)
+}
+
+/// Returns once the replica's process is gone.
+async fn end(cluster: &Cluster) -> Result<()> {
+    let member = &cluster.members[0];
+    let answer = cluster.http.delete(format!("{}/schedule/{REQUEST}", member.url)).send().await?;
+    ensure!(answer.status().is_success(), "stop the replica: {}", answer.text().await?);
+    eventually("the replica has ended", Duration::from_secs(30), || async {
+        let job = cluster.get(member, &format!("/schedule/{REQUEST}")).await?;
+        ensure!(job["state"] == "Cancelled", "{}", job["state"]);
+        Ok(())
+    })
+    .await
 }
 
 async fn on(cluster: &mut Cluster, dir: &Path, plan: &Plan) -> Result<()> {
@@ -135,11 +151,11 @@ async fn replica(cluster: &Cluster, dir: &Path) -> Result<String> {
     cluster.nf(&[&["model", "publish", &files], &about[..]].concat()).await?;
     let member = &cluster.members[0];
     let job = json!({ "tenant_id": "t1", "model_id": "m1", "model_version": "v1",
-        "resources": { "gpu": 0.1 }, "request_id": "gateway-1" });
+        "resources": { "gpu": 0.1 }, "request_id": REQUEST });
     let answer = cluster.http.post(format!("{}/schedule", member.url)).json(&job).send().await?;
     ensure!(answer.status().is_success(), "schedule: {}", answer.text().await?);
     eventually("the replica is ready", Duration::from_secs(30), || async {
-        let job = cluster.get(member, "/schedule/gateway-1").await?;
+        let job = cluster.get(member, &format!("/schedule/{REQUEST}")).await?;
         ensure!(job["ready"] == 1, "{}", job["replicas"]);
         let address = job["placement"]["address"].as_str().context("placement.address")?;
         Ok(address.to_owned())
