@@ -2,22 +2,37 @@
 //! belongs to one connection stays with it, and the caller's token stays here.
 
 use super::desk::Seat;
-use super::lines::{Coming, Fault, Lines};
 use super::refusal::Refused;
 use crate::telemetry::traces::{self, Side};
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
+use axum::http::{HeaderMap, HeaderName, Method, Request, Uri, header};
 use axum::response::Response;
-use http_body_util::Full;
+use futures::StreamExt;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use std::time::Duration;
 use tracing::{Instrument, Span};
 
 /// Replicas that are tried when one can't be reached.
 pub const TRIES: u32 = 3;
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(2);
 /// How long a replica may take until its answer begins.
 const BEGIN: Duration = Duration::from_secs(600);
 /// How long a replica may be silent in the middle of its answer.
 const STALL: Duration = Duration::from_secs(300);
+/// How long an idle connection to a replica is kept.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// Connections to replicas.
+pub type Client = hyper_util::client::legacy::Client<HttpConnector, Body>;
+
+pub fn client() -> Client {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_nodelay(true);
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector)
+}
 
 /// A request without its body.
 pub struct Head {
@@ -58,28 +73,27 @@ fn passed(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Sends the request. The seat is kept until the answer's last byte.
-pub async fn pass_on(lines: &Lines, head: &Head, body: Bytes, seat: Seat) -> Result<Response, Refused> {
-    let bad = |detail: String| Refused::Bad { field: "path", detail };
-    let uri: Uri = head.path.parse().map_err(|e: axum::http::uri::InvalidUri| bad(e.to_string()))?;
-    let host = HeaderValue::from_str(&seat.address).map_err(|e| bad(e.to_string()))?;
-    let mut request = Request::new(Full::new(body));
+pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> Result<Response, Refused> {
+    let uri: Uri = format!("http://{}{}", seat.address, head.path)
+        .parse()
+        .map_err(|e: axum::http::uri::InvalidUri| Refused::Bad { field: "path", detail: e.to_string() })?;
+    let mut request = Request::new(Body::from(body));
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = passed(&head.headers);
-    request.headers_mut().insert(header::HOST, host);
     let span = traces::part("replica", Side::Client);
     traces::hand_on(&span, request.headers_mut());
-    let sent = lines.send(&seat.address, request).instrument(span.clone());
-    let (parts, pieces) = match tokio::time::timeout(BEGIN, sent).await {
+    let answer = match tokio::time::timeout(BEGIN, client.request(request)).instrument(span.clone()).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(Fault::Unreachable(error))) => {
+        Ok(Err(error)) if error.is_connect() => {
             seat.shun();
-            return Err(Refused::Unreachable(error));
+            return Err(Refused::Unreachable(error.to_string()));
         }
         // It may have begun to work: trying again could do it twice.
-        Ok(Err(Fault::Broken(error))) => return Err(Refused::Broken(error)),
+        Ok(Err(error)) => return Err(Refused::Broken(error.to_string())),
         Err(_) => return Err(Refused::Broken(format!("no answer began within {BEGIN:?}"))),
     };
+    let (parts, incoming) = answer.into_parts();
     traces::answered(&span, parts.status);
     if parts.status.is_server_error() {
         seat.failed();
@@ -92,7 +106,8 @@ pub async fn pass_on(lines: &Lines, head: &Head, body: Bytes, seat: Seat) -> Res
     // A stream of events is there for its caller from its first piece on, anything else when it is whole.
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let streams = kind.starts_with("text/event-stream");
-    let answer = Answer { pieces, seat: Some(seat), left, streams, _span: span };
+    let answer =
+        Answer { pieces: Body::new(incoming).into_data_stream(), seat: Some(seat), left, streams, _span: span };
     let mut response = Response::new(Body::from_stream(counted(answer.begin())));
     *response.status_mut() = parts.status;
     *response.headers_mut() = headers;
@@ -104,7 +119,7 @@ pub async fn pass_on(lines: &Lines, head: &Head, body: Bytes, seat: Seat) -> Res
 
 /// An answer on its way.
 struct Answer {
-    pieces: Coming,
+    pieces: axum::body::BodyDataStream,
     /// None once the answer is complete, or broken.
     seat: Option<Seat>,
     /// Bytes still to come, where the replica says how many there are.
@@ -148,7 +163,7 @@ fn counted(answer: Answer) -> impl futures::Stream<Item = Result<Bytes, axum::Er
     futures::stream::unfold(answer, |mut answer| async move {
         let next = tokio::time::timeout(STALL, answer.pieces.next()).await;
         let stalled = |_| Some(Err(axum::Error::new(std::io::Error::from(std::io::ErrorKind::TimedOut))));
-        match next.map(|next| next.map(|piece| piece.map_err(axum::Error::new))).unwrap_or_else(stalled) {
+        match next.unwrap_or_else(stalled) {
             Some(Ok(piece)) => {
                 answer.passes(&piece);
                 Some((Ok(piece), answer))

@@ -6,7 +6,6 @@
 
 mod desk;
 mod forward;
-mod lines;
 mod listing;
 mod promises;
 mod refusal;
@@ -93,7 +92,7 @@ struct Inner {
     group: Arc<dyn Group>,
     tables: watch::Receiver<Arc<Table>>,
     desks: Arc<Desks>,
-    replicas: lines::Lines,
+    replicas: forward::Client,
     metrics: Metrics,
     options: Options,
     bodies: Arc<Semaphore>,
@@ -111,7 +110,7 @@ impl Gateway {
     pub fn new(group: Arc<dyn Group>, metrics: Metrics, options: Options) -> Self {
         let tables = table::follow(group.watch());
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        let replicas = lines::Lines::new();
+        let replicas = forward::client();
         let bodies = Arc::new(Semaphore::new(BODIES_KIB as usize));
         let desks = Arc::<Desks>::default();
         promises::publish(&metrics, &desks);
