@@ -13,7 +13,7 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/neural-fabric/target
 export NF_VENV ?= $(HOME)/.cache/neural-fabric/venv
 NF := $(CARGO_TARGET_DIR)/debug/nf
 
-.PHONY: help run test e2e sim soak fuzz bench fmt build release path prerequisites venv venv-servers venv-models
+.PHONY: help run test e2e e2e-llm sim soak fuzz bench fmt build release path prerequisites venv venv-servers venv-models venv-llm
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ test: prerequisites venv venv-servers ## format, lints, every test that needs no
 
 e2e: prerequisites venv-models ## real model, real trace, real processes killed (30 minutes)
 	tests/run e2e
+
+e2e-llm: prerequisites venv-llm ## a real language model behind the gateway, by OpenAI's own client (10 minutes, 170 MB once)
+	tests/run e2e-llm
 
 sim: prerequisites ## 10,000 simulated seeds
 	tests/run sim
@@ -62,6 +65,9 @@ venv-servers: venv
 
 venv-models: venv
 	@sh tests/e2e/fetch_magika.sh >/dev/null
+
+venv-llm: venv
+	@sh tests/llm/fetch_smollm2.sh >/dev/null
 
 path: ## where the built nf is, for PATH
 	@dirname '$(NF)'

@@ -19,12 +19,18 @@ pub use nodes::{engine_socket, users};
 
 use crate::config::parse::{Pqc, Role};
 use crate::config::{Error as ConfigError, Settings};
+use crate::telemetry;
+use crate::telemetry::traces::{Collector, Exporting};
 use anyhow::Result;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Most files that this process asks to have open at a time.
+const MOST_FILES: u64 = 1 << 20;
 /// How often a process that ends with its parent looks at it.
 const PARENT: Duration = Duration::from_millis(200);
 
@@ -41,7 +47,9 @@ pub struct Extras {
 /// # Errors
 /// What kept the process from starting, or ended it.
 pub fn run(settings: Settings, extras: Extras) -> Result<()> {
-    crate::telemetry::init_logs(settings.log.as_deref());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let traces = watch(&settings, runtime.handle())?;
+    open_many();
     if settings.pqc_mode.value != Pqc::Hybrid {
         let text = "PQC_MODE: this build speaks hybrid between members and nothing else; unset it";
         return Err(ConfigError::Clash(text.to_owned()).into());
@@ -59,16 +67,47 @@ pub fn run(settings: Settings, extras: Extras) -> Result<()> {
             tracing::info!(setting = row.env, %origin, "is set, and not used by this build");
         }
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         match settings.role.value {
             Role::Member => member::run(&settings, &extras).await,
             Role::Worker => worker::run(&settings, &extras).await,
         }
     });
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // Blocking work that nobody waits for any more does not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+/// Starts the log, and traces where somebody collects them.
+fn watch(settings: &Settings, runtime: &Handle) -> Result<Option<Exporting>> {
+    let log = settings.log.as_deref();
+    let Some(endpoint) = settings.otlp_endpoint.value.clone() else {
+        telemetry::init_logs(log);
+        return Ok(None);
+    };
+    // Spans are no secret, and collectors stand beside us; a key for one that does not goes over TLS alone.
+    let keys = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+    let link = settings.link();
+    let plain = link.plain || keys.iter().all(|name| std::env::var_os(name).is_none());
+    let node = settings.node_name.value.clone().unwrap_or_else(|| "node-1".to_owned());
+    let link = crate::outgoing::Options { plain, ..link };
+    let collector = Collector { endpoint, node, version: crate::cli::VERSION, link };
+    let wrong = |text| ConfigError::Clash(format!("OTEL_EXPORTER_OTLP_ENDPOINT: {text}"));
+    Ok(Some(telemetry::init(log, &collector, runtime).map_err(wrong)?))
+}
+
+/// A login shell hands out 1,024 files, and lets whoever asks have many more. Each caller is a file.
+fn open_many() {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = hard.min(MOST_FILES);
+    if soft < wanted
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+    {
+        tracing::warn!(%error, files = soft, "no more files can be opened than the shell allows");
+    }
 }
 
 /// Binds now, so that a taken port is told before any file is touched.

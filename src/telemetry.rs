@@ -1,7 +1,8 @@
-//! Logs and metrics: how they are set up, and which families there are. The
+//! Logs, metrics and traces: how they are set up, and which families there are. The
 //! numbers are put in by those who know them; this module knows none of them.
 
 mod alarms;
+pub mod traces;
 
 pub use alarms::Alarms;
 
@@ -13,7 +14,10 @@ use prometheus::{
 };
 use std::io::IsTerminal;
 use std::sync::Arc;
-use tracing_subscriber::EnvFilter;
+use tokio::runtime::Handle;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// Most tenants with a label of their own; the others share [`OTHER`].
 pub const MAX_TENANTS: usize = 50;
@@ -27,14 +31,37 @@ const DEFAULT_FILTER: &str = "warn,neural_fabric=info,nf=info";
 /// Starts logging to stderr: text for people on a terminal, else JSON. `wanted` wins
 /// over `NF_LOG` and `RUST_LOG`. A second call changes nothing, so that tests can call it, too.
 pub fn init_logs(wanted: Option<&str>) {
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(wanted)).with_writer(std::io::stderr);
+    let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+}
+
+/// The same, with traces for a collector; lines of the log then say to which trace they belong.
+///
+/// # Errors
+/// A sentence when the collector can't be one.
+pub fn init(
+    wanted: Option<&str>,
+    collector: &traces::Collector,
+    runtime: &Handle,
+) -> Result<traces::Exporting, String> {
+    let (spans, exporting) = collector.layer(runtime)?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = if std::io::stderr().is_terminal() { lines.boxed() } else { lines.json().boxed() };
+    let spans_too = format!("{}=info", traces::TARGET).parse().map_err(|_| "no filter for spans".to_owned())?;
+    let lines = lines.with_filter(filter(wanted).add_directive(spans_too));
+    // In a process that logs already the spans have nowhere to be, and are none.
+    let _ = tracing_subscriber::registry().with(lines).with(spans).try_init();
+    Ok(exporting)
+}
+
+/// What is logged.
+fn filter(wanted: Option<&str>) -> EnvFilter {
     let named = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     let wanted = wanted.map(str::to_owned).or_else(|| ["NF_LOG", "RUST_LOG"].into_iter().find_map(named));
-    let filter = match wanted.as_deref().map(EnvFilter::try_new) {
+    match wanted.as_deref().map(EnvFilter::try_new) {
         Some(Ok(filter)) => filter,
         _ => EnvFilter::new(DEFAULT_FILTER),
-    };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
+    }
 }
 
 /// All metric families of a process. Cloning shares them.

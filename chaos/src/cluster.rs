@@ -138,9 +138,7 @@ impl Cluster {
     /// Has a killed member started again on its data.
     pub async fn restart(&mut self, member: &Member) -> Result<()> {
         let data = self.dir.join("data").display().to_string();
-        let args = ["dev", "restart", &member.name, "--data-dir", &data];
-        let done = Command::new(&self.nf).args(args).envs(surroundings(&self.dir)).output().await?;
-        ensure!(done.status.success(), "nf dev restart: {}", String::from_utf8_lossy(&done.stderr));
+        self.nf(&["dev", "restart", &member.name, "--data-dir", &data]).await?;
         eventually("another process has taken its place", Duration::from_secs(10), || {
             let learnt = self.learn();
             let pid = self.members.iter().find(|m| m.name == member.name).map(|m| m.pid);
@@ -152,6 +150,13 @@ impl Cluster {
         })
         .await?;
         self.wait_ready().await.with_context(|| format!("after the restart of {}", member.name))
+    }
+
+    /// Runs an `nf` command to its end.
+    pub async fn nf(&self, args: &[&str]) -> Result<()> {
+        let done = Command::new(&self.nf).args(args).envs(surroundings(&self.dir)).output().await?;
+        ensure!(done.status.success(), "nf {}: {}", args.join(" "), String::from_utf8_lossy(&done.stderr));
+        Ok(())
     }
 
     /// Another `nf` process that ends with the cluster.

@@ -11,6 +11,8 @@ mod etcd;
 mod eventually;
 mod failover;
 mod fill;
+mod gateway;
+mod http;
 mod load;
 mod openb;
 mod ports;
@@ -78,11 +80,30 @@ enum Drill {
         #[arg(long)]
         only_etcd: bool,
     },
+    /// What the way through the gateway costs over a direct call, in turns.
+    Gateway {
+        #[arg(long, value_delimiter = ',', default_value = "1,8")]
+        clients: Vec<usize>,
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Of each measurement.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Missing a bar is a failure, not only a figure.
+        #[arg(long)]
+        strict: bool,
+    },
+    /// A model server that answers everything the same at once; the gateway drill starts it as a replica.
+    #[command(hide = true)]
+    Replica { host: String, port: u16 },
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Drill::Replica { host, port } = &arguments.drill {
+        return http::serve(&format!("{host}:{port}")).await;
+    }
     let (dir, temporary) = match &arguments.keep {
         Some(dir) => (dir.clone(), false),
         None => (std::env::temp_dir().join(format!("nf-chaos-{}", std::process::id())), true),
@@ -114,6 +135,11 @@ async fn drill(arguments: &Arguments, dir: &Path) -> Result<()> {
             let plan = compare::Plan { clients: clients.clone(), rounds, seconds, nodes, agents, only_etcd };
             compare::run(&nf, dir, &plan).await
         }
+        Drill::Gateway { clients, rounds, seconds, strict } => {
+            let (clients, rounds, seconds, strict) = (clients.clone(), *rounds, *seconds, *strict);
+            gateway::run(&nf?, dir, &gateway::Plan { clients, rounds, seconds, strict }).await
+        }
+        Drill::Replica { .. } => bail!("a replica is no drill"),
     }
 }
 

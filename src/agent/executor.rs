@@ -19,6 +19,7 @@ use super::scrape::Said;
 use crate::exchange::TOLD;
 use crate::exchange::life::Life;
 use crate::models::{Cache, Manifest, Store};
+use crate::telemetry::traces;
 use bytes::Bytes;
 use futures::FutureExt;
 use nf_core::autoscaler::source::Told;
@@ -89,6 +90,7 @@ struct Slot {
     life: Life,
     stop: watch::Sender<Option<Reason>>,
     task: Option<AbortHandle>,
+    trace: traces::Launch,
 }
 
 /// What the replicas' tasks share with the calls.
@@ -127,9 +129,30 @@ impl Shared {
         {
             slot.stage = stage;
             slot.life.step(stage_name(stage), now_ms(), None);
+            match stage {
+                Stage::Ready => slot.trace.end(None),
+                stage => slot.trace.stage(stage_name(stage)),
+            }
             drop(slots);
             self.changed();
         }
+    }
+
+    /// A launch goes back to a call, whose trace is known here perhaps.
+    fn trace(&self, launch: &Launch) {
+        let (request, id, generation) = (&launch.request, launch.id, launch.generation);
+        let node = self.config.node.as_str();
+        let call = traces::of(request);
+        let mut trace = traces::Launch::begin(call.as_deref(), request.as_str(), id.replica, generation.0, node);
+        trace.stage(stage_name(Stage::Scheduled));
+        if let Some(slot) = held(&self.slots).get_mut(&(id, generation)) {
+            slot.trace = trace;
+        }
+    }
+
+    /// The trace that a launch's program may go on with.
+    pub(super) fn traceparent(&self, key: Key) -> Option<String> {
+        held(&self.slots).get(&key).and_then(|slot| slot.trace.carried())
     }
 
     pub(super) fn said(&self, key: Key, said: Option<Said>) {
@@ -159,6 +182,7 @@ impl Shared {
         if let Some(slot) = held(&self.slots).get_mut(&key) {
             slot.condition = Condition::Gone { ok: end.ok, why: end.why };
             slot.life.waits = None;
+            slot.trace.end((!end.ok).then(|| end.why.token()));
             slot.life.step(if end.ok { "Stopped" } else { "Failed" }, now_ms(), Some(end.why.token()));
             slot.task = None;
         }
@@ -334,6 +358,7 @@ impl Executor {
         }
         let (want, launch) = (want.clone(), Launch::of(id, want));
         let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
+        self.shared.trace(&launch);
         self.launch(launch, async move {
             match want.spec.runtime {
                 Runtime::Simulated => runtimes::simulated::run(post, &want).await,
@@ -348,7 +373,8 @@ impl Executor {
         let (request, holding) = (launch.request.clone(), launch.holding());
         let mut life = Life { generation: launch.generation.0, ..life };
         life.step(stage_name(stage), now_ms(), None);
-        let slot = Slot { request, holding, condition, stage, said: None, life, stop, task: None };
+        let trace = traces::Launch::default();
+        let slot = Slot { request, holding, condition, stage, said: None, life, stop, task: None, trace };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }

@@ -72,6 +72,7 @@ const HIDDEN: &[&str] = &[
     "stop_grace",
     "kill_after",
     "prom_url",
+    "otlp_endpoint",
     "postgres_dsn",
     "redis_url",
     "kubeconfig",

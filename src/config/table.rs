@@ -165,6 +165,8 @@ settings! {
         "hybrid: members and workers start with nothing else";
     prom_url: Option<String> = "", "PROM_URL", parse::url,
         "Prometheus to read services' queue depth and latency from; what agents read from the replicas when not set";
+    otlp_endpoint: Option<String> = "", "OTEL_EXPORTER_OTLP_ENDPOINT", parse::url,
+        "OpenTelemetry collector that gets traces (OTLP over HTTP); no traces are made when not set";
     #[secret] #[unused] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,
         "mirror for SQL users; not used by this build";
     #[secret] #[unused] redis_url: Option<String> = "", "REDIS_URL", parse::url,

@@ -5,6 +5,7 @@ use super::message::{
     Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices, TOLD,
 };
 use super::sights::{self, Seen};
+use crate::telemetry::traces;
 use nf_core::autoscaler::source::Told;
 use nf_core::codec::{self, Framed};
 use nf_core::command::{DeviceFault, Report};
@@ -261,6 +262,7 @@ pub fn put_slices(slices: Slices) -> pb::SlicesReply {
         node: slice.node.to_string(),
         revision: slice.revision,
         index: slice.index,
+        traces: traces::among(&*slice.desired),
         desired: codec::encode(&DesiredBody(slice.desired)).into(),
     };
     pb::SlicesReply { slices: slices.slices.into_iter().map(one).collect(), index: slices.index.unwrap_or(0) }
@@ -270,6 +272,7 @@ pub fn slices(reply: pb::SlicesReply) -> Result<Slices, Error> {
     at_most("slices", reply.slices.len(), NODES)?;
     let one = |slice: pb::NodeSlice| {
         let DesiredBody(desired) = body("desired", &slice.desired)?;
+        traces::take(slice.traces);
         let node = name("node", &slice.node)?;
         Ok(Slice { node, revision: slice.revision, index: slice.index, desired })
     };
@@ -401,7 +404,7 @@ mod tests {
                 let _ = faults(pb::FaultsRequest { cluster: String::new(), node: node.clone(), faults: bytes.clone() });
                 let _ = seen(pb::SightsReply { seen: bytes.clone() });
                 let _ = beats(vec![pb::NodeBeat { node: node.clone(), revision_seen: 0, told: bytes.clone() }]);
-                let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes };
+                let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes, traces: vec![] };
                 let _ = slices(pb::SlicesReply { slices: vec![slice], index: 1 });
             }
         }

@@ -3,6 +3,7 @@
 
 use super::desk::Seat;
 use super::refusal::Refused;
+use crate::telemetry::traces::{self, Side};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Method, Request, Uri, header};
 use axum::response::Response;
@@ -10,6 +11,7 @@ use futures::StreamExt;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use std::time::Duration;
+use tracing::{Instrument, Span};
 
 /// Replicas that are tried when one can't be reached.
 pub const TRIES: u32 = 3;
@@ -80,7 +82,9 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri;
     *request.headers_mut() = passed(&head.headers);
-    let answer = match tokio::time::timeout(BEGIN, client.request(request)).await {
+    let span = traces::part("replica", Side::Client);
+    traces::hand_on(&span, request.headers_mut());
+    let answer = match tokio::time::timeout(BEGIN, client.request(request)).instrument(span.clone()).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) if error.is_connect() => {
             seat.shun();
@@ -91,6 +95,7 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
         Err(_) => return Err(Refused::Broken(format!("no answer began within {BEGIN:?}"))),
     };
     let (parts, incoming) = answer.into_parts();
+    traces::answered(&span, parts.status);
     if parts.status.is_server_error() {
         seat.failed();
     }
@@ -102,7 +107,8 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
     // A stream of events is there for its caller from its first piece on, anything else when it is whole.
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let streams = kind.starts_with("text/event-stream");
-    let answer = Answer { pieces: Body::new(incoming).into_data_stream(), seat: Some(seat), left, streams };
+    let answer =
+        Answer { pieces: Body::new(incoming).into_data_stream(), seat: Some(seat), left, streams, _span: span };
     let mut response = Response::new(Body::from_stream(counted(answer.begin())));
     *response.status_mut() = parts.status;
     *response.headers_mut() = headers;
@@ -120,6 +126,8 @@ struct Answer {
     /// Bytes still to come, where the replica says how many there are.
     left: Option<u64>,
     streams: bool,
+    /// Lasts as long as the answer does.
+    _span: Span,
 }
 
 impl Answer {

@@ -6,13 +6,14 @@
 
 mod desk;
 mod forward;
+mod listing;
 mod promises;
 mod refusal;
 mod table;
 mod trip;
 
 use crate::exchange::{Group, Seen};
-use crate::telemetry::{MAX_MODELS, Metrics};
+use crate::telemetry::{MAX_MODELS, Metrics, traces};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use table::{Entry, Table};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::Instrument;
 
 /// Models that are counted; beyond it those that are gone are forgotten.
 const DESKS: usize = 4096;
@@ -120,7 +122,8 @@ impl Gateway {
             .route("/v1/chat/completions", post(openai))
             .route("/v1/completions", post(openai))
             .route("/v1/embeddings", post(openai))
-            .route("/v1/models", get(models))
+            .route("/v1/models", get(listing::models))
+            .route("/v1/models/{model}", get(listing::model))
             .route("/serve/{tenant}/{model}", any(passthrough))
             .route("/serve/{tenant}/{model}/{*rest}", any(passthrough))
             .with_state(self.clone())
@@ -162,6 +165,7 @@ impl Gateway {
         body: Bytes,
         by: Option<&Actor>,
     ) -> Response {
+        traces::about(tenant.as_str(), model.as_str());
         let promised = |table: &Table| table.entry(tenant, model).map(|entry| entry.latency_ms.unwrap_or(LATENCY_MS));
         let Some(promised) = self.heard(promised).await else {
             return self.refuse(Refused::NoModel(model.clone()));
@@ -328,6 +332,14 @@ async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<Read
 }
 
 async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
+    // The path is one of three.
+    let span = traces::call(request.method().as_str(), request.uri().path(), request.headers());
+    let response = openai_within(gateway, request).instrument(span.clone()).await;
+    traces::answered(&span, response.status());
+    response
+}
+
+async fn openai_within(gateway: Gateway, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let asked = async {
         let (body, permit) = read(&gateway, &parts.headers, body).await?;
@@ -352,6 +364,13 @@ async fn passthrough(
     Path(path): Path<BTreeMap<String, String>>,
     request: Request,
 ) -> Response {
+    let span = traces::call(request.method().as_str(), "/serve/{tenant}/{model}", request.headers());
+    let response = passthrough_within(gateway, path, request).instrument(span.clone()).await;
+    traces::answered(&span, response.status());
+    response
+}
+
+async fn passthrough_within(gateway: Gateway, path: BTreeMap<String, String>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let part = |name: &str| path.get(name).map(String::as_str).unwrap_or_default();
     let asked = async {
@@ -376,19 +395,6 @@ fn rest_of(uri: &axum::http::Uri) -> String {
     let rest = uri.path().splitn(5, '/').nth(4).unwrap_or_default();
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     format!("/{rest}{query}")
-}
-
-async fn models(State(gateway): State<Gateway>, headers: HeaderMap) -> Response {
-    let only = match headers.get(TENANT).map(|value| TenantId::new(value.to_str().unwrap_or_default())) {
-        None => None,
-        Some(Ok(tenant)) => Some(tenant),
-        Some(Err(e)) => return gateway.refuse(Refused::Bad { field: TENANT, detail: e.to_string() }),
-    };
-    let table = gateway.0.tables.borrow().clone();
-    let model = |(tenant, model): (&TenantId, &ModelId)| serde_json::json!({ "id": model.as_str(), "object": "model", "created": 0, "owned_by": tenant.as_str() });
-    let listed = table.names().filter(|(tenant, _)| only.as_ref().is_none_or(|only| only == *tenant));
-    let body = serde_json::json!({ "object": "list", "data": listed.map(model).collect::<Vec<_>>() });
-    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use nf_proto::internal as pb;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use super::campaign::Contact;
 use super::membership::{Change, Failure};
@@ -32,6 +33,7 @@ use crate::storage::frame::invalid;
 use crate::storage::log_db::LogDb;
 use crate::storage::state_db::StateDb;
 use crate::storage::tables::Tables;
+use crate::telemetry::traces::{self, Side};
 
 /// Pauses between tries of one call, doubling from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(40));
@@ -107,15 +109,20 @@ impl Shared {
     pub async fn propose(&self, intent: Intent, term: Option<u64>, deadline: Instant) -> Result<Reply, Lost> {
         let begun = Instant::now();
         self.established(deadline).await?;
+        let span = traces::part("commit", Side::Inside);
+        // Before it is planned: the agent may begin before the caller is answered.
+        traces::made(&intent, &span);
         let (reply, answer) = oneshot::channel();
         let call = Call { intent, term, reply };
         let proposed = tokio::time::timeout(left(deadline), async {
             self.calls.send(call).await.map_err(|_| Lost::default())?;
             answer.await.unwrap_or_else(|_| Err(Lost::default()))
         });
+        let proposed = proposed.instrument(span.clone());
         let result = proposed.await.unwrap_or_else(|_| Err(Lost::default()));
-        if result.is_ok() {
+        if let Ok(reply) = &result {
             (self.hooks.propose)(begun.elapsed());
+            traces::number(&span, "index", reply.index);
         }
         result
     }
@@ -186,13 +193,16 @@ impl Shared {
     async fn forward(&self, to: u64, intent: &bytes::Bytes, deadline: Instant) -> Result<Try, Lost> {
         use pb::forward_reply::Result as R;
         let mut client = self.calls_to(to).ok_or_else(Lost::default)?;
+        let span = traces::part("forward", Side::Client);
+        traces::number(&span, "member", to);
         let request = pb::ForwardRequest {
             route: Some(self.peers.route(to)),
             intent: intent.clone(),
             deadline_ms: wire::put_wait(left(deadline)),
+            traceparent: traces::carried(&span).unwrap_or_default(),
         };
         let reply = tokio::select! {
-            reply = client.forward(request) => reply,
+            reply = client.forward(request).instrument(span) => reply,
             () = self.leader_is_not(to) => return Err(Lost::default()),
             () = tokio::time::sleep(left(deadline)) => return Err(Lost::default()),
         };
@@ -394,7 +404,7 @@ impl Replica {
     ) -> Result<T, Error> {
         // Whoever drops the call ends its work, too: nothing is parked for callers that are gone.
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn_on(work, &self.runtime);
+        tasks.spawn_on(work.in_current_span(), &self.runtime);
         match tasks.join_next().await {
             Some(Ok(done)) => done,
             _ => Err(Error::Stopping),

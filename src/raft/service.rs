@@ -16,6 +16,7 @@ use nf_core::plan::Intent;
 use nf_proto::internal as pb;
 use pb::peer_service_server::PeerService;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::encoding::Position;
 use super::listener::PeerInfo;
@@ -27,6 +28,7 @@ use super::wire;
 use super::{Error, Member, MemberId};
 use crate::security::tls;
 use crate::storage::checkpoint::Incoming;
+use crate::telemetry::traces::{self, Side};
 
 /// Longest wait a forwarded call may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(60);
@@ -235,7 +237,10 @@ impl PeerService for Service {
         use pb::forward_reply::Result as R;
         let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let intent = codec::decode::<Intent>(&request.intent).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let result = match self.0.propose(intent, None, until(request.deadline_ms)).await {
+        let span = traces::onward(Some(&request.traceparent), "forwarded", Side::Server);
+        traces::number(&span, "member", self.0.me.id.0);
+        let proposed = self.0.propose(intent, None, until(request.deadline_ms)).instrument(span);
+        let result = match proposed.await {
             Ok(reply) => R::Reply(codec::encode(&reply).into()),
             Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
         };

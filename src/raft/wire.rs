@@ -9,7 +9,8 @@ use tonic::Status;
 
 use super::Core;
 use super::encoding;
-use super::types::{Entry, LogId, Vote};
+use super::types::{Entry, EntryPayload, LogId, Vote};
+use crate::telemetry::traces;
 
 pub type AppendRequest = openraft::raft::AppendEntriesRequest<Core>;
 pub type AppendResult = openraft::raft::StreamAppendResult<Core>;
@@ -60,10 +61,21 @@ pub fn put_append(request: &AppendRequest, route: Option<pb::Route>) -> pb::Appe
         prev: request.prev_log_id.as_ref().map(put_log_id),
         commit: request.leader_commit.as_ref().map(put_log_id),
         entries: request.entries.iter().map(put_entry).collect(),
+        traces: request.entries.iter().flat_map(traces_of).collect(),
+    }
+}
+
+/// The traces of the jobs that an entry makes.
+fn traces_of(entry: &Entry) -> Vec<pb::Traced> {
+    match &entry.payload {
+        // Decoded already on the leader that wrote it; one that cannot be is its reader's to report.
+        EntryPayload::Normal(payload) if traces::any() => payload.batch().map_or_else(|_| Vec::new(), traces::among),
+        _ => Vec::new(),
     }
 }
 
 pub fn append(request: pb::AppendRequest) -> Result<AppendRequest, Status> {
+    traces::take(request.traces);
     let entries: Result<Vec<_>, _> = request.entries.into_iter().map(entry).collect();
     Ok(AppendRequest {
         vote: vote(request.vote.as_ref())?,

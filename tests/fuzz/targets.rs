@@ -249,7 +249,8 @@ fn peers_samples() -> Vec<Vec<u8>> {
     let id = Some(pb::LogId { term: 3, index: 9 });
     let entry = pb::Entry { term: 3, index: 10, kind: 1, body: frames_samples().remove(0).into() };
     let route = Some(pb::Route { cluster: "c".into(), from: 1, to: 2, name: "n".into() });
-    let append = pb::AppendRequest { route: route.clone(), vote, prev: id, commit: id, entries: vec![entry] };
+    let (entries, traces) = (vec![entry], Vec::new());
+    let append = pb::AppendRequest { route: route.clone(), vote, prev: id, commit: id, entries, traces };
     let ask = pb::VoteRequest { route, vote, last: id, leadership_transfer: false };
     vec![append.encode_to_vec(), ask.encode_to_vec()]
 }

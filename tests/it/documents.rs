@@ -10,6 +10,7 @@ const RUN_BY: &[(&str, &str, &str)] = &[
     ("make run", "tests/integration/test_make.py", "[\"make\", \"run\""),
     ("make test", ".ci/run", "make test"),
     ("make e2e", ".ci/run", "make e2e"),
+    ("make e2e-llm", "tests/budgets.toml", "[\"e2e-llm\"]"),
     ("make sim", "tests/budgets.toml", "[\"sim\"]"),
     ("make soak", "tests/budgets.toml", "[\"soak\"]"),
     // By hand: minutes for each target. The same targets run in tests/it/parsers.rs.

@@ -39,7 +39,12 @@ impl Stranger {
 
     async fn forward(&mut self) -> Result<(), Code> {
         let intent = codec::encode(&tenant("sneaked-in")).into();
-        let request = pb::ForwardRequest { route: Some(self.route.clone()), intent, deadline_ms: 5_000 };
+        let request = pb::ForwardRequest {
+            route: Some(self.route.clone()),
+            intent,
+            deadline_ms: 5_000,
+            traceparent: String::new(),
+        };
         self.client.forward(request).await.map(drop).map_err(|status| status.code())
     }
 

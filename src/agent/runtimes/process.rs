@@ -12,6 +12,7 @@ use crate::agent::logs;
 use crate::agent::post::Post;
 use crate::agent::record::{self, End, Launch as Launched, Record};
 use crate::models::{Launch, Manifest, Process, Slots};
+use crate::telemetry::traces;
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::reconcile::Want;
@@ -227,6 +228,9 @@ async fn spawn_held(
     let spawned = tokio::task::spawn_blocking(move || {
         let _lock = lock;
         let mut command = command(&record, &want, &manifest, &process, &dir, &model)?;
+        if let Some(traceparent) = shared.traceparent((record.launch.id, record.launch.generation)) {
+            command.env(traces::VARIABLE, traceparent);
+        }
         let out = logs::open(&log)?;
         if let Some(owner) = record.owner {
             users::hand_over(&dir, &model, &out, owner)?;

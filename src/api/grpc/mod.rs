@@ -9,6 +9,7 @@ use super::auth::{Slot, Who};
 use super::error::Failure;
 use super::service::{Call, DEFAULT_DEADLINE, Service};
 use crate::raft::Consistency;
+use crate::telemetry::traces;
 use axum::Router;
 use nf_core::id::TenantId;
 use nf_core::reason::Reason;
@@ -19,6 +20,7 @@ use nf_proto::v1::scheduler_service_server::SchedulerServiceServer;
 use nf_proto::v1::security_service_server::SecurityServiceServer;
 use std::time::Duration;
 use tonic::Request;
+use tracing::Instrument;
 
 /// Largest message that is read, as for REST.
 const MAX_MESSAGE: usize = super::convert::json::MAX_BODY;
@@ -51,7 +53,15 @@ pub fn router(service: Service) -> Router {
         routes = routes.add_service(v1).add_service(alpha);
     }
     let guard = axum::middleware::from_fn_with_state(service, super::auth::guard);
-    routes.prepare().into_axum_router().reset_fallback().layer(guard)
+    routes.prepare().into_axum_router().reset_fallback().layer(guard).layer(axum::middleware::from_fn(traced))
+}
+
+/// The call as a part of its caller's trace; its path names the method.
+async fn traced(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    let span = traces::call("RPC", request.uri().path(), request.headers());
+    let response = next.run(request).instrument(span.clone()).await;
+    traces::answered(&span, response.status());
+    response
 }
 
 /// Keeps the health service's word equal to `/health/ready`, until the member ends.

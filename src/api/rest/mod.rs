@@ -26,6 +26,7 @@ mod watch;
 use super::convert::answer::Freshness;
 use super::error::{Failure, Problem};
 use super::service::Service;
+use crate::telemetry::traces;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -34,6 +35,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use nf_core::reason::{Reason, printable};
 use serde::Serialize;
+use tracing::{Instrument, Span};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -168,10 +170,15 @@ async fn not_allowed(method: Method, uri: Uri) -> Response {
 async fn counted(State(service): State<Service>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = request.method().clone();
+    let observed = route.as_deref().is_some_and(|route| OBSERVED.contains(&route));
+    let span = match &route {
+        Some(route) if !observed => traces::call(method.as_str(), route, request.headers()),
+        _ => Span::none(),
+    };
     let response = match service.enter() {
-        Ok(_permit) => next.run(request).await,
+        Ok(_permit) => next.run(request).instrument(span.clone()).await,
         // How a member does is told also when it is full: then above all.
-        Err(_) if route.as_deref().is_some_and(|route| OBSERVED.contains(&route)) => next.run(request).await,
+        Err(_) if observed => next.run(request).await,
         Err(failure) => failure.into_response(),
     };
     // Methods are a closed set here: a route answers few, and others are refused.
@@ -182,6 +189,7 @@ async fn counted(State(service): State<Service>, request: Request, next: Next) -
     let route = route.as_deref().unwrap_or("none");
     let response = Problem::complete(response, service.simulation());
     let code = response.status();
+    traces::answered(&span, code);
     service.metrics.http_requests.with_label_values(&[method.as_str(), route, code.as_str()]).inc();
     response
 }
