@@ -21,8 +21,9 @@ const CONNECT: Duration = Duration::from_secs(2);
 const BEGIN: Duration = Duration::from_secs(600);
 /// How long a replica may be silent in the middle of its answer.
 const STALL: Duration = Duration::from_secs(300);
-/// How long an idle connection to a replica is kept.
-const IDLE: Duration = Duration::from_secs(15);
+/// How long an idle connection to a replica is kept. Model servers close theirs after five seconds (uvicorn,
+/// llama.cpp): who lets go first never sends a request into a connection that is just being closed.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// Connections to replicas.
 pub type Client = hyper_util::client::legacy::Client<HttpConnector, Body>;
