@@ -152,7 +152,9 @@ impl Place {
         let _whole = whole();
         let older = older(path);
         if older != self.older {
-            (self.older, self.left) = (older, Some(self.at));
+            // Cut again while the one before was still being read: of the newer one nothing is read yet.
+            let from = if self.left.is_some() { 0 } else { self.at };
+            (self.older, self.left) = (older, Some(from));
         }
         if let Some(at) = self.left {
             let (at, bytes) = File::open(rotated(path)).and_then(|mut file| before(&mut file, at)).unwrap_or_default();

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Request, Uri, header};
 use axum::response::Response;
 use futures::StreamExt;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::time::Duration;
 use tracing::{Instrument, Span};
 
@@ -21,9 +21,10 @@ const CONNECT: Duration = Duration::from_secs(2);
 const BEGIN: Duration = Duration::from_secs(600);
 /// How long a replica may be silent in the middle of its answer.
 const STALL: Duration = Duration::from_secs(300);
-/// How long an idle connection to a replica is kept: not until a server itself closes it, usually
-/// after 5 s, while a request is on its way; and one that drains waits for its connections.
-const IDLE: Duration = Duration::from_secs(4);
+/// How long an idle connection to a replica is kept. Model servers close theirs after five seconds (uvicorn,
+/// llama.cpp): who lets go first never sends a request into a connection that is just being closed; and a
+/// replica that drains waits for its connections.
+const IDLE: Duration = Duration::from_secs(3);
 
 /// Connections to replicas.
 pub type Client = hyper_util::client::legacy::Client<HttpConnector, Body>;
@@ -32,7 +33,9 @@ pub fn client() -> Client {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT));
     connector.set_nodelay(true);
-    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector)
+    let mut client = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+    // Without a timer an idle connection is closed only when the next request to the same replica looks for one.
+    client.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector)
 }
 
 /// A request without its body.
@@ -88,11 +91,18 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) if error.is_connect() => {
             seat.shun();
+            traces::failed(&span, "Unreachable");
             return Err(Refused::Unreachable(error.to_string()));
         }
         // It may have begun to work: trying again could do it twice.
-        Ok(Err(error)) => return Err(Refused::Broken(error.to_string())),
-        Err(_) => return Err(Refused::Broken(format!("no answer began within {BEGIN:?}"))),
+        Ok(Err(error)) => {
+            traces::failed(&span, "Broken");
+            return Err(Refused::Broken(error.to_string()));
+        }
+        Err(_) => {
+            traces::failed(&span, "Silent");
+            return Err(Refused::Broken(format!("no answer began within {BEGIN:?}")));
+        }
     };
     let (parts, incoming) = answer.into_parts();
     traces::answered(&span, parts.status);

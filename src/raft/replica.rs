@@ -123,6 +123,8 @@ impl Shared {
         if let Ok(reply) = &result {
             (self.hooks.propose)(begun.elapsed());
             traces::number(&span, "index", reply.index);
+        } else {
+            traces::failed(&span, "NoLeader");
         }
         result
     }
@@ -202,10 +204,19 @@ impl Shared {
             traceparent: traces::carried(&span).unwrap_or_default(),
         };
         let reply = tokio::select! {
-            reply = client.forward(request).instrument(span) => reply,
-            () = self.leader_is_not(to) => return Err(Lost::default()),
-            () = tokio::time::sleep(left(deadline)) => return Err(Lost::default()),
+            reply = client.forward(request).instrument(span.clone()) => reply,
+            () = self.leader_is_not(to) => {
+                traces::failed(&span, "NotTheLeader");
+                return Err(Lost::default());
+            }
+            () = tokio::time::sleep(left(deadline)) => {
+                traces::failed(&span, "DeadlineExceeded");
+                return Err(Lost::default());
+            }
         };
+        if reply.is_err() {
+            traces::failed(&span, "Unreachable");
+        }
         match reply {
             Ok(reply) => match reply.into_inner().result {
                 Some(R::Reply(bytes)) => Ok(match codec::decode(&bytes) {

@@ -113,6 +113,11 @@ pub fn number(span: &Span, field: &str, value: impl TryInto<i64>) {
     }
 }
 
+/// It came to nothing; `why` is one of a few words, never the error's own text.
+pub fn failed(span: &Span, why: &str) {
+    span.record("otel.status_code", "ERROR").record("why", why);
+}
+
 /// How the call was answered.
 pub fn answered(span: &Span, status: StatusCode) {
     if span.is_none() {

@@ -192,13 +192,13 @@ def test_two_replicas_stream_on_while_the_leader_dies(group):
         killed, seen = time.monotonic(), load.whole()
         eventually("streams go on without that leader", lambda: load.whole() >= seen + 24, 120)
         took = time.monotonic() - began
-    left = (leader + 1) % len(group.urls)
+    after = serving(group, (leader + 1) % len(group.urls))
+    group.restart(leader)
     cut = [stream for stream in load.streams if not stream.whole and stream.url != load.gone]
     assert not cut, f"{len(cut)} of {len(load.streams)} by members that lived: {cut[:3]}"
-    assert serving(group, left) == before, "the same two replicas throughout"
+    assert after == before, "the same two replicas throughout"
     with_it = [stream for stream in load.streams if not stream.whole and stream.began < killed]
     assert len(with_it) <= len(load.threads), "who streamed through the leader itself lost one answer, and no more"
-    group.restart(leader)
     pieces = sum(stream.pieces for stream in load.streams)
     say(f"two replicas, 12 clients, the leader killed: {load.whole()} streams whole, {len(with_it)} ended with the leader "
         f"that they came through, none besides; {pieces / took:.0f} pieces a second in all")

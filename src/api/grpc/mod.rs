@@ -5,6 +5,10 @@ mod resource;
 mod scheduler;
 mod security;
 
+use prost::Message as _;
+use prost_types::{FileDescriptorSet, ServiceDescriptorProto};
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use super::auth::{Slot, Who};
 use super::error::Failure;
 use super::service::{Call, DEFAULT_DEADLINE, Service};
@@ -56,12 +60,34 @@ pub fn router(service: Service) -> Router {
     routes.prepare().into_axum_router().reset_fallback().layer(guard).layer(axum::middleware::from_fn(traced))
 }
 
-/// The call as a part of its caller's trace; its path names the method.
+/// The call as a part of its caller's trace; its path names the method, if it is one of ours.
 async fn traced(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
-    let span = traces::call("RPC", request.uri().path(), request.headers());
+    let path = request.uri().path();
+    if path.starts_with("/grpc.health.") {
+        return next.run(request).await;
+    }
+    let span = traces::call("RPC", methods().get(path).map_or("other", String::as_str), request.headers());
     let response = next.run(request).instrument(span.clone()).await;
     traces::answered(&span, response.status());
+    // What fails before its first message says so in the head; HTTP calls it a success.
+    if response.headers().get("grpc-status").is_some_and(|status| status != "0") {
+        traces::failed(&span, "Refused");
+    }
     response
+}
+
+/// The paths of our methods: a stranger's would be names without end.
+fn methods() -> &'static BTreeSet<String> {
+    static METHODS: OnceLock<BTreeSet<String>> = OnceLock::new();
+    METHODS.get_or_init(|| {
+        let files = FileDescriptorSet::decode(nf_proto::DESCRIPTORS).unwrap_or_default().file;
+        let services = files.iter().flat_map(|file| file.service.iter().map(move |s| (file.package(), s)));
+        let of = |(package, service): (&str, &ServiceDescriptorProto)| {
+            let path = |method: &str| format!("/{package}.{}/{method}", service.name());
+            service.method.iter().map(|method| path(method.name())).collect::<Vec<_>>()
+        };
+        services.flat_map(of).collect()
+    })
 }
 
 /// Keeps the health service's word equal to `/health/ready`, until the member ends.

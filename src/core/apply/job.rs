@@ -345,7 +345,7 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
         (None, false, Restart::Never) => end(Phase::Failed { why }),
         // No failure of its own: another port is tried soon, and its crashes are counted apart.
         (None, false, _) if why == Reason::PortTaken => {
-            again(replica.restarts, now + backoff_ms(port_row(replica.newest)))
+            again(replica.restarts, now + backoff_ms(port_row(replica.newest)).min(OUTSIDE_MAX_MS))
         }
         (None, ..) => {
             // One that ran for long before it failed is no crash loop: it begins to count anew.
