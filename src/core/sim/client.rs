@@ -53,7 +53,16 @@ fn id<T>(made: Result<T, crate::id::NameError>) -> T {
 impl Client {
     pub fn new(me: usize) -> Self {
         let operator = me == 0;
-        Self { me, operator, open: None, calls: 0, next_at: 0, asked: Vec::new(), consents: Vec::new(), winding_down: false }
+        Self {
+            me,
+            operator,
+            open: None,
+            calls: 0,
+            next_at: 0,
+            asked: Vec::new(),
+            consents: Vec::new(),
+            winding_down: false,
+        }
     }
 
     pub fn is_done(&self) -> bool {

@@ -4,6 +4,7 @@
 
 use crate::agent::logs;
 use bollard::Docker;
+use bollard::container::LogOutput;
 use bollard::query_parameters::LogsOptions;
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -59,7 +60,7 @@ impl Output {
     /// Everything that was not heard yet, as long as the engine has something to say.
     async fn once(&self, heard: &mut Heard) {
         let since = heard.last.and_then(|last| i32::try_from(last.at.as_second()).ok()).unwrap_or(0);
-        heard.had = heard.last;
+        (heard.had, heard.unfinished) = (heard.last, [None; 2]);
         let options =
             LogsOptions { follow: true, stdout: true, stderr: true, timestamps: true, since, ..Default::default() };
         let mut stream = std::pin::pin!(self.docker.logs(&self.name, Some(options)));
@@ -68,7 +69,10 @@ impl Output {
             let mut broken = false;
             for piece in pieces {
                 match piece {
-                    Ok(piece) => heard.take(&piece.into_bytes(), &mut text),
+                    Ok(piece) => {
+                        let stderr = matches!(piece, LogOutput::StdErr { .. });
+                        heard.take(usize::from(stderr), &piece.into_bytes(), &mut text);
+                    }
                     Err(_) => broken = true,
                 }
             }
@@ -131,18 +135,22 @@ struct Heard {
     recent: BTreeSet<Timestamp>,
     /// Lines of the last time that come once more.
     again: u64,
+    /// Of stdout and stderr, the time of a line whose end has not come: the engine gives each piece of it that time.
+    unfinished: [Option<Timestamp>; 2],
 }
 
 impl Heard {
     /// One piece, `TIME TEXT`, unless it was there before: the engine can be asked for whole seconds
     /// only, and says again what is in a file that has just begun anew (seen with 20.10).
-    fn take(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+    fn take(&mut self, stream: usize, piece: &[u8], out: &mut Vec<u8>) {
         let cut = piece.iter().position(|b| *b == b' ');
         let time = cut.and_then(|cut| std::str::from_utf8(&piece[..cut]).ok()?.parse::<Timestamp>().ok());
         let (Some(cut), Some(time)) = (cut, time) else {
             // Without a time it can't be told from what was there; better twice than not at all.
             return out.extend_from_slice(piece);
         };
+        let goes_on = self.unfinished[stream] == Some(time);
+        let unfinished = (!piece.ends_with(b"\n")).then_some(time);
         match &mut self.had {
             Some(mark) if time < mark.at => return,
             Some(mark) if time == mark.at && mark.lines > 0 => {
@@ -151,7 +159,9 @@ impl Heard {
             }
             _ => self.had = None,
         }
+        self.unfinished[stream] = unfinished;
         match &mut self.last {
+            Some(mark) if goes_on => mark.lines += u64::from(time == mark.at),
             Some(mark) if time < mark.at && self.recent.contains(&time) => {
                 self.again = mark.lines;
                 return;
@@ -180,8 +190,23 @@ mod tests {
 
     fn taken(pieces: &[&[u8]], last: Option<Mark>) -> (String, Option<Mark>) {
         let (mut out, mut heard) = (Vec::new(), Heard { last, had: last, ..Heard::default() });
-        pieces.iter().for_each(|piece| heard.take(piece, &mut out));
+        pieces.iter().for_each(|piece| heard.take(0, piece, &mut out));
         (String::from_utf8_lossy(&out).into_owned(), heard.last)
+    }
+
+    /// The engine gives every piece of a line over 16 KiB the time of its first, whatever came between.
+    #[test]
+    fn a_long_line_goes_on_after_a_line_of_the_other_stream() {
+        let (mut out, mut heard) = (Vec::new(), Heard::default());
+        let pieces: [(usize, &[u8]); 5] = [
+            (1, b"2026-01-02T03:04:05.000000001Z be"),
+            (0, b"2026-01-02T03:04:05.000000002Z line\n"),
+            (1, b"2026-01-02T03:04:05.000000001Z gin"),
+            (1, b"2026-01-02T03:04:05.000000001Z end\n"),
+            (0, b"2026-01-02T03:04:05.000000002Z twin\n"),
+        ];
+        pieces.iter().for_each(|(stream, piece)| heard.take(*stream, piece, &mut out));
+        assert_eq!(String::from_utf8_lossy(&out), "beline\nginend\ntwin\n");
     }
 
     #[test]
@@ -221,7 +246,7 @@ mod tests {
         #[test]
         fn no_output_is_lost_or_breaks_us(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..8)) {
             let (mut out, mut heard) = (Vec::new(), Heard::default());
-            pieces.iter().for_each(|piece| heard.take(piece, &mut out));
+            pieces.iter().for_each(|piece| heard.take(0, piece, &mut out));
             prop_assert!(heard.last.is_some() || out == pieces.concat());
         }
     }

@@ -88,8 +88,11 @@ mod tests {
         assert_eq!((&none["waiting"], &none["would_start"]), (&json!(3), &json!(0)));
         let seen = try_both(&[node(2)], &requests, &[node(2), node(4)]);
         assert_eq!((&seen["waiting"], &seen["would_start"], &seen["would_wait"]), (&json!(3), &json!(2), &json!(1)));
-        let who: Vec<&str> = seen["jobs"].as_array().unwrap().iter().map(|job| job["request_id"].as_str().unwrap()).collect();
+        let who: Vec<&str> =
+            seen["jobs"].as_array().unwrap().iter().map(|job| job["request_id"].as_str().unwrap()).collect();
         assert_eq!(who, ["request-2", "request-3"]);
-        assert!(seen["jobs"].as_array().unwrap().iter().all(|job| job["nodes"][0].as_str().unwrap().starts_with("added-")));
+        assert!(
+            seen["jobs"].as_array().unwrap().iter().all(|job| job["nodes"][0].as_str().unwrap().starts_with("added-"))
+        );
     }
 }

@@ -504,18 +504,7 @@ fn job(rng: &mut Rng) -> JobSpec {
     let spec = testing::job_spec(&tenant, gpu);
     let version = if rng.chance(300) { VersionId::new("v2").unwrap() } else { spec.version.clone() };
     let (manifest, data_classes) = mixed::contents(&version);
-    JobSpec {
-        resources,
-        constraints,
-        replicas,
-        gang,
-        priority,
-        scaling,
-        version,
-        manifest,
-        data_classes,
-        ..spec
-    }
+    JobSpec { resources, constraints, replicas, gang, priority, scaling, version, manifest, data_classes, ..spec }
 }
 
 fn placement(rng: &mut Rng) -> Placement {
