@@ -159,7 +159,6 @@ impl Heard {
             }
             _ => self.had = None,
         }
-        self.unfinished[stream] = unfinished;
         match &mut self.last {
             Some(mark) if goes_on => mark.lines += u64::from(time == mark.at),
             Some(mark) if time < mark.at && self.recent.contains(&time) => {
@@ -179,6 +178,7 @@ impl Heard {
         if self.recent.len() > RECENT {
             self.recent.pop_first();
         }
+        self.unfinished[stream] = unfinished;
         out.extend_from_slice(&piece[cut + 1..]);
     }
 }
