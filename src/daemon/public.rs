@@ -1,6 +1,7 @@
 //! The public port's connections: how many there may be, and how long one may take to
 //! say what it wants. Whoever connects and says nothing, or says it byte by byte, is
-//! let go before it keeps others out. It does not know what is asked.
+//! let go before it keeps others out; so is who asks for more than it reads. It does not
+//! know what is asked.
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,6 +29,13 @@ struct Patience {
 const PATIENCE: Patience = Patience { greeting: Duration::from_secs(10), head: Duration::from_secs(100) };
 /// Silence after which an HTTP/2 connection is probed, and how long the answer may take.
 const PROBE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// Calls at a time of one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// Calls that a client takes back before they are begun, and calls that it makes us take back: past these
+/// its connection ends (rapid reset, CVE-2023-44487, and MadeYouReset, CVE-2025-8671).
+const RESETS: (usize, usize) = (20, 128);
+/// Bytes of the head of a call; of HTTP/2 also how long its pieces may go on.
+const HEAD: u32 = 16 << 10;
 /// Pause after a failed accept, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What an HTTP/2 connection begins with.
@@ -99,8 +107,10 @@ async fn connection(
         _ = end.wait_for(|end| *end) => return Ok(()),
     }
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head).max_buf_size(HEAD as usize);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(PROBE.0).keep_alive_timeout(PROBE.1);
+    builder.http2().max_concurrent_streams(STREAMS).max_header_list_size(HEAD);
+    builder.http2().max_pending_accept_reset_streams(RESETS.0).max_local_error_reset_streams(RESETS.1);
     let service = TowerToHyperService::new(router);
     let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
@@ -123,6 +133,9 @@ async fn greeting(stream: &TcpStream) -> io::Result<()> {
         tokio::time::sleep(LOOK).await;
     }
 }
+
+#[cfg(test)]
+mod floods;
 
 #[cfg(test)]
 mod tests {

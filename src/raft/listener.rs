@@ -8,15 +8,17 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::server::Acceptor;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::security::join::Door;
 use crate::security::tls::PeerTls;
 
 /// A handshake that takes longer is given up; a peer gives up its side no later.
@@ -79,6 +81,10 @@ impl AsyncWrite for Connection {
 /// Told the key-exchange group of each connection that was accepted.
 pub type OnAccept = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Given each connection that came to another door than the peers', with the certificate that it showed.
+/// None of ours ever sees it.
+pub type Aside = Arc<dyn Fn(Door, TlsStream<TcpStream>, Option<CertificateDer<'static>>) + Send + Sync>;
+
 /// Accepts until the receiver of connections is dropped. `ended` hears of each peer's lost
 /// connection; it holds at most one message per connection.
 pub async fn accept(
@@ -87,6 +93,7 @@ pub async fn accept(
     connections: mpsc::Sender<io::Result<Connection>>,
     ended: mpsc::UnboundedSender<u64>,
     on_accept: OnAccept,
+    aside: Aside,
 ) {
     let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -108,19 +115,18 @@ pub async fn accept(
         {
             oldest.abort();
         }
-        // Asked for each connection: keys are replaced while this runs.
-        let (acceptor, connections, ended) = (TlsAcceptor::from(tls.server()), connections.clone(), ended.clone());
-        let on_accept = on_accept.clone();
+        let (tls, connections, ended) = (tls.clone(), connections.clone(), ended.clone());
+        let (on_accept, aside) = (on_accept.clone(), aside.clone());
         let task = tokio::spawn(async move {
-            match handshake(stream, &acceptor).await {
-                Ok(stream) => {
+            match handshake(stream, &tls).await {
+                Ok((door, stream)) => {
                     let group = stream.get_ref().1.negotiated_key_exchange_group();
                     on_accept(&group.map_or("none".to_owned(), |group| format!("{:?}", group.name())));
-                    let connection = Connection {
-                        info: PeerInfo { cert: peer_cert(&stream), member: Arc::default() },
-                        stream,
-                        ended,
-                    };
+                    let cert = peer_cert(&stream);
+                    if door != Door::Peer {
+                        return aside(door, stream, cert);
+                    }
+                    let connection = Connection { info: PeerInfo { cert, member: Arc::default() }, stream, ended };
                     // The server is stopping when it is refused.
                     let _ = connections.send(Ok(connection)).await;
                 }
@@ -131,11 +137,15 @@ pub async fn accept(
     }
 }
 
-async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(stream: TcpStream, tls: &PeerTls) -> io::Result<(Door, TlsStream<TcpStream>)> {
     stream.set_nodelay(true)?;
-    tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    let shaken = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        // Asked for each connection: keys are replaced while this runs.
+        let (door, config) = tls.greet(&start.client_hello());
+        Ok((door, start.into_stream(config).await?))
+    };
+    tokio::time::timeout(HANDSHAKE, shaken).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
@@ -157,7 +167,14 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept(listener, tls.clone(), connections_in, ended, Arc::new(|_| {})));
+        let accepting = tokio::spawn(accept(
+            listener,
+            tls.clone(),
+            connections_in,
+            ended,
+            Arc::new(|_| {}),
+            Arc::new(|_, _, _| {}),
+        ));
         let mut silent = Vec::new();
         for _ in 0..HANDSHAKES + 8 {
             silent.push(TcpStream::connect(address).await.unwrap());
