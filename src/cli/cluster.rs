@@ -31,7 +31,7 @@ enum ClusterCommand {
     Init(Init),
     /// Make keys and a config file for one more member; or, with a token, make this machine a worker
     #[command(
-        after_help = "Examples:\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631\n  NF_JOIN_TOKEN=nfj1.… nf cluster join --to 10.0.0.1:8601 --name gpu-7 --dir ./gpu-7"
+        after_help = "Examples:\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631\n  nf cluster join --token nfj1.… --to 10.0.0.1:8601 --name gpu-7 --dir ./gpu-7"
     )]
     Join(Join),
     /// List the members

@@ -1,5 +1,6 @@
 """What strangers write never becomes a line of the log: each is one JSON object, and says what we say."""
 
+import contextlib
 import json
 import socket
 
@@ -24,9 +25,11 @@ def test_nobody_forges_a_line(tmp_path):
         for raw in [f"GET / HTTP/1.1\r\nHost: x\r\nUser-Agent: a\n{FORGED}\r\n\r\n", FORGED * 3]:
             with socket.create_connection(("127.0.0.1", int(member.url().rsplit(":", 1)[1])), timeout=10) as stream:
                 stream.sendall(raw.encode())
-                stream.shutdown(socket.SHUT_WR)
-                while stream.recv(4096):
-                    pass
+                # It may be let go at any byte.
+                with contextlib.suppress(OSError):
+                    stream.shutdown(socket.SHUT_WR)
+                    while stream.recv(4096):
+                        pass
         assert member.call("GET", "/health").status_code == 200
     lines = [line for line in member.output.split("\n") if line]
     told = [json.loads(line) for line in lines]

@@ -122,6 +122,7 @@ async fn meet(member: &PeerTls, client: Arc<ClientConfig>) -> (Result<(), String
         let mut told = Vec::new();
         if let Ok(mut stream) = start.into_stream(config).await {
             let _ = stream.read_to_end(&mut told).await;
+            let _ = stream.shutdown().await;
         }
         (Some(door), told)
     });
