@@ -1,3 +1,5 @@
+//! Join tokens from their making to their end: once, by one key, under one name. They know no certificates.
+
 use super::*;
 use crate::audit::Action;
 use crate::plan::Intent;

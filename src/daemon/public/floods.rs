@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 
 /// A flood that is not let go after so many frames is let be.
 const FRAMES: u32 = 200_000;
-const LIMIT: Duration = Duration::from_secs(60);
+/// Sooner than a client that answers no probe is let go for that.
+const LIMIT: Duration = Duration::from_secs(20);
 const HEADERS: u8 = 1;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -24,12 +25,12 @@ fn frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
 }
 
 /// A server, and a client that has shaken hands with it.
-async fn flooder() -> (std::net::SocketAddr, TcpStream, watch::Sender<bool>, JoinHandle<io::Result<()>>) {
+async fn flooder(bounds: Bounds) -> (std::net::SocketAddr, TcpStream, watch::Sender<bool>, JoinHandle<io::Result<()>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (end, ended) = watch::channel(false);
     let router = Router::new().route("/", get(|| async { "here" }));
-    let served = tokio::spawn(serve(listener, router, ended));
+    let served = tokio::spawn(serve_within(PATIENCE, bounds, listener, router, ended));
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
@@ -37,7 +38,7 @@ async fn flooder() -> (std::net::SocketAddr, TcpStream, watch::Sender<bool>, Joi
 }
 
 /// Sends the frames of each round until the server is done with it; the last frame that it said, if it was.
-async fn flood(stream: TcpStream, mut round: impl FnMut(u32) -> Vec<u8> + Send + 'static) -> Option<u8> {
+async fn flood(stream: TcpStream, limit: Duration, round: fn(u32) -> Vec<u8>) -> Option<u8> {
     let (mut from, mut to) = stream.into_split();
     let writing = tokio::spawn(async move {
         for batch in 0..FRAMES / 100 {
@@ -60,7 +61,7 @@ async fn flood(stream: TcpStream, mut round: impl FnMut(u32) -> Vec<u8> + Send +
         }
         last
     };
-    let told = tokio::time::timeout(LIMIT, reading).await;
+    let told = tokio::time::timeout(limit, reading).await;
     writing.abort();
     told.ok().flatten()
 }
@@ -73,48 +74,61 @@ async fn good(address: std::net::SocketAddr) -> String {
     answer
 }
 
-#[tokio::test]
-async fn who_takes_back_what_it_asks_is_let_go() {
-    let (address, stream, end, served) = flooder().await;
-    let asks = |n: u32| {
-        let stream = 2 * n + 1;
-        let ask = frame(HEADERS, END_STREAM | END_HEADERS, stream, CALL);
-        [ask, frame(RESET, 0, stream, &8u32.to_be_bytes())].concat()
-    };
-    let flooding = tokio::spawn(flood(stream, asks));
+/// A call that is taken back at once.
+fn takes_back(n: u32) -> Vec<u8> {
+    let stream = 2 * n + 1;
+    let ask = frame(HEADERS, END_STREAM | END_HEADERS, stream, CALL);
+    [ask, frame(RESET, 0, stream, &8u32.to_be_bytes())].concat()
+}
+
+/// A head that goes on and on.
+fn goes_on(n: u32) -> Vec<u8> {
+    match n {
+        0 => frame(HEADERS, END_STREAM, 1, CALL),
+        n if n % 2 == 0 => frame(CONTINUATION, 0, 1, &[]),
+        _ => frame(CONTINUATION, 0, 1, &[0, 1, b'a', 1, b'b']),
+    }
+}
+
+/// Floods a server of these bounds for so long, and looks that somebody else is served meanwhile.
+async fn told(bounds: Bounds, limit: Duration, round: fn(u32) -> Vec<u8>) -> Option<u8> {
+    let (address, stream, end, served) = flooder(bounds).await;
+    let flooding = tokio::spawn(flood(stream, limit, round));
     assert!(good(address).await.ends_with("here"), "others are served meanwhile");
-    assert_eq!(flooding.await.unwrap(), Some(GOAWAY));
+    let told = flooding.await.unwrap();
     end.send_replace(true);
     served.await.unwrap().unwrap();
+    told
+}
+
+/// As if there were none.
+const NONE: Bounds = Bounds { streams: 128, resets: (usize::MAX, usize::MAX), head: u32::MAX };
+/// How long it is looked at that a flood is let be without bounds.
+const CONTROL: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn who_takes_back_what_it_asks_is_let_go() {
+    assert_eq!(told(BOUNDS, LIMIT, takes_back).await, Some(GOAWAY));
+    assert_ne!(told(NONE, CONTROL, takes_back).await, Some(GOAWAY), "it is the bound that does it");
 }
 
 #[tokio::test]
 async fn who_never_ends_a_head_is_let_go() {
-    for body in [&[][..], &[0, 1, b'a', 1, b'b']] {
-        let (address, stream, end, served) = flooder().await;
-        let goes_on = move |n: u32| match n {
-            0 => frame(HEADERS, END_STREAM, 1, CALL),
-            _ => frame(CONTINUATION, 0, 1, body),
-        };
-        let flooding = tokio::spawn(flood(stream, goes_on));
-        assert!(good(address).await.ends_with("here"), "others are served meanwhile");
-        assert_eq!(flooding.await.unwrap(), Some(GOAWAY), "{} bytes a piece", body.len());
-        end.send_replace(true);
-        served.await.unwrap().unwrap();
-    }
+    assert_eq!(told(BOUNDS, LIMIT, goes_on).await, Some(GOAWAY));
+    assert_ne!(told(NONE, CONTROL, goes_on).await, Some(GOAWAY), "it is the bound that does it");
 }
 
 #[tokio::test]
 async fn a_head_that_is_too_long_is_refused_with_its_reason() {
-    let (address, _flooder, end, served) = flooder().await;
+    let (address, idle, end, served) = flooder(BOUNDS).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "a".repeat(HEAD as usize));
+    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "a".repeat(BOUNDS.head as usize));
     // Its connection ends with the answer: the rest of it may not be wanted any more.
     let _ = stream.write_all(long.as_bytes()).await;
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer).await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
-    drop(_flooder);
+    drop(idle);
     end.send_replace(true);
     served.await.unwrap().unwrap();
 }

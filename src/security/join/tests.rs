@@ -1,3 +1,5 @@
+//! What a joining machine is told, tells and is given, over handshakes in memory. They know no group.
+
 use super::*;
 use crate::security::tls::{self, Authority, Credentials, PeerTls, Role};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, KeyPair};
