@@ -343,7 +343,7 @@ impl Loaded {
             authority: authorities
                 .iter()
                 .find(|authority| signed(authority, &cert))
-                .and_then(|authority| key_digest(authority)),
+                .and_then(key_digest),
             server: Arc::new(server),
             client: Arc::new(client),
             join: Arc::new(stranger),
