@@ -340,10 +340,7 @@ impl Loaded {
         let mut renewing = client.clone();
         renewing.alpn_protocols = vec![join::RENEW.to_vec()];
         Ok(Self {
-            authority: authorities
-                .iter()
-                .find(|authority| signed(authority, &cert))
-                .and_then(key_digest),
+            authority: authorities.iter().find(|authority| signed(authority, &cert)).and_then(key_digest),
             server: Arc::new(server),
             client: Arc::new(client),
             join: Arc::new(stranger),
