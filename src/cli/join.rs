@@ -5,7 +5,7 @@ use super::exit::{self, Exit, fail};
 use super::output;
 use super::{Global, say};
 use crate::daemon::join::{self, Admitted, Refused};
-use crate::security::join::Token;
+use crate::security::join::{Applicant, Token};
 use crate::security::tls::{self, Role};
 use anyhow::{Context as _, Result};
 use nf_core::command::Mode;
@@ -34,9 +34,11 @@ impl Joining {
         }
         // A token is spent once: where its certificate goes has to be there before.
         std::fs::create_dir_all(&keys).with_context(|| keys.display().to_string())?;
-        let (admitted, credentials) = join::join(&token, &name, &to).await.map_err(told)?;
-        credentials.write(&keys)?;
+        let (admitted, credentials) = join::join(&token, &name, &to, &keys).await.map_err(told)?;
+        credentials.write_certificates(&keys)?;
         let config = write_config(&home, &name, &admitted)?;
+        // Until here the same command does it all again.
+        Applicant::settle(&keys)?;
         let command = format!("nf serve --config {}", config.display());
         let dns = tls::name_of(&admitted.cluster, &name, Role::Client)?;
         let value = json!({ "dir": home.display().to_string(), "name": dns, "cluster": admitted.cluster,

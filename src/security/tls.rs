@@ -221,9 +221,17 @@ impl Authority {
 impl Credentials {
     /// Writes `ca.pem`, `member.pem` and `member.key` (readable by the owner alone).
     pub fn write(&self, dir: &Path) -> Result<(), Error> {
-        write_file(&dir.join("ca.pem"), &self.authority, 0o644)?;
-        write_file(&dir.join("member.pem"), &self.cert, 0o644)?;
+        self.write_certificates(dir)?;
         write_file(&dir.join("member.key"), &self.key, 0o600)
+    }
+
+    /// All but the key.
+    ///
+    /// # Errors
+    /// With the file.
+    pub fn write_certificates(&self, dir: &Path) -> Result<(), Error> {
+        write_file(&dir.join("ca.pem"), &self.authority, 0o644)?;
+        write_file(&dir.join("member.pem"), &self.cert, 0o644)
     }
 
     /// Reads what [`Credentials::write`] wrote.
@@ -254,6 +262,22 @@ pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error
         file.sync_all()
     };
     write().map_err(|e| file_error(path, e))
+}
+
+/// In one step: whoever reads the file finds the old text or the new one.
+pub(super) fn put_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+    let beside = path.with_extension("new");
+    // What is left of a process that was killed may have other rights.
+    let _ = std::fs::remove_file(&beside);
+    write_file(&beside, text, mode)?;
+    move_file(&beside, path)
+}
+
+/// Gives a file another name, for good.
+pub(super) fn move_file(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::rename(from, to).map_err(|e| file_error(to, e))?;
+    let dir = to.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| file_error(dir, e))
 }
 
 pub(super) fn read_file(path: &Path) -> Result<String, Error> {

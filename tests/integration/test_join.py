@@ -203,3 +203,21 @@ def test_a_member_without_an_issuer_says_so_and_uses_nothing_up(lab, tmp_path):
     assert "NotSupported" in said and "--role issuer" in said, said
     lab.nf("tls", "cert", "create", "--ca", str(lab.dir / "ca"), "--cluster", "lab", "--role", "issuer", "--dir", str(keys))
     join(tmp_path, token, lab.peer, "gpu-7")
+
+
+def test_a_token_is_not_lost_with_the_answer(lab, tmp_path):
+    """As when the disk is full, or the machine stops, after the group has let it in."""
+    made = lab.token()
+    blocked = tmp_path / "gpu-7/tls/ca.pem"
+    blocked.mkdir(parents=True)
+    dir, said = join(tmp_path, made["token"], lab.peer, "gpu-7", code=1)
+    assert "ca.pem" in said, said
+    listed = told(lab.nf("join-token", "list", "-o", "json"))["items"]
+    assert [row["used_by"] for row in listed] == ["gpu-7"], listed
+    key = (dir / "tls/joining.key").read_bytes()
+    blocked.rmdir()
+    join(tmp_path, made["token"], lab.peer, "gpu-7")
+    assert (dir / "tls/member.key").read_bytes() == key and not (dir / "tls/joining.key").exists()
+    _, said = join(tmp_path / "other", made["token"], lab.peer, "gpu-7", code=6)
+    assert "JoinTokenInvalid" in said, said
+    assert len(lab.audit("CertificateIssue")) == 1

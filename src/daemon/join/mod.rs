@@ -20,6 +20,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -149,11 +150,12 @@ async fn ask_each(
 }
 
 /// Joins as `node` by the token, through one of the peer addresses `to`: the group's answer, and what to keep.
+/// Its key is in `dir` before anybody is asked, and the next try takes the same.
 ///
 /// # Errors
 /// Why no member let it in. Nothing secret was told to whom the token's authority does not vouch for.
-pub async fn join(token: &Token, node: &str, to: &[String]) -> Result<(Admitted, Credentials)> {
-    let applicant = Applicant::generate()?;
+pub async fn join(token: &Token, node: &str, to: &[String], dir: &Path) -> Result<(Admitted, Credentials)> {
+    let applicant = Applicant::kept(dir)?;
     let tls = client(token.authority)?;
     let body = JoinRequest {
         id: token.id.to_string(),

@@ -2,15 +2,18 @@
 //! key; whoever reads it learns a public key and that the other one holds its private half.
 //! The names that a request asks for count for nothing.
 
-use crate::security::tls::Error;
+use crate::security::tls::{self, Error};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rcgen::{PublicKey, PublicKeyData};
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 /// Longer texts are no request.
 const MAX_TEXT: usize = 8 << 10;
 /// An uncompressed point of P-256.
 const POINT: usize = 65;
+/// The key of who has asked and may not have heard the answer.
+const JOINING: &str = "joining.key";
 
 /// Who wants a certificate.
 pub struct Applicant(KeyPair);
@@ -30,6 +33,29 @@ impl Applicant {
     /// When that is none of ours.
     pub fn with_key(pem: &str) -> Result<Self, Error> {
         Ok(Self(KeyPair::from_pem_and_sign_algo(pem, &PKCS_ECDSA_P256_SHA256)?))
+    }
+
+    /// With the key that an earlier try left in `dir`, or a new one that is left there: a token is for
+    /// one key, so whoever didn't hear the answer has to ask with the same.
+    ///
+    /// # Errors
+    /// With the file.
+    pub fn kept(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(JOINING);
+        if path.exists() {
+            return Self::with_key(&tls::read_file(&path)?);
+        }
+        let made = Self::generate()?;
+        tls::put_file(&path, &made.key(), 0o600)?;
+        Ok(made)
+    }
+
+    /// Makes the kept key the process' own. The last step: its certificate lies there already.
+    ///
+    /// # Errors
+    /// With the file.
+    pub fn settle(dir: &Path) -> Result<(), Error> {
+        tls::move_file(&dir.join(JOINING), &dir.join("member.key"))
     }
 
     /// The request, as PEM.

@@ -38,6 +38,20 @@ fn a_token_is_read_as_it_is_written_and_shows_no_secret() {
     }
 }
 
+#[test]
+fn whoever_asks_again_has_the_same_key() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let kept = || Applicant::kept(dir.path()).unwrap().key();
+    let (first, path) = (kept(), dir.path().join("joining.key"));
+    assert_eq!(kept(), first);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    Applicant::settle(dir.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(dir.path().join("member.key")).unwrap(), first);
+    assert!(!path.exists());
+    assert_ne!(kept(), first, "the next one is another's");
+}
+
 /// What `certify` gives a worker, and the key for it.
 fn worker(authority: &Authority, cluster: &str, node: &str, life: Duration, at: u64) -> Credentials {
     let applicant = Applicant::generate().unwrap();
