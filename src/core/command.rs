@@ -357,7 +357,7 @@ impl Command {
                 80 + token.node.as_ref().map_or(0, |node| node.as_str().len())
                     + token.by.as_ref().map_or(0, weight_of_person)
             }
-            Command::SpendJoinToken(shown) => 96 + shown.node.as_str().len(),
+            Command::SpendJoinToken(shown) => 104 + shown.node.as_str().len(),
         }
     }
 }

@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 /// The longest that a token counts.
 pub const MAX_MS: u64 = 24 * 3_600_000;
-/// Tokens on record, used ones until their time is over among them. At the cap a new one is refused.
+/// Tokens that may still be used. At the cap a new one is refused.
 pub const MAX_TOKENS: usize = 1000;
+/// Used ones on record. At the cap the one that would be forgotten first is forgotten now.
+pub const MAX_USED: usize = 10_000;
 /// The name in certificates that play nodes in simulation: no node's.
 pub const PLAYER: &str = "player";
 
@@ -39,6 +41,8 @@ pub struct Used {
     /// SHA-256 of the public key that it let in.
     pub key: [u8; 32],
     pub at_ms: u64,
+    /// When the certificate ends. So long the name is its holder's.
+    pub until_ms: u64,
 }
 
 /// Somebody shows a token.
@@ -50,6 +54,15 @@ pub struct Shown {
     pub node: NodeName,
     /// SHA-256 of the public key that shall be certified.
     pub key: [u8; 32],
+    /// How long the certificate shall count.
+    pub life_ms: u64,
+}
+
+impl JoinToken {
+    /// When it is forgotten: its own time is over, and the certificate's that it made.
+    fn due_ms(&self) -> u64 {
+        self.used.as_ref().map_or(self.until_ms, |used| used.until_ms.max(self.until_ms))
+    }
 }
 
 /// Takes the same time wherever the two differ.
@@ -73,14 +86,19 @@ impl State {
     pub(crate) fn put_join_token(&mut self, token: JoinToken) {
         let key = token.id;
         self.remember(RowKey::JoinToken(key), |state| Before::JoinToken(state.join_tokens.get(&key).cloned()));
-        self.join_due.insert((token.until_ms, key));
-        self.join_tokens.insert(key, Arc::new(token));
+        let due = token.due_ms();
+        self.join_due.insert((due, key));
+        if let Some(old) = self.join_tokens.insert(key, Arc::new(token))
+            && old.due_ms() != due
+        {
+            self.join_due.remove(&(old.due_ms(), key));
+        }
     }
 
     pub(crate) fn remove_join_token(&mut self, key: Digest16) -> Option<Arc<JoinToken>> {
         self.remember(RowKey::JoinToken(key), |state| Before::JoinToken(state.join_tokens.get(&key).cloned()));
         let old = self.join_tokens.remove(&key)?;
-        self.join_due.remove(&(old.until_ms, key));
+        self.join_due.remove(&(old.due_ms(), key));
         Some(old)
     }
 }
@@ -150,7 +168,7 @@ pub fn judge<'a>(state: &'a State, shown: &Shown) -> Result<&'a Arc<JoinToken>, 
     }
 }
 
-/// Whether a node has the name, or was let in with it a moment ago.
+/// Whether a node has the name, or was let in with it and may not have introduced itself yet.
 fn is_taken(state: &State, node: &NodeName) -> bool {
     let let_in = |token: &Arc<JoinToken>| token.used.as_ref().is_some_and(|used| used.node == *node);
     state.node_named(node).is_some() || state.join_tokens.values().any(let_in)
@@ -160,8 +178,8 @@ pub(crate) fn add(state: &mut State, token: &JoinToken) -> Result<Answer, Refusa
     if state.join_tokens.contains_key(&token.id) {
         return Ok(Answer::Count(0));
     }
-    if state.join_tokens.len() >= MAX_TOKENS {
-        let detail = format!("{MAX_TOKENS} join tokens are on record; revoke some (nf join-token list), or wait");
+    if state.join_tokens.values().filter(|token| token.used.is_none()).count() >= MAX_TOKENS {
+        let detail = format!("{MAX_TOKENS} join tokens wait for their use; revoke some (nf join-token list), or wait");
         return Err(Refusal::new(Reason::TooManyRequests, detail));
     }
     state.put_join_token(token.clone());
@@ -170,14 +188,28 @@ pub(crate) fn add(state: &mut State, token: &JoinToken) -> Result<Answer, Refusa
 
 /// Uses a token up. Judged here once more: of two that were planned at one time the later one loses.
 pub(crate) fn spend(state: &mut State, shown: &Shown) -> Result<Answer, Refusal> {
-    let token = judge(state, shown)?;
+    let token = judge(state, shown)?.clone();
     if token.used.is_some() {
         return Ok(Answer::Count(0));
     }
-    let used = Used { node: shown.node.clone(), key: shown.key, at_ms: state.meta().now_ms };
-    let token = JoinToken { used: Some(used), ..(**token).clone() };
-    state.put_join_token(token);
+    forget_used(state);
+    let at_ms = state.meta().now_ms;
+    let until_ms = at_ms.saturating_add(shown.life_ms);
+    let used = Used { node: shown.node.clone(), key: shown.key, at_ms, until_ms };
+    state.put_join_token(JoinToken { used: Some(used), ..(*token).clone() });
     Ok(Answer::Count(1))
+}
+
+/// Makes room for one more that is used.
+fn forget_used(state: &mut State) {
+    let is_used = |key: &Digest16| state.join_tokens.get(key).is_some_and(|token| token.used.is_some());
+    let mut used = state.join_due.iter().map(|(_, key)| *key).filter(is_used);
+    let first = used.next();
+    if used.count() + 1 >= MAX_USED
+        && let Some(first) = first
+    {
+        state.remove_join_token(first);
+    }
 }
 
 pub(crate) fn drop(state: &mut State, id: Digest16) -> Result<Answer, Refusal> {

@@ -18,7 +18,7 @@ fn make(state: &mut State, id: u8, node: Option<&str>) -> Result<Vec<Answer>, Re
 }
 
 fn shown(id: u8, node: &str, key: u8) -> Shown {
-    Shown { id: Digest16([id; 16]), secret: [id; 32], node: name(node), key: [key; 32] }
+    Shown { id: Digest16([id; 16]), secret: [id; 32], node: name(node), key: [key; 32], life_ms: 24 * HOUR }
 }
 
 fn join(state: &mut State, shown: Shown) -> Result<Vec<Answer>, Reason> {
@@ -113,6 +113,41 @@ fn there_are_only_so_many_and_none_for_long() {
     (0..MAX_TOKENS).for_each(|n| _ = add(&mut state, n, MAX_MS).unwrap());
     assert_eq!(add(&mut state, MAX_TOKENS, 1).unwrap_err().reason, Reason::TooManyRequests);
     assert_eq!(add(&mut state, 0, MAX_MS), Ok(vec![Answer::Count(0)]), "sent twice");
+    let id = Digest16::of(&[&0_usize.to_be_bytes()]);
+    join(&mut state, Shown { id, secret: [0; 32], ..shown(1, "w1", 1) }).unwrap();
+    assert!(add(&mut state, MAX_TOKENS, 1).is_ok(), "used ones take nobody's place");
+}
+
+#[test]
+fn used_ones_are_bounded_too_and_the_oldest_goes() {
+    let mut state = State::new();
+    for n in 0..MAX_USED {
+        let id = Digest16::of(&[&n.to_be_bytes()]);
+        let used = Used { node: name("w"), key: [0; 32], at_ms: 0, until_ms: HOUR + n as u64 };
+        let token = JoinToken { id, secret: [0; 32], node: None, by: None, at_ms: 0, until_ms: 1, used: Some(used) };
+        state.put_join_token(token);
+    }
+    make(&mut state, 1, None).unwrap();
+    assert!(join(&mut state, shown(1, "w1", 1)).is_ok());
+    assert_eq!(state.join_tokens().count(), MAX_USED);
+    let first = Digest16::of(&[&0_usize.to_be_bytes()]);
+    assert!(state.join_tokens().all(|token| token.id != first));
+    assert_eq!(state.join_tokens.len(), state.join_due.len());
+}
+
+#[test]
+fn a_name_is_its_holders_as_long_as_the_certificate_lives() {
+    let mut state = State::new();
+    make(&mut state, 1, None).unwrap();
+    join(&mut state, shown(1, "w1", 1)).unwrap();
+    let mut again = |id: u8, at: u64| {
+        let add = Intent::AddJoinToken { id: Digest16([id; 16]), secret: [id; 32], node: None, for_ms: HOUR };
+        testing::try_run_at(&mut state, add, at).unwrap();
+        let spend = Intent::SpendJoinToken(Box::new(shown(id, "w1", id)));
+        testing::try_run_at(&mut state, spend, at).map_err(|refusal| refusal.reason)
+    };
+    assert_eq!(again(2, 2 * HOUR), Err(Reason::NodeIdentityMismatch), "the token is over, its certificate is not");
+    assert_eq!(again(3, 25 * HOUR), Ok(vec![Answer::Count(1)]));
 }
 
 #[test]
