@@ -19,6 +19,11 @@ const ZIP: &[u8] = b"PK\x03\x04";
 /// What PyTorch's older files begin with, in the one protocol that is text.
 const TEXT_PICKLE: &[u8] = b"L119547037146038801333356L";
 
+/// What stands after each dot of a file's name: `model.pth.tar` is read as a `.pth`.
+fn parts(name: &str) -> impl Iterator<Item = String> {
+    name.rsplit('/').next().unwrap_or_default().split('.').skip(1).map(str::to_ascii_lowercase)
+}
+
 fn extension(name: &str) -> String {
     name.rsplit('/')
         .next()
@@ -28,12 +33,11 @@ fn extension(name: &str) -> String {
 
 /// Why a file of that name is none that may be listed.
 pub(super) fn judge_name(name: &FileName) -> Result<(), String> {
-    let extension = extension(name.as_str());
-    match PROGRAMS.contains(&extension.as_str()) {
-        true => Err(format!(
-            "a .{extension} file runs as a program when it is loaded; publish safetensors, gguf or onnx instead"
+    match parts(name.as_str()).find(|part| PROGRAMS.contains(&part.as_str())) {
+        Some(part) => Err(format!(
+            "a .{part} file runs as a program when it is loaded; publish safetensors, gguf or onnx instead"
         )),
-        false => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -91,7 +95,7 @@ mod tests {
                 assert!(judge_head(name, head, 1000).unwrap_err().contains("pickle"), "{name}");
             }
         }
-        for name in ["w.pkl", "w.pt", "sub/w.PTH", "w.ckpt", "w.joblib"] {
+        for name in ["w.pkl", "w.pt", "sub/w.PTH", "w.ckpt", "w.joblib", "model.pth.tar", "w.PKL.gz"] {
             assert!(judge_name(&FileName::new(name).unwrap()).is_err(), "{name}");
         }
         for (name, head) in
@@ -103,7 +107,7 @@ mod tests {
             assert!(judge_head("w.safetensors", &header(length), 1000).is_err(), "a header of {length} bytes");
         }
         assert!(judge_head("w.safetensors", b"", 0).is_err() && judge_head("w.gguf", b"GGML", 4).is_err());
-        for name in ["serve.py", "config.json", "vocab.txt", "notes.zip"] {
+        for name in ["serve.py", "config.json", "vocab.txt", "notes.zip", "v1.pt/pickle", "pt.txt"] {
             assert_eq!(judge_head(name, zip, 6).and(judge_name(&FileName::new(name).unwrap())), Ok(()), "{name}");
         }
     }

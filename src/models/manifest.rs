@@ -298,10 +298,13 @@ impl Process {
         for (key, value) in &self.env {
             let letters = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
             let named = !key.is_empty() && key.len() <= 128 && key.bytes().all(letters);
-            let forbidden = FORBIDDEN.iter().any(|beginning| key.starts_with(beginning));
+            let remote = key.contains("TRUST_REMOTE_CODE");
+            let forbidden = remote || FORBIDDEN.iter().any(|beginning| key.starts_with(beginning));
             if !named || OURS.contains(&key.as_str()) || forbidden {
                 let shown = nf_core::reason::printable(key, 40);
-                let text = format!("A-Z 0-9 _, none of {OURS:?}, and beginning with none of {FORBIDDEN:?}");
+                let text = format!(
+                    "A-Z 0-9 _, none of {OURS:?}, beginning with none of {FORBIDDEN:?}, without TRUST_REMOTE_CODE"
+                );
                 return wrong(&format!("runtime.env.{shown}"), text);
             }
             if value.len() > MAX_TEXT || value.contains('\0') {

@@ -259,6 +259,7 @@ fn bad_manifests_are_refused_with_the_field() {
         ("\"kind\":\"process\"", "\"kind\":\"shell\"", "shell"),
         ("\"ready\"", "\"env\":{\"NF_PORT\":\"1\"},\"ready\"", "runtime.env.NF_PORT"),
         ("\"ready\"", "\"env\":{\"LD_PRELOAD\":\"x\"},\"ready\"", "runtime.env.LD_PRELOAD"),
+        ("\"ready\"", "\"env\":{\"HF_TRUST_REMOTE_CODE\":\"1\"},\"ready\"", "runtime.env.HF_TRUST_REMOTE_CODE"),
         ("\"ready\"", "\"env\":{\"PYTHONPATH\":\"x\"},\"ready\"", "runtime.env.PYTHONPATH"),
         ("\"ready\"", "\"env\":{\"VAULT_TOKEN\":\"x\"},\"ready\"", "runtime.env.VAULT_TOKEN"),
         ("\"ready\"", "\"env\":{\"NVIDIA_VISIBLE_DEVICES\":\"all\"},\"ready\"", "runtime.env.NVIDIA_"),
