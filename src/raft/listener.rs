@@ -9,17 +9,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::server::Acceptor;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Sleep;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::security::join::Door;
-use crate::security::tls::PeerTls;
+use crate::security::join::{Door, Life};
+use crate::security::tls::{self, PeerTls, Role};
 
 /// A handshake that takes longer is given up; a peer gives up its side no later.
 const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -28,6 +29,8 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 const HANDSHAKES: usize = 64;
 /// Pause after a failed accept, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A worker's connection ends after so long, or with its certificate: the next one is judged anew.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What is known of the other end, for each call.
 #[derive(Clone)]
@@ -42,6 +45,17 @@ pub struct Connection {
     stream: TlsStream<TcpStream>,
     info: PeerInfo,
     ended: mpsc::UnboundedSender<u64>,
+    /// When it ends; a member's does not, as its end makes others ask for votes.
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+/// How long a connection with this certificate may last.
+fn allowed(cert: Option<&CertificateDer<'_>>, cluster: &str) -> Option<Duration> {
+    if cert.and_then(|cert| tls::holder(cert, cluster)).is_some_and(|(_, role)| role == Role::Server) {
+        return None;
+    }
+    let end = cert.and_then(Life::of_cert).map_or(0, |life| life.end);
+    Some(LONGEST.min(Duration::from_secs(end.saturating_sub(UnixTime::now().as_secs()))))
 }
 
 impl Drop for Connection {
@@ -62,6 +76,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -126,7 +143,9 @@ pub async fn accept(
                     if door != Door::Peer {
                         return aside(door, stream, cert);
                     }
-                    let connection = Connection { info: PeerInfo { cert, member: Arc::default() }, stream, ended };
+                    let until = allowed(cert.as_ref(), &tls.cluster).map(|time| Box::pin(tokio::time::sleep(time)));
+                    let info = PeerInfo { cert, member: Arc::default() };
+                    let connection = Connection { info, stream, ended, until };
                     // The server is stopping when it is refused.
                     let _ = connections.send(Ok(connection)).await;
                 }
@@ -156,8 +175,40 @@ fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::tls::Authority;
+    use crate::security::join::{Applicant, Wish};
+    use crate::security::tls::{Authority, Credentials};
+    use tokio::io::AsyncReadExt;
     use tokio_rustls::TlsConnector;
+
+    #[tokio::test]
+    async fn a_workers_connection_ends_with_its_certificate() {
+        let authority = Authority::create("blue").unwrap();
+        let member = PeerTls::new(&authority.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
+        let applicant = Applicant::generate().unwrap();
+        let wish = Wish::read(&applicant.request().unwrap()).unwrap();
+        let life = Duration::from_secs(3);
+        let issuer = authority.issuer("blue").unwrap();
+        let cert = issuer.certify(&wish, "blue", "w1", life, UnixTime::now().as_secs()).unwrap();
+        let worker = Credentials { authority: authority.cert.clone(), cert, key: applicant.key() };
+        let worker = PeerTls::new(&worker, "blue", "w1").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections_in, mut connections) = mpsc::channel(1);
+        let (ended, _ended) = mpsc::unbounded_channel();
+        let (told, aside): (OnAccept, Aside) = (Arc::new(|_| {}), Arc::new(|_, _, _| {}));
+        let accepting = tokio::spawn(accept(listener, member.clone(), connections_in, ended, told, aside));
+        let mut connect = async |by: &PeerTls| {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let stream = TlsConnector::from(by.client()).connect(member.server_name("n1").unwrap(), stream).await;
+            (stream.unwrap(), connections.recv().await.unwrap().unwrap())
+        };
+        let (_near, mut far) = connect(&worker).await;
+        let read = tokio::time::timeout(life * 2, far.read_u8()).await.expect("it ended");
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (_near, member) = connect(&member).await;
+        assert!(member.until.is_none(), "a member's stays");
+        accepting.abort();
+    }
 
     #[tokio::test]
     async fn silent_clients_keep_nobody_out() {

@@ -14,7 +14,7 @@ use rcgen::{
     KeyUsagePurpose, NameConstraints, date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, WebPkiClientVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SigningKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
@@ -346,6 +346,9 @@ impl Loaded {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())?;
         server.alpn_protocols = vec![b"h2".to_vec()];
+        // Nobody's certificate is judged again where a session is resumed, so none is.
+        server.send_tls13_tickets = 0;
+        server.session_storage = Arc::new(NoServerSessionStorage {});
         let mut renew = server.clone();
         renew.alpn_protocols = vec![join::RENEW.to_vec()];
         let authorities = certificates(&credentials.authority, "the authorities")?;
@@ -448,7 +451,7 @@ impl PeerTls {
 
 /// Whether the certificate chains to the authorities beside it, is valid at `now` and for what a `role`
 /// does with it: peers will ask the same.
-fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Result<(), Error> {
+pub(super) fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Result<(), Error> {
     let chain = certificates(&credentials.cert, "the member's certificate")?;
     let (Some(leaf), authorities) = (chain.first(), certificates(&credentials.authority, "the authorities")?) else {
         return Err(Error::Pem { what: "the member's certificate", detail: "there is none".to_owned() });
@@ -513,6 +516,17 @@ mod tests {
         assert_eq!(holder(&cert(&credentials), "green"), None);
         assert!(authority.issue("blue", "N1").is_err());
         assert!(authority.issue("blue", "").is_err());
+    }
+
+    #[test]
+    fn no_door_resumes_a_session() {
+        let authority = Authority::create("blue").unwrap();
+        let tls = PeerTls::new(&authority.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
+        let loaded = tls.loaded.load();
+        for config in [&loaded.server, &loaded.renew] {
+            assert!(config.send_tls13_tickets == 0 && !config.session_storage.can_cache());
+        }
+        assert_eq!(loaded.join.send_tls13_tickets, 0);
     }
 
     #[test]
