@@ -58,7 +58,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let doors = join::Doors::closed();
     let options = options(settings, &me, peer, &late, &metrics);
     let replica = raft::start(raft::Options { aside: Some(doors.aside()), ..options }).await?;
-    doors.open(desk(settings, &me, &replica));
+    doors.open(desk(settings, &me, &replica, &metrics));
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me)?);
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (end, ended) = watch::channel(false);
@@ -130,14 +130,15 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
     }
 }
 
-fn desk(settings: &Settings, me: &Me, replica: &Replica) -> join::Desk {
+fn desk(settings: &Settings, me: &Me, replica: &Replica, metrics: &Metrics) -> join::Desk {
     join::Desk {
         replica: replica.clone(),
         tls: me.tls.clone(),
         keys: me.keys.clone(),
         name: me.name.clone(),
         life: settings.node_cert_life.value,
-        renewed: Arc::default(),
+        certified: Arc::default(),
+        metrics: metrics.clone(),
     }
 }
 

@@ -201,8 +201,17 @@ def test_a_member_without_an_issuer_says_so_and_uses_nothing_up(lab, tmp_path):
     token = lab.token()["token"]
     _, said = join(tmp_path, token, lab.peer, "gpu-7", code=2)
     assert "NotSupported" in said and "--role issuer" in said, said
+    # One of another authority, as when authorities were replaced and this was forgotten.
+    other = Lab(tmp_path / "other").dir / "node-1/tls"
+    for file in ["issuer.pem", "issuer.key"]:
+        (keys / file).write_bytes((other / file).read_bytes())
+    _, said = join(tmp_path, token, lab.peer, "gpu-7", code=2)
+    assert "NotSupported" in said and "don't fit" in said, said
+    metrics = lab.call("GET", "/metrics").text
+    assert 'nf_alarms{kind="issuer"} 1' in metrics, metrics
     lab.nf("tls", "cert", "create", "--ca", str(lab.dir / "ca"), "--cluster", "lab", "--role", "issuer", "--dir", str(keys))
     join(tmp_path, token, lab.peer, "gpu-7")
+    assert 'nf_alarms{kind="issuer"} 0' in lab.call("GET", "/metrics").text
 
 
 def test_a_token_is_not_lost_with_the_answer(lab, tmp_path):
@@ -214,9 +223,11 @@ def test_a_token_is_not_lost_with_the_answer(lab, tmp_path):
     assert "ca.pem" in said, said
     listed = told(lab.nf("join-token", "list", "-o", "json"))["items"]
     assert [row["used_by"] for row in listed] == ["gpu-7"], listed
-    key = (dir / "tls/joining.key").read_bytes()
+    key, heard = (dir / "tls/joining.key").read_bytes(), time.time()
     blocked.rmdir()
+    time.sleep(3)
     join(tmp_path, made["token"], lab.peer, "gpu-7")
+    assert certificate(dir).not_valid_after_utc.timestamp() <= heard + LIFE + 1, "it ends when the first one would have"
     assert (dir / "tls/member.key").read_bytes() == key and not (dir / "tls/joining.key").exists()
     _, said = join(tmp_path / "other", made["token"], lab.peer, "gpu-7", code=6)
     assert "JoinTokenInvalid" in said, said

@@ -31,6 +31,8 @@ const MAX_BODY: usize = 64 << 10;
 /// Connecting, asking and being answered, all together.
 const PATIENCE: Duration = Duration::from_secs(20);
 const CONNECT: Duration = Duration::from_secs(5);
+/// Who asks has so long for the head of the question, and so long for its body.
+const SAYING: Duration = Duration::from_secs(3);
 
 /// What a machine says that would join.
 #[derive(Serialize, Deserialize)]
@@ -89,9 +91,9 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether another member may answer otherwise.
+    /// Whether another member may answer otherwise: each counts for itself who came too often.
     fn is_its_own(&self) -> bool {
-        self.status >= 500
+        self.status >= 500 || self.status == 429
     }
 }
 
@@ -129,17 +131,18 @@ async fn ask(
     tokio::time::timeout(PATIENCE, asked).await.context("no answer in time")?.with_context(|| to.to_owned())
 }
 
-/// The first answer that is not one member's own trouble.
-async fn ask_each(
+/// The first answer that `take` can use and that is not one member's own trouble.
+async fn ask_each<T>(
     members: &[(String, ServerName<'static>)],
     tls: impl Fn() -> Arc<ClientConfig>,
     path: &str,
     body: &impl Serialize,
-) -> Result<Admitted> {
+    take: impl Fn(Admitted) -> Result<T>,
+) -> Result<T> {
     let mut last = anyhow!("no member to ask");
     for (to, name) in members {
-        match ask(to, tls(), name.clone(), path, body).await {
-            Ok(admitted) => return Ok(admitted),
+        match ask(to, tls(), name.clone(), path, body).await.and_then(&take) {
+            Ok(taken) => return Ok(taken),
             Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| !refused.is_its_own()) => {
                 return Err(error);
             }
@@ -166,11 +169,14 @@ pub async fn join(token: &Token, node: &str, to: &[String], dir: &Path) -> Resul
     // Its certificate is judged by the authority alone: which member this is nobody knows yet.
     let name = ServerName::try_from("member.nf").context("a name")?;
     let members: Vec<_> = to.iter().map(|to| (to.clone(), name.clone())).collect();
-    let admitted = ask_each(&members, || tls.clone(), "/join", &body).await?;
-    let credentials = accept(&admitted, node, &applicant, |authorities| {
+    let known = |authorities: &[CertificateDer<'static>]| {
         authorities.iter().any(|cert| tls::key_digest(cert) == Some(token.authority))
-    })?;
-    Ok((admitted, credentials))
+    };
+    let take = |admitted: Admitted| {
+        let credentials = accept(&admitted, node, &applicant, known)?;
+        Ok((admitted, credentials))
+    };
+    ask_each(&members, || tls.clone(), "/join", &body, take).await
 }
 
 /// What was given, if it is of use: for this name and key, and under authorities that `known` knows.
@@ -196,3 +202,6 @@ pub fn told(settings: &crate::config::Settings) -> Option<Group> {
     let list: Vec<_> = members.iter().enumerate().map(one).collect();
     (!list.is_empty()).then(|| Group::of(list))
 }
+
+#[cfg(test)]
+mod tests;

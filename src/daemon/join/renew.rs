@@ -57,10 +57,12 @@ async fn turn(me: &Me, members: &[(String, String)]) -> Result<Duration> {
     let named = |(name, peer): &(String, String)| Some((peer.clone(), me.tls.server_name(name).ok()?));
     let members: Vec<(String, ServerName<'static>)> = members.iter().filter_map(named).collect();
     let body = RenewRequest { request: applicant.request()? };
-    let admitted = ask_each(&members, || me.tls.renewing(), "/renew", &body).await?;
     // Authorities are the operator's to change: the new certificate has to count under those that are here.
-    let admitted = super::Admitted { authority: found.authority, ..admitted };
-    let renewed = accept(&admitted, me.name.as_str(), &applicant, |_| true)?;
+    let take = |admitted| {
+        let admitted = super::Admitted { authority: found.authority.clone(), ..admitted };
+        accept(&admitted, me.name.as_str(), &applicant, |_| true)
+    };
+    let renewed = ask_each(&members, || me.tls.renewing(), "/renew", &body, take).await?;
     let (dir, cert) = (me.keys.clone(), renewed.cert);
     tokio::task::spawn_blocking(move || put(&dir, &cert)).await??;
     tracing::info!("the certificate is renewed");

@@ -5,8 +5,10 @@
 use crate::security::tls::{self, Error};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rcgen::{PublicKey, PublicKeyData};
+use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use std::path::Path;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Longer texts are no request.
 const MAX_TEXT: usize = 8 << 10;
@@ -94,6 +96,12 @@ impl Wish {
 
     pub(super) fn key(&self) -> &PublicKey {
         &self.0
+    }
+
+    /// Whether it is for the key that a certificate is for.
+    pub fn is_for(&self, cert: &CertificateDer<'_>) -> bool {
+        let read = X509Certificate::from_der(cert);
+        read.is_ok_and(|(_, read)| *read.public_key().subject_public_key.data == *self.0.der_bytes())
     }
 
     /// SHA-256 of the public key.

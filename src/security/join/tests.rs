@@ -85,6 +85,34 @@ fn a_worker_is_certified_by_its_name_and_for_a_day() {
 }
 
 #[test]
+fn an_issuer_of_no_use_is_known_before_it_signs() {
+    let (blue, other, at) = (Authority::create("blue").unwrap(), Authority::create("blue").unwrap(), now());
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for dir in &dirs {
+        blue.issuer("blue").unwrap().write(dir.path()).unwrap();
+    }
+    let issuer = || Issuer::read(dirs[0].path()).unwrap().unwrap();
+    assert!(issuer().check(&blue.cert, "blue", at).is_ok());
+    assert!(issuer().check(&format!("{}{}", other.cert, blue.cert), "blue", at).is_ok(), "while authorities change");
+    assert!(issuer().check(&other.cert, "blue", at).is_err(), "another authority");
+    assert!(issuer().check(&blue.cert, "green", at).is_err(), "another group");
+    assert!(issuer().check(&blue.cert, "blue", at + 3 * 365 * 86_400).is_err(), "its time is over");
+    std::fs::copy(dirs[1].path().join("issuer.key"), dirs[0].path().join("issuer.key")).unwrap();
+    let told = issuer().check(&blue.cert, "blue", at).unwrap_err().to_string();
+    assert!(told.contains("is not its key"), "{told}");
+}
+
+#[test]
+fn a_request_is_for_one_key() {
+    let (authority, applicant) = (Authority::create("blue").unwrap(), Applicant::generate().unwrap());
+    let wish = |of: &Applicant| Wish::read(&of.request().unwrap()).unwrap();
+    let cert = authority.issuer("blue").unwrap().certify(&wish(&applicant), "blue", "w1", DAY, now()).unwrap();
+    let leaf = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
+    assert!(wish(&applicant).is_for(&leaf));
+    assert!(!wish(&Applicant::generate().unwrap()).is_for(&leaf));
+}
+
+#[test]
 fn a_stolen_issuer_makes_no_member_and_no_stranger() {
     let authority = Authority::create("blue").unwrap();
     let dir = tempfile::tempdir().unwrap();
