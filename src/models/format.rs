@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pickle_is_known_under_any_name() {
+    fn a_pickle_is_known_by_its_name_or_its_beginning() {
         let header = |length: u64| [&length.to_le_bytes()[..], b"{\"a\":{}}"].concat();
         let (torch, zip, text) = (b"\x80\x02}q\x00.", b"PK\x03\x04\x00\x00", b"L119547037146038801333356L\n.");
         for name in ["w.bin", "a/w.safetensors", "w.gguf", "W.ONNX"] {
