@@ -129,7 +129,8 @@ def test_a_worker_joins_with_an_address_and_a_token_and_stays(lab, tmp_path):
         assert renewed.not_valid_after_utc > first.not_valid_after_utc
         assert renewed.public_key() == first.public_key()
         nf.eventually("the first one has run out", lambda: time.time() > first.not_valid_after_utc.timestamp() + 1, LIFE)
-        # Connections that are open stay; a member that starts anew asks anew.
+        nf.holds("its next connection comes with the new one", lambda: lab.nodes()["gpu-7"]["state"] == "Ready", 4)
+        # A member that starts anew asks anew.
         lab.member.stop()
         lab.start()
         nf.eventually("the worker is there again", lambda: lab.nodes()["gpu-7"]["state"] == "Ready", 20)
