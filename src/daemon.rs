@@ -6,6 +6,7 @@ mod execute;
 mod follow;
 mod form;
 mod identity;
+pub(crate) mod join;
 mod links;
 mod member;
 mod nodes;

@@ -114,6 +114,9 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/consents", Access::Promoter),
     ("POST", "/consents/revoke", Access::Promoter),
     ("POST", "/tokens/revoke", Access::Admin),
+    ("GET", "/join-tokens", Access::Admin),
+    ("POST", "/join-tokens", Access::Admin),
+    ("DELETE", "/join-tokens/{id}", Access::Admin),
     ("GET", "/audit", Access::Admin),
     // Says nothing of what was done; machines keep it where the members can't reach.
     ("GET", "/audit/checkpoint", Access::Wide),

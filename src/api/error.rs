@@ -57,8 +57,10 @@ pub fn codes(reason: Reason) -> Codes {
         R::Conflict | R::NotVoter | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
         R::IndexCompacted => (410, Code::OutOfRange, 5),
         // What may not be.
-        R::Unauthenticated | R::TenantClaimInvalid | R::TokenIdRequired => (401, Code::Unauthenticated, 6),
-        R::Forbidden | R::NodeIdentityMismatch | R::JoinTokenInvalid => (403, Code::PermissionDenied, 6),
+        R::Unauthenticated | R::TenantClaimInvalid | R::TokenIdRequired | R::JoinTokenInvalid => {
+            (401, Code::Unauthenticated, 6)
+        }
+        R::Forbidden | R::NodeIdentityMismatch => (403, Code::PermissionDenied, 6),
         R::ArtifactMismatch | R::SignatureRequired | R::SignatureInvalid | R::SignatureUnsupported => {
             (422, Code::FailedPrecondition, 6)
         }

@@ -40,6 +40,9 @@ pub type Sights = Arc<dyn Fn() -> BoxFuture<'static, Panorama> + Send + Sync>;
 /// Verifies a tenant's signed statement by that tenant's keys; may block. The member wires its keys in here.
 pub type Consenting = Arc<dyn Fn(&TenantId, &[u8]) -> Result<consent::Verified, Refusal> + Send + Sync>;
 
+/// SHA-256 of the public key of the group's authority. The member wires its keys in here.
+pub type Authority = Arc<dyn Fn() -> Option<[u8; 32]> + Send + Sync>;
+
 /// What this process says of itself.
 #[derive(Clone, Debug)]
 pub struct Info {
@@ -76,6 +79,8 @@ pub struct ApiState {
     pub sign: Option<Sign>,
     /// Verifies tenants' consents; None: none counts.
     pub consents: Option<Consenting>,
+    /// What join tokens name; None: none are made.
+    pub authority: Option<Authority>,
 }
 
 /// REST and gRPC on one router. Must be called on a runtime: it starts one small

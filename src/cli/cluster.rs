@@ -2,6 +2,7 @@
 
 use super::client::escape;
 use super::exit::{Exit, fail};
+use super::join::Joining;
 use super::kinds::Kind;
 use super::output::{self, at};
 use super::{Global, confirm, say, token};
@@ -28,9 +29,9 @@ enum ClusterCommand {
         after_help = "Examples:\n  nf cluster init --dir ./lab --members node-1=127.0.0.1:8601,node-2=127.0.0.1:8611,node-3=127.0.0.1:8621\n  nf cluster init --dir ./one --members node-1=127.0.0.1:8601 --cluster lab"
     )]
     Init(Init),
-    /// Make keys and a config file for one more member, and let the group know it
+    /// Make keys and a config file for one more member; or, with a token, make this machine a worker
     #[command(
-        after_help = "Examples:\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631 -o json"
+        after_help = "Examples:\n  nf cluster join --dir ./lab node-4=127.0.0.1:8631\n  nf cluster join --token nfj1.… --to 10.0.0.1:8601 --name gpu-7 --dir ./gpu-7"
     )]
     Join(Join),
     /// List the members
@@ -82,11 +83,21 @@ struct Init {
 #[derive(Debug, Args)]
 struct Join {
     /// name=host:peer-port of the new member
-    #[arg(value_parser = parse::members)]
-    member: std::vec::Vec<Member>,
-    /// The directory that nf cluster init wrote (it holds the group's authority)
+    #[arg(value_parser = parse::members, required_unless_present = "token", conflicts_with = "token")]
+    member: Option<std::vec::Vec<Member>>,
+    /// The directory that nf cluster init wrote (it holds the group's authority); with a token, where keys
+    /// and a config file are written
     #[arg(long)]
     dir: PathBuf,
+    /// What nf join-token create printed: a secret, better told by the environment
+    #[arg(long, env = "NF_JOIN_TOKEN", hide_env_values = true, requires = "to", requires = "name")]
+    token: Option<String>,
+    /// Peer addresses of members (host:port, comma separated), with a token
+    #[arg(long, value_delimiter = ',', value_name = "ADDRESSES")]
+    to: Vec<String>,
+    /// The node's name, with a token
+    #[arg(long)]
+    name: Option<String>,
     /// The group's name
     #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
     cluster: String,
@@ -175,7 +186,11 @@ impl Init {
 
 impl Join {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let [member] = self.member.as_slice() else {
+        if let (Some(token), Some(name)) = (&self.token, &self.name) {
+            let (token, name) = (token.clone(), name.clone());
+            return Joining { token, to: self.to, name, dir: self.dir }.run(global).await;
+        }
+        let [member] = self.member.as_deref().unwrap_or_default() else {
             return Err(fail(Exit::Usage, "one new member as name=host:peer-port"));
         };
         let authority = Authority::read(&self.dir.join("ca"))?;
@@ -210,6 +225,7 @@ fn member_files(
 ) -> anyhow::Result<PathBuf> {
     let home = std::path::absolute(dir.join(&member.name))?;
     authority.issue(cluster, &member.name)?.write(&home.join("tls"))?;
+    authority.issuer(cluster)?.write(&home.join("tls"))?;
     let (host, port) = member.peer.rsplit_once(':').context("a peer address has a port")?;
     let port: u16 = port.parse()?;
     // A name can't be bound: other machines resolve it, this one listens everywhere on that port.

@@ -17,6 +17,8 @@ mod exit;
 mod get;
 mod guard;
 mod job;
+mod join;
+mod join_token;
 mod kinds;
 mod logs;
 mod model;
@@ -172,6 +174,9 @@ enum Command {
         after_help = "Examples:\n  nf token create --keys ./lab/tokens --subject ada --tenant demo --role operator\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d"
     )]
     Token(token::Token),
+    /// Let machines join as workers
+    #[command(after_help = "Examples:\n  nf join-token create --node gpu-7 --ttl 10m\n  nf join-token list")]
+    JoinToken(join_token::JoinToken),
     /// Make the group's authority, and certificates of members and workers
     #[command(
         after_help = "Examples:\n  nf tls ca create --dir ./lab/ca\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls"
@@ -276,6 +281,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Precheck(precheck) => precheck.run(&global).await,
             Command::Report(report) => report.run(&global).await,
             Command::Token(token) => token.run(&global).await,
+            Command::JoinToken(token) => token.run(&global).await,
             Command::Audit(audit) => audit.run(&global).await,
             Command::Bench(bench) => bench.run(&global).await,
             Command::Sim(sim) => sim.run(&global).await,

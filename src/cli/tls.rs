@@ -56,7 +56,7 @@ enum CaCommand {
 enum CertCommand {
     /// Make a key and its certificate: ca.pem, member.pem and member.key, as NF_TLS_DIR wants them
     #[command(
-        after_help = "Examples:\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls\n  nf tls cert create --ca ./lab/ca --role server --name node-4 --dir ./node-4/tls -o json"
+        after_help = "Examples:\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls\n  nf tls cert create --ca ./lab/ca --role issuer --dir ./node-1/tls"
     )]
     Create(CertCreate),
 }
@@ -68,6 +68,8 @@ enum Holder {
     Server,
     /// A worker, of this name and no other
     Node,
+    /// No process: a member's key to certify workers that join by token
+    Issuer,
 }
 
 #[derive(Debug, Args)]
@@ -78,9 +80,9 @@ struct CertCreate {
     #[arg(long, value_enum)]
     role: Holder,
     /// The member's or node's name
-    #[arg(long)]
-    name: String,
-    /// Where the three files are written
+    #[arg(long, required_if_eq_any([("role", "server"), ("role", "node")]))]
+    name: Option<String>,
+    /// Where the three files are written; an issuer's two belong into a member's NF_TLS_DIR
     #[arg(long)]
     dir: PathBuf,
     /// The group's name
@@ -107,21 +109,35 @@ impl Tls {
                 output::put(&output::object(global.style(), &value, &shown, || format!("{shown}\n"))?);
                 say("ca.key makes certificates of any member: keep it off all of them");
             }
-            TlsCommand::Cert { command: CertCommand::Create(wanted) } => {
-                not_there(&wanted.dir.join("member.key"))?;
-                let role = match wanted.role {
-                    Holder::Server => Role::Server,
-                    Holder::Node => Role::Client,
-                };
-                let authority = Authority::read(&wanted.ca).map_err(wrong)?;
-                let made = authority.issue_as(&wanted.cluster, &wanted.name, role).map_err(wrong)?;
-                made.write(&wanted.dir).map_err(wrong)?;
-                let shown = wanted.dir.display().to_string();
-                let dns = crate::security::tls::name_of(&wanted.cluster, &wanted.name, role).map_err(wrong)?;
-                let value = json!({ "dir": shown, "name": dns });
-                output::put(&output::object(global.style(), &value, &dns, || format!("{dns} in {shown}\n"))?);
-            }
+            TlsCommand::Cert { command: CertCommand::Create(wanted) } => wanted.run(global)?,
         }
+        Ok(())
+    }
+}
+
+impl CertCreate {
+    fn run(self, global: &Global) -> anyhow::Result<()> {
+        let wrong = |e: crate::security::tls::Error| fail(Exit::Usage, e.to_string());
+        let authority = Authority::read(&self.ca).map_err(wrong)?;
+        let shown = self.dir.display().to_string();
+        let role = match self.role {
+            Holder::Server => Role::Server,
+            Holder::Node => Role::Client,
+            Holder::Issuer => {
+                not_there(&self.dir.join("issuer.key"))?;
+                authority.issuer(&self.cluster).and_then(|made| made.write(&self.dir)).map_err(wrong)?;
+                let files = ["issuer.pem", "issuer.key"].map(|name| self.dir.join(name));
+                let value = json!({ "dir": shown, "files": files });
+                output::put(&output::object(global.style(), &value, &shown, || format!("issuer in {shown}\n"))?);
+                return Ok(());
+            }
+        };
+        not_there(&self.dir.join("member.key"))?;
+        let name = self.name.unwrap_or_default();
+        authority.issue_as(&self.cluster, &name, role).and_then(|made| made.write(&self.dir)).map_err(wrong)?;
+        let dns = crate::security::tls::name_of(&self.cluster, &name, role).map_err(wrong)?;
+        let value = json!({ "dir": shown, "name": dns });
+        output::put(&output::object(global.style(), &value, &dns, || format!("{dns} in {shown}\n"))?);
         Ok(())
     }
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// The guard looks at the clock this often.
 const GUARD_TICK: Duration = Duration::from_millis(100);
+/// A worker's certificate lives no shorter.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 
 impl Settings {
     pub(super) fn check(&self) -> Result<(), Error> {
@@ -101,6 +103,9 @@ impl Settings {
 
     fn check_times(&self) -> Result<(), Error> {
         let clash = |text: String| Err(Error::Clash(text));
+        if self.node_cert_life.value < SHORTEST_LIFE {
+            return clash("NF_NODE_CERT_LIFE must be at least 10s, or no worker renews in time".into());
+        }
         if self.election_min.value > self.election_max.value {
             return clash("NF_ELECTION_MIN must not be longer than NF_ELECTION_MAX".into());
         }
@@ -147,15 +152,19 @@ impl Settings {
         if !self.members.value.is_empty() && set(&self.join) {
             return clash("NF_MEMBERS forms a new group and NF_JOIN joins one: set one of the two".into());
         }
-        if self.role.value == Role::Worker && !set(&self.join) {
-            return clash("a worker needs NF_JOIN: the public addresses of members, e.g. --join 127.0.0.1:8600".into());
+        let worker = self.role.value == Role::Worker;
+        if worker && !set(&self.join) && self.members.value.is_empty() {
+            let text = "a worker needs NF_JOIN, the public addresses of members, e.g. --join 127.0.0.1:8600; \
+                        or NF_MEMBERS, as nf cluster join --token writes it";
+            return clash(text.into());
         }
         let named = |name: &String| self.members.value.iter().any(|m| m.name == *name);
         match &self.node_name.value {
             None if !self.members.value.is_empty() || set(&self.join) => {
                 clash("NF_NODE_NAME is needed with NF_MEMBERS and NF_JOIN: set --node-name".into())
             }
-            Some(name) if !self.members.value.is_empty() && !named(name) => {
+            // A worker is told of the members, and is none of them.
+            Some(name) if !worker && !self.members.value.is_empty() && !named(name) => {
                 clash(format!("NF_NODE_NAME {name} is not in NF_MEMBERS: add it there or change the name"))
             }
             _ => Ok(()),

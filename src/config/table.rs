@@ -161,6 +161,8 @@ settings! {
         "token with which this process speaks to the group that it joins";
     tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
+    node_cert_life: Duration = "24h", "NF_NODE_CERT_LIFE", parse::duration,
+        "how long a certificate counts that a member gives a worker; it is renewed at two thirds";
     pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,
         "hybrid: members and workers start with nothing else";
     prom_url: Option<String> = "", "PROM_URL", parse::url,

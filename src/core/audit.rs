@@ -104,6 +104,7 @@ actions! {
     // A node has removed copies of personal data.
     CopyPurge,
     RolloutResume, RolloutPromote,
+    JoinTokenRevoke,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

@@ -107,6 +107,9 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::Moves
         | Intent::Defragment
         | Intent::Budgets
+        | Intent::AddJoinToken { .. }
+        | Intent::SpendJoinToken(_)
+        | Intent::DropJoinToken { .. }
         | Intent::GiveUp { .. } => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ use crate::id::{
     TenantId, TenantNo,
 };
 use crate::job::{Allocation, JobSpec, Stage};
+use crate::join::{JoinToken, Shown};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
 use crate::reason::Reason;
@@ -280,6 +281,14 @@ pub enum Command {
     CountUsage {
         tenants: Vec<TenantNo>,
     },
+    /// A machine may join with this.
+    AddJoinToken(Box<JoinToken>),
+    /// It does.
+    SpendJoinToken(Box<Shown>),
+    /// No machine may any more.
+    DropJoinToken {
+        id: Digest16,
+    },
 }
 
 /// What is told of something that leaves no other command.
@@ -334,7 +343,8 @@ impl Command {
             | Command::Evict { .. }
             | Command::SetPlacement(_)
             | Command::SetDrain { .. }
-            | Command::RevokeToken { .. } => 24,
+            | Command::RevokeToken { .. }
+            | Command::DropJoinToken { .. } => 24,
             Command::Note(note) => 16 + note.object.len(),
             Command::Approve(approval) => 64 + weight_of_version(&approval.of) + weight_of_person(&approval.by),
             Command::Disapprove(of) => 16 + weight_of_version(of),
@@ -343,6 +353,11 @@ impl Command {
             Command::Purged { copies, .. } => 24 + 26 * copies.len(),
             Command::Tick => 8,
             Command::CountUsage { tenants } => 8 + 4 * tenants.len(),
+            Command::AddJoinToken(token) => {
+                80 + token.node.as_ref().map_or(0, |node| node.as_str().len())
+                    + token.by.as_ref().map_or(0, weight_of_person)
+            }
+            Command::SpendJoinToken(shown) => 104 + shown.node.as_str().len(),
         }
     }
 }

@@ -487,6 +487,15 @@ impl Job {
         !self.stopped && self.replicas.iter().any(Replica::is_waiting)
     }
 
+    /// When the first of the waiting replicas may be placed, if that is later than at once.
+    pub(crate) fn wake_ms(&self) -> Option<u64> {
+        let times = self.replicas.iter().filter_map(|r| match r.phase {
+            Phase::Waiting { not_before_ms, .. } if not_before_ms > 0 => Some(not_before_ms),
+            _ => None,
+        });
+        times.min()
+    }
+
     /// Replicas that could be placed at `now_ms`.
     pub fn placeable(&self, now_ms: u64) -> impl Iterator<Item = u16> + '_ {
         let ready =

@@ -24,6 +24,7 @@ pub mod forecast;
 pub mod id;
 pub mod invariants;
 pub mod job;
+pub mod join;
 pub mod ledger;
 pub mod liveness;
 pub mod moves;

@@ -6,27 +6,28 @@ use crate::audit::{Actor, Receipt};
 use crate::autoscaler;
 use crate::bounds;
 use crate::budget;
-use crate::budget::afford::Offer;
-use crate::claim::Claim;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::consent::{self, Consent};
 use crate::defrag;
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
-use crate::job::{Job, JobSpec};
+use crate::job::Job;
+use crate::join::{self, Shown};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
-use crate::placement::{Chosen, Limits, Pick, Why, explain, queue};
+use crate::placement::{Chosen, Why, queue};
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::rollout::{self, Next, Strategy, Turn};
 use crate::scaling::Target;
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
+pub use draft::{Draft, draft};
 use production::{nothing_simulated, nothing_unproven};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+mod draft;
 mod production;
 mod rollouts;
 
@@ -189,6 +190,19 @@ pub enum Intent {
     Rollouts,
     /// One pass over the tenants whose budgets are due.
     Budgets,
+    /// A machine may join: whoever shows the secret of which this is the SHA-256, as that node where one is named.
+    AddJoinToken {
+        id: Digest16,
+        secret: [u8; 32],
+        node: Option<NodeName>,
+        for_ms: u64,
+    },
+    /// One does.
+    SpendJoinToken(Box<Shown>),
+    /// None may any more.
+    DropJoinToken {
+        id: Digest16,
+    },
 }
 
 impl Intent {
@@ -352,6 +366,15 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             Planned::one(Command::Purged { node, incarnation: *incarnation, copies: copies.clone() })
         }
         Intent::Tick => Planned::one(Command::Tick),
+        Intent::AddJoinToken { id, secret, node, for_ms } => {
+            let token = join::create(state, (*id, *secret), node.as_ref(), *for_ms, intent.actor())?;
+            Planned::one(Command::AddJoinToken(Box::new(token)))
+        }
+        Intent::SpendJoinToken(shown) => {
+            join::judge(state, shown)?;
+            Planned::one(Command::SpendJoinToken(shown.clone()))
+        }
+        Intent::DropJoinToken { id } => Planned::one(Command::DropJoinToken { id: *id }),
         // Bounds allow one of these around what is wanted, and no more.
         Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
     }
@@ -513,84 +536,6 @@ fn refuse_waiting(blockers: &[Blocker]) -> Refusal {
         true => Refusal::new(Reason::QuotaExceeded, detail),
         false => Refusal::new(Reason::NoCapacity, detail),
     }
-}
-
-/// The placer's answer on a job that does not exist yet.
-#[derive(Clone, Debug)]
-pub struct Draft {
-    pub picks: Vec<(u16, Pick)>,
-    /// Others who would give way, and the places that they would leave.
-    pub claim: Option<Claim>,
-    /// Waiters ahead keep nodes, or quota cut the number of replicas.
-    kept: bool,
-}
-
-impl Draft {
-    /// Names the outcome: the same places and devices give the same digest.
-    pub fn digest(&self) -> Digest16 {
-        let mut text = String::new();
-        for (replica, pick) in &self.picks {
-            text.push_str(&format!("{replica}@{}:{:?};", pick.alloc.node, pick.alloc.shares));
-        }
-        if let Some(claim) = &self.claim {
-            for placement in &claim.placements {
-                let alloc = &placement.alloc;
-                text.push_str(&format!("{}@{}:{:?} after ", placement.replica, alloc.node, alloc.shares));
-            }
-            text.push_str(&format!("{:?}", claim.victims));
-        }
-        Digest16::of(&[b"plan", text.as_bytes()])
-    }
-
-    /// Why the replicas without a place would wait.
-    pub fn blockers(&self, state: &State, spec: &JobSpec) -> Vec<Blocker> {
-        let waiting = u64::from(spec.replicas) - self.picks.len() as u64;
-        if waiting == 0 {
-            return Vec::new();
-        }
-        if let Some(claim) = &self.claim {
-            return vec![explain::claiming(state, claim)];
-        }
-        let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
-        let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
-        let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
-        if out.is_empty() && self.kept {
-            let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
-            out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
-        }
-        out
-    }
-}
-
-/// Where the replicas of a new job would go now.
-pub fn draft(state: &State, spec: &JobSpec) -> Draft {
-    let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
-    let wanted = queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
-    let held = queue::kept_nodes(state, spec.priority);
-    let kept = !held.is_empty();
-    let limits = Limits { held, ..Limits::default() };
-    let picks = match budget::afford::affordable(state, tenant, spec, &[], &wanted, &limits) {
-        Offer::Places(picks) => picks,
-        Offer::NoRoom(_) | Offer::TooDear => Vec::new(),
-    };
-    // Also what the quota cut off: it may be in the hands of those who borrowed it.
-    let all: Vec<u16> = (0..spec.replicas).collect();
-    let rest = &all[picks.len()..];
-    // A job of which some replicas have a place now waits for a pass: who borrowed is judged without them.
-    let claim = if rest.is_empty() || !picks.is_empty() { None } else { make_room(state, spec, &picks, rest, limits) };
-    let payable = |claim: &Claim| budget::judge::check_new(state, tenant, spec, &claim.placements).is_ok();
-    let claim = claim.filter(payable);
-    Draft { picks, claim, kept }
-}
-
-/// Others who would give way to the replicas that found no place, beside those that did.
-fn make_room(state: &State, spec: &JobSpec, picks: &[(u16, Pick)], rest: &[u16], mut limits: Limits) -> Option<Claim> {
-    let mut scratch = state.speculative();
-    for (replica, pick) in picks {
-        scratch.book(spec, *replica, &pick.alloc);
-        *limits.siblings.entry(pick.alloc.node).or_default() += 1;
-    }
-    queue::claim_for(&scratch, spec, rest, &limits)
 }
 
 #[cfg(test)]

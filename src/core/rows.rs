@@ -11,6 +11,7 @@ use crate::consent::{self, Consent};
 use crate::event::Event;
 use crate::id::{Digest16, RequestId, TenantNo};
 use crate::job::{Job, Phase, Replica};
+use crate::join::JoinToken;
 use crate::node::Node;
 use crate::state::{Before, Changes, Meta, Request, RowKey, State};
 use crate::tenant::Tenant;
@@ -47,6 +48,8 @@ pub enum Table {
     Copy = 15,
     /// What tenants have used.
     Meter = 16,
+    /// What machines may join with.
+    JoinToken = 17,
 }
 
 impl Table {
@@ -67,6 +70,7 @@ impl Table {
         Table::Consent,
         Table::Copy,
         Table::Meter,
+        Table::JoinToken,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -82,6 +86,7 @@ impl Table {
         Table::Consent,
         Table::Copy,
         Table::Meter,
+        Table::JoinToken,
     ];
 }
 
@@ -174,6 +179,7 @@ impl RowKey {
             RowKey::Consent(_) => Table::Consent,
             RowKey::Copy(..) => Table::Copy,
             RowKey::Meter(_) => Table::Meter,
+            RowKey::JoinToken(_) => Table::JoinToken,
         }
     }
 
@@ -182,9 +188,8 @@ impl RowKey {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) | RowKey::Meter(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) | RowKey::Consent(key) => {
-                key.0.to_vec()
-            }
+            RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
+            RowKey::Consent(key) | RowKey::JoinToken(key) => key.0.to_vec(),
             RowKey::Copy(node, key) => [&node.0.to_be_bytes()[..], &key.0].concat(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
             RowKey::Audit => vec![0],
@@ -206,6 +211,7 @@ impl Before {
             Before::Consent(row) => row.as_deref().map(value),
             Before::Copy(row) => row.as_deref().map(value),
             Before::Meter(row) => row.as_deref().map(value),
+            Before::JoinToken(row) => row.as_deref().map(value),
         }
     }
 }
@@ -258,6 +264,7 @@ impl State {
             RowKey::Consent(key) => self.consents.get(&key).map(|row| value(&**row)),
             RowKey::Copy(node, key) => self.copies.get(&(node, key)).map(|row| value(&**row)),
             RowKey::Meter(no) => self.meters.get(&no).map(|row| value(&**row)),
+            RowKey::JoinToken(key) => self.join_tokens.get(&key).map(|row| value(&**row)),
         }
     }
 
@@ -272,6 +279,7 @@ impl State {
         let keys = keys.chain(self.consents.keys().map(|key| RowKey::Consent(*key)));
         let keys = keys.chain(self.copies.keys().map(|(node, key)| RowKey::Copy(*node, *key)));
         let keys = keys.chain(self.meters.keys().map(|no| RowKey::Meter(*no)));
+        let keys = keys.chain(self.join_tokens.keys().map(|key| RowKey::JoinToken(*key)));
         let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
@@ -354,6 +362,13 @@ impl State {
                     let length = key.len();
                     let no = key.try_into().map(u32::from_be_bytes).map_err(|_| Error::Key { table, length })?;
                     state.load_meter(TenantNo(no), read::<Meter>(table, &bytes)?);
+                }
+                Table::JoinToken => {
+                    let token = read::<JoinToken>(table, &bytes)?;
+                    if key != token.id.0 {
+                        return Err(Error::Key { table, length: key.len() });
+                    }
+                    state.put_join_token(token);
                 }
                 Table::History | Table::HistoryOf | Table::Event | Table::AuditEntry => {}
             }

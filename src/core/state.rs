@@ -13,6 +13,7 @@ use crate::event::{Event, EventKind};
 use crate::forecast::RunTimes;
 use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
 use crate::job::{Job, JobSpec, Phase, Replica};
+use crate::join::JoinToken;
 use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
 use crate::placement::mix::Mix;
@@ -98,6 +99,7 @@ pub(crate) enum Before {
     Consent(Option<Arc<Consent>>),
     Copy(Option<Arc<consent::Copy>>),
     Meter(Option<Arc<Meter>>),
+    JoinToken(Option<Arc<JoinToken>>),
 }
 
 /// Names the row of a [`Before`].
@@ -114,6 +116,7 @@ pub(crate) enum RowKey {
     Consent(Digest16),
     Copy(NodeNo, Digest16),
     Meter(TenantNo),
+    JoinToken(Digest16),
 }
 
 /// What changed since the rows were last taken.
@@ -145,6 +148,7 @@ pub struct State {
     pub(crate) copies: OrdMap<(NodeNo, Digest16), Arc<consent::Copy>>,
     /// What tenants have used, with those below them.
     pub(crate) meters: OrdMap<TenantNo, Arc<Meter>>,
+    pub(crate) join_tokens: OrdMap<Digest16, Arc<JoinToken>>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -175,6 +179,8 @@ pub struct State {
     /// When a revocation is.
     pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     pub(crate) approved_until: OrdSet<(u64, Digest16)>,
+    /// When a join token is forgotten.
+    pub(crate) join_due: OrdSet<(u64, Digest16)>,
     /// How many approvals a tenant has on record.
     pub(crate) approvals_of: OrdMap<TenantId, u32>,
     pub(crate) consents_by: OrdSet<(TenantId, Digest16)>,
@@ -441,7 +447,7 @@ impl State {
         if job.wants_place() {
             totals.waiting += 1;
             self.waiting.insert((job.tenant, -i32::from(job.spec.priority), job.no));
-            if let Some(at) = wake_of(job) {
+            if let Some(at) = job.wake_ms() {
                 self.wakes.insert((at, job.no));
             }
         }
@@ -461,7 +467,7 @@ impl State {
         if job.wants_place() {
             totals.waiting -= 1;
             self.waiting.remove(&(job.tenant, -i32::from(job.spec.priority), job.no));
-            if let Some(at) = wake_of(job) {
+            if let Some(at) = job.wake_ms() {
                 self.wakes.remove(&(at, job.no));
             }
         }
@@ -584,13 +590,4 @@ impl State {
             changes.rows.insert(key, before);
         }
     }
-}
-
-/// When the first of a job's waiting replicas may be placed, if that is later than at once.
-fn wake_of(job: &Job) -> Option<u64> {
-    let times = job.replicas.iter().filter_map(|r| match r.phase {
-        Phase::Waiting { not_before_ms, .. } if not_before_ms > 0 => Some(not_before_ms),
-        _ => None,
-    });
-    times.min()
 }

@@ -143,6 +143,14 @@ pub struct Group {
     next_id: u64,
 }
 
+impl Group {
+    /// As somebody else told of it.
+    pub fn of(members: Vec<(u64, String, String)>) -> Self {
+        let next_id = members.iter().map(|(id, ..)| *id).max().unwrap_or(0) + 1;
+        Self { members, next_id }
+    }
+}
+
 pub async fn group(settings: &Settings) -> Result<Group> {
     let answer = ask(settings, "/cluster/members?consistency=stale", None).await?;
     let list = answer.get("items").unwrap_or(&answer).as_array().cloned().unwrap_or_default();
@@ -151,9 +159,9 @@ pub async fn group(settings: &Settings) -> Result<Group> {
         Some((m.get("id")?.as_u64()?, text("name")?, text("peer")?))
     };
     let members: Vec<_> = list.iter().filter_map(one).collect();
-    let most = members.iter().map(|(id, ..)| *id).max().unwrap_or(0);
-    let next_id = answer.get("next_id").and_then(Value::as_u64).unwrap_or(most + 1);
-    Ok(Group { members, next_id })
+    let group = Group::of(members);
+    let next_id = answer.get("next_id").and_then(Value::as_u64).unwrap_or(group.next_id);
+    Ok(Group { next_id, ..group })
 }
 
 /// The number of a member that joins: the one on its disk, or one that nobody had. Only

@@ -2,9 +2,9 @@
 //! the group does.
 
 use super::links::PLAYER;
-use crate::config::parse::Member;
+use crate::config::parse::{Member, Role};
 use crate::config::{Error as ConfigError, Settings};
-use crate::security::tls::{Authority, Credentials, PeerTls, Role};
+use crate::security::tls::{self, Authority, Credentials, PeerTls};
 use crate::storage;
 use anyhow::{Context as _, Result, bail};
 use nf_core::id::{MemberId, NodeName};
@@ -43,7 +43,8 @@ impl Me {
         let (name, cluster, data) = (settings.name(), settings.cluster.value.clone(), settings.data());
         same_group(&data, &cluster)?;
         let founders = founders(settings, peer);
-        let alone = founders.len() == 1 && settings.join.value.is_empty();
+        let member = settings.role.value == Role::Member;
+        let alone = member && founders.len() == 1 && settings.join.value.is_empty();
         let (tls, keys) = credentials(settings, &data, &cluster, &name, alone)?;
         let host = settings.advertise.value.clone().unwrap_or_else(|| public.ip().to_string());
         let listed = founders.iter().find(|member| member.name == name).map(|member| member.peer.clone());
@@ -120,11 +121,12 @@ fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alon
             let authority = Authority::create(cluster)?;
             authority.write(&data.join("ca"))?;
             // For nf sim nodes, which a newcomer tries on a member of their own.
-            authority.issue_as(cluster, PLAYER, Role::Client)?.write(&data.join(PLAYER).join("tls"))?;
+            authority.issue_as(cluster, PLAYER, tls::Role::Client)?.write(&data.join(PLAYER).join("tls"))?;
             authority
         }
     };
     let made = authority.issue(cluster, name)?;
     made.write(&dir).with_context(|| dir.display().to_string())?;
+    authority.issuer(cluster)?.write(&dir)?;
     Ok((made, dir))
 }

@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::{ServiceExt, service_fn};
 
 /// The name in a certificate that plays nodes in simulation.
-pub const PLAYER: &str = "player";
+pub const PLAYER: &str = nf_core::join::PLAYER;
 
 /// Connects with this process' keys.
 pub struct TlsDial {

@@ -4,7 +4,7 @@ use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
 use super::trust::Trust;
-use super::{Extras, Stop, bind, consents, follow, nodes, public, wiped, write_ready};
+use super::{Extras, Stop, bind, consents, follow, join, nodes, public, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
@@ -55,7 +55,10 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let me = Me::new(settings, id, public.local_addr()?, peer_address)?;
     follow::certificates(&me, metrics.clone())?;
     let late = Late::default();
-    let replica = raft::start(options(settings, &me, peer, &late, &metrics)).await?;
+    let doors = join::Doors::closed();
+    let options = options(settings, &me, peer, &late, &metrics);
+    let replica = raft::start(raft::Options { aside: Some(doors.aside()), ..options }).await?;
+    doors.open(desk(settings, &me, &replica, &metrics));
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me)?);
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (end, ended) = watch::channel(false);
@@ -73,6 +76,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let state = ApiState {
         sign: Some(sign),
         consents,
+        authority: Some(authority(&me)),
         ..api_state(settings, &me, &replica, &hub, models, metrics, begun, auth)
     };
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
@@ -122,6 +126,19 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
         hooks: hooks(metrics),
         fatal: Fatal::abort(),
         services: Some(late.routes()),
+        aside: None,
+    }
+}
+
+fn desk(settings: &Settings, me: &Me, replica: &Replica, metrics: &Metrics) -> join::Desk {
+    join::Desk {
+        replica: replica.clone(),
+        tls: me.tls.clone(),
+        keys: me.keys.clone(),
+        name: me.name.clone(),
+        life: settings.node_cert_life.value,
+        certified: Arc::default(),
+        metrics: metrics.clone(),
     }
 }
 
@@ -229,7 +246,14 @@ fn api_state(
         auth,
         sign: None,
         consents: None,
+        authority: None,
     }
+}
+
+/// By which digest those who join know the group.
+fn authority(me: &Me) -> api::Authority {
+    let tls = me.tls.clone();
+    Arc::new(move || tls.authority())
 }
 
 fn resolve(store: Store, trust: Option<Trust>) -> Resolve {

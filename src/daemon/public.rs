@@ -1,6 +1,7 @@
 //! The public port's connections: how many there may be, and how long one may take to
 //! say what it wants. Whoever connects and says nothing, or says it byte by byte, is
-//! let go before it keeps others out. It does not know what is asked.
+//! let go before it keeps others out; so is who asks for more than it reads. It does not
+//! know what is asked.
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,6 +29,19 @@ struct Patience {
 const PATIENCE: Patience = Patience { greeting: Duration::from_secs(10), head: Duration::from_secs(100) };
 /// Silence after which an HTTP/2 connection is probed, and how long the answer may take.
 const PROBE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// What one connection may ask for.
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// Calls at a time of HTTP/2.
+    streams: u32,
+    /// Calls that a client takes back before they are begun, and calls that it makes us take back: past these
+    /// its connection ends (rapid reset, CVE-2023-44487, and MadeYouReset, CVE-2025-8671).
+    resets: (usize, usize),
+    /// Bytes of the head of a call; of HTTP/2 also how long its pieces may go on.
+    head: u32,
+}
+
+const BOUNDS: Bounds = Bounds { streams: 128, resets: (20, 128), head: 16 << 10 };
 /// Pause after a failed accept, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What an HTTP/2 connection begins with.
@@ -41,11 +55,12 @@ fn most_connections() -> usize {
 
 /// Serves until `end` is true; returns when every call under way is answered.
 pub async fn serve(listener: TcpListener, router: Router, end: watch::Receiver<bool>) -> io::Result<()> {
-    serve_within(PATIENCE, listener, router, end).await
+    serve_within(PATIENCE, BOUNDS, listener, router, end).await
 }
 
 async fn serve_within(
     patience: Patience,
+    bounds: Bounds,
     listener: TcpListener,
     router: Router,
     end: watch::Receiver<bool>,
@@ -74,7 +89,7 @@ async fn serve_within(
         };
         let (router, end) = (router.clone(), end.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(patience, stream, router, end).await {
+            if let Err(error) = connection(patience, bounds, stream, router, end).await {
                 tracing::trace!(error, "a public connection");
             }
             drop(place);
@@ -86,6 +101,7 @@ async fn serve_within(
 
 async fn connection(
     patience: Patience,
+    bounds: Bounds,
     stream: TcpStream,
     router: Router,
     mut end: watch::Receiver<bool>,
@@ -99,8 +115,10 @@ async fn connection(
         _ = end.wait_for(|end| *end) => return Ok(()),
     }
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head).max_buf_size(bounds.head as usize);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(PROBE.0).keep_alive_timeout(PROBE.1);
+    builder.http2().max_concurrent_streams(bounds.streams).max_header_list_size(bounds.head);
+    builder.http2().max_pending_accept_reset_streams(bounds.resets.0).max_local_error_reset_streams(bounds.resets.1);
     let service = TowerToHyperService::new(router);
     let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
@@ -125,6 +143,9 @@ async fn greeting(stream: &TcpStream) -> io::Result<()> {
 }
 
 #[cfg(test)]
+mod floods;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -136,7 +157,7 @@ mod tests {
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
         let (end, ended) = watch::channel(false);
         let short = Patience { greeting: Duration::from_millis(200), head: Duration::from_millis(200) };
-        let served = tokio::spawn(serve_within(short, listener, router, ended));
+        let served = tokio::spawn(serve_within(short, BOUNDS, listener, router, ended));
         for beginning in ["", "P", "GET / HTT"] {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(beginning.as_bytes()).await.unwrap();

@@ -3,7 +3,7 @@
 
 use super::links::TlsDial;
 use super::trust::Trust;
-use super::{Extras, Stop, bind, follow, form, identity::Me, nodes, write_ready};
+use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
 use crate::api::service::cluster::{Component, HealthBody, keys};
@@ -24,7 +24,11 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
     let public = bind(settings.public(), "--listen")?;
-    let members = form::group(settings).await?.members;
+    let told = join::told(settings);
+    let members = match told {
+        Some(group) => group.members,
+        None => form::group(settings).await?.members,
+    };
     // A worker has no number, and members never call it: its peer address is a name only.
     let me = Me::new(settings, MemberId(0), public.local_addr()?, settings.peer())?;
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
@@ -42,6 +46,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let config = nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref(), vacancy);
     let executor = Executor::open(config)?;
     follow::certificates(&me, about.metrics.clone())?;
+    let known = members.into_iter().map(|(_, name, peer)| (name, peer)).collect();
+    tokio::spawn(join::keep(me.clone(), known, about.metrics.clone()));
     let served = serve(public, about)?;
     let watched = nodes::watched(&me, incarnation, &spec);
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));

@@ -7,7 +7,7 @@ use super::checksum::{Hashing, copy};
 use super::counts::{self, Refused};
 use super::remote::Patience;
 use super::store::Source;
-use super::{Artifact, Asked, Checksum, Error, Manifest, Store};
+use super::{Artifact, Asked, Checksum, Error, Manifest, Store, format};
 use nf_core::reason::Reason;
 use nix::fcntl::OFlag;
 use serde::Serialize;
@@ -79,9 +79,10 @@ impl<'a> Partial<'a> {
     }
 
     /// Judges what is there and gives it its name; what is wrong is removed.
-    fn finish(self, to: &Path) -> Result<(), Error> {
+    fn finish(mut self, to: &Path) -> Result<(), Error> {
         let (size, digest) = self.hashing.finish();
         let checked = judge(self.artifact, size, digest);
+        let checked = checked.and_then(|()| format::judge(&self.artifact.path, &mut self.file));
         if checked.is_err() {
             let _ = fs::remove_file(&self.path);
             return checked;
@@ -184,5 +185,6 @@ pub(super) fn judge(artifact: &Artifact, size: u64, digest: Checksum) -> Result<
 pub(super) fn verify(root: &Path, path: &Path, artifact: &Artifact, asked: &Asked) -> Result<(), Error> {
     let mut file = super::directory::open_regular(root, path)?;
     let (size, digest) = copy(&mut file, &mut io::sink(), artifact.size, asked, artifact.path.as_str())?;
-    judge(artifact, size, digest)
+    judge(artifact, size, digest)?;
+    format::judge(&artifact.path, &mut file)
 }

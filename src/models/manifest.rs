@@ -23,7 +23,9 @@ const MAX_ENV: usize = 64;
 const MAX_TEXT: usize = 4096;
 const MAX_DEPTH: usize = 16;
 /// Set by the agent; a manifest that sets them would lie to the process or to us.
-const OURS: [&str; 3] = ["PATH", "HOME", "CUDA_VISIBLE_DEVICES"];
+const OURS: [&str; 2] = ["PATH", "HOME"];
+/// Beginnings of such names, and of those that change which code runs or who is asked for secrets.
+const FORBIDDEN: [&str; 6] = ["NF_", "LD_", "PYTHON", "CUDA_", "NVIDIA_", "VAULT_"];
 
 /// A file's name inside a version: relative, with `/` between parts, never climbing.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -126,10 +128,6 @@ impl Container {
         if self.port < 1024 {
             let text = format!("1024 to 65535, not {}: the program is not root", self.port);
             return Err(("runtime.port".into(), text));
-        }
-        // They would have the engine hand out devices that the replica does not hold.
-        if let Some(key) = self.program.env.keys().find(|key| key.starts_with("NVIDIA_")) {
-            return Err((format!("runtime.program.env.{key}"), "devices are given by the agent alone".into()));
         }
         let inner = |(field, text): (String, String)| (field.replacen("runtime.", "runtime.program.", 1), text);
         self.program.check(names).map_err(inner)
@@ -259,6 +257,7 @@ impl Manifest {
             return wrong("files".into(), "a path is listed twice");
         }
         for (i, file) in self.files.iter().enumerate() {
+            super::format::judge_name(&file.path).map_err(|text| (format!("files[{i}].path"), text))?;
             let parents = file.path.as_str().match_indices('/').map(|(at, _)| &file.path.as_str()[..at]);
             if parents.into_iter().any(|parent| names.contains(parent)) {
                 return wrong(format!("files[{i}].path"), "lies below another file of the list");
@@ -299,9 +298,14 @@ impl Process {
         for (key, value) in &self.env {
             let letters = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
             let named = !key.is_empty() && key.len() <= 128 && key.bytes().all(letters);
-            if !named || OURS.contains(&key.as_str()) || key.starts_with("NF_") {
+            let remote = key.contains("TRUST_REMOTE_CODE");
+            let forbidden = remote || FORBIDDEN.iter().any(|beginning| key.starts_with(beginning));
+            if !named || OURS.contains(&key.as_str()) || forbidden {
                 let shown = nf_core::reason::printable(key, 40);
-                return wrong(&format!("runtime.env.{shown}"), format!("A-Z 0-9 _, and neither NF_* nor {OURS:?}"));
+                let text = format!(
+                    "A-Z 0-9 _, none of {OURS:?}, beginning with none of {FORBIDDEN:?}, without TRUST_REMOTE_CODE"
+                );
+                return wrong(&format!("runtime.env.{shown}"), text);
             }
             if value.len() > MAX_TEXT || value.contains('\0') {
                 return wrong(&format!("runtime.env.{key}"), format!("at most {MAX_TEXT} bytes, no NUL"));
@@ -343,6 +347,9 @@ fn pieces(word: &str) -> Result<Vec<Piece<'_>>, String> {
 fn check_word(word: &str, names: &BTreeSet<&str>) -> Result<(), String> {
     if word.len() > MAX_TEXT || word.contains('\0') {
         return Err(format!("at most {MAX_TEXT} bytes, no NUL"));
+    }
+    if word.to_ascii_lowercase().replace('-', "_").contains("trust_remote_code") {
+        return Err("lets a model bring a program of its own; list its files, and name the program here".into());
     }
     for piece in pieces(word)? {
         match piece {

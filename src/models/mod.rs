@@ -7,6 +7,7 @@ mod checksum;
 pub mod counts;
 mod directory;
 mod fetch;
+mod format;
 mod image;
 mod manifest;
 mod profile;

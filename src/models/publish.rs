@@ -9,7 +9,7 @@ use super::directory::open_regular;
 use super::fetch::{Fetched, bring};
 use super::remote::Remote;
 use super::store::{Place, file_key, manifest_key};
-use super::{Artifact, Asked, Checksum, Error, FileName, Launch, MAX_FILES, Manifest, Store, blocking};
+use super::{Artifact, Asked, Checksum, Error, FileName, Launch, MAX_FILES, Manifest, Store, blocking, format};
 use nf_core::id::{Label, ModelId, VersionId};
 use serde::Serialize;
 use std::fs::{self, File, Permissions};
@@ -121,6 +121,7 @@ fn send(store: &Store, remote: &Remote, dir: &Path, draft: Draft, asked: &Asked)
     for name in listing(dir)? {
         let mut from = open_regular(dir, &name.under(dir))?;
         let (size, sha256) = copy(&mut from, &mut io::sink(), u64::MAX - 1, asked, name.as_str())?;
+        format::judge(&name, &mut from)?;
         files.push(Artifact { path: name, size, sha256 });
     }
     let (manifest, bytes) = describe(files, draft)?;
@@ -168,6 +169,7 @@ fn take_in(dir: &Path, name: FileName, staging: &Path, asked: &Asked) -> Result<
     }
     let mut out = File::create_new(&to).map_err(Error::at(&to))?;
     let (size, sha256) = copy(&mut from, &mut out, u64::MAX - 1, asked, name.as_str())?;
+    format::judge(&name, &mut from)?;
     out.set_permissions(Permissions::from_mode(0o444)).map_err(Error::at(&to))?;
     out.sync_all().map_err(Error::at(&to))?;
     Ok(Artifact { path: name, size, sha256 })

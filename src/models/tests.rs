@@ -153,6 +153,70 @@ async fn links_and_strangers_in_a_store_are_refused() {
     assert!(error.contains("says m1 v1"), "{error}");
 }
 
+#[tokio::test]
+async fn weights_that_are_programs_reach_neither_a_store_nor_a_node() {
+    const TORCH: &[u8] = b"\x80\x02cos\nsystem\nq\x00X\x02\x00\x00\x00idq\x01\x85q\x02Rq\x03.";
+    for (name, says) in [("model.bin", "pickle"), ("w.safetensors", "pickle"), ("w.pt", "runs as a program")] {
+        let w = world();
+        fs::write(w.root.join("in").join(name), TORCH).unwrap();
+        let error = publish(&w.store, &w.root.join("in"), draft()).await.unwrap_err().to_string();
+        assert!(error.contains(says) && !w.root.join("store/m1").exists(), "{name}: {error}");
+    }
+    // A store that somebody filled by other means: each digest is right.
+    let w = world();
+    let manifest = w.publish().await;
+    let old = manifest.main().unwrap().clone();
+    w.tamper(&w.stored("model.bin"), |bytes| *bytes = TORCH.to_vec());
+    let (size, sum) = (format!("\"size\": {}", TORCH.len()), Checksum::of(TORCH).to_string());
+    w.tamper(&w.stored("manifest.json"), |bytes| {
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let text = text.replace(&format!("\"size\": {}", old.size), &size).replace(&old.sha256.to_string(), &sum);
+        *bytes = text.into_bytes();
+    });
+    let (model, version) = model();
+    let found = w.store.resolve(&model, &version).await.unwrap().unwrap();
+    assert_eq!(found.main().unwrap().sha256, Checksum::of(TORCH));
+    let error = w.cache.fetch(&w.store, &found, None).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Mismatch { file, text } if file == "model.bin" && text.contains("pickle")),
+        "{error}"
+    );
+    assert_eq!(w.cached(), 0);
+}
+
+/// One member of a tar archive, as its format has it: a header of 512 bytes, then the body.
+fn tar_of(name: &str, body: &[u8]) -> Vec<u8> {
+    let mut head = [0; 512];
+    head[..name.len()].copy_from_slice(name.as_bytes());
+    head[100..107].copy_from_slice(b"0000644");
+    head[124..135].copy_from_slice(format!("{:011o}", body.len()).as_bytes());
+    head[148..156].fill(b' ');
+    head[156] = b'0';
+    let sum: u32 = head.iter().map(|b| u32::from(*b)).sum();
+    head[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let mut out = [&head[..], body].concat();
+    out.resize(out.len().next_multiple_of(512) + 1024, 0);
+    out
+}
+
+#[tokio::test]
+async fn an_archive_stays_the_file_that_it_is() {
+    let w = world();
+    let evil = tar_of("../../escaped", b"out");
+    fs::write(w.root.join("in/extra.tar"), &evil).unwrap();
+    let manifest = w.publish().await;
+    w.cache.fetch(&w.store, &manifest, None).await.unwrap();
+    let into = w.root.join("replica");
+    w.cache.lay_out(&manifest, &into).await.unwrap();
+    let mut there: Vec<_> =
+        fs::read_dir(&into).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    there.sort();
+    assert_eq!(there, ["extra.tar", "model.bin", "sub"]);
+    assert_eq!(fs::read(into.join("extra.tar")).unwrap(), evil);
+    let left = |dir: &std::path::Path| fs::read_dir(dir).unwrap().any(|e| e.unwrap().file_name() == "escaped");
+    assert!(!left(&w.root) && !left(&into) && !left(&w.root.join("cache")));
+}
+
 #[test]
 fn other_stores_are_refused_with_what_is_supported() {
     for url in
@@ -194,6 +258,13 @@ fn bad_manifests_are_refused_with_the_field() {
         ("\"m1\"", "\"../m1\"", "model_id"),
         ("\"kind\":\"process\"", "\"kind\":\"shell\"", "shell"),
         ("\"ready\"", "\"env\":{\"NF_PORT\":\"1\"},\"ready\"", "runtime.env.NF_PORT"),
+        ("\"ready\"", "\"env\":{\"LD_PRELOAD\":\"x\"},\"ready\"", "runtime.env.LD_PRELOAD"),
+        ("\"ready\"", "\"env\":{\"HF_TRUST_REMOTE_CODE\":\"1\"},\"ready\"", "runtime.env.HF_TRUST_REMOTE_CODE"),
+        ("\"ready\"", "\"env\":{\"PYTHONPATH\":\"x\"},\"ready\"", "runtime.env.PYTHONPATH"),
+        ("\"ready\"", "\"env\":{\"VAULT_TOKEN\":\"x\"},\"ready\"", "runtime.env.VAULT_TOKEN"),
+        ("\"ready\"", "\"env\":{\"NVIDIA_VISIBLE_DEVICES\":\"all\"},\"ready\"", "runtime.env.NVIDIA_"),
+        ("\"{port}\"", "\"--Trust-Remote-Code=1\"", "program of its own"),
+        ("a/b", "a/b.pkl", "runs as a program"),
         ("\"kind\":\"process\",", "\"kind\":\"simulated\",", "unknown field"),
     ] {
         let text = good().replace(from, to);

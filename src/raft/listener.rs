@@ -8,16 +8,19 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls_pki_types::CertificateDer;
+use rustls::server::Acceptor;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::Sleep;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::security::tls::PeerTls;
+use crate::security::join::{Door, Life};
+use crate::security::tls::{self, PeerTls, Role};
 
 /// A handshake that takes longer is given up; a peer gives up its side no later.
 const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -26,6 +29,8 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 const HANDSHAKES: usize = 64;
 /// Pause after a failed accept, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A worker's connection ends after so long, or with its certificate: the next one is judged anew.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What is known of the other end, for each call.
 #[derive(Clone)]
@@ -40,6 +45,17 @@ pub struct Connection {
     stream: TlsStream<TcpStream>,
     info: PeerInfo,
     ended: mpsc::UnboundedSender<u64>,
+    /// When it ends; a member's does not, as its end makes others ask for votes.
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+/// How long a connection with this certificate may last.
+fn allowed(cert: Option<&CertificateDer<'_>>, cluster: &str) -> Option<Duration> {
+    if cert.and_then(|cert| tls::holder(cert, cluster)).is_some_and(|(_, role)| role == Role::Server) {
+        return None;
+    }
+    let end = cert.and_then(Life::of_cert).map_or(0, |life| life.end);
+    Some(LONGEST.min(Duration::from_secs(end.saturating_sub(UnixTime::now().as_secs()))))
 }
 
 impl Drop for Connection {
@@ -60,6 +76,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -79,6 +98,10 @@ impl AsyncWrite for Connection {
 /// Told the key-exchange group of each connection that was accepted.
 pub type OnAccept = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// Given each connection that came to another door than the peers', with the certificate that it showed.
+/// None of ours ever sees it.
+pub type Aside = Arc<dyn Fn(Door, TlsStream<TcpStream>, Option<CertificateDer<'static>>) + Send + Sync>;
+
 /// Accepts until the receiver of connections is dropped. `ended` hears of each peer's lost
 /// connection; it holds at most one message per connection.
 pub async fn accept(
@@ -87,6 +110,7 @@ pub async fn accept(
     connections: mpsc::Sender<io::Result<Connection>>,
     ended: mpsc::UnboundedSender<u64>,
     on_accept: OnAccept,
+    aside: Aside,
 ) {
     let mut under_way: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -108,19 +132,20 @@ pub async fn accept(
         {
             oldest.abort();
         }
-        // Asked for each connection: keys are replaced while this runs.
-        let (acceptor, connections, ended) = (TlsAcceptor::from(tls.server()), connections.clone(), ended.clone());
-        let on_accept = on_accept.clone();
+        let (tls, connections, ended) = (tls.clone(), connections.clone(), ended.clone());
+        let (on_accept, aside) = (on_accept.clone(), aside.clone());
         let task = tokio::spawn(async move {
-            match handshake(stream, &acceptor).await {
-                Ok(stream) => {
+            match handshake(stream, &tls).await {
+                Ok((door, stream)) => {
                     let group = stream.get_ref().1.negotiated_key_exchange_group();
                     on_accept(&group.map_or("none".to_owned(), |group| format!("{:?}", group.name())));
-                    let connection = Connection {
-                        info: PeerInfo { cert: peer_cert(&stream), member: Arc::default() },
-                        stream,
-                        ended,
-                    };
+                    let cert = peer_cert(&stream);
+                    if door != Door::Peer {
+                        return aside(door, stream, cert);
+                    }
+                    let until = allowed(cert.as_ref(), &tls.cluster).map(|time| Box::pin(tokio::time::sleep(time)));
+                    let info = PeerInfo { cert, member: Arc::default() };
+                    let connection = Connection { info, stream, ended, until };
                     // The server is stopping when it is refused.
                     let _ = connections.send(Ok(connection)).await;
                 }
@@ -131,11 +156,15 @@ pub async fn accept(
     }
 }
 
-async fn handshake(stream: TcpStream, acceptor: &TlsAcceptor) -> io::Result<TlsStream<TcpStream>> {
+async fn handshake(stream: TcpStream, tls: &PeerTls) -> io::Result<(Door, TlsStream<TcpStream>)> {
     stream.set_nodelay(true)?;
-    tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    let shaken = async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        // Asked for each connection: keys are replaced while this runs.
+        let (door, config) = tls.greet(&start.client_hello());
+        Ok((door, start.into_stream(config).await?))
+    };
+    tokio::time::timeout(HANDSHAKE, shaken).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
@@ -146,8 +175,40 @@ fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::security::tls::Authority;
+    use crate::security::join::{Applicant, Wish};
+    use crate::security::tls::{Authority, Credentials};
+    use tokio::io::AsyncReadExt;
     use tokio_rustls::TlsConnector;
+
+    #[tokio::test]
+    async fn a_workers_connection_ends_with_its_certificate() {
+        let authority = Authority::create("blue").unwrap();
+        let member = PeerTls::new(&authority.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
+        let applicant = Applicant::generate().unwrap();
+        let wish = Wish::read(&applicant.request().unwrap()).unwrap();
+        let life = Duration::from_secs(3);
+        let issuer = authority.issuer("blue").unwrap();
+        let cert = issuer.certify(&wish, "blue", "w1", life, UnixTime::now().as_secs()).unwrap();
+        let worker = Credentials { authority: authority.cert.clone(), cert, key: applicant.key() };
+        let worker = PeerTls::new(&worker, "blue", "w1").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections_in, mut connections) = mpsc::channel(1);
+        let (ended, _ended) = mpsc::unbounded_channel();
+        let (told, aside): (OnAccept, Aside) = (Arc::new(|_| {}), Arc::new(|_, _, _| {}));
+        let accepting = tokio::spawn(accept(listener, member.clone(), connections_in, ended, told, aside));
+        let mut connect = async |by: &PeerTls| {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let stream = TlsConnector::from(by.client()).connect(member.server_name("n1").unwrap(), stream).await;
+            (stream.unwrap(), connections.recv().await.unwrap().unwrap())
+        };
+        let (_near, mut far) = connect(&worker).await;
+        let read = tokio::time::timeout(life * 2, far.read_u8()).await.expect("it ended");
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (_near, member) = connect(&member).await;
+        assert!(member.until.is_none(), "a member's stays");
+        accepting.abort();
+    }
 
     #[tokio::test]
     async fn silent_clients_keep_nobody_out() {
@@ -157,7 +218,14 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept(listener, tls.clone(), connections_in, ended, Arc::new(|_| {})));
+        let accepting = tokio::spawn(accept(
+            listener,
+            tls.clone(),
+            connections_in,
+            ended,
+            Arc::new(|_| {}),
+            Arc::new(|_, _, _| {}),
+        ));
         let mut silent = Vec::new();
         for _ in 0..HANDSHAKES + 8 {
             silent.push(TcpStream::connect(address).await.unwrap());

@@ -27,7 +27,7 @@ mod upkeep;
 pub mod wire;
 
 pub use leadership::follow as follow_leadership;
-pub use listener::PeerInfo;
+pub use listener::{Aside, PeerInfo};
 pub use nf_core::id::MemberId;
 pub use options::{Hooks, Options, Timing, Tuning};
 pub use replica::{Lost, Replica};

@@ -26,6 +26,8 @@ pub struct Options {
     pub fatal: Fatal,
     /// Services of others on the peer port; their calls carry a [`super::PeerInfo`].
     pub services: Option<tonic::service::Routes>,
+    /// Takes the connections on the peer port that are not for its services; None: they are dropped.
+    pub aside: Option<super::Aside>,
 }
 
 /// Elections. A follower campaigns after `election_max` + random(`election_min`..`election_max`)

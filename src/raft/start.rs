@@ -261,8 +261,9 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     let established = shared.hooks.established.clone();
     let (ended_in, ended) = mpsc::unbounded_channel();
     let services = options.services.unwrap_or_default();
+    let aside = options.aside.unwrap_or_else(|| Arc::new(|_, _, _| {}));
     let mut tasks = Tasks::default();
-    serve(&mut tasks, &shared, options.listener, server_tls, services, ended_in, &stop_out)?;
+    serve(&mut tasks, &shared, options.listener, server_tls, services, ended_in, &stop_out, aside)?;
     tasks.spawn("leadership", leadership::follow(raft, applied, term_in, established));
     tasks.spawn("proposer", shell.run());
     tasks.spawn("reads", reads::run(shared.clone(), asks_out));
@@ -280,13 +281,14 @@ fn serve(
     services: Routes,
     ended: mpsc::UnboundedSender<u64>,
     stop: &watch::Receiver<bool>,
+    aside: listener::Aside,
 ) -> Result<(), StartError> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let (connections_in, connections) = mpsc::channel(16);
     tasks.spawn(
         "accepting peers",
-        listener::accept(listener, tls, connections_in, ended, shared.hooks.accepted.clone()),
+        listener::accept(listener, tls, connections_in, ended, shared.hooks.accepted.clone(), aside),
     );
     let service = PeerServiceServer::new(Service(shared.clone()))
         .max_decoding_message_size(MESSAGE_BYTES)

@@ -12,6 +12,8 @@ const MAX_BLOCKS: usize = 64;
 const LENIENT_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new());
+const URL_BARE: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::URL_SAFE, GeneralPurposeConfig::new().with_encode_padding(false));
 const URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT_PADDING);
 
 /// RFC 4648 section 4 with its padding; no blanks, no stray bits.
@@ -30,6 +32,11 @@ pub fn base64_either(text: &str) -> Option<Vec<u8>> {
 /// RFC 4648 section 5, with or without padding.
 pub fn base64_url(text: &str) -> Option<Vec<u8>> {
     URL.decode(text).ok()
+}
+
+/// RFC 4648 section 5, without padding.
+pub fn to_base64_url(bytes: &[u8]) -> String {
+    URL_BARE.encode(bytes)
 }
 
 /// The standard alphabet with padding.

@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod checkpoint;
 mod encoding;
+pub mod join;
 mod json;
 pub mod jwt;
 pub mod reload;

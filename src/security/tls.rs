@@ -10,15 +10,19 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, NameConstraints, date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SigningKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::join::{self, Door};
 
 /// How long an authority is valid, in years.
 const AUTHORITY_YEARS: i32 = 10;
@@ -154,10 +158,27 @@ impl Authority {
         let mut params = CertificateParams::default();
         let name = format!("Neural Fabric cluster {cluster}");
         params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // Below it are members, and the keys by which members certify workers.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, AUTHORITY_YEARS);
         Ok(Self { cert: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+    }
+
+    /// A key by which a member certifies workers of `cluster`, and nobody else.
+    pub fn issuer(&self, cluster: &str) -> Result<join::Issuer, Error> {
+        let workers = name_of(cluster, "a", Role::Client)?.split_off("a.".len());
+        let above = Issuer::from_ca_cert_pem(&self.cert, KeyPair::from_pem(&self.key)?)?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("Neural Fabric workers of {cluster}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let permitted_subtrees = vec![GeneralSubtree::DnsName(workers)];
+        params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        validity(&mut params, MEMBER_YEARS);
+        Ok(join::Issuer::new(params.signed_by(&key, &above)?.pem(), key.serialize_pem()))
     }
 
     /// A certificate for member `name` of `cluster`.
@@ -200,9 +221,17 @@ impl Authority {
 impl Credentials {
     /// Writes `ca.pem`, `member.pem` and `member.key` (readable by the owner alone).
     pub fn write(&self, dir: &Path) -> Result<(), Error> {
-        write_file(&dir.join("ca.pem"), &self.authority, 0o644)?;
-        write_file(&dir.join("member.pem"), &self.cert, 0o644)?;
+        self.write_certificates(dir)?;
         write_file(&dir.join("member.key"), &self.key, 0o600)
+    }
+
+    /// All but the key.
+    ///
+    /// # Errors
+    /// With the file.
+    pub fn write_certificates(&self, dir: &Path) -> Result<(), Error> {
+        write_file(&dir.join("ca.pem"), &self.authority, 0o644)?;
+        write_file(&dir.join("member.pem"), &self.cert, 0o644)
     }
 
     /// Reads what [`Credentials::write`] wrote.
@@ -219,7 +248,7 @@ fn file_error(path: &Path, source: io::Error) -> Error {
     Error::File { path: path.display().to_string(), source }
 }
 
-fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let write = || -> io::Result<()> {
@@ -235,7 +264,23 @@ fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     write().map_err(|e| file_error(path, e))
 }
 
-fn read_file(path: &Path) -> Result<String, Error> {
+/// In one step: whoever reads the file finds the old text or the new one.
+pub(super) fn put_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+    let beside = path.with_extension("new");
+    // What is left of a process that was killed may have other rights.
+    let _ = std::fs::remove_file(&beside);
+    write_file(&beside, text, mode)?;
+    move_file(&beside, path)
+}
+
+/// Gives a file another name, for good.
+pub(super) fn move_file(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::rename(from, to).map_err(|e| file_error(to, e))?;
+    let dir = to.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| file_error(dir, e))
+}
+
+pub(super) fn read_file(path: &Path) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|e| file_error(path, e))
 }
 
@@ -252,12 +297,18 @@ pub struct PeerTls {
 struct Loaded {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    /// For those who join, and for workers that renew: each at a door of its own.
+    join: Arc<ServerConfig>,
+    renew: Arc<ServerConfig>,
+    renewing: Arc<ClientConfig>,
+    /// Digest of the public key of the authority that signed the certificate itself.
+    authority: Option<[u8; 32]>,
     role: Role,
     cert: CertificateDer<'static>,
     key: Arc<dyn SigningKey>,
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
     Arc::new(provider)
@@ -295,12 +346,37 @@ impl Loaded {
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())?;
         server.alpn_protocols = vec![b"h2".to_vec()];
+        // Nobody's certificate is judged again where a session is resumed, so none is.
+        server.send_tls13_tickets = 0;
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        let mut renew = server.clone();
+        renew.alpn_protocols = vec![join::RENEW.to_vec()];
+        let authorities = certificates(&credentials.authority, "the authorities")?;
+        // Who joins knows an authority by its digest alone, so it is shown.
+        let mut stranger = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions)?
+            .with_no_client_auth()
+            .with_single_cert([&chain[..], &authorities[..]].concat(), key.clone_key())?;
+        stranger.alpn_protocols = vec![join::JOIN.to_vec()];
+        stranger.send_tls13_tickets = 0;
         let mut client = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { server: Arc::new(server), client: Arc::new(client), role, cert, key: signing })
+        let mut renewing = client.clone();
+        renewing.alpn_protocols = vec![join::RENEW.to_vec()];
+        Ok(Self {
+            authority: authorities.iter().find(|authority| signed(authority, &cert)).and_then(key_digest),
+            server: Arc::new(server),
+            client: Arc::new(client),
+            join: Arc::new(stranger),
+            renew: Arc::new(renew),
+            renewing: Arc::new(renewing),
+            role,
+            cert,
+            key: signing,
+        })
     }
 }
 
@@ -336,6 +412,28 @@ impl PeerTls {
         self.loaded.load().client.clone()
     }
 
+    /// For a client that has said so much, and at which door it is.
+    pub fn greet(&self, hello: &ClientHello<'_>) -> (Door, Arc<ServerConfig>) {
+        let loaded = self.loaded.load();
+        let door = Door::of(hello.alpn().into_iter().flatten());
+        let config = match door {
+            Door::Peer => &loaded.server,
+            Door::Join => &loaded.join,
+            Door::Renew => &loaded.renew,
+        };
+        (door, config.clone())
+    }
+
+    /// For a worker that has its certificate renewed.
+    pub fn renewing(&self) -> Arc<ClientConfig> {
+        self.loaded.load().renewing.clone()
+    }
+
+    /// By which digest those who join know this process' authority.
+    pub fn authority(&self) -> Option<[u8; 32]> {
+        self.loaded.load().authority
+    }
+
     /// Signs a text with this process' key, by ECDSA P-256 and SHA-256: its certificate and the signature.
     /// None for keys of another kind.
     pub fn sign(&self, text: &[u8]) -> Option<(CertificateDer<'static>, Vec<u8>)> {
@@ -353,7 +451,7 @@ impl PeerTls {
 
 /// Whether the certificate chains to the authorities beside it, is valid at `now` and for what a `role`
 /// does with it: peers will ask the same.
-fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Result<(), Error> {
+pub(super) fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Result<(), Error> {
     let chain = certificates(&credentials.cert, "the member's certificate")?;
     let (Some(leaf), authorities) = (chain.first(), certificates(&credentials.authority, "the authorities")?) else {
         return Err(Error::Pem { what: "the member's certificate", detail: "there is none".to_owned() });
@@ -370,6 +468,18 @@ fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Result<(), Er
         }
     }
     Ok(())
+}
+
+fn signed(authority: &CertificateDer<'_>, cert: &CertificateDer<'_>) -> bool {
+    let read = |der| X509Certificate::from_der(der).ok().map(|(_, read)| read);
+    let (Some(authority), Some(cert)) = (read(authority), read(cert)) else { return false };
+    cert.issuer() == authority.subject() && cert.verify_signature(Some(authority.public_key())).is_ok()
+}
+
+/// SHA-256 of a certificate's public key (SubjectPublicKeyInfo).
+pub fn key_digest(cert: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    let (_, read) = X509Certificate::from_der(cert).ok()?;
+    Some(Sha256::digest(read.public_key().raw).into())
 }
 
 /// All certificates of a PEM text.
@@ -406,6 +516,17 @@ mod tests {
         assert_eq!(holder(&cert(&credentials), "green"), None);
         assert!(authority.issue("blue", "N1").is_err());
         assert!(authority.issue("blue", "").is_err());
+    }
+
+    #[test]
+    fn no_door_resumes_a_session() {
+        let authority = Authority::create("blue").unwrap();
+        let tls = PeerTls::new(&authority.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
+        let loaded = tls.loaded.load();
+        for config in [&loaded.server, &loaded.renew] {
+            assert!(config.send_tls13_tickets == 0 && !config.session_storage.can_cache());
+        }
+        assert_eq!(loaded.join.send_tls13_tickets, 0);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Every parser of outside bytes, as a function of bytes that must not panic, with samples to begin
 //! from. Two use it: the fuzzer beside this file, and a quick run in the integration tests.
 
-use neural_fabric::api::convert::{approval, json, node, policy, schedule};
+use neural_fabric::api::convert::{approval, joining, json, node, policy, schedule};
 use neural_fabric::security::signing::{self, Artefact, Demand, Expect, KeyRing, Roots};
-use neural_fabric::security::{audit, checkpoint, jwt};
+use neural_fabric::security::{audit, checkpoint, join, jwt};
 use neural_fabric::storage::checkpoint::Manifest as Checkpoint;
 use neural_fabric::{agent, cli, config, exchange, models, raft};
 use nf_core::command::Batch;
@@ -36,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "signatures", run: signatures, samples: signatures_samples },
     Target { name: "keys", run: keys, samples: keys_samples },
     Target { name: "tokens", run: tokens, samples: tokens_samples },
+    Target { name: "joining", run: joiners, samples: joiners_samples },
     Target { name: "manifests", run: manifests, samples: manifests_samples },
     Target { name: "audit", run: trail, samples: trail_samples },
     Target { name: "online-place", run: online_place, samples: online_place_samples },
@@ -97,7 +98,7 @@ fn values_samples() -> Vec<Vec<u8>> {
 fn bodies(bytes: &[u8]) {
     let Ok(map) = json::parse(bytes) else { return };
     let _ = (schedule::from_json(&map), schedule::scale(&map), policy::chosen(&map));
-    let _ = (approval::wanted(&map), approval::named(&map));
+    let _ = (approval::wanted(&map), approval::named(&map), joining::wanted(&map));
     let _ = (node::registration(&map), node::launch(&map), node::cordon(&map), node::drain(&map), node::fault(&map));
     let _ = (node::quota(&map), node::new_member(&map), node::promote(&map), node::tenant(&map), node::token_id(&map));
 }
@@ -110,6 +111,7 @@ fn bodies_samples() -> Vec<Vec<u8>> {
         r#"{"reason":"disk","deadline":"10m","force":false,"dry_run":true}"#,
         r#"{"policy":"fragmentation","weights":{"cost":3}}"#,
         r#"{"tenant_id":"t","model_id":"m","version":"v","manifest":"00","ttl":"4h"}"#,
+        r#"{"id":"00000000000000000000000000000000","secret_sha256":"00","node_id":"n1","ttl":"1h"}"#,
     ])
 }
 
@@ -387,6 +389,21 @@ fn tokens(bytes: &[u8]) {
 
 fn tokens_samples() -> Vec<Vec<u8>> {
     of(&[&issuer().1, "eyJhbGciOiJub25lIn0.e30."])
+}
+
+fn joiners(bytes: &[u8]) {
+    let text = text(bytes);
+    if let Ok(token) = join::Token::parse(&text) {
+        // Blanks around it, and the padding of its secret, say nothing.
+        assert_eq!(join::Token::parse(&token.text()), Ok(token));
+    }
+    let _ = (join::token_id(&text), join::Wish::read(&text), join::Life::of(&text));
+}
+
+fn joiners_samples() -> Vec<Vec<u8>> {
+    let token = join::Token::generate().expect("random bytes").of_authority([7; 32]);
+    let request = join::Applicant::generate().and_then(|applicant| applicant.request()).expect("a request");
+    vec![token.text().into_bytes(), request.into_bytes()]
 }
 
 fn manifests(bytes: &[u8]) {

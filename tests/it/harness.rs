@@ -163,6 +163,7 @@ impl Cluster {
             hooks: Hooks::default(),
             fatal: Fatal::hook(move |reason| fatal.lock().expect("unpoisoned").push(reason.to_owned())),
             services: None,
+            aside: None,
         }
     }
 

@@ -40,8 +40,19 @@ impl Surface {
             let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));
             let auth = auth().map(Arc::new);
             let sign = Some(checkpoint::signer(seat.tls.clone()));
-            let state =
-                ApiState { replica, logs: None, sights: None, models: None, info, metrics, auth, sign, consents: None };
+            let tls = seat.tls.clone();
+            let state = ApiState {
+                replica,
+                logs: None,
+                sights: None,
+                models: None,
+                info,
+                metrics,
+                auth,
+                sign,
+                consents: None,
+                authority: Some(Arc::new(move || tls.authority())),
+            };
             let router = api::router(state);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             urls.push(format!("http://{}", listener.local_addr().expect("bound")));

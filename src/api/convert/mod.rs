@@ -7,6 +7,7 @@ pub mod answer;
 pub mod approval;
 pub mod consent;
 pub mod event;
+pub mod joining;
 pub mod json;
 pub mod node;
 pub mod policy;

@@ -11,6 +11,7 @@ mod devices;
 mod docs;
 mod drain;
 mod endpoints;
+mod join_tokens;
 mod nodes;
 mod policy;
 mod rollouts;
@@ -112,6 +113,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(consents::list, consents::grant))
         .routes(routes!(consents::revoke))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(join_tokens::list, join_tokens::create))
+        .routes(routes!(join_tokens::drop))
         .routes(routes!(audit::read))
         .routes(routes!(audit::checkpoint))
 }

@@ -294,6 +294,20 @@ pub struct RevokeRequest {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+pub struct JoinTokenRequest {
+    /// Chosen by the caller, in 32 hexadecimal digits: sending it twice makes one token.
+    pub id: String,
+    /// SHA-256 of the secret, in 64 hexadecimal digits: the secret itself is not told.
+    pub secret_sha256: String,
+    /// The only node that may join with it; without, any that is not known yet.
+    pub node_id: Option<String>,
+    /// How long it counts: seconds, or a span; 1h unless said, 24h at most.
+    #[schema(inline)]
+    pub ttl: Option<Quantity>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ApproveRequest {
     pub tenant_id: String,
     pub model_id: String,

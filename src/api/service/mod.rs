@@ -14,6 +14,7 @@ pub mod drain;
 pub mod endpoints;
 pub mod gauges;
 pub mod jobs;
+pub mod joining;
 pub mod list;
 pub mod lives;
 pub mod model;
@@ -105,6 +106,7 @@ pub struct Inner {
     sights: Option<slo::Shared>,
     sign: Option<crate::security::checkpoint::Sign>,
     consents: Option<super::Consenting>,
+    authority: Option<super::Authority>,
     calls: Semaphore,
     waits: Semaphore,
     streams: Arc<Semaphore>,
@@ -123,7 +125,7 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, sights, models, info, metrics, auth, sign, consents } = state;
+        let ApiState { replica, logs, sights, models, info, metrics, auth, sign, consents, authority } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
@@ -138,6 +140,7 @@ impl Service {
             sights: sights.map(slo::Shared::new),
             sign,
             consents,
+            authority,
             calls: Semaphore::new(MAX_CALLS),
             waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),

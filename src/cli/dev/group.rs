@@ -6,6 +6,7 @@ use super::{Up, ports};
 use crate::cli::exit::{Exit, fail};
 use crate::config::TABLE;
 use crate::daemon::PLAYER;
+use crate::security::join::Issuer;
 use crate::security::jwt::issuer::JWKS_FILE;
 use crate::security::tls::{Authority, Credentials, Role};
 use anyhow::{Context as _, Result};
@@ -109,6 +110,9 @@ pub fn plan(up: &Up, dir: &Path) -> Result<Vec<Plan>> {
             Err(_) => authority.issue(CLUSTER, name)?,
         };
         credentials.write(&tls)?;
+        if Issuer::read(&tls)?.is_none() {
+            authority.issuer(CLUSTER)?.write(&tls)?;
+        }
         let (device_type, count) = gpus[i % gpus.len()].clone();
         let range = ports::replicas(port);
         let mut args = Vec::new();

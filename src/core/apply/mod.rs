@@ -112,6 +112,9 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
             rollout::renew(state, *job, *replica, *from, *revision, to.as_ref())
         }
         Command::CountUsage { tenants } => tenant::count_usage(state, tenants),
+        Command::AddJoinToken(token) => crate::join::add(state, token),
+        Command::SpendJoinToken(shown) => crate::join::spend(state, shown),
+        Command::DropJoinToken { id } => crate::join::drop(state, *id),
     }
 }
 
@@ -125,5 +128,6 @@ fn forget(state: &mut State) {
     }
     token::forget(state, FORGET);
     crate::approval::forget(state, FORGET);
+    crate::join::forget(state, FORGET);
     trust::lapse(state, FORGET);
 }

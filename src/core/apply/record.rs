@@ -72,6 +72,9 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::RaiseLevel { to } => About::new(Action::LevelFinalize, format!("level/{to}")),
         Command::Init { cluster, .. } => About::new(Action::ClusterInit, format!("cluster/{cluster}")),
         Command::RevokeToken { token } => About::new(Action::TokenRevoke, format!("token/{token}")),
+        Command::AddJoinToken(token) => About::new(Action::JoinTokenCreate, format!("join-token/{}", token.id)),
+        Command::SpendJoinToken(shown) => About::new(Action::CertificateIssue, format!("node/{}", shown.node)),
+        Command::DropJoinToken { id } => About::new(Action::JoinTokenRevoke, format!("join-token/{id}")),
         Command::Approve(approval) => of_version(Action::ModelApprove, &approval.of, Some(approval)),
         Command::Disapprove(of) => {
             let known = state.approval(&of.tenant, &of.model, &of.version);

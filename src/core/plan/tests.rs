@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::MemberId;
-use crate::job::Runtime;
+use crate::job::{JobSpec, Runtime};
 use crate::resources::Gpus;
 use crate::testing;
 

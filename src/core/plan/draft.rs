@@ -1,0 +1,79 @@
+//! Where the replicas of a new job would go, and why not all of them would: asked by a
+//! schedule call and by `nf plan` alike. It commits nothing.
+
+use crate::budget;
+use crate::budget::afford::{Offer, affordable};
+use crate::claim::Claim;
+use crate::id::Digest16;
+use crate::job::JobSpec;
+use crate::placement::{Limits, Pick, explain, queue};
+use crate::reason::{Blocker, Reason};
+use crate::state::State;
+
+/// The placer's answer on a job that does not exist yet.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub picks: Vec<(u16, Pick)>,
+    /// Others who would give way, and the places that they would leave.
+    pub claim: Option<Claim>,
+    /// Waiters ahead keep nodes, or quota cut the number of replicas.
+    kept: bool,
+}
+
+impl Draft {
+    /// Names the outcome: the same places and devices give the same digest.
+    pub fn digest(&self) -> Digest16 {
+        let mut text = String::new();
+        for (replica, pick) in &self.picks {
+            text.push_str(&format!("{replica}@{}:{:?};", pick.alloc.node, pick.alloc.shares));
+        }
+        if let Some(claim) = &self.claim {
+            for placement in &claim.placements {
+                let alloc = &placement.alloc;
+                text.push_str(&format!("{}@{}:{:?} after ", placement.replica, alloc.node, alloc.shares));
+            }
+            text.push_str(&format!("{:?}", claim.victims));
+        }
+        Digest16::of(&[b"plan", text.as_bytes()])
+    }
+
+    /// Why the replicas without a place would wait.
+    pub fn blockers(&self, state: &State, spec: &JobSpec) -> Vec<Blocker> {
+        let waiting = u64::from(spec.replicas) - self.picks.len() as u64;
+        if waiting == 0 {
+            return Vec::new();
+        }
+        if let Some(claim) = &self.claim {
+            return vec![explain::claiming(state, claim)];
+        }
+        let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
+        let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
+        let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
+        if out.is_empty() && self.kept {
+            let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
+            out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
+        }
+        out
+    }
+}
+
+/// Where the replicas of a new job would go now.
+pub fn draft(state: &State, spec: &JobSpec) -> Draft {
+    let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
+    let wanted = queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
+    let held = queue::kept_nodes(state, spec.priority);
+    let kept = !held.is_empty();
+    let limits = Limits { held, ..Limits::default() };
+    let (picks, ask) = match affordable(state, tenant, spec, &[], &wanted, &limits) {
+        Offer::Places(picks) => (picks, None),
+        Offer::NoRoom(ask) => (Vec::new(), Some(ask)),
+        Offer::TooDear => (Vec::new(), None),
+    };
+    // Also what the quota cut off: it may be in the hands of those who borrowed it. A job of which some replicas
+    // have a place now waits for a pass: who borrowed is judged without them.
+    let all: Vec<u16> = (0..spec.replicas).collect();
+    let claim = ask.and_then(|ask| queue::claim_for(state, &ask, &all, &limits));
+    let payable = |claim: &Claim| budget::judge::check_new(state, tenant, spec, &claim.placements).is_ok();
+    let claim = claim.filter(payable);
+    Draft { picks, claim, kept }
+}
