@@ -211,7 +211,7 @@ fn taken_ports_are_no_crashes_and_do_not_make_the_next_start_wait() {
     }
     let before = state.meta().now_ms;
     ends_and_starts(&mut state, Reason::PortTaken);
-    assert!(state.meta().now_ms - before >= 60_000);
+    assert_eq!(state.meta().now_ms - before, 30_000, "rare, and still soon for a replica that has been started often");
 }
 
 #[test]
