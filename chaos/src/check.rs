@@ -27,6 +27,20 @@ pub async fn jobs(cluster: &Cluster, member: &Member, query: &str) -> Result<Vec
     anyhow::bail!("the list of {} does not end", member.name)
 }
 
+/// Waits until nothing is on its way out on any member: a job that ends while its list is paged through is on a
+/// page of those that live, and later on one of those that have ended.
+pub async fn at_rest(cluster: &Cluster) -> Result<()> {
+    eventually("what was stopped has ended", Duration::from_secs(60), || async {
+        for member in &cluster.members {
+            let rows = jobs(cluster, member, "consistency=stale").await?;
+            let leaving = rows.iter().filter(|job| job["state"] == "Draining").count();
+            ensure!(leaving == 0, "{}: {leaving} jobs are stopping", member.name);
+        }
+        Ok(())
+    })
+    .await
+}
+
 /// Every acknowledged request is listed once, on that member; unacknowledged ones at most once.
 pub async fn exactly_once(cluster: &Cluster, member: &Member, acknowledged: &BTreeSet<String>) -> Result<usize> {
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();

@@ -68,6 +68,7 @@ pub async fn run(nf: &Path, dir: &Path, kills: usize, freezes: usize, strict: bo
         }
     }
     // First: the list of a member that was frozen a moment ago is allowed to be behind.
+    check::at_rest(&cluster).await?;
     let (index, hash) = check::same_state(&cluster).await?;
     for member in &cluster.members {
         check::exactly_once(&cluster, member, &acknowledged).await?;
