@@ -31,6 +31,8 @@ struct Seat {
     plan: Plan,
     child: Option<Child>,
     pid: u32,
+    /// Somebody wants it back while its process is not gone yet.
+    wished: bool,
 }
 
 /// Removes a temporary data directory at the end, however that comes.
@@ -76,7 +78,7 @@ pub async fn run(up: Up) -> Result<()> {
     for plan in plans {
         let child = plan.start()?;
         let pid = child.id().unwrap_or_default();
-        seats.push(Seat { plan, child: Some(child), pid });
+        seats.push(Seat { plan, child: Some(child), pid, wished: false });
     }
     let record = record(&data.dir, &seats);
     record.write()?;
@@ -220,6 +222,11 @@ async fn supervise(
                 let seat = &mut seats[index];
                 seat.child = None;
                 say(format!("✗ {} died ({}); nf dev restart {0} brings it back", seat.plan.name, how(status)));
+                if std::mem::take(&mut seat.wished) {
+                    let name = seat.plan.name.clone();
+                    begin_again(seats, &name)?;
+                    record(dir, seats).write()?;
+                }
             }
             _ = wishes.recv() => {
                 for name in record(dir, seats).wishes() {
@@ -240,6 +247,8 @@ fn begin_again(seats: &mut [Seat], name: &str) -> Result<()> {
     if let Some(child) = &mut seat.child
         && matches!(child.try_wait(), Ok(None))
     {
+        // It was killed, and takes its time to be gone: the wish is kept until then.
+        seat.wished = true;
         return Ok(());
     }
     let child = seat.plan.start()?;
