@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from nf import ROOT, eventually
+from worker import processes
 
 SOURCE = ROOT / "tests/data/container/server.c"
 GIVEN = range(20, 120)  # third byte of the bridges' networks
@@ -117,15 +118,7 @@ class Engine:
 
     def processes(self, text=""):
         """Those whose command line names this engine's folder, which nobody else's does."""
-        found = []
-        for line in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = line.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            if str(self.folder) in words and text in words and int(line.parent.name) != os.getpid():
-                found.append(int(line.parent.name))
-        return found
+        return processes(str(self.folder), text)
 
     def close(self):
         if self.child and self.child.poll() is None:

@@ -65,15 +65,15 @@ def alive(pid):
         return False
 
 
-def processes(text):
-    """Who has that text in the command line, by the kernel's word."""
+def processes(*texts):
+    """Who has these texts in the command line, by the kernel's word."""
     found = []
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = line.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if text in words and int(line.parent.name) != os.getpid() and alive(int(line.parent.name)):
+        if all(text in words for text in texts) and int(line.parent.name) != os.getpid() and alive(int(line.parent.name)):
             found.append(int(line.parent.name))
     return sorted(found)
 
@@ -192,6 +192,13 @@ class Lab:
 
     def pids(self):
         return processes(f"{self.folder}/worker/data/nodes/w1/replicas/")
+
+    def stop(self, *request_ids):
+        """They end as they are told to, and leave no process."""
+        for request_id in request_ids:
+            self.member.nf("stop", request_id, "--yes")
+            self.member.wait_state(request_id, "Cancelled")
+        eventually("none is left", lambda: self.pids() == [], 10)
 
     def guards(self):
         return processes(f"guard --dir {self.folder}/worker/data")

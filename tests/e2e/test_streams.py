@@ -65,10 +65,7 @@ def test_a_restart_a_kill_and_an_upgrade_of_the_agent_cut_no_answer(tmp_path):
         now = group.replicas("seven") + group.replicas("one")
         assert [r["generation"] for r in now] == [r["generation"] for r in replicas], "none was started again"
         # Told by the new agent, they end like any other.
-        for request_id in ("seven", "one"):
-            group.member.nf("stop", request_id, "--yes")
-            group.member.wait_state(request_id, "Cancelled")
-        eventually("none is left", lambda: group.pids() == [], 10)
+        group.stop("seven", "one")
 
 
 def test_a_scale_in_and_a_drain_wait_for_answers_under_way(tmp_path):

@@ -35,10 +35,7 @@ def test_eight_replicas_are_adopted_after_a_stop_and_after_a_kill(tmp_path):
         assert failures == [], f"{len(failures)} failed: {failures[:3]}"
         now = group.replicas("seven") + group.replicas("one")
         assert [r["generation"] for r in now] == [r["generation"] for r in replicas], "none was started again"
-        for request_id in ("seven", "one"):
-            group.member.nf("stop", request_id, "--yes")
-            group.member.wait_state(request_id, "Cancelled")
-        eventually("none is left", lambda: group.pids() == [], 10)
+        group.stop("seven", "one")
 
 
 def test_a_frozen_agent_s_exclusive_replica_ends_before_it_runs_elsewhere(tmp_path):
