@@ -2,7 +2,6 @@
 //! in order. It wires; each part decides for itself.
 
 mod consents;
-mod execute;
 mod follow;
 mod form;
 mod identity;

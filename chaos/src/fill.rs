@@ -11,17 +11,18 @@ use std::path::Path;
 use std::time::Instant;
 
 const CLIENTS: usize = 64;
-/// Calls before the first look, so that buffers and connections are there: they are no job's.
-const WARM: usize = 2000;
+/// Jobs that come and go before the first look, so that connections, RocksDB's write buffers and
+/// the log's window are as full as they get: those are no job's.
+const WARM: usize = 60_000;
 
 /// Fills a cluster with so many live jobs.
 pub async fn run(nf: &Path, dir: &Path, jobs: usize, nodes: usize) -> Result<()> {
     let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
     play(&mut cluster, dir, nodes, false).await?;
-    schedule(&cluster, WARM, 0).await?;
+    schedule(&cluster, WARM, 0, 0).await?;
     let before = resident(&cluster.members)?;
     let began = Instant::now();
-    schedule(&cluster, jobs, 1).await?;
+    schedule(&cluster, jobs, 1, usize::MAX).await?;
     println!("fill: {jobs} live jobs on {nodes} nodes, {:.0}/s", jobs as f64 / began.elapsed().as_secs_f64());
     let leader = cluster.leader().await?.name;
     let after = resident(&cluster.members)?;
@@ -61,10 +62,10 @@ fn print_memory(name: &str, before: u64, after: u64, jobs: usize) {
     );
 }
 
-/// Places so many jobs that stay; `round` tells their names from others'.
-async fn schedule(cluster: &Cluster, jobs: usize, round: usize) -> Result<()> {
+/// Places so many jobs, of which each client keeps `share`; `round` tells their names from others'.
+async fn schedule(cluster: &Cluster, jobs: usize, round: usize, share: usize) -> Result<()> {
     let urls: Vec<String> = cluster.members.iter().map(|m| m.url.clone()).collect();
-    let clients = bench::clients(&urls, CLIENTS, 16, usize::MAX).await?;
+    let clients = bench::clients(&urls, CLIENTS, 16, share).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for (n, client) in clients.into_iter().enumerate() {
         let mut client = client.named(format!("fill-{round}-{n}"));
@@ -72,6 +73,7 @@ async fn schedule(cluster: &Cluster, jobs: usize, round: usize) -> Result<()> {
         tasks.spawn(async move {
             for _ in 0..own {
                 client.call().await?;
+                client.between().await?;
             }
             Ok::<(), String>(())
         });

@@ -5,6 +5,7 @@
 
 mod purge;
 
+use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
@@ -21,12 +22,13 @@ use crate::exchange::life::Life;
 use crate::models::{Cache, Manifest, Store};
 use crate::telemetry::traces;
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use nf_core::autoscaler::source::Told;
 use nf_core::id::{Generation, NodeName, RequestId, TenantId};
 use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
-use nf_core::reconcile::{Actual, Condition, Holding, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Condition, Holding, Purge, ReplicaId, Want};
 use nf_core::view::stage_name;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -38,7 +40,6 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio_stream::Stream;
 
 /// Run files of ended simulated replicas that are kept; the oldest go first.
 const ENDED_RUN_FILES: usize = 1000;
@@ -341,33 +342,6 @@ impl Executor {
         }
     }
 
-    /// Starts a replica. Repeating it changes nothing; a generation that is older
-    /// than one already known here is refused, so a stale leader is harmless.
-    pub fn start(&self, id: ReplicaId, want: &Want) {
-        let newest = held(&self.shared.slots)
-            .range((id, Generation(0))..=(id, Generation(u32::MAX)))
-            .next_back()
-            .map(|(k, _)| k.1);
-        match newest {
-            Some(newest) if newest == want.generation => return,
-            Some(newest) if newest > want.generation => {
-                tracing::warn!(job = %id.job, replica = id.replica, asked = %want.generation, %newest, "an older launch is refused");
-                return;
-            }
-            _ => {}
-        }
-        let (want, launch) = (want.clone(), Launch::of(id, want));
-        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
-        self.shared.trace(&launch);
-        self.launch(launch, async move {
-            match want.spec.runtime {
-                Runtime::Simulated => runtimes::simulated::run(post, &want).await,
-                Runtime::Process => runtimes::process::run(post, &want).await,
-                Runtime::Docker => runtimes::docker::run(post, &want).await,
-            }
-        });
-    }
-
     fn insert(&self, launch: &Launch, condition: Condition, stage: Stage, life: Life) -> Post {
         let (stop, asked) = watch::channel(None);
         let (request, holding) = (launch.request.clone(), launch.holding());
@@ -398,8 +372,46 @@ impl Executor {
         self.shared.changed();
     }
 
-    /// Begins to stop a replica. One that is not here, is stopping or is gone stays as it is.
-    pub fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+    /// Lets go of everything without stopping a process: the next agent adopts them.
+    /// Simulated replicas live in this process and end with it.
+    pub fn shutdown_keeping_replicas(&self) {
+        for slot in held(&self.shared.slots).values_mut() {
+            if let Some(task) = slot.task.take() {
+                task.abort();
+            }
+        }
+        held(&self.shared.lock).take();
+    }
+}
+
+impl Execute for Executor {
+    /// A generation that is older than one already known here is refused, so a stale leader is harmless.
+    fn start(&self, id: ReplicaId, want: &Want) {
+        let newest = held(&self.shared.slots)
+            .range((id, Generation(0))..=(id, Generation(u32::MAX)))
+            .next_back()
+            .map(|(k, _)| k.1);
+        match newest {
+            Some(newest) if newest == want.generation => return,
+            Some(newest) if newest > want.generation => {
+                tracing::warn!(job = %id.job, replica = id.replica, asked = %want.generation, %newest, "an older launch is refused");
+                return;
+            }
+            _ => {}
+        }
+        let (want, launch) = (want.clone(), Launch::of(id, want));
+        let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
+        self.shared.trace(&launch);
+        self.launch(launch, async move {
+            match want.spec.runtime {
+                Runtime::Simulated => runtimes::simulated::run(post, &want).await,
+                Runtime::Process => runtimes::process::run(post, &want).await,
+                Runtime::Docker => runtimes::docker::run(post, &want).await,
+            }
+        });
+    }
+
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
         {
             let mut slots = held(&self.shared.slots);
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
@@ -413,8 +425,7 @@ impl Executor {
         self.shared.changed();
     }
 
-    /// Lets go of a replica that is gone: its record and its directory are removed.
-    pub fn forget(&self, id: ReplicaId, generation: Generation) {
+    fn forget(&self, id: ReplicaId, generation: Generation) {
         let key = (id, generation);
         let request = {
             let mut slots = held(&self.shared.slots);
@@ -428,8 +439,7 @@ impl Executor {
         self.shared.changed();
     }
 
-    /// What is here, by replica and generation.
-    pub fn actual(&self) -> Actual {
+    fn actual(&self) -> Actual {
         let mut actual = Actual::default();
         for ((id, generation), slot) in held(&self.shared.slots).iter() {
             actual.replicas.entry(*id).or_default().insert(*generation, slot.condition);
@@ -438,15 +448,13 @@ impl Executor {
         actual
     }
 
-    /// How far the replicas that live have come.
-    pub fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)> {
+    fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)> {
         let slots = held(&self.shared.slots);
         let alive = slots.iter().filter(|(_, s)| s.condition == Condition::Alive);
         alive.map(|((id, generation), slot)| (*id, *generation, slot.stage)).collect()
     }
 
-    /// What the metrics of the replicas that are ready say.
-    pub fn told(&self) -> Vec<Told> {
+    fn told(&self) -> Vec<Told> {
         let slots = held(&self.shared.slots);
         let ready = slots.iter().filter(|(_, s)| s.condition == Condition::Alive && s.stage == Stage::Ready);
         let told = |((id, generation), slot): (&Key, &Slot)| {
@@ -456,52 +464,39 @@ impl Executor {
         ready.filter_map(told).take(TOLD).collect()
     }
 
-    /// What the launches of a replica that are here have been through, older ones first.
-    pub fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
+    fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
         let slots = held(&self.shared.slots);
         let of = |(key, slot): &(&Key, &Slot)| slot.request == *request && key.0.replica == replica;
         slots.iter().filter(of).map(|(_, slot)| slot.life.clone()).collect()
     }
 
-    /// See [`super::Execute::guard_until`].
-    pub fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
+    fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
         self.shared.guard.extend(proven_ms, else_ms);
     }
 
-    /// See [`super::Execute::guarded_until`].
-    pub fn guarded_until(&self) -> Option<u64> {
+    fn guarded_until(&self) -> Option<u64> {
         self.shared.guard.until()
     }
 
-    /// Changes its value whenever [`Executor::actual`] or [`Executor::stages`] does.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
 
-    /// The last `tail` lines of a replica's log, then, with `follow`, what is added until it ends.
-    pub fn logs(
+    fn logs(
         &self,
         request: &RequestId,
         replica: u16,
         tail: usize,
         follow: bool,
-    ) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+    ) -> BoxStream<'static, io::Result<Bytes>> {
         let (shared, request) = (Arc::downgrade(&self.shared), request.clone());
         let path = self.shared.places.log(&request, replica);
-        logs::stream(&self.shared.runtime, path, tail, follow, move || {
-            shared.upgrade().is_some_and(|s| s.lives(&request, replica))
-        })
+        let lives = move || shared.upgrade().is_some_and(|s| s.lives(&request, replica));
+        logs::stream(&self.shared.runtime, path, tail, follow, lives).boxed()
     }
 
-    /// Lets go of everything without stopping a process: the next agent adopts them.
-    /// Simulated replicas live in this process and end with it.
-    pub fn shutdown_keeping_replicas(&self) {
-        for slot in held(&self.shared.slots).values_mut() {
-            if let Some(task) = slot.task.take() {
-                task.abort();
-            }
-        }
-        held(&self.shared.lock).take();
+    fn purge(&self, copy: &Purge) -> bool {
+        purge::purge(&self.shared, copy)
     }
 }
 

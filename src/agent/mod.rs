@@ -58,9 +58,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 pub trait Execute: Send + Sync + 'static {
     /// Does nothing when that generation is known already.
     fn start(&self, id: ReplicaId, want: &Want);
+    /// Begins to stop a replica. One that is not here, is stopping or is gone stays as it is.
     fn stop(&self, id: ReplicaId, generation: Generation, why: Reason);
-    /// Removes what is left of a replica that is gone.
+    /// Removes what is left of a replica that is gone: its record and its directory.
     fn forget(&self, id: ReplicaId, generation: Generation);
+    /// What is here, by replica and generation.
     fn actual(&self) -> Actual;
     /// How far each living replica has come.
     fn stages(&self) -> Vec<(ReplicaId, Generation, Stage)>;
@@ -78,7 +80,7 @@ pub trait Execute: Send + Sync + 'static {
     fn guarded_until(&self) -> Option<u64> {
         None
     }
-    /// What the launches of a replica that are here have been through.
+    /// What the launches of a replica that are here have been through, older ones first.
     fn lives(&self, _request: &RequestId, _replica: u16) -> Vec<Life> {
         Vec::new()
     }
@@ -86,6 +88,7 @@ pub trait Execute: Send + Sync + 'static {
     fn purge(&self, _copy: &Purge) -> bool {
         true
     }
+    /// The last `tail` lines of a replica's log, then, with `follow`, what is added until it ends.
     fn logs(
         &self,
         request: &RequestId,

@@ -1,8 +1,10 @@
 """A real Prometheus scrapes the replicas of a real group, and the leader scales by what it
-says; while it says nothing, or nonsense, nothing is taken away.
+says; while it says nothing, or nonsense, nothing is taken away. With NF_LONG (make soak)
+it says nothing for ten minutes.
 """
 
 import http.server
+import os
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,8 @@ from nf import ROOT, Dev, eventually, free_port, holds
 
 SCALING = {"min": 1, "max": 4, "concurrency": 2, "max_wait": "200ms", "cold_start": "1s", "idle": "3s"}
 JOB = {"tenant_id": "t1", "model_id": "m1", "model_version": "v1", "resources": {"gpu": 0.1}, "scaling": SCALING}
-SILENCE = 100  # seconds; without load a service goes down after a minute and a bit
+# Seconds of each; without load a service goes down after a minute and a bit.
+SILENCE, NONSENSE = (600, 90) if os.environ.get("NF_LONG") else (50, 50)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +106,8 @@ def test_prometheus_scales_and_its_silence_takes_nothing_away(tmp_path, promethe
         # Gone at the peak, and then somebody else answers nonsense in its place.
         most = ready()
         fallen = lambda: ready() < most  # noqa: E731
-        holds("Prometheus is gone, and nothing is taken away", lambda: not fallen(), SILENCE / 2)
+        holds("Prometheus is gone, and nothing is taken away", lambda: not fallen(), SILENCE)
         with nonsense(port):
-            holds("nonsense is answered, and nothing is taken away", lambda: not fallen(), SILENCE / 2)
+            holds("nonsense is answered, and nothing is taken away", lambda: not fallen(), NONSENSE)
         with running(prometheus, tmp_path, port, group.urls):
             eventually("it falls once there is somebody to say that nothing is left to do", fallen, 180)

@@ -2,7 +2,7 @@
 //! with them: in the background, once for each order, and again after a while if it did not
 //! work. It does not know why they have to go.
 
-use super::{Executor, Key, Shared, held};
+use super::{Key, Shared, held};
 use nf_core::id::{Digest16, RequestId};
 use nf_core::reconcile::Purge;
 use std::collections::BTreeMap;
@@ -48,37 +48,34 @@ pub(super) fn leave(shared: &Arc<Shared>, request: RequestId, key: Key) {
     });
 }
 
-impl Executor {
-    /// See [`super::super::Execute::purge`].
-    pub fn purge(&self, copy: &Purge) -> bool {
-        let shared = &self.shared;
-        if shared.purges.leaving.load(Ordering::SeqCst) > 0 {
-            return false;
-        }
-        {
-            let mut orders = held(&shared.purges.orders);
-            match orders.get(&copy.copy) {
-                Some((placed, done)) if *placed == copy.placed => return *done,
-                // The order before is at work, or its word is old: files may have come again since.
-                _ => orders.insert(copy.copy, (copy.placed, false)),
-            };
-        }
-        let (shared, copy) = (shared.clone(), copy.clone());
-        shared.runtime.clone().spawn(async move {
-            let (tenant, manifest) = (copy.tenant.as_str(), crate::models::Checksum(copy.manifest));
-            match shared.cache.purge(&copy.tenant, copy.manifest).await {
-                Ok(()) => {
-                    tracing::info!(node = %shared.config.node, tenant, %manifest, "a copy of personal data was removed");
-                    held(&shared.purges.orders).insert(copy.copy, (copy.placed, true));
-                }
-                Err(error) => {
-                    tracing::error!(tenant, %manifest, %error, "a copy of personal data can't be removed; trying again");
-                    tokio::time::sleep(RETRY).await;
-                    held(&shared.purges.orders).remove(&copy.copy);
-                }
-            }
-            shared.changed();
-        });
-        false
+/// Removes a copy; true when it is gone, see [`super::super::Execute::purge`].
+pub(super) fn purge(shared: &Arc<Shared>, copy: &Purge) -> bool {
+    if shared.purges.leaving.load(Ordering::SeqCst) > 0 {
+        return false;
     }
+    {
+        let mut orders = held(&shared.purges.orders);
+        match orders.get(&copy.copy) {
+            Some((placed, done)) if *placed == copy.placed => return *done,
+            // The order before is at work, or its word is old: files may have come again since.
+            _ => orders.insert(copy.copy, (copy.placed, false)),
+        };
+    }
+    let (shared, copy) = (shared.clone(), copy.clone());
+    shared.runtime.clone().spawn(async move {
+        let (tenant, manifest) = (copy.tenant.as_str(), crate::models::Checksum(copy.manifest));
+        match shared.cache.purge(&copy.tenant, copy.manifest).await {
+            Ok(()) => {
+                tracing::info!(node = %shared.config.node, tenant, %manifest, "a copy of personal data was removed");
+                held(&shared.purges.orders).insert(copy.copy, (copy.placed, true));
+            }
+            Err(error) => {
+                tracing::error!(tenant, %manifest, %error, "a copy of personal data can't be removed; trying again");
+                tokio::time::sleep(RETRY).await;
+                held(&shared.purges.orders).remove(&copy.copy);
+            }
+        }
+        shared.changed();
+    });
+    false
 }

@@ -13,7 +13,6 @@ use crate::agent::faults::{Seen, Sees, channel};
 use crate::agent::runtimes::processes::{Family, Identity};
 use crate::agent::runtimes::vacancy::{Alarm, Sensor};
 use crate::models::{Draft, Process, Ready, publish};
-use futures::StreamExt;
 use nf_core::id::{JobNo, ModelId, VersionId};
 use nf_core::resources::Gpus;
 use nf_core::testing;
