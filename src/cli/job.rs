@@ -253,8 +253,8 @@ fn explain(job: &Value) -> String {
             "-" => String::new(),
             why => format!(" ({why})"),
         };
-        let number = at(replica, "replica");
-        out.push_str(&format!("  replica {number}: {} on {}{why}\n", at(replica, "status"), place_of(place)));
+        let on = if place.is_null() { String::new() } else { format!(" on {}", place_of(place)) };
+        out.push_str(&format!("  replica {}: {}{on}{why}\n", at(replica, "replica"), at(replica, "status")));
         out.push_str(&terms(place));
     }
     if at(job, "gave_way.to") != "-" {

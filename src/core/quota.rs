@@ -27,7 +27,8 @@ struct Line {
     unit: fn(u64) -> String,
 }
 
-fn milli(m: u64) -> String {
+/// Thousandths for people: 1500 is 1.500, 2000 is 2.
+pub(crate) fn milli(m: u64) -> String {
     match m % 1000 {
         0 => (m / 1000).to_string(),
         rest => format!("{}.{:03}", m / 1000, rest),

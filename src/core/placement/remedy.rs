@@ -7,7 +7,7 @@ use crate::claim;
 use crate::id::{Incarnation, NodeName, NodeNo, TenantId, TenantNo};
 use crate::job::JobSpec;
 use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
-use crate::quota::{self, tree};
+use crate::quota::{self, milli, tree};
 use crate::resources::Gpus;
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
@@ -41,7 +41,6 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::Quota { tenant, quota } => {
-                let milli = |n: u64| format!("{}.{:03}", n / 1000, n % 1000);
                 let gpus = quota.gpu_milli.map(|n| format!(" --gpus {}", milli(n))).unwrap_or_default();
                 let cpu = quota.cpu_milli.map(|n| format!(" --cpu {}", milli(n))).unwrap_or_default();
                 let memory = quota.memory.map(|n| format!(" --mem {n}")).unwrap_or_default();
