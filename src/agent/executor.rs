@@ -285,8 +285,12 @@ impl Executor {
         for entry in fs::read_dir(&places.replicas)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !known.contains(&path) && !unread.iter().any(|end| name.ends_with(end.as_str())) {
-                fs::remove_dir_all(&path)?;
+            if !known.contains(&path)
+                && !unread.iter().any(|end| name.ends_with(end.as_str()))
+                && let Err(error) = fs::remove_dir_all(&path)
+            {
+                // It costs room, and nothing else: the next start tries again.
+                tracing::warn!(path = %path.display(), %error, "what is left of a replica can't be removed");
             }
         }
         Ok(())

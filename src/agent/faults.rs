@@ -11,7 +11,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -97,10 +97,11 @@ async fn tell(node: &NodeStart, link: &dyn Link, mut seen: Seen) {
 /// Looks until nobody listens. A driver that does not answer is asked again.
 #[allow(clippy::disallowed_methods, reason = "a thread of its own: NVML blocks")]
 fn look(uuids: &[Arc<str>], sees: &Sees) {
+    let mut lost = Lost::default();
     while !sees.is_closed() {
         match Nvml::init() {
             Ok(nvml) => {
-                if let Err(error) = follow(&nvml, uuids, sees) {
+                if let Err(error) = follow(&nvml, uuids, &mut lost, sees) {
                     tracing::warn!(%error, "watching GPUs; trying again");
                 }
             }
@@ -110,17 +111,28 @@ fn look(uuids: &[Arc<str>], sees: &Sees) {
     }
 }
 
-fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &Sees) -> Result<(), NvmlError> {
+/// Returns when events have to be asked for anew, having looked for lost devices at least once.
+fn follow(nvml: &Nvml, uuids: &[Arc<str>], lost: &mut Lost, sees: &Sees) -> Result<(), NvmlError> {
+    // First, since a lost device may be why events can't be had.
+    lost.look(nvml, uuids, sees);
     let mut set = nvml.create_event_set()?;
     for uuid in uuids {
         let Ok(gpu) = nvml.device_by_uuid(&**uuid) else { continue };
         let offered = gpu.supported_event_types().unwrap_or_else(|_| EventTypes::empty());
         let wanted = offered & (EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR);
-        set = gpu.register_events(wanted, set).map_err(|with| with.error)?;
+        if wanted.is_empty() || lost.knows(uuid) || lost.deaf.contains(uuid) {
+            continue;
+        }
+        set = gpu.register_events(wanted, set).map_err(|with| {
+            // What fails for one takes the set with it; next time the others are watched without it.
+            lost.deaf.insert(uuid.clone());
+            with.error
+        })?;
     }
-    let mut lost: Vec<(Arc<str>, std::time::Instant)> = Vec::new();
     while !sees.is_closed() {
-        match set.wait(WAIT_MS) {
+        let event = set.wait(WAIT_MS);
+        lost.look(nvml, uuids, sees);
+        match event {
             Ok(event) => {
                 if let (Ok(uuid), Some(fault)) = (event.device.uuid(), fault_of(event.event_type, event.event_data)) {
                     // A full queue has enough to tell.
@@ -130,15 +142,33 @@ fn follow(nvml: &Nvml, uuids: &[Arc<str>], sees: &Sees) -> Result<(), NvmlError>
             Err(NvmlError::Timeout) => {}
             Err(error) => return Err(error),
         }
-        lost.retain(|(_, at)| at.elapsed() < AGAIN);
+    }
+    Ok(())
+}
+
+/// Devices that can't be watched.
+#[derive(Default)]
+struct Lost {
+    /// The driver does not find them any more; and when that was said.
+    told: Vec<(Arc<str>, std::time::Instant)>,
+    /// It reports no events of them, although it offers to.
+    deaf: BTreeSet<Arc<str>>,
+}
+
+impl Lost {
+    fn knows(&self, uuid: &Arc<str>) -> bool {
+        self.told.iter().any(|(known, _)| known == uuid)
+    }
+
+    fn look(&mut self, nvml: &Nvml, uuids: &[Arc<str>], sees: &Sees) {
+        self.told.retain(|(_, at)| at.elapsed() < AGAIN);
         for uuid in uuids.iter().filter(|uuid| is_lost(nvml, uuid)) {
-            if !lost.iter().any(|(known, _)| known == uuid) {
-                lost.push((uuid.clone(), std::time::Instant::now()));
+            if !self.knows(uuid) {
+                self.told.push((uuid.clone(), std::time::Instant::now()));
                 let _ = sees.try_send(real(uuid.clone(), Fault::Lost));
             }
         }
     }
-    Ok(())
 }
 
 fn real(uuid: Arc<str>, fault: Fault) -> DeviceFault {
@@ -154,8 +184,20 @@ fn fault_of(kind: EventTypes, data: Option<XidError>) -> Option<Fault> {
 }
 
 fn is_lost(nvml: &Nvml, uuid: &str) -> bool {
-    let found = nvml.device_by_uuid(uuid).and_then(|gpu| gpu.memory_info());
-    matches!(found, Err(NvmlError::GpuLost | NvmlError::NotFound))
+    match nvml.device_by_uuid(uuid) {
+        Ok(gpu) => matches!(gpu.memory_info(), Err(NvmlError::GpuLost)),
+        Err(NvmlError::NotFound) => true,
+        // NVML's reference says that a search by uuid may fail so because of any GPU, not only the one that is meant.
+        Err(NvmlError::GpuLost) => !answers(nvml, uuid),
+        Err(_) => false,
+    }
+}
+
+/// Whether one of the devices that can be had by their number is this one.
+fn answers(nvml: &Nvml, uuid: &str) -> bool {
+    let numbers = 0..nvml.device_count().unwrap_or(0);
+    let mut found = numbers.filter_map(|number| nvml.device_by_index(number).ok());
+    found.any(|gpu| gpu.uuid().is_ok_and(|its| its == uuid) && gpu.memory_info().is_ok())
 }
 
 #[cfg(test)]
@@ -184,7 +226,7 @@ mod tests {
             seen.close();
             seen
         });
-        follow(&nvml, &uuids, &sees).expect("the driver offers events");
+        follow(&nvml, &uuids, &mut Lost::default(), &sees).expect("the driver offers events");
         let mut seen = closes.join().expect("it ends");
         assert!(seen.try_recv().is_err(), "nothing is wrong");
         assert!(is_lost(&nvml, "GPU-00000000-0000-0000-0000-000000000000"));

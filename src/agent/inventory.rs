@@ -2,6 +2,7 @@
 //! some that it has not. It reads; nothing is reserved here.
 
 use super::nvml;
+use crate::storage::replace_file;
 use nf_core::id::NodeName;
 use nf_core::node::{Device, DeviceKind, NodeSpec, PortRange};
 use nf_core::played;
@@ -11,6 +12,9 @@ use std::sync::Arc;
 
 /// GPUs of a simulated node of which nothing is said.
 const SIMULATED_GPUS: u16 = 8;
+
+/// In the data directory: the GPUs of earlier starts, in their order.
+const GPUS: &str = "gpus.json";
 
 /// The machine without its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,18 +46,69 @@ fn total_memory(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The devices of this process's own node, and whether they are simulated.
+/// The devices of this process's own node, and whether they are simulated. A GPU that was here at an earlier start
+/// and does not answer now keeps its place, as one that is broken: the others keep their numbers, by which replicas
+/// hold them, and go on.
 ///
 /// # Errors
-/// When there is a driver that does not answer.
-pub fn own_devices(node: &NodeName, simulation: bool) -> Result<(Vec<Device>, bool), String> {
-    match nvml::gpus()? {
-        Some(gpus) if !gpus.is_empty() => Ok((gpus, false)),
-        _ if simulation => {
-            let usual = played::usual_type();
-            Ok((played::devices(node, DeviceKind::Gpu, &usual, SIMULATED_GPUS, None), true))
+/// When there is a driver that does not answer, and no earlier start has seen its GPUs.
+pub fn own_devices(node: &NodeName, data_dir: &Path, simulation: bool) -> Result<(Vec<Device>, bool), String> {
+    let known = known(data_dir);
+    let found = match nvml::gpus() {
+        Ok(found) => found.unwrap_or_default(),
+        Err(error) if known.is_empty() => return Err(error),
+        Err(error) => {
+            tracing::error!(
+                error,
+                "the GPU driver does not answer: this node's GPUs count as broken until nf starts again"
+            );
+            Vec::new()
         }
-        _ => Ok((Vec::new(), false)),
+    };
+    let devices = with_known(known, found);
+    if !devices.is_empty() {
+        remember(data_dir, &devices);
+        return Ok((devices, false));
+    }
+    if !simulation {
+        return Ok((devices, false));
+    }
+    let usual = played::usual_type();
+    Ok((played::devices(node, DeviceKind::Gpu, &usual, SIMULATED_GPUS, None), true))
+}
+
+/// Those of earlier starts in their order, then the new ones.
+fn with_known(known: Vec<Device>, mut found: Vec<Device>) -> Vec<Device> {
+    let mut out = Vec::with_capacity(known.len() + found.len());
+    for old in known {
+        match found.iter().position(|device| device.uuid == old.uuid) {
+            Some(at) => out.push(found.remove(at)),
+            None => {
+                tracing::error!(gpu = %old.uuid, "a GPU that was here before does not answer; the others go on. If it was taken out: remove {GPUS} from the data directory, and start again");
+                out.push(Device { healthy: false, ..old });
+            }
+        }
+    }
+    out.extend(found);
+    out
+}
+
+fn known(data_dir: &Path) -> Vec<Device> {
+    let path = data_dir.join(GPUS);
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "the GPUs of earlier starts can't be read, and are forgotten");
+            Vec::new()
+        }),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn remember(data_dir: &Path, devices: &[Device]) {
+    let path = data_dir.join(GPUS);
+    let bytes = serde_json::to_vec_pretty(devices).unwrap_or_default();
+    if let Err(error) = replace_file(&path, &bytes) {
+        tracing::warn!(path = %path.display(), %error, "the GPUs can't be remembered for the next start");
     }
 }
 
@@ -84,6 +139,28 @@ pub fn node_spec(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nf_core::testing;
+
+    #[test]
+    fn a_gpu_that_does_not_answer_keeps_its_place_and_the_others_theirs() {
+        let tmp = tempfile::tempdir().unwrap();
+        let gpu =
+            |uuid: &str, healthy| Device { uuid: uuid.into(), healthy, ..testing::node_spec(1).devices.remove(0) };
+        let all = [gpu("a", true), gpu("b", true), gpu("c", true)].to_vec();
+        assert_eq!(with_known(known(tmp.path()), all.clone()), all, "at the first start there is nothing to remember");
+        remember(tmp.path(), &all);
+        let found = vec![gpu("d", true), gpu("c", true), gpu("a", true)];
+        let now = with_known(known(tmp.path()), found);
+        assert_eq!(now, [gpu("a", true), gpu("b", false), gpu("c", true), gpu("d", true)]);
+        remember(tmp.path(), &now);
+        let healed =
+            with_known(known(tmp.path()), [now[3].clone(), gpu("b", true), now[0].clone(), now[2].clone()].to_vec());
+        assert_eq!(healed, [gpu("a", true), gpu("b", true), gpu("c", true), gpu("d", true)]);
+        let none = with_known(known(tmp.path()), Vec::new());
+        assert!(none.len() == 4 && none.iter().all(|device| !device.healthy), "a driver that does not answer at all");
+        std::fs::write(tmp.path().join(GPUS), "[{").unwrap();
+        assert_eq!(known(tmp.path()), []);
+    }
 
     #[test]
     fn the_machine_is_read() {

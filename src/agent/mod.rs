@@ -16,7 +16,7 @@ pub mod lease;
 pub mod link;
 mod logs;
 pub mod node;
-mod nvml;
+pub mod nvml;
 pub mod played;
 mod post;
 mod probe;

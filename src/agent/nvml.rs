@@ -33,18 +33,16 @@ fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
     let mut out = Vec::new();
     let mut links = Vec::new();
     for index in 0..count {
-        let gpu = nvml.device_by_index(index)?;
-        let memory = gpu.memory_info()?.total;
-        out.push(Device {
-            uuid: gpu.uuid()?.into(),
-            kind: DeviceKind::Gpu,
-            device_type: device_type(&gpu.name()?, memory),
-            memory,
-            island: 0,
-            mig_profile: None,
-            healthy: true,
-        });
-        links.push(links_of(&gpu)?);
+        match nvml.device_by_index(index).and_then(|gpu| Ok((described(&gpu)?, links_of(&gpu)?))) {
+            Ok((device, its_links)) => {
+                out.push(device);
+                links.push(its_links);
+            }
+            // The others go on without it.
+            Err(error) => {
+                tracing::error!(index, %error, "a GPU does not answer its driver and is left out; nvidia-smi says more")
+            }
+        }
     }
     for (device, island) in out.iter_mut().zip(islands(&links)) {
         device.island = island;
@@ -52,10 +50,28 @@ fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
     Ok(out)
 }
 
-/// What is on each of the GPUs; None where the driver does not say.
-pub fn looks(uuids: &[Arc<str>]) -> Vec<(Arc<str>, Option<Look>)> {
-    let nvml = Nvml::init().ok();
-    let look = |uuid: &Arc<str>| nvml.as_ref().and_then(|nvml| look(nvml, uuid).ok());
+fn described(gpu: &nvml_wrapper::Device<'_>) -> Result<Device, NvmlError> {
+    let memory = gpu.memory_info()?.total;
+    Ok(Device {
+        uuid: gpu.uuid()?.into(),
+        kind: DeviceKind::Gpu,
+        device_type: device_type(&gpu.name()?, memory),
+        memory,
+        island: 0,
+        mig_profile: None,
+        healthy: true,
+    })
+}
+
+/// What is on each of the GPUs: None where its driver does not offer that, and, as an error, why it can't be seen.
+pub fn looks(uuids: &[Arc<str>]) -> Vec<(Arc<str>, Result<Option<Look>, String>)> {
+    let nvml = Nvml::init();
+    let look = |uuid: &Arc<str>| match nvml.as_ref().map(|nvml| look(nvml, uuid)) {
+        Ok(Ok(look)) => Ok(Some(look)),
+        Ok(Err(NvmlError::NotSupported)) => Ok(None),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
     uuids.iter().map(|uuid| (uuid.clone(), look(uuid))).collect()
 }
 

@@ -5,7 +5,7 @@
 use super::exit::{Exit, fail};
 use super::output::{self, at, col};
 use super::{Global, say, version};
-use crate::agent::inventory::own_devices;
+use crate::agent::nvml;
 use crate::config::parse::GpuNodes;
 use crate::config::{Flags, Mode, Settings, Sources};
 use crate::daemon::trust;
@@ -13,7 +13,6 @@ use crate::models::Store;
 use crate::security::signing::KeyRing;
 use anyhow::{Context as _, Result};
 use clap::Args;
-use nf_core::id::NodeName;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -181,14 +180,11 @@ fn gpus(settings: &Settings) -> Check {
             let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
             Check::new(name, names.join(","), "played, as GPU_NODES says")
         }
-        GpuNodes::Auto => {
-            let own = NodeName::new(&settings.name());
-            match own.map_err(|e| e.to_string()).and_then(|own| own_devices(&own, false)) {
-                Ok((devices, _)) if devices.is_empty() => Check::new(name, "NONE", "no GPU driver on this machine"),
-                Ok((devices, _)) => Check::new(name, settings.name(), format!("{} devices", devices.len())),
-                Err(why) => Check::new(name, "NONE", why),
-            }
-        }
+        GpuNodes::Auto => match nvml::gpus().map(Option::unwrap_or_default) {
+            Ok(gpus) if gpus.is_empty() => Check::new(name, "NONE", "no GPU driver on this machine"),
+            Ok(gpus) => Check::new(name, settings.name(), format!("{} devices", gpus.len())),
+            Err(why) => Check::new(name, "NONE", why),
+        },
     }
 }
 

@@ -94,7 +94,9 @@ async fn labelled(settings: &Settings, mut spec: NodeSpec) -> Result<NodeSpec> {
 pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
-        GpuNodes::Auto => own_devices(&me.name, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?,
+        GpuNodes::Auto => {
+            own_devices(&me.name, &me.data, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?
+        }
         GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {
             Some(own) => (simulated(own), true),
             None => (Vec::new(), simulation),

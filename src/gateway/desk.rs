@@ -16,10 +16,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-/// A replica that could not be reached gets nothing for so long.
-const SHUNNED: Duration = Duration::from_secs(1);
+/// A replica that could not be reached gets nothing for so long; each time after that twice as long, up to the second.
+const SHUNNED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// Between two words to the group that a service is wanted.
 const WAKES: Duration = Duration::from_secs(1);
+
+/// A replica that could not be reached, and not since.
+#[derive(Clone, Copy, Debug)]
+struct Shun {
+    until: Instant,
+    pause: Duration,
+}
 
 #[derive(Debug)]
 struct Counts {
@@ -29,7 +36,7 @@ struct Counts {
     running: u32,
     answered: Vec<u64>,
     busy: BTreeMap<Who, u32>,
-    shunned: BTreeMap<Who, Instant>,
+    shunned: BTreeMap<Who, Shun>,
     woken: Option<Instant>,
     record: Record,
     /// What became of the requests to each version, while a job goes from one to another.
@@ -155,13 +162,16 @@ impl Desk {
         due
     }
 
-    /// The one of `endpoints` that has room and least to do, and its place there.
-    fn place<'a>(&self, endpoints: &'a [Endpoint], hint: u64) -> Option<&'a Endpoint> {
+    /// The one of `endpoints` that has room and least to do, and its place there. Those in `tried` could not be
+    /// reached with this request: it waits for another rather than go there again, if there is another.
+    fn place<'a>(&self, endpoints: &'a [Endpoint], hint: u64, tried: &[Who]) -> Option<&'a Endpoint> {
         let now = Instant::now();
         let mut counts = self.counts();
-        counts.shunned.retain(|_, until| *until > now);
+        counts.shunned.retain(|who, _| endpoints.iter().any(|e| e.who == *who));
+        let shuns = |who: &Who| counts.shunned.get(who).is_some_and(|shun| shun.until > now);
+        let others = endpoints.iter().any(|e| !tried.contains(&e.who));
         let load = |e: &Endpoint| counts.busy.get(&e.who).copied().unwrap_or(0);
-        let free = |e: &&Endpoint| load(e) < e.slots && !counts.shunned.contains_key(&e.who);
+        let free = |e: &&Endpoint| load(e) < e.slots && !shuns(&e.who) && !(others && tried.contains(&e.who));
         let turn = side(endpoints.iter().filter(free), counts.owed_milli);
         let side = |e: &&Endpoint| free(e) && turn.is_none_or(|canary| e.share_milli.is_some() == canary);
         let least = endpoints.iter().filter(side).map(load).min()?;
@@ -178,7 +188,8 @@ impl Desk {
 
     /// When the next replica that could not be reached gets another chance.
     pub fn next_chance(&self) -> Option<Instant> {
-        self.counts().shunned.values().min().copied()
+        let now = Instant::now();
+        self.counts().shunned.values().map(|shun| shun.until).filter(|until| *until > now).min()
     }
 
     pub fn sight(&self, tenant: TenantId, model: ModelId) -> Sight {
@@ -224,8 +235,8 @@ impl Waiting {
     }
 
     /// A place with one of `endpoints`, if one has room.
-    pub fn take(&self, endpoints: &[Endpoint], hint: u64, metrics: &Metrics) -> Option<Seat> {
-        let Endpoint { who, address, trial, .. } = self.desk().place(endpoints, hint)?;
+    pub fn take(&self, endpoints: &[Endpoint], hint: u64, tried: &[Who], metrics: &Metrics) -> Option<Seat> {
+        let Endpoint { who, address, trial, .. } = self.desk().place(endpoints, hint, tried)?;
         metrics.gateway_running.inc();
         self.trip.goes_to(trial.map(|revision| (who.job, revision)));
         let (who, address) = (*who, address.clone());
@@ -266,7 +277,7 @@ impl Drop for Held {
 /// A place with a replica, until it is dropped.
 pub struct Seat {
     trip: Arc<Trip>,
-    who: Who,
+    pub who: Who,
     pub address: Arc<str>,
     since: Instant,
     metrics: Metrics,
@@ -275,7 +286,15 @@ pub struct Seat {
 impl Seat {
     /// The replica could not be reached: others go first for a while.
     pub fn shun(&self) {
-        self.trip.desk.counts().shunned.insert(self.who, Instant::now() + SHUNNED);
+        let mut counts = self.trip.desk.counts();
+        let before = counts.shunned.get(&self.who).map(|shun| shun.pause);
+        let pause = before.map_or(SHUNNED.0, |pause| (pause * 2).min(SHUNNED.1));
+        counts.shunned.insert(self.who, Shun { until: Instant::now() + pause, pause });
+    }
+
+    /// It could be reached.
+    pub fn reached(&self) {
+        self.trip.desk.counts().shunned.remove(&self.who);
     }
 
     /// The first piece of an answer that comes in many has come: the caller sees it begin.
@@ -327,7 +346,7 @@ mod tests {
     /// Requests that come one after another; how many of them the canary gets.
     fn of_canary(desk: &Desk, endpoints: &[Endpoint], requests: u64) -> usize {
         let one = |hint| {
-            let chosen = desk.place(endpoints, hint).expect("there is room");
+            let chosen = desk.place(endpoints, hint, &[]).expect("there is room");
             let mut counts = desk.counts();
             counts.running -= 1;
             counts.busy.remove(&chosen.who);
@@ -356,6 +375,35 @@ mod tests {
         let alone = [endpoint(0, 8, None), endpoint(1, 0, Some(900))];
         assert_eq!(of_canary(&desk, &alone, 50), 0);
         assert!(desk.counts().owed_milli <= MOST_OWED, "what it could not take it does not get at once");
+    }
+
+    #[test]
+    fn a_request_does_not_go_again_where_it_could_not_while_there_is_another() {
+        let desk = Desk::default();
+        let endpoints = [endpoint(0, 8, None), endpoint(1, 1, None)];
+        let tried = [endpoints[0].who];
+        assert_eq!(desk.place(&endpoints, 0, &tried).map(|e| e.who), Some(endpoints[1].who));
+        assert!(desk.place(&endpoints, 0, &tried).is_none(), "the other is full: it waits");
+        assert!(desk.place(&endpoints[..1], 0, &tried).is_some(), "there is no other");
+    }
+
+    #[test]
+    fn who_is_never_reached_is_asked_more_and_more_seldom() {
+        let metrics = Metrics::new("test", "test");
+        let desk = Arc::new(Desk::default());
+        let endpoints = [endpoint(0, 8, None)];
+        let pause = || desk.counts().shunned.get(&endpoints[0].who).map(|shun| shun.pause.as_secs());
+        let waiting = desk.arrive(Duration::from_secs(1));
+        let seat = waiting.take(&endpoints, 0, &[], &metrics).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            seat.shun();
+            seen.extend(pause());
+        }
+        assert_eq!(seen, [1, 2, 4, 8, 16, 16]);
+        assert!(waiting.take(&endpoints, 0, &[], &metrics).is_none() && desk.next_chance().is_some());
+        seat.reached();
+        assert!(waiting.take(&endpoints, 0, &[], &metrics).is_some() && desk.next_chance().is_none());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tracing::{Instrument, Span};
 
 /// Replicas that are tried when one can't be reached.
-pub const TRIES: u32 = 3;
+pub const TRIES: usize = 3;
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long a replica may take until its answer begins.
@@ -47,7 +47,7 @@ pub struct Head {
 }
 
 /// Belongs to one connection (RFC 9110, section 7.6.1), or is between the caller and us.
-const KEPT_HERE: [HeaderName; 10] = [
+const KEPT_HERE: [HeaderName; 12] = [
     header::CONNECTION,
     header::TE,
     header::TRAILER,
@@ -58,6 +58,9 @@ const KEPT_HERE: [HeaderName; 10] = [
     header::AUTHORIZATION,
     header::PROXY_AUTHORIZATION,
     HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    // Its 100 has been given: the body is here.
+    header::EXPECT,
 ];
 
 fn passed(headers: &HeaderMap) -> HeaderMap {
@@ -104,6 +107,7 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
             return Err(Refused::Broken(format!("no answer began within {BEGIN:?}")));
         }
     };
+    seat.reached();
     let (parts, incoming) = answer.into_parts();
     traces::answered(&span, parts.status);
     if parts.status.is_server_error() {

@@ -15,12 +15,14 @@ mod trip;
 use crate::exchange::{Group, Seen};
 use crate::telemetry::{MAX_MODELS, Metrics, traces};
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use bytes::BytesMut;
 use desk::{Desk, Others, Waiting};
+use futures::StreamExt;
 use nf_core::audit::Actor;
 use nf_core::id::{ModelId, RequestId, TenantId};
 use nf_core::plan::Intent;
@@ -31,7 +33,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use table::{Entry, Table};
+use table::{Entry, Table, Who};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
@@ -174,22 +176,23 @@ impl Gateway {
         let waiting = desk.arrive(Duration::from_millis(promised.into()));
         let until = Instant::now() + self.0.options.hold;
         let hint = affinity(&body);
-        let mut tried = 0;
+        let mut tried = Vec::new();
         loop {
-            let seat = match self.seat(&waiting, tenant, model, hint, until, by).await {
+            let seat = match self.seat(&waiting, tenant, model, hint, &tried, until, by).await {
                 Ok(seat) => seat,
                 Err(refused) => {
                     waiting.refused();
                     return self.refuse(refused);
                 }
             };
+            let who = seat.who;
             match forward::pass_on(&self.0.replicas, &head, body.clone(), seat).await {
                 Ok(response) => {
                     self.count(response.status());
                     return response;
                 }
                 // Nothing was sent: another replica may take it.
-                Err(Refused::Unreachable(_)) if tried < forward::TRIES => tried += 1,
+                Err(Refused::Unreachable(_)) if tried.len() < forward::TRIES => tried.push(who),
                 Err(refused) => {
                     desk.failed();
                     waiting.refused();
@@ -206,6 +209,7 @@ impl Gateway {
         tenant: &TenantId,
         model: &ModelId,
         hint: u64,
+        tried: &[Who],
         until: Instant,
         by: Option<&Actor>,
     ) -> Result<desk::Seat, Refused> {
@@ -219,7 +223,7 @@ impl Gateway {
             freed.as_mut().enable();
             let table = tables.borrow_and_update().clone();
             let Some(entry) = table.entry(tenant, model) else { return Err(Refused::NoModel(model.clone())) };
-            if let Some(seat) = waiting.take(&entry.endpoints, hint, &self.0.metrics) {
+            if let Some(seat) = waiting.take(&entry.endpoints, hint, tried, &self.0.metrics) {
                 self.0.metrics.gateway_wait_seconds.observe(began.elapsed().as_secs_f64());
                 return Ok(seat);
             }
@@ -315,20 +319,34 @@ fn affinity(body: &[u8]) -> u64 {
 /// A body, and its part of the memory that all bodies may take.
 type Read = (Bytes, OwnedSemaphorePermit);
 
-async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<Read, Refused> {
-    let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    // Who does not say how much will come may bring all that is allowed.
-    let length = said.unwrap_or(MAX_BODY);
-    if length > MAX_BODY {
+async fn read(gateway: &Gateway, body: Body) -> Result<Read, Refused> {
+    if body.size_hint().lower() > MAX_BODY as u64 {
         return Err(Refused::TooLarge(MAX_BODY));
     }
-    let share = u32::try_from(length / 1024).unwrap_or(u32::MAX).saturating_add(1);
-    let permit = gateway.0.bodies.clone().try_acquire_many_owned(share).map_err(|_| Refused::Crowded)?;
-    match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_BODY)).await {
-        Ok(Ok(body)) => Ok((body, permit)),
-        Ok(Err(_)) => Err(Refused::TooLarge(MAX_BODY)),
-        Err(_) => Err(Refused::Slow(BODY_TIME)),
+    let gathered = gather(&gateway.0.bodies, body);
+    tokio::time::timeout(BODY_TIME, gathered).await.unwrap_or(Err(Refused::Slow(BODY_TIME)))
+}
+
+/// Takes room as the pieces come: what somebody only says that he will send keeps nobody out.
+async fn gather(room: &Arc<Semaphore>, body: Body) -> Result<Read, Refused> {
+    let take = |kib: usize| {
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+        room.clone().try_acquire_many_owned(kib).map_err(|_| Refused::Crowded)
+    };
+    let (mut permit, mut out) = (take(1)?, BytesMut::new());
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| Refused::Bad { field: "body", detail: error.to_string() })?;
+        if out.len() + piece.len() > MAX_BODY {
+            return Err(Refused::TooLarge(MAX_BODY));
+        }
+        let due = (out.len() + piece.len()) / 1024 + 1;
+        if due > permit.num_permits() {
+            permit.merge(take(due - permit.num_permits())?);
+        }
+        out.extend_from_slice(&piece);
     }
+    Ok((out.freeze(), permit))
 }
 
 async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
@@ -342,7 +360,7 @@ async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
 async fn openai_within(gateway: Gateway, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let asked = async {
-        let (body, permit) = read(&gateway, &parts.headers, body).await?;
+        let (body, permit) = read(&gateway, body).await?;
         let bad = |detail: String| Refused::Bad { field: "model", detail };
         let named: Named = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
         let model = ModelId::new(&named.model).map_err(|e| bad(e.to_string()))?;
@@ -377,7 +395,7 @@ async fn passthrough_within(gateway: Gateway, path: BTreeMap<String, String>, re
         let bad = |field, detail: String| Refused::Bad { field, detail };
         let tenant = TenantId::new(part("tenant")).map_err(|e| bad("tenant", e.to_string()))?;
         let model = ModelId::new(part("model")).map_err(|e| bad("model", e.to_string()))?;
-        let (body, permit) = read(&gateway, &parts.headers, body).await?;
+        let (body, permit) = read(&gateway, body).await?;
         Ok((tenant, model, body, permit))
     };
     match asked.await {

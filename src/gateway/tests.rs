@@ -3,6 +3,7 @@
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
 use axum::body::to_bytes;
+use axum::http::header;
 use nf_core::command::{Report, ReportKind};
 use nf_core::id::{Incarnation, NodeName};
 use nf_core::job::{JobSpec, Phase, Stage};
@@ -216,6 +217,27 @@ async fn whose_model_it_is_must_be_clear() {
     assert_eq!(complete(&gateway, None, "m2").await.0, StatusCode::NOT_FOUND);
     let garbage = axum::http::Request::post("/v1/completions").body(Body::from("{\"model\":7}")).unwrap();
     assert_eq!(gateway.router().oneshot(garbage).await.unwrap().status(), StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_body_takes_room_as_it_comes() {
+    let room = Arc::new(Semaphore::new(64));
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(gather(&room, Body::empty()).await.expect("who brings nothing takes next to nothing"));
+    }
+    // Says that sixteen MiB will come, and sends none of it.
+    let (slow, at) = (Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>()), room.clone());
+    let slow = tokio::spawn(async move { gather(&at, slow).await });
+    let kib = |n: usize| Body::from(vec![0; n << 10]);
+    assert_eq!(gather(&room, kib(30)).await.expect("there is room beside it").0.len(), 30 << 10);
+    assert!(matches!(gather(&room, kib(64)).await, Err(Refused::Crowded)));
+    assert!(matches!(gather(&room, kib((MAX_BODY >> 10) + 1)).await, Err(Refused::TooLarge(_))));
+    slow.abort();
+    let _ = slow.await;
+    held.clear();
+    assert_eq!(gather(&room, kib(63)).await.expect("all of it is free again").1.num_permits(), 64);
+    assert_eq!(room.available_permits(), 64);
 }
 
 #[tokio::test]

@@ -89,6 +89,8 @@ pub(in crate::agent) async fn adopt(post: Post, record: Record) -> End {
             Err(fault) => {
                 if !told {
                     post.note(&format!("waits for its engine: {}", fault.text)).await;
+                    // Nobody can say that it still runs, so nobody is sent to it.
+                    post.stage(Stage::NotReady);
                     told = true;
                 }
                 tokio::time::sleep(SWEEP_AGAIN).await;

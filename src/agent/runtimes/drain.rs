@@ -14,7 +14,7 @@ use std::time::Duration;
 const LEAD: Duration = Duration::from_secs(1);
 /// Between two looks at how many requests a draining replica has.
 const COUNT: Duration = Duration::from_millis(250);
-/// Looks in a row without an answer after which nothing is waited for any more.
+/// Looks in a row that did not say it after which its metrics are not asked any more.
 const DEAF: u32 = 8;
 
 /// A program's requests, on their way out.
@@ -28,10 +28,12 @@ pub(super) struct Leaving {
 
 /// What says how many requests are under way.
 enum Counts {
-    /// The sum of these series on that page.
+    /// The sum of these series on that page; a server with too much to do may leave that
+    /// unanswered, and then its connections say it.
     Metrics {
         page: String,
         names: Vec<String>,
+        door: Option<Door>,
     },
     Connections(Door),
     /// Only its own end, or the deadline: it was told, and knows itself what it has to do.
@@ -42,11 +44,10 @@ impl Counts {
     fn of(record: &Record, drain: &Drain, port: u16) -> Self {
         let named = |m: &Metrics| m.running.iter().chain(&m.waiting).cloned().collect::<Vec<String>>();
         let metrics = record.metrics.as_ref().map(|m| (m, named(m))).filter(|(_, names)| !names.is_empty());
-        match (metrics, record.process) {
-            (Some((metrics, names)), _) => Counts::Metrics { page: metrics.path.clone(), names },
-            (None, Some(process)) if drain.path.is_none() => {
-                Counts::Connections(Door { pid: process.pid, port: record.listens.unwrap_or(port) })
-            }
+        let door = record.process.map(|process| Door { pid: process.pid, port: record.listens.unwrap_or(port) });
+        match (metrics, door) {
+            (Some((metrics, names)), door) => Counts::Metrics { page: metrics.path.clone(), names, door },
+            (None, Some(door)) if drain.path.is_none() => Counts::Connections(door),
             (None, _) => Counts::Nothing,
         }
     }
@@ -61,33 +62,45 @@ impl Leaving {
 
     /// Tells the program, and waits until it has no request; says how that was seen.
     pub(super) async fn over(self) -> &'static str {
+        // Clients first: a program that has been told may refuse whoever has not heard yet.
+        tokio::time::sleep(LEAD).await;
         if let Some(path) = &self.drain.path
-            && self.client.post(format!("{}{path}", self.url)).send().await.is_err()
+            && let Err(error) = self.client.post(format!("{}{path}", self.url)).send().await
+            // One that is only slow has requests to finish.
+            && error.is_connect()
         {
             return "it does not answer";
         }
-        tokio::time::sleep(LEAD).await;
         match &self.counts {
-            Counts::Metrics { page, names } => self.counted(page, names).await,
+            Counts::Metrics { page, names, door } => match self.counted(page, names).await {
+                Some(seen) => seen,
+                None => match door {
+                    Some(door) => door.closed().await,
+                    None => std::future::pending().await,
+                },
+            },
             Counts::Connections(door) => door.closed().await,
             Counts::Nothing if self.drain.path.is_none() => "who is connected to it can't be seen",
             Counts::Nothing => std::future::pending().await,
         }
     }
 
-    async fn counted(&self, at: &str, names: &[String]) -> &'static str {
+    /// None when its metrics can't be read.
+    async fn counted(&self, at: &str, names: &[String]) -> Option<&'static str> {
         let mut deaf = 0;
-        while deaf < DEAF {
+        loop {
             let text = page(&self.client, &format!("{}{at}", self.url)).await;
+            let answered = text.is_some();
             let left = text.and_then(|text| names.iter().filter_map(|name| sum(&text, name)).reduce(|a, b| a + b));
             match left {
-                Some(left) if left <= 0.0 => return "no request is left",
+                Some(left) if left <= 0.0 => return Some("no request is left"),
                 Some(_) => deaf = 0,
-                None => deaf += 1,
+                None if deaf < DEAF => deaf += 1,
+                None if answered => return Some("its metrics do not say how many requests are left"),
+                None => return None,
             }
             tokio::time::sleep(COUNT).await;
         }
-        "its metrics do not say how many requests are left"
     }
 }
 

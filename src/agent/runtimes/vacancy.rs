@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// Between two looks at devices that were waited for in vain.
 const AFTER: Duration = Duration::from_secs(2);
@@ -26,6 +27,8 @@ const AFTER: Duration = Duration::from_secs(2);
 const WHOLE: u16 = 1_000;
 /// The longest file of devices that are not real.
 const MAX_FILE: u64 = 1 << 20;
+/// How long one look may take: a driver with a broken GPU may never answer.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Who knows what is on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +40,26 @@ pub enum Sensor {
     Played(PathBuf),
 }
 
+/// What keeps a device from being free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Taken {
+    By(Look),
+    /// It can't be seen, and why: nobody starts on a device that may be in use.
+    Unseen(String),
+}
+
 impl Sensor {
-    /// What is on each of the devices; None where nobody can tell. Blocks.
-    fn look(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Option<Look>)> {
+    /// What is on each of the devices; None where its driver does not offer that. Blocks.
+    fn look(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Result<Option<Look>, String>)> {
         match self {
             Sensor::Driver => nvml::looks(uuids),
             Sensor::Played(path) => {
-                let mut known = played(path).unwrap_or_else(|error| {
-                    tracing::warn!(path = %path.display(), %error, "what is on played devices can't be read; they count as free");
-                    BTreeMap::new()
-                });
-                uuids.iter().map(|uuid| (uuid.clone(), Some(known.remove(&**uuid).unwrap_or_default()))).collect()
+                let mut known = played(path).map_err(|error| format!("{}: {error}", path.display()));
+                let mut one = |uuid: &Arc<str>| match &mut known {
+                    Ok(known) => Ok(Some(known.remove(&**uuid).unwrap_or_default())),
+                    Err(why) => Err(why.clone()),
+                };
+                uuids.iter().map(|uuid| (uuid.clone(), one(uuid))).collect()
             }
         }
     }
@@ -75,6 +87,8 @@ pub struct Vacancy {
     bases: Mutex<BTreeMap<Arc<str>, Base>>,
     /// Those that somebody waited for in vain and that were not seen free since.
     in_vain: Mutex<BTreeSet<Arc<str>>>,
+    /// Held by the one look that is under way: those behind a driver that hangs must not pile up.
+    looking: Arc<Semaphore>,
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -84,20 +98,35 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Vacancy {
     pub fn new(sensor: Sensor, most: Duration, sees: Option<Sees>, alarm: Option<Alarm>) -> Self {
-        Self { sensor, most, sees, alarm, bases: Mutex::default(), in_vain: Mutex::default() }
+        Self {
+            sensor,
+            most,
+            sees,
+            alarm,
+            bases: Mutex::default(),
+            in_vain: Mutex::default(),
+            looking: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// The devices that are not free, and what is on each. One look.
-    fn occupied(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Look)> {
+    fn occupied(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Taken)> {
         let looks = self.sensor.look(uuids);
         let mut bases = held(&self.bases);
         let mut out = Vec::new();
         for (uuid, look) in looks {
-            // A device of which nobody can tell is not held back: its driver may not offer this.
-            let Some(look) = look else { continue };
+            let look = match look {
+                Ok(Some(look)) => look,
+                // Its driver never tells, so waiting for it would be for ever.
+                Ok(None) => continue,
+                Err(why) => {
+                    out.push((uuid, Taken::Unseen(why)));
+                    continue;
+                }
+            };
             let base = bases.entry(uuid.clone()).or_insert_with(Base::unknown);
             if !base.is_free(&look) {
-                out.push((uuid, look));
+                out.push((uuid, Taken::By(look)));
             } else {
                 *base = base.and(&look);
             }
@@ -149,14 +178,22 @@ pub(in crate::agent) async fn wait(post: &Post, want: &Want) -> Result<(), End> 
     outcome
 }
 
-async fn look(vacancy: &Arc<Vacancy>, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Look)> {
-    let (vacancy, uuids) = (vacancy.clone(), uuids.to_vec());
-    // Whoever can't look can't say that a device is taken.
-    tokio::task::spawn_blocking(move || vacancy.occupied(&uuids)).await.unwrap_or_default()
+async fn look(vacancy: &Arc<Vacancy>, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Taken)> {
+    let (here, asked) = (vacancy.clone(), uuids.to_vec());
+    let one = async move {
+        let alone = here.looking.clone().acquire_owned().await.ok()?;
+        let looks = tokio::task::spawn_blocking(move || (here.occupied(&asked), alone).0);
+        looks.await.ok()
+    };
+    let unseen = |uuid: &Arc<str>| (uuid.clone(), Taken::Unseen(format!("its driver does not answer within {LOOK:?}")));
+    match tokio::time::timeout(LOOK, one).await {
+        Ok(Some(looks)) => looks,
+        _ => uuids.iter().map(unseen).collect(),
+    }
 }
 
 /// Tells the group and the alarms, and looks until the devices are free after all.
-fn give_up(vacancy: &Arc<Vacancy>, occupied: &[(Arc<str>, Look)], text: &str) {
+fn give_up(vacancy: &Arc<Vacancy>, occupied: &[(Arc<str>, Taken)], text: &str) {
     let simulated = vacancy.sensor != Sensor::Driver;
     for (uuid, _) in occupied {
         let fault = DeviceFault { uuid: uuid.clone(), fault: Fault::Occupied, simulated };
@@ -192,11 +229,14 @@ fn millis(time: Duration) -> u64 {
 }
 
 /// For people.
-fn words(occupied: &[(Arc<str>, Look)]) -> String {
-    let one = |(uuid, look): &(Arc<str>, Look)| {
-        let pids: Vec<String> = look.pids.iter().take(8).map(u32::to_string).collect();
-        let who = if pids.is_empty() { "no process".to_owned() } else { format!("pid {}", pids.join(", ")) };
-        format!("{uuid} is not free: {} MiB in use, {who}", look.used >> 20)
+fn words(occupied: &[(Arc<str>, Taken)]) -> String {
+    let one = |(uuid, taken): &(Arc<str>, Taken)| match taken {
+        Taken::Unseen(why) => format!("{uuid} can't be seen free: {why}"),
+        Taken::By(look) => {
+            let pids: Vec<String> = look.pids.iter().take(8).map(u32::to_string).collect();
+            let who = if pids.is_empty() { "no process".to_owned() } else { format!("pid {}", pids.join(", ")) };
+            format!("{uuid} is not free: {} MiB in use, {who}", look.used >> 20)
+        }
     };
     occupied.iter().map(one).collect::<Vec<_>>().join("; ")
 }
@@ -221,7 +261,27 @@ mod tests {
         for bad in ["", "[]", r#"{"SIM-1": {"used": -1}}"#, r#"{"SIM-1": {"usde": 1}}"#] {
             fs::write(&path, bad).unwrap();
             assert!(played(&path).is_err(), "{bad}");
+            // Whoever can't be seen is not free.
+            assert!(words(&vacancy.occupied(&uuids)).starts_with("SIM-0 can't be seen free: "), "{bad}");
         }
+    }
+
+    /// A driver that hangs, played by a pipe that nobody writes to.
+    #[tokio::test]
+    async fn who_waits_for_a_driver_that_hangs_is_told_so_in_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("devices.json");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let vacancy = Arc::new(Vacancy::new(Sensor::Played(path.clone()), Duration::ZERO, None, None));
+        let begun = Instant::now();
+        let uuids: [Arc<str>; 2] = ["SIM-0".into(), "SIM-1".into()];
+        let (first, second) = tokio::join!(look(&vacancy, &uuids[..1]), look(&vacancy, &uuids[1..]));
+        assert!(begun.elapsed() < LOOK * 2, "they don't wait for one another: {:?}", begun.elapsed());
+        for looks in [first, second] {
+            assert!(words(&looks).ends_with("can't be seen free: its driver does not answer within 5s"), "{looks:?}");
+        }
+        // The look that is under way ends with the test.
+        fs::write(&path, "{}").unwrap();
     }
 
     /// Only where there is a GPU: with nobody on it, it is free.
@@ -229,8 +289,8 @@ mod tests {
     fn a_gpu_of_this_machine_is_seen() {
         let Ok(Some(gpus)) = nvml::gpus() else { return eprintln!("SKIPPED: no GPU here") };
         let uuids: Vec<Arc<str>> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
-        assert!(Sensor::Driver.look(&uuids).iter().all(|(_, look)| look.is_some()));
-        assert_eq!(Sensor::Driver.look(&["GPU-0".into()]), [("GPU-0".into(), None)]);
+        assert!(Sensor::Driver.look(&uuids).iter().all(|(_, look)| look.as_ref().is_ok_and(Option::is_some)));
+        assert!(Sensor::Driver.look(&["GPU-0".into()])[0].1.is_err());
     }
 
     proptest! {

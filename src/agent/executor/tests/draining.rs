@@ -86,14 +86,14 @@ async fn who_hangs_is_stopped_and_says_so() {
     assert!(log(&executor, 9).await.contains("/live did not answer 2 times in a row"));
 }
 
-/// Answers /slow after three seconds, and anything else at once; its manifest says nothing of metrics or a drain.
+/// Answers /slow after three seconds, /slower after six, /metrics never well, and anything else at once; its manifest
+/// says nothing of metrics or a drain.
 const SLOW: &str = r#"
 import http.server, sys, time
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        if self.path == "/slow":
-            time.sleep(3)
-        self.send_response(200); self.send_header("content-length", "4"); self.end_headers()
+        time.sleep({"/slow": 3, "/slower": 6}.get(self.path, 0))
+        self.send_response(503 if self.path == "/metrics" else 200); self.send_header("content-length", "4"); self.end_headers()
         self.wfile.write(b"done")
     def log_message(self, *a): pass
 http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
@@ -128,6 +128,27 @@ async fn a_request_in_its_hands_is_answered_though_its_manifest_counts_none() {
     assert!(answer.as_ref().is_ok_and(|text| text.ends_with("done")), "the request under way is answered: {answer:?}");
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::Rollout });
     assert!(crate::agent::lease::boot_ms() < plan.term_ms, "well before its deadline");
+    let log = log(&executor, 9).await;
+    assert!(log.contains("drained: no connection is open"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_with_too_much_to_do_to_count_its_requests_keeps_them() {
+    let w = World::new();
+    let executor = w.open();
+    let counted = |process: &mut Process| {
+        let running = Some("requests_running".into());
+        process.metrics = Some(Metrics { path: "/metrics".into(), running, waiting: None, latency: None });
+    };
+    let want = w.publish_with(SLOW, &["{python}", "{model}", "{host}", "{port}"], 30, counted).await;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let mut client = TcpStream::connect(("127.0.0.1", want.port.unwrap())).unwrap();
+    client.write_all(b"GET /slower HTTP/1.0\r\n\r\n").unwrap();
+    executor.stop(ID, want.generation, Reason::NodeDrain);
+    let answer = tokio::task::spawn_blocking(move || io::read_to_string(client)).await.unwrap();
+    assert!(answer.as_ref().is_ok_and(|text| text.ends_with("done")), "the request under way is answered: {answer:?}");
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
     let log = log(&executor, 9).await;
     assert!(log.contains("drained: no connection is open"), "{log}");
 }
