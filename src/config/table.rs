@@ -207,6 +207,8 @@ settings! {
         "silence after which nodes are given up in a network fault, too; nf node down does it at once";
     stop_grace: Duration = "10s", "NF_STOP_GRACE", parse::duration,
         "how long a replica may drain after TERM before KILL";
+    calls_grace: Duration = "120s", "NF_CALLS_GRACE", parse::duration,
+        "how long a member that is asked to end goes on with requests to models that are under way";
     device_wait: Duration = "30s", "NF_DEVICE_WAIT", parse::duration,
         "how long a replica waits for its devices to be seen free before it is started elsewhere, with an alarm";
     kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,

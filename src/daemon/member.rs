@@ -33,8 +33,10 @@ use tokio::sync::watch;
 
 /// How long moving leadership away may hold up the end.
 const TRANSFER: Duration = Duration::from_secs(2);
-/// How long calls under way may hold up the end.
+/// How long calls under way may hold up the end: those to models longer, by a setting, the others are quick, or watch.
 const CALLS: Duration = Duration::from_secs(3);
+/// Between two looks at whether requests to models are under way.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long the agent may take to end.
 const AGENT: Duration = Duration::from_secs(2);
 
@@ -61,6 +63,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     doors.open(desk(settings, &me, &replica, &metrics));
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me)?);
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
+    let (close, closed) = watch::channel(false);
     let (end, ended) = watch::channel(false);
     let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
     let store = nodes::store(settings, &me.data)?;
@@ -81,7 +84,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     };
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
-    let mut served = tokio::spawn(public::serve(listener, router, ended.clone()));
+    let mut served = tokio::spawn(public::serve(listener, router, closed));
 
     let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, trust, metrics: own, ended: &ended };
     let outcome = tokio::select! {
@@ -94,9 +97,10 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let gently = async {
         // Leadership first: calls that arrive meanwhile are forwarded to the new leader.
         hand_over(&replica).await;
-        end.send_replace(true);
-        if tokio::time::timeout(CALLS, &mut served).await.is_err() {
-            tracing::info!("some calls did not end in time; they may be tried again on another member");
+        close.send_replace(true);
+        let in_time = tokio::time::timeout(CALLS, &mut served).await.is_ok();
+        if !in_time && !answered(&gateway, settings.calls_grace.value).await {
+            tracing::info!("some requests to models did not end in time (NF_CALLS_GRACE); their callers see them cut");
         }
     };
     tokio::select! {
@@ -106,6 +110,17 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     end.send_replace(true);
     replica.shutdown().await;
     outcome
+}
+
+/// Waits until no request to a model is under way, for so long at most; says whether that came.
+/// The agent and the group's member go on meanwhile: for the group nothing has happened yet.
+async fn answered(gateway: &Gateway, most: Duration) -> bool {
+    let quiet = async {
+        while gateway.under_way() > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(most, quiet).await.is_ok()
 }
 
 fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, metrics: &Metrics) -> raft::Options {

@@ -192,6 +192,12 @@ impl Desk {
         self.counts().shunned.values().map(|shun| shun.until).filter(|until| *until > now).min()
     }
 
+    /// Requests that are held, or with a replica.
+    pub fn under_way(&self) -> u64 {
+        let counts = self.counts();
+        u64::from(counts.waiting) + u64::from(counts.running)
+    }
+
     pub fn sight(&self, tenant: TenantId, model: ModelId) -> Sight {
         let counts = self.counts();
         Sight {

@@ -138,6 +138,11 @@ impl Gateway {
         Seen { epoch: self.0.epoch, sights, advice: Vec::new() }
     }
 
+    /// Requests that have come and have no whole answer yet.
+    pub fn under_way(&self) -> u64 {
+        self.0.desks.of().values().map(|desk| desk.under_way()).sum()
+    }
+
     /// The desk of a model that exists.
     fn desk(&self, tenant: &TenantId, model: &ModelId) -> Arc<Desk> {
         let (mut desks, name) = (self.0.desks.of(), (tenant.clone(), model.clone()));

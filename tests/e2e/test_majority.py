@@ -2,6 +2,7 @@
 all the while, those that must never run twice end when their lease does. When the members
 are back, the first are the same processes and the second run again, once. With NF_LONG
 (make soak) they are away for ten minutes, with the times that nf has by itself.
+And one that is asked to end ends its answers first.
 """
 
 import os
@@ -12,7 +13,7 @@ import time
 import pytest
 import requests
 from nf import Dev, eventually
-from worker import BUDGET, LEASE, Asker, address, processes, publish
+from worker import BUDGET, LEASE, Asker, Stream, address, alive, processes, publish
 
 LONG = bool(os.environ.get("NF_LONG"))
 AWAY = 600 if LONG else 45
@@ -95,3 +96,25 @@ def test_models_answer_while_two_of_three_members_are_away(group):
         asker.end()
         assert job.startswith("exclusive") or (not asker.failures and len(asker.pids) == 1), (job, asker.failures[:3])
     print(f"{through} answers through the gateway in {AWAY} s; answers of each: { {j: a.answers for j, a in askers.items()} }")
+
+
+def test_a_member_that_is_asked_to_end_answers_first_what_it_has_begun(group):
+    """As its upgrade does. The answers go through it, and come from a replica on another member."""
+    follower = next(n for n in range(3) if n != group.leader())
+    other = group.members()[(follower + 1) % 3]["name"]
+    body = {"tenant_id": "t1", "model_id": "default", "model_version": "v1", "request_id": "s", "resources": {"gpu": 0.1},
+            "constraints": {"node": other}}
+    assert group.call("POST", "/schedule", body).status_code in (201, 202)
+    eventually("it is ready", lambda: replica(group, "s", follower), 60)
+    way = f"{group.url(follower).removeprefix('http://')}/serve/t1/default"
+    eventually("the follower knows", lambda: requests.post(f"http://{way}/infer", data=b"x", timeout=10).ok)
+    streams = [Stream(way, 8) for _ in range(5)]
+    eventually("all have begun", lambda: all(len(s.lines) > 1 for s in streams))
+    pid = group.member_pid(follower)
+    os.kill(pid, signal.SIGTERM)
+    began = time.monotonic()
+    for stream in streams:
+        stream.join(30)
+    assert [s.wrong() for s in streams] == [None] * 5
+    assert time.monotonic() - began > 4, "they were under way"
+    eventually("it has ended", lambda: not alive(pid), 10)
