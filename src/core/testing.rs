@@ -9,6 +9,7 @@ use crate::node::{Device, DeviceKind, NodeKind, NodeSpec, PortRange};
 use crate::plan::{Intent, Queueing, plan};
 use crate::reason::Refusal;
 use crate::resources::{Gpus, Resources};
+use crate::sharing::Sharing;
 use crate::state::State;
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub fn node_spec(gpus: u16) -> NodeSpec {
         island: i / 4,
         mig_profile: None,
         healthy: true,
+        sharing: Sharing::Simulated,
     };
     NodeSpec {
         host: "127.0.0.1".into(),

@@ -278,6 +278,7 @@ fn a_version_about_people_needs_a_consent_to_begin_and_goes_back_when_it_ends() 
         version: VersionId::new("v2").unwrap(),
         manifest: Some([7; 32]),
         data_classes: vec![crate::id::Label::new("personal").unwrap()],
+        self_limiting: false,
         ..Next::of(&job(&state).spec)
     };
     let go = || {
