@@ -41,6 +41,13 @@ pub fn node_spec(gpus: u16) -> NodeSpec {
     }
 }
 
+/// The same as a machine that is there: nothing keeps anybody to parts of its GPUs.
+pub fn real_node_spec(gpus: u16) -> NodeSpec {
+    let mut spec = NodeSpec { simulated: false, ..node_spec(gpus) };
+    spec.devices.iter_mut().for_each(|device| device.sharing = Sharing::None);
+    spec
+}
+
 /// Registers worker `name`.
 pub fn register(name: &str, spec: NodeSpec) -> Intent {
     let name = NodeName::new(name).expect("a valid name");

@@ -317,16 +317,11 @@ proptest! {
 
 #[test]
 fn who_says_that_it_limits_itself_is_told_to_what() {
-    let with = |argv: &str| good().replacen("\"argv\":", &format!("\"limits_gpu\":true,\"argv\":[{argv}],\"was\":"), 1);
-    let parse = |text: String| {
-        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        value["runtime"].as_object_mut().unwrap().remove("was");
-        Manifest::parse("x", value.to_string().as_bytes())
-    };
-    let told = parse(with("\"serve\",\"--gpu={gpu_memory_part}\"")).unwrap();
-    assert!(told.limits_gpu());
-    let text = parse(with("\"serve\",\"--gpu=0.5\"")).unwrap_err().to_string();
-    assert!(text.contains("limits_gpu"), "{text}");
+    let says = good().replacen("\"argv\"", "\"limits_gpu\":true,\"argv\"", 1);
+    let told = says.replacen("{port}", "{gpu_memory_part}", 1);
+    assert!(Manifest::parse("x", told.as_bytes()).unwrap().limits_gpu());
+    let text = Manifest::parse("x", says.as_bytes()).unwrap_err().to_string();
+    assert!(text.contains("runtime.limits_gpu") && text.contains("{gpu_memory_part}"), "{text}");
     assert!(!Manifest::parse("x", good().as_bytes()).unwrap().limits_gpu(), "nobody does who does not say so");
 }
 

@@ -110,7 +110,9 @@ pub(in crate::agent) mod tests {
     use nf_core::id::NodeName;
     use nf_core::node::DeviceKind;
     use nf_core::played;
+    use std::os::unix::fs::symlink;
     use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
 
     fn gpus(count: u16) -> Vec<Device> {
         let node = NodeName::new("n1").unwrap();
@@ -125,11 +127,17 @@ pub(in crate::agent) mod tests {
     pub(in crate::agent) fn daemon(dir: &Path, visible: Option<&str>) -> Child {
         fs::create_dir_all(dir).unwrap();
         let program = dir.join("nvidia-cuda-mps-control");
-        fs::copy("/bin/sleep", &program).unwrap();
+        // A link, and no copy: what is still open for writing somewhere can't be run.
+        symlink("/bin/sleep", &program).unwrap();
         let mut command = Command::new(&program);
         command.arg("60").env_clear().envs(visible.map(|names| ("CUDA_VISIBLE_DEVICES", names)));
         let child = command.spawn().unwrap();
         fs::write(dir.join(PID_FILE), format!("{}\n", child.id())).unwrap();
+        // It has its name a moment after its pid.
+        let begun = Instant::now();
+        while Daemon::find(dir).is_err() && begun.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         child
     }
 

@@ -185,7 +185,7 @@ fn production() -> State {
     let mode = crate::command::Mode::Production;
     testing::run(&mut state, Intent::Init { cluster: "c".into(), mode, default_gpu_milli: 8_000 });
     for n in 1..=2 {
-        let spec = crate::node::NodeSpec { simulated: false, ports: None, ..testing::node_spec(1) };
+        let spec = crate::node::NodeSpec { ports: None, ..testing::real_node_spec(1) };
         testing::run(&mut state, testing::register(&format!("n{n}"), spec));
     }
     approve(&mut state, "v1");
