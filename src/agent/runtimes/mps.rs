@@ -11,6 +11,7 @@ use nf_core::reason::Reason;
 use nf_core::reconcile::Want;
 use nf_core::sharing::{Kept, Sharing};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The daemon writes its process id there, below its pipes.
@@ -37,10 +38,15 @@ impl Daemon {
         let pid = Some(text.trim()).filter(|text| text.len() <= MAX_PID_FILE).and_then(|text| text.parse::<u32>().ok());
         let pid = pid.ok_or_else(|| format!("no MPS control daemon: {} holds no process id", path.display()))?;
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        match name.trim_end().starts_with(NAME) {
-            true => Ok(Self { pid }),
+        if !name.trim_end().starts_with(NAME) {
             // Its id may be another's by now.
-            false => Err(format!("no MPS control daemon: process {pid} of {} is not there any more", path.display())),
+            return Err(format!("no MPS control daemon: process {pid} of {} is not there any more", path.display()));
+        }
+        // Anybody may write below /tmp, a replica too.
+        let owner = fs::metadata(format!("/proc/{pid}")).map(|meta| meta.uid()).ok();
+        match owner.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw()) {
+            true => Ok(Self { pid }),
+            false => Err(format!("process {pid} of {} is neither root's nor nf's own", path.display())),
         }
     }
 
@@ -99,7 +105,9 @@ pub(in crate::agent) async fn served(post: &Post, want: &Want) -> Result<(), End
     if !keeps(want) {
         return Ok(());
     }
-    let Err(why) = Daemon::find(&post.shared.config.mps_pipes) else { return Ok(()) };
+    let pipes = post.shared.config.mps_pipes.clone();
+    let found = tokio::task::spawn_blocking(move || Daemon::find(&pipes)).await;
+    let Err(why) = found.map_err(|e| e.to_string()).flatten() else { return Ok(()) };
     post.note(&format!("can't start: its part of the GPU would not be enforced: {why}")).await;
     Err(End::failed(Reason::FractionNotEnforced))
 }
@@ -111,6 +119,7 @@ pub(in crate::agent) mod tests {
     use nf_core::node::DeviceKind;
     use nf_core::played;
     use std::os::unix::fs::symlink;
+    use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
     use std::time::{Duration, Instant};
 
@@ -124,7 +133,7 @@ pub(in crate::agent) mod tests {
     }
 
     /// A program of the daemon's name, which is none.
-    pub(in crate::agent) fn daemon(dir: &Path, visible: Option<&str>) -> Child {
+    pub(in crate::agent) async fn daemon(dir: &Path, visible: Option<&str>) -> Child {
         fs::create_dir_all(dir).unwrap();
         let program = dir.join("nvidia-cuda-mps-control");
         // A link, and no copy: what is still open for writing somewhere can't be run.
@@ -136,14 +145,14 @@ pub(in crate::agent) mod tests {
         // It has its name a moment after its pid.
         let begun = Instant::now();
         while Daemon::find(dir).is_err() && begun.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         child
     }
 
-    fn marked(visible: Option<&str>) -> Vec<bool> {
+    async fn marked(visible: Option<&str>) -> Vec<bool> {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = daemon(dir.path(), visible);
+        let mut child = daemon(dir.path(), visible).await;
         let mut gpus = gpus(3);
         Daemon::find(dir.path()).unwrap().mark(&mut gpus).unwrap();
         child.kill().unwrap();
@@ -152,13 +161,35 @@ pub(in crate::agent) mod tests {
         gpus.iter().map(|gpu| gpu.sharing == Sharing::Mps).collect()
     }
 
-    #[test]
-    fn the_daemon_is_found_by_its_pipes_and_serves_what_it_sees() {
-        assert_eq!(marked(None), [true, true, true]);
-        assert_eq!(marked(Some("1")), [false, true, false]);
-        assert_eq!(marked(Some("GPU-2222-x,GPU-00")), [true, false, true]);
-        assert_eq!(marked(Some("")), [false, false, false]);
-        assert_eq!(marked(Some("GPU-,-1,nonsense")), [false, false, false]);
+    #[tokio::test]
+    async fn the_daemon_is_found_by_its_pipes_and_serves_what_it_sees() {
+        assert_eq!(marked(None).await, [true, true, true]);
+        assert_eq!(marked(Some("1")).await, [false, true, false]);
+        assert_eq!(marked(Some("GPU-2222-x,GPU-00")).await, [true, false, true]);
+        assert_eq!(marked(Some("")).await, [false, false, false]);
+        assert_eq!(marked(Some("GPU-,-1,nonsense")).await, [false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn a_strangers_daemon_keeps_nobody() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // nobody else may be played
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("nvidia-cuda-mps-control");
+        symlink("/bin/sleep", &program).unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
+        let mut child = Command::new(&program).arg("60").uid(65_534).gid(65_534).spawn().unwrap();
+        fs::write(dir.path().join(PID_FILE), child.id().to_string()).unwrap();
+        let mut said = Daemon::find(dir.path()).unwrap_err();
+        let begun = Instant::now();
+        while said.contains("not there any more") && begun.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            said = Daemon::find(dir.path()).unwrap_err();
+        }
+        assert!(said.contains("neither root's nor nf's own"), "{said}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -188,32 +188,50 @@ fn a_version_that_limits_itself_is_not_followed_in_place_by_one_that_does_not() 
     let refusal = job.can_roll(&other, &Strategy::default()).unwrap_err();
     assert_eq!(refusal.reason, Reason::FractionNotEnforced);
     assert!(job.can_roll(&Next { self_limiting: true, ..other }, &Strategy::default()).is_ok());
+}
+
+#[test]
+fn a_place_is_kept_by_who_still_keeps_to_it() {
+    let mut state = group(&[Sharing::None], false);
+    let limited = JobSpec { self_limiting: true, ..half() };
+    testing::run(&mut state, testing::schedule("r1", limited.clone()));
+    let job = state.jobs().values().next().unwrap().clone();
     let (node, alloc) = (state.node(NodeNo(1)).unwrap(), job.replicas[0].allocation().unwrap());
     assert!(Ask::of(&state, &limited).stays_kept(alloc, &node.spec));
     assert!(!Ask::of(&state, &half()).stays_kept(alloc, &node.spec));
 }
 
-#[test]
-fn rankings_and_passes_tell_tenants_apart() {
+/// So many different nodes that asks are ranked for, none of which enforces anything.
+fn bare(soft: bool) -> State {
     let mut state = State::new();
-    accept(&mut state, true);
+    accept(&mut state, soft);
     for i in 0..600u16 {
         let mut spec = node(&[Sharing::None]);
         spec.cpu_milli += u64::from(i);
         testing::run(&mut state, testing::register(&format!("n{i}"), spec));
     }
-    for _ in 0..3 {
-        state.stand(&half());
-    }
-    assert!(place_one(&state, &half(), &Limits::default()).is_some(), "its tenant accepts");
+    state
+}
+
+#[test]
+fn the_ranking_of_one_tenant_is_not_that_of_another() {
+    let mut state = bare(true);
     let strict = testing::job_spec("t2", Gpus::Milli(500));
-    assert!(place_one(&state, &strict, &Limits::default()).is_none(), "the other's ranking is not its own");
-    // In one pass over the queue one tenant's failure says nothing about another's ask.
-    for (id, spec) in [("r1", strict), ("r2", half())] {
-        let mut spec = spec.clone();
-        spec.constraints.labels.clear();
-        testing::run(&mut state, testing::schedule(id, spec));
+    for spec in [&strict, &half()] {
+        (0..3).for_each(|_| state.stand(spec));
     }
+    assert!(place_one(&state, &strict, &Limits::default()).is_none());
+    assert!(place_one(&state, &half(), &Limits::default()).is_some(), "its tenant accepts");
+}
+
+#[test]
+fn in_one_pass_the_failure_of_one_tenant_says_nothing_about_another() {
+    let mut state = bare(false);
+    for (id, tenant) in [("r1", "t2"), ("r2", "t1")] {
+        testing::run(&mut state, testing::schedule(id, testing::job_spec(tenant, Gpus::Milli(500))));
+    }
+    accept(&mut state, true);
+    testing::run(&mut state, Intent::PlaceWaiting);
     let states: Vec<JobState> = state.jobs().values().map(|job| job.state()).collect();
     assert_eq!(states, [JobState::Pending, JobState::Admitted]);
 }

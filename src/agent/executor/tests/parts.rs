@@ -25,7 +25,7 @@ async fn mps_has_its_limits_in_the_environment() {
     let executor = w.open();
     let mut want = w.shell("exec sleep 300").await;
     want.part = part(Kept::Mps);
-    let mut service = daemon(&w.path("mps"), None);
+    let mut service = daemon(&w.path("mps"), None).await;
     let environment = told(&executor, &w, &want).await;
     for wanted in [
         format!("CUDA_MPS_PIPE_DIRECTORY={}", w.path("mps").display()),
