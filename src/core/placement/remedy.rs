@@ -133,9 +133,6 @@ fn soft(state: &State, spec: &JobSpec, wanted: &[u16]) -> Vec<Change> {
         out.extend(wider(state, tenant, spec, wanted.len() as u64));
     }
     let ask = Ask::of(state, spec);
-    if matches!(spec.resources.gpu, Gpus::Milli(_)) && !ask.takes_any() {
-        out.push(Change::SoftSharing { tenant: spec.tenant.clone(), or_whole: false });
-    }
     let away = |node: &Node| node.state != NodeState::Ready;
     let mut out_of_use: Vec<&Arc<Node>> = Vec::new();
     for (class, nodes) in state.capacity().classes.iter() {
@@ -148,6 +145,10 @@ fn soft(state: &State, spec: &JobSpec, wanted: &[u16]) -> Vec<Change> {
     let cordoned = out_of_use.iter().filter(|node| node.cordon.is_some()).take(NODES);
     out.extend(cordoned.map(|node| Change::Uncordon(node.name.clone())));
     out.extend(out_of_use.iter().filter(|node| away(node)).take(NODES).map(|node| Change::Return(node.name.clone())));
+    // After what costs nobody a wall.
+    if matches!(spec.resources.gpu, Gpus::Milli(_)) && !ask.takes_any() {
+        out.push(Change::SoftSharing { tenant: spec.tenant.clone(), or_whole: false });
+    }
     out
 }
 

@@ -96,6 +96,12 @@ fn what_is_proposed_would_do() {
     let job = state.jobs().values().next_back().unwrap().clone();
     let [said] = &explain::remedy(&state, &job)[..] else { panic!() };
     assert!(said.starts_with("let the tenant accept") && !said.contains("whole GPU"), "{said}");
+    // A node that enforces parts and is only cordoned goes before anybody's word.
+    testing::run(&mut state, testing::register("n2", node(&[Sharing::Mps])));
+    let cordon = crate::node::Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain: None };
+    let name = crate::id::NodeName::new("n2").unwrap();
+    testing::run(&mut state, Intent::Cordon { node: name, cordon: Some(cordon) });
+    assert!(explain::remedy(&state, &job)[0].starts_with("uncordon node n2"), "{:?}", explain::remedy(&state, &job));
     // Nothing that the group has will do: a node is added that enforces parts.
     let mut empty = State::new();
     accept(&mut empty, false);

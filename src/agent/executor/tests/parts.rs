@@ -61,6 +61,7 @@ async fn who_keeps_to_its_part_by_itself_is_told_which() {
     let mut want = w.publish_with(script, &argv, 30, |process| process.limits_gpu = true).await;
     (want.port, want.part) = (None, part(Kept::Runtime));
     executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
     let at = w.path("data/replicas");
     let part = || {
         let found = walk(&at).into_iter().find(|path| path.ends_with("part"))?;
