@@ -72,6 +72,8 @@ pub struct ExecutorConfig {
     pub users: Users,
     /// When a device is free for the next replica.
     pub vacancy: Arc<Vacancy>,
+    /// Where the control daemon of NVIDIA's Multi-Process Service has its pipes, if there is one.
+    pub mps_pipes: PathBuf,
     /// What is run as the guard: `nf` itself.
     pub guard: PathBuf,
     /// What runs containers here.

@@ -30,6 +30,7 @@ mod tests;
 
 pub use link::{Link, LocalLink, RemoteLink};
 pub use node::Standing;
+pub use runtimes::mps::Daemon;
 pub use runtimes::users::Users;
 pub use runtimes::vacancy::{Alarm, Sensor, Vacancy};
 

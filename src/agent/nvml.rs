@@ -4,6 +4,7 @@
 
 use nf_core::id::DeviceType;
 use nf_core::node::{Device, DeviceKind};
+use nf_core::sharing::Sharing;
 use nf_core::vacancy::Look;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
@@ -60,6 +61,8 @@ fn described(gpu: &nvml_wrapper::Device<'_>) -> Result<Device, NvmlError> {
         island: 0,
         mig_profile: None,
         healthy: true,
+        // The driver itself keeps nobody to a part.
+        sharing: Sharing::None,
     })
 }
 

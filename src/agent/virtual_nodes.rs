@@ -16,6 +16,7 @@ use nf_core::played::devices;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Actual, Condition, ReplicaId, Want};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
+use nf_core::sharing::Sharing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -38,9 +39,12 @@ pub struct VirtualNode {
     pub gpus: u16,
     /// As the list names the model; None when the node has no GPU.
     pub device_type: Option<DeviceType>,
+    /// What is said to keep those who share a GPU to their parts; where the list says nothing, that it is played.
+    pub sharing: Sharing,
 }
 
-/// Reads CSV with the header `sn,cpu_milli,memory_mib,gpu,model`, in any order of columns.
+/// Reads CSV with the header `sn,cpu_milli,memory_mib,gpu,model`, in any order of columns; a column `sharing` (none,
+/// mps or simulated) may stand beside them.
 ///
 /// # Errors
 /// A text that names the line and the column at fault.
@@ -54,6 +58,7 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
     };
     let (sn, cpu, memory, gpu) = (column("sn")?, column("cpu_milli")?, column("memory_mib")?, column("gpu")?);
     let model = column("model")?;
+    let sharing = column("sharing").ok();
     let mut out = Vec::new();
     let mut names = BTreeSet::new();
     for (number, line) in lines {
@@ -75,12 +80,20 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
             0 => None,
             _ => Some(DeviceType::new(field(model, "model")?).map_err(|e| at("model", e.to_string()))?),
         };
+        let sharing = match sharing {
+            None => Sharing::Simulated,
+            Some(index) => {
+                let known = Sharing::named(field(index, "sharing")?);
+                known.ok_or_else(|| at("sharing", "none, mps or simulated".to_owned()))?
+            }
+        };
         out.push(VirtualNode {
             name,
             cpu_milli: count(cpu, "cpu_milli", MAX_BYTES)?,
             memory: count(memory, "memory_mib", MAX_BYTES >> 20)? << 20,
             gpus,
             device_type: kind,
+            sharing,
         });
         if out.len() > MOST {
             return Err(format!("at most {MOST} nodes in one process; split the list"));
@@ -92,7 +105,8 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
 impl VirtualNode {
     fn registration(&self, incarnation: Incarnation) -> Registration {
         let devices = |kind| devices(&self.name, DeviceKind::Gpu, kind, self.gpus, None);
-        let devices = self.device_type.as_ref().map(devices).unwrap_or_default();
+        let mut devices = self.device_type.as_ref().map(devices).unwrap_or_default();
+        devices.iter_mut().for_each(|device| device.sharing = self.sharing);
         let machine = Machine { cpu_milli: self.cpu_milli, memory: self.memory, disk: DISK };
         // Without a port range: nothing listens there.
         let spec = node_spec("127.0.0.1", None, machine, devices, true);

@@ -24,7 +24,8 @@ impl Doctor {
         let engine = crate::daemon::engine_socket(&settings);
         let (ports, engine) = (PortRange { first, last }, engine.as_deref());
         let users = crate::daemon::users(&settings, &data);
-        let found = doctor::look(&Wishes { data: &data, public, peer, ports, engine, users: &users });
+        let mps_pipes = settings.mps_pipe_directory.value.as_path();
+        let found = doctor::look(&Wishes { data: &data, public, peer, ports, engine, users: &users, mps_pipes });
         let items: Vec<_> = found.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
         let columns = [
             col("CHECK", |v| at(v, "check")),

@@ -120,6 +120,7 @@ const GPUS: &[Column] = &[
     col("USED", |v| at(v, "used_milli").parse().map_or_else(|_| "-".to_owned(), milli)),
     col("ISLAND", |v| at(v, "island")),
     col("HEALTH", health),
+    wide("SHARING", |v| at(v, "sharing")),
     wide("UUID", |v| at(v, "uuid")),
 ];
 const TENANTS: &[Column] = &[

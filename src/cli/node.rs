@@ -107,6 +107,9 @@ struct Register {
     zone: Option<String>,
     #[arg(long)]
     rack: Option<String>,
+    /// What is said to keep replicas that share a GPU to their parts: none, mps or simulated
+    #[arg(long)]
+    sharing: Option<String>,
 }
 
 impl Node {
@@ -216,6 +219,7 @@ impl Register {
             ("region", self.region),
             ("zone", self.zone),
             ("rack", self.rack),
+            ("sharing", self.sharing),
         ];
         body.extend(texts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))));
         body.extend(self.gpus.map(|gpus| ("gpus".to_owned(), json!(gpus))));

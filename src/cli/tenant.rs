@@ -133,6 +133,9 @@ struct SetQuota {
     /// Money that they may use, in the unit of the nodes' prices: 500/day; none/day for no such limit
     #[arg(long, value_name = "MONEY/WINDOW", value_parser = budget)]
     money: Vec<Budget>,
+    /// Let its jobs have parts of GPUs that nothing keeps anybody to; "false" takes it back for what comes
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    soft_sharing: Option<bool>,
 }
 
 /// A limit of a window; None takes it away.
@@ -203,7 +206,11 @@ fn show(global: &Global, tenant: &str, quota: &Value) -> anyhow::Result<()> {
             let limits = quota.get("quota").and_then(|quota| quota.get(key)?.as_object()).into_iter().flatten();
             limits.map(|(window, limit)| format!("may use {limit} {words} a {window}\n")).collect::<String>()
         });
-        output::trimmed(&table) + &tree.map(line).concat() + &budgets.concat()
+        let soft = match at(quota, "quota.soft_sharing").as_str() {
+            "true" => "accepts parts of GPUs that nothing enforces\n",
+            _ => "",
+        };
+        output::trimmed(&table) + &tree.map(line).concat() + &budgets.concat() + soft
     };
     output::put(&output::object(global.style(), quota, tenant, people)?);
     Ok(())
@@ -242,6 +249,7 @@ impl SetQuota {
                 Some(text) => drop(body.insert(key.to_owned(), number(text))),
             }
         }
+        body.extend(self.soft_sharing.map(|soft| ("soft_sharing".to_owned(), json!(soft))));
         for (key, given) in [("gpu_hours", &self.gpu_hours), ("money", &self.money)] {
             let Some(limits) = body.entry(key).or_insert_with(|| json!({})).as_object_mut() else { continue };
             for Budget { window, limit } in given {
@@ -314,11 +322,17 @@ mod tests {
             lend: None,
             gpu_hours: vec![budget("5.5/week").unwrap(), budget("none/day").unwrap()],
             money: Vec::new(),
+            soft_sharing: None,
         };
         let now =
             json!({ "quota": { "gpu": 4.0, "gpu_hours": { "day": 1.0, "month": 9.0 }, "money": { "day": 2.0 } } });
         let body = json!({ "gpu": 4.0, "gpu_hours": { "week": 5.5, "month": 9.0 }, "money": { "day": 2.0 } });
         assert_eq!(set.body(&now), body);
+        let soft = SetQuota { soft_sharing: Some(true), ..set };
+        assert_eq!(soft.body(&now)["soft_sharing"], json!(true));
+        let now_soft = json!({ "quota": { "soft_sharing": true } });
+        let set = SetQuota { soft_sharing: None, ..soft };
+        assert_eq!(set.body(&now_soft)["soft_sharing"], json!(true), "what is not named stays");
         let set = SetQuota { gpus: Some("A=2,B=none".into()), borrow: Some("A=1".into()), ..set };
         let now = json!({ "quota": { "device_types": { "A": { "gpu": 1.0, "lend": 3.0 }, "B": { "gpu": 4.0 } } } });
         let types = json!({ "A": { "gpu": 2, "borrow": 1, "lend": 3.0 } });

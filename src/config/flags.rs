@@ -71,6 +71,7 @@ const HIDDEN: &[&str] = &[
     "network_fault_down_after",
     "stop_grace",
     "kill_after",
+    "mps_pipe_directory",
     "prom_url",
     "otlp_endpoint",
     "postgres_dsn",

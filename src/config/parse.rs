@@ -2,6 +2,7 @@
 //! empty text means "not set". They do not know which setting they serve.
 
 use nf_core::id::{DeviceType, Label, NodeName};
+use nf_core::sharing::Sharing;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,6 +53,20 @@ pub struct PlayedNode {
     pub name: NodeName,
     pub device_type: Option<DeviceType>,
     pub count: u16,
+    /// What is said to keep those who share a GPU to their parts.
+    pub sharing: Option<Sharing>,
+}
+
+/// `auto`: what is found beside the driver. Else what keeps those who share a GPU to their parts.
+pub fn gpu_sharing(text: &str) -> Result<Option<Sharing>, String> {
+    match text {
+        "auto" => Ok(None),
+        // What is real is never only played.
+        text => match Sharing::named(text) {
+            Some(sharing @ (Sharing::None | Sharing::Mps)) => Ok(Some(sharing)),
+            _ => Err("auto, none or mps".into()),
+        },
+    }
 }
 
 /// Which devices this process brings.
@@ -61,6 +76,8 @@ pub enum GpuNodes {
     Played(Vec<PlayedNode>),
 }
 
+/// What may be said of a device that is only played.
+const SHARING: &str = "none, mps or simulated";
 /// Most GPUs of one node, and of a default quota; bounds the arithmetic.
 const MOST_GPUS: u64 = 1_000_000;
 /// Most labels, or prices, of one node.
@@ -188,7 +205,7 @@ pub fn members(text: &str) -> Result<Vec<Member>, String> {
 }
 
 pub fn gpu_nodes(text: &str) -> Result<GpuNodes, String> {
-    const FORM: &str = "auto, or name[:device_type[:count]], comma separated, e.g. n1:H100-80G:8,n2";
+    const FORM: &str = "auto, or name[:device_type[:count[:sharing]]], comma separated, e.g. n1:H100-80G:8,n2";
     if text.is_empty() || text.eq_ignore_ascii_case("auto") {
         return Ok(GpuNodes::Auto);
     }
@@ -203,13 +220,15 @@ pub fn gpu_nodes(text: &str) -> Result<GpuNodes, String> {
             Some(Ok(count)) if count <= 1024 => count,
             Some(_) => return Err(format!("{FORM}; the count is 0 to 1024")),
         };
+        let sharing = fields.next().map(|text| Sharing::named(text).ok_or(format!("{FORM}; sharing is {SHARING}")));
+        let sharing = sharing.transpose()?;
         if fields.next().is_some() {
             return Err(FORM.into());
         }
         if out.iter().any(|n| n.name == name) {
             return Err(format!("{FORM}; {name} is there twice"));
         }
-        out.push(PlayedNode { name, device_type, count });
+        out.push(PlayedNode { name, device_type, count, sharing });
     }
     Ok(GpuNodes::Played(out))
 }
@@ -405,7 +424,7 @@ mod tests {
         for bad in ["", "5", "0s", "-5s", "5 s", "99999999999999999999s", "25h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-        for bad in ["../x", "n1:H100:x", "n1:H100:1:2", "n1,n1", "n1::99999"] {
+        for bad in ["../x", "n1:H100:x", "n1:H100:1:2", "n1:H100:1:mps:x", "n1,n1", "n1::99999"] {
             assert!(gpu_nodes(bad).is_err(), "{bad}");
         }
         for bad in ["n1", "n1=host", "N1=h:1", "a=h:1,a=h:2", "a=h:0"] {
@@ -450,6 +469,10 @@ mod tests {
         let nodes = gpu_nodes("n1:H100-80G:8, n2").unwrap();
         let GpuNodes::Played(nodes) = nodes else { panic!("{nodes:?}") };
         assert_eq!((nodes[0].count, nodes[1].count), (8, 1));
+        let GpuNodes::Played(nodes) = gpu_nodes("n1:H100-80G:8:none").unwrap() else { panic!() };
+        assert_eq!(nodes[0].sharing, Some(Sharing::None));
+        assert_eq!((gpu_sharing("auto"), gpu_sharing("mps")), (Ok(None), Ok(Some(Sharing::Mps))));
+        assert!(gpu_sharing("simulated").is_err() && gpu_sharing("").is_err() && gpu_sharing("MPS").is_err());
         assert_eq!(members("a=h:1,b=h:2").unwrap().len(), 2);
     }
 }

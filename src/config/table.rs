@@ -7,6 +7,7 @@ use super::parse;
 use super::value::{Raw, Setting};
 use crate::outgoing::Allow;
 use nf_core::id::{DeviceType, Label};
+use nf_core::sharing::Sharing;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -112,7 +113,11 @@ settings! {
     replica_users: Option<(u32, u32)> = "1900000000-1900000999", "NF_REPLICA_USERS", parse::users,
         "user ids that nobody has: each replica runs as one of them where nf runs as root; off: as nf's own user";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
-        "auto (ask the driver), or name[:device_type[:count]], comma separated: nodes played in simulation";
+        "auto (ask the driver), or name[:device_type[:count[:sharing]]], comma separated: nodes played in simulation";
+    gpu_sharing: Option<Sharing> = "auto", "NF_GPU_SHARING", parse::gpu_sharing,
+        "what keeps replicas to their parts of this machine's GPUs: auto (mps where its control daemon is found), none or mps";
+    mps_pipe_directory: PathBuf = "/tmp/nvidia-mps", "NF_MPS_PIPE_DIRECTORY", parse::dir,
+        "where the control daemon of NVIDIA's Multi-Process Service has its pipes";
     container_engine: parse::Engine = "auto", "NF_CONTAINER_ENGINE", parse::engine,
         "socket of Docker or Podman for containers on this node; auto (DOCKER_HOST, then the usual places) or off";
     region: Option<Label> = "", "NF_REGION", parse::place,

@@ -6,6 +6,7 @@ use crate::id::{DeviceType, Label, NodeNo};
 use crate::ledger::NodeUse;
 use crate::node::{Device, DeviceKind, Node, NodeState};
 use crate::resources::WHOLE;
+use crate::sharing::Sharing;
 use imbl::{OrdMap, OrdSet};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -76,6 +77,7 @@ pub struct DeviceFlavor {
     pub memory: u64,
     pub island: u16,
     pub mig_profile: Option<DeviceType>,
+    pub sharing: Sharing,
 }
 
 impl From<&Device> for DeviceFlavor {
@@ -86,6 +88,7 @@ impl From<&Device> for DeviceFlavor {
             memory: d.memory,
             island: d.island,
             mig_profile: d.mig_profile.clone(),
+            sharing: d.sharing,
         }
     }
 }
@@ -247,6 +250,7 @@ fn same_flavor(f: &Flavor, node: &Node) -> bool {
             && f.memory == d.memory
             && f.island == d.island
             && f.mig_profile == d.mig_profile
+            && f.sharing == d.sharing
     };
     f.cpu_milli == s.cpu_milli
         && f.memory == s.memory

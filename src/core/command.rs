@@ -398,7 +398,7 @@ fn weight_of_place(place: [&Option<Label>; 3]) -> usize {
 
 fn weight_of_node(spec: &NodeSpec) -> usize {
     let kind = |kind: &DeviceType| 2 + kind.as_str().len();
-    let device = |d: &Device| 24 + d.uuid.len() + kind(&d.device_type) + d.mig_profile.as_ref().map_or(0, kind);
+    let device = |d: &Device| 25 + d.uuid.len() + kind(&d.device_type) + d.mig_profile.as_ref().map_or(0, kind);
     let prices = spec.cost_per_hour.keys().map(|of| 10 + kind(of));
     64 + spec.host.len()
         + spec.devices.iter().map(device).sum::<usize>()

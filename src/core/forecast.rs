@@ -8,6 +8,7 @@ use crate::id::{JobNo, ModelId, NodeNo, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, JobState, Phase};
 use crate::placement::{Limits, devices, filter, place, place_one, queue};
 use crate::quota;
+use crate::sharing::Ask;
 use crate::state::State;
 use imbl::OrdMap;
 use std::cmp::Reverse;
@@ -258,10 +259,11 @@ impl<'a> Future<'a> {
 
     /// Whether one replica has room on the node; a gang may have it elsewhere.
     fn may_fit(&self, spec: &JobSpec, node: NodeNo) -> bool {
+        let ask = Ask::of(&self.state, spec);
         let fits = self.state.capacity().class(node).is_some_and(|class| {
-            filter::may_have_room(class, spec)
-                && filter::may_ever_run(&class.flavor, spec)
-                && devices::fit(class, &spec.resources, spec.constraints.same_island).is_some()
+            filter::may_have_room(class, &ask)
+                && filter::may_ever_run(&class.flavor, &ask)
+                && devices::fit(class, &ask).is_some()
         });
         let here = self.state.node(node).map(|node| &node.name);
         fits && spec.constraints.node.as_ref().is_none_or(|wanted| Some(wanted) == here)

@@ -6,10 +6,11 @@ use crate::budget::{Meter, Rates, Window};
 use crate::capacity::CapacityIndex;
 use crate::consent;
 use crate::id::{NodeNo, Revision, TenantNo};
-use crate::job::{Allocation, Job, Movable, Move, Phase, Replica};
+use crate::job::{Allocation, Job, JobSpec, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
 use crate::quota::tree;
 use crate::resources::{Gpus, WHOLE};
+use crate::sharing::Kept;
 use crate::state::{State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -108,6 +109,9 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
             if replica.allocations().any(|alloc| alloc.shares.len() != count) {
                 bad(format!("{} replica {i} does not hold what it asks for", job.no));
             }
+            if !replica.copies().all(|(_, revision, alloc)| is_kept(state, job.spec_of(revision), alloc)) {
+                bad(format!("{} replica {i} holds a part of a device that is not kept as was said", job.no));
+            }
             // Each copy by the version that it runs: in a rollout there are two.
             let remembered = |(_, revision, alloc): (_, Revision, &Allocation)| {
                 let manifest = consent::about_people(job.spec_of(revision));
@@ -125,6 +129,21 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
             }
         }
     }
+}
+
+/// Whether what kept the shares when they were given still does. (A tenant's word that was taken back is asked for
+/// again at the next place.)
+fn is_kept(state: &State, spec: &JobSpec, alloc: &Allocation) -> bool {
+    let devices = state.node(alloc.node).map(|node| node.spec.devices.as_slice()).unwrap_or_default();
+    alloc.shares.iter().all(|share| {
+        let device = devices.get(usize::from(share.device)).map(|device| device.sharing);
+        match share.kept {
+            Kept::Alone => u32::from(share.milli) == WHOLE,
+            Kept::Mps | Kept::Simulated => device == share.kept.by_device(),
+            Kept::Runtime => spec.self_limiting,
+            Kept::Accepted => true,
+        }
+    })
 }
 
 /// Who claims a place waits for it, and no two claim the same node.

@@ -12,6 +12,7 @@ use crate::reason::Reason;
 use crate::resources::Resources;
 use crate::rollout::Rollout;
 use crate::scaling::Scaling;
+use crate::sharing::Kept;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -108,6 +109,8 @@ pub struct JobSpec {
     pub asked_by: Option<Person>,
     /// What kinds of data the version holds, as its manifest says; some need a consent.
     pub data_classes: Vec<Label>,
+    /// Its runtime keeps to its part of a device by itself, as its manifest says.
+    pub self_limiting: bool,
 }
 
 /// A signature that was verified, by digest, so that what was trusted can be found again.
@@ -136,6 +139,7 @@ impl JobSpec {
             evidence: None,
             asked_by: None,
             data_classes: Vec::new(),
+            self_limiting: false,
             scaling: None,
         }
     }
@@ -148,6 +152,7 @@ pub struct Share {
     pub device: u16,
     /// Thousandths, 1..=1000.
     pub milli: u16,
+    pub kept: Kept,
 }
 
 /// What a replica holds, and where.

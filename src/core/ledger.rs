@@ -6,6 +6,7 @@ use crate::id::{DeviceType, JobNo, NodeNo, TenantNo};
 use crate::job::{Allocation, Share};
 use crate::node::{DeviceKind, NodeSpec};
 use crate::resources::{Gpus, Resources, WHOLE};
+use crate::sharing::{Ask, Kept};
 use imbl::{OrdMap, OrdSet};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -196,12 +197,13 @@ pub fn share_memory(ask: &Resources, share: Share, spec: &NodeSpec) -> u64 {
     }
 }
 
-/// Whether `alloc` is what `ask` needs and is free on the node, in every dimension.
-/// The judgement of apply: it shares no code with the placer that proposes.
+/// Whether `alloc` is what the job asks for and is free on the node, in every dimension. The judgement of apply: what
+/// keeps a part is asked where the placer asks, all else is code of its own.
 ///
 /// # Errors
 /// What does not fit, in words.
-pub fn fits(ask: &Resources, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse) -> Result<(), String> {
+pub fn fits(job: &Ask<'_>, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse) -> Result<(), String> {
+    let ask = &job.resources;
     let room = |what: &str, used: u64, ask: u64, all: u64| match used.checked_add(ask) {
         Some(sum) if sum <= all => Ok(()),
         _ => Err(format!("{what}: {ask} asked, {} free", all.saturating_sub(used))),
@@ -224,8 +226,12 @@ pub fn fits(ask: &Resources, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse
         }
         room("device memory", held.memory, share_memory(ask, *share, spec), device.memory)?;
         match device.kind {
-            DeviceKind::Tpu => tpus += 1,
+            DeviceKind::Tpu if share.kept == Kept::Alone => tpus += 1,
+            DeviceKind::Tpu => return Err("a TPU is held alone".into()),
             DeviceKind::Gpu => {
+                if job.kept(device.sharing) != Some(share.kept) {
+                    return Err(format!("device {}: nothing keeps the job to its part as planned", share.device));
+                }
                 let type_fits = ask.device_types.is_empty() || ask.device_types.contains(&device.device_type);
                 if !type_fits || device.memory < ask.gpu_memory || device.mig_profile != ask.mig_profile {
                     return Err(format!("device {} is not of the kind asked for", share.device));

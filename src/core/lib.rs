@@ -41,6 +41,7 @@ pub mod resources;
 pub mod rollout;
 pub mod rows;
 pub mod scaling;
+pub mod sharing;
 #[doc(hidden)]
 pub mod sim;
 pub mod slo;

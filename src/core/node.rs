@@ -3,6 +3,7 @@
 
 use crate::fault::Quarantine;
 use crate::id::{DeviceType, Incarnation, Label, MemberId, NodeName, NodeNo};
+use crate::sharing::Sharing;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct Device {
     /// Set when the device is a MIG slice of this profile.
     pub mig_profile: Option<DeviceType>,
     pub healthy: bool,
+    /// What keeps those who share it to their parts.
+    pub sharing: Sharing,
 }
 
 /// First and last port that replicas on the node may be given.

@@ -4,6 +4,7 @@
 
 use crate::id::{DeviceType, Label, NodeName};
 use crate::node::{Device, DeviceKind, NodeSpec, PortRange};
+use crate::sharing::Sharing;
 use crate::state::State;
 use std::collections::BTreeMap;
 
@@ -37,6 +38,8 @@ pub struct Played {
     pub rack: Option<Label>,
     /// Millionths of the currency unit per device and hour.
     pub cost_per_hour: Option<u64>,
+    /// What is said to keep those who share a GPU to their parts; that it is played, when absent.
+    pub sharing: Option<Sharing>,
 }
 
 impl Played {
@@ -47,6 +50,9 @@ impl Played {
         let memory = self.gpu_memory.filter(|bytes| *bytes > 0);
         let mut all = devices(name, DeviceKind::Gpu, &device_type, gpus, memory);
         all.extend(devices(name, DeviceKind::Tpu, &fixed("TPU"), self.tpus, memory));
+        for device in all.iter_mut() {
+            device.sharing = self.sharing.unwrap_or(device.sharing);
+        }
         let many = u64::from(gpus.max(1));
         NodeSpec {
             host: host.into(),
@@ -96,6 +102,7 @@ pub fn devices(
         island: i / ISLAND,
         mig_profile: None,
         healthy: true,
+        sharing: Sharing::Simulated,
     };
     (0..count).map(device).collect()
 }

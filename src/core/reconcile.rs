@@ -6,6 +6,7 @@ use crate::consent;
 use crate::id::{Digest16, Generation, JobNo, NodeNo, RequestId, TenantId};
 use crate::job::{Copy, JobSpec, Movable, Phase, Share, Stage};
 use crate::reason::Reason;
+use crate::sharing::Part;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub struct Want {
     /// Devices by index and by uuid.
     pub shares: Vec<Share>,
     pub uuids: Vec<Arc<str>>,
+    /// The part of one that it shares with others.
+    pub part: Option<Part>,
     pub host: Arc<str>,
     pub port: Option<u16>,
     /// How far the group thinks it is. An agent whose replica is elsewhere says so
@@ -138,12 +141,14 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
             Copy::Own(_) | Copy::Coming(_) => continue,
         };
         let uuid = |share: &Share| row.spec.devices.get(usize::from(share.device)).map(|d| d.uuid.clone());
+        let spec = job.spec_of(replica.revision_of(generation));
         let want = Want {
             request: job.request.clone(),
             generation,
-            spec: job.spec_of(replica.revision_of(generation)).clone(),
+            spec: spec.clone(),
             shares: alloc.shares.clone(),
             uuids: alloc.shares.iter().filter_map(uuid).collect(),
+            part: Part::of(&spec.resources, alloc, &row.spec),
             host: row.spec.host.clone(),
             port: alloc.port,
             stage,

@@ -30,6 +30,8 @@ pub struct Quota {
     pub budgets: Option<Box<Budgets>>,
     /// Limits of single device types, beside those of all GPUs.
     pub types: BTreeMap<DeviceType, Share>,
+    /// Its jobs get parts of devices on which nothing keeps anybody to a part.
+    pub soft_sharing: bool,
 }
 
 /// What a tenant has of something, in thousandths of a GPU.

@@ -9,6 +9,7 @@ use crate::node::{Device, DeviceKind, NodeKind, NodeSpec, PortRange};
 use crate::plan::{Intent, Queueing, plan};
 use crate::reason::Refusal;
 use crate::resources::{Gpus, Resources};
+use crate::sharing::Sharing;
 use crate::state::State;
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub fn node_spec(gpus: u16) -> NodeSpec {
         island: i / 4,
         mig_profile: None,
         healthy: true,
+        sharing: Sharing::Simulated,
     };
     NodeSpec {
         host: "127.0.0.1".into(),
@@ -37,6 +39,13 @@ pub fn node_spec(gpus: u16) -> NodeSpec {
         cost_per_hour: Default::default(),
         simulated: true,
     }
+}
+
+/// The same as a machine that is there: nothing keeps anybody to parts of its GPUs.
+pub fn real_node_spec(gpus: u16) -> NodeSpec {
+    let mut spec = NodeSpec { simulated: false, ..node_spec(gpus) };
+    spec.devices.iter_mut().for_each(|device| device.sharing = Sharing::None);
+    spec
 }
 
 /// Registers worker `name`.

@@ -8,6 +8,7 @@ use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};
 use crate::rollout::{self, Outlook};
+use crate::sharing::Kept;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -98,6 +99,7 @@ pub struct DeviceView {
     pub index: u16,
     pub device_type: Arc<str>,
     pub milli: u16,
+    pub kept: Kept,
 }
 
 /// The view of a live or finished job.
@@ -191,6 +193,7 @@ pub fn place(state: &State, alloc: &Allocation) -> Option<PlaceView> {
             index: share.device,
             device_type: device.device_type.as_str().into(),
             milli: share.milli,
+            kept: share.kept,
         })
     };
     Some(PlaceView {

@@ -282,8 +282,9 @@ fn resolve(store: Store, trust: Option<Trust>) -> Resolve {
         let Some(manifest) = found else { return Ok(None) };
         let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant));
         let evidence = judged.transpose().map_err(Unresolved::Refused)?;
-        let (runtime, sha256) = (manifest.runtime(), manifest.sha256());
-        Ok(Some(ModelFacts { runtime, manifest: sha256, evidence, data_classes: manifest.data_classes }))
+        let (runtime, sha256, self_limiting) = (manifest.runtime(), manifest.sha256(), manifest.limits_gpu());
+        let data_classes = manifest.data_classes;
+        Ok(Some(ModelFacts { runtime, manifest: sha256, evidence, data_classes, self_limiting }))
     })
 }
 

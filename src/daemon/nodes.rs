@@ -8,7 +8,7 @@ use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Execute, NodeRegistration, Sensor, Users, Vacancy};
+use crate::agent::{Daemon, Execute, NodeRegistration, Sensor, Users, Vacancy};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
 use crate::config::{Error as ConfigError, Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
@@ -17,9 +17,10 @@ use crate::raft::Replica;
 use crate::telemetry::Metrics;
 use anyhow::{Context as _, Result, anyhow};
 use nf_core::id::{Incarnation, Label, NodeName};
-use nf_core::node::{DeviceKind, ENGINE_LABEL, NodeKind, NodeSpec, PortRange};
+use nf_core::node::{Device, DeviceKind, ENGINE_LABEL, NodeKind, NodeSpec, PortRange};
 use nf_core::plan::{Intent, Reply};
 use nf_core::played::{self, Played};
+use nf_core::sharing::Sharing;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,9 +51,41 @@ fn placed(settings: &Settings, spec: NodeSpec) -> NodeSpec {
     }
 }
 
-fn simulated(own: &PlayedNode) -> Vec<nf_core::node::Device> {
+fn simulated(own: &PlayedNode, said: Option<Sharing>) -> Vec<Device> {
     let device_type = own.device_type.clone().unwrap_or_else(played::usual_type);
-    played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None)
+    let mut devices = played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None);
+    devices.iter_mut().for_each(|device| device.sharing = own.sharing.or(said).unwrap_or(device.sharing));
+    devices
+}
+
+/// `NF_GPU_SHARING`, or what is found beside the driver. Where it can't be known, nothing is said to be enforced.
+fn shared(settings: &Settings, devices: &mut [Device], simulated: bool) {
+    if let Some(said) = settings.gpu_sharing.value {
+        devices.iter_mut().filter(|device| device.kind == DeviceKind::Gpu).for_each(|gpu| gpu.sharing = said);
+        return;
+    }
+    if simulated || devices.is_empty() {
+        return;
+    }
+    match serving(settings).and_then(|daemon| daemon.mark(devices)) {
+        Ok(()) => {
+            let parts = devices.iter().filter(|device| device.sharing == Sharing::Mps).count();
+            tracing::info!(parts, "MPS keeps replicas to their parts of so many GPUs");
+        }
+        Err(why) => tracing::info!(why, "nothing keeps replicas to parts of this node's GPUs; see NF_GPU_SHARING"),
+    }
+}
+
+/// The daemon of the Multi-Process Service, where it serves whom the agent starts.
+fn serving(settings: &Settings) -> Result<Daemon, String> {
+    let daemon = Daemon::find(&settings.mps_pipe_directory.value)?;
+    match settings.replica_users.value {
+        // One server serves one user at a time, says its man page: the next one waits until the first has gone.
+        Some(_) if nix::unistd::geteuid().is_root() => {
+            Err("MPS serves one user at a time, and replicas have users of their own (NF_REPLICA_USERS)".into())
+        }
+        _ => Ok(daemon),
+    }
 }
 
 /// `NF_CONTAINER_ENGINE`, or what is found.
@@ -95,10 +128,14 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => {
-            own_devices(&me.name, &me.data, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?
+            let found =
+                own_devices(&me.name, &me.data, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
+            let (mut devices, simulated) = found;
+            shared(settings, &mut devices, simulated);
+            (devices, simulated)
         }
         GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {
-            Some(own) => (simulated(own), true),
+            Some(own) => (simulated(own, settings.gpu_sharing.value), true),
             None => (Vec::new(), simulation),
         },
     };
@@ -132,6 +169,7 @@ pub fn executor_config(
 ) -> ExecutorConfig {
     ExecutorConfig {
         vacancy: Arc::new(vacancy),
+        mps_pipes: settings.mps_pipe_directory.value.clone(),
         judge: trust.map(Trust::for_node),
         run_dir: settings.run_dir.value.clone(),
         data_dir: data.join("nodes").join(node.as_str()),
@@ -232,7 +270,8 @@ async fn register_one(
     let state = replica.applied().state;
     let ports = played::next_ports(&state, &node.name, &me.host, range(settings));
     drop(state);
-    let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), ..Played::default() };
+    let sharing = node.sharing.or(settings.gpu_sharing.value);
+    let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), sharing, ..Played::default() };
     let spec = placed(settings, said.spec(&node.name, &me.host, ports));
     let kind = NodeKind::Played(me.id);
     let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };

@@ -9,6 +9,7 @@ use nf_core::consent::MAX_CLASSES;
 use nf_core::id::{Label, ModelId, VersionId};
 use nf_core::job::Runtime;
 use nf_core::reason::Reason;
+use nf_core::sharing::Part;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -90,8 +91,12 @@ pub struct Artifact {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
-    /// Templates: `{port}` `{host}` `{model}` (the first file) `{dir}` `{file:NAME}` `{python}`; `{{` is a brace.
+    /// Templates: `{port}` `{host}` `{model}` (the first file) `{dir}` `{file:NAME}` `{python}` `{gpu_memory_part}` (how
+    /// much of its GPU's memory it may have, such as 0.5); `{{` is a brace.
     pub argv: Vec<String>,
+    /// The program keeps to `{gpu_memory_part}`, so that it may share a GPU on which nothing else enforces that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limits_gpu: bool,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     #[serde(default)]
@@ -241,6 +246,14 @@ impl Manifest {
         }
     }
 
+    /// Whether its program keeps to its part of a GPU by itself.
+    pub fn limits_gpu(&self) -> bool {
+        match &self.runtime {
+            Launch::Process(program) | Launch::Docker(Container { program, .. }) => program.limits_gpu,
+            Launch::Simulated {} => false,
+        }
+    }
+
     fn check(&self) -> Result<(), (String, String)> {
         let wrong = |field: String, text: &str| Err((field, text.to_string()));
         if self.files.len() > MAX_FILES {
@@ -291,6 +304,10 @@ impl Process {
             if let Err(text) = check_word(word, names) {
                 return wrong(&format!("runtime.argv[{i}]"), text);
             }
+        }
+        if self.limits_gpu && !self.argv.iter().any(|word| word.contains("{gpu_memory_part}")) {
+            let text = "without {gpu_memory_part} in argv the program is not told what to keep to".to_string();
+            return wrong("runtime.limits_gpu", text);
         }
         if self.env.len() > MAX_ENV {
             return wrong("runtime.env", format!("at most {MAX_ENV} variables"));
@@ -353,13 +370,13 @@ fn check_word(word: &str, names: &BTreeSet<&str>) -> Result<(), String> {
     }
     for piece in pieces(word)? {
         match piece {
-            Piece::Text(_) | Piece::Slot("port" | "host" | "model" | "dir" | "python") => {}
+            Piece::Text(_) | Piece::Slot("port" | "host" | "model" | "dir" | "python" | "gpu_memory_part") => {}
             Piece::Slot(slot) => match slot.strip_prefix("file:") {
                 Some(name) if names.contains(name) => {}
                 Some(name) => return Err(format!("{{file:{name}}} is not among the files")),
                 None => {
                     return Err(format!(
-                        "{{{slot}}} is none of {{port}} {{host}} {{model}} {{dir}} {{file:NAME}} {{python}}; write {{{{ for a brace"
+                        "{{{slot}}} is none of {{port}} {{host}} {{model}} {{dir}} {{file:NAME}} {{python}} {{gpu_memory_part}}; write {{{{ for a brace"
                     ));
                 }
             },
@@ -376,7 +393,12 @@ pub struct Slots<'a> {
     /// Where the version's files lie.
     pub dir: &'a Path,
     pub python: &'a str,
+    /// The part that it shares with others; None: its GPUs are its own, or it has none.
+    pub part: Option<Part>,
 }
+
+/// Thousandths of a GPU's memory that a program which has it all is told to use: contexts and the driver need some.
+const ALL_MEMORY: u16 = 900;
 
 impl Manifest {
     /// The command line of `process` with its placeholders filled in.
@@ -395,6 +417,10 @@ impl Manifest {
                 Piece::Text(text) => out.push_str(text),
                 Piece::Slot("host") => out.push_str(slots.host),
                 Piece::Slot("python") => out.push_str(slots.python),
+                Piece::Slot("gpu_memory_part") => {
+                    let milli = slots.part.map_or(ALL_MEMORY, |part| part.memory_milli().min(ALL_MEMORY));
+                    out.push_str(format!("0.{milli:03}").trim_end_matches('0'));
+                }
                 Piece::Slot("dir") => out.push_str(&path(slots.dir.into())),
                 Piece::Slot("port") => {
                     let port = slots.port.ok_or("{port} is asked for, but this node gives its replicas no ports")?;

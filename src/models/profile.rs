@@ -25,6 +25,7 @@ mod tests {
     use super::super::manifest::Slots;
     use super::super::{FileName, Launch, Manifest};
     use super::*;
+    use nf_core::sharing::{Kept, Part};
     use serde_json::json;
     use std::path::Path;
 
@@ -46,10 +47,17 @@ mod tests {
         for name in known {
             let process = profile(name).unwrap();
             let manifest = manifest(process);
-            let slots = Slots { host: "127.0.0.1", port: Some(4711), dir: Path::new("/m"), python: "python3" };
+            let slots =
+                Slots { host: "127.0.0.1", port: Some(4711), dir: Path::new("/m"), python: "python3", part: None };
             let argv = manifest.argv(process, &slots).unwrap().join(" ");
             assert!(argv.contains("4711") && argv.contains("127.0.0.1") && argv.contains("/m"), "{name}: {argv}");
             assert!(process.live.is_some(), "{name}");
+            // Only who is told a limit and keeps to it counts as enforcing it.
+            assert_eq!(process.limits_gpu, ["vllm", "tgi"].contains(&name), "{name}");
+            assert_eq!(process.limits_gpu, argv.contains(" 0.9"), "{name}: {argv}");
+            let half = Part { kept: Kept::Runtime, milli: 500, memory: 40 << 30, of: 80 << 30 };
+            let argv = manifest.argv(process, &Slots { part: Some(half), ..slots }).unwrap().join(" ");
+            assert_eq!(process.limits_gpu, argv.contains(" 0.5"), "{name}: {argv}");
             let counts = process.metrics.as_ref().is_some_and(|m| m.running.is_some());
             assert_eq!(process.drain.is_some(), counts, "{name}: who can be counted is waited for");
         }

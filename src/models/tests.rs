@@ -38,6 +38,7 @@ fn draft() -> Draft {
     let process = Process {
         argv: vec!["{python}".into(), "{model}".into(), "--port={port}".into(), "{file:sub/config.json}".into()],
         env: Default::default(),
+        limits_gpu: false,
         ready: Ready::default(),
         live: None,
         drain: None,
@@ -94,7 +95,7 @@ async fn what_is_published_is_fetched_and_laid_out() {
     assert_eq!(fs::metadata(into.join("model.bin")).unwrap().permissions().mode() & 0o777, 0o444);
 
     let Launch::Process(process) = &found.runtime else { panic!() };
-    let slots = Slots { host: "h", port: Some(80), dir: std::path::Path::new("/d"), python: "py" };
+    let slots = Slots { host: "h", port: Some(80), dir: std::path::Path::new("/d"), python: "py", part: None };
     assert_eq!(found.argv(process, &slots).unwrap(), ["py", "/d/model.bin", "--port=80", "/d/sub/config.json"]);
 
     let pulled = pull(&w.store, &model, &version, &w.root.join("out")).await.unwrap();
@@ -308,10 +309,20 @@ proptest! {
         let text = good().replace("{port}", &word);
         if let Ok(manifest) = Manifest::parse("x", text.as_bytes()) {
             let Launch::Process(process) = &manifest.runtime else { unreachable!() };
-            let slots = Slots { host: "h", port: None, dir: std::path::Path::new("/d"), python: "py" };
+            let slots = Slots { host: "h", port: None, dir: std::path::Path::new("/d"), python: "py", part: None };
             let _ = manifest.argv(process, &slots);
         }
     }
+}
+
+#[test]
+fn who_says_that_it_limits_itself_is_told_to_what() {
+    let says = good().replacen("\"argv\"", "\"limits_gpu\":true,\"argv\"", 1);
+    let told = says.replacen("{port}", "{gpu_memory_part}", 1);
+    assert!(Manifest::parse("x", told.as_bytes()).unwrap().limits_gpu());
+    let text = Manifest::parse("x", says.as_bytes()).unwrap_err().to_string();
+    assert!(text.contains("runtime.limits_gpu") && text.contains("{gpu_memory_part}"), "{text}");
+    assert!(!Manifest::parse("x", good().as_bytes()).unwrap().limits_gpu(), "nobody does who does not say so");
 }
 
 #[tokio::test]

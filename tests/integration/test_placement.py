@@ -211,3 +211,31 @@ def test_a_quota_may_name_device_types(group):
     bad = group.call("PUT", "/tenants/typed/quota", {"device_types": {"H100-80G": {"gpus": 1}}})
     assert (bad.status_code, bad.json()["field"]) == (400, "device_types.H100-80G.gpu")
     stop_all(group)
+
+
+def test_a_part_of_a_gpu_that_nothing_enforces_is_not_given(group):
+    """First what is there, then what it is told, then what it does once its tenant has accepted it."""
+    group.nf("node", "register", "bare", "--gpus", "1", "--device-type", "L4", "--sharing", "none")
+    gpus = [gpu for node in group.get("/nodes")["items"] for gpu in node.get("devices", [])]
+    assert {gpu["sharing"] for gpu in gpus if gpu["device_type"] == "L4"} == {"none"}
+    part = {"resources": {"gpu": 0.5, "device_type": "L4"}}
+    job = schedule(group, "parts", 0.5, 202, **part)
+    [reason] = [reason for reason in job["reasons"] if reason["reason"] == "FractionNotEnforced"]
+    assert (reason["nodes"], reason["permanent"]) == (1, True)
+    told = group.nf("explain", job["request_id"])
+    assert "nf quota set parts --soft-sharing" in told and "whole GPU" in told, told
+    plan = group.call("POST", "/schedule", {**BODY, "tenant_id": "parts", "dry_run": True, **part}).json()
+    assert plan["reasons"][0]["reason"] == "FractionNotEnforced", plan
+    never = {**BODY, "tenant_id": "parts", "queue": "never", **part}
+    refused = group.call("POST", "/schedule", never)
+    assert refused.status_code == 503 and "FractionNotEnforced" in refused.json()["detail"], refused.text
+    group.nf("quota", "set", "parts", "--soft-sharing")
+    assert group.get("/tenants/parts/quota")["quota"]["soft_sharing"] is True
+    group.wait_state(job["request_id"], "Running")
+    [replica] = group.job(job["request_id"])["replicas"]
+    place = replica["placement"]
+    assert (place["shares"], place["kept"]) == ([500], ["accepted"])
+    group.nf("quota", "set", "parts", "--soft-sharing=false")
+    assert group.job(job["request_id"])["state"] == "Running", "what runs goes on"
+    assert schedule(group, "parts", 0.25, 202, resources={"gpu": 0.25, "device_type": "L4"})["state"] == "Pending"
+    stop_all(group)

@@ -166,7 +166,9 @@ fn the_doctor_works_without_a_group_and_says_what_to_do() {
     assert_eq!(code, 0, "{out}{err}");
     let found: serde_json::Value = serde_json::from_str(&out).unwrap();
     let items = found["items"].as_array().unwrap();
-    for check in ["kernel", "cgroup v2", "limits", "disk", "clock", "public port", "gpus", "container engine"] {
+    for check in
+        ["kernel", "cgroup v2", "limits", "disk", "clock", "public port", "gpus", "gpu parts", "container engine"]
+    {
         let item = items.iter().find(|item| item["check"] == check).unwrap_or_else(|| panic!("{check} in {out}"));
         assert_eq!(item["next"].is_string(), item["verdict"] != "ok", "{item}");
     }

@@ -11,6 +11,7 @@ use neural_fabric::{agent, controller, exchange};
 use nf_core::id::{DeviceType, Incarnation, NodeName};
 use nf_core::job::JobState;
 use nf_core::resources::Gpus;
+use nf_core::sharing::Sharing;
 use nf_core::testing;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -69,6 +70,7 @@ fn nodes(count: usize) -> Vec<VirtualNode> {
         memory: 1 << 38,
         gpus: 8,
         device_type: Some(DeviceType::new("A100").unwrap()),
+        sharing: Sharing::Simulated,
     };
     (0..count).map(node).collect()
 }

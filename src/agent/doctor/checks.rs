@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::agent::runtimes::cgroup::Cgroups;
+use crate::agent::runtimes::mps::Daemon;
 use crate::agent::runtimes::users::{Giver, Users};
 use crate::agent::{engine, lease, nvml};
 use nf_core::node::PortRange;
@@ -178,6 +179,20 @@ pub(super) fn gpus() -> Finding {
             "install the driver (nvidia-smi must work), or say what there is with GPU_NODES",
         ),
         Err(error) => Finding::fault("gpus", error, "the driver is there and does not answer: nvidia-smi says more"),
+    }
+}
+
+/// Whether something enforces parts of this machine's GPUs.
+pub(super) fn parts(pipes: &Path) -> Finding {
+    let check = "gpu parts";
+    match Daemon::find(pipes) {
+        Ok(_) => Finding::ok(check, "the MPS control daemon keeps replicas to their parts; nf get gpus -o wide"),
+        Err(why) => {
+            let detail = format!("{why}: nothing enforces a part of a GPU here");
+            let next =
+                "only needed for jobs that ask for part of a GPU: nvidia-cuda-mps-control -d, then start nf again";
+            Finding::missing(check, detail, next)
+        }
     }
 }
 

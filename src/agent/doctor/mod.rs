@@ -55,6 +55,8 @@ pub struct Wishes<'a> {
     /// The socket of the container engine.
     pub engine: Option<&'a Path>,
     pub users: &'a Users,
+    /// Where the control daemon of MPS has its pipes.
+    pub mps_pipes: &'a Path,
 }
 
 /// Looks at everything, in the order of a start.
@@ -70,6 +72,7 @@ pub fn look(wishes: &Wishes<'_>) -> Vec<Finding> {
         checks::listen("peer port", wishes.peer),
         checks::replica_ports(wishes.ports),
         checks::gpus(),
+        checks::parts(wishes.mps_pipes),
         checks::containers(wishes.engine),
         checks::python(),
         checks::shared_memory(),
@@ -90,7 +93,8 @@ mod tests {
         let ports = PortRange { first: 40_000, last: 40_010 };
         let users = Users { range: None, required: false, home: data.clone() };
         let public = held.local_addr().unwrap();
-        let wishes = Wishes { data: &data, public, peer: free, ports, engine: Some(&data), users: &users };
+        let (engine, mps_pipes) = (Some(&*data), &*data);
+        let wishes = Wishes { data: &data, public, peer: free, ports, engine, users: &users, mps_pipes };
         let found = look(&wishes);
         for finding in &found {
             assert!(!finding.detail.is_empty(), "{finding:?}");
@@ -103,6 +107,7 @@ mod tests {
         assert_ne!(of("disk").verdict, Verdict::Fault, "{:?}", of("disk"));
         assert!(!data.exists(), "nothing is made");
         assert!(of("container engine").detail.contains("does not answer"), "{:?}", of("container engine"));
+        assert!(of("gpu parts").detail.contains("no MPS control daemon"), "{:?}", of("gpu parts"));
         let nowhere = Path::new("/proc/nowhere");
         assert_eq!(checks::disk(nowhere).verdict, Verdict::Fault);
     }

@@ -4,6 +4,7 @@
 mod draining;
 mod escapes;
 mod owned;
+mod parts;
 mod personal;
 mod simulated;
 mod vacant;
@@ -84,6 +85,7 @@ impl World {
                 Some(self.sees.0.clone()),
                 Some(self.alarm()),
             )),
+            mps_pipes: self.path("mps"),
             users: Users { range: self.users, required: self.users.is_some(), home: self.path("data") },
             guard: self.path("no-such-program"),
             engine: Default::default(),
@@ -116,6 +118,7 @@ impl World {
             argv: argv.iter().map(|a| a.to_string()).collect(),
             env: [("EXTRA".to_string(), "from the manifest".to_string())].into(),
             ready: Ready { timeout_s, ..Ready::default() },
+            limits_gpu: false,
             live: None,
             drain: None,
             metrics: None,
@@ -197,6 +200,7 @@ fn simulated_want() -> Want {
         spec: Arc::new(testing::job_spec("t1", Gpus::Whole(1))),
         shares: vec![],
         uuids: vec!["GPU-7".into()],
+        part: None,
         host: "127.0.0.1".into(),
         port: Some(free_port()),
         stage: None,

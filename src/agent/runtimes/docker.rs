@@ -9,7 +9,7 @@ mod output;
 use super::life::Running;
 use super::process::{discard, make_own_dir};
 use super::processes::Identity;
-use super::{model_dir, port_is_taken, port_taken, prepare, vacancy};
+use super::{model_dir, mps, port_is_taken, port_taken, prepare, vacancy};
 use crate::agent::engine::{Facts, Fault};
 use crate::agent::executor::Shared;
 use crate::agent::post::Post;
@@ -141,6 +141,7 @@ async fn make_ready(post: &Post, want: &Want) -> Result<Ready, End> {
     }
     match reached(post, want, &container.image).await {
         Ok((docker, facts, image, address)) => {
+            mps::served(post, want).await?;
             vacancy::wait(post, want).await?;
             Ok(Ready { docker, facts, manifest, container, image, address })
         }
@@ -241,6 +242,7 @@ async fn begin(post: &Post, want: &Want, ready: &Ready) -> Result<(Record, Optio
         address: ready.address,
         owner,
         group: &shared.engine.config.group,
+        pipes: &shared.config.mps_pipes,
     };
     let body = order.body().map_err(|text| Fault { why: Reason::RuntimeFailed, text })?;
     let begun = async {

@@ -7,6 +7,7 @@ pub(super) mod cgroup;
 pub(super) mod docker;
 mod drain;
 mod life;
+pub(super) mod mps;
 pub(super) mod process;
 pub(super) mod processes;
 pub(super) mod session;

@@ -6,7 +6,7 @@ use super::life::{Leader, Processes, Running, clear};
 use super::processes::{Identity, KEY, Owner};
 use super::session::{self, Confinement};
 use super::users::{self, Giver};
-use super::{cgroup, docker, model_dir, port_is_taken, port_taken, prepare, vacancy};
+use super::{cgroup, docker, model_dir, mps, port_is_taken, port_taken, prepare, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -133,6 +133,7 @@ async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
         post.note(&format!("port {port} is taken by a program that is not ours")).await;
         return Err(port_taken());
     }
+    mps::served(post, want).await?;
     vacancy::wait(post, want).await?;
     Ok((manifest, process))
 }
@@ -227,7 +228,7 @@ async fn spawn_held(
     let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
     let spawned = tokio::task::spawn_blocking(move || {
         let _lock = lock;
-        let mut command = command(&record, &want, &manifest, &process, &dir, &model)?;
+        let mut command = command(&record, &want, &manifest, &process, &dir, &model, &shared.config.mps_pipes)?;
         if let Some(traceparent) = shared.traceparent((record.launch.id, record.launch.generation)) {
             command.env(traces::VARIABLE, traceparent);
         }
@@ -290,9 +291,10 @@ fn command(
     process: &Process,
     dir: &Path,
     model: &Path,
+    pipes: &Path,
 ) -> io::Result<std::process::Command> {
     let python = std::env::var("NF_PYTHON").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
-    let slots = Slots { host: &want.host, port: want.port, dir: model, python: &python };
+    let slots = Slots { host: &want.host, port: want.port, dir: model, python: &python, part: want.part };
     let argv = manifest.argv(process, &slots).map_err(io::Error::other)?;
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("an empty command line"))?;
     let mut command = std::process::Command::new(program);
@@ -311,6 +313,7 @@ fn command(
     // By uuid, never by index: an index names another device after a hot plug, and can't name a MIG slice.
     // Empty hides all devices from a replica that holds none.
     command.env("CUDA_VISIBLE_DEVICES", want.uuids.join(","));
+    command.envs(mps::limits(want, pipes));
     Ok(command)
 }
 

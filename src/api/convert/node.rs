@@ -8,6 +8,7 @@ use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
 use nf_core::node::Drain;
 use nf_core::reason::Refusal;
+use nf_core::sharing::Sharing;
 use nf_core::tenant::{Quota, Share};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ fn described(o: &mut Object<'_>, name: Option<NodeName>) -> Result<Registration,
         zone: o.name("zone", Label::new)?,
         rack: o.name("rack", Label::new)?,
         cost_per_hour: o.get("cost_per_hour").map(|f| f.micro()).transpose()?,
+        sharing: o.get("sharing").map(|f| f.word(&Sharing::ALL.map(|each| (each.name(), each)))).transpose()?,
     })
 }
 
@@ -194,6 +196,7 @@ pub fn quota(map: &Map<String, Value>) -> Result<Quota, Refusal> {
         lend_milli: o.milli("lend")?,
         budgets: budgets(&mut o)?.some(),
         types: types(&mut o)?,
+        soft_sharing: o.boolean("soft_sharing")?.unwrap_or(false),
     };
     o.finish()?;
     Ok(out)

@@ -12,6 +12,7 @@ use nf_core::plan::Queueing;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
 use nf_core::scaling::Scaling;
+use nf_core::sharing::Sharing;
 use nf_core::view::{JobView, PlaceView, ReplicaView};
 use nf_proto::v1;
 use std::collections::{BTreeMap, HashMap};
@@ -72,6 +73,7 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
         evidence: None,
         asked_by: None,
         data_classes: Vec::new(),
+        self_limiting: false,
         approved_by: match m.approved_by.as_str() {
             "" => None,
             text => Some(at("approved_by", approver(text))?),
@@ -197,6 +199,10 @@ pub fn registration(m: v1::RegisterNodeRequest) -> Result<Registration, Refusal>
         zone: maybe("zone", &m.zone, Label::new)?,
         rack: maybe("rack", &m.rack, Label::new)?,
         cost_per_hour: m.cost_per_hour.map(|cost| at("cost_per_hour", value::micro(cost))).transpose()?,
+        sharing: match m.sharing.as_str() {
+            "" => None,
+            text => Some(at("sharing", Sharing::named(text).ok_or_else(|| "none, mps or simulated".to_owned()))?),
+        },
     })
 }
 
@@ -215,6 +221,7 @@ pub fn place(p: &PlaceView) -> v1::Place {
         index: u32::from(d.index),
         device_type: d.device_type.to_string(),
         milli: u32::from(d.milli),
+        kept: d.kept.name().to_owned(),
     };
     v1::Place {
         node: p.node.to_string(),

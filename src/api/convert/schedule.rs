@@ -81,6 +81,7 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
         evidence: None,
         asked_by: None,
         data_classes: Vec::new(),
+        self_limiting: false,
         approved_by,
         scaling,
     };
@@ -290,6 +291,8 @@ pub struct ModelFacts {
     pub evidence: Option<Evidence>,
     /// What kinds of data the version holds.
     pub data_classes: Vec<Label>,
+    /// Its program keeps to its part of a GPU by itself.
+    pub self_limiting: bool,
 }
 
 impl Schedule {
@@ -307,6 +310,7 @@ impl Schedule {
                 spec.manifest = Some(facts.manifest);
                 spec.evidence = facts.evidence;
                 spec.data_classes = facts.data_classes;
+                spec.self_limiting = facts.self_limiting;
             }
         }
         intent

@@ -206,6 +206,8 @@ pub struct RegisterRequest {
     pub rack: Option<String>,
     /// Price of one device per hour.
     pub cost_per_hour: Option<f64>,
+    /// What is said to keep replicas that share a GPU to their parts: `none`, `mps` or `simulated` (unless said).
+    pub sharing: Option<String>,
 }
 
 /// Nodes to add in thought.
@@ -241,6 +243,8 @@ pub struct AddedNodes {
     pub rack: Option<String>,
     /// Price of one device per hour.
     pub cost_per_hour: Option<f64>,
+    /// What is said to keep replicas that share a GPU to their parts: `none`, `mps` or `simulated` (unless said).
+    pub sharing: Option<String>,
 }
 
 #[derive(Deserialize, ToSchema)]
@@ -370,6 +374,8 @@ pub struct QuotaRequest {
     pub money: Option<BudgetRequest>,
     /// Limits of single device types, by name; without `gpu` their sum is that of all GPUs.
     pub device_types: Option<std::collections::BTreeMap<String, TypeRequest>>,
+    /// Its jobs may have parts of GPUs that nothing keeps anybody to; not, unless said.
+    pub soft_sharing: Option<bool>,
 }
 
 /// Limits of one device type.

@@ -123,6 +123,7 @@ impl Service {
         let view = self.read(call).await?;
         if let Some(facts) = facts {
             (wanted.spec.manifest, wanted.spec.data_classes) = (Some(facts.manifest), facts.data_classes);
+            wanted.spec.self_limiting = facts.self_limiting;
         }
         nf_core::consent::judge(&view.state, &wanted.spec)?;
         if let Some(by) = judge_for(&view.state, &wanted.spec, self.actor(call).as_ref())? {

@@ -107,6 +107,7 @@ mod tests {
                     manifest: [7; 32],
                     evidence: None,
                     data_classes: Vec::new(),
+                    self_limiting: false,
                 })),
             }
         });

@@ -46,6 +46,8 @@ pub struct DeviceBody {
     /// Devices with the same number share fast links.
     pub island: u16,
     pub mig_profile: Option<String>,
+    /// What keeps replicas that share it to their parts: `none`, `mps` or `simulated`.
+    pub sharing: String,
     /// As its agent registered it.
     pub healthy: bool,
     /// `Healthy`, `Quarantined` or `Unhealthy`; only a healthy one gets work.
@@ -177,6 +179,7 @@ impl NodeBody {
             memory: d.memory,
             island: d.island,
             mig_profile: d.mig_profile.as_ref().map(ToString::to_string),
+            sharing: d.sharing.name().into(),
             healthy: d.healthy,
             health: super::devices::health(node, i as u16).into(),
             quarantine: node.quarantine_of(i as u16).map(Into::into),

@@ -46,6 +46,9 @@ pub struct QuotaBody {
     /// Limits of single device types, by name.
     #[serde(default)]
     pub device_types: BTreeMap<String, TypeBody>,
+    /// It accepts parts of GPUs that nothing keeps anybody to.
+    #[serde(default)]
+    pub soft_sharing: bool,
 }
 
 /// Limits of one device type, in GPUs.
@@ -102,6 +105,7 @@ impl From<&Quota> for QuotaBody {
             gpu_hours: budgets(quota, Kind::GpuHours),
             money: budgets(quota, Kind::Money),
             device_types: quota.types.iter().map(|(kind, share)| (kind.to_string(), share.into())).collect(),
+            soft_sharing: quota.soft_sharing,
         }
     }
 }

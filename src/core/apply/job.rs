@@ -14,6 +14,7 @@ use crate::job::{
 use crate::ledger::{self, NodeUse};
 use crate::quota;
 use crate::reason::{Reason, Refusal};
+use crate::sharing::Ask;
 use crate::state::{Request, State, request_key};
 use crate::trust;
 use std::collections::{BTreeMap, BTreeSet};
@@ -192,7 +193,7 @@ pub(super) fn fits(
             return bad(format!("node {}: a device of the plan is in quarantine", node.name));
         }
         let used = uses.get(&alloc.node).unwrap_or(held);
-        if let Err(text) = ledger::fits(&spec.resources, alloc, &node.spec, used) {
+        if let Err(text) = ledger::fits(&Ask::of(state, spec), alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));
         }
         if placements.len() > 1 {

@@ -31,7 +31,7 @@ pub(super) fn replace(
         return changed("a replacement goes to another node");
     }
     trust::judge_change(state, job, replica.revision, replica.revision)?;
-    fits(state, Some(job.tenant), &job.spec, std::slice::from_ref(to), &[])?;
+    fits(state, Some(job.tenant), job.spec_of(replica.revision), std::slice::from_ref(to), &[])?;
     judge::check_copy(state, job, to.replica, &to.alloc).map_err(|over| over.refusal())?;
     let old = alloc.clone();
     let mut next = replaced(replica, to, why, replica.revision);

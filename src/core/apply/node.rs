@@ -100,6 +100,15 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
                 );
                 return Err(Refusal::field(Reason::Conflict, "devices", detail));
             }
+            // What enforces a part that is held goes on doing so.
+            let kept = share.kept.by_device().is_none_or(|by| is.is_some_and(|is| is.sharing == by));
+            if !kept {
+                let detail = format!(
+                    "device {} of node {} is in use in parts, which nothing would enforce any more; drain the node first",
+                    share.device, known.name
+                );
+                return Err(Refusal::field(Reason::Conflict, "devices", detail));
+            }
         }
     }
     Ok(())

@@ -28,7 +28,7 @@ pub(super) fn start(
 ) -> Result<Answer, Refusal> {
     let Some(job) = state.job(no).filter(|job| !job.stopped) else { return Ok(Answer::Count(0)) };
     strategy.check()?;
-    job.can_roll(strategy)?;
+    job.can_roll(next, strategy)?;
     if job.open_rollout().is_some() || next.is_of(&job.spec) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} has another rollout, or version", job.request)));
     }

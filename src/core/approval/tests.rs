@@ -5,7 +5,7 @@ use crate::job::{Evidence, Runtime};
 use crate::node::NodeSpec;
 use crate::plan::Intent;
 use crate::resources::Gpus;
-use crate::testing::{by, job_spec, node_spec, register, run, schedule, try_run, try_run_at};
+use crate::testing::{by, job_spec, node_spec, real_node_spec, register, run, schedule, try_run, try_run_at};
 
 const HOUR: u64 = 3_600_000;
 
@@ -22,7 +22,7 @@ fn signed(manifest: u8) -> JobSpec {
 fn production() -> State {
     let mut state = State::new();
     run(&mut state, Intent::Init { cluster: "c".into(), mode: Mode::Production, default_gpu_milli: 8_000 });
-    run(&mut state, register("n1", NodeSpec { simulated: false, ..node_spec(8) }));
+    run(&mut state, register("n1", real_node_spec(8)));
     state
 }
 
@@ -128,7 +128,7 @@ fn a_job_that_waits_when_its_approval_ends_gets_no_place_and_says_why() {
     assert!(held(&state, "big") && !held(&state, "next"));
     run(&mut state, by("bob", Intent::Disapprove(of())));
     assert_eq!(waits_for(&state), Some(Reason::ApprovalRequired));
-    run(&mut state, register("n2", NodeSpec { simulated: false, ports: None, ..node_spec(8) }));
+    run(&mut state, register("n2", NodeSpec { ports: None, ..real_node_spec(8) }));
     run(
         &mut state,
         Intent::SetQuota {

@@ -5,6 +5,7 @@ use super::judge::payable;
 use crate::id::TenantNo;
 use crate::job::{Constraints, JobSpec, Replica};
 use crate::placement::{Limits, Pick, filter, place};
+use crate::sharing::Ask;
 use crate::state::State;
 use std::borrow::Cow;
 
@@ -51,5 +52,5 @@ pub fn affordable<'a>(
 /// Millionths an hour of a replica on such a node, as a job's own limit counts.
 fn price(state: &State, spec: &JobSpec, pick: &Pick) -> u64 {
     let class = state.capacity().class(pick.alloc.node);
-    class.map_or(0, |class| filter::cost_per_hour(&class.flavor, spec))
+    class.map_or(0, |class| filter::cost_per_hour(&class.flavor, &Ask::of(state, spec)))
 }

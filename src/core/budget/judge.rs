@@ -12,6 +12,7 @@ use crate::job::{Allocation, Job, JobSpec, Replica};
 use crate::placement::{Pick, filter};
 use crate::quota::tree;
 use crate::reason::{Blocker, Reason, Refusal};
+use crate::sharing::Ask;
 use crate::state::State;
 use crate::tenant::Tenant;
 
@@ -203,13 +204,14 @@ pub fn blocks_new(
 
 /// The lowest price of one replica on any node that could ever hold it.
 fn lowest(state: &State, spec: &JobSpec) -> u128 {
+    let ask = Ask::of(state, spec);
     let mut last = None;
     let mut prices = Vec::new();
     for class in state.capacity().classes.keys() {
         // Classes come in the order of their flavors.
         let same = last.is_some_and(|known| std::sync::Arc::ptr_eq(known, &class.flavor));
-        if !same && filter::may_ever_run(&class.flavor, spec) {
-            prices.push(filter::lowest_cost(&class.flavor, spec));
+        if !same && filter::may_ever_run(&class.flavor, &ask) {
+            prices.push(filter::lowest_cost(&class.flavor, &ask));
         }
         last = Some(&class.flavor);
     }

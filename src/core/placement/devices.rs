@@ -3,9 +3,10 @@
 //! holds them all. It does not compare nodes.
 
 use crate::capacity::{Class, DeviceFlavor, Flavor, FreeDevice};
-use crate::job::{JobSpec, Share};
+use crate::job::Share;
 use crate::node::DeviceKind;
-use crate::resources::{Gpus, Resources, WHOLE};
+use crate::resources::{Gpus, WHOLE};
+use crate::sharing::{Ask, Kept};
 use std::collections::BTreeMap;
 
 /// The chosen devices and what they say about the fit.
@@ -33,28 +34,28 @@ pub struct Fit {
 const FEW: usize = 16;
 
 /// The fit of one replica on a node of the class; None exactly when [`choose`] finds nothing.
-pub fn fit(class: &Class, ask: &Resources, same_island: bool) -> Option<Fit> {
-    if ask.tpu > 0 {
+pub fn fit(class: &Class, ask: &Ask<'_>) -> Option<Fit> {
+    if ask.resources.tpu > 0 {
         let idle = |(f, d): &(&DeviceFlavor, &FreeDevice)| f.kind == DeviceKind::Tpu && u32::from(d.milli) == WHOLE;
-        if class.flavor.devices.iter().zip(&class.devices).filter(idle).count() < usize::from(ask.tpu) {
+        if class.flavor.devices.iter().zip(&class.devices).filter(idle).count() < usize::from(ask.resources.tpu) {
             return None;
         }
     }
-    match ask.gpu {
+    match ask.resources.gpu {
         Gpus::None => Some(Fit { leftover: 0, islands: 0, device: None }),
         Gpus::Milli(milli) => {
             let (free, device) = tightest(class, ask, milli)?;
             Some(Fit { leftover: free - milli, islands: 1, device: Some(device as u16) })
         }
         Gpus::Whole(n) => {
-            let few = whole_few(class, ask, n, same_island);
-            few.unwrap_or_else(|| whole(class, ask, n, same_island).map(|c| crossing(c.islands)))
+            let few = whole_few(class, ask, n);
+            few.unwrap_or_else(|| whole(class, ask, n).map(|c| crossing(c.islands)))
         }
     }
 }
 
 /// The fit of whole devices, as [`whole`] would choose them; None when there are many islands.
-fn whole_few(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Option<Option<Fit>> {
+fn whole_few(class: &Class, ask: &Ask<'_>, n: u16) -> Option<Option<Fit>> {
     let mut idle = [(0u16, 0u16); FEW];
     let (mut islands, mut all) = (0, 0);
     for (flavor, free) in class.flavor.devices.iter().zip(&class.devices) {
@@ -71,7 +72,7 @@ fn whole_few(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Optio
     if idle.iter().any(|(_, count)| *count >= n) {
         return Some(Some(crossing(1)));
     }
-    if same_island || all < n {
+    if ask.constraints.same_island || all < n {
         return Some(None);
     }
     idle.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -91,33 +92,34 @@ fn crossing(islands: u16) -> Fit {
 
 /// The whole devices that a replica would get; which of equal ones it is does not
 /// matter where islands and kinds do not differ.
-pub fn whole_of(class: &Class, ask: &Resources, same_island: bool) -> Option<impl Iterator<Item = u16>> {
-    let Gpus::Whole(n) = ask.gpu else { return None };
+pub fn whole_of(class: &Class, ask: &Ask<'_>) -> Option<impl Iterator<Item = u16>> {
+    let Gpus::Whole(n) = ask.resources.gpu else { return None };
     let alike = class.flavor.alike();
     let simple = alike.then(|| {
         let idle = class.devices.iter().enumerate().filter(|(_, free)| u32::from(free.milli) == WHOLE);
         idle.map(|(i, _)| i as u16).take(usize::from(n))
     });
-    let chosen = if alike { None } else { Some(whole(class, ask, n, same_island)?.shares) };
+    let chosen = if alike { None } else { Some(whole(class, ask, n)?.shares) };
     let chosen = chosen.into_iter().flatten().map(|share| share.device);
     Some(simple.into_iter().flatten().chain(chosen))
 }
 
-/// Whether a GPU is of the kind asked for, when idle.
-pub fn suits(device: &DeviceFlavor, ask: &Resources) -> bool {
+/// Whether a GPU is of the kind asked for, when idle, and what is asked of it may be given.
+pub fn suits(device: &DeviceFlavor, ask: &Ask<'_>) -> bool {
     device.kind == DeviceKind::Gpu
-        && (ask.device_types.is_empty() || ask.device_types.contains(&device.device_type))
-        && device.memory >= ask.gpu_memory
-        && device.mig_profile == ask.mig_profile
+        && ask.kept(device.sharing).is_some()
+        && (ask.resources.device_types.is_empty() || ask.resources.device_types.contains(&device.device_type))
+        && device.memory >= ask.resources.gpu_memory
+        && device.mig_profile == ask.resources.mig_profile
 }
 
 /// Whether an empty node of the flavor has the devices.
-pub fn could_hold(flavor: &Flavor, ask: &Resources, same_island: bool) -> bool {
+pub fn could_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
     let tpus = flavor.devices.iter().filter(|d| d.kind == DeviceKind::Tpu).count();
-    let enough = match ask.gpu {
+    let enough = match ask.resources.gpu {
         Gpus::None => true,
         Gpus::Milli(_) => flavor.devices.iter().any(|d| suits(d, ask)),
-        Gpus::Whole(n) if same_island => {
+        Gpus::Whole(n) if ask.constraints.same_island => {
             let mut islands: BTreeMap<u16, u16> = BTreeMap::new();
             for device in flavor.devices.iter().filter(|d| suits(d, ask)) {
                 *islands.entry(device.island).or_default() += 1;
@@ -126,44 +128,42 @@ pub fn could_hold(flavor: &Flavor, ask: &Resources, same_island: bool) -> bool {
         }
         Gpus::Whole(n) => flavor.devices.iter().filter(|d| suits(d, ask)).count() >= usize::from(n),
     };
-    enough && tpus >= usize::from(ask.tpu)
+    enough && tpus >= usize::from(ask.resources.tpu)
 }
 
 /// How many replicas an empty node of the flavor holds, as far as GPUs, CPU and memory go.
-pub fn most(flavor: &Flavor, spec: &JobSpec) -> u64 {
-    let ask = &spec.resources;
+pub fn most(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
     let mut islands: BTreeMap<u16, u64> = BTreeMap::new();
     for device in flavor.devices.iter().filter(|d| suits(d, ask)) {
         // Without the wish for one island, all are one.
-        *islands.entry(if spec.constraints.same_island { device.island } else { 0 }).or_default() += 1;
+        *islands.entry(if ask.constraints.same_island { device.island } else { 0 }).or_default() += 1;
     }
-    let by_gpu = match ask.gpu {
+    let by_gpu = match ask.resources.gpu {
         Gpus::None => u64::MAX,
         Gpus::Whole(n) => islands.values().map(|count| count / u64::from(n.max(1))).sum(),
         Gpus::Milli(m) => islands.values().sum::<u64>() * u64::from(WHOLE / u32::from(m.max(1))),
     };
     let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
-    by_gpu.min(times(flavor.cpu_milli, ask.cpu_milli)).min(times(flavor.memory, ask.memory))
+    by_gpu.min(times(flavor.cpu_milli, ask.resources.cpu_milli)).min(times(flavor.memory, ask.resources.memory))
 }
 
 /// The devices that one replica would get on a node of the class, or None. A part is
 /// taken from `device` when the score chose one, else from the tightest.
-pub fn choose(class: &Class, ask: &Resources, same_island: bool, device: Option<u16>) -> Option<Choice> {
-    let mut choice = match (ask.gpu, device) {
+pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Choice> {
+    let mut choice = match (ask.resources.gpu, device) {
         (Gpus::None, _) => Choice { shares: Vec::new(), leftover: 0, islands: 0 },
         (Gpus::Milli(milli), Some(device)) => {
             let free = class.devices.get(usize::from(device))?.milli;
-            let shares = vec![Share { device, milli }];
-            Choice { shares, leftover: free.checked_sub(milli)?, islands: 1 }
+            part(class, ask, milli, (free, device.into()))?
         }
-        (Gpus::Milli(milli), None) => part(class, ask, milli)?,
-        (Gpus::Whole(n), _) => whole(class, ask, n, same_island)?,
+        (Gpus::Milli(milli), None) => part(class, ask, milli, tightest(class, ask, milli)?)?,
+        (Gpus::Whole(n), _) => whole(class, ask, n)?,
     };
-    if ask.tpu > 0 {
+    if ask.resources.tpu > 0 {
         let free = class.flavor.devices.iter().zip(&class.devices).enumerate();
         let idle = free.filter(|(_, (f, d))| f.kind == DeviceKind::Tpu && u32::from(d.milli) == WHOLE);
-        let tpus: Vec<Share> = idle.map(|(i, _)| full(i)).take(usize::from(ask.tpu)).collect();
-        if tpus.len() < usize::from(ask.tpu) {
+        let tpus: Vec<Share> = idle.map(|(i, _)| full(i)).take(usize::from(ask.resources.tpu)).collect();
+        if tpus.len() < usize::from(ask.resources.tpu) {
             return None;
         }
         choice.shares.extend(tpus);
@@ -173,17 +173,18 @@ pub fn choose(class: &Class, ask: &Resources, same_island: bool, device: Option<
 }
 
 fn full(device: usize) -> Share {
-    Share { device: device as u16, milli: WHOLE as u16 }
+    Share { device: device as u16, milli: WHOLE as u16, kept: Kept::Alone }
 }
 
-fn part(class: &Class, ask: &Resources, milli: u16) -> Option<Choice> {
-    let (free, device) = tightest(class, ask, milli)?;
-    let shares = vec![Share { device: device as u16, milli }];
-    Some(Choice { shares, leftover: free - milli, islands: 1 })
+/// A part of the device that has so much left.
+fn part(class: &Class, ask: &Ask<'_>, milli: u16, (free, device): (u16, usize)) -> Option<Choice> {
+    let kept = ask.kept(class.flavor.devices.get(device)?.sharing)?;
+    let shares = vec![Share { device: device as u16, milli, kept }];
+    Some(Choice { shares, leftover: free.checked_sub(milli)?, islands: 1 })
 }
 
 /// The device with the least left that holds the part: its free thousandths and its index.
-fn tightest(class: &Class, ask: &Resources, milli: u16) -> Option<(u16, usize)> {
+fn tightest(class: &Class, ask: &Ask<'_>, milli: u16) -> Option<(u16, usize)> {
     let mut best: Option<(u16, usize)> = None;
     for (i, free) in class.devices.iter().enumerate() {
         let tighter = free.milli >= milli && best.is_none_or(|(tightest, _)| free.milli < tightest);
@@ -195,9 +196,9 @@ fn tightest(class: &Class, ask: &Resources, milli: u16) -> Option<(u16, usize)> 
 }
 
 /// Whether the device can give the part now.
-pub fn holds(class: &Class, device: usize, ask: &Resources, milli: u16) -> bool {
+pub fn holds(class: &Class, device: usize, ask: &Ask<'_>, milli: u16) -> bool {
     let (flavor, free) = (&class.flavor.devices[device], &class.devices[device]);
-    let memory = match ask.gpu_memory {
+    let memory = match ask.resources.gpu_memory {
         // In two parts, because the product may not fit, and 128 bits divide slowly.
         0 => {
             let (milli, whole) = (u64::from(milli), u64::from(WHOLE));
@@ -208,7 +209,7 @@ pub fn holds(class: &Class, device: usize, ask: &Resources, milli: u16) -> bool 
     free.milli >= milli && free.memory >= memory && suits(flavor, ask)
 }
 
-fn whole(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Option<Choice> {
+fn whole(class: &Class, ask: &Ask<'_>, n: u16) -> Option<Choice> {
     let wanted = usize::from(n);
     let mut islands: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
     for (i, (flavor, free)) in class.flavor.devices.iter().zip(&class.devices).enumerate() {
@@ -221,7 +222,7 @@ fn whole(class: &Class, ask: &Resources, n: u16, same_island: bool) -> Option<Ch
     if let Some(idle) = tight {
         return Some(Choice { shares: idle.iter().copied().take(wanted).map(full).collect(), leftover: 0, islands: 1 });
     }
-    if same_island || islands.values().map(Vec::len).sum::<usize>() < wanted {
+    if ask.constraints.same_island || islands.values().map(Vec::len).sum::<usize>() < wanted {
         return None;
     }
     // Else from the fullest islands first, so that as few as possible are crossed.

@@ -10,6 +10,7 @@ use crate::job::{Job, JobSpec, Next, Phase, Replica, Runtime};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::resources::Gpus;
+use crate::sharing::Ask;
 use crate::state::State;
 use std::collections::BTreeMap;
 
@@ -157,10 +158,13 @@ struct Census {
     free_milli: u64,
     roomy: u32,
     ever: u32,
+    /// Of those that could ever hold it, the ones that keep it to its part, if it asks for one.
+    enforced: u32,
     constraints_hold: u32,
 }
 
 fn census(state: &State, spec: &JobSpec) -> Census {
+    let ask = Ask::of(state, spec);
     let mut census = Census::default();
     for (class, nodes) in &state.capacity().classes {
         let count = pinned_count(state, spec, class, nodes.len() as u32);
@@ -168,15 +172,16 @@ fn census(state: &State, spec: &JobSpec) -> Census {
             continue;
         }
         census.nodes += count;
-        let reasons = filter::verdict(class, spec);
+        let reasons = filter::verdict(class, &ask);
         if reasons == [Reason::Resources] {
-            census.free_milli += u64::from(count) * suitable_free(class, spec);
+            census.free_milli += u64::from(count) * suitable_free(class, &ask);
         }
         if reasons.is_empty() {
             census.roomy += count;
         }
         if !reasons.contains(&Reason::NoMatchingDevice) {
             census.ever += count;
+            census.enforced += if filter::could_ever_hold(&class.flavor, &ask) { count } else { 0 };
         }
         if !reasons.contains(&Reason::BadConstraints) {
             census.constraints_hold += count;
@@ -199,9 +204,9 @@ fn pinned_count(state: &State, spec: &JobSpec, class: &Class, all: u32) -> u32 {
     }
 }
 
-fn suitable_free(class: &Class, spec: &JobSpec) -> u64 {
+fn suitable_free(class: &Class, ask: &Ask<'_>) -> u64 {
     let both = class.flavor.devices.iter().zip(&class.devices);
-    both.filter(|(f, _)| super::devices::suits(f, &spec.resources)).map(|(_, d)| u64::from(d.milli)).sum()
+    both.filter(|(f, _)| super::devices::suits(f, ask)).map(|(_, d)| u64::from(d.milli)).sum()
 }
 
 fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
@@ -242,6 +247,7 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
                     format!("{of} don't meet the constraints (region, zone, rack, labels, cost{engine}); {text}"),
                 );
             }
+            Reason::FractionNotEnforced => push(*reason, *nodes, census.enforced == 0, not_enforced(spec, &of)),
             Reason::NodeDown => push(*reason, *nodes, false, format!("{of} are not Ready; see nf get nodes")),
             Reason::NodeCordoned => {
                 push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it"))
@@ -269,6 +275,16 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
         push(Reason::NotEnoughForGang, 0, false, detail);
     }
     out
+}
+
+/// Why a part of what is there is not given, and what would let it be.
+fn not_enforced(spec: &JobSpec, of: &str) -> String {
+    format!(
+        "{of} could give {} only where nothing enforces it; use GPUs with MPS, a version that limits itself or a MIG \
+         slice, ask for a whole GPU, or let the tenant accept it (nf quota set {} --soft-sharing)",
+        ask(spec),
+        spec.tenant
+    )
 }
 
 /// The ask of one replica, in words.

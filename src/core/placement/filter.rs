@@ -7,41 +7,50 @@ use crate::capacity::{Class, Flavor};
 use crate::job::{JobSpec, Runtime};
 use crate::node::{ENGINE_LABEL, NodeState};
 use crate::reason::Reason;
+use crate::sharing::Ask;
 
-type Check = fn(&Class, &JobSpec) -> bool;
+type Check = fn(&Class, &Ask<'_>) -> bool;
 
 /// In the order in which they are told. `true` means "rules it out".
 const CHECKS: &[(Reason, Check)] = &[
-    (Reason::BadConstraints, |class, spec| !constraints_hold(&class.flavor, spec)),
-    (Reason::NoMatchingDevice, |class, spec| !could_ever_hold(&class.flavor, spec)),
+    (Reason::BadConstraints, |class, ask| !constraints_hold(&class.flavor, ask)),
+    (Reason::NoMatchingDevice, |class, ask| !could_ever_hold(&class.flavor, &ask.accepted())),
+    (Reason::FractionNotEnforced, |class, ask| lacks_only_enforcement(class, ask)),
     (Reason::NodeDown, |class, _| class.state != NodeState::Ready),
     (Reason::NodeCordoned, |class, _| class.cordoned),
-    (Reason::Resources, |class, spec| !has_room(class, spec)),
+    (Reason::Resources, |class, ask| !has_room(class, ask)),
 ];
 
 /// Whether the class may have room: everything but the devices, which the score looks at.
-pub fn may_have_room(class: &Class, spec: &JobSpec) -> bool {
-    let ask = &spec.resources;
+pub fn may_have_room(class: &Class, ask: &Ask<'_>) -> bool {
+    let wants = &ask.resources;
     class.takes_work()
         && class.port_free
-        && ask.cpu_milli <= class.cpu_milli
-        && ask.memory <= class.memory
-        && ask.disk <= class.disk
+        && wants.cpu_milli <= class.cpu_milli
+        && wants.memory <= class.memory
+        && wants.disk <= class.disk
 }
 
 /// Whether nodes of the flavor may ever run the job.
-pub fn may_ever_run(flavor: &Flavor, spec: &JobSpec) -> bool {
-    constraints_hold(flavor, spec) && could_ever_hold(flavor, spec)
+pub fn may_ever_run(flavor: &Flavor, ask: &Ask<'_>) -> bool {
+    constraints_hold(flavor, ask) && could_ever_hold(flavor, ask)
 }
 
-/// Everything that rules the class out. Of the two that are about size, only
-/// the one that says more is named: what can never fit does not also lack room.
-pub fn verdict(class: &Class, spec: &JobSpec) -> Vec<Reason> {
-    let mut reasons: Vec<Reason> = CHECKS.iter().filter(|(_, out)| out(class, spec)).map(|(r, _)| *r).collect();
-    if reasons.contains(&Reason::NoMatchingDevice) {
+/// Everything that rules the class out. Of those that are about size, only the one that says
+/// more is named: what can never fit, or gets no part of what is there, does not also lack room.
+pub fn verdict(class: &Class, ask: &Ask<'_>) -> Vec<Reason> {
+    let mut reasons: Vec<Reason> = CHECKS.iter().filter(|(_, out)| out(class, ask)).map(|(r, _)| *r).collect();
+    if reasons.iter().any(|r| matches!(r, Reason::NoMatchingDevice | Reason::FractionNotEnforced)) {
         reasons.retain(|r| *r != Reason::Resources);
     }
     reasons
+}
+
+/// Whether the class would do, now or once something there ends, if its devices enforced the part that is asked for.
+fn lacks_only_enforcement(class: &Class, ask: &Ask<'_>) -> bool {
+    let accepted = ask.accepted();
+    let (ever, ever_accepted) = (could_ever_hold(&class.flavor, ask), could_ever_hold(&class.flavor, &accepted));
+    ever_accepted && (!ever || !has_room(class, ask) && has_room(class, &accepted))
 }
 
 /// Whether such nodes can run the job's kind of program at all.
@@ -50,51 +59,51 @@ pub(crate) fn has_runtime(flavor: &Flavor, spec: &JobSpec) -> bool {
 }
 
 /// Place, labels, price, runtime: what no release of capacity can change.
-pub fn constraints_hold(flavor: &Flavor, spec: &JobSpec) -> bool {
-    let c = &spec.constraints;
+pub fn constraints_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
+    let c = &ask.constraints;
     let place = |want: &Option<_>, have: &Option<_>| want.is_none() || want == have;
-    has_runtime(flavor, spec)
+    has_runtime(flavor, ask)
         && place(&c.region, &flavor.region)
         && place(&c.zone, &flavor.zone)
         && place(&c.rack, &flavor.rack)
         && c.labels.iter().all(|(key, value)| flavor.labels.get(key) == Some(value))
         && c.max_cost_per_hour
-            .is_none_or(|max| cost_per_hour(flavor, spec).saturating_mul(spec.most_replicas().into()) <= max)
+            .is_none_or(|max| cost_per_hour(flavor, ask).saturating_mul(ask.most_replicas().into()) <= max)
 }
 
 /// Millionths per hour of one replica's devices on such a node.
-pub fn cost_per_hour(flavor: &Flavor, spec: &JobSpec) -> u64 {
-    let milli = spec.resources.gpu.milli();
+pub fn cost_per_hour(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
+    let milli = ask.resources.gpu.milli();
     if flavor.cost_per_hour.is_empty() {
         return 0;
     }
     let price = |d: &crate::capacity::DeviceFlavor| flavor.cost_per_hour.get(&d.device_type).copied().unwrap_or(0);
-    let dearest = flavor.devices.iter().filter(|d| devices::suits(d, &spec.resources)).map(price).max();
+    let dearest = flavor.devices.iter().filter(|d| devices::suits(d, ask)).map(price).max();
     dearest.unwrap_or(0).saturating_mul(milli) / 1000
 }
 
 /// The lowest that one replica's devices may cost on such a node, in thousandths of millionths an hour.
-pub fn lowest_cost(flavor: &Flavor, spec: &JobSpec) -> u128 {
+pub fn lowest_cost(flavor: &Flavor, ask: &Ask<'_>) -> u128 {
     let price = |d: &crate::capacity::DeviceFlavor| flavor.cost_per_hour.get(&d.device_type).copied().unwrap_or(0);
-    let lowest = flavor.devices.iter().filter(|d| devices::suits(d, &spec.resources)).map(price).min();
-    u128::from(lowest.unwrap_or(0)) * u128::from(spec.resources.gpu.milli())
+    let lowest = flavor.devices.iter().filter(|d| devices::suits(d, ask)).map(price).min();
+    u128::from(lowest.unwrap_or(0)) * u128::from(ask.resources.gpu.milli())
 }
 
 /// Whether an empty node of this flavor could hold one replica.
-pub fn could_ever_hold(flavor: &Flavor, spec: &JobSpec) -> bool {
-    let ask = &spec.resources;
-    ask.cpu_milli <= flavor.cpu_milli
-        && ask.memory <= flavor.memory
-        && ask.disk <= flavor.disk
-        && devices::could_hold(flavor, ask, spec.constraints.same_island)
+pub fn could_ever_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
+    let wants = &ask.resources;
+    wants.cpu_milli <= flavor.cpu_milli
+        && wants.memory <= flavor.memory
+        && wants.disk <= flavor.disk
+        && devices::could_hold(flavor, ask)
 }
 
 /// Whether the class has room for one replica now.
-fn has_room(class: &Class, spec: &JobSpec) -> bool {
-    let ask = &spec.resources;
-    ask.cpu_milli <= class.cpu_milli
-        && ask.memory <= class.memory
-        && ask.disk <= class.disk
+fn has_room(class: &Class, ask: &Ask<'_>) -> bool {
+    let wants = &ask.resources;
+    wants.cpu_milli <= class.cpu_milli
+        && wants.memory <= class.memory
+        && wants.disk <= class.disk
         && class.port_free
-        && devices::fit(class, ask, spec.constraints.same_island).is_some()
+        && devices::fit(class, ask).is_some()
 }

@@ -24,6 +24,7 @@ use crate::job::{Allocation, Arrangement, JobSpec};
 use crate::node::Node;
 use crate::quota;
 use crate::resources::Resources;
+use crate::sharing::Ask;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -105,7 +106,7 @@ fn narrowed<'a>(state: &State, spec: &'a JobSpec) -> Option<Cow<'a, JobSpec>> {
 fn search(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
     let found = standing::find(state, spec, limits).unwrap_or_else(|| scan(state, spec, limits))?;
     let Found { score, node, terms, device, class, runner_up, candidates } = found;
-    let alloc = allocate(state, spec, state.node(node)?, &class, device, limits.skip_ports)?;
+    let alloc = allocate(state, &Ask::of(state, spec), state.node(node)?, &class, device, limits.skip_ports)?;
     let policy = state.rules.chosen.policy;
     Some(Pick { alloc, why: Why { policy, score, terms, runner_up, candidates } })
 }
@@ -121,21 +122,22 @@ fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
         Some(name) => Some(state.node_named(name)?.no),
         None => None,
     };
+    let ask = Ask::of(state, spec);
     let spread = spec.constraints.arrangement == Arrangement::Spread;
     let random = policy == Policy::Random;
     // Classes come in the order of their flavors, so one verdict serves many.
     let mut judged: Option<(Arc<Flavor>, bool)> = None;
     let mut consider = |class: &Arc<Class>, all: u32, nodes: &mut dyn Iterator<Item = NodeNo>| {
-        if !filter::may_have_room(class, spec) {
+        if !filter::may_have_room(class, &ask) {
             return;
         }
         if judged.as_ref().is_none_or(|(flavor, _)| !Arc::ptr_eq(flavor, &class.flavor)) {
-            judged = Some((class.flavor.clone(), filter::may_ever_run(&class.flavor, spec)));
+            judged = Some((class.flavor.clone(), filter::may_ever_run(&class.flavor, &ask)));
         }
         if !judged.as_ref().is_some_and(|(_, may)| *may) {
             return;
         }
-        let Some((terms, device)) = score::terms(class, spec, rules) else { return };
+        let Some((terms, device)) = score::terms(class, &ask, rules) else { return };
         candidates += all;
         // Without siblings to count, a class scores as one: most need no look at their nodes.
         let behind = |score: i64| runner_up.is_some_and(|(_, second)| score < second);
@@ -190,13 +192,13 @@ fn lot(state: &State, node: NodeNo) -> i64 {
 /// The devices and the port that the replica gets on its node.
 fn allocate(
     state: &State,
-    spec: &JobSpec,
+    ask: &Ask<'_>,
     node: &Node,
     class: &Class,
     device: Option<u16>,
     skip: u16,
 ) -> Option<Allocation> {
-    let choice = devices::choose(class, &spec.resources, spec.constraints.same_island, device)?;
+    let choice = devices::choose(class, ask, device)?;
     let port = match node.spec.ports {
         None => None,
         Some(range) => {

@@ -16,6 +16,7 @@ use crate::node::Node;
 use crate::quota;
 use crate::quota::tree::{self, Standing};
 use crate::reason::Reason;
+use crate::sharing::Ask;
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -67,7 +68,7 @@ pub fn claim(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> 
     if units.is_empty() {
         return None;
     }
-    let mut search = Search { state, spec, units: &units, trials: TRIALS };
+    let mut search = Search { state, ask: Ask::of(state, spec), units: &units, trials: TRIALS };
     let mut chosen = search.cheapest(wanted, limits)?;
     free_quota(state, tenant, spec, wanted.len(), &units, &mut chosen)?;
     let (chosen, placements) = needed(state, spec, wanted, limits, &units, chosen)?;
@@ -119,7 +120,7 @@ fn units(state: &State, spec: &JobSpec, standing: &Standing) -> Vec<Unit> {
 
 struct Search<'a> {
     state: &'a State,
-    spec: &'a JobSpec,
+    ask: Ask<'a>,
     units: &'a [Unit],
     trials: u32,
 }
@@ -150,18 +151,18 @@ impl Search<'_> {
         let offers: Vec<Offer> =
             nodes.iter().filter_map(|(_, no)| self.offer(*no, &on_node[no], wanted.len())).collect();
         // What is free elsewhere counts, too: for a gang some of it is.
-        let alone = JobSpec { gang: false, ..self.spec.clone() };
+        let alone = JobSpec { gang: false, ..self.ask.spec().clone() };
         let free = place(self.state, &alone, wanted, limits.clone()).len();
         let missing = wanted.len().checked_sub(free)?;
         mix(&offers, missing)
     }
 
     fn may_use(&self, node: NodeNo, limits: &Limits) -> bool {
-        let pinned = self.spec.constraints.node.as_ref();
+        let pinned = self.ask.constraints.node.as_ref();
         let Some(class) = self.state.capacity().class(node) else { return false };
         class.takes_work()
             && !limits.held.contains(&node)
-            && filter::may_ever_run(&class.flavor, self.spec)
+            && filter::may_ever_run(&class.flavor, &self.ask)
             && pinned.is_none_or(|name| self.state.node_named(name).is_some_and(|n| n.no == node))
     }
 
@@ -237,17 +238,17 @@ impl Search<'_> {
         for (job, replica, alloc) in gone.iter().flat_map(|unit| self.units[*unit].on(node.no)) {
             take_out(&mut books, node, job, replica, alloc);
         }
-        let ask = &self.spec.resources;
+        let ask = &self.ask;
         for count in 0..most {
             let now: &NodeUse = &books.nodes[&node.no];
             let class = capacity::class_of(class.flavor.clone(), node, now);
-            let room = filter::may_have_room(&class, self.spec);
-            let choice = devices::choose(&class, ask, self.spec.constraints.same_island, None);
+            let room = filter::may_have_room(&class, ask);
+            let choice = devices::choose(&class, ask, None);
             let Some(choice) = choice.filter(|_| room) else { return count };
             let mut ports = node.spec.ports.into_iter().flat_map(|range| range.first..=range.last);
             let port = ports.find(|port| !now.ports.contains(port));
             let alloc = Allocation { node: node.no, shares: choice.shares, port, at_ms: 0 };
-            books.hold(TenantNo(0), (JobNo(u64::MAX), count as u16), ask, &alloc, &node.spec);
+            books.hold(TenantNo(0), (JobNo(u64::MAX), count as u16), &ask.resources, &alloc, &node.spec);
         }
         most
     }

@@ -13,6 +13,7 @@ use crate::job::{Constraints, Job, JobSpec, Phase, Replica};
 use crate::quota;
 use crate::reason::Reason;
 use crate::resources::Resources;
+use crate::sharing::Ask;
 use crate::state::State;
 use crate::trust;
 use std::borrow::Cow;
@@ -114,14 +115,14 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
 pub(crate) fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
     // Devices of which its tenant may have no more are no room for it.
     let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
-    let spec = &*spec;
+    let ask = &Ask::of(state, &spec);
     let mut taken = taken.to_vec();
     let before = taken.len();
-    let mut missing = if spec.gang { wanted as u64 } else { 1 };
+    let mut missing = if ask.gang { wanted as u64 } else { 1 };
     while missing > 0 && taken.len() - before < KEPT_FOR_GANG {
-        let Some(node) = target(state, spec, &taken) else { return Vec::new() };
+        let Some(node) = target(state, ask, &taken) else { return Vec::new() };
         taken.push(node);
-        let holds = state.capacity().class(node).map_or(1, |class| devices::most(&class.flavor, spec));
+        let holds = state.capacity().class(node).map_or(1, |class| devices::most(&class.flavor, ask));
         missing = missing.saturating_sub(holds.max(1));
     }
     taken.split_off(before)
@@ -129,16 +130,16 @@ pub(crate) fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[Nod
 
 /// The node that will most likely have room for the job first: of those that could
 /// hold it when empty, the one with the most free GPU, then CPU; ties by number.
-fn target(state: &State, spec: &JobSpec, taken: &[NodeNo]) -> Option<NodeNo> {
+fn target(state: &State, ask: &Ask<'_>, taken: &[NodeNo]) -> Option<NodeNo> {
     // Classes come in the order of their flavors, so one verdict serves many.
     let mut judged: Option<(&Arc<Flavor>, bool)> = None;
     let mut could = |class: &'_ Class, flavor| {
         if !judged.is_some_and(|(known, _)| Arc::ptr_eq(known, flavor)) {
-            judged = Some((flavor, filter::may_ever_run(flavor, spec)));
+            judged = Some((flavor, filter::may_ever_run(flavor, ask)));
         }
         class.takes_work() && judged.is_some_and(|(_, may)| may)
     };
-    if let Some(name) = &spec.constraints.node {
+    if let Some(name) = &ask.constraints.node {
         let node = state.node_named(name)?.no;
         let class = state.capacity().class(node).filter(|_| !taken.contains(&node))?;
         return could(class, &class.flavor).then_some(node);
@@ -181,7 +182,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         if *failed == FAILS || job.claim.is_some() || wanted == 0 {
             continue;
         }
-        let shape = shape(&job.spec, wanted);
+        let shape = shape(Ask::of(state, &job.spec), wanted);
         let mut fails_now = false;
         let mut ask = Cow::Borrowed(&*job.spec);
         if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
@@ -259,13 +260,14 @@ pub fn claim_for(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits)
 }
 
 /// What decides whether a job finds a place: jobs of one shape fare alike.
-type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16);
+type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16, bool);
 
-fn shape(spec: &JobSpec, wanted: usize) -> Shape<'_> {
+fn shape(ask: Ask<'_>, wanted: usize) -> Shape<'_> {
+    let spec = ask.spec();
     // A gang needs room for all at once, and a price is meant for all replicas.
     let at_once = if spec.gang { wanted } else { 1 };
     let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
-    (&spec.resources, &spec.constraints, at_once, priced)
+    (&spec.resources, &spec.constraints, at_once, priced, ask.takes_any())
 }
 
 /// Places for as many waiting replicas of the job as quota, room and budget allow.

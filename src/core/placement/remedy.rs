@@ -8,7 +8,8 @@ use crate::id::{Incarnation, NodeName, NodeNo, TenantId, TenantNo};
 use crate::job::JobSpec;
 use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::quota::{self, milli, tree};
-use crate::resources::Gpus;
+use crate::resources::{Gpus, Resources};
+use crate::sharing::{Ask, Sharing};
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
 use std::fmt;
@@ -30,6 +31,12 @@ pub enum Change {
     Uncordon(NodeName),
     /// It is silent, down or in maintenance.
     Return(NodeName),
+    /// Let the tenant's jobs have parts of devices that nothing keeps them to. `or_whole`: asking for a whole GPU
+    /// instead would do as well.
+    SoftSharing {
+        tenant: TenantId,
+        or_whole: bool,
+    },
     /// So many nodes that hold one replica each.
     AddNodes {
         count: u16,
@@ -49,6 +56,13 @@ impl fmt::Display for Change {
             }
             Change::Uncordon(node) => write!(f, "uncordon node {node}: nf node uncordon {node}"),
             Change::Return(node) => write!(f, "bring node {node} back: nf describe node {node} says what is wrong"),
+            Change::SoftSharing { tenant, or_whole } => {
+                let or = if *or_whole { ", or ask for a whole GPU (gpu 1)" } else { "" };
+                write!(
+                    f,
+                    "let the tenant accept parts of GPUs that nothing enforces: nf quota set {tenant} --soft-sharing{or}"
+                )
+            }
             Change::AddNodes { count, spec } => {
                 let devices = spec
                     .devices
@@ -74,7 +88,14 @@ pub fn remedy(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<Vec<Chang
     let soft = soft(state, spec, wanted);
     let one = soft.iter().find(|change| runs(&[change]));
     if let Some(one) = one {
-        return Some(vec![one.clone()]);
+        return Some(vec![match one {
+            Change::SoftSharing { tenant, .. } => {
+                let resources = Resources { gpu: Gpus::Whole(1), ..spec.resources.clone() };
+                let whole = JobSpec { resources, ..spec.clone() };
+                Change::SoftSharing { tenant: tenant.clone(), or_whole: self::runs(state, &whole, wanted) }
+            }
+            other => other.clone(),
+        }]);
     }
     let pairs = soft.iter().enumerate().flat_map(|(i, a)| soft[i + 1..].iter().map(move |b| (a, b)));
     for (a, b) in pairs {
@@ -110,10 +131,11 @@ fn soft(state: &State, spec: &JobSpec, wanted: &[u16]) -> Vec<Change> {
     if !quota::allows(state, tenant, &spec.resources, wanted.len() as u64) {
         out.extend(wider(state, tenant, spec, wanted.len() as u64));
     }
+    let ask = Ask::of(state, spec);
     let away = |node: &Node| node.state != NodeState::Ready;
     let mut out_of_use: Vec<&Arc<Node>> = Vec::new();
     for (class, nodes) in state.capacity().classes.iter() {
-        if class.takes_work() || !filter::may_ever_run(&class.flavor, spec) {
+        if class.takes_work() || !filter::may_ever_run(&class.flavor, &ask.accepted()) {
             continue;
         }
         // Equal nodes would do alike; a few more for gangs.
@@ -122,6 +144,10 @@ fn soft(state: &State, spec: &JobSpec, wanted: &[u16]) -> Vec<Change> {
     let cordoned = out_of_use.iter().filter(|node| node.cordon.is_some()).take(NODES);
     out.extend(cordoned.map(|node| Change::Uncordon(node.name.clone())));
     out.extend(out_of_use.iter().filter(|node| away(node)).take(NODES).map(|node| Change::Return(node.name.clone())));
+    // After what costs nobody a wall.
+    if matches!(spec.resources.gpu, Gpus::Milli(_)) && !ask.takes_any() {
+        out.push(Change::SoftSharing { tenant: spec.tenant.clone(), or_whole: false });
+    }
     out
 }
 
@@ -159,15 +185,24 @@ fn missing(state: &State, tenant: &Tenant, more: u64) -> u64 {
     tree::path(state, tenant).iter().map(short).max().unwrap_or(0)
 }
 
+/// The tenant, or what it would be once it is named.
+fn row(state: &State, tenant: &TenantId) -> Tenant {
+    let no = TenantNo(state.meta().next_tenant);
+    let new = || Tenant { no, id: tenant.clone(), quota: Quota::default(), created_ms: 0 };
+    state.tenant_named(tenant).map_or_else(new, |row| (**row).clone())
+}
+
 /// Makes the change on a scratch copy.
 fn make(state: &mut State, change: &Change) {
     let find = |state: &State, name: &NodeName| state.node_named(name).map(|node| (**node).clone());
     match change {
         Change::Quota { tenant, quota } => {
-            let no = TenantNo(state.meta().next_tenant);
-            let row = state.tenant_named(tenant).map(|row| (**row).clone());
-            let new = Tenant { no, id: tenant.clone(), quota: Quota::default(), created_ms: 0 };
-            state.put_tenant(Tenant { quota: (**quota).clone(), ..row.unwrap_or(new) });
+            let row = row(state, tenant);
+            state.put_tenant(Tenant { quota: (**quota).clone(), ..row });
+        }
+        Change::SoftSharing { tenant, .. } => {
+            let row = row(state, tenant);
+            state.put_tenant(Tenant { quota: Quota { soft_sharing: true, ..row.quota.clone() }, ..row });
         }
         Change::Uncordon(name) => {
             if let Some(node) = find(state, name) {
@@ -218,6 +253,8 @@ fn node_for(spec: &JobSpec) -> NodeSpec {
         island: 0,
         mig_profile: ask.mig_profile.clone(),
         healthy: true,
+        // Such a node can give a part as well as a whole GPU.
+        sharing: Sharing::Mps,
     };
     let gpu = (0..gpus).map(|i| device(i, DeviceKind::Gpu));
     let tpu = (0..ask.tpu).map(|i| device(gpus + i, DeviceKind::Tpu));

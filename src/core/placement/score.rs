@@ -9,6 +9,7 @@ use super::{devices, filter};
 use crate::capacity::Class;
 use crate::job::{Arrangement, JobSpec};
 use crate::resources::{Gpus, WHOLE};
+use crate::sharing::Ask;
 use serde::{Deserialize, Serialize};
 
 /// What a term speaks about.
@@ -77,22 +78,21 @@ impl Terms {
 
 /// The terms for one more replica on a node of the class, and the device for a part of
 /// one; None when it does not fit.
-pub fn terms(class: &Class, spec: &JobSpec, rules: &Rules) -> Option<(Terms, Option<u16>)> {
-    let ask = &spec.resources;
-    let fit = devices::fit(class, ask, spec.constraints.same_island)?;
-    let tight = tight(class, spec, fit.leftover);
+pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Option<u16>)> {
+    let fit = devices::fit(class, ask)?;
+    let tight = tight(class, ask, fit.leftover);
     let policy = rules.chosen.policy;
-    let kept = if policy == Policy::Fragmentation { kept_usable(class, spec, rules) } else { None };
+    let kept = if policy == Policy::Fragmentation { kept_usable(class, ask, rules) } else { None };
     let (fragmentation, device) = match (kept, policy) {
         (Some(kept), _) => kept,
-        (None, Policy::Spread | Policy::Latency) => (1000 - node_fit(class, spec), fit.device),
+        (None, Policy::Spread | Policy::Latency) => (1000 - node_fit(class, ask), fit.device),
         (None, Policy::Random) => (0, fit.device),
         (None, Policy::Fragmentation | Policy::BestFit | Policy::Cost) => (tight, fit.device),
     };
     let fit_term = if kept.is_some() { tight.min(999) } else { 0 };
     let topology = 1000 / i32::from(fit.islands.max(1));
     // 100 currency units per hour or more is "as dear as it gets".
-    let cost = 1000 - (filter::cost_per_hour(&class.flavor, spec) / 100_000).min(1000) as i32;
+    let cost = 1000 - (filter::cost_per_hour(&class.flavor, ask) / 100_000).min(1000) as i32;
     Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0 }, device))
 }
 
@@ -121,11 +121,11 @@ const POINT: i64 = 20 * UNIT;
 
 /// How much of the node's worth to the target workload the placement leaves: 500 when it
 /// costs no more than the GPU it takes is worth at most. None when the target says nothing.
-fn kept_usable(class: &Class, spec: &JobSpec, rules: &Rules) -> Option<(i32, Option<u16>)> {
+fn kept_usable(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(i32, Option<u16>)> {
     if rules.worth.is_empty() {
         return None;
     }
-    let ask = &spec.resources;
+    let wants = &ask.resources;
     let count = class.devices.len();
     let hardware = class.flavor.hardware;
     if count > DEVICES {
@@ -133,15 +133,15 @@ fn kept_usable(class: &Class, spec: &JobSpec, rules: &Rules) -> Option<(i32, Opt
     }
     let mut free = worth::free_of(&class.devices);
     let before = rules.worth.of(hardware, class.cpu_milli, &free[..count])?;
-    let cpu = class.cpu_milli.saturating_sub(ask.cpu_milli);
+    let cpu = class.cpu_milli.saturating_sub(wants.cpu_milli);
     let points = |after: i64| {
-        let kept = ask.gpu.milli() as i64 * worth::MOST + after - before;
+        let kept = wants.gpu.milli() as i64 * worth::MOST + after - before;
         (500 + kept.div_euclid(POINT)).clamp(0, 1000) as i32
     };
-    match ask.gpu {
+    match wants.gpu {
         Gpus::None => Some((points(rules.worth.of(hardware, cpu, &free[..count])?), None)),
         Gpus::Whole(_) => {
-            for device in devices::whole_of(class, ask, spec.constraints.same_island)? {
+            for device in devices::whole_of(class, ask)? {
                 free[usize::from(device)] = 0;
             }
             Some((points(rules.worth.of(hardware, cpu, &free[..count])?), None))

@@ -9,6 +9,7 @@ use crate::id::NodeNo;
 use crate::job::{Arrangement, Constraints, JobSpec, Restart};
 use crate::placement::{Policy, Rules, Term};
 use crate::resources::Resources;
+use crate::sharing::Ask;
 use crate::state::State;
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
@@ -37,15 +38,17 @@ struct Shape {
     constraints: Constraints,
     /// A bound on the price is meant for all replicas.
     priced: u16,
+    /// A part of any device will do, also of one that enforces nothing.
+    takes_any: bool,
 }
 
 impl Shape {
-    fn of(spec: &JobSpec) -> Self {
-        let c = &spec.constraints;
+    fn of(ask: &Ask<'_>) -> Self {
+        let c = &ask.constraints;
         let constraints =
             Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, stay: false, ..c.clone() };
-        let priced = if c.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
-        Self { resources: spec.resources.clone(), constraints, priced }
+        let priced = if c.max_cost_per_hour.is_some() { ask.most_replicas() } else { 1 };
+        Self { resources: ask.resources.clone(), constraints, priced, takes_any: ask.takes_any() }
     }
 }
 
@@ -81,15 +84,16 @@ impl State {
         if scanned || spec.constraints.node.is_some() || self.rules.chosen.policy == Policy::Random {
             return;
         }
+        let ask = Ask::of(self, spec);
         let standings = &mut self.standings;
         standings.turn += 1;
         let turn = standings.turn;
-        let shape = Shape::of(spec);
+        let shape = Shape::of(&ask);
         if let Some(asked) = standings.asked.get_mut(&shape) {
             asked.turn = turn;
             match &mut asked.ranking {
-                Some(ranking) if ranking.goes_by(&self.rules) => ranking.follow(spec, &self.capacity),
-                _ => asked.ranking = Some(Ranking::new(spec, &self.capacity, &self.rules)),
+                Some(ranking) if ranking.goes_by(&self.rules) => ranking.follow(&ask, &self.capacity),
+                _ => asked.ranking = Some(Ranking::new(&ask, &self.capacity, &self.rules)),
             }
             return;
         }
@@ -108,42 +112,43 @@ pub(super) fn find(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Opt
     if spec.constraints.node.is_some() || state.standings.asked.is_empty() {
         return None;
     }
-    let ranking = state.standings.asked.get(&Shape::of(spec))?.ranking.as_ref()?;
+    let ask = Ask::of(state, spec);
+    let ranking = state.standings.asked.get(&Shape::of(&ask))?.ranking.as_ref()?;
     if !ranking.goes_by(&state.rules) {
         return None;
     }
-    ranking.best(spec, state.capacity(), limits)
+    ranking.best(&ask, state.capacity(), limits)
 }
 
 /// Scores classes that come in the order of their flavors, so one verdict serves many.
 struct Judge<'a> {
-    spec: &'a JobSpec,
+    ask: &'a Ask<'a>,
     rules: &'a Rules,
     flavor: Option<(Arc<Flavor>, bool)>,
 }
 
 impl<'a> Judge<'a> {
-    fn new(spec: &'a JobSpec, rules: &'a Rules) -> Self {
-        Self { spec, rules, flavor: None }
+    fn new(ask: &'a Ask<'a>, rules: &'a Rules) -> Self {
+        Self { ask, rules, flavor: None }
     }
 
     /// The score without siblings; None without room.
     fn score(&mut self, class: &Class) -> Option<i64> {
-        if !filter::may_have_room(class, self.spec) {
+        if !filter::may_have_room(class, self.ask) {
             return None;
         }
         if self.flavor.as_ref().is_none_or(|(known, _)| !Arc::ptr_eq(known, &class.flavor)) {
-            self.flavor = Some((class.flavor.clone(), filter::may_ever_run(&class.flavor, self.spec)));
+            self.flavor = Some((class.flavor.clone(), filter::may_ever_run(&class.flavor, self.ask)));
         }
         self.flavor.as_ref().filter(|(_, may)| *may)?;
-        let (terms, _) = score::terms(class, self.spec, self.rules)?;
-        Some(terms.with_siblings(self.spec, 0).total(self.rules.chosen.weights))
+        let (terms, _) = score::terms(class, self.ask, self.rules)?;
+        Some(terms.with_siblings(self.ask, 0).total(self.rules.chosen.weights))
     }
 }
 
 impl Ranking {
-    fn new(spec: &JobSpec, index: &CapacityIndex, rules: &Arc<Rules>) -> Self {
-        let mut judge = Judge::new(spec, rules);
+    fn new(ask: &Ask<'_>, index: &CapacityIndex, rules: &Arc<Rules>) -> Self {
+        let mut judge = Judge::new(ask, rules);
         let mut out = Self { rules: rules.clone(), of: index.by_node().clone(), ..Self::empty() };
         for (class, nodes) in &index.classes {
             let Some(score) = judge.score(class) else { continue };
@@ -179,13 +184,13 @@ impl Ranking {
     }
 
     /// Brings the ranking up to the present.
-    fn follow(&mut self, spec: &JobSpec, index: &CapacityIndex) {
+    fn follow(&mut self, ask: &Ask<'_>, index: &CapacityIndex) {
         let Some(behind) = self.left_behind(index) else {
-            *self = Self::new(spec, index, &self.rules);
+            *self = Self::new(ask, index, &self.rules);
             return;
         };
         let rules = self.rules.clone();
-        let mut judge = Judge::new(spec, &rules);
+        let mut judge = Judge::new(ask, &rules);
         for node in behind {
             if let Some(score) = self.scores.remove(&node) {
                 self.order.remove(&(Reverse(score), node));
@@ -198,10 +203,10 @@ impl Ranking {
         self.of = index.by_node().clone();
     }
 
-    fn best(&self, spec: &JobSpec, index: &CapacityIndex, limits: &Limits) -> Option<Option<Found>> {
+    fn best(&self, ask: &Ask<'_>, index: &CapacityIndex, limits: &Limits) -> Option<Option<Found>> {
         let behind = self.left_behind(index)?;
         let held: BTreeSet<NodeNo> = limits.held.iter().copied().collect();
-        let spread = spec.constraints.arrangement == Arrangement::Spread;
+        let spread = ask.constraints.arrangement == Arrangement::Spread;
         let siblings = |node: &NodeNo| if spread { limits.siblings.get(node).copied().unwrap_or(0) } else { 0 };
         let apart: BTreeSet<NodeNo> =
             behind.iter().chain(limits.siblings.keys().filter(|node| siblings(node) > 0)).copied().collect();
@@ -210,7 +215,7 @@ impl Ranking {
         let mut top: Vec<(Reverse<i64>, NodeNo)> = self.order.iter().filter(usual).take(2).copied().collect();
         let gone = |node: &&NodeNo| self.scores.contains_key(*node);
         let mut candidates = self.order.len() - held.union(&apart).filter(gone).count();
-        let mut judge = Judge::new(spec, &self.rules);
+        let mut judge = Judge::new(ask, &self.rules);
         let each = self.rules.chosen.weights.of(Term::Arrangement);
         for node in apart.difference(&held) {
             let Some(score) = index.class(*node).and_then(|class| judge.score(class)) else { continue };
@@ -220,11 +225,11 @@ impl Ranking {
         top.sort_unstable();
         let Some((Reverse(score), node)) = top.first().copied() else { return Some(None) };
         let class = index.class(node)?.clone();
-        let (terms, device) = score::terms(&class, spec, &self.rules)?;
+        let (terms, device) = score::terms(&class, ask, &self.rules)?;
         Some(Some(Found {
             score,
             node,
-            terms: terms.with_siblings(spec, siblings(&node)),
+            terms: terms.with_siblings(ask, siblings(&node)),
             device,
             class,
             runner_up: top.get(1).map(|(Reverse(score), node)| (*node, *score)),

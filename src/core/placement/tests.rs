@@ -4,6 +4,7 @@
 use super::*;
 use crate::ledger;
 use crate::resources::Gpus;
+use crate::sharing::Ask;
 use crate::sim::Rng;
 use crate::testing;
 
@@ -74,7 +75,8 @@ fn a_gang_is_placed_exactly_when_all_of_it_fits() {
         for (replica, pick) in &picks {
             let node = state.node(pick.alloc.node).unwrap().clone();
             let used = state.ledger().node(node.no).unwrap();
-            ledger::fits(&spec.resources, &pick.alloc, &node.spec, used).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            ledger::fits(&Ask::of(&state, &spec), &pick.alloc, &node.spec, used)
+                .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             state.book(&spec, *replica, &pick.alloc);
         }
     }

@@ -8,6 +8,7 @@ use crate::id::{DeviceType, Incarnation, ModelId, NodeName, NodeNo, TenantId, Ve
 use crate::job::JobSpec;
 use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::resources::Resources;
+use crate::sharing::Sharing;
 use crate::state::{State, WORKLOAD};
 use std::sync::Arc;
 
@@ -119,6 +120,7 @@ fn register(no: NodeNo, node: &TrialNode) -> Node {
         island: 0,
         mig_profile: None,
         healthy: true,
+        sharing: Sharing::Simulated,
     };
     let spec = NodeSpec {
         host: "".into(),

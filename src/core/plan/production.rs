@@ -3,21 +3,27 @@
 use super::Intent;
 use crate::command::Mode;
 use crate::job::{JobSpec, Runtime};
-use crate::node::NodeKind;
+use crate::node::{NodeKind, NodeSpec};
 use crate::reason::{Reason, Refusal};
+use crate::sharing::Sharing;
 use crate::state::State;
 
 /// The rule of a production group, judged where it binds: the member that took the
 /// call may not have known yet which group it is in.
 pub(super) fn nothing_simulated(intent: &Intent) -> Result<(), Refusal> {
     match intent.bare() {
-        Intent::Register { kind, spec, .. } if spec.simulated || matches!(kind, NodeKind::Played(_)) => {
+        Intent::Register { kind, spec, .. } if is_simulated(spec) || matches!(kind, NodeKind::Played(_)) => {
             let detail = "this is a production group: a simulated node has no place in it";
             Err(Refusal::new(Reason::Forbidden, detail))
         }
         Intent::Schedule { submission, .. } => proven(&submission.spec),
         _ => Ok(()),
     }
+}
+
+/// Played itself, or with what keeps those who share its devices apart only played.
+fn is_simulated(spec: &NodeSpec) -> bool {
+    spec.simulated || spec.devices.iter().any(|device| device.sharing == Sharing::Simulated)
 }
 
 /// The same rule for a version that takes another's place.

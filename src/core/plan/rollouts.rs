@@ -34,7 +34,7 @@ pub(super) fn start(
     actor: Option<&Actor>,
 ) -> Result<Planned, Refusal> {
     let job = live(state, request, tenant)?;
-    job.can_roll(strategy)?;
+    job.can_roll(next, strategy)?;
     let mut next = next.clone();
     let spec = next.spec(&job.spec);
     super::nothing_unproven(state, &spec)?;

@@ -18,7 +18,9 @@ use crate::job::{Allocation, Evidence, Job, JobSpec, Movable, Move, Phase, Repli
 use crate::node::{Node, NodeState};
 use crate::placement::filter;
 use crate::reason::{Reason, Refusal};
+use crate::resources::Gpus;
 use crate::scaling::is_wanted;
+use crate::sharing::Ask;
 use crate::state::State;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -98,6 +100,7 @@ pub struct Next {
     pub manifest: Option<[u8; 32]>,
     pub evidence: Option<Evidence>,
     pub data_classes: Vec<Label>,
+    pub self_limiting: bool,
     pub approved_by: Option<Arc<str>>,
     pub asked_by: Option<Person>,
 }
@@ -111,6 +114,7 @@ impl Next {
             manifest: spec.manifest,
             evidence: spec.evidence.clone(),
             data_classes: spec.data_classes.clone(),
+            self_limiting: spec.self_limiting,
             approved_by: spec.approved_by.clone(),
             asked_by: spec.asked_by.clone(),
         }
@@ -118,8 +122,19 @@ impl Next {
 
     /// The spec with this version in it.
     pub fn spec(&self, of: &JobSpec) -> JobSpec {
-        let Self { version, runtime, manifest, evidence, data_classes, approved_by, asked_by } = self.clone();
-        JobSpec { version, runtime, manifest, evidence, data_classes, approved_by, asked_by, ..of.clone() }
+        let Self { version, runtime, manifest, evidence, data_classes, self_limiting, approved_by, asked_by } =
+            self.clone();
+        JobSpec {
+            version,
+            runtime,
+            manifest,
+            evidence,
+            data_classes,
+            self_limiting,
+            approved_by,
+            asked_by,
+            ..of.clone()
+        }
     }
 
     /// Whether the spec runs it already, whoever let it in.
@@ -290,8 +305,15 @@ impl Job {
     ///
     /// # Errors
     /// Why not.
-    pub fn can_roll(&self, strategy: &Strategy) -> Result<(), Refusal> {
+    pub fn can_roll(&self, next: &Next, strategy: &Strategy) -> Result<(), Refusal> {
         let bad = |detail: &str| Err(Refusal::field(Reason::Conflict, "request_id", detail));
+        let part = matches!(self.spec.resources.gpu, Gpus::Milli(_));
+        if part && self.spec.self_limiting && !next.self_limiting {
+            // Its replicas may hold parts that nothing but the present version keeps them to.
+            let detail = "the present version keeps to its part of a GPU by itself, and this one does not: schedule it \
+                          as another job, then stop this one";
+            return Err(Refusal::field(Reason::FractionNotEnforced, "version", detail));
+        }
         if self.spec.gang {
             return bad("the replicas of a gang are one program: schedule the new version, then stop this job");
         }
@@ -309,7 +331,8 @@ impl Job {
 /// Whether what holds the place may start there once more, as that version. A cordon is no bar: nothing new comes.
 pub(crate) fn stays_as(state: &State, alloc: &Allocation, spec: &JobSpec) -> bool {
     let runs = state.capacity().class(alloc.node).is_some_and(|class| filter::has_runtime(&class.flavor, spec));
-    runs && stays(state, alloc)
+    let kept = state.node(alloc.node).is_some_and(|node| Ask::of(state, spec).stays_kept(alloc, &node.spec));
+    runs && kept && stays(state, alloc)
 }
 
 pub(crate) fn stays(state: &State, alloc: &Allocation) -> bool {

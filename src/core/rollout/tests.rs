@@ -295,6 +295,7 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
         manifest: Some([7; 32]),
         evidence,
         data_classes: vec![],
+        self_limiting: false,
         approved_by: None,
         asked_by: None,
     };

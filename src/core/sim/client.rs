@@ -188,7 +188,8 @@ impl Client {
 /// Sets a tenant's GPU quota, and what it may use over time.
 fn quota(rng: &mut Rng) -> Intent {
     let budgets = if rng.chance(500) { mixed::budgets(rng) } else { None };
-    let quota = Quota { gpu_milli: Some(rng.between(1, 20) * 1000), budgets, ..Quota::default() };
+    let (gpu_milli, soft_sharing) = (Some(rng.between(1, 20) * 1000), rng.chance(500));
+    let quota = Quota { gpu_milli, budgets, soft_sharing, ..Quota::default() };
     Intent::SetQuota { tenant: tenant(rng), quota }
 }
 
@@ -224,12 +225,14 @@ fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
     }
     let version = version(rng);
     let (manifest, data_classes) = mixed::contents(&version);
+    let self_limiting = mixed::limits_itself(&version);
     let next = Box::new(Next {
         version,
         runtime: Runtime::Simulated,
         manifest,
         evidence: None,
         data_classes,
+        self_limiting,
         approved_by: None,
         asked_by: None,
     });
@@ -283,6 +286,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
     let scaling = (!constraints.exclusive && rng.chance(150)).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
     let version = if rng.chance(400) { version(rng) } else { id(VersionId::new("v1")) };
     let (manifest, data_classes) = mixed::contents(&version);
+    let self_limiting = mixed::limits_itself(&version);
     JobSpec {
         tenant: tenant(rng),
         model: id(ModelId::new("m1")),
@@ -298,6 +302,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         evidence: None,
         asked_by: None,
         data_classes,
+        self_limiting,
         scaling,
     }
 }

@@ -20,6 +20,11 @@ pub fn contents(version: &VersionId) -> (Option<[u8; 32]>, Vec<Label>) {
     (Some(manifest), vec![Label::new(class).expect("a valid name")])
 }
 
+/// Whether a version's program keeps to its part of a GPU by itself: that of the third one does.
+pub fn limits_itself(version: &VersionId) -> bool {
+    version.as_str() == "v3"
+}
+
 /// A statement that counts for some seconds, or for days, or that is over before it arrives.
 pub fn consent(tenant: TenantId, now_ms: u64, rng: &mut Rng) -> Consent {
     let class = *rng.pick(&["personal", "personal-health"]);

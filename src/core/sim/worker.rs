@@ -11,6 +11,7 @@ use crate::node::{NodeKind, NodeSpec};
 use crate::plan::Intent;
 use crate::reason::Reason;
 use crate::reconcile::{Action, Actual, Condition, Desired, Holding, ReplicaId, diff};
+use crate::sharing::Sharing;
 use crate::testing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,6 +59,11 @@ impl Worker {
         if rng.chance(200) {
             // Few ports, so that they run out.
             spec.ports = spec.ports.map(|p| crate::node::PortRange { last: p.first + 2, ..p });
+        }
+        if rng.chance(400) {
+            for device in &mut spec.devices {
+                device.sharing = *rng.pick(&Sharing::ALL);
+            }
         }
         Self {
             me,

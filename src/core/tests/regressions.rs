@@ -14,6 +14,7 @@ use nf_core::proposer::Proposer;
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, MAX_BYTES};
 use nf_core::rows::Table;
+use nf_core::sharing::Kept;
 use nf_core::state::State;
 use nf_core::tenant::Quota;
 use nf_core::testing::{job_spec, node_spec, register, run, schedule, try_run};
@@ -40,7 +41,7 @@ fn submission(spec: JobSpec) -> Submission {
 }
 
 fn place(replica: u16, device: u16) -> Placement {
-    let shares = vec![Share { device, milli: 1000 }];
+    let shares = vec![Share { device, milli: 1000, kept: Kept::Alone }];
     Placement {
         replica,
         alloc: Allocation { node: NodeNo(1), shares, port: Some(31000 + device), at_ms: 0 },

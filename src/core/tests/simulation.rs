@@ -64,7 +64,7 @@ fn simulation_is_safe_and_settles_for_every_seed() {
     let (failed, reports) = hunt(from, seeds, number("NF_THREADS", 2), &options);
     let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
     println!(
-        "{} seeds in {:?}: {} entries, {} superseded, {} acknowledged, {} live at the end, {} terms, {} crashes, {} moves, {} taken over, {} s of virtual time",
+        "{} seeds in {:?}: {} entries, {} superseded, {} acknowledged, {} live at the end, {} terms, {} crashes, {} moves, {} taken over, {} rolled, {} s of virtual time",
         reports.len(),
         started.elapsed(),
         sum(|r| r.entries as u64),
@@ -75,6 +75,7 @@ fn simulation_is_safe_and_settles_for_every_seed() {
         sum(|r| r.crashes),
         sum(|r| r.moves),
         sum(|r| r.taken_over),
+        sum(|r| r.rolled),
         sum(|r| r.virtual_ms) / 1000,
     );
     if let Some((seed, text)) = failed {

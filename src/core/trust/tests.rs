@@ -12,13 +12,13 @@ use crate::reason::Reason;
 use crate::resources::Gpus;
 use crate::scaling::{Scaling, Target};
 use crate::state::State;
-use crate::testing::{by, job_spec, node_spec, register, run, schedule, try_run_at};
+use crate::testing::{by, job_spec, node_spec, real_node_spec, register, run, schedule, try_run_at};
 use std::sync::Arc;
 
 const HOUR: u64 = 3_600_000;
 
 fn real(gpus: u16) -> NodeSpec {
-    NodeSpec { simulated: false, ports: None, ..node_spec(gpus) }
+    NodeSpec { ports: None, ..real_node_spec(gpus) }
 }
 
 /// Two nodes of one GPU in production.

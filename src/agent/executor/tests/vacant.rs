@@ -3,12 +3,13 @@
 use super::*;
 use nf_core::fault::Fault;
 use nf_core::job::Share;
+use nf_core::sharing::Kept;
 
 /// One whole device, with what is on it.
 async fn on_device(w: &World, holds: &str) -> Want {
     fs::write(w.path("devices.json"), holds).unwrap();
     let mut want = w.shell("exec sleep 300").await;
-    want.shares = vec![Share { device: 0, milli: 1_000 }];
+    want.shares = vec![Share { device: 0, milli: 1_000, kept: Kept::Alone }];
     want
 }
 

@@ -4,6 +4,7 @@
 use crate::agent::engine::{Facts, Giving};
 use crate::agent::record::Record;
 use crate::agent::runtimes::cgroup::MAX_TASKS;
+use crate::agent::runtimes::mps;
 use crate::agent::runtimes::processes::KEY as KEY_VARIABLE;
 use crate::models::{Container, Manifest, Slots};
 use bollard::models::{
@@ -53,6 +54,8 @@ pub(super) struct Order<'a> {
     pub address: IpAddr,
     pub owner: &'a str,
     pub group: &'a str,
+    /// Those of the Multi-Process Service.
+    pub pipes: &'a Path,
 }
 
 /// For people who look at the engine; what counts are the labels, and the key in it that no two share.
@@ -73,6 +76,7 @@ impl Order<'_> {
             port: self.want.port.map(|_| self.container.port),
             dir: Path::new(Container::MODEL),
             python: "python3",
+            part: self.want.part,
         };
         let argv = self.manifest.argv(&self.container.program, &slots)?;
         let inside = format!("{}/tcp", self.container.port);
@@ -106,6 +110,16 @@ impl Order<'_> {
             read_only: Some(true),
             ..Mount::default()
         };
+        // A client speaks to the service through its pipes and through memory that the machine shares.
+        let by_mps = mps::keeps(self.want);
+        let pipes = self.pipes.to_string_lossy().into_owned();
+        let pipes = by_mps.then(|| Mount {
+            typ: Some(MountType::BIND),
+            source: Some(pipes.clone()),
+            target: Some(pipes),
+            read_only: Some(false),
+            ..Mount::default()
+        });
         let core = ResourcesUlimits { name: Some("core".into()), soft: Some(0), hard: Some(0) };
         let log = ENGINE_LOG.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         Ok(HostConfig {
@@ -115,8 +129,9 @@ impl Order<'_> {
             security_opt: Some(vec!["no-new-privileges".into()]),
             init: self.facts.init.then_some(true),
             tmpfs: Some(HashMap::from([(SCRATCH.into(), SCRATCH_OPTIONS.into())])),
-            shm_size: Some(SHARED),
-            mounts: Some(vec![model]),
+            shm_size: (!by_mps).then_some(SHARED),
+            ipc_mode: by_mps.then(|| "host".into()),
+            mounts: Some([model].into_iter().chain(pipes).collect()),
             memory: bytes,
             // As much as without swap: what is promised is memory.
             memory_swap: bytes,
@@ -151,6 +166,7 @@ impl Order<'_> {
             ("NF_SIZE", want.spec.replicas.to_string()),
             ("CUDA_VISIBLE_DEVICES", want.uuids.join(",")),
         ]);
+        env.extend(mps::limits(want, self.pipes));
         if let Some(main) = manifest.main() {
             env.push(("NF_MODEL_SHA256", main.sha256.to_string()));
         }

@@ -64,7 +64,9 @@ fn undo(state: &mut State, change: &Change) {
             let node = state.node_named(name).unwrap();
             Intent::NodeStates(vec![(node.no, node.incarnation, NodeState::Ready)])
         }
-        Change::AddNodes { .. } => unreachable!("no hardware is missing"),
+        Change::SoftSharing { .. } | Change::AddNodes { .. } => {
+            unreachable!("no hardware is missing, and whole GPUs are asked for")
+        }
     };
     testing::run(state, intent);
 }

@@ -112,6 +112,9 @@ fn asks_that_do_not_come_again_give_their_place_up_and_others_keep_it() {
     }
     state.stand(&ask(500));
     assert_eq!(state.standings.asked.len(), MOST);
-    let ranked = |milli| state.standings.asked.get(&Shape::of(&ask(milli))).map(|asked| asked.ranking.is_some());
+    let ranked = |milli| {
+        let spec = ask(milli);
+        state.standings.asked.get(&Shape::of(&Ask::of(&state, &spec))).map(|asked| asked.ranking.is_some())
+    };
     assert_eq!((ranked(999), ranked(500), ranked(1)), (Some(true), Some(false), None));
 }

@@ -185,7 +185,7 @@ fn production() -> State {
     let mode = crate::command::Mode::Production;
     testing::run(&mut state, Intent::Init { cluster: "c".into(), mode, default_gpu_milli: 8_000 });
     for n in 1..=2 {
-        let spec = crate::node::NodeSpec { simulated: false, ports: None, ..testing::node_spec(1) };
+        let spec = crate::node::NodeSpec { ports: None, ..testing::real_node_spec(1) };
         testing::run(&mut state, testing::register(&format!("n{n}"), spec));
     }
     approve(&mut state, "v1");
@@ -278,6 +278,7 @@ fn a_version_about_people_needs_a_consent_to_begin_and_goes_back_when_it_ends() 
         version: VersionId::new("v2").unwrap(),
         manifest: Some([7; 32]),
         data_classes: vec![crate::id::Label::new("personal").unwrap()],
+        self_limiting: false,
         ..Next::of(&job(&state).spec)
     };
     let go = || {

@@ -101,6 +101,7 @@ impl Player {
             "budgets" => self.budgets(),
             "usage" => self.usage(&words),
             "explain" => self.explain(&words.request()),
+            "remedy" => nf_core::placement::explain::remedy(&self.state, self.state.job_of(&words.request()).unwrap()),
             "show" => self.show(),
             "wait" => {
                 self.now += words.number("ms", 0) + 1000 * words.number("s", 0);

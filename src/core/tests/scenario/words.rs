@@ -11,6 +11,7 @@ use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
 use nf_core::scaling::Scaling;
+use nf_core::sharing::Sharing;
 use nf_core::tenant::{Quota, Share};
 use nf_core::testing;
 use std::cell::RefCell;
@@ -115,6 +116,7 @@ impl<'a> Words<'a> {
             lend_milli: self.milli("lend"),
             budgets: self.budgets().some(),
             types: self.types(),
+            soft_sharing: self.flag("soft"),
         }
     }
 
@@ -148,6 +150,12 @@ impl<'a> Words<'a> {
         chosen
     }
 
+    /// `sharing=none` or, for one device after the other, `sharing=none|mps`; the last word is that of the rest.
+    fn sharing(&self, device: usize) -> Sharing {
+        let words: Vec<&str> = self.get("sharing").unwrap_or("simulated").split('|').collect();
+        Sharing::named(words[device.min(words.len() - 1)]).unwrap()
+    }
+
     pub fn node(&self) -> NodeSpec {
         let (gpus, tpus) = (self.number("gpus", 1) as u16, self.number("tpus", 0) as u16);
         let mut spec = testing::node_spec(gpus + tpus);
@@ -162,6 +170,7 @@ impl<'a> Words<'a> {
             device.memory = memory;
             device.mig_profile = mig.clone();
             device.healthy = broken != Some(i);
+            device.sharing = self.sharing(i);
             if i >= usize::from(gpus) {
                 device.kind = DeviceKind::Tpu;
             }
@@ -187,6 +196,7 @@ impl<'a> Words<'a> {
         let mut spec = testing::job_spec(self.get("tenant").unwrap_or("t1"), gpu);
         spec.replicas = self.number("replicas", 1) as u16;
         spec.gang = self.flag("gang");
+        spec.self_limiting = self.flag("self_limiting");
         spec.scaling = self.get("scale").and_then(|text| text.split_once("..")).map(|(min, max)| Scaling {
             min: min.parse().unwrap(),
             max: max.parse().unwrap(),

@@ -20,6 +20,7 @@ use nf_core::resources::{Gpus, Resources};
 use nf_core::rollout::{Canary, Next, Strategy, Turn};
 use nf_core::rows::Table;
 use nf_core::scaling::{Scaling, Target};
+use nf_core::sharing::{Kept, Sharing};
 use nf_core::sim::{Rng, mixed};
 use nf_core::state::State;
 use nf_core::tenant::Quota;
@@ -363,6 +364,7 @@ fn some_quota(rng: &mut Rng) -> Quota {
         lend_milli: rng.chance(300).then(|| rng.below(8) * 500),
         types: if rng.chance(300) { types(rng) } else { BTreeMap::new() },
         budgets: if rng.chance(400) { budgets(rng).some() } else { None },
+        soft_sharing: rng.chance(500),
     }
 }
 
@@ -407,6 +409,8 @@ fn node(rng: &mut Rng) -> NodeSpec {
             2 => device.healthy = false,
             3 => device.memory = rng.between(1, 80) << 30,
             4 => device.device_type = DeviceType::new("A100-40G").unwrap(),
+            5 => device.sharing = Sharing::None,
+            6 => device.sharing = Sharing::Mps,
             _ => {}
         }
     }
@@ -428,7 +432,8 @@ fn node(rng: &mut Rng) -> NodeSpec {
 fn next(rng: &mut Rng) -> Next {
     let version = VersionId::new(&format!("v{}", rng.between(1, 4))).unwrap();
     let (manifest, data_classes) = mixed::contents(&version);
-    Next { version, manifest, data_classes, ..Next::of(&testing::job_spec("t1", Gpus::None)) }
+    let self_limiting = mixed::limits_itself(&version);
+    Next { version, manifest, data_classes, self_limiting, ..Next::of(&testing::job_spec("t1", Gpus::None)) }
 }
 
 fn strategy(rng: &mut Rng) -> Strategy {
@@ -504,13 +509,16 @@ fn job(rng: &mut Rng) -> JobSpec {
     let spec = testing::job_spec(&tenant, gpu);
     let version = if rng.chance(300) { VersionId::new("v2").unwrap() } else { spec.version.clone() };
     let (manifest, data_classes) = mixed::contents(&version);
-    JobSpec { resources, constraints, replicas, gang, priority, scaling, version, manifest, data_classes, ..spec }
+    let self_limiting = mixed::limits_itself(&version);
+    let spec = JobSpec { resources, constraints, replicas, gang, priority, scaling, self_limiting, ..spec };
+    JobSpec { version, manifest, data_classes, ..spec }
 }
 
 fn placement(rng: &mut Rng) -> Placement {
     let share = |rng: &mut Rng| Share {
         device: rng.below(9) as u16,
         milli: *rng.pick(&[0, 1, 100, 500, 1000, 1000, 1000, 1001]),
+        kept: *rng.pick(&[Kept::Alone, Kept::Alone, Kept::Mps, Kept::Simulated, Kept::Runtime, Kept::Accepted]),
     };
     let mut shares: Vec<Share> = (0..rng.below(3)).map(|_| share(rng)).collect();
     if rng.chance(800) {

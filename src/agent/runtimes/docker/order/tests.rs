@@ -5,6 +5,7 @@ use crate::agent::record::Launch;
 use nf_core::id::{Generation, JobNo, NodeName, RequestId};
 use nf_core::reconcile::ReplicaId;
 use nf_core::resources::Gpus;
+use nf_core::sharing::{Kept, Part};
 use nf_core::testing;
 use serde_json::{Value, json};
 
@@ -31,6 +32,7 @@ fn want(uuids: &[&str]) -> Want {
         spec: Arc::new(spec),
         shares: vec![],
         uuids: uuids.iter().map(|uuid| Arc::from(*uuid)).collect(),
+        part: None,
         host: "127.0.0.1".into(),
         port: Some(31_007),
         stage: None,
@@ -50,7 +52,9 @@ fn body(want: &Want, giving: Giving) -> Result<Value, String> {
     let (model, address) = (Path::new("/data/model"), "127.0.0.1".parse().unwrap());
     let (record, facts) = (&record, &facts(giving));
     let (owner, group, image) = ("owner", "g", "sha256:1");
-    let order = Order { want, record, manifest: &manifest, container, facts, image, model, address, owner, group };
+    let pipes = Path::new("/run/mps");
+    let order =
+        Order { want, record, manifest: &manifest, container, facts, image, model, address, owner, group, pipes };
     order.body().map(|body| serde_json::to_value(body).unwrap())
 }
 
@@ -122,4 +126,28 @@ fn names_are_what_engines_allow() {
     let launch = Launch::of(ReplicaId { job: JobNo(7), replica: 2 }, &want(&[]));
     let record = Record::new(NodeName::new("n1").unwrap(), launch, "boot".into(), "/health".into(), 30);
     assert_eq!(name(&record), format!("nf-n1-r1.2.g3-{}", record.key));
+}
+
+#[test]
+fn a_part_that_mps_enforces_comes_with_its_limits_and_the_way_to_the_daemon() {
+    let whole = body(&want(&[GPU]), Giving::Cdi).unwrap();
+    let text = |body: &Value| body["Env"].to_string();
+    assert!(!text(&whole).contains("CUDA_MPS") && whole["HostConfig"]["IpcMode"].is_null());
+    let part = |kept| Part { kept, milli: 250, memory: 20 << 30, of: 80 << 30 };
+    let shared = body(&Want { part: Some(part(Kept::Mps)), ..want(&[GPU]) }, Giving::Cdi).unwrap();
+    for wanted in [
+        "CUDA_MPS_PIPE_DIRECTORY=/run/mps",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=25",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=20480M",
+    ] {
+        assert!(text(&shared).contains(wanted), "{wanted} in {}", shared["Env"]);
+    }
+    assert_eq!(shared["HostConfig"]["IpcMode"], json!("host"));
+    let pipes = json!({ "Type": "bind", "Source": "/run/mps", "Target": "/run/mps", "ReadOnly": false });
+    assert_eq!(shared["HostConfig"]["Mounts"][1], pipes);
+    // What the runtime or nobody keeps is no business of the daemon's.
+    for kept in [Kept::Runtime, Kept::Accepted, Kept::Simulated] {
+        let other = body(&Want { part: Some(part(kept)), ..want(&[GPU]) }, Giving::Cdi).unwrap();
+        assert!(!text(&other).contains("CUDA_MPS") && other["HostConfig"]["IpcMode"].is_null(), "{kept:?}");
+    }
 }

@@ -1,0 +1,204 @@
+//! Parts of a GPU that NVIDIA's Multi-Process Service enforces: whether its control daemon
+//! is there, which GPUs it serves, and the limits that a replica gets through its
+//! environment. A CUDA program that finds no daemon runs without limits (man page
+//! nvidia-cuda-mps-control), so a start looks for it first. Names and units are those of
+//! "Multi-Process Service" by NVIDIA, appendix of environment variables.
+
+use crate::agent::post::Post;
+use crate::agent::record::End;
+use nf_core::node::Device;
+use nf_core::reason::Reason;
+use nf_core::reconcile::Want;
+use nf_core::sharing::{Kept, Sharing};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// The daemon writes its process id there, below its pipes.
+const PID_FILE: &str = "nvidia-cuda-mps-control.pid";
+/// As much of its name as the kernel keeps.
+const NAME: &str = "nvidia-cuda-mps";
+/// More than a process id takes.
+const MAX_PID_FILE: usize = 32;
+
+/// A control daemon that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    pid: u32,
+}
+
+impl Daemon {
+    /// The daemon that has its pipes there.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub fn find(pipes: &Path) -> Result<Self, String> {
+        let path = pipes.join(PID_FILE);
+        let text = fs::read_to_string(&path).map_err(|e| format!("no MPS control daemon: {}: {e}", path.display()))?;
+        let pid = Some(text.trim()).filter(|text| text.len() <= MAX_PID_FILE).and_then(|text| text.parse::<u32>().ok());
+        let pid = pid.ok_or_else(|| format!("no MPS control daemon: {} holds no process id", path.display()))?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if !name.trim_end().starts_with(NAME) {
+            // Its id may be another's by now.
+            return Err(format!("no MPS control daemon: process {pid} of {} is not there any more", path.display()));
+        }
+        // Anybody may write below /tmp, a replica too.
+        let owner = fs::metadata(format!("/proc/{pid}")).map(|meta| meta.uid()).ok();
+        match owner.is_some_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw()) {
+            true => Ok(Self { pid }),
+            false => Err(format!("process {pid} of {} is neither root's nor nf's own", path.display())),
+        }
+    }
+
+    /// Marks those of the machine's GPUs, in the driver's order, that the daemon serves.
+    ///
+    /// # Errors
+    /// When that can't be known: its environment is its user's own, and root's.
+    pub fn mark(&self, gpus: &mut [Device]) -> Result<(), String> {
+        let environment = fs::read(format!("/proc/{}/environ", self.pid)).map_err(|e| {
+            format!("which GPUs the MPS control daemon (process {}) serves can't be read: {e}", self.pid)
+        })?;
+        let visible = visible(&environment);
+        for (index, gpu) in gpus.iter_mut().enumerate() {
+            if visible.as_ref().is_none_or(|names| serves(names, index, &gpu.uuid)) {
+                gpu.sharing = Sharing::Mps;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names of its `CUDA_VISIBLE_DEVICES`; None where it has none, and serves all.
+fn visible(environment: &[u8]) -> Option<Vec<String>> {
+    let set = environment.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(b"CUDA_VISIBLE_DEVICES="))?;
+    // CUDA takes what stands before the first name that it does not know.
+    Some(String::from_utf8_lossy(set).split(',').map(|name| name.trim().to_owned()).collect())
+}
+
+/// Whether a GPU is among the names: by its index, or by the beginning of its uuid.
+fn serves(names: &[String], index: usize, uuid: &str) -> bool {
+    let by_uuid = |name: &str| name.len() > "GPU-".len() && name.starts_with("GPU-") && uuid.starts_with(name);
+    names.iter().any(|name| name.parse() == Ok(index) || by_uuid(name))
+}
+
+/// Whether it is the service that keeps the replica to its part.
+pub(super) fn keeps(want: &Want) -> bool {
+    want.part.is_some_and(|part| part.kept == Kept::Mps)
+}
+
+/// The limits of a replica that the service keeps to its part, as its environment has them; nothing for others.
+pub(super) fn limits(want: &Want, pipes: &Path) -> Vec<(&'static str, String)> {
+    let Some(part) = want.part.filter(|part| part.kept == Kept::Mps) else { return Vec::new() };
+    vec![
+        ("CUDA_MPS_PIPE_DIRECTORY", pipes.to_string_lossy().into_owned()),
+        ("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", part.percent().to_string()),
+        // Of the only device that it sees, in MiB.
+        ("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", format!("0={}M", (part.memory >> 20).max(1))),
+    ]
+}
+
+/// Whether the daemon is there for who needs it.
+///
+/// # Errors
+/// How the replica ends where it is not: it would run without its limits.
+pub(in crate::agent) async fn served(post: &Post, want: &Want) -> Result<(), End> {
+    if !keeps(want) {
+        return Ok(());
+    }
+    let pipes = post.shared.config.mps_pipes.clone();
+    let found = tokio::task::spawn_blocking(move || Daemon::find(&pipes)).await;
+    let Err(why) = found.map_err(|e| e.to_string()).flatten() else { return Ok(()) };
+    post.note(&format!("can't start: its part of the GPU would not be enforced: {why}")).await;
+    Err(End::failed(Reason::FractionNotEnforced))
+}
+
+#[cfg(test)]
+pub(in crate::agent) mod tests {
+    use super::*;
+    use nf_core::id::NodeName;
+    use nf_core::node::DeviceKind;
+    use nf_core::played;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    fn gpus(count: u16) -> Vec<Device> {
+        let node = NodeName::new("n1").unwrap();
+        let mut gpus = played::devices(&node, DeviceKind::Gpu, &played::usual_type(), count, None);
+        for (i, gpu) in gpus.iter_mut().enumerate() {
+            (gpu.uuid, gpu.sharing) = (format!("GPU-{i}{i}{i}{i}-x").into(), Sharing::None);
+        }
+        gpus
+    }
+
+    /// A program of the daemon's name, which is none.
+    pub(in crate::agent) async fn daemon(dir: &Path, visible: Option<&str>) -> Child {
+        fs::create_dir_all(dir).unwrap();
+        let program = dir.join("nvidia-cuda-mps-control");
+        // A link, and no copy: what is still open for writing somewhere can't be run.
+        symlink("/bin/sleep", &program).unwrap();
+        let mut command = Command::new(&program);
+        command.arg("60").env_clear().envs(visible.map(|names| ("CUDA_VISIBLE_DEVICES", names)));
+        let child = command.spawn().unwrap();
+        fs::write(dir.join(PID_FILE), format!("{}\n", child.id())).unwrap();
+        // It has its name a moment after its pid.
+        let begun = Instant::now();
+        while Daemon::find(dir).is_err() && begun.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        child
+    }
+
+    async fn marked(visible: Option<&str>) -> Vec<bool> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = daemon(dir.path(), visible).await;
+        let mut gpus = gpus(3);
+        Daemon::find(dir.path()).unwrap().mark(&mut gpus).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(Daemon::find(dir.path()).unwrap_err().contains("not there any more"), "it is gone");
+        gpus.iter().map(|gpu| gpu.sharing == Sharing::Mps).collect()
+    }
+
+    #[tokio::test]
+    async fn the_daemon_is_found_by_its_pipes_and_serves_what_it_sees() {
+        assert_eq!(marked(None).await, [true, true, true]);
+        assert_eq!(marked(Some("1")).await, [false, true, false]);
+        assert_eq!(marked(Some("GPU-2222-x,GPU-00")).await, [true, false, true]);
+        assert_eq!(marked(Some("")).await, [false, false, false]);
+        assert_eq!(marked(Some("GPU-,-1,nonsense")).await, [false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn a_strangers_daemon_keeps_nobody() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // nobody else may be played
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("nvidia-cuda-mps-control");
+        symlink("/bin/sleep", &program).unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(65_534), Some(65_534)).unwrap();
+        let mut child = Command::new(&program).arg("60").uid(65_534).gid(65_534).spawn().unwrap();
+        fs::write(dir.path().join(PID_FILE), child.id().to_string()).unwrap();
+        let mut said = Daemon::find(dir.path()).unwrap_err();
+        let begun = Instant::now();
+        while said.contains("not there any more") && begun.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            said = Daemon::find(dir.path()).unwrap_err();
+        }
+        assert!(said.contains("neither root's nor nf's own"), "{said}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn without_a_daemon_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Daemon::find(&dir.path().join("absent")).is_err());
+        for text in ["", "x", "-1", "99999999999999999999", &std::process::id().to_string()] {
+            fs::write(dir.path().join(PID_FILE), text).unwrap();
+            assert!(Daemon::find(dir.path()).is_err(), "{text:?} is no daemon");
+        }
+    }
+}
