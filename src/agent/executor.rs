@@ -8,7 +8,7 @@ mod purge;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
-use super::post::{Places, Post};
+use super::post::{Asked, Places, Post};
 use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
@@ -88,7 +88,7 @@ struct Slot {
     /// What its metrics said last.
     said: Option<Said>,
     life: Life,
-    stop: watch::Sender<Option<Reason>>,
+    stop: watch::Sender<Option<Asked>>,
     task: Option<AbortHandle>,
     trace: traces::Launch,
 }
@@ -400,6 +400,11 @@ impl Executor {
 
     /// Begins to stop a replica. One that is not here, is stopping or is gone stays as it is.
     pub fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+        self.stop_after(id, generation, why, Duration::ZERO);
+    }
+
+    /// The same after `grace`, in which its program may save its state.
+    pub fn stop_after(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration) {
         {
             let mut slots = held(&self.shared.slots);
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
@@ -408,7 +413,7 @@ impl Executor {
             }
             slot.condition = Condition::Stopping;
             slot.life.step("Draining", now_ms(), Some(why.token()));
-            slot.stop.send_replace(Some(why));
+            slot.stop.send_replace(Some(Asked { why, grace }));
         }
         self.shared.changed();
     }

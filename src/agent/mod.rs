@@ -58,7 +58,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 pub trait Execute: Send + Sync + 'static {
     /// Does nothing when that generation is known already.
     fn start(&self, id: ReplicaId, want: &Want);
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason);
+    /// Stops it after `grace`, in which its program may save its state.
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration);
     /// Removes what is left of a replica that is gone.
     fn forget(&self, id: ReplicaId, generation: Generation);
     fn actual(&self) -> Actual;

@@ -5,6 +5,7 @@
 use crate::budget::{Meter, Rates, Window};
 use crate::capacity::CapacityIndex;
 use crate::consent;
+use crate::disruption;
 use crate::id::{NodeNo, Revision, TenantNo};
 use crate::job::{Allocation, Job, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
@@ -26,6 +27,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     jobs(state, &mut bad);
     quotas(state, &mut bad);
     claims(state, &mut bad);
+    budgets(state, &mut bad);
     meters(state, &mut bad);
     derived(state, &mut bad);
     out
@@ -123,6 +125,16 @@ fn jobs(state: &State, bad: &mut impl FnMut(String)) {
             if matches!(replica.phase, Phase::Held { .. } if job.stopped) {
                 bad(format!("{} was stopped and replica {i} should still run", job.no));
             }
+        }
+    }
+}
+
+/// No service has more replicas out by others' will than it lets be missing.
+fn budgets(state: &State, bad: &mut impl FnMut(String)) {
+    for job in state.jobs().values().filter(|job| !job.stopped) {
+        let taken = disruption::taken(job);
+        if disruption::budget(&job.spec).is_some_and(|most| taken > most) {
+            bad(format!("{} has {taken} replicas out by others' will, which is more than it lets be missing", job.no));
         }
     }
 }
@@ -229,6 +241,7 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let queues = [
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
+        ("waits", fresh.waits == state.waits),
         ("children", fresh.children == state.children),
         ("limits by type", fresh.typed == state.typed),
         ("holding", fresh.holding == state.holding),

@@ -164,6 +164,8 @@ pub struct State {
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
+    /// Since when each waiter has waited: from then on, the policy's delay later, it may make others give way.
+    pub(crate) waits: OrdSet<(u64, JobNo)>,
     /// Jobs with an open claim.
     pub(crate) claims: OrdSet<JobNo>,
     /// (priority, age) of jobs that hold something and said that they give way.
@@ -318,6 +320,19 @@ impl State {
         self.wakes.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(at, _)| *at <= to)
     }
 
+    /// Whether a waiter had waited so long, after `from` and no later than at `to`, that it may make others give way,
+    /// and there is somebody who could.
+    pub fn may_evict_between(&self, from: u64, to: u64) -> bool {
+        let rules = self.meta.placement.preemption;
+        let any = rules.enabled && (!self.yielding.is_empty() || !self.children.is_empty());
+        let (Some(from), Some(to)) = (from.checked_sub(rules.delay_ms), to.checked_sub(rules.delay_ms)) else {
+            return false;
+        };
+        // A delay of nothing is over when the job comes, which is looked at then.
+        any && rules.delay_ms > 0
+            && self.waits.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(since, _)| *since <= to)
+    }
+
     // ---- setters: the only way to change a table ----
 
     /// Inserts or replaces a job, and books what its replicas hold.
@@ -450,6 +465,9 @@ impl State {
             if let Some(at) = job.wake_ms() {
                 self.wakes.insert((at, job.no));
             }
+            if let Some(since) = job.waits_since() {
+                self.waits.insert((since, job.no));
+            }
         }
     }
 
@@ -469,6 +487,9 @@ impl State {
             self.waiting.remove(&(job.tenant, -i32::from(job.spec.priority), job.no));
             if let Some(at) = job.wake_ms() {
                 self.wakes.remove(&(at, job.no));
+            }
+            if let Some(since) = job.waits_since() {
+                self.waits.remove(&(since, job.no));
             }
         }
     }

@@ -12,14 +12,15 @@ use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Actual, Purge, ReplicaId, Want};
 use std::io;
+use std::time::Duration;
 use tokio::sync::watch;
 
 impl Execute for Executor {
     fn start(&self, id: ReplicaId, want: &Want) {
         Executor::start(self, id, want);
     }
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
-        Executor::stop(self, id, generation, why);
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration) {
+        Executor::stop_after(self, id, generation, why, grace);
     }
     fn forget(&self, id: ReplicaId, generation: Generation) {
         Executor::forget(self, id, generation);

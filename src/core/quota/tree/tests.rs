@@ -32,7 +32,7 @@ fn set(state: &mut State, name: &str, above: Option<&str>, nominal: u64, borrow:
 fn group(gpus: u64) -> State {
     let mut state = State::new();
     let mut chosen = Chosen::from(Policy::Fragmentation);
-    chosen.preemption.min_run_ms = 0;
+    (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
     testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
     for i in 0..gpus.div_ceil(4) {
         let node = testing::node_spec((gpus - 4 * i).min(4) as u16);

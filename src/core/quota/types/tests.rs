@@ -38,7 +38,7 @@ fn set(state: &mut State, name: &str, above: Option<&str>, gpus: Option<u64>, ty
 fn group(nodes: u64) -> State {
     let mut state = State::new();
     let mut chosen = Chosen::from(Policy::Fragmentation);
-    chosen.preemption.min_run_ms = 0;
+    (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
     testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
     for i in 0..nodes {
         let mut node = testing::node_spec(4);
