@@ -222,7 +222,7 @@ impl Node {
             for (generation, _) in here.filter(|(_, condition)| **condition == Condition::Alive) {
                 if now_ms >= until_ms {
                     tracing::warn!(job = %id.job, replica = id.replica, "no lease: an exclusive replica is stopped");
-                    self.executor.stop(*id, *generation, Reason::NodeFailure);
+                    self.executor.stop(*id, *generation, Reason::NodeFailure, Duration::ZERO);
                 } else {
                     held = true;
                 }

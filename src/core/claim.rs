@@ -15,8 +15,9 @@
 //! or somebody more urgent came. Until one of these happens it evicts nobody twice.
 
 use crate::command::Placement;
+use crate::disruption::Notice;
 use crate::id::{Generation, JobNo, NodeNo, RequestId};
-use crate::job::{Job, JobSpec, Notice, Phase, Replica, Restart};
+use crate::job::{Job, JobSpec, Phase, Replica, Restart};
 use crate::quota::tree::Standing;
 use crate::reason::Reason;
 use crate::state::State;

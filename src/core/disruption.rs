@@ -4,11 +4,26 @@
 //! it needs to save what it has done. A fault, a lost node or a lease that ends asks nobody.
 //! It reads one job at a time; who is to go is decided elsewhere. See ADR 53.
 
-use crate::job::{Job, JobSpec, Notice, Phase, Replica, Stage};
+use crate::job::{Job, JobSpec, Phase, Replica, Stage};
 use crate::placement::policy::Preemption;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::rollout::is_ready;
 use crate::scaling::is_wanted;
+use serde::{Deserialize, Serialize};
+
+/// A replica was told at `at_ms` (log time) that it has to go, and may save its state for so long before TERM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    pub at_ms: u64,
+    pub grace_ms: u32,
+}
+
+impl Notice {
+    /// Log time at which TERM follows, unless it is gone by then.
+    pub fn until_ms(self) -> u64 {
+        self.at_ms.saturating_add(self.grace_ms.into())
+    }
+}
 
 /// Whether a stop for that reason could as well come later, or hit another replica.
 pub fn is_voluntary(why: Reason) -> bool {
@@ -113,6 +128,24 @@ pub fn blocker(job: &Job) -> Blocker {
         job.desired()
     );
     Blocker { reason: Reason::DisruptionBudget, detail, nodes: 0, permanent: most == 0 }
+}
+
+impl Job {
+    /// Since when it waits as a whole: a gang since its last member does, any other job since its first.
+    pub fn waits_since(&self) -> Option<u64> {
+        let times = self.replicas.iter().filter_map(Replica::waits_since);
+        if self.spec.gang { times.max() } else { times.min() }
+    }
+
+    /// Replicas that have waited long enough at `now_ms` to make others give way: `delay_ms`.
+    pub fn may_evict(&self, now_ms: u64, delay_ms: u64) -> impl Iterator<Item = u16> + '_ {
+        let patient = move |no: &u16| {
+            let since = self.replicas.get(usize::from(*no)).and_then(Replica::waits_since);
+            since.is_some_and(|since| since.saturating_add(delay_ms) <= now_ms)
+        };
+        let whole = !self.spec.gang || self.placeable(now_ms).all(|no| patient(&no));
+        self.placeable(now_ms).filter(move |no| whole && patient(no))
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 use crate::audit::Person;
 use crate::claim::{Claim, GaveWay};
+use crate::disruption::Notice;
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, Revision, TenantId, TenantNo, VersionId,
 };
@@ -203,20 +204,6 @@ pub enum Phase {
         why: Reason,
     },
     Cancelled,
-}
-
-/// A replica was told at `at_ms` (log time) that it has to go, and may save its state for so long before TERM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Notice {
-    pub at_ms: u64,
-    pub grace_ms: u32,
-}
-
-impl Notice {
-    /// Log time at which TERM follows, unless it is gone by then.
-    pub fn until_ms(self) -> u64 {
-        self.at_ms.saturating_add(self.grace_ms.into())
-    }
 }
 
 /// What follows a stop.
@@ -532,22 +519,6 @@ impl Job {
             _ => None,
         });
         times.min()
-    }
-
-    /// Since when it waits as a whole: a gang since its last member does, any other job since its first.
-    pub fn waits_since(&self) -> Option<u64> {
-        let times = self.replicas.iter().filter_map(Replica::waits_since);
-        if self.spec.gang { times.max() } else { times.min() }
-    }
-
-    /// Replicas that have waited long enough at `now_ms` to make others give way: `delay_ms`.
-    pub fn may_evict(&self, now_ms: u64, delay_ms: u64) -> impl Iterator<Item = u16> + '_ {
-        let patient = move |no: &u16| {
-            let since = self.replicas.get(usize::from(*no)).and_then(Replica::waits_since);
-            since.is_some_and(|since| since.saturating_add(delay_ms) <= now_ms)
-        };
-        let whole = !self.spec.gang || self.placeable(now_ms).all(|no| patient(&no));
-        self.placeable(now_ms).filter(move |no| whole && patient(no))
     }
 
     /// Replicas that could be placed at `now_ms`.

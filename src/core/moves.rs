@@ -6,10 +6,10 @@
 use crate::budget::{Rates, judge, meter};
 use crate::claim;
 use crate::command::Command;
-use crate::disruption;
+use crate::disruption::{self, Notice};
 use crate::fault::Quarantine;
 use crate::id::{JobNo, NodeName, NodeNo, RequestId, Revision};
-use crate::job::{Copy, Job, Movable, Move, Notice, Phase, Replica};
+use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
 use crate::node::{Cordon, DrainState, Node};
 use crate::placement::{self, Limits, Pick, explain, place_one};
 use crate::quota;
@@ -150,8 +150,10 @@ impl Cause {
 /// A fault that stops it goes before a drain, and a drain before a fault that does not. A program that may save its
 /// state first is told so much earlier that it is gone at the deadline.
 fn cause(state: &State, node: &Node, job: &Job, replica: &Replica) -> Option<Cause> {
-    let grace_ms = disruption::grace_ms(&job.spec, &state.meta().placement.preemption);
-    let now_ms = state.meta().now_ms.saturating_add(grace_ms.into());
+    let now_ms = state.meta().now_ms;
+    let notice =
+        disruption::notice(&job.spec, &replica.phase, Reason::NodeDrain, &state.meta().placement.preemption, now_ms);
+    let now_ms = notice.map_or(now_ms, Notice::until_ms);
     let shares = replica.copy_on(node.no).map(|(_, alloc, _)| alloc.shares.as_slice()).unwrap_or_default();
     let mut faults = shares.iter().filter_map(|share| node.quarantine_of(share.device)).map(Quarantine::serves);
     let fault = faults.next().map(|first| faults.fold(first, |all, serves| all && serves));

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod queues;
 mod tenants;
 
 /// Counters and settings of the group; one row.
@@ -299,10 +300,6 @@ impl State {
     pub fn revision(&self, node: NodeNo) -> u64 {
         self.ledger.node(node).map_or(0, |used| used.revision)
     }
-    /// Tenants of which a job waits.
-    pub fn has_waiters(&self) -> bool {
-        !self.waiting.is_empty()
-    }
     /// Jobs whose number of replicas follows their load.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Job>> {
         self.services.iter().filter_map(|no| self.jobs.get(no))
@@ -311,28 +308,6 @@ impl State {
     pub fn rollouts(&self) -> impl Iterator<Item = &Arc<Job>> {
         self.rolling.iter().filter_map(|no| self.jobs.get(no))
     }
-    /// Rises whenever a waiter may have become placeable.
-    pub fn room(&self) -> u64 {
-        self.room
-    }
-    /// Whether a back-off ended after `from` and no later than at `to`.
-    pub fn woke_between(&self, from: u64, to: u64) -> bool {
-        self.wakes.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(at, _)| *at <= to)
-    }
-
-    /// Whether a waiter had waited so long, after `from` and no later than at `to`, that it may make others give way,
-    /// and there is somebody who could.
-    pub fn may_evict_between(&self, from: u64, to: u64) -> bool {
-        let rules = self.meta.placement.preemption;
-        let any = rules.enabled && (!self.yielding.is_empty() || !self.children.is_empty());
-        let (Some(from), Some(to)) = (from.checked_sub(rules.delay_ms), to.checked_sub(rules.delay_ms)) else {
-            return false;
-        };
-        // A delay of nothing is over when the job comes, which is looked at then.
-        any && rules.delay_ms > 0
-            && self.waits.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(since, _)| *since <= to)
-    }
-
     // ---- setters: the only way to change a table ----
 
     /// Inserts or replaces a job, and books what its replicas hold.

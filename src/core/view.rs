@@ -2,9 +2,10 @@
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
 use crate::claim::GaveWay;
+use crate::disruption::Notice;
 use crate::forecast;
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
-use crate::job::{Allocation, Job, JobSpec, JobState, Move, Notice, Phase, Replica, Share, Stage, Transition};
+use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};

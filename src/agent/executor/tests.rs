@@ -5,6 +5,7 @@ mod draining;
 mod escapes;
 mod owned;
 mod personal;
+mod saving;
 mod simulated;
 mod vacant;
 
@@ -202,6 +203,7 @@ fn simulated_want() -> Want {
         port: Some(free_port()),
         stage: None,
         stop: None,
+        grace_ms: 0,
     }
 }
 

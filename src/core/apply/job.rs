@@ -6,10 +6,11 @@ use crate::budget::judge;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::consent;
+use crate::disruption::Notice;
 use crate::event::EventKind;
 use crate::id::{Generation, Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
-    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Move, Next, Notice, Phase, Replica, Restart, Stage,
+    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Move, Next, Phase, Replica, Restart, Stage,
 };
 use crate::ledger::{self, NodeUse};
 use crate::quota;

@@ -5,10 +5,10 @@
 use super::job::{backoff_ms, ended_by, fits, save};
 use crate::budget::judge;
 use crate::command::{Answer, Placement};
-use crate::disruption;
+use crate::disruption::{self, Notice};
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo, Revision};
-use crate::job::{Allocation, Job, JobSpec, Movable, Move, Next, Notice, Phase, Replica, Restart, Stage};
+use crate::job::{Allocation, Job, JobSpec, Movable, Move, Next, Phase, Replica, Restart, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use crate::trust;

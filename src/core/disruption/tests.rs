@@ -196,7 +196,7 @@ fn preemption_takes_others_or_waits_and_says_whose_budget_it_waits_for() {
 
 #[test]
 fn a_drain_stops_no_more_of_a_service_than_it_lets_be_missing_and_says_whose_they_are() {
-    let mut state = world(&[3, 3], 0);
+    let mut state = world(&[3, 5], 0);
     let mut spec = service(3, Some(1));
     spec.constraints.exclusive = true;
     submit(&mut state, "once", spec);

@@ -198,7 +198,8 @@ impl Search<'_> {
             }
         }
         on_node.retain(|node, _| self.may_use(*node, limits));
-        let mut nodes: Vec<(u64, NodeNo)> = on_node.iter().filter_map(|(no, list)| self.rank(*no, list)).collect();
+        let mut nodes: Vec<(bool, u64, NodeNo)> =
+            on_node.iter().filter_map(|(no, list)| self.rank(*no, list)).collect();
         nodes.sort_unstable();
         nodes.truncate(MOST_NODES);
         // What is free elsewhere counts, too: for a gang some of it is.
@@ -206,7 +207,7 @@ impl Search<'_> {
         let free = place(self.state, &alone, wanted, limits.clone()).len();
         let missing = wanted.len().checked_sub(free)?;
         let nodes: Vec<(NodeNo, Vec<usize>)> =
-            nodes.into_iter().filter_map(|(_, no)| Some((no, on_node.remove(&no)?))).collect();
+            nodes.into_iter().filter_map(|(.., no)| Some((no, on_node.remove(&no)?))).collect();
         self.mixed(&nodes, wanted.len(), missing)
     }
 
@@ -248,8 +249,8 @@ impl Search<'_> {
     }
 
     /// What the node would cost if all that can were kept, dearest first; None when even
-    /// evicting all makes no room.
-    fn rank(&self, no: NodeNo, list: &[usize]) -> Option<(u64, NodeNo)> {
+    /// evicting all makes no room. Last come those where that would take too many of a service.
+    fn rank(&self, no: NodeNo, list: &[usize]) -> Option<(bool, u64, NodeNo)> {
         let node = self.state.node(no)?;
         let fits = |gone: &[usize]| self.slots(node, gone, 1) >= 1;
         if !fits(list) {
@@ -264,7 +265,8 @@ impl Search<'_> {
                 i += 1;
             }
         }
-        Some((gone.iter().map(|unit| self.units[*unit].cost).sum(), no))
+        let too_many = over(self.units, self.spares, gone.iter().copied()).is_some();
+        Some((too_many, gone.iter().map(|unit| self.units[*unit].cost).sum(), no))
     }
 
     fn dearest_first(&self, list: &[usize]) -> Vec<usize> {
@@ -398,7 +400,8 @@ fn free_quota(
         scratch.give_back(job, *replica);
     }
     let allows = |scratch: &State| {
-        quota::allows(scratch, tenant, &spec.resources, times as u64)
+        !tree::borrows_more(state, scratch, tenant, &spec.resources, times as u64)
+            && quota::allows(scratch, tenant, &spec.resources, times as u64)
             && quota::types::some_open(scratch, tenant, spec, times as u64)
     };
     if allows(&scratch) {
@@ -441,7 +444,10 @@ fn needed(
         let picks = place(&scratch, spec, wanted, limits.clone());
         let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
         let fits = picks.len() == wanted.len();
-        (fits && quota::allows(&scratch, tenant, &spec.resources, wanted.len() as u64)).then_some(picks)
+        let times = wanted.len() as u64;
+        let allowed = quota::allows(&scratch, tenant, &spec.resources, times)
+            && !tree::borrows_more(state, &scratch, tenant, &spec.resources, times);
+        (fits && allowed).then_some(picks)
     };
     let mut picks = places(&chosen)?;
     if (1..=PRUNED).contains(&chosen.len()) {

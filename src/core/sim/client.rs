@@ -129,14 +129,14 @@ impl Client {
             (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
             (Some(known), 30..38) => again(known),
             (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known.request, rng),
-            (Some(known), 50..60) => rollout(known.request, rng),
+            (Some(known), 50..63) => rollout(known.request, rng),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);
                 let other = Submission { body, ..known };
                 self.asked.push(other.clone());
                 again(other)
             }
-            (_, 60..70) => self.consent(now, rng),
+            (_, 63..72) => self.consent(now, rng),
             _ => self.fresh(nodes, rng),
         }
     }
@@ -300,7 +300,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
     let scaling = (!constraints.exclusive && rng.chance(150)).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
     let gang = scaling.is_none() && replicas > 1 && rng.chance(500);
     let budgeted = !gang && restart != Restart::Never && rng.chance(300);
-    let constraints = Constraints { max_unavailable: budgeted.then(|| rng.below(3) as u16), ..constraints };
+    let constraints = Constraints { max_unavailable: budgeted.then(|| rng.below(4) as u16), ..constraints };
     let version = if rng.chance(400) { version(rng) } else { id(VersionId::new("v1")) };
     let (manifest, data_classes) = mixed::contents(&version);
     JobSpec {

@@ -77,6 +77,7 @@ fn simulation_is_safe_and_settles_for_every_seed() {
         sum(|r| r.taken_over),
         sum(|r| r.virtual_ms) / 1000,
     );
+    println!("rolled {} gave way {} told {}", sum(|r| r.rolled), sum(|r| r.gave_way), sum(|r| r.told));
     if let Some((seed, text)) = failed {
         panic!("seed {seed} (NF_SEED_FROM={seed} NF_SEEDS=1) after {} sound ones: {text}", reports.len());
     }

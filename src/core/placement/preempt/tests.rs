@@ -285,10 +285,34 @@ fn ten_thousand_arrivals_come_to_rest_and_nobody_is_evicted_twice_by_the_same_ri
     assert!(arrivals >= 10_000 && evictions > 500, "{arrivals} arrivals, {evictions} evictions");
 }
 
+/// What is placed serves, where that says how much may be taken of it.
+fn serve(state: &mut State) {
+    let bound = |job: &&Arc<Job>| job.spec.constraints.max_unavailable.is_some();
+    let held: Vec<Victim> = state.jobs().values().filter(bound).flat_map(everything).collect();
+    held.into_iter().for_each(|replica| says(state, replica, ReportKind::Stage(Stage::Ready)));
+}
+
 /// Passes over the queue, and agents that do as they are told, until nothing is left to do.
 pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo, u32)>, seed: u64) -> u64 {
     let mut evictions = 0;
     for round in 0.. {
+        if round > 180 {
+            for (job, claim) in claim::open(state) {
+                eprintln!(
+                    "round {round} {} prio {} {:?} claims {:?}",
+                    job.request, job.spec.priority, job.spec.tenant, claim.victims
+                );
+            }
+            eprintln!(
+                "  {:?}",
+                plan(state, &Intent::PlaceWaiting)
+                    .unwrap()
+                    .commands
+                    .iter()
+                    .map(|c| format!("{c:?}").chars().take(160).collect::<String>())
+                    .collect::<Vec<_>>()
+            );
+        }
         assert!(round < 200, "seed {seed}: no rest");
         let open: Vec<(JobNo, Claim)> = claim::open(state).map(|(job, claim)| (job.no, claim.clone())).collect();
         for (rival, claim) in &open {
@@ -301,6 +325,9 @@ pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo,
             }
         }
         all_gone(state);
+        serve(state);
+        let now_ms = state.meta().now_ms + state.meta().placement.preemption.delay_ms;
+        testing::try_run_at(state, Intent::Tick, now_ms).unwrap();
         let commands = plan(state, &Intent::PlaceWaiting).unwrap().commands;
         if commands.is_empty() && open.is_empty() {
             return evictions;

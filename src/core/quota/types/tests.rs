@@ -133,7 +133,7 @@ fn arrivals_in_random_trees_pass_no_limit_of_a_type_and_come_to_rest() {
         let types = *rng.pick::<&[&str]>(&[&TYPES[..1], &TYPES[1..], &TYPES[..1], &TYPES[1..], &TYPES[..], &[]]);
         job(rng.pick::<String>(tenants), Gpus::Whole(rng.between(1, 2) as u16), types)
     };
-    let (arrivals, evictions) = tree::tests::arrivals(50, world, arriving, within_limits);
+    let (arrivals, evictions) = tree::tests::arrivals((50, 100), world, arriving, within_limits);
     println!("{arrivals} arrivals, {evictions} evictions");
     assert!(arrivals >= 5_000 && evictions > 100, "{arrivals} arrivals, {evictions} evictions");
 }
