@@ -101,10 +101,6 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
             return Err(bad(format!("job {no} lets fewer of its replicas be missing at once")));
         }
     }
-    let (gone, times) = (claim::without(state, &claim.victims), claim.placements.len() as u64);
-    if tree::borrows_more(state, &gone, tenant, &spec.resources, times) {
-        return Err(bad(format!("tenant {} would borrow more by making others give way", spec.tenant)));
-    }
     job::fits(state, tenant, spec, &claim.placements, &claim.victims)
 }
 

@@ -5,7 +5,7 @@ use crate::claim::{Claim, LASTS_MS, Victim};
 use crate::command::{Command, ReportKind};
 use crate::control::{Now, Observations, step};
 use crate::fault::Fault;
-use crate::id::{JobNo, NodeName, NodeNo, RequestId, Revision};
+use crate::id::{NodeName, NodeNo, RequestId, Revision};
 use crate::invariants;
 use crate::job::{Move, Restart};
 use crate::moves::outlook;
@@ -451,5 +451,4 @@ fn the_leader_looks_again_when_somebody_has_waited_long_enough() {
     assert!(places(1_300), "it has waited for 300 ms");
     assert!(!places(1_400));
     assert_eq!(explain::may_evict_from(&state, &job(&state, "urgent")), Some(1_300));
-    let _ = JobNo(0);
 }

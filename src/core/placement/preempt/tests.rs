@@ -296,23 +296,6 @@ fn serve(state: &mut State) {
 pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo, u32)>, seed: u64) -> u64 {
     let mut evictions = 0;
     for round in 0.. {
-        if round > 180 {
-            for (job, claim) in claim::open(state) {
-                eprintln!(
-                    "round {round} {} prio {} {:?} claims {:?}",
-                    job.request, job.spec.priority, job.spec.tenant, claim.victims
-                );
-            }
-            eprintln!(
-                "  {:?}",
-                plan(state, &Intent::PlaceWaiting)
-                    .unwrap()
-                    .commands
-                    .iter()
-                    .map(|c| format!("{c:?}").chars().take(160).collect::<String>())
-                    .collect::<Vec<_>>()
-            );
-        }
         assert!(round < 200, "seed {seed}: no rest");
         let open: Vec<(JobNo, Claim)> = claim::open(state).map(|(job, claim)| (job.no, claim.clone())).collect();
         for (rival, claim) in &open {
