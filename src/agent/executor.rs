@@ -9,7 +9,7 @@ use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
-use super::post::{Places, Post};
+use super::post::{Asked, Places, Post};
 use super::probe::Probe;
 use super::record::{self, End, Launch, Record};
 use super::runtimes;
@@ -91,7 +91,7 @@ struct Slot {
     /// What its metrics said last.
     said: Option<Said>,
     life: Life,
-    stop: watch::Sender<Option<Reason>>,
+    stop: watch::Sender<Option<Asked>>,
     task: Option<AbortHandle>,
     trace: traces::Launch,
 }
@@ -417,7 +417,7 @@ impl Execute for Executor {
         });
     }
 
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration) {
         {
             let mut slots = held(&self.shared.slots);
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
@@ -426,7 +426,7 @@ impl Execute for Executor {
             }
             slot.condition = Condition::Stopping;
             slot.life.step("Draining", now_ms(), Some(why.token()));
-            slot.stop.send_replace(Some(why));
+            slot.stop.send_replace(Some(Asked { why, grace }));
         }
         self.shared.changed();
     }

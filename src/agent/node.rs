@@ -176,7 +176,9 @@ impl Node {
                 }
                 // Without a lease it waits; the next beat's answer makes another step.
                 Action::Start(..) => self.waits = true,
-                Action::Stop(id, generation, why) => self.executor.stop(id, generation, why),
+                Action::Stop(id, generation, why, grace_ms) => {
+                    self.executor.stop(id, generation, why, Duration::from_millis(grace_ms.into()));
+                }
                 Action::Report(id, generation, ok, why) => {
                     self.waits = true;
                     // It ended for want of a lease, not by its own will: it is to run again.
@@ -220,7 +222,7 @@ impl Node {
             for (generation, _) in here.filter(|(_, condition)| **condition == Condition::Alive) {
                 if now_ms >= until_ms {
                     tracing::warn!(job = %id.job, replica = id.replica, "no lease: an exclusive replica is stopped");
-                    self.executor.stop(*id, *generation, Reason::NodeFailure);
+                    self.executor.stop(*id, *generation, Reason::NodeFailure, Duration::ZERO);
                 } else {
                     held = true;
                 }

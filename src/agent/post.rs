@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// Where things are kept. By node, because one process may play several.
@@ -75,11 +76,19 @@ impl Places {
 pub(super) struct Post {
     pub shared: Arc<Shared>,
     pub launch: Launch,
-    stop: watch::Receiver<Option<Reason>>,
+    stop: watch::Receiver<Option<Asked>>,
+}
+
+/// What a replica is told that should stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub why: Reason,
+    /// How long it may save its state before TERM.
+    pub grace: Duration,
 }
 
 impl Post {
-    pub(super) fn new(shared: Arc<Shared>, launch: Launch, stop: watch::Receiver<Option<Reason>>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, launch: Launch, stop: watch::Receiver<Option<Asked>>) -> Self {
         Self { shared, launch, stop }
     }
 
@@ -116,14 +125,19 @@ impl Post {
     pub(super) async fn stop_asked(&self) -> Reason {
         let mut stop = self.stop.clone();
         loop {
-            if let Some(why) = *stop.borrow_and_update() {
-                return why;
+            if let Some(asked) = *stop.borrow_and_update() {
+                return asked.why;
             }
             if stop.changed().await.is_err() {
                 // Forgotten while it runs can't be: only what is gone is forgotten.
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// How long it may save its state first; nothing where it was not told to stop, or has no time for that.
+    pub(super) fn grace(&self) -> Duration {
+        self.stop.borrow().map_or(Duration::ZERO, |asked| asked.grace)
     }
 
     pub(super) fn dir(&self) -> PathBuf {

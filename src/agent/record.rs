@@ -112,6 +112,9 @@ pub(super) struct Stopping {
     /// Requests that are under way have until then.
     pub term_ms: u64,
     pub kill_ms: u64,
+    /// So has its program, to save its state.
+    #[serde(default)]
+    pub saves: bool,
 }
 
 impl Record {

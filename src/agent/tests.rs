@@ -22,6 +22,7 @@ use nf_core::state::State;
 use nf_core::testing;
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_stream::wrappers::TcpListenerStream;
 
 /// Replicas as entries that the test itself lets come up, stop and fail.
@@ -68,7 +69,7 @@ impl Execute for Fake {
         }
         self.assert_one_generation_each();
     }
-    fn stop(&self, id: ReplicaId, generation: Generation, _: Reason) {
+    fn stop(&self, id: ReplicaId, generation: Generation, _: Reason, _: Duration) {
         if let Some(condition) = self.there.lock().unwrap().get_mut(&(id, generation))
             && *condition == Condition::Alive
         {

@@ -294,7 +294,7 @@ impl Execute for Replicas {
         }
     }
 
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, _: Duration) {
         if let Some(there) = lock(&self.there).get_mut(&(id, generation))
             && there.condition == Condition::Alive
         {

@@ -34,9 +34,10 @@ pub fn codes(reason: Reason) -> Codes {
         R::FragmentedCapacity | R::FractionNotEnforced | R::NotEnoughForGang | R::TopologyPlacementFailed => {
             (503, Code::ResourceExhausted, 3)
         }
-        R::WaitingForPreemptedJobs | R::WaitingForReplicasReady | R::PreemptionDelayNotElapsed => {
-            (503, Code::ResourceExhausted, 3)
-        }
+        R::WaitingForPreemptedJobs
+        | R::WaitingForReplicasReady
+        | R::PreemptionDelayNotElapsed
+        | R::DisruptionBudget => (503, Code::ResourceExhausted, 3),
         R::OnHold | R::BeginTime | R::Dependency | R::Backoff => (503, Code::ResourceExhausted, 3),
         R::NoLeader | R::NotCaughtUp | R::Draining | R::StoreUnavailable | R::VerifierUnavailable => {
             (503, Code::Unavailable, 7)

@@ -234,6 +234,10 @@ fn explain(job: &Value) -> String {
     if !waits.is_empty() {
         out.push_str(&format!("waits at position {} because of\n{waits}", at(job, "position")));
     }
+    match at(job, "may_preempt_from").as_str() {
+        "-" => {}
+        from => out.push_str(&format!("may preempt others from {from}\n")),
+    }
     match (at(job, "expected_start.earliest").as_str(), at(job, "expected_start.latest")) {
         ("-", _) => {}
         (earliest, latest) => {
@@ -254,7 +258,12 @@ fn explain(job: &Value) -> String {
             why => format!(" ({why})"),
         };
         let on = if place.is_null() { String::new() } else { format!(" on {}", place_of(place)) };
-        out.push_str(&format!("  replica {}: {}{on}{why}\n", at(replica, "replica"), at(replica, "status")));
+        let saves = match at(replica, "saves_until").as_str() {
+            "-" => String::new(),
+            until => format!(", may save its state until {until}"),
+        };
+        let (number, status) = (at(replica, "replica"), at(replica, "status"));
+        out.push_str(&format!("  replica {number}: {status}{on}{why}{saves}\n"));
         out.push_str(&terms(place));
     }
     if at(job, "gave_way.to") != "-" {

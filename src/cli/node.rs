@@ -200,7 +200,12 @@ fn told(node: &Value, dry_run: bool) -> String {
             (to, true) => format!("{} there and then start on {to}", say("would stop", "stops")),
             (to, false) => format!("{} replaced on {to} before it stops", say("would be", "is")),
         };
-        out.push_str(&format!("  {} replica {}: {what}\n", at(&look, "request_id"), at(&look, "replica")));
+        let saves = match (at(&look, "saves_until").as_str(), at(&look, "checkpoint_grace").as_str()) {
+            ("-", "-" | "0" | "0.0") => String::new(),
+            ("-", seconds) => format!("; it may save its state for {seconds} s first"),
+            (until, _) => format!("; it may save its state until {until}"),
+        };
+        out.push_str(&format!("  {} replica {}: {what}{saves}\n", at(&look, "request_id"), at(&look, "replica")));
         for reason in list(&look, "reasons") {
             out.push_str(&format!("    {}: {}\n", at(&reason, "reason"), at(&reason, "detail")));
         }

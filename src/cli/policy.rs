@@ -14,8 +14,16 @@ const PATH: &str = "/policy/placement";
 /// Largest policy file that is read, in bytes.
 const MOST_BYTES: u64 = 64 << 10;
 /// What makes a policy, in the order in which it is shown.
-const FIELDS: [&str; 6] =
-    ["policy", "weights.fragmentation", "weights.topology", "weights.cost", "preemption.enabled", "preemption.min_run"];
+const FIELDS: [&str; 8] = [
+    "policy",
+    "weights.fragmentation",
+    "weights.topology",
+    "weights.cost",
+    "preemption.enabled",
+    "preemption.min_run",
+    "preemption.delay",
+    "preemption.max_grace",
+];
 
 #[derive(Debug, Args)]
 pub struct Policy {
@@ -44,7 +52,7 @@ enum PolicyCommand {
 #[derive(Debug, Args)]
 struct Wanted {
     /// fragmentation, best-fit, spread, cost, latency or random; absent: the one in force
-    #[arg(conflicts_with = "file", required_unless_present_any = ["file", "weight", "min_run", "preemption"])]
+    #[arg(conflicts_with = "file", required_unless_present_any = ["file", "weight", "min_run", "preemption_delay", "max_grace", "preemption"])]
     policy: Option<String>,
     /// Read it from a TOML file
     #[arg(long, value_name = "FILE")]
@@ -55,6 +63,12 @@ struct Wanted {
     /// How long a replica keeps its place before it may have to give way, e.g. 5m
     #[arg(long, value_name = "SPAN", conflicts_with = "file")]
     min_run: Option<String>,
+    /// How long a job waits before it makes others give way, e.g. 5s; 0 for not at all
+    #[arg(long, value_name = "SPAN", conflicts_with = "file")]
+    preemption_delay: Option<String>,
+    /// The longest time to save its state that a program which has to go may ask for, e.g. 2m
+    #[arg(long, value_name = "SPAN", conflicts_with = "file")]
+    max_grace: Option<String>,
     /// Whether work that said `preemptible` gives way to more urgent work
     #[arg(long, value_name = "BOOL", conflicts_with = "file")]
     preemption: Option<bool>,
@@ -135,8 +149,11 @@ impl Wanted {
         for (term, n) in &self.weight {
             body["weights"][term] = json!(n);
         }
-        if let Some(span) = &self.min_run {
-            body["preemption"]["min_run"] = json!(span);
+        let spans = [("min_run", &self.min_run), ("delay", &self.preemption_delay), ("max_grace", &self.max_grace)];
+        for (field, span) in spans {
+            if let Some(span) = span {
+                body["preemption"][field] = json!(span);
+            }
         }
         if let Some(enabled) = self.preemption {
             body["preemption"]["enabled"] = json!(enabled);
@@ -172,15 +189,19 @@ fn file(policy: &Value) -> String {
          # What one point of each term counts, 0 to 1000.\n\
          [weights]\nfragmentation = {}\ntopology = {}\ncost = {}\n\n\
          # Work that said preemptible gives way to work of higher priority,\n\
-         # once it had its place for min_run seconds.\n\
-         [preemption]\nenabled = {}\nmin_run = {}\n",
+         # once that has waited for delay seconds and it had its place for\n\
+         # min_run seconds. A program that asked for it may save its state\n\
+         # before it is stopped, for at most max_grace seconds.\n\
+         [preemption]\nenabled = {}\nmin_run = {}\ndelay = {}\nmax_grace = {}\n",
         of("version"),
         of("policy"),
         of("weights.fragmentation"),
         of("weights.topology"),
         of("weights.cost"),
         of("preemption.enabled"),
-        of("preemption.min_run")
+        of("preemption.min_run"),
+        of("preemption.delay"),
+        of("preemption.max_grace")
     )
 }
 
@@ -208,7 +229,7 @@ mod tests {
 
     fn live() -> Value {
         json!({"policy": "cost", "weights": {"fragmentation": 10, "topology": 400, "cost": 1000},
-               "preemption": {"enabled": true, "min_run": 60.0}, "version": 3})
+               "preemption": {"enabled": true, "min_run": 60.0, "delay": 5.0, "max_grace": 120.0}, "version": 3})
     }
 
     #[test]
@@ -220,11 +241,19 @@ mod tests {
 
     #[test]
     fn flags_change_the_policy_in_force_unless_another_is_named() {
-        let blank = Wanted { policy: None, file: None, weight: vec![], min_run: None, preemption: None };
+        let blank = Wanted {
+            policy: None,
+            file: None,
+            weight: vec![],
+            min_run: None,
+            preemption_delay: Some("0".into()),
+            max_grace: None,
+            preemption: None,
+        };
         let wanted = Wanted { weight: vec![("cost".into(), 5)], preemption: Some(false), ..blank };
         let body = wanted.body(&live()).unwrap();
         assert_eq!((&body["weights"]["cost"], &body["weights"]["topology"]), (&json!(5), &json!(400)));
-        assert_eq!(body["preemption"], json!({"enabled": false, "min_run": 60.0}));
+        assert_eq!(body["preemption"], json!({"enabled": false, "min_run": 60.0, "delay": "0", "max_grace": 120.0}));
         let named = Wanted { policy: Some("spread".into()), ..wanted };
         assert_eq!(named.body(&live()).unwrap()["weights"], json!({"cost": 5}));
     }

@@ -4,7 +4,7 @@
 
 use crate::command::{Member, Note};
 use crate::consent::MAX_CLASSES;
-use crate::job::{JobSpec, MAX_REPLICAS, Runtime};
+use crate::job::{JobSpec, MAX_REPLICAS, Restart, Runtime};
 use crate::node::{Cordon, NodeSpec};
 use crate::placement::Chosen;
 use crate::placement::policy::MOST_WEIGHT;
@@ -117,6 +117,11 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
 /// A longer minimum run time would make nobody give way for a month.
 pub const MAX_MIN_RUN_MS: u64 = 30 * 24 * 3_600_000;
 
+/// Who waits longer than a day for somebody else's place has no use for preemption.
+pub const MAX_DELAY_MS: u64 = 24 * 3_600_000;
+/// For so long the room of a claim may lie idle.
+pub const MAX_GRACE_MS: u32 = 3_600_000;
+
 fn placement(chosen: &Chosen) -> Result<(), Refusal> {
     let w = chosen.weights;
     for (field, weight) in [("fragmentation", w.fragmentation), ("topology", w.topology), ("cost", w.cost)] {
@@ -127,6 +132,12 @@ fn placement(chosen: &Chosen) -> Result<(), Refusal> {
     }
     if chosen.preemption.min_run_ms > MAX_MIN_RUN_MS {
         return Err(Refusal::invalid("preemption.min_run", "at most 30 days"));
+    }
+    if chosen.preemption.delay_ms > MAX_DELAY_MS {
+        return Err(Refusal::invalid("preemption.delay", "at most a day"));
+    }
+    if chosen.preemption.max_grace_ms > MAX_GRACE_MS {
+        return Err(Refusal::invalid("preemption.max_grace", "at most an hour"));
     }
     Ok(())
 }
@@ -156,6 +167,7 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
         }
     }
     guarded(spec)?;
+    disruption(spec)?;
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
     }
@@ -182,6 +194,26 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))?;
     list("data_classes", spec.data_classes.len(), MAX_CLASSES)?;
     spec.asked_by.as_ref().map_or(Ok(()), |who| text("asked_by", &who.subject, MAX_TEXT))
+}
+
+/// What a job may say of how it is disturbed.
+fn disruption(spec: &JobSpec) -> Result<(), Refusal> {
+    let c = &spec.constraints;
+    if c.checkpoint_ms.is_some_and(|ms| ms > MAX_GRACE_MS) {
+        return Err(Refusal::invalid("constraints.checkpoint_grace", "at most an hour"));
+    }
+    if c.max_unavailable.is_none() {
+        return Ok(());
+    }
+    let bad = |detail: &str| Err(Refusal::invalid("constraints.max_unavailable", detail));
+    match () {
+        () if spec.gang => bad("a gang gives way as a whole or not at all; leave out gang or max_unavailable"),
+        () if c.restart == Restart::Never => {
+            bad("what may not start again never comes back; leave out max_unavailable, or say another restart policy")
+        }
+        () if c.max_unavailable.is_some_and(|most| most > MAX_REPLICAS) => bad("at most 1024"),
+        () => Ok(()),
+    }
 }
 
 fn node(spec: &NodeSpec) -> Result<(), Refusal> {

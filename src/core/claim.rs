@@ -15,6 +15,7 @@
 //! or somebody more urgent came. Until one of these happens it evicts nobody twice.
 
 use crate::command::Placement;
+use crate::disruption::Notice;
 use crate::id::{Generation, JobNo, NodeNo, RequestId};
 use crate::job::{Job, JobSpec, Phase, Replica, Restart};
 use crate::quota::tree::Standing;
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 pub const MOST_OPEN: usize = 32;
 /// Replicas that one claim may make give way.
 pub const MOST_VICTIMS: usize = 256;
-/// A claim whose victims do not go is dropped after this long: their node is in trouble.
+/// A claim whose victims do not go is dropped so long after they had to: their node is in trouble.
 pub const LASTS_MS: u64 = 600_000;
 
 /// A replica that has been told to give way.
@@ -96,6 +97,15 @@ pub fn cost(now_ms: u64, job: &Job, alloc_at_ms: u64) -> u64 {
 pub fn holds(state: &State, victim: &Victim) -> bool {
     let replica = state.job(victim.job).and_then(|job| job.replicas.get(usize::from(victim.replica)));
     replica.is_some_and(|r| r.generation == victim.generation && r.allocation().is_some())
+}
+
+/// Log time at which the last victim has had all the time that it may take to save its state.
+pub fn due_ms(state: &State, claim: &Claim) -> u64 {
+    let notice = |victim: &Victim| {
+        state.job(victim.job)?.replicas.get(usize::from(victim.replica))?.notice_of(victim.generation)
+    };
+    let notices = claim.victims.iter().filter_map(notice);
+    notices.map(Notice::until_ms).fold(claim.at_ms, u64::max)
 }
 
 /// Jobs with an open claim.

@@ -150,8 +150,9 @@ fn rollouts_are_due(state: &State, seen: &Observations, now: Now) -> bool {
 fn queue_is_due(state: &State, seen: &Observations, now: Now) -> bool {
     // Only what ended since the last try: a waiter may stay after its back-off, for want of room.
     let woken = state.woke_between(seen.tried_wall_ms, now.wall_ms);
+    let patient = state.may_evict_between(seen.tried_wall_ms, now.wall_ms);
     let late = now.mono_ms.saturating_sub(seen.tried_at_ms) >= RETRY_MS;
-    state.has_waiters() && (seen.tried_room != Some(state.room()) || woken || late)
+    state.has_waiters() && (seen.tried_room != Some(state.room()) || woken || patient || late)
 }
 
 #[cfg(test)]

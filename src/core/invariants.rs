@@ -5,6 +5,7 @@
 use crate::budget::{Meter, Rates, Window};
 use crate::capacity::CapacityIndex;
 use crate::consent;
+use crate::disruption;
 use crate::id::{NodeNo, Revision, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
@@ -27,6 +28,7 @@ pub fn check(state: &State) -> Vec<Violation> {
     jobs(state, &mut bad);
     quotas(state, &mut bad);
     claims(state, &mut bad);
+    budgets(state, &mut bad);
     meters(state, &mut bad);
     derived(state, &mut bad);
     out
@@ -146,6 +148,16 @@ fn is_kept(state: &State, spec: &JobSpec, alloc: &Allocation) -> bool {
     })
 }
 
+/// No service has more replicas out by others' will than it lets be missing.
+fn budgets(state: &State, bad: &mut impl FnMut(String)) {
+    for job in state.jobs().values().filter(|job| !job.stopped) {
+        let taken = disruption::taken(job);
+        if disruption::budget(&job.spec).is_some_and(|most| taken > most) {
+            bad(format!("{} has {taken} replicas out by others' will, which is more than it lets be missing", job.no));
+        }
+    }
+}
+
 /// Who claims a place waits for it, and no two claim the same node.
 fn claims(state: &State, bad: &mut impl FnMut(String)) {
     let mut of: BTreeMap<NodeNo, crate::id::JobNo> = BTreeMap::new();
@@ -248,6 +260,7 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
     let queues = [
         ("waiting", fresh.waiting == state.waiting),
         ("wakes", fresh.wakes == state.wakes),
+        ("waits", fresh.waits == state.waits),
         ("children", fresh.children == state.children),
         ("limits by type", fresh.typed == state.typed),
         ("holding", fresh.holding == state.holding),

@@ -4,6 +4,7 @@
 
 use crate::audit::Person;
 use crate::claim::{Claim, GaveWay};
+use crate::disruption::Notice;
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, Revision, TenantId, TenantNo, VersionId,
 };
@@ -62,6 +63,10 @@ pub struct Constraints {
     pub max_run_ms: Option<u64>,
     /// Never moved only so that others have room.
     pub stay: bool,
+    /// How long its program may take to save its state before it is stopped for the sake of others, in milliseconds.
+    pub checkpoint_ms: Option<u32>,
+    /// So many of its replicas may be missing at once by others' will; None: any number.
+    pub max_unavailable: Option<u16>,
 }
 
 /// Which program runs the model.
@@ -180,8 +185,9 @@ pub enum Stage {
 /// Where a replica is in its life. Each phase owns its data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
-    /// Waits for a place; not before `not_before_ms` (back-off after a failure).
+    /// Waits for a place since `since_ms`; not before `not_before_ms` (back-off after a failure).
     Waiting {
+        since_ms: u64,
         not_before_ms: u64,
         last: Option<Reason>,
     },
@@ -195,6 +201,8 @@ pub enum Phase {
         alloc: Allocation,
         why: Reason,
         then: Next,
+        /// It may save its state first.
+        notice: Option<Notice>,
     },
     Succeeded,
     Failed {
@@ -227,7 +235,7 @@ pub enum Move {
         revision: Revision,
     },
     /// What was replaced. It should stop, and holds its place until its agent says that it is gone.
-    Going { generation: Generation, alloc: Allocation, why: Reason, revision: Revision },
+    Going { generation: Generation, alloc: Allocation, why: Reason, revision: Revision, notice: Option<Notice> },
     /// The last replacement failed; the next one is not tried before `until_ms`.
     Later { until_ms: u64, tries: u16, why: Reason },
 }
@@ -269,8 +277,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn waiting(revision: Revision) -> Self {
-        let phase = Phase::Waiting { not_before_ms: 0, last: None };
+    pub fn waiting(revision: Revision, now_ms: u64) -> Self {
+        let phase = Phase::Waiting { since_ms: now_ms, not_before_ms: 0, last: None };
         let (generation, newest) = (Generation(0), Generation(0));
         Self { generation, newest, restarts: 0, phase, moving: None, choice: None, revision }
     }
@@ -336,6 +344,23 @@ impl Replica {
 
     pub fn is_waiting(&self) -> bool {
         matches!(self.phase, Phase::Waiting { .. })
+    }
+
+    /// Since when it waits for a place that it may have; None when it does not wait.
+    pub fn waits_since(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Waiting { since_ms, not_before_ms, .. } => Some(since_ms.max(not_before_ms)),
+            _ => None,
+        }
+    }
+
+    /// What its copy of that generation was told before it is stopped.
+    pub fn notice_of(&self, generation: Generation) -> Option<Notice> {
+        match (&self.phase, &self.moving) {
+            (Phase::Stopping { notice, .. }, _) if generation == self.generation => *notice,
+            (_, Some(Move::Going { generation: other, notice, .. })) if generation == *other => *notice,
+            _ => None,
+        }
     }
 
     /// Its former copy has not gone yet.

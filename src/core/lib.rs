@@ -17,6 +17,7 @@ pub mod command;
 pub mod consent;
 pub mod control;
 pub mod defrag;
+pub mod disruption;
 pub mod etag;
 pub mod event;
 pub mod fault;

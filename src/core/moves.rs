@@ -6,8 +6,9 @@
 use crate::budget::{Rates, judge, meter};
 use crate::claim;
 use crate::command::Command;
+use crate::disruption::{self, Notice};
 use crate::fault::Quarantine;
-use crate::id::{NodeName, NodeNo, RequestId, Revision};
+use crate::id::{JobNo, NodeName, NodeNo, RequestId, Revision};
 use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
 use crate::node::{Cordon, DrainState, Node};
 use crate::placement::{self, Limits, Pick, explain, place_one};
@@ -15,6 +16,7 @@ use crate::quota;
 use crate::reason::{Blocker, Reason};
 use crate::state::State;
 use crate::trust;
+use std::collections::BTreeMap;
 
 /// Replicas of one node that an outlook explains; the others are counted.
 pub const EXPLAINED: usize = 32;
@@ -31,7 +33,12 @@ enum Step {
     UnderWay,
     /// Nothing can be done for it now.
     Stay,
+    /// Its job has as many replicas missing as it lets be missing.
+    Spared,
 }
+
+/// Replicas that the commands of one pass take from their jobs.
+type Taken = BTreeMap<JobNo, Vec<u16>>;
 
 /// One pass: the next steps of everything that has to leave, at most `limit` replicas,
 /// how far each drain has come, and devices whose time in quarantine is over.
@@ -41,6 +48,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
         return Vec::new();
     }
     let mut scratch = state.speculative();
+    let mut taken = Taken::new();
     let mut out = Vec::new();
     for node in &concerned {
         let over = |q: &Quarantine| q.ends_ms().is_some_and(|at| at <= state.meta().now_ms);
@@ -49,7 +57,7 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
         // What is healed in this pass is judged in the next one.
         let mut sound = (**node).clone();
         sound.quarantine.retain(|_, q| !over(q));
-        let moves = moves_from(state, &mut scratch, &sound, limit, &mut out);
+        let moves = moves_from(state, &mut scratch, &sound, limit, (&mut out, &mut taken));
         if let (true, Some(to)) = (node.is_draining(), moves)
             && node.drain != to
         {
@@ -65,7 +73,7 @@ fn moves_from(
     scratch: &mut State,
     node: &Node,
     limit: usize,
-    out: &mut Vec<Command>,
+    (out, taken): (&mut Vec<Command>, &mut Taken),
 ) -> Option<DrainState> {
     let (mut held, mut moving) = (0u32, 0u32);
     for (job, no, replica) in state.replicas_on(node.no) {
@@ -75,8 +83,8 @@ fn moves_from(
             moving += 1;
             continue;
         }
-        let Some(cause) = cause(node, replica, state.meta().now_ms) else { continue };
-        match step(scratch, node, job, replica, no, cause) {
+        let Some(cause) = cause(state, node, job, replica) else { continue };
+        match step(scratch, node, (job, no), cause, taken) {
             Step::Replace(pick) => {
                 scratch.book(&job.spec, no, &pick.alloc);
                 let copy = Rates::copy(&job.spec, meter::price(scratch, &pick.alloc));
@@ -94,7 +102,7 @@ fn moves_from(
                 out.push(Command::Evict { job: job.no, replica: no, from: replica.generation, why });
             }
             Step::UnderWay => {}
-            Step::Stay => continue,
+            Step::Stay | Step::Spared => continue,
         }
         moving += 1;
     }
@@ -139,8 +147,13 @@ impl Cause {
     }
 }
 
-/// A fault that stops it goes before a drain, and a drain before a fault that does not.
-fn cause(node: &Node, replica: &Replica, now_ms: u64) -> Option<Cause> {
+/// A fault that stops it goes before a drain, and a drain before a fault that does not. A program that may save its
+/// state first is told so much earlier that it is gone at the deadline.
+fn cause(state: &State, node: &Node, job: &Job, replica: &Replica) -> Option<Cause> {
+    let now_ms = state.meta().now_ms;
+    let notice =
+        disruption::notice(&job.spec, &replica.phase, Reason::NodeDrain, &state.meta().placement.preemption, now_ms);
+    let now_ms = notice.map_or(now_ms, Notice::until_ms);
     let shares = replica.copy_on(node.no).map(|(_, alloc, _)| alloc.shares.as_slice()).unwrap_or_default();
     let mut faults = shares.iter().filter_map(|share| node.quarantine_of(share.device)).map(Quarantine::serves);
     let fault = faults.next().map(|first| faults.fold(first, |all, serves| all && serves));
@@ -156,7 +169,28 @@ fn cause(node: &Node, replica: &Replica, now_ms: u64) -> Option<Cause> {
     }
 }
 
-fn step(state: &State, node: &Node, job: &Job, replica: &Replica, no: u16, cause: Cause) -> Step {
+/// The next step for one replica of the job, beside those that are `taken`.
+fn step(state: &State, node: &Node, (job, no): (&Job, u16), cause: Cause, taken: &mut Taken) -> Step {
+    let step = next(state, node, job, no, cause);
+    let stops = match step {
+        Step::Replace(_) => job.spec.movable() == Movable::Swap,
+        Step::Evict | Step::Beside(_) => true,
+        Step::UnderWay | Step::Stay | Step::Spared => false,
+    };
+    if !stops || !disruption::is_voluntary(cause.reason()) {
+        return step;
+    }
+    let gone = taken.entry(job.no).or_default();
+    gone.push(no);
+    if disruption::allows(job, gone) {
+        return step;
+    }
+    gone.pop();
+    Step::Spared
+}
+
+fn next(state: &State, node: &Node, job: &Job, no: u16, cause: Cause) -> Step {
+    let Some(replica) = job.replicas.get(usize::from(no)) else { return Step::UnderWay };
     let Some((_, _, Copy::Own(Phase::Held { .. }))) = replica.copy_on(node.no) else { return Step::UnderWay };
     if matches!(cause, Cause::Drain { now: true, .. } | Cause::Fault { serves: false }) {
         return Step::Evict;
@@ -223,16 +257,22 @@ pub struct Outlook {
     pub under_way: bool,
     /// Why it stays where it is.
     pub blockers: Vec<Blocker>,
+    /// How long its program may save its state before it is stopped, in milliseconds.
+    pub grace_ms: u32,
+    /// Log time at which that is over, once it was told.
+    pub saves_until_ms: Option<u64>,
 }
 
 /// What becomes of each replica that has to leave the node, at most [`EXPLAINED`].
 pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
     let Some(row) = state.node(node).cloned() else { return Vec::new() };
     let mut scratch = state.speculative();
+    let mut taken = Taken::new();
     let mut out = Vec::new();
     for (job, no, replica) in state.replicas_on(node).take(EXPLAINED) {
         let name = |no| scratch.node(no).map(|node| node.name.clone());
         let swap = job.spec.movable() == Movable::Swap;
+        let told = replica.copy_on(node).and_then(|(generation, ..)| replica.notice_of(generation));
         let blank = Outlook {
             request: job.request.clone(),
             replica: no,
@@ -240,9 +280,11 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
             stops_first: swap,
             under_way: false,
             blockers: Vec::new(),
+            grace_ms: disruption::grace_ms(&job.spec, &state.meta().placement.preemption),
+            saves_until_ms: told.map(Notice::until_ms),
         };
-        let Some(cause) = cause(&row, replica, state.meta().now_ms) else { continue };
-        let look = match step(&scratch, &row, job, replica, no, cause) {
+        let Some(cause) = cause(state, &row, job, replica) else { continue };
+        let look = match step(&scratch, &row, (job, no), cause, &mut taken) {
             Step::Replace(pick) => {
                 let to = name(pick.alloc.node);
                 scratch.book(&job.spec, no, &pick.alloc);
@@ -259,6 +301,7 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
                 Outlook { to: elsewhere.and_then(name), under_way: true, ..blank }
             }
             Step::Stay => Outlook { stops_first: false, blockers: blockers(&scratch, job), ..blank },
+            Step::Spared => Outlook { stops_first: false, blockers: vec![disruption::blocker(job)], ..blank },
         };
         out.push(look);
     }

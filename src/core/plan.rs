@@ -9,6 +9,7 @@ use crate::budget;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::consent::{self, Consent};
 use crate::defrag;
+use crate::disruption;
 use crate::fault::{Rule, rule};
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
 use crate::job::Job;
@@ -504,6 +505,7 @@ fn schedule(
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
     consent::judge(state, &submission.spec)?;
+    disruption::judge(&submission.spec, &state.meta().placement.preemption)?;
     let approved = approval::judge_for(state, &submission.spec, actor)?;
     let mut submission = submission.clone();
     if approved.is_some() {
@@ -523,7 +525,9 @@ fn schedule(
     }
     let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
     let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
-    let claim = draft.claim.map(Box::new);
+    // One that has to wait first makes somebody give way in a later pass, if there is need still.
+    let at_once = state.meta().placement.preemption.delay_ms == 0;
+    let claim = draft.claim.filter(|_| at_once).map(Box::new);
     Ok(Planned { commands: vec![Command::Submit { submission, placements, claim }], why })
 }
 

@@ -86,6 +86,9 @@ reasons! {
     StoreUrlForbidden,
     /// More bytes than there may ever be.
     ArtifactTooLarge,
+    // Voluntary disruption.
+    /// A service has as many replicas missing as it lets be missing at once.
+    DisruptionBudget,
 }
 
 impl fmt::Display for Reason {

@@ -40,6 +40,8 @@ pub struct Want {
     pub stage: Option<Stage>,
     /// None: it should run. Some: it should stop, and why.
     pub stop: Option<Reason>,
+    /// How long it may save its state before it is stopped, in milliseconds.
+    pub grace_ms: u32,
 }
 
 /// A node's slice of the state.
@@ -119,7 +121,8 @@ pub struct Actual {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Start(ReplicaId, Generation),
-    Stop(ReplicaId, Generation, Reason),
+    /// After so many milliseconds in which it may save its state.
+    Stop(ReplicaId, Generation, Reason, u32),
     /// Tell the group that it is gone.
     Report(ReplicaId, Generation, bool, Reason),
     /// Nobody asks for it any more: remove what is left of it.
@@ -153,6 +156,7 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
             port: alloc.port,
             stage,
             stop,
+            grace_ms: replica.notice_of(generation).map_or(0, |notice| notice.grace_ms),
         };
         out.replicas.insert(ReplicaId { job: job.no, replica: no }, want);
     }
@@ -177,12 +181,12 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
         for (generation, condition) in generations {
             let current = want.filter(|w| w.generation == *generation);
             match (condition, current) {
-                (Condition::Alive, Some(Want { stop: Some(why), .. })) => {
-                    out.push(Action::Stop(*id, *generation, *why))
+                (Condition::Alive, Some(Want { stop: Some(why), grace_ms, .. })) => {
+                    out.push(Action::Stop(*id, *generation, *why, *grace_ms))
                 }
                 (Condition::Alive, Some(_)) => {}
                 // Not wanted at this generation: an older launch, or a job that is gone.
-                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::StoppedByUser)),
+                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::StoppedByUser, 0)),
                 (Condition::Stopping, _) => {}
                 (Condition::Gone { ok, why }, Some(_)) => out.push(Action::Report(*id, *generation, *ok, *why)),
                 (Condition::Gone { .. }, None) => out.push(Action::Forget(*id, *generation)),
@@ -247,7 +251,7 @@ mod tests {
     fn an_older_generation_goes_before_the_new_one_comes() {
         let (mut desired, id) = one_job();
         desired.replicas.get_mut(&id).unwrap().generation = Generation(2);
-        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser);
+        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser, 0);
         assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), [stop]);
         assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), []);
         let gone = Condition::Gone { ok: true, why: Reason::StoppedByUser };
@@ -305,7 +309,7 @@ mod tests {
     #[test]
     fn what_nobody_wants_is_stopped_and_forgotten() {
         let (_, id) = one_job();
-        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser);
+        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser, 0);
         assert_eq!(diff(&Desired::default(), &actual(id, 1, Condition::Alive)), [stop]);
         let gone = Condition::Gone { ok: false, why: Reason::RuntimeFailed };
         assert_eq!(diff(&Desired::default(), &actual(id, 1, gone)), [Action::Forget(id, Generation(1))]);

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod queues;
 mod tenants;
 
 /// Counters and settings of the group; one row.
@@ -164,6 +165,8 @@ pub struct State {
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
+    /// Since when each waiter has waited: from then on, the policy's delay later, it may make others give way.
+    pub(crate) waits: OrdSet<(u64, JobNo)>,
     /// Jobs with an open claim.
     pub(crate) claims: OrdSet<JobNo>,
     /// (priority, age) of jobs that hold something and said that they give way.
@@ -297,10 +300,6 @@ impl State {
     pub fn revision(&self, node: NodeNo) -> u64 {
         self.ledger.node(node).map_or(0, |used| used.revision)
     }
-    /// Tenants of which a job waits.
-    pub fn has_waiters(&self) -> bool {
-        !self.waiting.is_empty()
-    }
     /// Jobs whose number of replicas follows their load.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Job>> {
         self.services.iter().filter_map(|no| self.jobs.get(no))
@@ -309,15 +308,6 @@ impl State {
     pub fn rollouts(&self) -> impl Iterator<Item = &Arc<Job>> {
         self.rolling.iter().filter_map(|no| self.jobs.get(no))
     }
-    /// Rises whenever a waiter may have become placeable.
-    pub fn room(&self) -> u64 {
-        self.room
-    }
-    /// Whether a back-off ended after `from` and no later than at `to`.
-    pub fn woke_between(&self, from: u64, to: u64) -> bool {
-        self.wakes.get_next(&(from, JobNo(u64::MAX))).is_some_and(|(at, _)| *at <= to)
-    }
-
     // ---- setters: the only way to change a table ----
 
     /// Inserts or replaces a job, and books what its replicas hold.
@@ -450,6 +440,9 @@ impl State {
             if let Some(at) = job.wake_ms() {
                 self.wakes.insert((at, job.no));
             }
+            if let Some(since) = job.waits_since() {
+                self.waits.insert((since, job.no));
+            }
         }
     }
 
@@ -469,6 +462,9 @@ impl State {
             self.waiting.remove(&(job.tenant, -i32::from(job.spec.priority), job.no));
             if let Some(at) = job.wake_ms() {
                 self.wakes.remove(&(at, job.no));
+            }
+            if let Some(since) = job.waits_since() {
+                self.waits.remove(&(since, job.no));
             }
         }
     }

@@ -2,6 +2,8 @@
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
 use crate::claim::GaveWay;
+use crate::disruption::Notice;
+use crate::forecast;
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
@@ -37,6 +39,8 @@ pub struct JobView {
     /// The smallest set of changes that lets it run, each in words; only where somebody asks
     /// about this one job, since it takes the placer many tries to find.
     pub remedy: Vec<String>,
+    /// From when on it may make others give way, where that is still to come.
+    pub may_preempt_from_ms: Option<u64>,
     /// From when until when it will start, milliseconds since the epoch; None where it is not looked for or not known.
     pub expected_start: Option<(u64, u64)>,
 }
@@ -58,6 +62,8 @@ pub struct ReplicaView {
     pub choice: Option<ChoiceView>,
     /// Its second copy, while it moves: the replacement, or what was replaced.
     pub other: Option<CopyView>,
+    /// Until when it may save its state before it is stopped for the sake of others.
+    pub saves_until_ms: Option<u64>,
 }
 
 /// The second copy of a replica that moves.
@@ -68,6 +74,7 @@ pub struct CopyView {
     pub status: Arc<str>,
     pub why: Reason,
     pub place: Option<PlaceView>,
+    pub saves_until_ms: Option<u64>,
 }
 
 /// Why a place was chosen.
@@ -121,8 +128,20 @@ pub fn job(state: &State, job: &Job) -> JobView {
         gave_way: job.gave_way.as_deref().cloned(),
         rollout: rollout::outlook(state, job).map(Box::new),
         remedy: Vec::new(),
+        may_preempt_from_ms: explain::may_evict_from(state, job),
         expected_start: None,
     }
+}
+
+/// The same with all that takes a search to find: for those who ask about this one job.
+pub fn explained(state: &State, job: &Job) -> JobView {
+    let mut view = self::job(state, job);
+    if job.wants_place() {
+        view.blockers.extend(explain::rivals(state, job));
+        view.remedy = explain::remedy(state, job);
+        view.expected_start = forecast::expected_start(state, job);
+    }
+    view
 }
 
 /// Place in the tenant's own queue.
@@ -151,12 +170,14 @@ fn replica(state: &State, job: &Job, no: u16, r: &Replica) -> ReplicaView {
             status: stage_name(*stage).into(),
             why: *why,
             place: self::place(state, alloc),
+            saves_until_ms: None,
         }),
-        Some(Move::Going { generation, alloc, why, .. }) => Some(CopyView {
+        Some(Move::Going { generation, alloc, why, notice, .. }) => Some(CopyView {
             generation: generation.0,
             status: "Draining".into(),
             why: *why,
             place: self::place(state, alloc),
+            saves_until_ms: notice.map(Notice::until_ms),
         }),
         _ => None,
     };
@@ -173,6 +194,7 @@ fn replica(state: &State, job: &Job, no: u16, r: &Replica) -> ReplicaView {
         place,
         choice,
         other,
+        saves_until_ms: r.notice_of(r.generation).map(Notice::until_ms),
     }
 }
 

@@ -11,7 +11,7 @@ BODY = {"model_id": "m1", "model_version": "v1"}
 @pytest.fixture(scope="module")
 def group(tmp_path_factory):
     with Serve(tmp_path_factory.mktemp("placement"), {"GPU_NODES": "big:H100-80G:8"}) as group:
-        group.nf("policy", "set", "fragmentation", "--min-run", "0s")
+        group.nf("policy", "set", "fragmentation", "--min-run", "0s", "--preemption-delay", "0s")
         yield group
 
 
@@ -46,7 +46,7 @@ def test_a_policy_is_a_file_and_takes_effect_at_once(group, tmp_path):
     assert why["policy"] == "cost" and set(why["terms"]) >= {"fragmentation", "topology", "cost"}
     assert "policy cost: " in group.nf("explain", job["request_id"])
     stop_all(group)
-    group.nf("policy", "set", "fragmentation", "--min-run", "0s")
+    group.nf("policy", "set", "fragmentation", "--min-run", "0s", "--preemption-delay", "0s")
 
 
 @pytest.mark.parametrize("body,field", [
@@ -238,4 +238,56 @@ def test_a_part_of_a_gpu_that_nothing_enforces_is_not_given(group):
     group.nf("quota", "set", "parts", "--soft-sharing=false")
     assert group.job(job["request_id"])["state"] == "Running", "what runs goes on"
     assert schedule(group, "parts", 0.25, 202, resources={"gpu": 0.25, "device_type": "L4"})["state"] == "Pending"
+    stop_all(group)
+
+
+def test_who_has_to_go_may_save_its_state_and_who_waits_has_to_wait_first(group):
+    group.nf("quota", "set", "t1", "--gpus", "16")
+    group.nf("policy", "set", "--preemption-delay", "2s", "--max-grace", "30s")
+    longer = group.call("POST", "/schedule", {
+        **BODY, "tenant_id": "t1", "resources": {"gpu": 1}, "constraints": {"checkpoint_grace": "31s"}})
+    assert (longer.status_code, longer.json()["field"]) == (400, "constraints.checkpoint_grace")
+    assert "nf policy set --max-grace 31s" in longer.json()["detail"]
+    low = schedule(group, "t1", 8, 201, constraints={"preemptible": True, "checkpoint_grace": "3s"})["request_id"]
+    group.wait_state(low, "Running")
+    high = schedule(group, "t1", 8, 202, priority=50)
+    assert high["may_preempt_from"] > high["created_at"]
+    high = high["request_id"]
+    waits = group.job(high)["reasons"][-1]
+    assert waits["reason"] == "PreemptionDelayNotElapsed" and low in waits["detail"], waits
+    assert "may preempt others from" in group.nf("explain", high)
+    eventually("it is told", lambda: group.job(low)["replicas"][0].get("saves_until"))
+    assert group.job(low)["replicas"][0]["status"] == "Draining"
+    # Its room is nobody else's meanwhile.
+    other = schedule(group, "t1", 1, 202, priority=20)["request_id"]
+    assert group.job(high)["reasons"][0]["reason"] == "WaitingForPreemptedJobs"
+    assert "may save its state until" in group.nf("explain", low)
+    group.wait_state(high, "Running")
+    assert group.job(other)["state"] == "Pending"
+    assert group.job(low)["gave_way"]["to"] == high
+    stop_all(group)
+    group.nf("policy", "set", "--preemption-delay", "0s", "--max-grace", "2m")
+
+
+def test_no_more_of_a_service_is_taken_than_it_lets_be_missing(group):
+    group.nf("quota", "set", "t1", "--gpus", "32")
+    service = schedule(group, "t1", 2, 201, replicas=4, constraints={"preemptible": True, "max_unavailable": 1})
+    service = service["request_id"]
+    eventually("all serve", lambda: group.job(service)["ready"] == 4)
+    first = schedule(group, "t1", 2, 202, priority=50)["request_id"]
+    group.wait_state(first, "Running")
+    second = schedule(group, "t1", 2, 202, priority=50)["request_id"]
+    said = eventually("it is said whose budget it is",
+                      lambda: [r for r in group.job(second)["reasons"] if r["reason"] == "DisruptionBudget"])
+    assert service in said[0]["detail"] and "max_unavailable" in said[0]["detail"]
+    assert group.job(service)["ready"] == 3
+    group.nf("node", "drain", "big", "--reason", "fans", "--deadline", "1s", "--yes")
+    eventually("the drain is blocked", lambda: group.get("/nodes/big")["drain"] == "Blocked")
+    assert group.job(service)["ready"] == 3, "past its deadline, too"
+    described = group.nf("describe", "node", "big")
+    assert "DisruptionBudget" in described and service in described
+    group.nf("node", "uncordon", "big")
+    gang = group.call("POST", "/schedule", {**BODY, "tenant_id": "t1", "resources": {"gpu": 1}, "replicas": 2,
+                                            "gang": True, "constraints": {"max_unavailable": 1}})
+    assert (gang.status_code, gang.json()["field"]) == (400, "constraints.max_unavailable")
     stop_all(group)

@@ -6,6 +6,7 @@ mod escapes;
 mod owned;
 mod parts;
 mod personal;
+mod saving;
 mod simulated;
 mod vacant;
 
@@ -34,6 +35,13 @@ class H(http.server.BaseHTTPRequestHandler):
 print("hello from", os.environ["NF_MODEL"], sorted(os.environ), flush=True)
 http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
 "#;
+
+impl Executor {
+    /// Without time to save anything.
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
+        Execute::stop(self, id, generation, why, Duration::ZERO);
+    }
+}
 
 struct World {
     tmp: tempfile::TempDir,
@@ -205,6 +213,7 @@ fn simulated_want() -> Want {
         port: Some(free_port()),
         stage: None,
         stop: None,
+        grace_ms: 0,
     }
 }
 

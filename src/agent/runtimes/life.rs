@@ -30,6 +30,8 @@ const PROBE_STARTING: (Duration, Duration) = (Duration::from_millis(100), Durati
 const PROBE_RUNNING: Duration = Duration::from_secs(2);
 /// Unanswered questions in a row that make a replica NotReady.
 const MISSES: u32 = 3;
+/// What tells a program that asked for it to save its state: the one that trainers under Slurm listen for, too.
+const WARNING: Signal = Signal::SIGUSR1;
 /// Between two looks at processes that are not children of ours, or should go away.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -37,6 +39,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(super) trait Body: Send {
     /// Waits until its first process is gone. May be dropped and asked again.
     fn gone(&mut self) -> impl Future<Output = Ended> + Send;
+    /// Tells its first process that it will have to end, and may save its state.
+    fn warn(&mut self) -> impl Future<Output = ()> + Send;
     /// Tells all of it to end, and waits until nothing of it is left.
     fn end(&mut self) -> impl Future<Output = ()> + Send;
     /// Kills until nothing of it is left, however long that takes; says so every `alarm`.
@@ -70,6 +74,13 @@ impl Body for Processes {
             None => (End::failed(Reason::RuntimeFailed), "how is unknown, it was adopted".to_string()),
         };
         Ended { end, text }
+    }
+
+    async fn warn(&mut self) {
+        // Others of its processes may know nothing of the signal, and would end by it.
+        if let Some(leader) = self.family.leader.filter(Identity::lives) {
+            leader.signal(WARNING);
+        }
     }
 
     async fn end(&mut self) {
@@ -274,8 +285,11 @@ impl<B: Body> Running<B> {
     async fn stop(&mut self, end: End) -> End {
         let (grace, kill_after) = (self.post.shared.config.stop_grace, self.post.shared.config.kill_after);
         let plan = self.plan(end).await;
-        if boot_ms() < plan.term_ms {
-            self.drain(Duration::from_millis(plan.term_ms - boot_ms())).await;
+        let most = Duration::from_millis(plan.term_ms.saturating_sub(boot_ms()));
+        match plan.saves {
+            _ if most.is_zero() => {}
+            true => self.save_state(most).await,
+            false => self.drain(most).await,
         }
         let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
         self.told(Stopping { term_ms: boot_ms(), kill_ms: boot_ms() + ms(left), ..plan });
@@ -299,19 +313,24 @@ impl<B: Body> Running<B> {
         let most_s = self.record.drain.as_ref().map_or(Drain::USUAL_S, |drain| drain.timeout_s);
         let drain = if gently { Duration::from_secs(most_s.into()) } else { Duration::ZERO };
         let grace = self.post.shared.config.stop_grace;
+        // One that was never ready has nothing to save.
+        let saving = self.post.grace();
+        let saves = end.ok && end.why != Reason::NodeFailure && self.record.was_ready && !saving.is_zero();
+        let drain = if saves { drain.max(saving) } else { drain };
         let term_ms = boot_ms() + ms(drain);
         let mut kill_ms = term_ms.saturating_add(ms(grace));
         // Its guard would not wait longer, and should that be gone, we don't either.
         if let Some(until_ms) = self.post.shared.guard.until().filter(|_| end.why == Reason::NodeFailure) {
             kill_ms = kill_ms.min(until_ms.max(term_ms));
         }
-        let plan = Stopping { why: end.why, term_ms, kill_ms };
+        let plan = Stopping { why: end.why, term_ms, kill_ms, saves };
         self.record.stopping = Some(plan);
         self.told(plan);
         save(&self.post.shared, &self.record).await;
-        let when = match drain.is_zero() {
-            true => String::from("now"),
-            false => format!("at {} or when no request is left", at(drain)),
+        let when = match (drain.is_zero(), saves) {
+            (true, _) => String::from("now"),
+            (false, true) => format!("at {} or when it has saved its state and ended", at(drain)),
+            (false, false) => format!("at {} or when no request is left", at(drain)),
         };
         self.post.note(&format!("stopping: {}; TERM {when}, KILL {grace:?} later", end.why)).await;
         plan
@@ -322,6 +341,29 @@ impl<B: Body> Running<B> {
         let (now_ms, boot_ms) = (now_ms(), boot_ms());
         let by_day = |by_boot: u64| (now_ms + by_boot).saturating_sub(boot_ms);
         self.post.stops(plan.why, by_day(plan.term_ms), by_day(plan.kill_ms));
+    }
+
+    /// Tells the program to save its state, and clients that it goes; waits until it ends by itself, for so long at
+    /// most. An agent that starts meanwhile tells it once more.
+    async fn save_state(&mut self, most: Duration) {
+        let until = Instant::now() + most;
+        // An engine that does not answer is not waited for any longer.
+        let _ = tokio::time::timeout(most, self.body.warn()).await;
+        self.post.note(&format!("{WARNING}: it may save its state until {}", at(most))).await;
+        let launch = &self.post.launch;
+        let leaving = launch.port.map(|port| Leaving::of(&self.post, &self.record, base(launch, port), port));
+        let requests = async {
+            if let Some(leaving) = leaving {
+                leaving.over().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let said = tokio::select! {
+            _ = self.body.gone() => "its program has ended",
+            () = tokio::time::sleep_until(until.into()) => "its time for that is over",
+            () = requests => "",
+        };
+        self.post.note(&format!("state saved, as far as it was: {said}")).await;
     }
 
     /// Waits until no request is left, for so long at most.

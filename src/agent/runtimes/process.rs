@@ -310,6 +310,10 @@ fn command(
     if let Some(port) = want.port {
         command.env("NF_PORT", port.to_string());
     }
+    // Then SIGUSR1 says that it has to go, and has about so long to save its state.
+    if let Some(ms) = want.spec.constraints.checkpoint_ms {
+        command.env("NF_CHECKPOINT_GRACE_MS", ms.to_string());
+    }
     // By uuid, never by index: an index names another device after a hot plug, and can't name a MIG slice.
     // Empty hides all devices from a replica that holds none.
     command.env("CUDA_VISIBLE_DEVICES", want.uuids.join(","));

@@ -40,6 +40,16 @@ impl Identity {
     pub(in crate::agent) fn lives(&self) -> bool {
         Self::of(self.pid) == Some(*self)
     }
+
+    /// Sends it a signal, if it still lives.
+    pub(in crate::agent) fn signal(&self, signal: Signal) {
+        if self.lives()
+            && let Ok(pid) = i32::try_from(self.pid)
+        {
+            // It may have ended since.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
 }
 
 struct Stat {

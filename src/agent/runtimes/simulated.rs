@@ -132,9 +132,11 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
         Ok(None) => End { ok: true, why: post.stop_asked().await },
         Ok(Some(mut server)) => tokio::select! {
             why = post.stop_asked() => {
-                let term_ms = now_ms() + millis(LEAD);
+                // It has nothing to save, and takes as long as if it had.
+                let lead = LEAD.max(post.grace());
+                let term_ms = now_ms() + millis(lead);
                 post.stops(why, term_ms, term_ms + millis(FINISH));
-                tokio::time::sleep(LEAD).await;
+                tokio::time::sleep(lead).await;
                 server.stop().await;
                 End { ok: true, why }
             }

@@ -266,6 +266,12 @@ pub struct ConstraintsBody {
     /// Never moved only so that others have room.
     #[serde(default)]
     pub stay: bool,
+    /// Seconds that its program may take to save its state before it is stopped for the sake of others.
+    #[serde(default)]
+    pub checkpoint_grace: Option<f64>,
+    /// So many of its replicas may be missing at once by others' will; null: any number.
+    #[serde(default)]
+    pub max_unavailable: Option<u16>,
 }
 
 impl Eq for ConstraintsBody {}
@@ -295,6 +301,8 @@ impl From<&Constraints> for ConstraintsBody {
             },
             max_run_time: c.max_run_ms.map(whole),
             stay: c.stay,
+            checkpoint_grace: c.checkpoint_ms.map(|ms| whole(ms.into())),
+            max_unavailable: c.max_unavailable,
         }
     }
 }
@@ -318,6 +326,9 @@ pub struct ReplicaBody {
     /// Its second copy while it moves: the replacement, or what was replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other: Option<CopyBody>,
+    /// Until when it may save its state before it is stopped for the sake of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saves_until: Option<String>,
 }
 
 /// The second copy of a replica that moves.
@@ -328,6 +339,8 @@ pub struct CopyBody {
     pub status: String,
     pub why: String,
     pub placement: Option<PlacementBody>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saves_until: Option<String>,
 }
 
 impl From<&ReplicaView> for ReplicaBody {
@@ -348,7 +361,9 @@ impl From<&ReplicaView> for ReplicaBody {
                 status: copy.status.to_string(),
                 why: copy.why.token().to_owned(),
                 placement: copy.place.as_ref().map(|place| PlacementBody::new(r.no, place, None)),
+                saves_until: copy.saves_until_ms.map(time),
             }),
+            saves_until: r.saves_until_ms.map(time),
         }
     }
 }
@@ -412,6 +427,9 @@ pub struct JobBody {
     /// While it waits: when it will start, by how long jobs like those that run now ran or may run; null
     /// where that is not known.
     pub expected_start: Option<ExpectedStartBody>,
+    /// While it waits: from when on it may make others give way, where that is still to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_preempt_from: Option<String>,
     /// The last transitions, oldest first.
     pub history: Vec<TransitionBody>,
     /// To whom it gave way last.
@@ -491,6 +509,7 @@ impl JobBody {
                 earliest: time(from / 1000 * 1000),
                 latest: time(to.div_ceil(1000) * 1000),
             }),
+            may_preempt_from: view.may_preempt_from_ms.map(time),
             history: view.history.iter().map(line).collect(),
             gave_way: view.gave_way.as_ref().map(|g| GaveWayBody {
                 at: time(g.at_ms),

@@ -31,7 +31,14 @@ pub fn chosen(map: &Map<String, Value>) -> Result<(Chosen, bool), Refusal> {
         let mut preemption = field.object()?;
         out.preemption.enabled = preemption.boolean("enabled")?.unwrap_or(out.preemption.enabled);
         if let Some(span) = preemption.get("min_run") {
-            out.preemption.min_run_ms = min_run(&span)?;
+            out.preemption.min_run_ms = or_none(&span)?;
+        }
+        if let Some(span) = preemption.get("delay") {
+            out.preemption.delay_ms = or_none(&span)?;
+        }
+        if let Some(span) = preemption.get("max_grace") {
+            let ms = or_none(&span)?;
+            out.preemption.max_grace_ms = u32::try_from(ms).map_err(|_| span.refuse("at most an hour"))?;
         }
         preemption.finish()?;
     }
@@ -41,7 +48,7 @@ pub fn chosen(map: &Map<String, Value>) -> Result<(Chosen, bool), Refusal> {
 }
 
 /// A span that may also be none.
-fn min_run(field: &Field<'_>) -> Result<u64, Refusal> {
+fn or_none(field: &Field<'_>) -> Result<u64, Refusal> {
     let none = match field.value {
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse() == Ok(0.0),
@@ -66,8 +73,10 @@ mod tests {
         for policy in Policy::ALL {
             assert_eq!(read(&json!({ "policy": policy.name() })), Ok(policy.into()));
         }
-        let given = read(&json!({"policy": "cost", "weights": {"topology": 0}, "preemption": {"min_run": "5m"}}));
+        let given = read(&json!({"policy": "cost", "weights": {"topology": 0},
+                                  "preemption": {"min_run": "5m", "delay": 0, "max_grace": "10m"}}));
         let given = given.unwrap();
+        assert_eq!((given.preemption.delay_ms, given.preemption.max_grace_ms), (0, 600_000));
         assert_eq!((given.weights.topology, given.weights.cost), (0, 1000));
         assert_eq!((given.preemption.min_run_ms, given.preemption.enabled), (300_000, true));
     }
@@ -81,6 +90,7 @@ mod tests {
             (json!({"policy": "cost", "weights": {"cost": -1}}), "weights.cost"),
             (json!({"policy": "cost", "weights": {"price": 1}}), "weights.price"),
             (json!({"policy": "cost", "preemption": {"min_run": "soon"}}), "preemption.min_run"),
+            (json!({"policy": "cost", "preemption": {"max_grace": "60d"}}), "preemption.max_grace"),
             (json!({"policy": "cost", "weight": {}}), "weight"),
         ];
         for (body, field) in cases {

@@ -166,6 +166,11 @@ fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
         },
         max_run_ms: (m.max_run_time_ms > 0).then_some(m.max_run_time_ms),
         stay: m.stay,
+        checkpoint_ms: (m.checkpoint_grace_ms > 0).then_some(m.checkpoint_grace_ms),
+        max_unavailable: m
+            .max_unavailable
+            .map(|n| u16::try_from(n).map_err(|_| Refusal::invalid("constraints.max_unavailable", "at most 1024")))
+            .transpose()?,
     })
 }
 
@@ -258,7 +263,9 @@ fn replica(r: &ReplicaView) -> v1::Replica {
             status: copy.status.to_string(),
             why: copy.why.token().to_owned(),
             place: copy.place.as_ref().map(place),
+            saves_until_ms: copy.saves_until_ms.unwrap_or(0),
         }),
+        saves_until_ms: r.saves_until_ms.unwrap_or(0),
     }
 }
 
@@ -287,6 +294,7 @@ pub fn job(view: &JobView, simulation: bool) -> v1::Job {
         changed_ms: view.changed_ms,
         simulation,
         rollout: view.rollout.as_deref().map(super::rollout::put),
+        may_preempt_from_ms: view.may_preempt_from_ms.unwrap_or(0),
     }
 }
 
@@ -329,6 +337,8 @@ fn constraints_out(c: &Constraints) -> v1::Constraints {
         restart: restart.into(),
         max_run_time_ms: c.max_run_ms.unwrap_or(0),
         stay: c.stay,
+        checkpoint_grace_ms: c.checkpoint_ms.unwrap_or(0),
+        max_unavailable: c.max_unavailable.map(u32::from),
     }
 }
 

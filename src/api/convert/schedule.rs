@@ -178,6 +178,8 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
     let restart = o.get("restart").map(|f| f.word(&words)).transpose()?.unwrap_or_default();
     let max_run_ms = o.get("max_run_time").map(|f| span(&f)).transpose()?;
     let stay = o.boolean("stay")?.unwrap_or(false);
+    let checkpoint_ms = o.get("checkpoint_grace").map(|f| short(&f)).transpose()?;
+    let max_unavailable = o.integer("max_unavailable", 0, i64::from(MAX_REPLICAS))?.map(|n| n as u16);
     let device_types = o.get("device_type").map(|f| type_list(&f)).transpose()?.unwrap_or_default();
     let priority = o.integer("priority", *PRIORITY.start(), *PRIORITY.end())?;
     o.finish()?;
@@ -196,6 +198,8 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
         restart,
         max_run_ms,
         stay,
+        checkpoint_ms,
+        max_unavailable,
     };
     Ok((constraints, Extra { device_types, priority }))
 }
@@ -230,6 +234,11 @@ pub(super) fn span(field: &Field<'_>) -> Result<u64, Refusal> {
         _ => value::span(field.text()?),
     };
     ms.map_err(|text| field.refuse(text))
+}
+
+/// A span of at most 49 days.
+pub(super) fn short(field: &Field<'_>) -> Result<u32, Refusal> {
+    u32::try_from(span(field)?).map_err(|_| field.refuse("at most 49 days"))
 }
 
 fn merge_types(resources: &mut Resources, extra: Vec<DeviceType>) -> Result<(), Refusal> {

@@ -191,6 +191,8 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
             "replicas",
             "priority",
             "max_run_time",
+            "checkpoint_grace",
+            "max_unavailable",
             "node_id",
             "gpus",
             "region",

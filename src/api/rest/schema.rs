@@ -165,6 +165,14 @@ pub struct ConstraintsRequest {
     pub max_run_time: Option<Quantity>,
     /// Never moved only so that others have room.
     pub stay: Option<bool>,
+    /// How long its program may save its state, from SIGUSR1 on, before it is stopped for the sake of others: seconds,
+    /// or a span such as `30s`, up to the policy's `max_grace`.
+    #[schema(inline)]
+    pub checkpoint_grace: Option<Quantity>,
+    /// So many of its replicas may be missing at once by others' will (preemption, quotas, drains, rollouts); absent:
+    /// any number. 0: none.
+    #[schema(maximum = 1024)]
+    pub max_unavailable: Option<u16>,
     #[schema(inline)]
     pub device_type: Option<Types>,
     #[schema(minimum = -1000, maximum = 1000)]
@@ -436,6 +444,12 @@ pub struct PreemptionRequest {
     /// Seconds, or a span such as `10m`.
     #[schema(inline)]
     pub min_run: Option<Quantity>,
+    /// How long a job waits before it makes others give way; as above, 0 for not at all.
+    #[schema(inline)]
+    pub delay: Option<Quantity>,
+    /// The longest time to save its state that a program which has to go may ask for.
+    #[schema(inline)]
+    pub max_grace: Option<Quantity>,
 }
 
 /// A member that wants to join.

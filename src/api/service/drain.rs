@@ -4,7 +4,7 @@
 
 use super::nodes::NodeBody;
 use super::{Call, Service};
-use crate::api::convert::answer::{ReasonBody, reasons};
+use crate::api::convert::answer::{ReasonBody, reasons, time, whole};
 use crate::api::error::Failure;
 use nf_core::command::Mode;
 use nf_core::id::{Digest16, NodeName};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// What becomes of one replica of a node that is drained.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LeavingBody {
     pub request_id: String,
     pub replica: u16,
@@ -28,6 +28,10 @@ pub struct LeavingBody {
     pub stops_first: bool,
     /// It has begun to move.
     pub under_way: bool,
+    /// Seconds that its program may take to save its state before it is stopped.
+    pub checkpoint_grace: f64,
+    /// Until when it does, once it was told to go.
+    pub saves_until: Option<String>,
     /// Why it stays where it is.
     pub reasons: Vec<ReasonBody>,
 }
@@ -40,6 +44,8 @@ impl From<&Outlook> for LeavingBody {
             to: look.to.as_ref().map(ToString::to_string),
             stops_first: look.stops_first,
             under_way: look.under_way,
+            checkpoint_grace: whole(look.grace_ms.into()),
+            saves_until: look.saves_until_ms.map(time),
             reasons: reasons(&look.blockers),
         }
     }

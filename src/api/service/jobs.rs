@@ -150,11 +150,7 @@ impl Service {
             if !job.wants_place() {
                 return Ok(Found { job: Box::new(view::job(&state, &job)), simulation, read });
             }
-            let explained = move || {
-                let remedy = nf_core::placement::explain::remedy(&state, &job);
-                let expected_start = nf_core::forecast::expected_start(&state, &job);
-                Box::new(JobView { remedy, expected_start, ..view::job(&state, &job) })
-            };
+            let explained = move || Box::new(view::explained(&state, &job));
             return Ok(Found { job: super::off_thread(explained).await?, simulation, read });
         }
         let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;

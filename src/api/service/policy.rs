@@ -44,6 +44,10 @@ pub struct PreemptionBody {
     pub enabled: bool,
     /// Seconds for which a replica keeps its place before it may have to give way.
     pub min_run: f64,
+    /// Seconds for which a job waits before it makes others give way.
+    pub delay: f64,
+    /// Seconds that a program which has to go may ask for to save its state.
+    pub max_grace: f64,
 }
 
 impl PolicyBody {
@@ -61,7 +65,12 @@ impl PolicyBody {
                 topology: weights.topology,
                 cost: weights.cost,
             },
-            preemption: PreemptionBody { enabled: preemption.enabled, min_run: whole(preemption.min_run_ms) },
+            preemption: PreemptionBody {
+                enabled: preemption.enabled,
+                min_run: whole(preemption.min_run_ms),
+                delay: whole(preemption.delay_ms),
+                max_grace: whole(preemption.max_grace_ms.into()),
+            },
             version: state.meta().placement_version,
             etag: etag::placement(state).to_string(),
             simulation: state.meta().mode == Mode::Simulation,

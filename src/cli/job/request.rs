@@ -100,6 +100,15 @@ pub struct Request {
     /// Never moved only so that others have room (nf defrag)
     #[arg(long)]
     stay: bool,
+    /// It gives way to work of higher priority
+    #[arg(long)]
+    preemptible: bool,
+    /// How long its program may save its state (from SIGUSR1 on) before it is stopped for the sake of others, e.g. 30s
+    #[arg(long, value_name = "SPAN")]
+    checkpoint_grace: Option<String>,
+    /// So many of its replicas may be missing at once by others' will; absent: any number
+    #[arg(long, value_name = "N")]
+    max_unavailable: Option<u16>,
     /// always, on_failure or never
     #[arg(long)]
     restart: Option<String>,
@@ -225,6 +234,9 @@ impl Request {
         put(&mut map, "node", text(&self.node));
         put(&mut map, "exclusive", flag(self.exclusive));
         put(&mut map, "stay", flag(self.stay));
+        put(&mut map, "preemptible", flag(self.preemptible));
+        put(&mut map, "checkpoint_grace", text(&self.checkpoint_grace));
+        put(&mut map, "max_unavailable", self.max_unavailable.map(|n| json!(n)));
         put(&mut map, "restart", text(&self.restart));
         put(&mut map, "max_run_time", text(&self.max_run_time));
         let mut labels = Map::new();

@@ -1,10 +1,11 @@
 //! Commands about claims: others give way to a waiting job, and the place is its own as
 //! soon as they are gone. It does not choose the victims; it judges them on facts.
 
-use super::job;
+use super::{job, moving};
 use crate::budget;
 use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS};
 use crate::command::{Answer, Placement};
+use crate::disruption;
 use crate::event::EventKind;
 use crate::id::{JobNo, RequestId, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase, Restart};
@@ -20,6 +21,11 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     let waits = |p: &Placement| job.replicas.get(usize::from(p.replica)).is_some_and(|r| r.is_waiting());
     if job.stopped || job.claim.is_some() || !claim.placements.iter().all(waits) {
         return Err(bad(format!("job {} does not wait for these places", job.request)));
+    }
+    let patient: BTreeSet<u16> =
+        job.may_evict(state.meta().now_ms, state.meta().placement.preemption.delay_ms).collect();
+    if !claim.placements.iter().all(|p| patient.contains(&p.replica)) {
+        return Err(bad(format!("job {} has not waited long enough to make others give way", job.request)));
     }
     trust::withheld(state, &job).map_or(Ok(()), Err)?;
     judge(state, Some(job.tenant), &job.spec, claim)?;
@@ -42,6 +48,9 @@ pub(super) fn judge_new(
     placed: &[Placement],
     claim: &Claim,
 ) -> Result<(), Refusal> {
+    if state.meta().placement.preemption.delay_ms > 0 {
+        return Err(bad("a new job has not waited yet, and makes nobody give way".to_owned()));
+    }
     let both: Vec<Placement> = placed.iter().chain(&claim.placements).cloned().collect();
     job::well_formed(spec, &both)?;
     judge(state, tenant, spec, claim)?;
@@ -86,6 +95,12 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
             return Err(bad(format!("job {} does not give way to this one", job.request)));
         }
     }
+    for no in claim.victims.iter().map(|victim| victim.job).collect::<BTreeSet<_>>() {
+        let gone: Vec<u16> = claim.victims.iter().filter(|v| v.job == no).map(|v| v.replica).collect();
+        if state.job(no).is_some_and(|job| !disruption::allows(job, &gone)) {
+            return Err(bad(format!("job {no} lets fewer of its replicas be missing at once")));
+        }
+    }
     job::fits(state, tenant, spec, &claim.placements, &claim.victims)
 }
 
@@ -103,7 +118,8 @@ pub(super) fn evict(state: &mut State, claim: &Claim, to: &RequestId, priority: 
             let Some(replica) = job.replicas.get_mut(usize::from(victim.replica)) else { continue };
             let Phase::Held { alloc, .. } = &replica.phase else { continue };
             let node = state.nodes[&alloc.node].name.clone();
-            replica.phase = Phase::Stopping { alloc: alloc.clone(), why: victim.why, then };
+            let notice = moving::notice(state, &old, &replica.phase, victim.why);
+            replica.phase = Phase::Stopping { alloc: alloc.clone(), why: victim.why, then, notice };
             state.emit(EventKind::GaveWay {
                 request: old.request.clone(),
                 tenant: old.spec.tenant.clone(),
@@ -130,7 +146,7 @@ pub(super) fn settle(state: &mut State) {
         let Some(claim) = job.claim.as_deref() else { continue };
         let waits = claim.victims.iter().any(|victim| claim::holds(state, victim));
         let usable = claim.nodes().all(|node| state.node(node).is_some_and(|node| node.takes_work()));
-        if waits && usable && now.saturating_sub(claim.at_ms) < LASTS_MS {
+        if waits && usable && now.saturating_sub(claim::due_ms(state, claim)) < LASTS_MS {
             continue;
         }
         state.put_job(Job { claim: None, ..(*job).clone() });

@@ -6,10 +6,11 @@ use crate::budget::judge;
 use crate::claim::{self, Claim, Victim};
 use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::consent;
+use crate::disruption::Notice;
 use crate::event::EventKind;
 use crate::id::{Generation, Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
-    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Next, Phase, Replica, Restart, Stage,
+    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Move, Next, Phase, Replica, Restart, Stage,
 };
 use crate::ledger::{self, NodeUse};
 use crate::quota;
@@ -68,7 +69,7 @@ pub(super) fn submit(
         request: submission.request.clone(),
         tenant,
         spec: spec.clone(),
-        replicas: vec![Replica::waiting(Revision(1)); usize::from(spec.replicas)],
+        replicas: vec![Replica::waiting(Revision(1), now); usize::from(spec.replicas)],
         stopped: false,
         claim: claim.cloned().map(Box::new),
         gave_way: None,
@@ -282,7 +283,7 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
         }
         // In a swap nobody was told to start it yet.
         (Copy::Coming(_), ReportKind::Stage(_)) if job.spec.movable() != Movable::Surge => return false,
-        (Copy::Coming(_), ReportKind::Stage(new)) => match moving::came(replica, *new) {
+        (Copy::Coming(_), ReportKind::Stage(new)) => match moving::came(replica, *new, told(state, job, replica)) {
             Some(came) => {
                 next = came;
                 (None, None)
@@ -322,6 +323,12 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
     true
 }
 
+/// What the present copy is told when its replacement takes over now.
+fn told(state: &State, job: &Job, replica: &Replica) -> Option<Notice> {
+    let Some(Move::Coming { why, .. }) = &replica.moving else { return None };
+    moving::notice(state, job, &replica.phase, *why)
+}
+
 /// What becomes of a replica that its agent saw end.
 fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u64) -> Replica {
     let stopping = match &replica.phase {
@@ -330,7 +337,7 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
     };
     let again = |restarts: u16, not_before_ms: u64| Replica {
         restarts,
-        phase: Phase::Waiting { not_before_ms, last: Some(why) },
+        phase: Phase::Waiting { since_ms: now, not_before_ms, last: Some(why) },
         choice: None,
         ..replica.clone()
     };
@@ -338,7 +345,8 @@ fn after_end(replica: &Replica, ok: bool, why: Reason, restart: Restart, now: u6
     match (stopping, ok, restart) {
         (Some((Next::End, why)), ..) => end(ended_by(why)),
         (Some((Next::Again | Next::Here(_), why)), ..) => {
-            Replica { phase: Phase::Waiting { not_before_ms: 0, last: Some(why) }, ..again(replica.restarts, 0) }
+            let phase = Phase::Waiting { since_ms: now, not_before_ms: 0, last: Some(why) };
+            Replica { phase, ..again(replica.restarts, 0) }
         }
         // Bytes that don't match their digest won't match them next time.
         (None, false, _) if never_again(why) => end(Phase::Failed { why }),
@@ -415,7 +423,7 @@ fn release_from(state: &mut State, node: NodeNo, which: impl Fn(&Job, Copy<'_>) 
         let before = job.state();
         for replica in job.replicas.iter_mut().filter(|r| lost(&old, r)) {
             let own = replica.allocation().is_some_and(|alloc| alloc.node == node);
-            *replica = moving::lost(&old, replica, own);
+            *replica = moving::lost(&old, replica, own, state.meta.now_ms);
         }
         save(state, job, before, Some(Reason::NodeFailure));
     }

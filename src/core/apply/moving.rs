@@ -5,6 +5,7 @@
 use super::job::{backoff_ms, ended_by, fits, save};
 use crate::budget::judge;
 use crate::command::{Answer, Placement};
+use crate::disruption::{self, Notice};
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo, Revision};
 use crate::job::{Allocation, Job, JobSpec, Movable, Move, Next, Phase, Replica, Restart, Stage};
@@ -30,21 +31,32 @@ pub(super) fn replace(
     if alloc.node == to.alloc.node {
         return changed("a replacement goes to another node");
     }
+    let taken = movable == Movable::Swap && disruption::is_voluntary(why);
+    if taken && !disruption::allows(job, &[to.replica]) {
+        return changed(OVER);
+    }
     trust::judge_change(state, job, replica.revision, replica.revision)?;
     fits(state, Some(job.tenant), job.spec_of(replica.revision), std::slice::from_ref(to), &[])?;
     judge::check_copy(state, job, to.replica, &to.alloc).map_err(|over| over.refusal())?;
     let old = alloc.clone();
     let mut next = replaced(replica, to, why, replica.revision);
-    announce(state, &job.clone(), &next, to.replica, why);
-    if movable == Movable::Swap {
-        next.phase = Phase::Stopping { alloc: old, why, then: Next::Again };
-    }
-    let Some(job) = state.job(no) else { return Ok(Answer::Count(0)) };
     let mut job = (**job).clone();
+    announce(state, &job, &next, to.replica, why);
+    if movable == Movable::Swap {
+        let notice = notice(state, &job, &next.phase, why);
+        next.phase = Phase::Stopping { alloc: old, why, then: Next::Again, notice };
+    }
     let before = job.state();
     job.replicas[usize::from(to.replica)] = next;
     save(state, job, before, Some(why));
     Ok(Answer::Count(1))
+}
+
+const OVER: &str = "as many of its replicas are missing as it lets be missing at once";
+
+/// What a replica in that phase is told that has to stop.
+pub(super) fn notice(state: &State, job: &Job, phase: &Phase, why: Reason) -> Option<Notice> {
+    disruption::notice(&job.spec, phase, why, &state.meta().placement.preemption, state.meta().now_ms)
 }
 
 /// The replica with a second copy on its way, which runs `revision`.
@@ -81,8 +93,12 @@ pub(super) fn evict(
         return Ok(Answer::Count(0));
     };
     let Phase::Held { alloc, .. } = &old.phase else { return Ok(Answer::Count(0)) };
+    if disruption::is_voluntary(why) && !disruption::allows(job, &[replica]) {
+        return Err(Refusal::new(Reason::PlanChanged, format!("job {}: {OVER}", job.request)));
+    }
     let then = if job.spec.movable() == Movable::Never { Next::End } else { Next::Again };
-    let phase = Phase::Stopping { alloc: alloc.clone(), why, then };
+    let notice = notice(state, job, &old.phase, why);
+    let phase = Phase::Stopping { alloc: alloc.clone(), why, then, notice };
     let mut job = (**job).clone();
     let before = job.state();
     job.replicas[usize::from(replica)].phase = phase;
@@ -101,7 +117,7 @@ pub(super) fn settle(spec: &JobSpec, replica: &Replica, next: Replica) -> Replic
         // It runs already, and is not wanted any more.
         (Some(Move::Coming { generation, alloc, why, revision, .. }), _) if spec.movable() == Movable::Surge => {
             let (generation, revision) = (*generation, *revision);
-            let going = Move::Going { generation, alloc: alloc.clone(), why: *why, revision };
+            let going = Move::Going { generation, alloc: alloc.clone(), why: *why, revision, notice: None };
             Replica { moving: Some(going), ..next }
         }
         (Some(Move::Coming { .. } | Move::Later { .. }), _) => Replica { moving: None, ..next },
@@ -113,7 +129,9 @@ pub(super) fn settle(spec: &JobSpec, replica: &Replica, next: Replica) -> Replic
 pub(super) fn stop(spec: &JobSpec, replica: &mut Replica, why: Reason) {
     replica.phase = match std::mem::replace(&mut replica.phase, Phase::Cancelled) {
         Phase::Waiting { .. } => Phase::Cancelled,
-        Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. } => Phase::Stopping { alloc, why, then: Next::End },
+        Phase::Held { alloc, .. } => Phase::Stopping { alloc, why, then: Next::End, notice: None },
+        // It was told how long it has, and keeps that.
+        Phase::Stopping { alloc, notice, .. } => Phase::Stopping { alloc, why, then: Next::End, notice },
         ended => ended,
     };
     replica.moving = put_away(spec, replica.moving.take(), why);
@@ -137,7 +155,7 @@ pub(super) fn halt(job: &Job, replica: &mut Replica, revisions: &[Revision], why
             (_, None | Some(Move::Going { .. })) if replica.revision != job.revision => Next::Here(job.revision),
             _ => Next::Again,
         };
-        replica.phase = Phase::Stopping { alloc: alloc.clone(), why, then };
+        replica.phase = Phase::Stopping { alloc: alloc.clone(), why, then, notice: None };
     }
 }
 
@@ -145,7 +163,7 @@ pub(super) fn halt(job: &Job, replica: &mut Replica, revisions: &[Revision], why
 fn put_away(spec: &JobSpec, moving: Option<Move>, why: Reason) -> Option<Move> {
     match moving {
         Some(Move::Coming { generation, alloc, revision, .. }) if spec.movable() == Movable::Surge => {
-            Some(Move::Going { generation, alloc, why, revision })
+            Some(Move::Going { generation, alloc, why, revision, notice: None })
         }
         Some(going @ Move::Going { .. }) => Some(going),
         _ => None,
@@ -153,7 +171,8 @@ fn put_away(spec: &JobSpec, moving: Option<Move>, why: Reason) -> Option<Move> {
 }
 
 /// A replacement has come so far. None when that is no news.
-pub(super) fn came(replica: &Replica, to: Stage) -> Option<Replica> {
+/// The copy that it replaces gets the notice `told`, unless it has one already.
+pub(super) fn came(replica: &Replica, to: Stage, told: Option<Notice>) -> Option<Replica> {
     let Some(Move::Coming { generation, alloc, stage, why, tries, revision }) = &replica.moving else { return None };
     if *stage == to {
         return None;
@@ -161,11 +180,13 @@ pub(super) fn came(replica: &Replica, to: Stage) -> Option<Replica> {
     let mut next = replica.clone();
     match (to, &replica.phase) {
         (Stage::Ready, Phase::Held { alloc: old, .. } | Phase::Stopping { alloc: old, then: Next::Again, .. }) => {
-            let (generation_before, revision_before) = (replica.generation, replica.revision);
-            let (generation, old) = (*generation, old.clone());
-            next.moving =
-                Some(Move::Going { generation: generation_before, alloc: old, why: *why, revision: revision_before });
-            (next.generation, next.revision) = (generation, *revision);
+            let notice = match &replica.phase {
+                Phase::Stopping { notice, .. } => *notice,
+                _ => told,
+            };
+            let (before, former, old) = (replica.generation, replica.revision, old.clone());
+            next.moving = Some(Move::Going { generation: before, alloc: old, why: *why, revision: former, notice });
+            (next.generation, next.revision) = (*generation, *revision);
             next.phase = Phase::Held { alloc: alloc.clone(), stage: to };
         }
         _ => {
@@ -188,7 +209,7 @@ pub(super) fn other_ended(replica: &Replica, why: Reason, now: u64) -> Replica {
 }
 
 /// The node is lost, and with it whatever copy was there.
-pub(super) fn lost(job: &Job, replica: &Replica, own: bool) -> Replica {
+pub(super) fn lost(job: &Job, replica: &Replica, own: bool, now_ms: u64) -> Replica {
     if !own {
         return Replica { moving: None, ..replica.clone() };
     }
@@ -200,7 +221,7 @@ pub(super) fn lost(job: &Job, replica: &Replica, own: bool) -> Replica {
         (Phase::Stopping { then: Next::End, why, .. }, _) => ended_by(*why),
         (Phase::Held { .. }, Restart::Never) => Phase::Failed { why: Reason::NodeFailure },
         // The next launch counts the generation up, so the lost one can be told apart when it returns.
-        _ => Phase::Waiting { not_before_ms: 0, last: Some(Reason::NodeFailure) },
+        _ => Phase::Waiting { since_ms: now_ms, not_before_ms: 0, last: Some(Reason::NodeFailure) },
     };
     settle(&job.spec, replica, Replica { phase, revision, ..replica.clone() })
 }

@@ -9,6 +9,7 @@ use crate::bounds;
 use crate::budget::judge;
 use crate::command::{Answer, Placement, ReportKind};
 use crate::consent;
+use crate::disruption;
 use crate::event::EventKind;
 use crate::id::{Generation, JobNo, Revision};
 use crate::job::{Allocation, Copy, Job, JobSpec, Movable, Move, Next, Phase, Replica, Stage};
@@ -113,7 +114,7 @@ fn watched(since_ms: u64) -> Course {
 fn recall(replica: &mut Replica, former: Revision, two: bool) {
     replica.moving = match replica.moving.take() {
         Some(Move::Coming { generation, alloc, revision, why, .. }) if two && revision != former => {
-            Some(Move::Going { generation, alloc, why, revision })
+            Some(Move::Going { generation, alloc, why, revision, notice: None })
         }
         other => other,
     };
@@ -146,8 +147,8 @@ pub(super) fn renew(
         return changed("the replica does not change its version");
     }
     match (&replica.phase, to) {
-        (Phase::Waiting { last, .. }, None) => {
-            let phase = Phase::Waiting { not_before_ms: 0, last: *last };
+        (Phase::Waiting { since_ms, last, .. }, None) => {
+            let phase = Phase::Waiting { since_ms: *since_ms, not_before_ms: 0, last: *last };
             let next = Replica { phase, revision, restarts: 0, ..replica.clone() };
             put(state, no, place, next);
             Ok(Answer::Count(1))
@@ -158,7 +159,16 @@ pub(super) fn renew(
             if !rollout::stays_as(state, &alloc, job.spec_of(revision)) {
                 return changed("its node does not take the version, or nothing at all");
             }
-            let phase = Phase::Stopping { alloc: alloc.clone(), why: Reason::Rollout, then: Next::Here(revision) };
+            // What does not serve is not missed: a version that never comes up can always be replaced.
+            if rollout::is_ready(replica) && !disruption::allows(job, &[place]) {
+                return changed("as many of its replicas are missing as it lets be missing at once");
+            }
+            let phase = Phase::Stopping {
+                alloc: alloc.clone(),
+                why: Reason::Rollout,
+                then: Next::Here(revision),
+                notice: None,
+            };
             let next = Replica { phase, moving: None, ..replica.clone() };
             put(state, no, place, next);
             Ok(Answer::Count(1))
@@ -226,7 +236,7 @@ pub(super) fn heard(job: &mut Job, revision: Revision, news: Option<News>, now: 
 /// very place at once, so that nobody else takes it meanwhile. Where the place is not to be used any
 /// more, it waits for another.
 pub(super) fn replaced_here(state: &State, job: &Job, replica: &Replica, revision: Revision, why: Reason) -> Replica {
-    let phase = Phase::Waiting { not_before_ms: 0, last: Some(why) };
+    let phase = Phase::Waiting { since_ms: state.meta().now_ms, not_before_ms: 0, last: Some(why) };
     let ended = Replica { phase, revision, restarts: 0, choice: None, ..replica.clone() };
     let comes = matches!(replica.moving, Some(Move::Coming { .. }));
     // What has ended meanwhile keeps no place, either.

@@ -23,7 +23,7 @@ pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Ans
     }
     let mut job = (**job).clone();
     let (before, from) = (job.state(), job.desired());
-    resize(&mut job, target.replicas);
+    resize(&mut job, target.replicas, state.meta().now_ms);
     let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
     let Target { replicas: to, why, inputs, .. } = target.clone();
     state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
@@ -34,11 +34,11 @@ pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Ans
 
 /// Changes the number of wanted replicas. Those that go are the ones that are missed
 /// least: waiting, then not ready, then the highest number.
-fn resize(job: &mut Job, to: u16) {
+fn resize(job: &mut Job, to: u16, now_ms: u64) {
     let mut wanted = job.desired();
     // What failed for good fails again: it counts as one of those that were asked for.
     let spent = job.spent();
-    while wanted + spent < to && grow(&mut job.replicas, job.revision) {
+    while wanted + spent < to && grow(&mut job.replicas, job.revision, now_ms) {
         wanted += 1;
     }
     let mut order: Vec<usize> = (0..job.replicas.len()).filter(|i| is_wanted(&job.replicas[*i].phase)).collect();
@@ -51,17 +51,17 @@ fn resize(job: &mut Job, to: u16) {
 
 /// One replica more, under a number that is free; false when there is none. In the middle of
 /// a rollout it is of the version that has proved itself, and the rollout comes to it, too.
-fn grow(replicas: &mut Vec<Replica>, revision: Revision) -> bool {
+fn grow(replicas: &mut Vec<Replica>, revision: Revision, now_ms: u64) -> bool {
     let taken_away = |r: &&mut Replica| matches!(r.phase, Phase::Cancelled) && r.has_ended();
     if let Some(ended) = replicas.iter_mut().find(taken_away) {
         // Generations go on counting, so that a copy of before can be told apart; failures do, too.
-        ended.phase = Phase::Waiting { not_before_ms: 0, last: None };
+        ended.phase = Phase::Waiting { since_ms: now_ms, not_before_ms: 0, last: None };
         ended.revision = revision;
         return true;
     }
     let room = replicas.len() < usize::from(MAX_REPLICAS);
     if room {
-        replicas.push(Replica::waiting(revision));
+        replicas.push(Replica::waiting(revision, now_ms));
     }
     room
 }

@@ -147,7 +147,7 @@ fn places(
 }
 
 fn waiting(spec: &JobSpec) -> Vec<Replica> {
-    vec![Replica::waiting(Revision(1)); usize::from(spec.replicas)]
+    vec![Replica::waiting(Revision(1), 0); usize::from(spec.replicas)]
 }
 
 /// Of the places for a job those that can be paid, the first first; for a gang all or none.

@@ -1,18 +1,21 @@
 //! Why a job waits: every blocker at once, each with how many nodes it rules
 //! out and what would lift it. Uses the same checks as the placer.
 
-use super::{Limits, filter, place};
+use super::preempt::{self, Budgets};
+use super::{Limits, filter, place, queue};
 use crate::budget::{Over, judge, meter};
 use crate::capacity::Class;
 use crate::claim::{self, Claim};
-use crate::id::TenantNo;
+use crate::disruption;
+use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase, Replica, Runtime};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::resources::Gpus;
 use crate::sharing::Ask;
 use crate::state::State;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Victims and nodes that a reason names.
 const NAMED: usize = 8;
@@ -91,6 +94,66 @@ pub fn remedy(state: &State, job: &Job) -> Vec<String> {
 
 /// Whom a claim waits for, by name.
 pub fn claiming(state: &State, claim: &Claim) -> Blocker {
+    let (left, names, nodes) = victims(state, claim);
+    let at = nodes.iter().take(NAMED).filter_map(|no| Some(state.node(*no)?.name.to_string()));
+    let at = at.collect::<Vec<_>>().join(", ");
+    let left_ms = claim::due_ms(state, claim).saturating_sub(state.meta().now_ms);
+    let saving = match left_ms {
+        0 => String::new(),
+        ms => format!("; they may save their state for {} s more", ms.div_ceil(1000)),
+    };
+    let detail = format!("{left} replica(s) give way on {at}: {names}{saving}");
+    Blocker { reason: Reason::WaitingForPreemptedJobs, detail, nodes: nodes.len() as u32, permanent: false }
+}
+
+/// Who will give way to a job that has to wait a little longer first.
+pub fn patient(state: &State, claim: &Claim, left_ms: u64) -> Blocker {
+    let (left, names, nodes) = victims(state, claim);
+    let detail = format!(
+        "may preempt in {} s, when it has waited {} s, unless it finds a place by then: {left} replica(s) would give way: {names}",
+        left_ms.div_ceil(1000),
+        state.meta().placement.preemption.delay_ms.div_ceil(1000)
+    );
+    Blocker { reason: Reason::PreemptionDelayNotElapsed, detail, nodes: nodes.len() as u32, permanent: false }
+}
+
+/// Log time from which a waiting job may make others give way, where that is still to come and somebody might.
+pub fn may_evict_from(state: &State, job: &Job) -> Option<u64> {
+    let from = job.waits_since()?.saturating_add(state.meta().placement.preemption.delay_ms);
+    let could = job.claim.is_none() && !job.stopped && preempt::may_help(state, job);
+    (could && from > state.meta().now_ms).then_some(from)
+}
+
+/// What stands between a waiting job and the places of others: its patience, or the budgets of their services. Takes a
+/// search, so it is for those who ask about one job.
+pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
+    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
+    if job.claim.is_some() || !preempt::may_help(state, job) {
+        return None;
+    }
+    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
+    let limits = Limits { held: claim::nodes(state), siblings, skip_ports: 0 };
+    let ask = super::narrowed(state, &job.spec)?;
+    match queue::claim_for(state, &ask, &wanted, &limits) {
+        Some(claim) => {
+            let from = may_evict_from(state, job)?;
+            Some(patient(state, &claim, from - state.meta().now_ms))
+        }
+        None => {
+            let wanted = if job.spec.gang { &wanted[..] } else { wanted.get(..1)? };
+            let claim = preempt::claim_by(state, &ask, wanted, &limits, Budgets::Ignored)?;
+            let spared = |job: &&Arc<Job>| {
+                let gone: Vec<u16> = claim.victims.iter().filter(|v| v.job == job.no).map(|v| v.replica).collect();
+                !disruption::allows(job, &gone)
+            };
+            let mut jobs = claim.victims.iter().filter_map(|victim| state.job(victim.job));
+            jobs.find(spared).map(|job| disruption::blocker(job))
+        }
+    }
+}
+
+/// How many victims are still there, their names, and the claimed nodes.
+fn victims(state: &State, claim: &Claim) -> (usize, String, BTreeSet<NodeNo>) {
     let mut names = Vec::new();
     let mut left = 0;
     for victim in &claim.victims {
@@ -101,11 +164,7 @@ pub fn claiming(state: &State, claim: &Claim) -> Blocker {
         }
     }
     let more = if left > names.len() { format!(" and {} more", left - names.len()) } else { String::new() };
-    let nodes = claim.nodes().collect::<std::collections::BTreeSet<_>>();
-    let at = nodes.iter().take(NAMED).filter_map(|no| Some(state.node(*no)?.name.to_string()));
-    let at = at.collect::<Vec<_>>().join(", ");
-    let detail = format!("{left} replica(s) give way on {at}: {}{more}", names.join(", "));
-    Blocker { reason: Reason::WaitingForPreemptedJobs, detail, nodes: nodes.len() as u32, permanent: false }
+    (left, format!("{}{more}", names.join(", ")), claim.nodes().collect())
 }
 
 /// The blockers of `replicas` waiting replicas of a job that need not exist yet.

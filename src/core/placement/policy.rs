@@ -89,11 +89,18 @@ pub struct Preemption {
     pub enabled: bool,
     /// How long a replica holds its place before it may be a victim.
     pub min_run_ms: u64,
+    /// How long a job waits for a place before it may make others give way.
+    pub delay_ms: u64,
+    /// The longest time to save its state that a program which has to go may ask for.
+    pub max_grace_ms: u32,
 }
 
 impl Default for Preemption {
     fn default() -> Self {
-        Self { enabled: true, min_run_ms: 60_000 }
+        // As long as it takes until a silent node is Suspect: what ends, restarts or moves by itself has had the time to,
+        // and nobody's work is stopped for a place that was about to be free. The grace is the notice that clouds
+        // give of machines that they take back (AWS: two minutes), for which programs are written.
+        Self { enabled: true, min_run_ms: 60_000, delay_ms: 5_000, max_grace_ms: 120_000 }
     }
 }
 

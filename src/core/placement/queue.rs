@@ -242,9 +242,10 @@ fn book(scratch: &mut State, job: &Job, placements: &[crate::command::Placement]
     scratch.meter_job(job.tenant, &gone, &come);
 }
 
-/// Others who give way to the job, as it asks now, for all its replicas that wait, or else for one of them.
+/// Others who give way to the job, as it asks now, for all its replicas that have waited long enough, or else for
+/// one of them.
 fn make_room(state: &State, job: &Job, ask: &JobSpec, kept: &[NodeNo]) -> Option<Claim> {
-    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
+    let wanted: Vec<u16> = job.may_evict(state.meta().now_ms, state.meta().placement.preemption.delay_ms).collect();
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
     let claim = claim_for(state, ask, &wanted, &limits)?;

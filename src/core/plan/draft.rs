@@ -14,7 +14,8 @@ use crate::state::State;
 #[derive(Clone, Debug)]
 pub struct Draft {
     pub picks: Vec<(u16, Pick)>,
-    /// Others who would give way, and the places that they would leave.
+    /// Others who would give way, once the job has waited for so long as the policy says, and the places that they
+    /// would leave.
     pub claim: Option<Claim>,
     /// Waiters ahead keep nodes, or quota cut the number of replicas.
     kept: bool,
@@ -43,12 +44,14 @@ impl Draft {
         if waiting == 0 {
             return Vec::new();
         }
-        if let Some(claim) = &self.claim {
+        let delay_ms = state.meta().placement.preemption.delay_ms;
+        if let Some(claim) = self.claim.as_ref().filter(|_| delay_ms == 0) {
             return vec![explain::claiming(state, claim)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
         let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
+        out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, delay_ms)));
         if out.is_empty() && self.kept {
             let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
             out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });

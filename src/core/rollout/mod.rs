@@ -323,7 +323,14 @@ impl Job {
                 let detail = "an exclusive job never has two copies, so one must be allowed to be missing: 1 or more";
                 Err(Refusal::invalid("unavailable", detail))
             }
-            _ => Ok(()),
+            movable => match self.spec.constraints.max_unavailable {
+                // Then only a copy beside it can replace one that serves.
+                Some(0) if strategy.surge == 0 || movable == Movable::Swap => {
+                    let detail = "the job lets no replica be missing (max_unavailable 0), so one comes up beside each: 1 or more";
+                    Err(Refusal::invalid("surge", detail))
+                }
+                _ => Ok(()),
+            },
         }
     }
 }

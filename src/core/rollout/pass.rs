@@ -6,6 +6,7 @@
 use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, stays_as};
 use crate::budget::judge;
 use crate::command::Command;
+use crate::disruption;
 use crate::id::Revision;
 use crate::job::{Job, Movable, Move, Phase, Replica};
 use crate::moves::place_for;
@@ -54,6 +55,9 @@ pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
         let budget = |prices: &[u128]| judge::blocks_copy(state, job, prices);
         let target = job.target_revision();
         let mut blockers = explain::blockers_of(state, Some(job.tenant), job.spec_of(target), 1, budget);
+        if disruption::missing(job) >= disruption::budget(&job.spec).unwrap_or(u16::MAX) {
+            blockers.push(disruption::blocker(job));
+        }
         if let Err(refusal) = trust::judge_change(state, job, target, target) {
             explain::put_first(&mut blockers, refusal);
         }
@@ -181,7 +185,8 @@ impl Budget {
         let extra = job.replicas.iter().filter(|r| r.other_allocation().is_some()).count() as u16;
         let surge = strategy.surge.saturating_sub(extra);
         let absent = job.desired().saturating_sub(job.ready());
-        Self { surge, surging: strategy.surge > 0 && extra > 0, missing: strategy.unavailable.saturating_sub(absent) }
+        let most = strategy.unavailable.min(disruption::budget(&job.spec).unwrap_or(u16::MAX));
+        Self { surge, surging: strategy.surge > 0 && extra > 0, missing: most.saturating_sub(absent) }
     }
 }
 

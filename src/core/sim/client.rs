@@ -13,6 +13,7 @@ use crate::fault::Fault;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
 use crate::node::{Cordon, Drain};
+use crate::placement::{Chosen, Preemption};
 use crate::plan::{Intent, Queueing, Reply};
 use crate::reason::Reason;
 use crate::resources::{Gpus, Resources};
@@ -111,6 +112,8 @@ impl Client {
             let fine = match refusal.reason {
                 Reason::IdempotencyConflict => changed,
                 Reason::QuotaExceeded | Reason::NoCapacity | Reason::BudgetExhausted => true,
+                // More time to save its state than the policy of the moment allows.
+                Reason::InvalidArgument => submission.spec.constraints.checkpoint_ms.is_some(),
                 Reason::ConsentRequired => !submission.spec.data_classes.is_empty(),
                 _ => false,
             };
@@ -126,14 +129,14 @@ impl Client {
             (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
             (Some(known), 30..38) => again(known),
             (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known.request, rng),
-            (Some(known), 50..60) => rollout(known.request, rng),
+            (Some(known), 50..63) => rollout(known.request, rng),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);
                 let other = Submission { body, ..known };
                 self.asked.push(other.clone());
                 again(other)
             }
-            (_, 60..70) => self.consent(now, rng),
+            (_, 63..72) => self.consent(now, rng),
             _ => self.fresh(nodes, rng),
         }
     }
@@ -180,9 +183,22 @@ impl Client {
                 }
             }
             6..9 => quota(rng),
+            9 if rng.chance(600) => policy(rng),
             _ => Intent::PlaceWaiting,
         }
     }
+}
+
+/// Others give way sooner or later, and may take more or less time over it.
+fn policy(rng: &mut Rng) -> Intent {
+    let mut chosen = Chosen::default();
+    chosen.preemption = Preemption {
+        enabled: rng.chance(900),
+        min_run_ms: rng.below(3) * 300,
+        delay_ms: rng.below(3) * 300,
+        max_grace_ms: rng.below(4) as u32 * 1000,
+    };
+    Intent::SetPlacement { chosen, seen: None }
 }
 
 /// Sets a tenant's GPU quota, and what it may use over time.
@@ -274,6 +290,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         preemptible: rng.chance(400),
         exclusive: rng.chance(150),
         max_run_ms: rng.chance(100).then(|| rng.between(500, 5_000)),
+        checkpoint_ms: rng.chance(200).then(|| rng.between(100, 3_000) as u32),
         ..Constraints::default()
     };
     let resources = Resources {
@@ -284,6 +301,9 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         ..Resources::default()
     };
     let scaling = (!constraints.exclusive && rng.chance(150)).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });
+    let gang = scaling.is_none() && replicas > 1 && rng.chance(500);
+    let budgeted = !gang && restart != Restart::Never && rng.chance(300);
+    let constraints = Constraints { max_unavailable: budgeted.then(|| rng.below(4) as u16), ..constraints };
     let version = if rng.chance(400) { version(rng) } else { id(VersionId::new("v1")) };
     let (manifest, data_classes) = mixed::contents(&version);
     let self_limiting = mixed::limits_itself(&version);
@@ -293,7 +313,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         version,
         resources,
         replicas,
-        gang: scaling.is_none() && replicas > 1 && rng.chance(500),
+        gang,
         constraints,
         priority: *rng.pick(&[0, 0, 0, 10, -10]),
         runtime: Runtime::Simulated,

@@ -56,6 +56,9 @@ pub struct Report {
     pub rolled: u64,
     /// Replicas of versions about people that were stopped when a consent ended.
     pub withdrawn: u64,
+    /// Replicas that gave way to others, and those of services with a disruption budget that were told to stop.
+    pub gave_way: u64,
+    pub told: u64,
     /// Jobs that wait for a budget in the end.
     pub unpaid: usize,
     /// Requests answered with a job.

@@ -6,9 +6,10 @@ use crate::apply::BatchOutcome;
 use crate::budget::Limit;
 use crate::command::{Answer, Batch, Command};
 use crate::consent::Consent;
+use crate::disruption;
 use crate::id::{Digest16, JobNo, RequestId, TenantNo};
 use crate::invariants;
-use crate::job::{Job, JobSpec, Phase, Replica};
+use crate::job::{Job, JobSpec, Phase, Replica, Stage};
 use crate::plan::{Intent, Reply};
 use crate::quota;
 use crate::reason::Reason;
@@ -45,6 +46,9 @@ pub struct Oracle {
     pub rolled: u64,
     /// Replicas that were stopped when a consent ended.
     pub withdrawn: u64,
+    /// Replicas that gave way to others, and those that were told to stop by others' will of services with a budget.
+    pub gave_way: u64,
+    pub told: u64,
 }
 
 impl Oracle {
@@ -97,6 +101,7 @@ impl Oracle {
             self.budgets(index, batch, before, after);
             self.consents(index, before, after);
             self.drains(index, batch, before);
+            self.disruptions(index, before, after);
             self.rollouts(index, batch, before, after);
             self.count_moves(batch, before, after);
         }
@@ -182,6 +187,35 @@ impl Oracle {
         }
     }
 
+    /// Of a service no more replicas that served are told to stop by others' will than it lets be missing, beside those
+    /// that are missing anyway.
+    fn disruptions(&mut self, index: usize, before: &State, after: &State) {
+        let serves = |r: &Replica| matches!(r.phase, Phase::Held { stage: Stage::Ready, .. });
+        for job in after.jobs().values() {
+            let Some(was) = before.job(job.no) else { continue };
+            let gives_way = |r: &Replica| {
+                matches!(r.phase, Phase::Stopping { why: Reason::Preempted | Reason::QuotaReclaimed, .. })
+            };
+            let both = was.replicas.iter().zip(&job.replicas);
+            self.gave_way += both.filter(|(was, is)| !gives_way(was) && gives_way(is)).count() as u64;
+            let Some(most) = disruption::budget(&job.spec) else { continue };
+            let (mut told, mut fell) = (0, 0);
+            for (_, is) in was.replicas.iter().zip(&job.replicas).filter(|(was, is)| serves(was) && !serves(is)) {
+                match &is.phase {
+                    Phase::Stopping { why, .. } if disruption::is_voluntary(*why) || *why == Reason::Rollout => {
+                        told += 1
+                    }
+                    _ => fell += 1,
+                }
+            }
+            self.told += told;
+            let missing = u64::from(disruption::missing(job));
+            if told > 0 && missing.saturating_sub(fell) > most.into() {
+                self.bad(format!("entry {index}: {} lacks {missing} replicas and lets {most} be missing", job.request));
+            }
+        }
+    }
+
     /// A drain stops nothing that serves: only a deadline, or force, lets it, and what must not run
     /// twice stops only once its place elsewhere is held for it.
     fn drains(&mut self, index: usize, batch: &Batch, before: &State) {
@@ -192,8 +226,10 @@ impl Oracle {
             let node = r.allocation().and_then(|alloc| before.node(alloc.node));
             let cordon = node.and_then(|node| node.cordon.as_ref());
             let in_entry = batch.commands.iter().any(|c| matches!(c, Command::SetCordon { .. }));
-            let over =
-                cordon.is_some_and(|c| c.deadline_ms().is_some_and(|at| at <= batch.at_ms.max(before.meta().now_ms)));
+            // It is told so much earlier that it has saved its state by then.
+            let grace_ms = disruption::grace_ms(&job.spec, &before.meta().placement.preemption);
+            let now = batch.at_ms.max(before.meta().now_ms) + u64::from(grace_ms);
+            let over = cordon.is_some_and(|c| c.deadline_ms().is_some_and(|at| at <= now));
             let force = cordon.is_some_and(|c| c.drain.is_some_and(|drain| drain.force));
             if !over && !force && !in_entry {
                 self.bad(format!(

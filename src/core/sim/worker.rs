@@ -16,6 +16,9 @@ use crate::testing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// About how much time passes between two steps of a worker.
+const STEP_MS: u32 = 100;
+
 /// One launch that the agent knows of.
 #[derive(Clone, Debug)]
 struct Launch {
@@ -23,6 +26,8 @@ struct Launch {
     stage: Stage,
     restart: Restart,
     holding: Holding,
+    /// Told to go, it saves its state for so many steps of the world first.
+    saving: u32,
 }
 
 /// What a call of the agent was about.
@@ -127,6 +132,8 @@ impl Worker {
     fn live(&mut self, rng: &mut Rng) {
         for launch in self.launches.values_mut() {
             match launch.condition {
+                // Most use all the time that they are given, some less.
+                Condition::Stopping if launch.saving > 0 && rng.chance(900) => launch.saving -= 1,
                 Condition::Stopping if rng.chance(500) => {
                     launch.condition = Condition::Gone { ok: true, why: Reason::StoppedByUser };
                 }
@@ -165,13 +172,14 @@ impl Worker {
                 let (restart, holding) = (want.spec.constraints.restart, Holding::of(want));
                 self.copies.extend(want.spec.manifest.map(|manifest| (want.spec.tenant.clone(), manifest)));
                 let stage = if rng.chance(500) { Stage::Downloading } else { Stage::Starting };
-                let launch = Launch { condition: Condition::Alive, stage, restart, holding };
+                let launch = Launch { condition: Condition::Alive, stage, restart, holding, saving: 0 };
                 self.launches.insert((id, generation), launch);
                 self.assert_no_port_is_shared();
             }
-            Action::Stop(id, generation, _) => {
+            Action::Stop(id, generation, _, grace_ms) => {
                 if let Some(launch) = self.launches.get_mut(&(id, generation)) {
                     launch.condition = Condition::Stopping;
+                    launch.saving = grace_ms / STEP_MS;
                 }
             }
             Action::Report(id, generation, ok, why) => {

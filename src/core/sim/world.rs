@@ -130,6 +130,8 @@ impl World {
             taken_over: self.oracle.taken_over,
             rolled: self.oracle.rolled,
             withdrawn: self.oracle.withdrawn,
+            gave_way: self.oracle.gave_way,
+            told: self.oracle.told,
             unpaid: unpaid(&self.members[0].state),
             acked: self.oracle.acked(),
             live: self.oracle.live(),

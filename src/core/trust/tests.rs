@@ -206,7 +206,7 @@ fn a_revocation_stops_both_copies_of_what_moves_and_ends_a_claim() {
     run(&mut state, give("b", 0, true));
     let mut chosen = state.meta().placement;
     chosen.preemption.enabled = true;
-    chosen.preemption.min_run_ms = 0;
+    (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
     run(&mut state, Intent::SetPlacement { chosen, seen: None });
     later(&mut state, HOUR / 2);
     run(&mut state, give("c", 10, false));

@@ -72,6 +72,13 @@ impl Body for Container {
         }
     }
 
+    async fn warn(&mut self) {
+        // An engine that is away must not keep it from being told; its end is waited for elsewhere.
+        while self.ended.borrow().is_none() && self.signal("SIGUSR1").await.is_err() {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
     async fn end(&mut self) {
         while self.ended.borrow().is_none() {
             match self.signal("SIGTERM").await {

@@ -173,6 +173,9 @@ impl Order<'_> {
         if want.port.is_some() {
             env.push(("NF_PORT", self.container.port.to_string()));
         }
+        if let Some(ms) = want.spec.constraints.checkpoint_ms {
+            env.push(("NF_CHECKPOINT_GRACE_MS", ms.to_string()));
+        }
         // An image that asks for all GPUs gets them from NVIDIA's runtime, unless told otherwise. With
         // the device request the engine itself says which.
         if self.facts.giving != Giving::Request || want.uuids.iter().all(|uuid| is_played(uuid)) {

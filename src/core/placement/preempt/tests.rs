@@ -2,7 +2,9 @@
 //! schedulers got wrong, and against loops.
 
 use super::*;
+use crate::command::{Report, ReportKind};
 use crate::invariants;
+use crate::job::Stage;
 use crate::job::{JobState, Restart};
 use crate::placement::{Chosen, Policy};
 use crate::plan::{Intent, plan};
@@ -14,7 +16,7 @@ use crate::testing;
 /// Nothing has to hold its place for a while before it may give way.
 fn at_once(state: &mut State) {
     let mut chosen = Chosen::from(Policy::Fragmentation);
-    chosen.preemption.min_run_ms = 0;
+    (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
     testing::run(state, Intent::SetPlacement { chosen, seen: None });
     let quota = Quota { gpu_milli: Some(10_000_000), ..Quota::default() };
     let tenant = crate::id::TenantId::new("t1").unwrap();
@@ -57,8 +59,14 @@ fn full(rng: &mut Rng, gangs: bool) -> State {
 
 /// The cost of the cheapest set of units with which all of `wanted` have a place, by trying all sets.
 fn brute(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<u64> {
-    let units = units(state, spec, &Standing::default());
+    let (units, _) = units(state, spec, &Standing::default(), Budgets::Ignored);
     assert!(units.len() <= 12, "too many to try all");
+    let allowed = |set: u32| {
+        let mut gone: BTreeMap<JobNo, Vec<u16>> = BTreeMap::new();
+        let members = units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).flat_map(|(_, unit)| &unit.members);
+        members.for_each(|(job, replica)| gone.entry(job.no).or_default().push(*replica));
+        gone.iter().all(|(job, gone)| disruption::allows(state.job(*job).unwrap(), gone))
+    };
     let fits = |set: u32| {
         let mut scratch = state.speculative();
         let gone = units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1);
@@ -66,7 +74,7 @@ fn brute(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<u64> {
         place(&scratch, spec, wanted, Limits::default()).len() == wanted.len()
     };
     let cost = |set: u32| units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, u)| u.cost).sum();
-    (0..1u32 << units.len()).filter(|set| fits(*set)).map(cost).min()
+    (0..1u32 << units.len()).filter(|set| allowed(*set) && fits(*set)).map(cost).min()
 }
 
 fn cost_of(state: &State, spec: &JobSpec, claim: &Claim) -> u64 {
@@ -77,7 +85,8 @@ fn cost_of(state: &State, spec: &JobSpec, claim: &Claim) -> u64 {
         assert_eq!(unit.members.iter().any(is), unit.members.iter().all(is), "a gang gives way as a whole");
         unit.members.iter().any(is)
     };
-    units(state, spec, &Standing::default()).iter().filter(evicted).map(|unit| unit.cost).sum()
+    let (units, _) = units(state, spec, &Standing::default(), Budgets::Ignored);
+    units.iter().filter(evicted).map(|unit| unit.cost).sum()
 }
 
 fn rival(rng: &mut Rng, most: u64) -> JobSpec {
@@ -89,11 +98,36 @@ fn rival(rng: &mut Rng, most: u64) -> JobSpec {
     rival
 }
 
+/// Four nodes that are nearly full of services, most of which let few of their replicas be missing. Nearly all serve.
+fn full_of_services(rng: &mut Rng) -> State {
+    let mut state = State::new();
+    at_once(&mut state);
+    for i in 0..4 {
+        testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(rng.between(1, 3) as u16)));
+    }
+    for i in 0..rng.between(3, 6) {
+        let mut spec = testing::job_spec("t1", if rng.chance(300) { Gpus::Milli(500) } else { Gpus::Whole(1) });
+        spec.priority = rng.below(4) as i16 * 5;
+        spec.constraints.preemptible = true;
+        spec.constraints.max_unavailable = rng.chance(800).then(|| rng.below(3) as u16);
+        spec.replicas = rng.between(1, 4) as u16;
+        testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
+    }
+    let serve = |rng: &mut Rng| rng.chance(950);
+    let held: Vec<Victim> = state.jobs().values().flat_map(everything).filter(|_| serve(rng)).collect();
+    held.into_iter().for_each(|replica| says(&mut state, replica, ReportKind::Stage(Stage::Ready)));
+    state
+}
+
 /// Full states and somebody who finds no place there: (seed, state, spec, wanted).
-fn cases(seeds: std::ops::Range<u64>, gangs: bool, most: u64) -> impl Iterator<Item = (u64, State, JobSpec, Vec<u16>)> {
+fn cases(
+    seeds: std::ops::Range<u64>,
+    full: impl Fn(&mut Rng) -> State,
+    most: u64,
+) -> impl Iterator<Item = (u64, State, JobSpec, Vec<u16>)> {
     seeds.filter_map(move |seed| {
         let mut rng = Rng::new(seed);
-        let state = full(&mut rng, gangs);
+        let state = full(&mut rng);
         let spec = rival(&mut rng, most);
         let wanted: Vec<u16> = (0..spec.replicas).collect();
         let placed = place(&state, &spec, &wanted, Limits::default()).len() == wanted.len();
@@ -104,7 +138,7 @@ fn cases(seeds: std::ops::Range<u64>, gangs: bool, most: u64) -> impl Iterator<I
 #[test]
 fn victims_cost_what_the_cheapest_of_all_sets_costs() {
     let (mut met, mut none) = (0, 0);
-    for (seed, state, spec, wanted) in cases(0..1500, false, 4) {
+    for (seed, state, spec, wanted) in cases(0..1500, |rng| full(rng, false), 4) {
         let claim = claim(&state, &spec, &wanted, &Limits::default());
         let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
         assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
@@ -114,9 +148,30 @@ fn victims_cost_what_the_cheapest_of_all_sets_costs() {
 }
 
 #[test]
+fn with_budgets_too_victims_cost_what_the_cheapest_allowed_set_costs() {
+    let (mut met, mut none, mut bound) = (0, 0, 0);
+    for (seed, state, spec, wanted) in cases(50_000..52_000, full_of_services, 4) {
+        if units(&state, &spec, &Standing::default(), Budgets::Ignored).0.len() > 12 {
+            continue;
+        }
+        let claim = claim(&state, &spec, &wanted, &Limits::default());
+        let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
+        assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
+        if found.is_some() {
+            met += 1
+        } else {
+            none += 1
+        }
+        let free = claim_by(&state, &spec, &wanted, &Limits::default(), Budgets::Ignored);
+        bound += u32::from(free.map(|claim| cost_of(&state, &spec, &claim)) != found);
+    }
+    assert!(met > 200 && none > 100 && bound > 100, "{met} with victims, {none} without, {bound} bound by budgets");
+}
+
+#[test]
 fn gangs_give_way_as_a_whole_and_a_place_is_found_whenever_there_is_one() {
     let (mut met, mut dearer) = (0u32, 0u32);
-    for (seed, state, spec, wanted) in cases(10_000..11_000, true, 3) {
+    for (seed, state, spec, wanted) in cases(10_000..11_000, |rng| full(rng, true), 3) {
         let claim = claim(&state, &spec, &wanted, &Limits::default());
         let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
         let least = brute(&state, &spec, &wanted);
@@ -157,18 +212,28 @@ fn a_claim_is_met_by_apply_as_soon_as_the_victims_are_gone() {
 
 /// The agent says that the replica is gone.
 fn gone(state: &mut State, victim: Victim) {
-    use crate::command::{Report, ReportKind};
+    says(state, victim, ReportKind::Ended { ok: true, why: crate::reason::Reason::StoppedByUser });
+}
+
+/// All replicas that should run.
+pub(crate) fn everything(job: &Arc<Job>) -> Vec<Victim> {
+    let held = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Held { .. }));
+    let why = crate::reason::Reason::Preempted;
+    held.map(|(i, r)| Victim { job: job.no, replica: i as u16, generation: r.generation, why }).collect()
+}
+
+/// What the agent says of the replica.
+pub(crate) fn says(state: &mut State, victim: Victim, kind: ReportKind) {
     let Some(job) = state.job(victim.job).cloned() else { return };
     let Some(alloc) = job.replicas[usize::from(victim.replica)].allocation() else { return };
     let node = state.node(alloc.node).unwrap().clone();
-    let kind = ReportKind::Ended { ok: true, why: crate::reason::Reason::StoppedByUser };
     let reports = vec![Report { job: job.no, replica: victim.replica, generation: victim.generation, kind }];
     let intent = Intent::Reports { node: node.name.clone(), incarnation: node.incarnation, reports };
     testing::run(state, intent);
 }
 
 /// Everything that was told to stop is gone.
-fn all_gone(state: &mut State) {
+pub(crate) fn all_gone(state: &mut State) {
     let stopping = |job: &Arc<Job>| {
         let each = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Stopping { .. }));
         let victim = |(i, r): (usize, &crate::job::Replica)| Victim {
@@ -220,6 +285,13 @@ fn ten_thousand_arrivals_come_to_rest_and_nobody_is_evicted_twice_by_the_same_ri
     assert!(arrivals >= 10_000 && evictions > 500, "{arrivals} arrivals, {evictions} evictions");
 }
 
+/// What is placed serves, where that says how much may be taken of it.
+fn serve(state: &mut State) {
+    let bound = |job: &&Arc<Job>| job.spec.constraints.max_unavailable.is_some();
+    let held: Vec<Victim> = state.jobs().values().filter(bound).flat_map(everything).collect();
+    held.into_iter().for_each(|replica| says(state, replica, ReportKind::Stage(Stage::Ready)));
+}
+
 /// Passes over the queue, and agents that do as they are told, until nothing is left to do.
 pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo, u32)>, seed: u64) -> u64 {
     let mut evictions = 0;
@@ -236,6 +308,9 @@ pub(crate) fn to_rest(state: &mut State, seen: &mut BTreeSet<(JobNo, u16, JobNo,
             }
         }
         all_gone(state);
+        serve(state);
+        let now_ms = state.meta().now_ms + state.meta().placement.preemption.delay_ms;
+        testing::try_run_at(state, Intent::Tick, now_ms).unwrap();
         let commands = plan(state, &Intent::PlaceWaiting).unwrap().commands;
         if commands.is_empty() && open.is_empty() {
             return evictions;

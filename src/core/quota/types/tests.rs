@@ -38,7 +38,7 @@ fn set(state: &mut State, name: &str, above: Option<&str>, gpus: Option<u64>, ty
 fn group(nodes: u64) -> State {
     let mut state = State::new();
     let mut chosen = Chosen::from(Policy::Fragmentation);
-    chosen.preemption.min_run_ms = 0;
+    (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
     testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
     for i in 0..nodes {
         let mut node = testing::node_spec(4);
@@ -133,7 +133,7 @@ fn arrivals_in_random_trees_pass_no_limit_of_a_type_and_come_to_rest() {
         let types = *rng.pick::<&[&str]>(&[&TYPES[..1], &TYPES[1..], &TYPES[..1], &TYPES[1..], &TYPES[..], &[]]);
         job(rng.pick::<String>(tenants), Gpus::Whole(rng.between(1, 2) as u16), types)
     };
-    let (arrivals, evictions) = tree::tests::arrivals(50, world, arriving, within_limits);
+    let (arrivals, evictions) = tree::tests::arrivals((50, 100), world, arriving, within_limits);
     println!("{arrivals} arrivals, {evictions} evictions");
     assert!(arrivals >= 5_000 && evictions > 100, "{arrivals} arrivals, {evictions} evictions");
 }

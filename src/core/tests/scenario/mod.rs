@@ -11,6 +11,7 @@ use nf_core::fault::Fault;
 use nf_core::id::{NodeNo, RequestId};
 use nf_core::job::Job;
 use nf_core::node::{Cordon, Drain, DrainState, NodeState};
+use nf_core::placement::explain;
 use nf_core::plan::{Intent, draft, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::scaling::Target;
@@ -298,7 +299,11 @@ impl Player {
     }
 
     fn view(&self, request: &RequestId) -> JobView {
-        let live = self.state.job_of(request).map(|job| view::job(&self.state, job));
+        let live = self.state.job_of(request).map(|job| {
+            let mut view = view::job(&self.state, job);
+            view.blockers.extend(explain::rivals(&self.state, job));
+            view
+        });
         live.unwrap_or_else(|| view::job(&self.state, &self.ended[request]))
     }
 

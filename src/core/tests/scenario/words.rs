@@ -147,6 +147,8 @@ impl<'a> Words<'a> {
     pub fn policy(&self) -> Chosen {
         let mut chosen = Chosen::from(Policy::named(self.name).unwrap_or_default());
         chosen.preemption.min_run_ms = 1000 * self.number("min_run", 60);
+        chosen.preemption.delay_ms = 1000 * self.number("delay", 0);
+        chosen.preemption.max_grace_ms = 1000 * self.number("max_grace", 120) as u32;
         chosen
     }
 
@@ -218,6 +220,8 @@ impl<'a> Words<'a> {
         c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.exclusive = self.flag("exclusive");
+        c.checkpoint_ms = self.get("grace").map(|text| 1000 * text.parse::<u32>().unwrap());
+        c.max_unavailable = self.get("max_unavailable").map(|text| text.parse().unwrap());
         c.max_run_ms = self.get("max_run").map(|text| text.parse::<u64>().unwrap() * 1000);
         c.node = self.get("node").map(|text| NodeName::new(text).unwrap());
         c.max_cost_per_hour = self.get("max_price").map(|text| text.parse::<u64>().unwrap() * 1_000_000);

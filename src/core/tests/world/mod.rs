@@ -24,7 +24,7 @@ use nf_core::sharing::{Kept, Sharing};
 use nf_core::sim::{Rng, mixed};
 use nf_core::state::State;
 use nf_core::tenant::Quota;
-use nf_core::{codec, invariants, quota, testing};
+use nf_core::{codec, disruption, invariants, quota, testing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ impl World {
         let nothing = Batch { base: untouched.meta().base, at_ms: self.now, commands: Vec::new(), ..Batch::default() };
         apply_batch(&mut untouched, &nothing);
         untouched.take_changes();
-        let before = self.held();
+        let (before, former) = (self.held(), self.state.clone());
         let answer = self.apply(vec![command.clone()]).remove(0);
         match &answer {
             Err(_) => {
@@ -96,6 +96,7 @@ impl World {
         }
         self.quota_held(&before);
         self.nothing_runs_without_consent();
+        self.budgets_held(&former);
         answer
     }
 
@@ -136,6 +137,23 @@ impl World {
                 let over = limits[i].is_some_and(|limit| has[i] > limit);
                 assert!(!over || has[i] <= had[i], "{tenant} went from {had:?} to {has:?}, beyond {limits:?}");
             }
+        }
+    }
+
+    /// No replica that served was told to stop by others' will while its service had enough of them missing.
+    fn budgets_held(&self, before: &State) {
+        for job in self.state.jobs().values() {
+            let Some(most) = disruption::budget(&job.spec) else { continue };
+            let Some(former) = before.job(job.no) else { continue };
+            let told = |(was, is): &(&Replica, &Replica)| {
+                let served = matches!(was.phase, Phase::Held { stage: Stage::Ready, .. });
+                let stops = matches!(&is.phase, Phase::Stopping { why, .. }
+                    if disruption::is_voluntary(*why) || *why == Reason::Rollout);
+                served && stops && was.generation == is.generation
+            };
+            let told = former.replicas.iter().zip(&job.replicas).filter(told).count();
+            let missing = disruption::missing(job);
+            assert!(told == 0 || missing <= most, "{} lacks {missing} of {most} after {told} were told", job.request);
         }
     }
 
@@ -212,6 +230,8 @@ impl World {
             6 if rng.chance(300) => {
                 let mut chosen = nf_core::placement::Chosen::from(*rng.pick(&nf_core::placement::Policy::ALL));
                 chosen.preemption.min_run_ms = rng.below(3) * 1000;
+                chosen.preemption.delay_ms = rng.below(3) * 2000;
+                chosen.preemption.max_grace_ms = 5000 + rng.below(3) as u32 * 5000;
                 Intent::SetPlacement { chosen, seen: None }
             }
             6 => Intent::CreateTenant { tenant: tenant(rng) },
@@ -495,6 +515,7 @@ fn job(rng: &mut Rng) -> JobSpec {
         exclusive: rng.chance(150),
         preemptible: rng.chance(500),
         max_run_ms: rng.chance(100).then(|| rng.below(10_000)),
+        checkpoint_ms: rng.chance(300).then(|| rng.below(10_000) as u32),
         ..Constraints::default()
     };
     let replicas = rng.between(1, 4) as u16;
@@ -506,6 +527,8 @@ fn job(rng: &mut Rng) -> JobSpec {
         ..Scaling::default()
     });
     let gang = scaling.is_none() && rng.chance(400);
+    let budgeted = !gang && constraints.restart != Restart::Never && rng.chance(400);
+    let constraints = Constraints { max_unavailable: budgeted.then(|| rng.below(3) as u16), ..constraints };
     let spec = testing::job_spec(&tenant, gpu);
     let version = if rng.chance(300) { VersionId::new("v2").unwrap() } else { spec.version.clone() };
     let (manifest, data_classes) = mixed::contents(&version);

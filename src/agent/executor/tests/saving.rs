@@ -1,0 +1,78 @@
+//! Programs that have to go and may save their state first.
+
+use super::*;
+
+/// On SIGUSR1 it saves for a moment and ends by itself; on TERM it says so and ends. Ready at once.
+const TRAINER: &str = r#"
+import http.server, os, signal, sys, threading, time
+home = os.environ["HOME"]
+def save(*_):
+    def work():
+        time.sleep(0.4)
+        open(os.path.join(home, "saved"), "w").write(os.environ["NF_CHECKPOINT_GRACE_MS"])
+        os._exit(0)
+    threading.Thread(target=work).start()
+if sys.argv[3] == "saves":
+    signal.signal(signal.SIGUSR1, save)
+else:
+    signal.signal(signal.SIGUSR1, lambda *_: open(os.path.join(home, "told"), "a").write("x"))
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("content-length", "0"); self.end_headers()
+    def log_message(self, *a): pass
+http.server.ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
+"#;
+
+async fn trainer(w: &World, executor: &Executor, how: &str) -> (Want, PathBuf) {
+    let mut want = w.publish(TRAINER, &["{python}", "{model}", "{host}", "{port}", how], 30).await;
+    Arc::make_mut(&mut want.spec).constraints.checkpoint_ms = Some(20_000);
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    (want, w.path("data/replicas/n1/r1.0.j1.g1"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_is_told_saves_its_state_and_is_gone_before_term() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = trainer(&w, &executor, "saves").await;
+    let begun = Instant::now();
+    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(20));
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::Preempted });
+    assert!(begun.elapsed() < Duration::from_secs(15), "it did not wait for the end of the grace");
+    assert_eq!(fs::read_to_string(dir.join("saved")).unwrap(), "20000");
+    let log = log(&executor, 9).await;
+    assert!(log.contains("SIGUSR1: it may save its state until"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_grace_has_an_end_also_under_the_next_agent() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = trainer(&w, &executor, "ignores").await;
+    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(4));
+    eventually("it is told", || dir.join("told").exists()).await;
+    let plan = w.record(&want).stopping.unwrap();
+    assert!(plan.saves && plan.kill_ms - plan.term_ms == 5_000, "{plan:?}");
+    executor.shutdown_keeping_replicas();
+
+    let executor = eventually_open(&w).await;
+    let process = w.record(&want).process.unwrap();
+    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(4));
+    eventually("it is told again", || fs::read_to_string(dir.join("told")).is_ok_and(|told| told.len() > 1)).await;
+    assert!(process.lives());
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
+    assert!(crate::agent::lease::boot_ms() >= plan.term_ms, "TERM came when the first agent said");
+    assert_eq!(w.record(&want).stopping.map(|s| s.why), Some(Reason::NodeDrain));
+    assert!(log(&executor, 12).await.contains("its time for that is over"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_grace_nobody_is_told() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = trainer(&w, &executor, "ignores").await;
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.gone().await, stopped());
+    assert!(!dir.join("told").exists());
+}
