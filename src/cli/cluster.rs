@@ -7,6 +7,7 @@ use super::kinds::Kind;
 use super::output::{self, at};
 use super::{Global, confirm, say, token};
 use crate::config::parse::{self, Member};
+use crate::pqc;
 use crate::security::jwt::issuer::JWKS_FILE;
 use crate::security::tls::Authority;
 use anyhow::Context as _;
@@ -101,6 +102,9 @@ struct Join {
     /// The group's name
     #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
     cluster: String,
+    /// The group's key exchange, with a token: hybrid or classical
+    #[arg(long, value_parser = pqc::Mode::parse, value_name = "MODE", env = "PQC_MODE", default_value_t)]
+    pqc_mode: pqc::Mode,
 }
 
 impl Cluster {
@@ -188,7 +192,7 @@ impl Join {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
         if let (Some(token), Some(name)) = (&self.token, &self.name) {
             let (token, name) = (token.clone(), name.clone());
-            return Joining { token, to: self.to, name, dir: self.dir }.run(global).await;
+            return Joining { token, to: self.to, name, dir: self.dir, pqc_mode: self.pqc_mode }.run(global).await;
         }
         let [member] = self.member.as_deref().unwrap_or_default() else {
             return Err(fail(Exit::Usage, "one new member as name=host:peer-port"));
