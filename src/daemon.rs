@@ -16,7 +16,7 @@ mod wiped;
 mod worker;
 
 pub use links::{PLAYER, TlsDial};
-pub use nodes::{engine_socket, users};
+pub use nodes::{artefact_key, engine_socket, users};
 
 use crate::config::parse::Role;
 use crate::config::{Error as ConfigError, Settings};

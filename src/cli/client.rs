@@ -205,7 +205,7 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
-        for (name, value) in extra.iter().filter_map(|(name, value)| Some((name, (*value)?))) {
+        for (name, value) in extra.iter().filter_map(|(name, value)| Some((*name, (*value)?))) {
             request = request.header(HeaderName::from_static(name), value);
         }
         let body = match body {

@@ -142,6 +142,8 @@ settings! {
         "authorities (PEM) that vouch for the model store's server; the system's when not set";
     model_cache: u64 = "200GB", "NF_MODEL_CACHE", nf_core::resources::parse_bytes,
         "most bytes of models that a node keeps; what has not been used for the longest goes first";
+    artefact_key: Option<PathBuf> = "", "NF_ARTEFACT_KEY", parse::path,
+        "the group's private key for model files that are encrypted in the store; nf cluster init makes it";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
     consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,

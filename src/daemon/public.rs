@@ -163,10 +163,10 @@ async fn connection(
         error.to_string()
     })?;
     let _open = port.opened(pqc::group(stream.get_ref().1));
-    // The handshake said which one: nothing is left to be guessed, or waited for, but the beginning of HTTP/2.
+    // The handshake said which one; who then says nothing is not waited for.
     match stream.get_ref().1.alpn_protocol() == Some(H2) {
-        true => answer(port.builder().http2_only(), Prompt::new(stream, patience), router, end).await,
-        false => answer(port.builder().http1_only(), stream, router, end).await,
+        true => answer(port.builder().http2_only(), Prompt::new(stream, PREFACE.len(), patience), router, end).await,
+        false => answer(port.builder().http1_only(), Prompt::new(stream, 1, patience), router, end).await,
     }
 }
 
@@ -199,7 +199,7 @@ async fn greeting(stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// A stream whose first bytes come in time, as many as HTTP/2 begins with.
+/// A stream whose first bytes come in time: as many as HTTP/2 begins with, or any of HTTP/1, which has times of its own.
 struct Prompt<S> {
     stream: S,
     missing: usize,
@@ -207,8 +207,8 @@ struct Prompt<S> {
 }
 
 impl<S> Prompt<S> {
-    fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, missing: PREFACE.len(), late: Box::pin(tokio::time::sleep(patience)) }
+    fn new(stream: S, missing: usize, patience: Duration) -> Self {
+        Self { stream, missing, late: Box::pin(tokio::time::sleep(patience)) }
     }
 }
 
@@ -245,6 +245,7 @@ mod floods;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pqc::{Policy, Side};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     pub fn plain() -> Port {
@@ -274,5 +275,61 @@ mod tests {
         assert!(answer.ends_with("here"), "{answer}");
         end.send_replace(true);
         served.await.unwrap().unwrap();
+    }
+
+    /// TLS with a certificate of its own, and a client that knows it.
+    fn secure() -> (PublicTls, rustls::ClientConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let tls = PublicTls::open(&cert, &key, Policy::default()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(Policy::default().provider(Side::World))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (tls, client)
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_behind_or_before_a_handshake_is_let_go() {
+        let (tls, client) = secure();
+        let patience = Patience { greeting: Duration::from_millis(300), head: Duration::from_millis(300) };
+        let links = Links::default();
+        let port = Port { patience, ..Port::new(Some(tls), links.clone(), Arc::new(|_| {})) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = watch::channel(false);
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let served = tokio::spawn(serve(port, listener, router, ended));
+        let limit = Duration::from_secs(30);
+        let mut rest = Vec::new();
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let told = tokio::time::timeout(limit, silent.read_to_end(&mut rest)).await;
+        assert!(told.is_ok(), "no handshake is waited for");
+        for protocol in ["h2", "http/1.1"] {
+            let mut config = client.clone();
+            config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+            let connect = async || connector.connect(name.clone(), TcpStream::connect(address).await.unwrap()).await;
+            let mut silent = connect().await.unwrap();
+            let group = |(row, _): &(Row, u64)| row.kind == Kind::Public && row.group == "X25519MLKEM768";
+            let entered = async {
+                while !links.open().iter().any(group) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            assert!(tokio::time::timeout(limit, entered).await.is_ok(), "{:?}", links.open());
+            let told = tokio::time::timeout(limit, silent.read_to_end(&mut rest)).await;
+            assert!(told.is_ok(), "{protocol}: it is waited for");
+        }
+        end.send_replace(true);
+        served.await.unwrap().unwrap();
+        assert!(links.open().is_empty());
     }
 }

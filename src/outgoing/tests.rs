@@ -2,6 +2,7 @@
 
 use super::address::unwrapped;
 use super::*;
+use crate::pqc::{Mode, Side};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use proptest::prelude::*;

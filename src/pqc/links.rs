@@ -170,6 +170,12 @@ impl Links {
         self.known().open.iter().map(|(row, count)| (row.clone(), *count)).collect()
     }
 
+    /// How many connections there were since the start, those that are open included.
+    pub fn made(&self) -> Vec<(Kind, Way, String, u64)> {
+        let known = self.known();
+        known.made.iter().map(|((kind, way, group), count)| (*kind, *way, group.clone(), *count)).collect()
+    }
+
     /// How many links failed because the modes do not fit, and what was said of the last one.
     pub fn refusals(&self) -> Vec<(Kind, Way, u64, String)> {
         let known = self.known();
@@ -227,11 +233,9 @@ impl Collector for Families {
                 let count = i64::try_from(count).unwrap_or(i64::MAX);
                 open.with_label_values(&[row.kind.name(), row.way.name(), &row.group]).add(count);
             }
-            for ((kind, way, group), count) in &links.known().made {
-                // Those that came in are in nf_tls_connections_total.
-                if *way == Way::Out {
-                    made.with_label_values(&[kind.name(), group.as_str()]).inc_by(*count);
-                }
+            // Those that came in are in nf_tls_connections_total.
+            for (kind, _, group, count) in links.made().into_iter().filter(|(_, way, ..)| *way == Way::Out) {
+                made.with_label_values(&[kind.name(), group.as_str()]).inc_by(count);
             }
             for (kind, way, count, _) in links.refusals() {
                 refused.with_label_values(&[kind.name(), way.name()]).inc_by(count);

@@ -181,9 +181,8 @@ impl PeerTls {
                 stream.write_all(PLAIN).await?;
                 stream.shutdown().await?;
                 // What is left unread would take our word away with it.
-                let rest =
-                    tokio::io::copy(&mut (&mut stream).take(MAX_CERT.into()), &mut tokio::io::sink()).into_future();
-                let _ = tokio::time::timeout(LINGER, rest).await;
+                let (mut rest, mut away) = ((&mut stream).take(MAX_CERT.into()), tokio::io::sink());
+                let _ = tokio::time::timeout(LINGER, tokio::io::copy(&mut rest, &mut away)).await;
                 Err(self.policy().mismatch(Side::Group, "the other end speaks TLS, or is none of ours"))
             }
         }

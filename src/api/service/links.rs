@@ -17,6 +17,8 @@ pub struct LinksBody {
     pub open: Vec<LinkBody>,
     /// Connections that are open and not listed, where there are too many.
     pub unlisted: u64,
+    /// How many there were since the start, the open ones included.
+    pub made: Vec<MadeBody>,
     /// What failed since the start because the two ends' settings do not fit.
     pub refused: Vec<RefusedBody>,
 }
@@ -34,6 +36,15 @@ pub struct LinkBody {
     /// As in `X25519MLKEM768`; `none` for plain text.
     pub kx_group: String,
     pub connections: u64,
+}
+
+/// Connections since the start that have all of this in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MadeBody {
+    pub kind: String,
+    pub direction: String,
+    pub kx_group: String,
+    pub count: u64,
 }
 
 /// Links that failed for want of a common key exchange.
@@ -57,6 +68,12 @@ impl LinksBody {
             kx_group: row.group,
             connections,
         });
+        let made = links.iter().flat_map(Links::made).map(|(kind, way, kx_group, count)| MadeBody {
+            kind: kind.name().to_owned(),
+            direction: way.name().to_owned(),
+            kx_group,
+            count,
+        });
         let refused = links.iter().flat_map(Links::refusals).map(|(kind, way, count, last)| RefusedBody {
             kind: kind.name().to_owned(),
             direction: way.name().to_owned(),
@@ -68,6 +85,7 @@ impl LinksBody {
             pqc_strict: policy.strict,
             open: open.collect(),
             unlisted,
+            made: made.collect(),
             refused: refused.collect(),
         }
     }
