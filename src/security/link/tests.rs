@@ -107,3 +107,18 @@ async fn what_is_no_link_of_ours_ends_at_once() {
         assert!(tokio::time::timeout(LIMIT, far).await.expect("it ends").is_err(), "{said:?}");
     }
 }
+
+#[test]
+fn plain_text_stays_on_this_machine() {
+    for (to, may) in [
+        ("127.0.0.1:1", true),
+        ("[::1]:1", true),
+        ("[::ffff:127.0.0.1]:1", true),
+        ("10.0.0.1:1", false),
+        ("0.0.0.0:1", false),
+        ("[::ffff:10.0.0.1]:1", false),
+        ("[fe80::1]:1", false),
+    ] {
+        assert_eq!(stays(to.parse().unwrap()).is_ok(), may, "{to}");
+    }
+}
