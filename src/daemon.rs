@@ -15,10 +15,11 @@ mod wiped;
 mod worker;
 
 pub use links::{PLAYER, TlsDial};
-pub use nodes::{engine_socket, users};
+pub use nodes::{artefact_key, engine_socket, users};
 
-use crate::config::parse::{Pqc, Role};
+use crate::config::parse::Role;
 use crate::config::{Error as ConfigError, Settings};
+use crate::pqc;
 use crate::telemetry;
 use crate::telemetry::traces::{Collector, Exporting};
 use anyhow::Result;
@@ -50,9 +51,10 @@ pub fn run(settings: Settings, extras: Extras) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let traces = watch(&settings, runtime.handle())?;
     open_many();
-    if settings.pqc_mode.value != Pqc::Hybrid {
-        let text = "PQC_MODE: this build speaks hybrid between members and nothing else; unset it";
-        return Err(ConfigError::Clash(text.to_owned()).into());
+    if settings.pqc_mode.value == pqc::Mode::Off {
+        tracing::warn!(
+            "PQC_MODE=off: members and workers speak plain text, and any process of this machine can be any of them"
+        );
     }
     let mode = settings.mode().name();
     let missing = settings.missing();
@@ -90,7 +92,7 @@ fn watch(settings: &Settings, runtime: &Handle) -> Result<Option<Exporting>> {
     };
     // Spans are no secret, and collectors stand beside us; a key for one that does not goes over TLS alone.
     let keys = ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
-    let link = settings.link();
+    let link = settings.link(pqc::Kind::Collector);
     let plain = link.plain || keys.iter().all(|name| std::env::var_os(name).is_none());
     let node = settings.node_name.value.clone().unwrap_or_else(|| "node-1".to_owned());
     let link = crate::outgoing::Options { plain, ..link };

@@ -11,6 +11,7 @@ pub mod rest;
 pub mod service;
 
 use crate::exchange::{LogQuery, Panorama};
+use crate::pqc::{Links, Policy};
 use crate::raft::Replica;
 use crate::security::checkpoint::Sign;
 use crate::security::jwt::Verifier;
@@ -62,6 +63,9 @@ pub struct Info {
     /// How often the leader moves replicas to mend fragmentation, where it does.
     pub defrag_every: Option<Duration>,
     pub started: Instant,
+    /// Which key exchange its connections have, and which connections there are.
+    pub key_exchange: Policy,
+    pub links: Vec<Links>,
 }
 
 /// What the public surface stands on.

@@ -70,9 +70,7 @@ async fn export(global: &Global, out: Option<PathBuf>) -> anyhow::Result<()> {
     };
     let (mut from, mut lines) = (Some(1), 0);
     while let Some(first) = from {
-        let response = client.stream(&format!("/audit?from={first}&per_page=5000")).await?;
-        let next = response.headers().get("x-nf-audit-next").and_then(|next| next.to_str().ok()?.parse().ok());
-        let text = response.text().await?;
+        let (text, next) = client.audit_page(first).await?;
         lines += text.lines().count();
         to.write_all(text.as_bytes()).with_context(|| name.clone())?;
         from = next;

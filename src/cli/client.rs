@@ -4,8 +4,14 @@
 
 use super::context::Context;
 use super::exit::{Exit, fail, problem};
+use crate::outgoing::{self, Options};
+use crate::pqc::{Kind, Policy};
 use anyhow::Result;
-use reqwest::{Method, StatusCode};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -13,7 +19,6 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// One try; longer than an election, so that a parked call gets its answer.
 const ONE_TRY: Duration = Duration::from_secs(10);
-const CONNECT: Duration = Duration::from_secs(2);
 /// Between rounds over all members.
 const PAUSE: Duration = Duration::from_millis(150);
 /// Items asked for at once, and pages read at most.
@@ -25,7 +30,7 @@ const PAGES: usize = 200;
 pub struct Client {
     addrs: Vec<String>,
     token: Option<String>,
-    http: reqwest::Client,
+    http: outgoing::Client<Full<Bytes>>,
 }
 
 /// A whole list.
@@ -45,7 +50,10 @@ enum Try {
 
 impl Client {
     pub fn new(context: &Context) -> Result<Self> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT).no_proxy().build()?;
+        // Which key exchange a caller may have the member says; plain http is the operator's to choose.
+        let (policy, authorities) = (Policy::default(), context.ca.clone());
+        let options = Options { kind: Kind::Public, policy, plain: true, allow: None, authorities };
+        let http = outgoing::Client::new(&options).map_err(|text| fail(Exit::Usage, format!("NF_CA: {text}")))?;
         Ok(Self { addrs: context.addrs.clone(), token: context.token.clone(), http })
     }
 
@@ -133,7 +141,7 @@ impl Client {
                         spoke = true;
                         said.push(format!("{addr}: {why}"));
                     }
-                    Err(error) => said.push(format!("{addr}: {}", root(&error))),
+                    Err(text) => said.push(format!("{addr}: {text}")),
                 }
             }
             rounds += 1;
@@ -157,21 +165,18 @@ impl Client {
         body: Option<&Value>,
         (key, seen): (Option<&str>, Option<&str>),
         left: Duration,
-    ) -> Result<Try, reqwest::Error> {
-        let mut request = self.request(method.clone(), addr, path).timeout(left.max(Duration::from_millis(1)));
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
-        }
-        if let Some(seen) = seen {
-            request = request.header("if-match", format!("\"{seen}\""));
-        }
-        let response = request.send().await?;
-        let status = response.status();
-        let text = response.text().await?;
-        let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+    ) -> Result<Try, String> {
+        let seen = seen.map(|seen| format!("\"{seen}\""));
+        let extra = [("idempotency-key", key), ("if-match", seen.as_deref())];
+        let asked = async {
+            let response = self.ask(method.clone(), addr, path, body, &extra).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|e| root(&e))?.to_bytes();
+            Ok::<_, String>((status, body))
+        };
+        let left = left.max(Duration::from_millis(1));
+        let (status, body) = tokio::time::timeout(left, asked).await.map_err(|_| "operation timed out")??;
+        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         let reason = body.get("reason").and_then(Value::as_str).unwrap_or_default();
         let again = matches!(status.as_u16(), 502..=504) && matches!(reason, "NoLeader" | "Timeout" | "Draining" | "");
         match again {
@@ -180,26 +185,53 @@ impl Client {
         }
     }
 
-    fn request(&self, method: Method, addr: &str, path: &str) -> reqwest::RequestBuilder {
-        let request = self.http.request(method, format!("{addr}{path}"));
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
+    /// A page of the audit trail from an entry on, and where the next one begins.
+    pub async fn audit_page(&self, from: u64) -> Result<(String, Option<u64>)> {
+        let response = self.stream(&format!("/audit?from={from}&per_page=5000")).await?;
+        let next = response.headers().get("x-nf-audit-next").and_then(|next| next.to_str().ok()?.parse().ok());
+        let page = response.into_body().collect().await?.to_bytes();
+        Ok((String::from_utf8(page.into())?, next))
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        addr: &str,
+        path: &str,
+        body: Option<&Value>,
+        extra: &[(&'static str, Option<&str>)],
+    ) -> Result<Response<Incoming>, String> {
+        let mut request = Request::builder().method(method).uri(format!("{addr}{path}"));
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
+        for (name, value) in extra.iter().filter_map(|(name, value)| Some((*name, (*value)?))) {
+            request = request.header(HeaderName::from_static(name), value);
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header(CONTENT_TYPE, "application/json");
+                serde_json::to_vec(body).map_err(|e| e.to_string())?
+            }
+            None => Vec::new(),
+        };
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|e| e.to_string())?;
+        self.http.send(request).await.map_err(|e| root(&*e))
     }
 
     /// A body that is read as it comes, from the first member that answers.
-    pub async fn stream(&self, path: &str) -> Result<reqwest::Response> {
+    pub async fn stream(&self, path: &str) -> Result<Response<Incoming>> {
         let mut said = Vec::new();
         for addr in &self.addrs {
-            match self.request(Method::GET, addr, path).send().await {
+            match self.ask(Method::GET, addr, path, None, &[]).await {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) => {
                     let status = response.status().as_u16();
-                    let body = response.json().await.unwrap_or(Value::Null);
-                    return Err(problem(status, &body));
+                    let body = response.into_body().collect().await.map(http_body_util::Collected::to_bytes);
+                    let body = body.ok().and_then(|body| serde_json::from_slice(&body).ok());
+                    return Err(problem(status, &body.unwrap_or(Value::Null)));
                 }
-                Err(error) => said.push(format!("{addr}: {}", root(&error))),
+                Err(text) => said.push(format!("{addr}: {text}")),
             }
         }
         Err(fail(Exit::Unreachable, format!("no member answered: {}\n  try: nf get members", said.join("; "))))
@@ -207,7 +239,7 @@ impl Client {
 }
 
 /// The innermost cause, which is what helps: "connection refused".
-fn root(error: &dyn std::error::Error) -> String {
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
     while let Some(next) = last.source() {
         last = next;

@@ -7,6 +7,8 @@ use super::kinds::Kind;
 use super::output::{self, at};
 use super::{Global, confirm, say, token};
 use crate::config::parse::{self, Member};
+use crate::pqc;
+use crate::sealed::{self, PrivateKey};
 use crate::security::jwt::issuer::JWKS_FILE;
 use crate::security::tls::Authority;
 use anyhow::Context as _;
@@ -15,6 +17,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+
+/// The private half of the key to which model files are encrypted.
+const ARTEFACT_KEY: &str = "artefact.key";
 
 #[derive(Debug, Args)]
 pub struct Cluster {
@@ -101,6 +106,9 @@ struct Join {
     /// The group's name
     #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
     cluster: String,
+    /// The group's key exchange, with a token: hybrid or classical
+    #[arg(long, value_parser = pqc::Mode::parse, value_name = "MODE", env = "PQC_MODE", default_value_t)]
+    pqc_mode: pqc::Mode,
 }
 
 impl Cluster {
@@ -174,6 +182,7 @@ impl Init {
         let list: Vec<_> = self.members.iter().map(|m| format!("{}={}", m.name, m.peer)).collect();
         let tokens = self.dir.join("tokens");
         let first = if self.open { None } else { Some(token::first(&tokens)?) };
+        sealed::write(&PrivateKey::generate()?, &self.dir.join(ARTEFACT_KEY), &self.dir.join("artefact.pub"))?;
         let mut files = Vec::new();
         for member in &self.members {
             let mut extra = vec![("members", list.join(","))];
@@ -188,7 +197,7 @@ impl Join {
     async fn run(self, global: &Global) -> anyhow::Result<()> {
         if let (Some(token), Some(name)) = (&self.token, &self.name) {
             let (token, name) = (token.clone(), name.clone());
-            return Joining { token, to: self.to, name, dir: self.dir }.run(global).await;
+            return Joining { token, to: self.to, name, dir: self.dir, pqc_mode: self.pqc_mode }.run(global).await;
         }
         let [member] = self.member.as_deref().unwrap_or_default() else {
             return Err(fail(Exit::Usage, "one new member as name=host:peer-port"));
@@ -204,13 +213,20 @@ impl Join {
 
 /// The member's copy of the keys that verify tokens, if the group has any.
 fn jwks(dir: &Path, member: &Member) -> anyhow::Result<Option<String>> {
-    let from = dir.join("tokens").join(JWKS_FILE);
+    copy(&dir.join("tokens"), member_home(dir, member)?, JWKS_FILE)
+}
+
+fn member_home(dir: &Path, member: &Member) -> anyhow::Result<PathBuf> {
+    Ok(std::path::absolute(dir.join(&member.name))?)
+}
+
+/// A file of the group's for one member, with its rights; None when the group has none.
+fn copy(dir: &Path, home: PathBuf, name: &str) -> anyhow::Result<Option<String>> {
+    let (from, to) = (dir.join(name), home.join(name));
     if !from.exists() {
         return Ok(None);
     }
-    let home = std::path::absolute(dir.join(&member.name))?;
     std::fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
-    let to = home.join(JWKS_FILE);
     std::fs::copy(&from, &to).with_context(|| to.display().to_string())?;
     Ok(Some(to.display().to_string()))
 }
@@ -244,8 +260,9 @@ fn member_files(
         ("tls_dir", home.join("tls").display().to_string()),
     ];
     // Where others reach this machine, and the replicas on it. The public port stays on loopback.
+    let artefact_key = copy(dir, home.clone(), ARTEFACT_KEY)?.map(|path| ("artefact_key", path));
     let advertise = (!is_loopback(host)).then(|| ("advertise", host.to_owned()));
-    let extra = extra.iter().map(|(key, value)| (*key, value.clone())).chain(advertise);
+    let extra = extra.iter().map(|(key, value)| (*key, value.clone())).chain(advertise).chain(artefact_key);
     config.extend(texts.into_iter().chain(extra).map(|(key, value)| (key.to_owned(), toml::Value::String(value))));
     let path = home.join("nf.toml");
     std::fs::write(&path, toml::to_string(&config)?).with_context(|| path.display().to_string())?;

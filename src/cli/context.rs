@@ -16,6 +16,9 @@ pub struct Context {
     pub addrs: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Authorities (PEM) that vouch for https addresses; the system's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
 }
 
 /// Where nothing says otherwise.
@@ -98,11 +101,12 @@ pub fn resolve(addr: Option<&str>, name: Option<&str>) -> Result<Context> {
     // A context named by a flag is meant, whatever the environment says.
     let mut context = match (addr, name, given, current()) {
         (None, Some(name), _, _) => read(name)?,
-        (_, _, Some(given), _) => Context { addrs: split(&given), token: None },
+        (_, _, Some(given), _) => Context { addrs: split(&given), ..Context::default() },
         (_, _, None, Some(name)) => read(&name)?,
-        (_, _, None, None) => Context { addrs: vec![DEFAULT_ADDR.to_owned()], token: None },
+        (_, _, None, None) => Context { addrs: vec![DEFAULT_ADDR.to_owned()], ..Context::default() },
     };
     context.token = env("NF_TOKEN").or(context.token);
+    context.ca = env("NF_CA").map(PathBuf::from).or(context.ca);
     match context.addrs.is_empty() {
         true => Err(fail(Exit::Usage, "no address: give --addr http://127.0.0.1:8600")),
         false => Ok(context),

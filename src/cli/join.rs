@@ -5,6 +5,7 @@ use super::exit::{self, Exit, fail};
 use super::output;
 use super::{Global, say};
 use crate::daemon::join::{self, Admitted, Refused};
+use crate::pqc;
 use crate::security::join::{Applicant, Token};
 use crate::security::tls::{self, Role};
 use anyhow::{Context as _, Result};
@@ -18,11 +19,16 @@ pub struct Joining {
     pub to: Vec<String>,
     pub name: String,
     pub dir: PathBuf,
+    pub pqc_mode: pqc::Mode,
 }
 
 impl Joining {
     pub async fn run(self, global: &Global) -> Result<()> {
-        let Self { token, to, name, dir } = self;
+        let Self { token, to, name, dir, pqc_mode } = self;
+        if pqc_mode == pqc::Mode::Off {
+            let text = "joining with a token needs TLS, and PQC_MODE is off; nf tls cert create --role node makes keys by hand";
+            return Err(fail(Exit::Usage, text));
+        }
         let token = Token::parse(&token).map_err(|text| fail(Exit::Usage, format!("--token: {text}")))?;
         // Any group's name will do: it is the node's that is judged here, before a token is spent on it.
         tls::name_of("a", &name, Role::Client).map_err(|e| fail(Exit::Usage, format!("--name: {e}")))?;
@@ -34,9 +40,9 @@ impl Joining {
         }
         // A token is spent once: where its certificate goes has to be there before.
         std::fs::create_dir_all(&keys).with_context(|| keys.display().to_string())?;
-        let (admitted, credentials) = join::join(&token, &name, &to, &keys).await.map_err(told)?;
+        let (admitted, credentials) = join::join(&token, &name, &to, &keys, pqc_mode.into()).await.map_err(told)?;
         credentials.write_certificates(&keys)?;
-        let config = write_config(&home, &name, &admitted)?;
+        let config = write_config(&home, &name, &admitted, pqc_mode)?;
         // Until here the same command does it all again.
         Applicant::settle(&keys)?;
         let command = format!("nf serve --config {}", config.display());
@@ -60,7 +66,7 @@ fn told(error: anyhow::Error) -> anyhow::Error {
 }
 
 /// What `nf serve` needs. The public port of a worker answers how it does, on this machine alone.
-fn write_config(home: &Path, name: &str, admitted: &Admitted) -> Result<PathBuf> {
+fn write_config(home: &Path, name: &str, admitted: &Admitted, pqc_mode: pqc::Mode) -> Result<PathBuf> {
     let mode = match admitted.mode() {
         Mode::Production => "production",
         Mode::Simulation => "simulation",
@@ -71,6 +77,7 @@ fn write_config(home: &Path, name: &str, admitted: &Admitted) -> Result<PathBuf>
         ("node_name", name.to_owned()),
         ("members", admitted.members()),
         ("neural_fabric_mode", mode.to_owned()),
+        ("pqc_mode", pqc_mode.to_string()),
         ("data_dir", home.join("data").display().to_string()),
         ("tls_dir", home.join("tls").display().to_string()),
     ];

@@ -159,6 +159,7 @@ const MEMBERS: &[Column] = &[
     col("API", |v| at(v, "api")),
     col("PEER", |v| at(v, "peer")),
     col("MATCHED", |v| at(v, "matched")),
+    col("KX", |v| at(v, "kx_group")),
     wide("ID", |v| at(v, "id")),
     wide("VERSION", |v| at(v, "version")),
 ];

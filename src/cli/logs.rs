@@ -5,6 +5,7 @@ use super::exit::{Exit, fail};
 use super::{Global, get, say};
 use clap::Args;
 use futures::StreamExt;
+use http_body_util::BodyExt;
 use std::io::Write;
 
 #[derive(Debug, Args)]
@@ -28,8 +29,7 @@ impl Logs {
         let id = get::job_id(&client, &self.job).await?;
         let (replica, tail, follow) = (self.replica, self.tail, self.follow);
         let path = format!("/schedule/{}/logs?replica={replica}&tail={tail}&follow={follow}", escape(&id));
-        let response = client.stream(&path).await?;
-        let mut body = response.bytes_stream();
+        let mut body = client.stream(&path).await?.into_body().into_data_stream();
         let end = super::signals::stop();
         tokio::pin!(end);
         loop {

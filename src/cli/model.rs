@@ -13,7 +13,9 @@ use super::exit::{Exit, fail};
 use super::output;
 use super::{Global, say};
 use crate::config::{Flags, Settings, Sources};
+use crate::daemon::artefact_key;
 use crate::models::{self, Container, Draft, FileName, Image, Launch, Process, Store};
+use crate::sealed;
 use clap::{Args, Subcommand};
 use nf_core::id::{Label, ModelId, TenantId, VersionId};
 use nf_core::reason::Reason;
@@ -104,6 +106,9 @@ struct Publish {
     /// What kind of data the files hold, e.g. personal or personal-health, which need the tenant's consent; more than once
     #[arg(long, value_name = "CLASS")]
     data_class: Vec<Label>,
+    /// Encrypt the files to this public key (artefact.pub of nf cluster init): nodes that have the private one open them
+    #[arg(long, value_name = "FILE")]
+    encrypt_to: Option<PathBuf>,
     /// A signature to keep with the version: of its files (nf model sign), or of its manifest.json (cosign)
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
@@ -142,7 +147,8 @@ impl Model {
 /// The store of that URL, by links as the settings of this machine say.
 fn open(url: &str) -> anyhow::Result<Store> {
     let settings = Settings::load(&Sources::process(&Flags::default()))?;
-    Store::open(url, &settings.store_link()).map_err(told)
+    let store = Store::open(url, &settings.store_link()).map_err(told)?;
+    Ok(store.with_key(artefact_key(&settings)?))
 }
 
 /// A store's error with the exit of its reason.
@@ -188,7 +194,10 @@ impl Publish {
             .map(FileName::new)
             .transpose()
             .map_err(|e| fail(Exit::Usage, format!("--main: {e}")))?;
+        let encrypt_to = self.encrypt_to.as_deref().map(sealed::read_public).transpose();
+        let encrypt_to = encrypt_to.map_err(|e| fail(Exit::Usage, format!("--encrypt-to: {e}")))?;
         let draft = Draft {
+            encrypt_to,
             model_id: self.model.clone(),
             version: self.version.clone(),
             format: self.format,

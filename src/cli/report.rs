@@ -112,9 +112,9 @@ impl Trail {
     async fn text(client: &Client) -> Result<String> {
         let (mut from, mut text) = (Some(1_u64), String::new());
         while let Some(first) = from {
-            let response = client.stream(&format!("/audit?from={first}&per_page=5000")).await?;
-            from = response.headers().get("x-nf-audit-next").and_then(|next| next.to_str().ok()?.parse().ok());
-            text.push_str(&response.text().await?);
+            let (page, next) = client.audit_page(first).await?;
+            text.push_str(&page);
+            from = next;
         }
         Ok(text)
     }

@@ -16,6 +16,7 @@ use super::{Global, dev, say, signals};
 use crate::agent::{Outcome, virtual_nodes};
 use crate::config::parse;
 use crate::daemon::{PLAYER, TlsDial};
+use crate::pqc;
 use crate::security::tls::{Credentials, PeerTls};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -73,6 +74,9 @@ struct Nodes {
     /// Register and beat, and start nothing: for measuring the scheduler without its agents
     #[arg(long)]
     beats_only: bool,
+    /// The group's key exchange: hybrid, classical or off
+    #[arg(long, value_parser = pqc::Mode::parse, value_name = "MODE", env = "PQC_MODE", default_value_t)]
+    pqc_mode: pqc::Mode,
 }
 
 impl Sim {
@@ -104,7 +108,7 @@ impl Nodes {
                 format!("{e}\n  try: --tls-dir DIR with the player's keys, which nf dev and nf serve make"),
             )
         })?;
-        let tls = PeerTls::new(&credentials, &cluster, PLAYER)?;
+        let tls = PeerTls::in_mode(&credentials, &cluster, PLAYER, self.pqc_mode.into())?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let incarnation = Incarnation(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
         let mut options = virtual_nodes::Options::new(peers, Arc::new(TlsDial { tls, names }), incarnation);

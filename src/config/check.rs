@@ -1,9 +1,10 @@
 //! Which values fit together: the mode and what it needs, the bind address, the
 //! liveness times. Pure; it reads nothing but the settings.
 
-use super::parse::{Mode, Pqc, Role};
+use super::parse::{Mode, Role};
 use super::{Error, Origin, Setting, Settings};
 use crate::outgoing;
+use crate::pqc::{self, Kind};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +17,9 @@ const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 impl Settings {
     pub(super) fn check(&self) -> Result<(), Error> {
         self.check_times()?;
+        self.check_public()?;
         self.check_binding()?;
+        self.check_key_exchange()?;
         self.check_membership()
     }
 
@@ -50,6 +53,10 @@ impl Settings {
     pub fn can_serve(&self) -> Result<(), Error> {
         match (self.mode(), self.missing()) {
             (Mode::Simulation, _) => Ok(()),
+            (Mode::Production, _) if self.pqc_mode.value == pqc::Mode::Off => Err(Error::Clash(
+                "PQC_MODE=off is for simulation: without TLS nobody proves who they are; set hybrid or classical"
+                    .into(),
+            )),
             (Mode::Production, missing) if missing.is_empty() => Ok(()),
             (Mode::Production, missing) => Err(Error::Missing(missing)),
         }
@@ -60,14 +67,25 @@ impl Settings {
         outgoing::Options {
             allow: Some(self.store_hosts.value.clone()),
             authorities: self.store_ca.value.clone(),
-            ..self.link()
+            ..self.link(Kind::Store)
         }
     }
 
     /// How servers are reached that nobody but the operator names.
-    pub fn link(&self) -> outgoing::Options {
-        let pqc = self.pqc_mode.value;
-        outgoing::Options { allow: None, hybrid: pqc == Pqc::Hybrid, plain: pqc == Pqc::Off, authorities: None }
+    pub fn link(&self, kind: Kind) -> outgoing::Options {
+        let policy = self.key_exchange();
+        outgoing::Options { kind, policy, plain: policy.mode == pqc::Mode::Off, allow: None, authorities: None }
+    }
+
+    /// How the public ports of the group that it joins are reached; a token goes over TLS, or stays on this machine.
+    pub fn group_link(&self) -> outgoing::Options {
+        let link = self.link(Kind::Public);
+        outgoing::Options { plain: link.plain || self.token.is_none(), authorities: self.ca.value.clone(), ..link }
+    }
+
+    /// Which key exchange its links have.
+    pub fn key_exchange(&self) -> pqc::Policy {
+        pqc::Policy { mode: self.pqc_mode.value, strict: self.pqc_strict.value.unwrap_or(false) }
     }
 
     /// The public address.
@@ -132,17 +150,49 @@ impl Settings {
         Ok(())
     }
 
+    /// A public port has a certificate with its key, or neither.
+    fn check_public(&self) -> Result<(), Error> {
+        let clash = |text: &str| Err(Error::Clash(text.into()));
+        match (&self.public_cert.value, &self.public_key.value, self.pqc_mode.value) {
+            (Some(_), Some(_), pqc::Mode::Off) => clash(
+                "NF_PUBLIC_CERT makes the public port speak TLS, and PQC_MODE=off says it shall not: unset one of them",
+            ),
+            (Some(_), Some(_), _) | (None, None, _) => Ok(()),
+            (Some(_), None, _) => clash("NF_PUBLIC_CERT needs its key: set NF_PUBLIC_KEY"),
+            (None, Some(_), _) => clash("NF_PUBLIC_KEY needs its certificate: set NF_PUBLIC_CERT"),
+        }
+    }
+
+    fn check_key_exchange(&self) -> Result<(), Error> {
+        let policy = self.key_exchange();
+        if policy.strict && policy.mode != pqc::Mode::Hybrid {
+            let text = format!(
+                "PQC_STRICT wants X25519MLKEM768 everywhere, and PQC_MODE is {}: unset one of them",
+                policy.mode
+            );
+            return Err(Error::Clash(text));
+        }
+        let peer = self.peer();
+        if policy.mode == pqc::Mode::Off && !peer.ip().is_loopback() {
+            let text = format!(
+                "PQC_MODE=off is for loopback alone, and NF_PEER_LISTEN ({peer}) is not: set hybrid or classical"
+            );
+            return Err(Error::Clash(text));
+        }
+        Ok(())
+    }
+
     /// Plain text never leaves the machine.
     fn check_binding(&self) -> Result<(), Error> {
         let public = self.public();
-        if public.ip().is_loopback() {
+        if public.ip().is_loopback() || self.public_cert.is_some() {
             return Ok(());
         }
         let name = if matches!(self.listen.origin, Origin::Default) { "SCHEDULER_PORT" } else { "NF_LISTEN" };
-        let off = if self.pqc_mode.value == Pqc::Off { "PQC_MODE=off is for loopback alone, and " } else { "" };
+        let off = if self.pqc_mode.value == pqc::Mode::Off { "PQC_MODE=off is for loopback alone, and " } else { "" };
         Err(Error::Clash(format!(
-            "{off}{name} ({public}) is not loopback while this build has no TLS on the public port: \
-             listen on 127.0.0.1 and put a TLS proxy in front"
+            "{off}{name} ({public}) is not loopback while the public port has no TLS: set NF_PUBLIC_CERT and \
+             NF_PUBLIC_KEY, or listen on 127.0.0.1 and put a TLS proxy in front"
         )))
     }
 

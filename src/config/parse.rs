@@ -31,14 +31,6 @@ pub enum Role {
     Worker,
 }
 
-/// Key exchange on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pqc {
-    Hybrid,
-    Classical,
-    Off,
-}
-
 /// A first member of a new group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -163,15 +155,6 @@ pub fn switch(text: &str) -> Result<Option<bool>, String> {
         "1" | "true" | "yes" | "on" => Ok(Some(true)),
         "0" | "false" | "no" | "off" => Ok(Some(false)),
         _ => Err("true or false".into()),
-    }
-}
-
-pub fn pqc(text: &str) -> Result<Pqc, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "hybrid" => Ok(Pqc::Hybrid),
-        "classical" => Ok(Pqc::Classical),
-        "off" => Ok(Pqc::Off),
-        _ => Err("hybrid, classical or off".into()),
     }
 }
 

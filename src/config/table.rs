@@ -6,6 +6,7 @@
 use super::parse;
 use super::value::{Raw, Setting};
 use crate::outgoing::Allow;
+use crate::pqc;
 use nf_core::id::{DeviceType, Label};
 use nf_core::sharing::Sharing;
 use std::collections::BTreeMap;
@@ -85,7 +86,11 @@ settings! {
     listen: Option<SocketAddr> = "", "NF_LISTEN", parse::address,
         "public address and port; wins over scheduler_port, which is on 127.0.0.1";
     peer_listen: Option<SocketAddr> = "", "NF_PEER_LISTEN", parse::address,
-        "address for members and workers, always mutual TLS; 127.0.0.1 and the public port + 1 when not set";
+        "address for members and workers, mutual TLS but in PQC_MODE=off; 127.0.0.1 and the public port + 1 when not set";
+    public_cert: Option<PathBuf> = "", "NF_PUBLIC_CERT", parse::path,
+        "certificate chain (PEM) of the public port, which then speaks https alone; followed while it runs";
+    public_key: Option<PathBuf> = "", "NF_PUBLIC_KEY", parse::path,
+        "its key (PEM)";
     advertise: Option<String> = "", "NF_ADVERTISE", parse::host,
         "host name or address at which other machines reach this one; the listening address when not set";
     node_name: Option<String> = "", "NF_NODE_NAME", parse::node_name,
@@ -100,6 +105,8 @@ settings! {
         "this member's number, never used twice; the place in members, or the next free one with join";
     join: Vec<String> = "", "NF_JOIN", parse::list,
         "public addresses of members of the group that this process joins, comma separated";
+    ca: Option<PathBuf> = "", "NF_CA", parse::path,
+        "authorities (PEM) that vouch for https addresses of the group that it joins; the system's when not set";
     neural_fabric_mode: Option<parse::Mode> = "", "NEURAL_FABRIC_MODE", parse::mode,
         "production or simulation; simulation when a setting that production needs is missing";
     simulation_mode: Option<bool> = "", "SIMULATION_MODE", parse::switch,
@@ -140,6 +147,8 @@ settings! {
         "authorities (PEM) that vouch for the model store's server; the system's when not set";
     model_cache: u64 = "200GB", "NF_MODEL_CACHE", nf_core::resources::parse_bytes,
         "most bytes of models that a node keeps; what has not been used for the longest goes first";
+    artefact_key: Option<PathBuf> = "", "NF_ARTEFACT_KEY", parse::path,
+        "the group's private key for model files that are encrypted in the store; nf cluster init makes it";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
     consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,
@@ -168,8 +177,10 @@ settings! {
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
     node_cert_life: Duration = "24h", "NF_NODE_CERT_LIFE", parse::duration,
         "how long a certificate counts that a member gives a worker; it is renewed at two thirds";
-    pqc_mode: parse::Pqc = "hybrid", "PQC_MODE", parse::pqc,
-        "hybrid: members and workers start with nothing else";
+    pqc_mode: pqc::Mode = "hybrid", "PQC_MODE", pqc::Mode::parse,
+        "key exchange, the same on all members and workers: hybrid, classical, or off (plain text on one machine, in simulation)";
+    pqc_strict: Option<bool> = "", "PQC_STRICT", parse::switch,
+        "hybrid key exchange is wanted of callers, stores, Vault and issuers, too, and both halves of every signature";
     prom_url: Option<String> = "", "PROM_URL", parse::url,
         "Prometheus to read services' queue depth and latency from; what agents read from the replicas when not set";
     otlp_endpoint: Option<String> = "", "OTEL_EXPORTER_OTLP_ENDPOINT", parse::url,

@@ -102,6 +102,30 @@ fn the_mode_follows_the_table() {
 }
 
 #[test]
+fn key_exchange_that_cannot_be_is_refused() {
+    for (env, words) in [
+        (
+            vec![("PQC_MODE", "off"), ("NF_PEER_LISTEN", "0.0.0.0:8601")],
+            "NF_PEER_LISTEN (0.0.0.0:8601) is not: set hybrid",
+        ),
+        (vec![("PQC_MODE", "off"), ("NF_PUBLIC_CERT", "/c"), ("NF_PUBLIC_KEY", "/k")], "unset one of them"),
+        (vec![("PQC_MODE", "classical"), ("PQC_STRICT", "1")], "PQC_STRICT wants X25519MLKEM768 everywhere"),
+        (vec![("NF_PUBLIC_CERT", "/c")], "set NF_PUBLIC_KEY"),
+        (vec![("NF_PUBLIC_KEY", "/k")], "set NF_PUBLIC_CERT"),
+        (vec![("NF_LISTEN", "0.0.0.0:8600")], "set NF_PUBLIC_CERT"),
+    ] {
+        let error = load(&[], &env, None).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let public = [("NF_LISTEN", "0.0.0.0:8600"), ("NF_PUBLIC_CERT", "/c"), ("NF_PUBLIC_KEY", "/k")];
+    assert!(load(&[], &public, None).is_ok(), "with a certificate it may listen anywhere");
+    let all = [("MODEL_STORE_URL", "file:///m"), ("COSIGN_KEY_PATH", "/k"), ("NF_JWKS", "/j"), ("NF_TLS_DIR", "/t")];
+    let production = |mode| load(&[], &[&all[..], &[("PQC_MODE", mode)]].concat(), None).unwrap().can_serve();
+    assert!(production("off").unwrap_err().to_string().contains("PQC_MODE=off is for simulation"));
+    assert_eq!((production("hybrid"), production("classical")), (Ok(()), Ok(())));
+}
+
+#[test]
 fn values_that_do_not_fit_together_are_refused() {
     for (env, word) in [
         (vec![("NF_LISTEN", "0.0.0.0:8600")], "NF_LISTEN"),

@@ -3,7 +3,6 @@
 //! know what is on record.
 
 use crate::api::Consenting;
-use crate::config::parse::Pqc;
 use crate::config::{Error as ConfigError, Settings};
 use crate::security::signing::{Demand, KeyRing, MAX_EVIDENCE, consent};
 use anyhow::Result;
@@ -24,10 +23,7 @@ pub fn open(settings: &Settings) -> Result<Option<Consenting>> {
         let text = format!("NF_CONSENT_KEYS {} is no directory; it holds TENANT.pem for each tenant", dir.display());
         return Err(ConfigError::Clash(text).into());
     }
-    let demand = match settings.pqc_mode.value {
-        Pqc::Hybrid => Demand::Hybrid,
-        Pqc::Classical | Pqc::Off => Demand::Classical,
-    };
+    let demand = super::trust::demand(settings.key_exchange());
     Ok(Some(judge(dir, demand)))
 }
 

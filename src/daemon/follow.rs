@@ -8,7 +8,9 @@ use crate::raft::Replica;
 use crate::security::audit;
 use crate::security::checkpoint::Sign;
 use crate::security::jwt::{Keys, Remote, Times, Verifier, Watch};
+use crate::security::public::PublicTls;
 use crate::security::reload::{Files, Look, PERIOD};
+use crate::security::tls;
 use crate::telemetry::Metrics;
 use anyhow::Result;
 use nf_core::reason::Refusal;
@@ -21,6 +23,7 @@ use tokio::sync::watch;
 
 /// Kinds of alarms.
 const CERTIFICATE: &str = "certificate";
+const PUBLIC: &str = "public_certificate";
 const TOKEN_KEYS: &str = "token_keys";
 
 /// A signed end of the trail is written after so many entries, or so long after the first of them.
@@ -35,7 +38,24 @@ const MAX_FILE: u64 = 4 << 20;
 /// # Errors
 /// When the present ones can't be read.
 pub fn certificates(me: &Me, metrics: Metrics) -> Result<()> {
-    let mut files = Files::new(&me.keys, me.tls.clone())?;
+    follow(Files::new(&me.keys, me.tls.clone())?, CERTIFICATE, "certificate, key and authorities", metrics);
+    Ok(())
+}
+
+/// The TLS of the public port, if it has any, with new files of its certificate as they come.
+///
+/// # Errors
+/// When the present ones can't be used.
+pub fn public(settings: &Settings, metrics: &Metrics) -> Result<Option<PublicTls>> {
+    let (Some(cert), Some(key)) = (&settings.public_cert.value, &settings.public_key.value) else { return Ok(None) };
+    let clash = |e: tls::Error| ConfigError::Clash(format!("NF_PUBLIC_CERT, NF_PUBLIC_KEY: {e}"));
+    let tls = PublicTls::open(cert, key, settings.key_exchange()).map_err(clash)?;
+    let files = Files::public(cert, key, tls.clone()).map_err(clash)?;
+    follow(files, PUBLIC, "the public port's certificate and key", metrics.clone());
+    Ok(Some(tls))
+}
+
+fn follow(mut files: Files, kind: &'static str, what: &'static str, metrics: Metrics) {
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -50,14 +70,13 @@ pub fn certificates(me: &Me, metrics: Metrics) -> Result<()> {
             match look {
                 Look::Same => {}
                 Look::Replaced => {
-                    tracing::info!("certificate, key and authorities replaced; connections from now on use them");
-                    metrics.alarms.clear(CERTIFICATE);
+                    tracing::info!("{what} replaced; connections from now on use them");
+                    metrics.alarms.clear(kind);
                 }
-                Look::Bad(text) => metrics.alarms.raise(CERTIFICATE, &text),
+                Look::Bad(text) => metrics.alarms.raise(kind, &text),
             }
         }
     });
-    Ok(())
 }
 
 /// Who verifies tokens, following the keys where `NF_JWKS` says; None when nobody is asked.
@@ -87,7 +106,8 @@ pub fn tokens(settings: &Settings, metrics: &Metrics) -> Result<Option<Arc<Verif
         std::fs::read_to_string(path).map_err(wrong)
     };
     let authorities = settings.jwks_ca.value.as_ref().map(read).transpose()?;
-    let remote = Remote::new(place, authorities.as_deref(), production, Times::default()).map_err(clash)?;
+    let remote = Remote::new(place, authorities.as_deref(), production, Times::default(), settings.key_exchange())
+        .map_err(clash)?;
     // Nobody counts until the issuer has answered; a member may start while the issuer is away.
     let verifier = Verifier::new(Keys::none(), issuer);
     let verifier = Arc::new(if production { verifier.wanting_ids() } else { verifier });

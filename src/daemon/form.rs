@@ -5,9 +5,14 @@ use super::identity::Me;
 use super::wiped;
 use crate::config::Settings;
 use crate::config::parse::{Member, Mode};
+use crate::outgoing;
 use crate::raft::{self, Replica};
 use crate::storage;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
 use nf_core::command::{self, Answer};
 use nf_core::id::MemberId;
 use nf_core::plan::Intent;
@@ -20,6 +25,10 @@ const SUBMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long the first questions to the group to join may take.
 const JOIN: Duration = Duration::from_secs(30);
+/// One of them.
+const ANSWER: Duration = Duration::from_secs(5);
+/// The longest answer that is read: a list of members.
+const MAX_ANSWER: usize = 1 << 20;
 /// Feature levels that this build runs.
 const LEVELS: (u32, u32) = (1, 1);
 
@@ -99,40 +108,63 @@ async fn caught_up(replica: &Replica, index: u64) {
 /// A question to the first member that answers it.
 pub async fn ask(settings: &Settings, path: &str, body: Option<&Value>) -> Result<Value> {
     let (addrs, token) = (&settings.join.value, settings.token.value.as_ref());
-    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let http = outgoing::Client::new(&settings.group_link()).map_err(|text| anyhow!("NF_CA: {text}"))?;
     let end = Instant::now() + JOIN;
     let mut said = String::new();
     while Instant::now() < end {
         for addr in addrs {
             let base = if addr.contains("://") { addr.clone() } else { format!("http://{addr}") };
             let url = format!("{}{path}", base.trim_end_matches('/'));
-            let request = match body {
-                Some(body) => http.post(&url).json(body),
-                None => http.get(&url),
-            };
-            let request = match token {
-                Some(token) => request.bearer_auth(token),
-                None => request,
-            };
-            match request.send().await {
-                Ok(answer) if answer.status().is_success() => return answer.json().await.with_context(|| url),
-                Ok(answer) if answer.status().is_client_error() => {
-                    let status = answer.status();
+            let request = question(&url, token.map(String::as_str), body)?;
+            match tokio::time::timeout(ANSWER, answered(&http, request)).await {
+                Ok(Ok((status, body))) if status.is_success() => {
+                    return serde_json::from_slice(&body).with_context(|| url);
+                }
+                Ok(Ok((status, body))) if status.is_client_error() => {
                     if matches!(status.as_u16(), 401 | 403) {
                         bail!(
                             "{url}: {status}: the group asks who calls; set NF_TOKEN (nf token create; a worker's role is \
                          node, a new member's admin)"
                         );
                     }
-                    bail!("{url}: {status}: {}", answer.text().await.unwrap_or_default());
+                    bail!("{url}: {status}: {}", String::from_utf8_lossy(&body));
                 }
-                Ok(answer) => said = format!("{url}: {}", answer.status()),
-                Err(error) => said = format!("{url}: {error}"),
+                Ok(Ok((status, _))) => said = format!("{url}: {status}"),
+                Ok(Err(text)) => said = format!("{url}: {text}"),
+                Err(_) => said = format!("{url}: no answer within {ANSWER:?}"),
             }
         }
         tokio::time::sleep(PAUSE).await;
     }
     bail!("no member of the group to join answered: {said}; see NF_JOIN")
+}
+
+fn question(url: &str, token: Option<&str>, body: Option<&Value>) -> Result<Request<Full<Bytes>>> {
+    let mut request = Request::builder().uri(url);
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = match body {
+        Some(body) => {
+            let request = request.method(Method::POST).header(CONTENT_TYPE, "application/json");
+            request.body(Full::new(Bytes::from(serde_json::to_vec(body)?)))
+        }
+        None => request.body(Full::default()),
+    };
+    request.with_context(|| format!("{url}: see NF_JOIN"))
+}
+
+async fn answered(
+    http: &outgoing::Client<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), String> {
+    let innermost = |error: &(dyn std::error::Error + 'static)| {
+        std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string)
+    };
+    let answer = http.send(request).await.map_err(|error| innermost(&*error))?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| innermost(&*error))?;
+    Ok((status, body.to_bytes()))
 }
 
 /// The group, as a process outside of it is told.

@@ -4,6 +4,7 @@
 use super::links::PLAYER;
 use crate::config::parse::{Member, Role};
 use crate::config::{Error as ConfigError, Settings};
+use crate::pqc::Links;
 use crate::security::tls::{self, Authority, Credentials, PeerTls};
 use crate::storage;
 use anyhow::{Context as _, Result, bail};
@@ -46,6 +47,7 @@ impl Me {
         let member = settings.role.value == Role::Member;
         let alone = member && founders.len() == 1 && settings.join.value.is_empty();
         let (tls, keys) = credentials(settings, &data, &cluster, &name, alone)?;
+        let scheme = if settings.public_cert.is_some() { "https" } else { "http" };
         let host = settings.advertise.value.clone().unwrap_or_else(|| public.ip().to_string());
         let listed = founders.iter().find(|member| member.name == name).map(|member| member.peer.clone());
         let reached = match &settings.advertise.value {
@@ -54,15 +56,22 @@ impl Me {
         };
         Ok(Self {
             id,
-            tls: PeerTls::new(&tls, &cluster, &name)?,
+            tls: PeerTls::in_mode(&tls, &cluster, &name, settings.key_exchange())?,
             keys,
             name: NodeName::new(&name)?,
             cluster,
             peer: listed.unwrap_or(reached),
-            api: format!("http://{}", SocketAddrText(&host, public.port())),
+            api: format!("{scheme}://{}", SocketAddrText(&host, public.port())),
             host,
             data,
         })
+    }
+}
+
+impl Me {
+    /// The connections of this process, inside the group and outside.
+    pub fn links(&self) -> Vec<Links> {
+        vec![self.tls.links().clone(), Links::outside().clone()]
     }
 }
 

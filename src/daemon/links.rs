@@ -12,8 +12,6 @@ use nf_core::id::NodeName;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, OnceLock};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::{ServiceExt, service_fn};
 
@@ -31,18 +29,13 @@ impl Dial for TlsDial {
     fn channel(&self, to: &Address) -> Result<Channel, String> {
         let name = to.name.clone().or_else(|| self.names.get(&to.peer).cloned());
         let name = name.ok_or_else(|| format!("{}: no member is known at this address", to.peer))?;
-        let server = self.tls.server_name(&name).map_err(|e| e.to_string())?;
+        self.tls.server_name(&name).map_err(|e| e.to_string())?;
         let (peer, tls) = (to.peer.clone(), self.tls.clone());
         // The scheme stays http: TLS is ours, below tonic. The name is never resolved.
         let endpoint = tuned(Endpoint::from_static("http://peer.nf"));
         Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
-            let (peer, tls, server) = (peer.clone(), tls.clone(), server.clone());
-            async move {
-                let stream = TcpStream::connect(&peer).await?;
-                stream.set_nodelay(true)?;
-                let stream = TlsConnector::from(tls.client()).connect(server, stream).await?;
-                Ok::<_, io::Error>(TokioIo::new(stream))
-            }
+            let (peer, tls, name) = (peer.clone(), tls.clone(), name.clone());
+            async move { Ok::<_, io::Error>(TokioIo::new(tls.connect(&peer, &name).await?)) }
         })))
     }
 }

@@ -16,6 +16,7 @@ use crate::exchange::{self, Hub};
 use crate::gateway::{self, Gateway};
 use crate::integrations;
 use crate::models::Store;
+use crate::pqc::Families;
 use crate::raft::{self, Replica, Role};
 use crate::security::checkpoint;
 use crate::security::jwt::Verifier;
@@ -46,6 +47,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     wiped::check_founder(settings).await?;
     let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
     let auth = follow::tokens(settings, &metrics)?;
+    let public_tls = follow::public(settings, &metrics)?;
     let public = bind(settings.public(), "--listen")?;
     let peer = bind(settings.peer(), "--peer-listen")?;
     let peer_address = peer.local_addr()?;
@@ -56,6 +58,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     };
     let me = Me::new(settings, id, public.local_addr()?, peer_address)?;
     follow::certificates(&me, metrics.clone())?;
+    metrics.publish(Box::new(Families::new(me.links())?))?;
     let late = Late::default();
     let doors = join::Doors::closed();
     let options = options(settings, &me, peer, &late, &metrics);
@@ -74,7 +77,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let models = store.clone().map(|store| resolve(store, trust.clone()));
     let sign = checkpoint::signer(me.tls.clone());
     follow::checkpoints(&me, &replica, sign.clone(), ended.clone());
-    let own = metrics.clone();
+    let (own, counting) = (metrics.clone(), metrics.clone());
     let consents = consents::open(settings)?;
     let state = ApiState {
         sign: Some(sign),
@@ -84,7 +87,9 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     };
     let router = api::router_with(state, gateway.router(), gateway::TENANT);
     let listener = tokio::net::TcpListener::from_std(public)?;
-    let mut served = tokio::spawn(public::serve(listener, router, closed));
+    let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
+    let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
+    let mut served = tokio::spawn(public::serve(port, listener, router, closed));
 
     let part = Part { settings, me: &me, replica: &replica, hub: &hub, store, trust, metrics: own, ended: &ended };
     let outcome = tokio::select! {
@@ -250,6 +255,8 @@ fn api_state(
         network_fault: network_fault(settings),
         defrag_every: settings.defrag_every.value,
         started,
+        key_exchange: me.tls.policy(),
+        links: me.links(),
     };
     ApiState {
         replica: replica.clone(),

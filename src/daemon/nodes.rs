@@ -14,6 +14,7 @@ use crate::config::{Error as ConfigError, Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
 use crate::models::Store;
 use crate::raft::Replica;
+use crate::sealed::{self, PrivateKey};
 use crate::telemetry::Metrics;
 use anyhow::{Context as _, Result, anyhow};
 use nf_core::id::{Incarnation, Label, NodeName};
@@ -155,7 +156,18 @@ pub fn store(settings: &Settings, data: &Path) -> Result<Option<Store>> {
         }
         None => return Ok(None),
     };
-    Store::open(&url, &settings.store_link()).map(Some).map_err(|e| ConfigError::Clash(e.to_string()).into())
+    let opened = Store::open(&url, &settings.store_link()).map_err(|e| ConfigError::Clash(e.to_string()))?;
+    Ok(Some(opened.with_key(artefact_key(settings)?)))
+}
+
+/// The key that opens encrypted files, where there is one.
+///
+/// # Errors
+/// One clear line, no contents.
+pub fn artefact_key(settings: &Settings) -> Result<Option<PrivateKey>, ConfigError> {
+    let read = |path: &PathBuf| sealed::read_private(path);
+    let key = settings.artefact_key.value.as_ref().map(read).transpose();
+    key.map_err(|text| ConfigError::Clash(format!("NF_ARTEFACT_KEY: {text}")))
 }
 
 /// What an executor of this process is opened with.

@@ -3,16 +3,22 @@
 //! let go before it keeps others out; so is who asks for more than it reads. It does not
 //! know what is asked.
 
+use crate::pqc::{self, Kind, Links, Mismatch, Open, Row, Way};
+use crate::security::public::{H2, PublicTls};
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use nix::sys::resource::{Resource, getrlimit};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Sleep;
 
 /// Connections at a time, where the process may have that many files open.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -53,18 +59,45 @@ fn most_connections() -> usize {
     usize::try_from(files / 2).unwrap_or(MAX_CONNECTIONS).clamp(64, MAX_CONNECTIONS)
 }
 
-/// Serves until `end` is true; returns when every call under way is answered.
-pub async fn serve(listener: TcpListener, router: Router, end: watch::Receiver<bool>) -> io::Result<()> {
-    serve_within(PATIENCE, BOUNDS, listener, router, end).await
-}
+/// Told the key exchange of each connection.
+type Told = Arc<dyn Fn(&str) + Send + Sync>;
 
-async fn serve_within(
+/// What a public port is made of, beside who answers.
+#[derive(Clone)]
+pub struct Port {
     patience: Patience,
     bounds: Bounds,
-    listener: TcpListener,
-    router: Router,
-    end: watch::Receiver<bool>,
-) -> io::Result<()> {
+    /// None: plain text, on this machine alone.
+    tls: Option<PublicTls>,
+    links: Links,
+    told: Told,
+}
+
+impl Port {
+    /// Enters its connections into `links`.
+    pub fn new(tls: Option<PublicTls>, links: Links, told: Told) -> Self {
+        Self { patience: PATIENCE, bounds: BOUNDS, tls, links, told }
+    }
+
+    fn opened(&self, group: String) -> Open {
+        (self.told)(&group);
+        self.links.opened(Row { kind: Kind::Public, way: Way::In, with: String::new(), group })
+    }
+
+    fn builder(&self) -> Builder<TokioExecutor> {
+        let mut builder = Builder::new(TokioExecutor::new());
+        let Self { patience, bounds, .. } = self;
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head).max_buf_size(bounds.head as usize);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(PROBE.0).keep_alive_timeout(PROBE.1);
+        builder.http2().max_concurrent_streams(bounds.streams).max_header_list_size(bounds.head);
+        let (pending, local) = bounds.resets;
+        builder.http2().max_pending_accept_reset_streams(pending).max_local_error_reset_streams(local);
+        builder
+    }
+}
+
+/// Serves until `end` is true; returns when every call under way is answered.
+pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch::Receiver<bool>) -> io::Result<()> {
     let most = most_connections();
     let places = Arc::new(Semaphore::new(most));
     let mut stop = end.clone();
@@ -87,9 +120,9 @@ async fn serve_within(
             tracing::debug!(most, "a connection too many");
             continue;
         };
-        let (router, end) = (router.clone(), end.clone());
+        let (port, router, end) = (port.clone(), router.clone(), end.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(patience, bounds, stream, router, end).await {
+            if let Err(error) = connection(&port, stream, router, end).await {
                 tracing::trace!(error, "a public connection");
             }
             drop(place);
@@ -100,25 +133,49 @@ async fn serve_within(
 }
 
 async fn connection(
-    patience: Patience,
-    bounds: Bounds,
+    port: &Port,
     stream: TcpStream,
     router: Router,
     mut end: watch::Receiver<bool>,
 ) -> Result<(), String> {
     // Small answers must not wait for the acknowledgement of the one before (Nagle).
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    tokio::select! {
-        greeted = tokio::time::timeout(patience.greeting, greeting(&stream)) => {
-            greeted.map_err(|_| "it said nothing")?.map_err(|e| e.to_string())?;
+    let patience = port.patience.greeting;
+    let Some(tls) = &port.tls else {
+        tokio::select! {
+            greeted = tokio::time::timeout(patience, greeting(&stream)) => {
+                greeted.map_err(|_| "it said nothing")?.map_err(|e| e.to_string())?;
+            }
+            _ = end.wait_for(|end| *end) => return Ok(()),
         }
+        let _open = port.opened(pqc::NONE.to_owned());
+        return answer(port.builder(), stream, router, end).await;
+    };
+    let from = stream.peer_addr().map_or_else(|_| String::new(), |from| from.ip().to_string());
+    let stream = tokio::select! {
+        shaken = tokio::time::timeout(patience, tls.accept(stream)) => shaken.map_err(|_| "no handshake in time")?,
         _ = end.wait_for(|end| *end) => return Ok(()),
+    };
+    let stream = stream.map_err(|error| {
+        if let Some(mismatch) = Mismatch::of(&error) {
+            port.links.refused(Kind::Public, Way::In, &from, &mismatch.to_string());
+        }
+        error.to_string()
+    })?;
+    let _open = port.opened(pqc::group(stream.get_ref().1));
+    // The handshake said which one; who then says nothing is not waited for.
+    match stream.get_ref().1.alpn_protocol() == Some(H2) {
+        true => answer(port.builder().http2_only(), Prompt::new(stream, PREFACE.len(), patience), router, end).await,
+        false => answer(port.builder().http1_only(), Prompt::new(stream, 1, patience), router, end).await,
     }
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(patience.head).max_buf_size(bounds.head as usize);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(PROBE.0).keep_alive_timeout(PROBE.1);
-    builder.http2().max_concurrent_streams(bounds.streams).max_header_list_size(bounds.head);
-    builder.http2().max_pending_accept_reset_streams(bounds.resets.0).max_local_error_reset_streams(bounds.resets.1);
+}
+
+async fn answer(
+    builder: Builder<TokioExecutor>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    mut end: watch::Receiver<bool>,
+) -> Result<(), String> {
     let service = TowerToHyperService::new(router);
     let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
@@ -142,13 +199,58 @@ async fn greeting(stream: &TcpStream) -> io::Result<()> {
     }
 }
 
+/// A stream whose first bytes come in time: as many as HTTP/2 begins with, or any of HTTP/1, which has times of its own.
+struct Prompt<S> {
+    stream: S,
+    missing: usize,
+    late: Pin<Box<Sleep>>,
+}
+
+impl<S> Prompt<S> {
+    fn new(stream: S, missing: usize, patience: Duration) -> Self {
+        Self { stream, missing, late: Box::pin(tokio::time::sleep(patience)) }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = to.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, to);
+        this.missing = this.missing.saturating_sub(to.filled().len() - before);
+        match read.is_pending() && this.missing > 0 && this.late.as_mut().poll(cx).is_ready() {
+            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            false => read,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, from)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
 #[cfg(test)]
 mod floods;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pqc::{Policy, Side};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    pub fn plain() -> Port {
+        Port::new(None, Links::default(), Arc::new(|_| {}))
+    }
 
     #[tokio::test]
     async fn who_says_nothing_is_let_go() {
@@ -156,8 +258,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
         let (end, ended) = watch::channel(false);
-        let short = Patience { greeting: Duration::from_millis(200), head: Duration::from_millis(200) };
-        let served = tokio::spawn(serve_within(short, BOUNDS, listener, router, ended));
+        let patience = Patience { greeting: Duration::from_millis(200), head: Duration::from_millis(200) };
+        let port = Port { patience, ..plain() };
+        let served = tokio::spawn(serve(port, listener, router, ended));
         for beginning in ["", "P", "GET / HTT"] {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(beginning.as_bytes()).await.unwrap();
@@ -172,5 +275,61 @@ mod tests {
         assert!(answer.ends_with("here"), "{answer}");
         end.send_replace(true);
         served.await.unwrap().unwrap();
+    }
+
+    /// TLS with a certificate of its own, and a client that knows it.
+    fn secure() -> (PublicTls, rustls::ClientConfig) {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        std::fs::write(&cert, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let tls = PublicTls::open(&cert, &key, Policy::default()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client = rustls::ClientConfig::builder_with_provider(Policy::default().provider(Side::World))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (tls, client)
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_behind_or_before_a_handshake_is_let_go() {
+        let (tls, client) = secure();
+        let patience = Patience { greeting: Duration::from_millis(300), head: Duration::from_millis(300) };
+        let links = Links::default();
+        let port = Port { patience, ..Port::new(Some(tls), links.clone(), Arc::new(|_| {})) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = watch::channel(false);
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let served = tokio::spawn(serve(port, listener, router, ended));
+        let limit = Duration::from_secs(30);
+        let mut rest = Vec::new();
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let told = tokio::time::timeout(limit, silent.read_to_end(&mut rest)).await;
+        assert!(told.is_ok(), "no handshake is waited for");
+        for protocol in ["h2", "http/1.1"] {
+            let mut config = client.clone();
+            config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+            let connect = async || connector.connect(name.clone(), TcpStream::connect(address).await.unwrap()).await;
+            let mut silent = connect().await.unwrap();
+            let group = |(row, _): &(Row, u64)| row.kind == Kind::Public && row.group == "X25519MLKEM768";
+            let entered = async {
+                while !links.open().iter().any(group) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            assert!(tokio::time::timeout(limit, entered).await.is_ok(), "{:?}", links.open());
+            let told = tokio::time::timeout(limit, silent.read_to_end(&mut rest)).await;
+            assert!(told.is_ok(), "{protocol}: it is waited for");
+        }
+        end.send_replace(true);
+        served.await.unwrap().unwrap();
+        assert!(links.open().is_empty());
     }
 }

@@ -5,10 +5,10 @@
 //! one it read last when Vault is away. It does not know formats; `security` does.
 
 use crate::agent::executor::Judge;
-use crate::config::parse::Pqc;
 use crate::config::{Error as ConfigError, Settings};
 use crate::models::{self, Manifest, Store};
 use crate::outgoing::Options;
+use crate::pqc;
 use crate::security::signing::{
     self, Artefact, Demand, Evidence, Expect, KeyRing, Listed, MAX_EVIDENCE, Policy, Roots, Verdict,
 };
@@ -48,6 +48,15 @@ enum At {
     Launch,
 }
 
+/// Which signatures count beside which key exchange.
+pub fn demand(policy: pqc::Policy) -> Demand {
+    match (policy.strict, policy.mode) {
+        (true, _) => Demand::Strict,
+        (false, pqc::Mode::Hybrid) => Demand::Hybrid,
+        (false, pqc::Mode::Classical | pqc::Mode::Off) => Demand::Classical,
+    }
+}
+
 impl Trust {
     /// None when neither keys nor Vault are configured: then signatures are not asked for.
     ///
@@ -62,10 +71,7 @@ impl Trust {
         if keys.is_empty() && vault.is_none() {
             return Ok(None);
         }
-        let demand = match settings.pqc_mode.value {
-            Pqc::Hybrid => Demand::Hybrid,
-            Pqc::Classical | Pqc::Off => Demand::Classical,
-        };
+        let demand = demand(settings.key_exchange());
         let kept = settings.data().join("vault-key.json").into();
         let trust = Self { keys: keys.into(), vault, kept, keeping: Arc::default(), demand, store: store.clone() };
         trust.ring().map_err(|refusal| ConfigError::Clash(format!("COSIGN_KEY_PATH: {refusal}")))?;
@@ -248,7 +254,7 @@ pub fn vault(settings: &Settings) -> Result<Option<Vault>> {
     };
     let (mount, key) = (settings.vault_mount.value.clone(), settings.vault_key.value.clone());
     let place = Place { url, mount, key, token, patience: VAULT };
-    let options = Options { authorities: settings.vault_ca.value.clone(), ..settings.link() };
+    let options = Options { authorities: settings.vault_ca.value.clone(), ..settings.link(pqc::Kind::Vault) };
     let vault = Vault::new(place, &options).map_err(|refusal| ConfigError::Clash(refusal.detail))?;
     Ok(Some(vault))
 }

@@ -3,12 +3,14 @@
 
 use super::links::TlsDial;
 use super::trust::Trust;
-use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, write_ready};
+use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
 use crate::api::service::cluster::{Component, HealthBody, keys};
 use crate::api::service::gauges::fill_models;
+use crate::api::service::links::LinksBody;
 use crate::config::{Settings, parse::Mode};
+use crate::pqc::{Families, Links, Policy};
 use crate::telemetry::Metrics;
 use anyhow::{Result, anyhow};
 use axum::routing::get;
@@ -23,14 +25,14 @@ use tokio::sync::watch;
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
-    let public = bind(settings.public(), "--listen")?;
+    let listener = bind(settings.public(), "--listen")?;
     let told = join::told(settings);
     let members = match told {
         Some(group) => group.members,
         None => form::group(settings).await?.members,
     };
     // A worker has no number, and members never call it: its peer address is a name only.
-    let me = Me::new(settings, MemberId(0), public.local_addr()?, settings.peer())?;
+    let me = Me::new(settings, MemberId(0), listener.local_addr()?, settings.peer())?;
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
     let peers: Vec<String> = members.iter().map(|(.., peer)| peer.clone()).collect();
     let dial = TlsDial { tls: me.tls.clone(), names };
@@ -46,9 +48,14 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let config = nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref(), vacancy);
     let executor = Executor::open(config)?;
     follow::certificates(&me, about.metrics.clone())?;
+    about.metrics.publish(Box::new(Families::new(me.links())?))?;
+    let (end, ended) = watch::channel(false);
     let known = members.into_iter().map(|(_, name, peer)| (name, peer)).collect();
     tokio::spawn(join::keep(me.clone(), known, about.metrics.clone()));
-    let served = serve(public, about)?;
+    let (public_tls, counting) = (follow::public(settings, &about.metrics)?, about.metrics.clone());
+    let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
+    let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
+    let served = serve(port, listener, about, ended.clone())?;
     let watched = nodes::watched(&me, incarnation, &spec);
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
@@ -57,7 +64,6 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         kill_budget: settings.kill_budget.value,
         ..AgentConfig::new(vec![node], link.clone())
     };
-    let (end, ended) = watch::channel(false);
     tokio::spawn(agent::faults::run(watched.0, watched.1, faults, link, ended.clone()));
     let mut agent = tokio::spawn(agent::run(config, ended));
     write_ready(extras.ready_file.as_ref(), &me.api)?;
@@ -85,6 +91,8 @@ struct About {
     has_store: bool,
     begun: Instant,
     metrics: Metrics,
+    key_exchange: Policy,
+    links: Vec<Links>,
 }
 
 impl About {
@@ -97,6 +105,8 @@ impl About {
             has_store: settings.model_store_url.is_some(),
             begun,
             metrics: Metrics::new(crate::cli::VERSION, crate::cli::COMMIT),
+            key_exchange: me.tls.policy(),
+            links: me.links(),
         }
     }
 
@@ -126,6 +136,7 @@ impl About {
                 ("keys".to_owned(), keys(&self.metrics)),
             ]
             .into(),
+            links: LinksBody::of(self.key_exchange, &self.links),
         }
     }
 
@@ -136,7 +147,12 @@ impl About {
 }
 
 /// Answers until it is aborted.
-fn serve(listener: TcpListener, about: About) -> Result<tokio::task::JoinHandle<()>> {
+fn serve(
+    port: public::Port,
+    listener: TcpListener,
+    about: About,
+    ended: watch::Receiver<bool>,
+) -> Result<tokio::task::JoinHandle<()>> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let health = about.clone();
     let plain = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
@@ -144,7 +160,7 @@ fn serve(listener: TcpListener, about: About) -> Result<tokio::task::JoinHandle<
         .route("/health", get(move || async move { Json(health.health()) }))
         .route("/metrics", get(move || async move { (plain, about.render()) }));
     Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = public::serve(port, listener, router, ended).await {
             tracing::error!(%error, "serving the public port ended");
         }
     }))

@@ -16,10 +16,13 @@ pub enum Refused {
     Link,
     /// A version whose signature is missing or does not count.
     Signature,
+    /// Encrypted to another key, cut or changed.
+    Sealed,
 }
 
 impl Refused {
-    pub const ALL: [Refused; 5] = [Refused::Size, Refused::Digest, Refused::Missing, Refused::Link, Refused::Signature];
+    pub const ALL: [Refused; 6] =
+        [Refused::Size, Refused::Digest, Refused::Missing, Refused::Link, Refused::Signature, Refused::Sealed];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -28,6 +31,7 @@ impl Refused {
             Refused::Missing => "missing",
             Refused::Link => "link",
             Refused::Signature => "signature",
+            Refused::Sealed => "sealed",
         }
     }
 }
@@ -36,7 +40,7 @@ impl Refused {
 pub const SCHEMES: [&str; 6] = ["file", "http", "https", "s3", "gs", "az"];
 
 static FETCHED: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
-static REFUSED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+static REFUSED: [AtomicU64; Refused::ALL.len()] = [const { AtomicU64::new(0) }; Refused::ALL.len()];
 
 /// Counts bytes that came from a store of that scheme, whatever became of them.
 pub(super) fn fetched(scheme: &str, bytes: u64) {

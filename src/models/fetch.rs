@@ -8,6 +8,7 @@ use super::counts::{self, Refused};
 use super::remote::Patience;
 use super::store::Source;
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, format};
+use crate::sealed::{self, Opening, PrivateKey};
 use nf_core::reason::Reason;
 use nix::fcntl::OFlag;
 use serde::Serialize;
@@ -94,12 +95,52 @@ impl<'a> Partial<'a> {
     }
 }
 
+/// What kept an encrypted file from opening.
+fn sealed_error(artifact: &Artifact, error: io::Error) -> Error {
+    let file = artifact.path.to_string();
+    match error.downcast::<sealed::Error>() {
+        Ok(error) => {
+            counts::refused(Refused::Sealed);
+            Error::Mismatch { file, text: error.to_string() }
+        }
+        Err(error) => Error::io(file)(error),
+    }
+}
+
+impl Partial<'_> {
+    /// Opens what came encrypted, into a partial file of its own.
+    fn opened<'b>(
+        mut self,
+        key: &PrivateKey,
+        context: &str,
+        plain: &'b Artifact,
+        path: &Path,
+        asked: &Asked,
+    ) -> Result<Partial<'b>, Error> {
+        judge(self.artifact, self.hashing.size(), self.artifact.sha256)?;
+        self.file.seek(SeekFrom::Start(0)).map_err(Error::at(&self.path))?;
+        let mut from = Opening::new(key, context, &mut self.file).map_err(|e| sealed_error(plain, e))?;
+        let mut partial = Partial::open(path, plain, asked)?;
+        partial.restart()?;
+        let opened = partial.hashing.copy(&mut from, &mut partial.file, plain.size, asked, plain.path.as_str());
+        opened.map(|()| partial).map_err(|error| {
+            // Nothing of what does not open as a whole is kept.
+            let _ = fs::remove_file(path);
+            match error {
+                Error::Io { source, .. } => sealed_error(plain, source),
+                error => error,
+            }
+        })
+    }
+}
+
 /// Whether the next try may fare better.
 fn transient(error: &Error) -> bool {
     error.reason() == Reason::StoreUnavailable
 }
 
-/// Brings one file of a version to `to`, by way of the partial file at `partial`.
+/// Brings one file of a version to `to`, by way of the partial file at `partial`; one that is encrypted comes into
+/// a partial file beside it first, and is opened there.
 ///
 /// # Errors
 /// [`Error::Mismatch`] when its bytes are wrong: then nothing of it stays. [`Error::Refused`] when the store does
@@ -112,6 +153,54 @@ pub(super) fn bring(
     to: &Path,
     asked: &Asked,
 ) -> Result<Fetched, Error> {
+    let Some(id) = manifest.encrypted_to else {
+        let (fetched, partial) = stored(store, manifest, artifact, partial, asked)?;
+        return partial.finish(to).map(|()| fetched);
+    };
+    let key = store.key_for(manifest, id)?;
+    let sealed = partial.with_file_name(sealed_name(artifact.sha256));
+    // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
+    let left = sealed.exists();
+    match bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked) {
+        Err(Error::Mismatch { .. }) if left => {
+            bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked)
+        }
+        done => done,
+    }
+}
+
+/// The partial file of one that comes encrypted; not the plain one's, which another version may be bringing.
+pub(super) fn sealed_name(digest: Checksum) -> String {
+    format!(".sealed-{digest}")
+}
+
+fn bring_sealed(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    key: &PrivateKey,
+    [sealed, partial, to]: [&Path; 3],
+    asked: &Asked,
+) -> Result<Fetched, Error> {
+    let whole = Artifact { size: sealed::sealed_size(artifact.size), ..artifact.clone() };
+    let (fetched, brought) = stored(store, manifest, &whole, sealed, asked)?;
+    let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
+    let done = opened.and_then(|partial| partial.finish(to));
+    // It has served, or is of no use.
+    if matches!(done, Ok(()) | Err(Error::Mismatch { .. })) {
+        let _ = fs::remove_file(sealed);
+    }
+    done.map(|()| fetched)
+}
+
+/// Brings one file as it stands in the store, and does not judge it yet.
+fn stored<'a>(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &'a Artifact,
+    partial: &Path,
+    asked: &Asked,
+) -> Result<(Fetched, Partial<'a>), Error> {
     let patience = store.patience();
     let until = patience.until(artifact.size);
     let mut fetched = Fetched { scheme: store.scheme(), kx_group: None, bytes: 0, resumed: 0 };
@@ -135,7 +224,7 @@ pub(super) fn bring(
             Err(e) => return Err(e),
         }
     }
-    partial.finish(to).map(|()| fetched)
+    Ok((fetched, partial))
 }
 
 fn one_try(

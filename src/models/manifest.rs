@@ -139,6 +139,11 @@ impl Container {
     }
 }
 
+/// See [`Manifest::context`]; no part of it holds a control character.
+pub(super) fn context(model: &ModelId, version: &VersionId, file: &FileName) -> String {
+    format!("{model}\n{version}\n{file}")
+}
+
 /// How the version is run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
@@ -166,6 +171,10 @@ pub struct Manifest {
     /// What kinds of data the files hold; those that are about people need a consent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub data_classes: Vec<Label>,
+    /// SHA-256 of the public key that the files are encrypted to in the store; size and SHA-256 of each are those
+    /// of what it is once it is open. None: they lie there as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted_to: Option<Checksum>,
     #[serde(skip, default = "Manifest::undigested")]
     digest: Checksum,
 }
@@ -218,6 +227,7 @@ impl Manifest {
             latency_ms: None,
             memory: None,
             data_classes: Vec::new(),
+            encrypted_to: None,
             digest,
         }
     }
@@ -230,6 +240,11 @@ impl Manifest {
     /// The same, for people.
     pub fn digest(&self) -> Checksum {
         self.digest
+    }
+
+    /// What an encrypted file of the version is bound to: it opens as no other file.
+    pub(super) fn context(&self, file: &FileName) -> String {
+        context(&self.model_id, &self.version, file)
     }
 
     /// The model itself: the first file.

@@ -7,9 +7,11 @@ use super::cache::sync_dir;
 use super::checksum::copy;
 use super::directory::open_regular;
 use super::fetch::{Fetched, bring};
+use super::manifest::context;
 use super::remote::Remote;
 use super::store::{Place, file_key, manifest_key};
 use super::{Artifact, Asked, Checksum, Error, FileName, Launch, MAX_FILES, Manifest, Store, blocking, format};
+use crate::sealed::{PublicKey, Sealed, Sealing};
 use nf_core::id::{Label, ModelId, VersionId};
 use serde::Serialize;
 use std::fs::{self, File, Permissions};
@@ -31,6 +33,14 @@ pub struct Draft {
     pub memory: Option<u64>,
     /// What kinds of data the files hold.
     pub data_classes: Vec<Label>,
+    /// Whose key the files are encrypted to in the store; None: they lie there as they are.
+    pub encrypt_to: Option<PublicKey>,
+}
+
+impl Draft {
+    fn context(&self, file: &FileName) -> String {
+        context(&self.model_id, &self.version, file)
+    }
 }
 
 /// What was pulled, as `nf model pull -o json` prints it.
@@ -81,7 +91,7 @@ fn stage(
     fs::create_dir(staging).map_err(Error::at(staging))?;
     let mut files = Vec::new();
     for name in listing(dir)? {
-        files.push(take_in(dir, name, staging, asked)?);
+        files.push(take_in(dir, name, staging, &draft, asked)?);
     }
     let (model, version) = (draft.model_id.clone(), draft.version.clone());
     let (manifest, bytes) = describe(files, draft)?;
@@ -124,6 +134,7 @@ fn send(store: &Store, remote: &Remote, dir: &Path, draft: Draft, asked: &Asked)
         format::judge(&name, &mut from)?;
         files.push(Artifact { path: name, size, sha256 });
     }
+    let sealing = draft.clone();
     let (manifest, bytes) = describe(files, draft)?;
     if same(store, &manifest)? {
         return Ok(manifest);
@@ -131,7 +142,14 @@ fn send(store: &Store, remote: &Remote, dir: &Path, draft: Draft, asked: &Asked)
     for artifact in &manifest.files {
         asked.check()?;
         let mut from = open_regular(dir, &artifact.path.under(dir))?;
-        remote.upload(&file_key(&model, &version, artifact.path.as_str()), &mut from)?;
+        let key = file_key(&model, &version, artifact.path.as_str());
+        match &sealing.encrypt_to {
+            Some(to) => {
+                let sealed = Sealed::new(to, &sealing.context(&artifact.path), from);
+                remote.upload(&key, &mut sealed.map_err(Error::io(artifact.path.as_str()))?)?;
+            }
+            None => remote.upload(&key, &mut from)?,
+        }
     }
     match remote.put(&manifest_key(&model, &version), bytes, true)? || same(store, &manifest)? {
         true => Ok(manifest),
@@ -157,18 +175,27 @@ fn describe(mut files: Vec<Artifact>, draft: Draft) -> Result<(Manifest, Vec<u8>
     let mut manifest = Manifest::unsealed(draft.model_id, draft.version, files, draft.format, draft.runtime);
     (manifest.latency_ms, manifest.memory) = (draft.latency_ms, draft.memory);
     manifest.data_classes = draft.data_classes;
+    manifest.encrypted_to = draft.encrypt_to.map(|key| Checksum(key.id()));
     manifest.seal(&what)
 }
 
-/// Copies one file of `dir` into the staging directory, hashing it on the way.
-fn take_in(dir: &Path, name: FileName, staging: &Path, asked: &Asked) -> Result<Artifact, Error> {
+/// Copies one file of `dir` into the staging directory, hashing it on the way, and encrypting it behind that.
+fn take_in(dir: &Path, name: FileName, staging: &Path, draft: &Draft, asked: &Asked) -> Result<Artifact, Error> {
     let mut from = open_regular(dir, &name.under(dir))?;
     let to = name.under(staging);
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).map_err(Error::at(parent))?;
     }
     let mut out = File::create_new(&to).map_err(Error::at(&to))?;
-    let (size, sha256) = copy(&mut from, &mut out, u64::MAX - 1, asked, name.as_str())?;
+    let (size, sha256) = match &draft.encrypt_to {
+        Some(key) => {
+            let mut sealing = Sealing::new(key, &draft.context(&name), &mut out).map_err(Error::at(&to))?;
+            let copied = copy(&mut from, &mut sealing, u64::MAX - 1, asked, name.as_str())?;
+            sealing.finish().map_err(Error::at(&to))?;
+            copied
+        }
+        None => copy(&mut from, &mut out, u64::MAX - 1, asked, name.as_str())?,
+    };
     format::judge(&name, &mut from)?;
     out.set_permissions(Permissions::from_mode(0o444)).map_err(Error::at(&to))?;
     out.sync_all().map_err(Error::at(&to))?;

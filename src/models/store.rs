@@ -4,8 +4,9 @@
 
 use super::counts::{self, Refused};
 use super::remote::{Patience, Reader, Remote};
-use super::{Artifact, Error, MAX_MANIFEST_BYTES, Manifest, blocking, directory};
+use super::{Artifact, Checksum, Error, MAX_MANIFEST_BYTES, Manifest, blocking, directory};
 use crate::outgoing::Options;
+use crate::sealed::PrivateKey;
 use nf_core::id::{ModelId, TenantId, VersionId};
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,6 +25,8 @@ const SUPPORTED: &str = "supported: file:///absolute/directory, http(s)://host/p
 pub struct Store {
     pub(super) place: Place,
     scheme: &'static str,
+    /// Opens what is encrypted there.
+    key: Option<Arc<PrivateKey>>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,7 +58,28 @@ impl Store {
             "file" => Place::Directory(directory::root(rest).map_err(wrong)?.into()),
             _ => Place::Remote(Arc::new(Remote::open(scheme, rest, options, patience).map_err(wrong)?)),
         };
-        Ok(Self { place, scheme })
+        Ok(Self { place, scheme, key: None })
+    }
+
+    /// With the key that opens what is encrypted there.
+    #[must_use]
+    pub fn with_key(self, key: Option<PrivateKey>) -> Self {
+        Self { key: key.map(Arc::new), ..self }
+    }
+
+    /// The key that opens a version's files.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] names the version's key when this process has none, or another.
+    pub(super) fn key_for(&self, manifest: &Manifest, id: Checksum) -> Result<&PrivateKey, Error> {
+        let have = match &self.key {
+            Some(key) if key.public().id() == id.0 => return Ok(key),
+            Some(key) => format!("NF_ARTEFACT_KEY is {}", Checksum(key.public().id())),
+            None => "none is here: set NF_ARTEFACT_KEY".to_owned(),
+        };
+        counts::refused(Refused::Sealed);
+        let file = format!("{}/{}", manifest.model_id, manifest.version);
+        Err(Error::Mismatch { file, text: format!("is encrypted to the key {id}, and {have}") })
     }
 
     /// "file", "s3" and so on.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 mod elsewhere;
 mod full;
+mod sealed;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -54,6 +55,7 @@ fn draft() -> Draft {
         latency_ms: Some(50),
         memory: None,
         data_classes: vec![],
+        encrypt_to: None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::address::{LOOPBACK, unwrapped};
 use super::{Allow, Fault, Group, Options, tls};
+use crate::pqc::{self, Kind, Links, Mismatch, Open, Policy, Row, Side, Way};
 use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -38,6 +39,8 @@ pub fn system() -> Resolve {
 struct Rules {
     allow: Option<Allow>,
     plain: bool,
+    kind: Kind,
+    policy: Policy,
     tls: TlsConnector,
     resolve: Resolve,
 }
@@ -57,7 +60,8 @@ impl fmt::Debug for Connector {
 impl Connector {
     pub fn new(options: &Options, resolve: Resolve) -> Result<Self, String> {
         let tls = TlsConnector::from(tls::client(options)?);
-        let rules = Rules { allow: options.allow.clone(), plain: options.plain, tls, resolve };
+        let Options { kind, policy, plain, .. } = *options;
+        let rules = Rules { allow: options.allow.clone(), plain, kind, policy, tls, resolve };
         Ok(Self { rules: Arc::new(rules) })
     }
 }
@@ -79,7 +83,7 @@ impl Rules {
             let connecting = TcpStream::connect(SocketAddr::new(address, port));
             match tokio::time::timeout(STEP, connecting).await {
                 Ok(Ok(stream)) if secure => return self.shake(&host, stream).await,
-                Ok(Ok(stream)) => return Ok(Link::Plain(stream)),
+                Ok(Ok(stream)) => return Ok(self.made(&host, Inner::Plain(stream))),
                 Ok(Err(e)) => last = away(format!("port {port}: {e}")),
                 Err(_) => last = away(format!("port {port}: no connection within {STEP:?}")),
             }
@@ -114,7 +118,23 @@ impl Rules {
         let name = ServerName::try_from(host.to_owned()).map_err(|e| away(e.to_string()))?;
         let shaken = tokio::time::timeout(STEP, self.tls.connect(name, stream)).await;
         let stream = shaken.map_err(|_| away(format!("no TLS within {STEP:?}")))?;
-        Ok(Link::Secure(Box::new(stream.map_err(|e| away(format!("TLS: {e}")))?)))
+        let stream = stream.map_err(|error| {
+            let error = self.policy.judge(Side::World, None, error);
+            if let Some(mismatch) = Mismatch::of(&error) {
+                Links::outside().refused(self.kind, Way::Out, host, &mismatch.to_string());
+            }
+            away(format!("TLS: {error}"))
+        })?;
+        Ok(self.made(host, Inner::Secure(Box::new(stream))))
+    }
+
+    fn made(&self, host: &str, inner: Inner) -> Link {
+        let group = match &inner {
+            Inner::Secure(stream) => pqc::group(stream.get_ref().1),
+            Inner::Plain(_) => pqc::NONE.to_owned(),
+        };
+        let row = Row { kind: self.kind, way: Way::Out, with: host.to_owned(), group };
+        Link { inner, open: Links::outside().opened(row) }
     }
 }
 
@@ -134,53 +154,50 @@ impl tower::Service<Uri> for Connector {
 }
 
 /// A connection.
-pub enum Link {
+pub struct Link {
+    inner: Inner,
+    open: Open,
+}
+
+enum Inner {
     Plain(TcpStream),
     Secure(Box<TlsStream<TcpStream>>),
 }
 
-impl Link {
-    fn group(&self) -> Group {
-        let Link::Secure(stream) = self else { return Group("none".into()) };
-        let group = stream.get_ref().1.negotiated_key_exchange_group();
-        Group(group.map_or("none".to_owned(), |group| format!("{:?}", group.name())))
-    }
-}
-
 impl Connection for Link {
     fn connected(&self) -> Connected {
-        Connected::new().extra(self.group())
+        Connected::new().extra(Group(self.open.group().to_owned()))
     }
 }
 
 impl AsyncRead for Link {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Link::Plain(stream) => Pin::new(stream).poll_read(cx, to),
-            Link::Secure(stream) => Pin::new(stream).poll_read(cx, to),
+        match &mut self.get_mut().inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_read(cx, to),
+            Inner::Secure(stream) => Pin::new(stream).poll_read(cx, to),
         }
     }
 }
 
 impl AsyncWrite for Link {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Link::Plain(stream) => Pin::new(stream).poll_write(cx, from),
-            Link::Secure(stream) => Pin::new(stream).poll_write(cx, from),
+        match &mut self.get_mut().inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_write(cx, from),
+            Inner::Secure(stream) => Pin::new(stream).poll_write(cx, from),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Link::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Link::Secure(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Inner::Secure(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Link::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Link::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().inner {
+            Inner::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Inner::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

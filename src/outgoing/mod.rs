@@ -13,6 +13,7 @@ mod tests;
 pub use address::Allow;
 pub use connect::Resolve;
 
+use crate::pqc::{Kind, Policy};
 use connect::Connector;
 use http::header::{LOCATION, RANGE};
 use http::{Request, Response, StatusCode};
@@ -33,8 +34,10 @@ pub struct Options {
     /// Which addresses that are not public may be called. None: any address, for a server that the operator
     /// alone names and nobody can move.
     pub allow: Option<Allow>,
-    /// Prefer X25519MLKEM768, as `PQC_MODE=hybrid` says; else classical groups alone.
-    pub hybrid: bool,
+    /// What the connections are for, as lists of them say.
+    pub kind: Kind,
+    /// Which key exchange they have.
+    pub policy: Policy,
     /// Plain http elsewhere than on this machine, as `PQC_MODE=off` says.
     pub plain: bool,
     /// Authorities (PEM) that vouch for servers; None: the system's.

@@ -2,6 +2,7 @@
 
 use super::address::unwrapped;
 use super::*;
+use crate::pqc::{Mode, Side};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use proptest::prelude::*;
@@ -193,16 +194,12 @@ async fn plain_http_stays_on_this_machine_and_redirects_lead_nowhere() {
 }
 
 /// A TLS server with a certificate of its own authority, which it writes to `ca`.
-async fn secure(ca: &std::path::Path, hybrid: bool) -> u16 {
+async fn secure(ca: &std::path::Path, policy: Policy) -> u16 {
     let key = rcgen::KeyPair::generate().unwrap();
     let cert = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
     std::fs::write(ca, cert.pem()).unwrap();
-    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-    if !hybrid {
-        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-    }
     let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+    let config = rustls::ServerConfig::builder_with_provider(policy.provider(Side::World))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -223,19 +220,37 @@ async fn secure(ca: &std::path::Path, hybrid: bool) -> u16 {
 }
 
 #[tokio::test]
-async fn the_hybrid_group_is_preferred_and_told() {
+async fn each_pair_of_modes_has_its_group_and_it_is_told() {
     let tmp = tempfile::tempdir().unwrap();
     let (ca, other) = (tmp.path().join("ca.pem"), tmp.path().join("other.pem"));
-    for (server, client, group) in
-        [(true, true, "X25519MLKEM768"), (true, false, "X25519"), (false, true, "X25519"), (false, false, "X25519")]
-    {
+    let strict = Policy { mode: Mode::Hybrid, strict: true };
+    let (hybrid, classical) = (Policy::from(Mode::Hybrid), Policy::from(Mode::Classical));
+    for (server, client, group) in [
+        (strict, strict, Some("X25519MLKEM768")),
+        (strict, hybrid, Some("X25519MLKEM768")),
+        (strict, classical, None),
+        (hybrid, strict, Some("X25519MLKEM768")),
+        (hybrid, hybrid, Some("X25519MLKEM768")),
+        (hybrid, classical, Some("X25519")),
+        (classical, strict, None),
+        (classical, hybrid, Some("X25519")),
+        (classical, classical, Some("X25519")),
+    ] {
         let port = secure(&ca, server).await;
-        let options = Options { hybrid: client, authorities: Some(ca.clone()), ..listed("localhost") };
-        let answer = get(&Client::new(&options).unwrap(), &format!("https://localhost:{port}/")).await.unwrap();
-        assert_eq!(answer.0, Group(group.into()), "server {server}, client {client}");
+        let options = Options { policy: client, authorities: Some(ca.clone()), ..listed("localhost") };
+        let answer = get(&Client::new(&options).unwrap(), &format!("https://localhost:{port}/")).await;
+        match (answer, group) {
+            (Ok(answer), Some(group)) => assert_eq!(answer.0, Group(group.into()), "{server:?}, {client:?}"),
+            (Err(text), None) => {
+                let next = if client.strict { "unset PQC_STRICT" } else { "let it offer one of ours" };
+                let told = text.contains(&format!("PQC_MODE={}", client.mode)) && text.contains(next);
+                assert!(told, "{server:?}, {client:?}: {text}");
+            }
+            (answer, _) => panic!("{server:?}, {client:?}: {:?}", answer.map(|answer| answer.0)),
+        }
     }
-    let port = secure(&ca, true).await;
-    secure(&other, true).await;
+    let port = secure(&ca, hybrid).await;
+    secure(&other, hybrid).await;
     let options = Options { authorities: Some(other), ..listed("localhost") };
     let error = get(&Client::new(&options).unwrap(), &format!("https://localhost:{port}/")).await.unwrap_err();
     assert!(error.contains("TLS"), "{error}");

@@ -1,8 +1,8 @@
-//! TLS to servers outside the group: TLS 1.2 and 1.3, the hybrid group first, and the
+//! TLS to servers outside the group: TLS 1.2 and 1.3, the key exchange that `pqc` says, and the
 //! authorities of the system or of one file. Members speak otherwise, see `security::tls`.
 
 use super::Options;
-use rustls::crypto::aws_lc_rs::{self, kx_group};
+use crate::pqc::Side;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -42,10 +42,7 @@ pub fn client(options: &Options) -> Result<Arc<ClientConfig>, String> {
         // Without any, https servers are refused one by one; plain ones need none.
         (None, None) => RootCertStore::empty(),
     };
-    let mut provider = aws_lc_rs::default_provider();
-    let classical = [kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
-    provider.kx_groups = options.hybrid.then_some(kx_group::X25519MLKEM768).into_iter().chain(classical).collect();
-    let config = ClientConfig::builder_with_provider(Arc::new(provider))
+    let config = ClientConfig::builder_with_provider(options.policy.provider(Side::World))
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .with_root_certificates(roots)

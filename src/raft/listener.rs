@@ -8,18 +8,17 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls::server::Acceptor;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Sleep;
-use tokio_rustls::LazyConfigAcceptor;
-use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use crate::pqc::Mode;
 use crate::security::join::{Door, Life};
+use crate::security::link::Stream;
 use crate::security::tls::{self, PeerTls, Role};
 
 /// A handshake that takes longer is given up; a peer gives up its side no later.
@@ -42,7 +41,7 @@ pub struct PeerInfo {
 
 /// An accepted connection.
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
     info: PeerInfo,
     ended: mpsc::UnboundedSender<u64>,
     /// When it ends; a member's does not, as its end makes others ask for votes.
@@ -98,9 +97,9 @@ impl AsyncWrite for Connection {
 /// Told the key-exchange group of each connection that was accepted.
 pub type OnAccept = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Given each connection that came to another door than the peers', with the certificate that it showed.
+/// Given each connection that came to another door than the peers'.
 /// None of ours ever sees it.
-pub type Aside = Arc<dyn Fn(Door, TlsStream<TcpStream>, Option<CertificateDer<'static>>) + Send + Sync>;
+pub type Aside = Arc<dyn Fn(Door, Stream) + Send + Sync>;
 
 /// Accepts until the receiver of connections is dropped. `ended` hears of each peer's lost
 /// connection; it holds at most one message per connection.
@@ -137,13 +136,17 @@ pub async fn accept(
         let task = tokio::spawn(async move {
             match handshake(stream, &tls).await {
                 Ok((door, stream)) => {
-                    let group = stream.get_ref().1.negotiated_key_exchange_group();
-                    on_accept(&group.map_or("none".to_owned(), |group| format!("{:?}", group.name())));
-                    let cert = peer_cert(&stream);
+                    on_accept(stream.group());
                     if door != Door::Peer {
-                        return aside(door, stream, cert);
+                        return aside(door, stream);
                     }
-                    let until = allowed(cert.as_ref(), &tls.cluster).map(|time| Box::pin(tokio::time::sleep(time)));
+                    let cert = stream.cert().cloned();
+                    let until = match tls.policy().mode {
+                        // No certificate is judged there, so that none can be over.
+                        Mode::Off => None,
+                        Mode::Hybrid | Mode::Classical => allowed(cert.as_ref(), &tls.cluster),
+                    };
+                    let until = until.map(|time| Box::pin(tokio::time::sleep(time)));
                     let info = PeerInfo { cert, member: Arc::default() };
                     let connection = Connection { info, stream, ended, until };
                     // The server is stopping when it is refused.
@@ -156,20 +159,9 @@ pub async fn accept(
     }
 }
 
-async fn handshake(stream: TcpStream, tls: &PeerTls) -> io::Result<(Door, TlsStream<TcpStream>)> {
-    stream.set_nodelay(true)?;
-    let shaken = async {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        // Asked for each connection: keys are replaced while this runs.
-        let (door, config) = tls.greet(&start.client_hello());
-        Ok((door, start.into_stream(config).await?))
-    };
-    tokio::time::timeout(HANDSHAKE, shaken).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
-}
-
-fn peer_cert(stream: &TlsStream<TcpStream>) -> Option<CertificateDer<'static>> {
-    let certs = stream.get_ref().1.peer_certificates()?;
-    certs.first().map(|cert| cert.clone().into_owned())
+async fn handshake(stream: TcpStream, tls: &PeerTls) -> io::Result<(Door, Stream)> {
+    let shaken = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
+    shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 #[cfg(test)]
@@ -195,7 +187,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let (told, aside): (OnAccept, Aside) = (Arc::new(|_| {}), Arc::new(|_, _, _| {}));
+        let (told, aside): (OnAccept, Aside) = (Arc::new(|_| {}), Arc::new(|_, _| {}));
         let accepting = tokio::spawn(accept(listener, member.clone(), connections_in, ended, told, aside));
         let mut connect = async |by: &PeerTls| {
             let stream = TcpStream::connect(address).await.unwrap();
@@ -218,14 +210,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (connections_in, mut connections) = mpsc::channel(1);
         let (ended, _ended) = mpsc::unbounded_channel();
-        let accepting = tokio::spawn(accept(
-            listener,
-            tls.clone(),
-            connections_in,
-            ended,
-            Arc::new(|_| {}),
-            Arc::new(|_, _, _| {}),
-        ));
+        let accepting =
+            tokio::spawn(accept(listener, tls.clone(), connections_in, ended, Arc::new(|_| {}), Arc::new(|_, _| {})));
         let mut silent = Vec::new();
         for _ in 0..HANDSHAKES + 8 {
             silent.push(TcpStream::connect(address).await.unwrap());

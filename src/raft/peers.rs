@@ -11,8 +11,6 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use nf_proto::internal as pb;
 use pb::peer_service_client::PeerServiceClient;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -90,11 +88,7 @@ fn connect(peer: Peer, tls: PeerTls) -> Channel {
     endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
         let (peer, tls) = (peer.clone(), tls.clone());
         async move {
-            let name = tls.server_name(&peer.name).map_err(io::Error::other)?;
-            let stream = TcpStream::connect(&peer.addr).await?;
-            stream.set_nodelay(true)?;
-            let connector = TlsConnector::from(tls.client());
-            let stream = connector.connect(name, stream).await?;
+            let stream = tls.connect(&peer.addr, &peer.name).await?;
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     }))

@@ -261,7 +261,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     let established = shared.hooks.established.clone();
     let (ended_in, ended) = mpsc::unbounded_channel();
     let services = options.services.unwrap_or_default();
-    let aside = options.aside.unwrap_or_else(|| Arc::new(|_, _, _| {}));
+    let aside = options.aside.unwrap_or_else(|| Arc::new(|_, _| {}));
     let mut tasks = Tasks::default();
     serve(&mut tasks, &shared, options.listener, server_tls, services, ended_in, &stop_out, aside)?;
     tasks.spawn("leadership", leadership::follow(raft, applied, term_in, established));

@@ -7,6 +7,8 @@ mod encoding;
 pub mod join;
 mod json;
 pub mod jwt;
+pub mod link;
+pub mod public;
 pub mod reload;
 pub mod signing;
 pub mod tls;

@@ -1,10 +1,11 @@
-//! Follows this process' certificate, key and authorities on disk, so that they are
+//! Follows this process' certificates, keys and authorities on disk, so that they are
 //! replaced without a restart. Files that cannot be used, or of which only some are new,
 //! leave the old ones in place. It does not know who writes them, or who is told.
 
+use super::public::{self, PublicTls};
 use super::tls::{Credentials, Error, PeerTls};
 use rustls_pki_types::UnixTime;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// How often the files are looked at.
@@ -21,21 +22,18 @@ pub enum Look {
     Bad(String),
 }
 
-/// Follows the files of one directory.
+/// What the files hold, one text for each.
+type Texts = Vec<String>;
+
+/// Follows a few files that belong together.
 pub struct Files {
-    dir: PathBuf,
-    tls: PeerTls,
-    good: [String; 3],
+    read: Box<dyn Fn() -> Result<Texts, Error> + Send>,
+    take: Box<dyn Fn(&Texts, UnixTime) -> Result<(), Error> + Send>,
+    good: Texts,
     /// What was there at the last look, and what was told of it.
-    seen: [String; 3],
+    seen: Texts,
     told: bool,
     failed: bool,
-}
-
-fn read(dir: &Path) -> Result<(Credentials, [String; 3]), Error> {
-    let found = Credentials::read(dir)?;
-    let texts = [found.authority.clone(), found.cert.clone(), found.key.clone()];
-    Ok((found, texts))
 }
 
 impl Files {
@@ -44,11 +42,38 @@ impl Files {
     /// # Errors
     /// When it can't be read.
     pub fn new(dir: &Path, tls: PeerTls) -> Result<Self, Error> {
-        let (_, good) = read(dir)?;
-        Ok(Self { dir: dir.to_owned(), tls, seen: good.clone(), good, told: true, failed: false })
+        let dir = dir.to_owned();
+        let read = move || {
+            let Credentials { authority, cert, key } = Credentials::read(&dir)?;
+            Ok(vec![authority, cert, key])
+        };
+        let take = move |texts: &Texts, now| {
+            let [authority, cert, key] = [0, 1, 2].map(|n| texts.get(n).cloned().unwrap_or_default());
+            tls.replace(&Credentials { authority, cert, key }, now)
+        };
+        Self::of(Box::new(read), Box::new(take))
     }
 
-    /// Looks at the files. Three files are not written in one moment: what is wrong at one look
+    /// The certificate of the public port and its key; `tls` was made of them.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn public(cert: &Path, key: &Path, tls: PublicTls) -> Result<Self, Error> {
+        let (cert, key) = (cert.to_owned(), key.to_owned());
+        let read = move || Ok(public::read(&cert, &key)?.to_vec());
+        let take = move |texts: &Texts, _| tls.replace([0, 1].map(|n| texts.get(n).map_or("", String::as_str)));
+        Self::of(Box::new(read), Box::new(take))
+    }
+
+    fn of(
+        read: Box<dyn Fn() -> Result<Texts, Error> + Send>,
+        take: Box<dyn Fn(&Texts, UnixTime) -> Result<(), Error> + Send>,
+    ) -> Result<Self, Error> {
+        let good = read()?;
+        Ok(Self { read, take, seen: good.clone(), good, told: true, failed: false })
+    }
+
+    /// Looks at the files. Several files are not written in one moment: what is wrong at one look
     /// alone is nobody's trouble.
     pub fn look(&mut self) -> Look {
         self.look_at(UnixTime::now())
@@ -56,10 +81,13 @@ impl Files {
 
     /// Judged anew at each look: a certificate that is not valid yet will be.
     fn look_at(&mut self, now: UnixTime) -> Look {
-        let (texts, judged) = match read(&self.dir) {
-            Ok((_, texts)) if texts == self.good => return self.as_before(),
-            Ok((found, texts)) => (texts, self.tls.replace(&found, now)),
-            Err(error) => ([error.to_string(), String::new(), String::new()], Err(error)),
+        let (texts, judged) = match (self.read)() {
+            Ok(texts) if texts == self.good => return self.as_before(),
+            Ok(texts) => {
+                let judged = (self.take)(&texts, now);
+                (texts, judged)
+            }
+            Err(error) => (vec![error.to_string()], Err(error)),
         };
         match judged {
             Ok(()) => {

@@ -1,8 +1,8 @@
 //! Mutual TLS between members: the group's own authority, member certificates, and the two
 //! rustls configurations made of them.
 //!
-//! Links between members speak TLS 1.3 with the hybrid post-quantum exchange X25519MLKEM768 and
-//! nothing else. It does not know who listens where.
+//! Links between members speak TLS 1.3, with the key exchange that [`crate::pqc`] says, and nothing else.
+//! It does not know who listens where.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +13,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, NameConstraints, date_time_ymd,
 };
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SigningKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SignatureScheme};
@@ -23,6 +22,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::join::{self, Door};
+use crate::pqc::{Links, Policy, Side};
 
 /// How long an authority is valid, in years.
 const AUTHORITY_YEARS: i32 = 10;
@@ -290,6 +290,9 @@ pub(super) fn read_file(path: &Path) -> Result<String, Error> {
 pub struct PeerTls {
     pub cluster: String,
     pub name: String,
+    policy: Policy,
+    /// Its connections inside the group.
+    links: Links,
     loaded: Arc<ArcSwap<Loaded>>,
 }
 
@@ -308,19 +311,14 @@ struct Loaded {
     key: Arc<dyn SigningKey>,
 }
 
-pub(super) fn provider() -> Arc<CryptoProvider> {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
-    Arc::new(provider)
-}
-
 fn pem_error(what: &'static str) -> impl Fn(rustls_pki_types::pem::Error) -> Error {
     move |e| Error::Pem { what, detail: e.to_string() }
 }
 
 impl Loaded {
     /// Builds both configurations and checks that the certificate is this process', in whichever role.
-    fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
+    fn new(credentials: &Credentials, cluster: &str, name: &str, policy: Policy) -> Result<Self, Error> {
+        let provider = policy.provider(Side::Group);
         let mut roots = RootCertStore::empty();
         for cert in CertificateDer::pem_slice_iter(credentials.authority.as_bytes()) {
             roots.add(cert.map_err(pem_error("the authority's certificate"))?)?;
@@ -337,11 +335,11 @@ impl Loaded {
             _ => return Err(Error::WrongName(server)),
         };
         let versions = &[&rustls::version::TLS13];
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        let signing = provider().key_provider.load_private_key(key.clone_key())?;
-        let mut server = ServerConfig::builder_with_provider(provider())
+        let signing = provider.key_provider.load_private_key(key.clone_key())?;
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())?;
@@ -353,13 +351,13 @@ impl Loaded {
         renew.alpn_protocols = vec![join::RENEW.to_vec()];
         let authorities = certificates(&credentials.authority, "the authorities")?;
         // Who joins knows an authority by its digest alone, so it is shown.
-        let mut stranger = ServerConfig::builder_with_provider(provider())
+        let mut stranger = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
             .with_no_client_auth()
             .with_single_cert([&chain[..], &authorities[..]].concat(), key.clone_key())?;
         stranger.alpn_protocols = vec![join::JOIN.to_vec()];
         stranger.send_tls13_tickets = 0;
-        let mut client = ClientConfig::builder_with_provider(provider())
+        let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
@@ -381,11 +379,28 @@ impl Loaded {
 }
 
 impl PeerTls {
+    /// In mode hybrid.
+    ///
     /// # Errors
     /// What of the credentials cannot be used.
     pub fn new(credentials: &Credentials, cluster: &str, name: &str) -> Result<Self, Error> {
-        let loaded = Arc::new(ArcSwap::from_pointee(Loaded::new(credentials, cluster, name)?));
-        Ok(Self { cluster: cluster.to_owned(), name: name.to_owned(), loaded })
+        Self::in_mode(credentials, cluster, name, Policy::default())
+    }
+
+    /// # Errors
+    /// What of the credentials cannot be used.
+    pub fn in_mode(credentials: &Credentials, cluster: &str, name: &str, policy: Policy) -> Result<Self, Error> {
+        let loaded = Arc::new(ArcSwap::from_pointee(Loaded::new(credentials, cluster, name, policy)?));
+        Ok(Self { cluster: cluster.to_owned(), name: name.to_owned(), policy, links: Links::default(), loaded })
+    }
+
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Its connections inside the group.
+    pub fn links(&self) -> &Links {
+        &self.links
     }
 
     /// Takes other credentials for every connection from now on; those that are open stay.
@@ -394,7 +409,7 @@ impl PeerTls {
     /// What of them cannot be used, also that their certificate does not count at `now` under
     /// their own authorities, or for what this process is: then the old ones stay.
     pub fn replace(&self, credentials: &Credentials, now: UnixTime) -> Result<(), Error> {
-        let loaded = Loaded::new(credentials, &self.cluster, &self.name)?;
+        let loaded = Loaded::new(credentials, &self.cluster, &self.name, self.policy)?;
         let (found, began) = (loaded.role, self.loaded.load().role);
         if found != began {
             return Err(Error::WrongRole { found: found.option(), began: began.option() });
@@ -429,6 +444,11 @@ impl PeerTls {
         self.loaded.load().renewing.clone()
     }
 
+    /// This process' certificate.
+    pub fn cert(&self) -> CertificateDer<'static> {
+        self.loaded.load().cert.clone()
+    }
+
     /// By which digest those who join know this process' authority.
     pub fn authority(&self) -> Option<[u8; 32]> {
         self.loaded.load().authority
@@ -458,7 +478,8 @@ pub(super) fn counts(credentials: &Credentials, role: Role, now: UnixTime) -> Re
     };
     let bad = |e: webpki::Error| Error::Pem { what: "the member's certificate", detail: e.to_string() };
     let anchors: Result<Vec<_>, _> = authorities.iter().map(|cert| webpki::anchor_from_trusted_cert(cert)).collect();
-    let (anchors, algorithms) = (anchors.map_err(bad)?, provider().signature_verification_algorithms.all);
+    let (anchors, algorithms) =
+        (anchors.map_err(bad)?, Policy::default().provider(Side::Group).signature_verification_algorithms.all);
     let leaf = webpki::EndEntityCert::try_from(leaf).map_err(bad)?;
     for (name, usage) in role.usages() {
         match leaf.verify_for_usage(algorithms, &anchors, &chain[1..], now, *usage, None, None) {

@@ -5,7 +5,7 @@ use neural_fabric::api::convert::{approval, joining, json, node, policy, schedul
 use neural_fabric::security::signing::{self, Artefact, Demand, Expect, KeyRing, Roots};
 use neural_fabric::security::{audit, checkpoint, join, jwt};
 use neural_fabric::storage::checkpoint::Manifest as Checkpoint;
-use neural_fabric::{agent, cli, config, exchange, models, raft};
+use neural_fabric::{agent, cli, config, exchange, models, pqc, raft};
 use nf_core::command::Batch;
 use nf_core::plan::{Intent, Reply, plan};
 use nf_core::resources::Gpus;
@@ -77,7 +77,7 @@ fn values(bytes: &[u8]) {
     let _ = (p::port(text), p::address(text), p::host(text), p::cluster(text), p::member_id(text), p::percent(text));
     let _ = (p::members(text), p::gpu_nodes(text), p::gpu_milli(text), p::place(text), p::labels(text));
     let _ = (p::prices(text), p::ports(text), p::duration(text), p::url(text), p::urls(text), p::store(text));
-    let _ = (p::list(text), p::switch(text), p::mode(text), p::role(text), p::pqc(text));
+    let _ = (p::list(text), p::switch(text), p::mode(text), p::role(text), pqc::Mode::parse(text));
     let _ = (nf_core::resources::parse_bytes(text), agent::virtual_nodes::parse(text));
 }
 

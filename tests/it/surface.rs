@@ -36,6 +36,8 @@ impl Surface {
                 network_fault: Default::default(),
                 defrag_every: None,
                 started: Instant::now(),
+                key_exchange: seat.tls.policy(),
+                links: vec![seat.tls.links().clone()],
             };
             let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));
             let auth = auth().map(Arc::new);

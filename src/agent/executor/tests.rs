@@ -144,6 +144,7 @@ impl World {
             latency_ms: None,
             memory: None,
             data_classes: Vec::new(),
+            encrypt_to: None,
         };
         let manifest = publish(&self.store, &dir, draft).await.unwrap();
         let mut want = simulated_want();

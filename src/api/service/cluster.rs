@@ -1,6 +1,7 @@
 //! Use cases about the group itself: who is in it, who leads, is this member
 //! well, and moving leadership. It does not elect anyone.
 
+use super::links::LinksBody;
 use super::{Call, Service};
 use crate::api::convert::node::{NewMember, Promote, Target, member_matches};
 use crate::api::error::Failure;
@@ -54,6 +55,7 @@ pub struct HealthBody {
     pub version: String,
     pub commit: String,
     pub components: BTreeMap<String, Component>,
+    pub links: LinksBody,
 }
 
 /// One member of the group.
@@ -70,6 +72,9 @@ pub struct MemberBody {
     pub version: Option<String>,
     /// Last log index known to be on it; only the leader knows.
     pub matched: Option<u64>,
+    /// Key exchange of the connection between it and the member that answers, as in `X25519MLKEM768`; `none`
+    /// for plain text. Absent where there is no connection, and of the member that answers.
+    pub kx_group: Option<String>,
 }
 
 /// The group as this member sees it.
@@ -151,6 +156,7 @@ impl Service {
             version: self.info.version.clone(),
             commit: self.info.commit.clone(),
             components: self.components(&status, &applied.state, simulation),
+            links: LinksBody::of(self.info.key_exchange, &self.info.links),
         }
     }
 
@@ -240,6 +246,7 @@ impl Service {
                 peer: member.peer.clone(),
                 version: known.map(|m| m.version.to_string()),
                 matched: member.matched,
+                kx_group: self.info.links.iter().find_map(|links| links.with_peer(&member.name)),
             }
         };
         MembersBody {

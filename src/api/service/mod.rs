@@ -15,6 +15,7 @@ pub mod endpoints;
 pub mod gauges;
 pub mod jobs;
 pub mod joining;
+pub mod links;
 pub mod list;
 pub mod lives;
 pub mod model;

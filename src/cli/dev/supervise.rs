@@ -190,7 +190,7 @@ fn tell(
         ));
     }
     if !up.no_context {
-        context::write("dev", &Context { addrs: addrs.clone(), token })?;
+        context::write("dev", &Context { addrs: addrs.clone(), token, ca: None })?;
         context::select("dev")?;
         say("  Context \"dev\" selected.  Try:   nf run llama-8b --tenant demo --gpus 2 --wait");
     } else {

@@ -4,22 +4,16 @@
 use super::super::exit::{Exit, fail};
 use super::super::{Global, output};
 use crate::api::error::codes;
-use crate::security::signing::{self, Artefact, Demand, Expect, KeyRing, MAX_EVIDENCE, Policy, Roots, Verdict};
-use clap::{Args, ValueEnum};
+use crate::daemon::trust;
+use crate::pqc;
+use crate::security::signing::{self, Artefact, Expect, KeyRing, MAX_EVIDENCE, Policy, Roots, Verdict};
+use clap::Args;
 use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_core::reason::{Reason, Refusal};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// `PQC_MODE`, as far as it says which signatures count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    Hybrid,
-    Classical,
-    Off,
-}
 
 #[derive(Debug, Args)]
 pub struct Verify {
@@ -44,8 +38,8 @@ pub struct Verify {
     #[arg(long, value_name = "VERSION")]
     model_version: Option<VersionId>,
     /// hybrid: deploy statements need an ECDSA and an ML-DSA signature; else one is enough
-    #[arg(long, value_enum, value_name = "MODE", env = "PQC_MODE", default_value_t = Mode::Hybrid)]
-    pqc_mode: Mode,
+    #[arg(long, value_parser = pqc::Mode::parse, value_name = "MODE", env = "PQC_MODE", default_value_t)]
+    pqc_mode: pqc::Mode,
     /// Every signature must be hybrid, so formats that carry only one are refused
     #[arg(long, env = "PQC_STRICT", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1,
           default_value = "false", default_missing_value = "true", require_equals = true, value_name = "BOOL")]
@@ -107,11 +101,7 @@ impl Verify {
         for path in &self.roots {
             roots.add_file(&path.display().to_string(), &small(path)?).map_err(|refusal| told(&refusal))?;
         }
-        let demand = match (self.pqc_strict, self.pqc_mode) {
-            (true, _) => Demand::Strict,
-            (false, Mode::Hybrid) => Demand::Hybrid,
-            (false, Mode::Classical | Mode::Off) => Demand::Classical,
-        };
+        let demand = trust::demand(pqc::Policy { mode: self.pqc_mode, strict: self.pqc_strict });
         let expect =
             Expect { tenant: self.tenant.clone(), model: self.model.clone(), version: self.model_version.clone() };
         let now = jiff::Timestamp::now().as_second().max(0).unsigned_abs();

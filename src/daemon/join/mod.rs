@@ -9,7 +9,9 @@ pub use renew::keep;
 pub use serve::{Desk, Doors};
 
 use super::form::Group;
+use crate::pqc::Policy;
 use crate::security::join::{Applicant, Token, client};
+use crate::security::link;
 use crate::security::tls::{self, Credentials, PeerTls};
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
@@ -24,7 +26,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 /// The longest question or answer.
 const MAX_BODY: usize = 64 << 10;
@@ -106,6 +107,7 @@ pub fn is_distrust(error: &anyhow::Error) -> bool {
 /// One question to one member.
 async fn ask(
     to: &str,
+    policy: Policy,
     tls: Arc<ClientConfig>,
     name: ServerName<'static>,
     path: &str,
@@ -113,7 +115,7 @@ async fn ask(
 ) -> Result<Admitted> {
     let asked = async {
         let stream = tokio::time::timeout(CONNECT, TcpStream::connect(to)).await.context("no connection in time")??;
-        let stream = TlsConnector::from(tls).connect(name, stream).await?;
+        let stream = link::shake(policy, tls, name, stream).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let body = Full::new(Bytes::from(serde_json::to_vec(body)?));
@@ -134,6 +136,7 @@ async fn ask(
 /// The first answer that `take` can use and that is not one member's own trouble.
 async fn ask_each<T>(
     members: &[(String, ServerName<'static>)],
+    policy: Policy,
     tls: impl Fn() -> Arc<ClientConfig>,
     path: &str,
     body: &impl Serialize,
@@ -141,7 +144,7 @@ async fn ask_each<T>(
 ) -> Result<T> {
     let mut last = anyhow!("no member to ask");
     for (to, name) in members {
-        match ask(to, tls(), name.clone(), path, body).await.and_then(&take) {
+        match ask(to, policy, tls(), name.clone(), path, body).await.and_then(&take) {
             Ok(taken) => return Ok(taken),
             Err(error) if error.downcast_ref::<Refused>().is_some_and(|refused| !refused.is_its_own()) => {
                 return Err(error);
@@ -157,9 +160,15 @@ async fn ask_each<T>(
 ///
 /// # Errors
 /// Why no member let it in. Nothing secret was told to whom the token's authority does not vouch for.
-pub async fn join(token: &Token, node: &str, to: &[String], dir: &Path) -> Result<(Admitted, Credentials)> {
+pub async fn join(
+    token: &Token,
+    node: &str,
+    to: &[String],
+    dir: &Path,
+    policy: Policy,
+) -> Result<(Admitted, Credentials)> {
     let applicant = Applicant::kept(dir)?;
-    let tls = client(token.authority)?;
+    let tls = client(token.authority, policy)?;
     let body = JoinRequest {
         id: token.id.to_string(),
         secret: token.secret_text(),
@@ -176,7 +185,7 @@ pub async fn join(token: &Token, node: &str, to: &[String], dir: &Path) -> Resul
         let credentials = accept(&admitted, node, &applicant, known)?;
         Ok((admitted, credentials))
     };
-    ask_each(&members, || tls.clone(), "/join", &body, take).await
+    ask_each(&members, policy, || tls.clone(), "/join", &body, take).await
 }
 
 /// What was given, if it is of use: for this name and key, and under authorities that `known` knows.

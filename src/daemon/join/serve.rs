@@ -5,6 +5,7 @@ use super::{Admitted, JoinRequest, MAX_BODY, Member, PATIENCE, RenewRequest, SAY
 use crate::api::error::Failure;
 use crate::raft::{Aside, Consistency, Replica};
 use crate::security::join::{Door, Issuer, Token, Wish};
+use crate::security::link::Stream;
 use crate::security::tls::{self, PeerTls, Role};
 use crate::telemetry::Metrics;
 use axum::Router;
@@ -27,10 +28,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_rustls::server::TlsStream;
 
 /// Strangers at a time; one more is told to come again, by the end of its connection.
 const STRANGERS: usize = 16;
@@ -78,11 +77,11 @@ impl Doors {
     /// What the listener hands its connections to.
     pub fn aside(&self) -> Aside {
         let doors = self.clone();
-        Arc::new(move |door, stream, cert| doors.take(door, stream, cert))
+        Arc::new(move |door, stream| doors.take(door, stream))
     }
 
-    fn take(&self, door: Door, stream: TlsStream<TcpStream>, cert: Option<CertificateDer<'static>>) {
-        let (places, holder) = match (door, cert) {
+    fn take(&self, door: Door, stream: Stream) {
+        let (places, holder) = match (door, stream.cert().cloned()) {
             (Door::Join, _) => (&self.strangers, None),
             (Door::Renew, Some(cert)) => (&self.workers, Some(cert)),
             _ => return,

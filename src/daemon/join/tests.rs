@@ -74,12 +74,13 @@ async fn one_members_trouble_is_not_the_others() {
     let known = tls::key_digest(&tls::certificates(&authority.cert, "x").unwrap()[0]).unwrap();
     let token = Token::generate().unwrap().of_authority(known);
     let dir = tempfile::tempdir().unwrap();
-    let (_, credentials) = join(&token, "w1", &to, dir.path()).await.unwrap();
+    let (_, credentials) = join(&token, "w1", &to, dir.path(), Policy::default()).await.unwrap();
     assert_eq!(credentials.key, Applicant::kept(dir.path()).unwrap().key());
-    let past = join(&token, "w1", &to[2..3], dir.path()).await;
+    let past = join(&token, "w1", &to[2..3], dir.path(), Policy::default()).await;
     assert!(past.is_err(), "a certificate that is over is none");
 
     let refuses = member(&authority, Says::Status(401, "JoinTokenInvalid")).await;
-    let error = join(&token, "w1", &[refuses, to.pop().unwrap()], dir.path()).await.map(drop).unwrap_err();
+    let error =
+        join(&token, "w1", &[refuses, to.pop().unwrap()], dir.path(), Policy::default()).await.map(drop).unwrap_err();
     assert!(error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 401), "what the log says all say");
 }

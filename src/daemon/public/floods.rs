@@ -30,7 +30,7 @@ async fn flooder(bounds: Bounds) -> (std::net::SocketAddr, TcpStream, watch::Sen
     let address = listener.local_addr().unwrap();
     let (end, ended) = watch::channel(false);
     let router = Router::new().route("/", get(|| async { "here" }));
-    let served = tokio::spawn(serve_within(PATIENCE, bounds, listener, router, ended));
+    let served = tokio::spawn(serve(Port { bounds, ..tests::plain() }, listener, router, ended));
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
     stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();

@@ -2,6 +2,7 @@
 //! first of them is fetched, so that they can be found and removed when the tenant's consent
 //! ends, also by another process than the one that fetched them. It does not know consents.
 
+use super::super::fetch::sealed_name;
 use super::super::{Checksum, Error, Manifest, blocking};
 use super::{Cache, PARTS, sync_dir};
 use nf_core::id::TenantId;
@@ -75,8 +76,9 @@ impl Cache {
         }
         for digest in &mine {
             // Also what a broken download left, and the note of how the file came.
-            for part in PARTS {
-                let file = self.dir.join(part).join(digest.to_string());
+            let sealed = self.dir.join("tmp").join(sealed_name(*digest));
+            let parts = PARTS.map(|part| self.dir.join(part).join(digest.to_string()));
+            for file in parts.into_iter().chain([sealed]) {
                 match fs::remove_file(&file) {
                     Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::at(&file)(e)),
                     _ => {}

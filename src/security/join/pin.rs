@@ -1,6 +1,7 @@
 //! The side of a machine that joins: it knows the authority's public key by its digest, and
 //! no more. A member that another authority vouches for is left before it is told anything.
 
+use crate::pqc::{Policy, Side};
 use crate::security::tls::{self, Error};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -12,8 +13,8 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// When TLS can't be set up.
-pub fn client(authority: [u8; 32]) -> Result<Arc<ClientConfig>, Error> {
-    let provider = tls::provider();
+pub fn client(authority: [u8; 32], policy: Policy) -> Result<Arc<ClientConfig>, Error> {
+    let provider = policy.provider(Side::Group);
     let verifier = Arc::new(Pinned { authority, provider: provider.clone() });
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -1,6 +1,7 @@
 //! What a joining machine is told, tells and is given, over handshakes in memory. They know no group.
 
 use super::*;
+use crate::pqc::Policy;
 use crate::security::tls::{self, Authority, Credentials, PeerTls, Role};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::ClientConfig;
@@ -189,7 +190,7 @@ async fn the_secret_is_told_to_the_right_group_alone() {
     let member = PeerTls::new(&blue.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
     let pin = |authority: &Authority| {
         let cert = CertificateDer::from_pem_slice(authority.cert.as_bytes()).unwrap();
-        client(tls::key_digest(&cert).unwrap()).unwrap()
+        client(tls::key_digest(&cert).unwrap(), Policy::default()).unwrap()
     };
     assert_eq!(member.authority(), tls::key_digest(&CertificateDer::from_pem_slice(blue.cert.as_bytes()).unwrap()));
     assert_eq!(meet(&member, pin(&blue)).await, (Ok(()), Some(Door::Join), b"the secret".to_vec()));
@@ -218,7 +219,7 @@ async fn without_a_certificate_one_door_opens() {
     let member = PeerTls::new(&blue.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
     let cert = CertificateDer::from_pem_slice(blue.cert.as_bytes()).unwrap();
     for (alpn, door) in [(b"h2".to_vec(), Door::Peer), (RENEW.to_vec(), Door::Renew)] {
-        let mut config = (*client(tls::key_digest(&cert).unwrap()).unwrap()).clone();
+        let mut config = (*client(tls::key_digest(&cert).unwrap(), Policy::default()).unwrap()).clone();
         config.alpn_protocols = vec![alpn];
         let (met, at, told) = meet(&member, Arc::new(config)).await;
         assert!(met.is_err() && told.is_empty(), "{met:?}");

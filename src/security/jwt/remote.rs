@@ -5,9 +5,9 @@
 
 use super::keys::MAX_JWKS;
 use super::{Keys, Verifier};
+use crate::pqc::{self, Kind, Links, Mismatch, Policy, Row, Side, Way};
 use nf_core::reason::{Reason, Refusal};
 use reqwest::Url;
-use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use std::io;
@@ -45,6 +45,7 @@ impl Default for Times {
 pub struct Remote {
     url: Url,
     tls: Option<TlsConnector>,
+    policy: Policy,
     times: Times,
 }
 
@@ -57,12 +58,18 @@ impl Remote {
     ///
     /// # Errors
     /// `ConfigInvalid` with what is wrong with the URL, or missing beside it.
-    pub fn new(url: &str, authorities: Option<&str>, production: bool, times: Times) -> Result<Self, Refusal> {
+    pub fn new(
+        url: &str,
+        authorities: Option<&str>,
+        production: bool,
+        times: Times,
+        policy: Policy,
+    ) -> Result<Self, Refusal> {
         let parsed = Url::parse(url).map_err(|e| wrong(format!("is no URL: {e}")))?;
         let host = parsed.host_str().unwrap_or_default();
         let local = matches!(host, "localhost" | "127.0.0.1" | "[::1]");
         let tls = match (parsed.scheme(), authorities) {
-            ("https", Some(pem)) => Some(connector(pem)?),
+            ("https", Some(pem)) => Some(connector(pem, policy)?),
             ("https", None) => {
                 return Err(wrong("is https, so NF_JWKS_CA must name the authorities (PEM) of its server"));
             }
@@ -76,7 +83,7 @@ impl Remote {
         if !parsed.username().is_empty() || parsed.password().is_some() {
             return Err(wrong("holds a name or password; keys that sign tokens are public"));
         }
-        Ok(Self { url: parsed, tls, times })
+        Ok(Self { url: parsed, tls, policy, times })
     }
 
     /// Follows the keys until it is dropped. `tell` hears what is wrong, each time, and None when all is well.
@@ -124,13 +131,29 @@ impl Remote {
         let host = self.url.host_str().unwrap_or_default();
         let port = self.url.port_or_known_default().unwrap_or(443);
         let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+        let opened = |group: String| {
+            Links::outside().opened(Row { kind: Kind::Issuer, way: Way::Out, with: host.to_owned(), group })
+        };
         match &self.tls {
-            None => self.ask(stream).await,
+            None => {
+                let _open = opened(pqc::NONE.to_owned());
+                self.ask(stream).await
+            }
             Some(tls) => {
                 let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).map_err(io::Error::other)?;
-                self.ask(tls.connect(name, stream).await?).await
+                let stream = tls.connect(name, stream).await.map_err(|error| self.judged(host, error))?;
+                let _open = opened(pqc::group(stream.get_ref().1));
+                self.ask(stream).await
             }
         }
+    }
+
+    fn judged(&self, host: &str, error: io::Error) -> io::Error {
+        let error = self.policy.judge(Side::World, None, error);
+        if let Some(mismatch) = Mismatch::of(&error) {
+            Links::outside().refused(Kind::Issuer, Way::Out, host, &mismatch.to_string());
+        }
+        error
     }
 
     /// HTTP/1.0, so that the end of the answer is the end of the connection.
@@ -160,7 +183,7 @@ fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn connector(pem: &str) -> Result<TlsConnector, Refusal> {
+fn connector(pem: &str, policy: Policy) -> Result<TlsConnector, Refusal> {
     let bad = |e: &dyn std::fmt::Display| Refusal::field(Reason::ConfigInvalid, "NF_JWKS_CA", e.to_string());
     let mut roots = RootCertStore::empty();
     let certs = crate::security::tls::certificates(pem, "NF_JWKS_CA").map_err(|e| bad(&e))?;
@@ -170,7 +193,7 @@ fn connector(pem: &str) -> Result<TlsConnector, Refusal> {
     for cert in certs {
         roots.add(cert).map_err(|e| bad(&e))?;
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let config = ClientConfig::builder_with_provider(policy.provider(Side::World))
         .with_safe_default_protocol_versions()
         .map_err(|e| bad(&e))?
         .with_root_certificates(roots)

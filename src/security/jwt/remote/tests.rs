@@ -23,7 +23,7 @@ impl Issuer {
         let (ca, key) = (made.cert.pem(), made.signing_key.serialize_pem());
         let cert = CertificateDer::from_pem_slice(ca.as_bytes()).unwrap();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let config = rustls::ServerConfig::builder_with_provider(Policy::default().provider(Side::World))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
@@ -75,7 +75,7 @@ fn token(mint: &Mint) -> String {
 type Told = Arc<Mutex<Option<String>>>;
 
 fn follow(issuer: &Issuer, ca: &str, times: Times) -> (Arc<Verifier>, Told) {
-    let remote = Remote::new(&issuer.url, Some(ca), true, times).unwrap();
+    let remote = Remote::new(&issuer.url, Some(ca), true, times, Policy::default()).unwrap();
     let (verifier, told) = (Arc::new(Verifier::new(Keys::none(), None)), Told::default());
     let tells = told.clone();
     let tell = move |wrong: Option<&str>| *tells.lock().unwrap() = wrong.map(str::to_owned);
@@ -155,7 +155,7 @@ async fn only_the_pinned_authority_counts_and_nonsense_does_not() {
 #[test]
 fn where_keys_may_come_from() {
     let of = |url: &str, ca: Option<&str>, production: bool| {
-        Remote::new(url, ca, production, Times::default()).err().map(|refusal| refusal.detail)
+        Remote::new(url, ca, production, Times::default(), Policy::default()).err().map(|refusal| refusal.detail)
     };
     let says = |url: &str, production: bool, word: &str| {
         let said = of(url, None, production).unwrap_or_default();
