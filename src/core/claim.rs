@@ -9,7 +9,8 @@
 //! Why it ends: a victim has a strictly lower priority than its rival, so each claim
 //! that is met raises the list "work that holds a place, by priority, highest first"
 //! in lexical order, and with given jobs that list has an end; and whoever is made to
-//! give borrowed quota back would borrow again, and may take nothing from the owner. The one place a rival
+//! give borrowed quota back would borrow again, and may take nothing from the owner. No claim lets a subtree
+//! borrow more than it does, or urgent work of two tenants would take turns in what the other lends. The one place a rival
 //! gets is bound to it in the same entry in which its last victim is gone, so it
 //! waits again only after it lost that place itself: it failed, its node went Down,
 //! or somebody more urgent came. Until one of these happens it evicts nobody twice.

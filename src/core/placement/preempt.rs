@@ -401,7 +401,8 @@ fn free_quota(
         scratch.give_back(job, *replica);
     }
     let allows = |scratch: &State| {
-        quota::allows(scratch, tenant, &spec.resources, times as u64)
+        !tree::borrows_more(state, scratch, tenant, &spec.resources, times as u64)
+            && quota::allows(scratch, tenant, &spec.resources, times as u64)
             && quota::types::some_open(scratch, tenant, spec, times as u64)
     };
     if allows(&scratch) {
@@ -443,8 +444,10 @@ fn needed(
         }
         let picks = place(&scratch, spec, wanted, limits.clone());
         let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
-        let fits = picks.len() == wanted.len();
-        (fits && quota::allows(&scratch, tenant, &spec.resources, wanted.len() as u64)).then_some(picks)
+        let (fits, times) = (picks.len() == wanted.len(), wanted.len() as u64);
+        let allowed = quota::allows(&scratch, tenant, &spec.resources, times)
+            && !tree::borrows_more(state, &scratch, tenant, &spec.resources, times);
+        (fits && allowed).then_some(picks)
     };
     let mut picks = places(&chosen)?;
     if (1..=PRUNED).contains(&chosen.len()) {

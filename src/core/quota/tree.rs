@@ -214,6 +214,24 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times:
     out
 }
 
+/// Whether a claim would let a subtree borrow more than it does: `without` is the state as if the victims were gone.
+/// What is taken by force comes out of what is the taker's own, or its tenant's: else two tenants take turns, each
+/// evicting its own less urgent work to borrow what the other then has back.
+pub fn borrows_more(state: &State, without: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
+    let Some(row) = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !is_flat(state, tenant)) else {
+        return false;
+    };
+    let more = ask.gpu.milli().saturating_mul(times);
+    let sums = sums_of(state, row, ask).unwrap_or_else(|| vec![Of::Gpus]);
+    path(state, row).into_iter().any(|each| {
+        sums.iter().any(|of| {
+            let now = sum(state, each, *of, (row.no, 0));
+            let then = sum(without, each, *of, (row.no, more));
+            then.demand > then.nominal.max(now.demand)
+        })
+    })
+}
+
 /// The sums that a job counts in; None when that depends on where it goes.
 fn sums_of<'a>(state: &State, tenant: &Tenant, ask: &'a Resources) -> Option<Vec<Of<'a>>> {
     if !super::types::in_tree(state, tenant) {

@@ -142,7 +142,6 @@ fn trees() -> u64 {
 }
 
 #[test]
-#[ignore = "seed 26 goes round for ever, and does without patience, graces and budgets too: see branch preempt-borrow"]
 fn arrivals_in_random_trees_come_to_rest_with_patience_graces_and_budgets_too() {
     let world = |rng: &mut Rng| {
         let mut state = group(rng.between(4, 12));
