@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// Looks for which a new leader takes nothing away.
 const SETTLE: u32 = 12;
-/// What a request takes, until some were seen, in milliseconds.
+/// What a request takes, until some were seen, in milliseconds: no job says it.
 const SERVICE_MS: u64 = 1_000;
 
 type Name = (TenantId, ModelId);
@@ -240,6 +240,7 @@ fn service(scaling: &Scaling, tick: Duration) -> Service {
         slots: scaling.concurrency.into(),
         wait_ms: scaling.wait_ms.into(),
         service_ms: SERVICE_MS,
+        service_guessed: true,
         gpus: 1,
         idle_ms: scaling.idle_ms.into(),
         settle_ms: tick_ms.saturating_mul(SETTLE.into()),

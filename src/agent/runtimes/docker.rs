@@ -243,6 +243,7 @@ async fn begin(post: &Post, want: &Want, ready: &Ready) -> Result<(Record, Optio
         owner,
         group: &shared.engine.config.group,
         pipes: &shared.config.mps_pipes,
+        traceparent: shared.traceparent((record.launch.id, record.launch.generation)),
     };
     let body = order.body().map_err(|text| Fault { why: Reason::RuntimeFailed, text })?;
     let begun = async {

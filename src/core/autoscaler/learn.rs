@@ -5,8 +5,8 @@
 use super::service::Service;
 use super::signal::Sight;
 
-/// The configured time counts as so many requests.
-const PRIOR_DONE_M: u64 = 100_000;
+/// The configured time counts as so many requests, a guessed one as so many.
+const PRIOR_DONE_M: (u64, u64) = (100_000, 4_000);
 
 /// What was seen so long ago counts half.
 const HALF_LIFE_MS: u64 = 900_000;
@@ -14,9 +14,16 @@ const HALF_LIFE_MS: u64 = 900_000;
 /// A learned time is believed up to this factor away from the configured one.
 const FARTHEST: u64 = 8;
 
+/// The longest that is believed where the configured time is a guess: an hour.
+const LONGEST_MS: u64 = 3_600_000;
+
 #[derive(Clone, Debug)]
 pub struct ServiceTime {
     configured_ms: u64,
+    /// What is believed at least, and at most.
+    bounds_ms: (u64, u64),
+    /// What the configured time counts as, in thousandths of a request.
+    prior_m: u64,
     /// Thousandths of a request times milliseconds.
     busy: u128,
     /// Thousandths of a request.
@@ -26,14 +33,19 @@ pub struct ServiceTime {
 }
 
 impl ServiceTime {
-    pub fn new(configured_ms: u64) -> Self {
-        let done_m = u128::from(PRIOR_DONE_M);
-        Self { configured_ms, busy: done_m * u128::from(configured_ms), done_m, before: None }
+    pub fn new(configured_ms: u64, guessed: bool) -> Self {
+        let (prior_m, bounds_ms) = match guessed {
+            true => (PRIOR_DONE_M.1, (1, LONGEST_MS.max(configured_ms))),
+            false => (PRIOR_DONE_M.0, ((configured_ms / FARTHEST).max(1), configured_ms * FARTHEST)),
+        };
+        let done_m = u128::from(prior_m);
+        Self { configured_ms, bounds_ms, prior_m, busy: done_m * u128::from(configured_ms), done_m, before: None }
     }
 
     pub fn ms(&self) -> u64 {
-        let ms = u64::try_from(self.busy / self.done_m.max(1)).unwrap_or(self.configured_ms);
-        ms.clamp((self.configured_ms / FARTHEST).max(1), self.configured_ms * FARTHEST)
+        // Rounded up: of five milliseconds a half is a tenth.
+        let ms = u64::try_from(self.busy.div_ceil(self.done_m.max(1))).unwrap_or(self.configured_ms);
+        ms.clamp(self.bounds_ms.0, self.bounds_ms.1)
     }
 
     /// A sight without a gap before it. Where waiting requests may leave, what left was not done, so nothing
@@ -55,7 +67,7 @@ impl ServiceTime {
             (busy, done) = (busy * most / done, most);
         }
         let keep = 1_000_000 - u128::from((dt_ms * 693_000 / HALF_LIFE_MS).min(500_000));
-        let floor = u128::from(PRIOR_DONE_M) / 4;
+        let floor = u128::from(self.prior_m) / 4;
         if self.done_m > floor {
             self.busy = self.busy * keep / 1_000_000;
             self.done_m = (self.done_m * keep / 1_000_000).max(1);
@@ -110,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_real_time_is_learned() {
-        let mut time = ServiceTime::new(2_000);
+        let mut time = ServiceTime::new(2_000, false);
         for _ in 0..1_000 {
             // 10 requests a second of three seconds each.
             time.seen(5_000, 30_000, 0, 50_000, false);
@@ -119,8 +131,23 @@ mod tests {
     }
 
     #[test]
+    fn where_the_time_is_a_guess_any_other_is_learned_and_soon() {
+        for (real_ms, rate_m) in [(5, 300_000), (35_000, 3_000), (300_000, 200)] {
+            let mut time = ServiceTime::new(1_000, true);
+            for _ in 0..240 {
+                // Little's law: so many are in service at that rate.
+                time.seen(5_000, rate_m * real_ms / 1000, 0, rate_m * 5, false);
+            }
+            assert!(time.ms().abs_diff(real_ms) <= real_ms / 10 + 1, "{real_ms} ms: {} in twenty minutes", time.ms());
+        }
+        let mut told = ServiceTime::new(1_000, false);
+        (0..240).for_each(|_| told.seen(5_000, 105_000, 0, 15_000, false));
+        assert_eq!(told.ms(), 8_000, "what somebody said is not far off");
+    }
+
+    #[test]
     fn a_service_that_fills_up_or_is_full_does_not_mislead() {
-        let mut time = ServiceTime::new(2_000);
+        let mut time = ServiceTime::new(2_000, false);
         time.seen(15_000, 0, 0, 0, false);
         time.seen(15_000, 320_000, 0, 3_200_000, false);
         assert_eq!(time.ms(), 2_000, "from nothing to everything in one tick");
@@ -133,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_waits_and_gives_up_teaches_nothing() {
-        let mut time = ServiceTime::new(2_000);
+        let mut time = ServiceTime::new(2_000, false);
         for _ in 0..1_000 {
             time.seen(5_000, 30_000, 20_000, 500_000, true);
         }

@@ -88,7 +88,7 @@ impl Autoscaler {
             staffing: Staffing::new(service.service_ms, service.wait_ms, LATE_PPM),
             intake: Intake::default(),
             trend: Trend::default(),
-            time: ServiceTime::new(service.service_ms),
+            time: ServiceTime::new(service.service_ms, service.service_guessed),
             cold: ColdStart::new(service.cold_start_ms),
             fleet: Fleet::default(),
             recur: Recurrence::default(),

@@ -23,6 +23,9 @@ pub struct Service {
     pub wait_ms: u64,
     /// Typical time of one request; the real time is learned.
     pub service_ms: u64,
+    /// Nobody said `service_ms`: it is a first guess, and what is learned counts however far it is from it.
+    #[serde(default)]
+    pub service_guessed: bool,
     /// Of one replica.
     pub gpus: u32,
     /// A replica is kept for so long after the last request, where zero is allowed.
@@ -41,6 +44,7 @@ impl Default for Service {
             slots: 16,
             wait_ms: 2_000,
             service_ms: 2_000,
+            service_guessed: false,
             gpus: 1,
             idle_ms: 600_000,
             settle_ms: 60_000,

@@ -68,7 +68,8 @@ impl fmt::Display for Change {
                     .devices
                     .first()
                     .map_or(String::new(), |device| format!(" with {} × {}", spec.devices.len(), device.device_type));
-                write!(f, "add {count} node(s){devices}")
+                let nodes = if *count == 1 { "node" } else { "nodes" };
+                write!(f, "add {count} {nodes}{devices}")
             }
         }
     }
@@ -244,7 +245,7 @@ fn node_for(spec: &JobSpec) -> NodeSpec {
         Gpus::Milli(_) => 1,
         Gpus::Whole(n) => n,
     };
-    let any = || crate::id::DeviceType::new("any-gpu").expect("a valid name");
+    let any = || crate::id::DeviceType::new("GPU").expect("a valid name");
     let device = |i: u16, kind: DeviceKind| Device {
         uuid: format!("added-{i}").into(),
         kind,

@@ -57,6 +57,31 @@ fn play(shape: Shape, seed: u64) -> (Terms, Load, Played) {
     (terms, load, played)
 }
 
+/// Nobody tells the daemon how long a model's requests take: a label takes milliseconds, an answer of a language model
+/// half a minute.
+#[test]
+fn how_long_requests_take_need_not_be_told() {
+    for (service_ms, slots, replicas) in [(8, 8, 3u64), (1_000, 8, 6), (35_000, 64, 3), (30_000, 8, 8)] {
+        let service = Service { cold_start_ms: 30_000, min: 1, max: 40, slots, ..Service::default() };
+        let peak_m = replicas * u64::from(slots) * 1_000_000 / service_ms * 9 / 10;
+        let load = load::make(Shape::Steady, 3, peak_m, service_ms);
+        let played = |service_ms, service_guessed| {
+            let service = Service { service_ms, service_guessed, ..service };
+            Terms { service, start: Some(1), impatient: false }.play(&load, Rule::Nf).unwrap()
+        };
+        let (told, guessed) = (played(service_ms, false), played(1_000, true));
+        println!(
+            "{service_ms} ms: told {} at {}, guessed {} at {}",
+            told.attainment_m(),
+            told.replica_ms,
+            guessed.attainment_m(),
+            guessed.replica_ms
+        );
+        assert!(guessed.attainment_m() + 6_000 >= told.attainment_m(), "{service_ms} ms: too few");
+        assert!(guessed.replica_ms <= told.replica_ms * 5 / 4, "{service_ms} ms: too many");
+    }
+}
+
 #[test]
 fn smooth_loads_are_served_at_hardly_more_than_the_oracles_cost() {
     for shape in [Shape::Steady, Shape::Diurnal, Shape::Ramp, Shape::Conversation] {

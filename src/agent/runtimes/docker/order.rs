@@ -7,6 +7,7 @@ use crate::agent::runtimes::cgroup::MAX_TASKS;
 use crate::agent::runtimes::mps;
 use crate::agent::runtimes::processes::KEY as KEY_VARIABLE;
 use crate::models::{Container, Manifest, Slots};
+use crate::telemetry::traces;
 use bollard::models::{
     ContainerCreateBody, DeviceRequest, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, PortBinding,
     ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -56,6 +57,8 @@ pub(super) struct Order<'a> {
     pub group: &'a str,
     /// Those of the Multi-Process Service.
     pub pipes: &'a Path,
+    /// The trace that its program may go on with.
+    pub traceparent: Option<String>,
 }
 
 /// For people who look at the engine; what counts are the labels, and the key in it that no two share.
@@ -175,6 +178,9 @@ impl Order<'_> {
         }
         if let Some(ms) = want.spec.constraints.checkpoint_ms {
             env.push(("NF_CHECKPOINT_GRACE_MS", ms.to_string()));
+        }
+        if let Some(traceparent) = &self.traceparent {
+            env.push((traces::VARIABLE, traceparent.clone()));
         }
         // An image that asks for all GPUs gets them from NVIDIA's runtime, unless told otherwise. With
         // the device request the engine itself says which.

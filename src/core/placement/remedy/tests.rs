@@ -111,7 +111,7 @@ fn hardware_is_proposed_when_nothing_else_helps() {
     spec.replicas = 3;
     let changes = remedy(&state, &spec, &[0, 1, 2]).unwrap();
     let said: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    assert_eq!(said, ["raise the quota: nf quota set t1 --gpus 18", "add 3 node(s) with 6 × any-gpu"]);
+    assert_eq!(said, ["raise the quota: nf quota set t1 --gpus 18", "add 3 nodes with 6 × GPU"]);
     changes.iter().for_each(|change| make(&mut state, change));
     assert_eq!(remedy(&state, &spec, &[0, 1, 2]), Some(Vec::new()));
 }

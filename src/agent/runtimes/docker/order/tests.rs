@@ -9,6 +9,7 @@ use nf_core::sharing::{Kept, Part};
 use nf_core::testing;
 use serde_json::{Value, json};
 
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const GPU: &str = "GPU-3a1f5a8a-839f-69a8-08cf-e3fdcd01e019";
 
 fn manifest() -> Manifest {
@@ -54,8 +55,10 @@ fn body(want: &Want, giving: Giving) -> Result<Value, String> {
     let (record, facts) = (&record, &facts(giving));
     let (owner, group, image) = ("owner", "g", "sha256:1");
     let pipes = Path::new("/run/mps");
+    let traceparent = Some(TRACE.to_owned());
+    let manifest = &manifest;
     let order =
-        Order { want, record, manifest: &manifest, container, facts, image, model, address, owner, group, pipes };
+        Order { want, record, manifest, container, facts, image, model, address, owner, group, pipes, traceparent };
     order.body().map(|body| serde_json::to_value(body).unwrap())
 }
 
@@ -92,8 +95,10 @@ fn it_says_whose_it_is_and_knows_what_a_process_would() {
     for wanted in ["NF_PORT=9000", "NF_HOST=0.0.0.0", "NF_RANK=2", "NF_MODEL_DIR=/model", "EXTRA=1", "HOME=/tmp"] {
         assert!(env.contains(&wanted), "{wanted} in {env:?}");
     }
-    let allowed =
-        |e: &&&str| ["NF_", "EXTRA", "HOME", "TMPDIR", "LANG", "CUDA_", "NVIDIA_"].iter().any(|p| e.starts_with(p));
+    assert!(env.contains(&&*format!("TRACEPARENT={TRACE}")), "its spans belong to the call that it came from: {env:?}");
+    let allowed = |e: &&&str| {
+        ["NF_", "EXTRA", "HOME", "TMPDIR", "LANG", "CUDA_", "NVIDIA_", "TRACEPARENT="].iter().any(|p| e.starts_with(p))
+    };
     assert_eq!(env.iter().filter(allowed).count(), env.len(), "nothing of the agent's own: {env:?}");
 }
 
