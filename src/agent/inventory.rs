@@ -84,7 +84,7 @@ fn with_known(known: Vec<Device>, mut found: Vec<Device>) -> Vec<Device> {
         match found.iter().position(|device| device.uuid == old.uuid) {
             Some(at) => out.push(found.remove(at)),
             None => {
-                tracing::error!(gpu = %old.uuid, "a GPU that was here before does not answer; the others go on. If it was taken out: remove {GPUS} from the data directory, and start again");
+                tracing::error!(gpu = %old.uuid, "a GPU that was here before does not answer; the others go on. If it was taken out: drain the node, remove {GPUS} from the data directory, and start again");
                 out.push(Device { healthy: false, ..old });
             }
         }

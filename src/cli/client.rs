@@ -50,9 +50,10 @@ enum Try {
 
 impl Client {
     pub fn new(context: &Context) -> Result<Self> {
-        // Which key exchange a caller may have the member says; plain http is the operator's to choose.
+        // Which key exchange a caller may have the member says. Plain http is the operator's to choose, but with a
+        // token it does not leave this machine.
         let (policy, authorities) = (Policy::default(), context.ca.clone());
-        let options = Options { kind: Kind::Public, policy, plain: true, allow: None, authorities };
+        let options = Options { kind: Kind::Public, policy, plain: context.token.is_none(), allow: None, authorities };
         let http = outgoing::Client::new(&options).map_err(|text| fail(Exit::Usage, format!("NF_CA: {text}")))?;
         Ok(Self { addrs: context.addrs.clone(), token: context.token.clone(), http })
     }

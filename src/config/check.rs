@@ -80,7 +80,7 @@ impl Settings {
     /// How the public ports of the group that it joins are reached; a token goes over TLS, or stays on this machine.
     pub fn group_link(&self) -> outgoing::Options {
         let link = self.link(Kind::Public);
-        outgoing::Options { plain: link.plain || self.token.is_none(), authorities: self.ca.value.clone(), ..link }
+        outgoing::Options { plain: self.token.is_none(), authorities: self.ca.value.clone(), ..link }
     }
 
     /// Which key exchange its links have.

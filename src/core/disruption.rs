@@ -67,9 +67,11 @@ pub fn budget(spec: &JobSpec) -> Option<u16> {
 }
 
 /// It has had a place, is wanted, and does not serve. What never had a place is not missed yet: else a service that
-/// wants more than there is could never be asked for anything back.
+/// wants more than there is could never be asked for anything back. (A number that was used before a scale-in begins
+/// anew: it says no reason for which it last left.)
 fn is_missing(replica: &Replica) -> bool {
-    replica.newest.0 > 0 && is_wanted(&replica.phase) && !is_ready(replica)
+    let never_placed = matches!(replica.phase, Phase::Waiting { last: None, .. });
+    !never_placed && is_wanted(&replica.phase) && !is_ready(replica)
 }
 
 /// Replicas that are missing now, for whatever reason.

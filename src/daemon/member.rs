@@ -103,10 +103,14 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         // Leadership first: calls that arrive meanwhile are forwarded to the new leader.
         hand_over(&replica).await;
         close.send_replace(true);
-        let in_time = tokio::time::timeout(CALLS, &mut served).await.is_ok();
-        if !in_time && !answered(&gateway, settings.calls_grace.value).await {
+        if tokio::time::timeout(CALLS, &mut served).await.is_ok() {
+            return;
+        }
+        if !answered(&gateway, settings.calls_grace.value).await {
             tracing::info!("some requests to models did not end in time (NF_CALLS_GRACE); their callers see them cut");
         }
+        // The last piece of an answer counts as told once it is on its way: it has to arrive, too.
+        let _ = tokio::time::timeout(CALLS, &mut served).await;
     };
     tokio::select! {
         () = gently => {}
@@ -121,7 +125,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
 /// The agent and the group's member go on meanwhile: for the group nothing has happened yet.
 async fn answered(gateway: &Gateway, most: Duration) -> bool {
     let quiet = async {
-        while gateway.under_way() > 0 {
+        while gateway.is_busy() {
             tokio::time::sleep(LOOK).await;
         }
     };

@@ -169,7 +169,7 @@ impl Desk {
         let mut counts = self.counts();
         counts.shunned.retain(|who, _| endpoints.iter().any(|e| e.who == *who));
         let shuns = |who: &Who| counts.shunned.get(who).is_some_and(|shun| shun.until > now);
-        let others = endpoints.iter().any(|e| !tried.contains(&e.who));
+        let others = endpoints.iter().any(|e| !tried.contains(&e.who) && !shuns(&e.who));
         let load = |e: &Endpoint| counts.busy.get(&e.who).copied().unwrap_or(0);
         let free = |e: &&Endpoint| load(e) < e.slots && !shuns(&e.who) && !(others && tried.contains(&e.who));
         let turn = side(endpoints.iter().filter(free), counts.owed_milli);
@@ -192,10 +192,10 @@ impl Desk {
         self.counts().shunned.values().map(|shun| shun.until).filter(|until| *until > now).min()
     }
 
-    /// Requests that are held, or with a replica.
-    pub fn under_way(&self) -> u64 {
+    /// Whether requests are held, or with a replica.
+    pub fn is_busy(&self) -> bool {
         let counts = self.counts();
-        u64::from(counts.waiting) + u64::from(counts.running)
+        counts.waiting > 0 || counts.running > 0
     }
 
     pub fn sight(&self, tenant: TenantId, model: ModelId) -> Sight {
@@ -292,10 +292,14 @@ pub struct Seat {
 impl Seat {
     /// The replica could not be reached: others go first for a while.
     pub fn shun(&self) {
-        let mut counts = self.trip.desk.counts();
-        let before = counts.shunned.get(&self.who).map(|shun| shun.pause);
-        let pause = before.map_or(SHUNNED.0, |pause| (pause * 2).min(SHUNNED.1));
-        counts.shunned.insert(self.who, Shun { until: Instant::now() + pause, pause });
+        let (mut counts, now) = (self.trip.desk.counts(), Instant::now());
+        let pause = match counts.shunned.get(&self.who) {
+            // Others that went there at the same time have said so already.
+            Some(shun) if shun.until > now => return,
+            Some(shun) => (shun.pause * 2).min(SHUNNED.1),
+            None => SHUNNED.0,
+        };
+        counts.shunned.insert(self.who, Shun { until: now + pause, pause });
     }
 
     /// It could be reached.
@@ -403,10 +407,14 @@ mod tests {
         let seat = waiting.take(&endpoints, 0, &[], &metrics).unwrap();
         let mut seen = Vec::new();
         for _ in 0..6 {
+            // Two that went there at once count as one.
+            seat.shun();
             seat.shun();
             seen.extend(pause());
+            desk.counts().shunned.values_mut().for_each(|shun| shun.until = Instant::now());
         }
         assert_eq!(seen, [1, 2, 4, 8, 16, 16]);
+        seat.shun();
         assert!(waiting.take(&endpoints, 0, &[], &metrics).is_none() && desk.next_chance().is_some());
         seat.reached();
         assert!(waiting.take(&endpoints, 0, &[], &metrics).is_some() && desk.next_chance().is_none());

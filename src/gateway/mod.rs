@@ -138,9 +138,10 @@ impl Gateway {
         Seen { epoch: self.0.epoch, sights, advice: Vec::new() }
     }
 
-    /// Requests that have come and have no whole answer yet.
-    pub fn under_way(&self) -> u64 {
-        self.0.desks.of().values().map(|desk| desk.under_way()).sum()
+    /// Whether there are requests that have begun to come and have no whole answer yet.
+    pub fn is_busy(&self) -> bool {
+        let coming = self.0.bodies.available_permits() < BODIES_KIB as usize;
+        coming || self.0.desks.of().values().any(|desk| desk.is_busy())
     }
 
     /// The desk of a model that exists.

@@ -75,8 +75,12 @@ pub(in crate::agent) fn lead_session(command: &mut Command, confinement: Confine
             for (resource, soft, hard) in &limits {
                 setrlimit(*resource, *soft, *hard)?;
             }
-            if let Some(owner) = confinement.owner {
-                become_user(owner.uid)?;
+            match confinement.owner {
+                Some(owner) => become_user(owner.uid)?,
+                // Whatever its agent was given to do its work, a program of somebody else's gets none of it. (Root's
+                // are root: where replicas have no users of their own, nf doctor says so.)
+                None if confinement.limited && !nix::unistd::geteuid().is_root() => inherit_nothing()?,
+                None => {}
             }
             if confinement.limited {
                 nix::sys::prctl::set_no_new_privs()?;
@@ -123,6 +127,17 @@ fn become_user(uid: u32) -> nix::Result<()> {
         Errno::result(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
     }
     // Root has none left now; who was not root still has what it had.
+    drop_capabilities()
+}
+
+/// Takes every capability from the calling thread, and those that an exec would hand on.
+#[allow(unsafe_code)]
+fn inherit_nothing() -> nix::Result<()> {
+    const NONE: libc::c_ulong = 0;
+    // SAFETY: a system call with numbers.
+    Errno::result(unsafe {
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, NONE, NONE, NONE)
+    })?;
     drop_capabilities()
 }
 

@@ -247,10 +247,7 @@ fn able(status: &str) -> Result<(), String> {
     let lacks: Vec<&str> = NEEDED.iter().filter(|(bit, _)| has & (1 << bit) == 0).map(|(_, name)| *name).collect();
     match lacks.is_empty() {
         true => Ok(()),
-        false => Err(format!(
-            "this process lacks {}: run nf as root, or give it these (AmbientCapabilities= of its unit)",
-            lacks.join(", ")
-        )),
+        false => Err(format!("this process lacks {}: run nf as root", lacks.join(", "))),
     }
 }
 

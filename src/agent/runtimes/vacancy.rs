@@ -195,7 +195,8 @@ async fn look(vacancy: &Arc<Vacancy>, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Take
 /// Tells the group and the alarms, and looks until the devices are free after all.
 fn give_up(vacancy: &Arc<Vacancy>, occupied: &[(Arc<str>, Taken)], text: &str) {
     let simulated = vacancy.sensor != Sensor::Driver;
-    for (uuid, _) in occupied {
+    // Of one that can't be seen nothing is known: its driver's own faults are told by whoever watches it.
+    for (uuid, _) in occupied.iter().filter(|(_, taken)| matches!(taken, Taken::By(_))) {
         let fault = DeviceFault { uuid: uuid.clone(), fault: Fault::Occupied, simulated };
         // A full queue has enough to tell; the replica's own end says the same.
         let _ = vacancy.sees.as_ref().map(|sees| sees.try_send(fault));

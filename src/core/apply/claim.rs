@@ -95,6 +95,10 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
             return Err(bad(format!("job {} does not give way to this one", job.request)));
         }
     }
+    let without = claim::without(state, &claim.victims);
+    if tree::borrows_more(state, &without, tenant, &spec.resources, claim.placements.len() as u64) {
+        return Err(bad(format!("tenant {} would borrow more than it does by what it takes", spec.tenant)));
+    }
     for no in claim.victims.iter().map(|victim| victim.job).collect::<BTreeSet<_>>() {
         let gone: Vec<u16> = claim.victims.iter().filter(|v| v.job == no).map(|v| v.replica).collect();
         if state.job(no).is_some_and(|job| !disruption::allows(job, &gone)) {

@@ -72,8 +72,9 @@ impl ServiceTime {
             self.busy = self.busy * keep / 1_000_000;
             self.done_m = (self.done_m * keep / 1_000_000).max(1);
         }
-        self.busy += busy;
         self.done_m += done;
+        // What is not believed is not kept either, or it would take as long to be unlearned.
+        self.busy = (self.busy + busy).min(self.done_m * u128::from(self.bounds_ms.1));
     }
 
     /// The thread is lost: what comes next is not compared with what was before.

@@ -97,7 +97,8 @@ pub(crate) fn claim_by(
     if units.is_empty() {
         return None;
     }
-    let mut search = Search { state, ask: Ask::of(state, spec), units: &units, spares: &spares, trials: TRIALS };
+    let mut search =
+        Search { state, ask: Ask::of(state, spec), units: &units, spares: &spares, trials: TRIALS, looks: LOOKS };
     let mut chosen = search.cheapest(wanted, limits)?;
     free_quota(state, tenant, spec, wanted.len(), &units, &spares, &mut chosen)?;
     let (chosen, placements) = needed(state, spec, wanted, limits, &units, chosen)?;
@@ -176,6 +177,8 @@ struct Search<'a> {
     units: &'a [Unit],
     spares: &'a Spares,
     trials: u32,
+    /// Left after those, for all nodes together, where budgets may leave a node without an answer.
+    looks: u32,
 }
 
 /// What a node can give: the cheapest units for each number of replicas beyond what is free.
@@ -296,12 +299,13 @@ impl Search<'_> {
     fn keep(&mut self, node: &Node, list: &[usize], count: usize, best: &mut Option<(u64, Vec<usize>)>) {
         // (how many of the list are decided, those of them that go, what they cost)
         let mut open: Vec<(usize, Vec<usize>, u64)> = vec![(0, Vec::new(), 0)];
-        let mut looks = LOOKS;
         while let Some((decided, gone, cost)) = open.pop() {
             // Without budgets the first way down always ends in an answer.
-            looks -= u32::from(!self.spares.is_empty() && looks > 0);
-            if looks == 0 && best.is_none() {
-                return;
+            if self.trials == 0 && best.is_none() && !self.spares.is_empty() {
+                if self.looks == 0 {
+                    return;
+                }
+                self.looks -= 1;
             }
             if best.as_ref().is_some_and(|(least, _)| cost >= *least || self.trials == 0) {
                 continue;

@@ -215,6 +215,8 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
         if out.is_empty()
             && asked.len() < TRIES
             && preempt::may_help(&scratch, job)
+            // Who has not waited long enough uses up no try, and speaks for no other of its kind.
+            && job.may_evict(scratch.meta().now_ms, scratch.meta().placement.preemption.delay_ms).next().is_some()
             && asked.insert((job.tenant, job.spec.priority, shape))
             && let Some(claim) = make_room(&scratch, job, &ask, &kept)
         {

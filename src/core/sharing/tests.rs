@@ -257,6 +257,7 @@ fn nobody_gives_way_for_a_part_that_would_not_be_given() {
     accept(&mut state, false);
     let late = state.meta().now_ms + 120_000;
     testing::try_run_at(&mut state, testing::schedule("high", half()), late).unwrap();
+    testing::try_run_at(&mut state, Intent::PlaceWaiting, late + 10_000).unwrap();
     let claim = state.jobs().values().next_back().unwrap().claim.clone().expect("somebody gives way");
     assert_eq!(claim.placements[0].alloc.node, NodeNo(2), "where the part is enforced");
     assert_eq!(claim.placements[0].alloc.shares[0].kept, Kept::Mps);

@@ -191,13 +191,13 @@ impl Client {
 
 /// Others give way sooner or later, and may take more or less time over it.
 fn policy(rng: &mut Rng) -> Intent {
-    let mut chosen = Chosen::default();
-    chosen.preemption = Preemption {
+    let preemption = Preemption {
         enabled: rng.chance(900),
         min_run_ms: rng.below(3) * 300,
         delay_ms: rng.below(3) * 300,
         max_grace_ms: rng.below(4) as u32 * 1000,
     };
+    let chosen = Chosen { preemption, ..Chosen::default() };
     Intent::SetPlacement { chosen, seen: None }
 }
 
