@@ -378,10 +378,12 @@ impl World {
                 }
             }
         }
-        // A rollout rests, or waits as its replicas do: for room, or for a node to come back into use.
+        // A rollout rests, or waits as its replicas do: for room, or for a node to come back into use. One whose service
+        // lets nobody be missing waits for room beside each of them.
         for job in first.state.rollouts() {
             let held = |r: &Replica| r.allocation().is_none_or(|alloc| crate::rollout::stays(&first.state, alloc));
-            if job.replicas.iter().all(|r| !r.is_waiting() && held(r)) {
+            let spares = (0..job.replicas.len()).any(|i| crate::disruption::allows(job, &[i as u16]));
+            if spares && job.replicas.iter().all(|r| !r.is_waiting() && held(r)) {
                 out.push(format!("the rollout of {} has not come to rest: {:?}", job.request, job.rollout));
             }
         }
