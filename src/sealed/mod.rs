@@ -16,7 +16,7 @@ pub use key::{read_private, read_public, write};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use hpke::{ENC, TAG};
-use std::io::{self, Read, Write};
+use std::io::{self, Cursor, Read, Write};
 use zeroize::Zeroizing;
 
 /// With what a file begins.
@@ -153,8 +153,7 @@ impl<W: Write> Write for Sealing<W> {
 pub struct Sealed<R> {
     from: R,
     sealing: Option<Sealing<Vec<u8>>>,
-    ready: Vec<u8>,
-    given: usize,
+    ready: Cursor<Vec<u8>>,
 }
 
 impl<R: Read> Sealed<R> {
@@ -162,8 +161,8 @@ impl<R: Read> Sealed<R> {
     /// [`Error::Broken`], below an [`io::Error`].
     pub fn new(key: &PublicKey, context: &str, from: R) -> io::Result<Self> {
         let mut sealing = Sealing::new(key, context, Vec::new())?;
-        let ready = std::mem::take(&mut sealing.to);
-        Ok(Self { from, sealing: Some(sealing), ready, given: 0 })
+        let ready = Cursor::new(std::mem::take(&mut sealing.to));
+        Ok(Self { from, sealing: Some(sealing), ready })
     }
 
     /// Makes the next bytes ready; false when there are none.
@@ -171,13 +170,12 @@ impl<R: Read> Sealed<R> {
         let Some(mut sealing) = self.sealing.take() else { return Ok(false) };
         let mut chunk = vec![0; CHUNK];
         let read = fill(&mut self.from, &mut chunk)?;
-        self.given = 0;
         if read == 0 {
-            self.ready = sealing.finish()?;
+            self.ready = Cursor::new(sealing.finish()?);
             return Ok(true);
         }
         sealing.write_all(&chunk[..read])?;
-        self.ready = std::mem::take(&mut sealing.to);
+        self.ready = Cursor::new(std::mem::take(&mut sealing.to));
         self.sealing = Some(sealing);
         Ok(true)
     }
@@ -185,15 +183,12 @@ impl<R: Read> Sealed<R> {
 
 impl<R: Read> Read for Sealed<R> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        while self.given == self.ready.len() {
-            if to.is_empty() || !self.advance()? {
-                return Ok(0);
+        loop {
+            let taken = self.ready.read(to)?;
+            if taken > 0 || to.is_empty() || !self.advance()? {
+                return Ok(taken);
             }
         }
-        let taken = to.len().min(self.ready.len() - self.given);
-        to[..taken].copy_from_slice(&self.ready[self.given..self.given + taken]);
-        self.given += taken;
-        Ok(taken)
     }
 }
 
@@ -203,8 +198,7 @@ pub struct Opening<R> {
     chunks: Chunks,
     /// The next chunk, as it stands in the file; None after the last.
     ahead: Option<Vec<u8>>,
-    open: Vec<u8>,
-    given: usize,
+    open: Cursor<Vec<u8>>,
     total: u64,
 }
 
@@ -230,7 +224,7 @@ impl<R: Read> Opening<R> {
         }
         let file_key = key.open(&info(id, context), enc, sealed).map_err(io_error)?;
         let chunks = Chunks::new(&file_key).map_err(io_error)?;
-        let mut opening = Self { from, chunks, ahead: None, open: Vec::new(), given: 0, total: 0 };
+        let mut opening = Self { from, chunks, ahead: None, open: Cursor::default(), total: 0 };
         opening.ahead = Some(opening.stored()?);
         Ok(opening)
     }
@@ -263,7 +257,7 @@ impl<R: Read> Opening<R> {
         }
         self.chunks.next += 1;
         self.total += open.len() as u64;
-        (self.open, self.given) = (open, 0);
+        self.open = Cursor::new(open);
         self.ahead = Some(next).filter(|next| !next.is_empty());
         Ok(true)
     }
@@ -271,15 +265,12 @@ impl<R: Read> Opening<R> {
 
 impl<R: Read> Read for Opening<R> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        while self.given == self.open.len() {
-            if to.is_empty() || !self.advance()? {
-                return Ok(0);
+        loop {
+            let taken = self.open.read(to)?;
+            if taken > 0 || to.is_empty() || !self.advance()? {
+                return Ok(taken);
             }
         }
-        let taken = to.len().min(self.open.len() - self.given);
-        to[..taken].copy_from_slice(&self.open[self.given..self.given + taken]);
-        self.given += taken;
-        Ok(taken)
     }
 }
 
