@@ -9,6 +9,7 @@ use crate::exchange::{
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use nf_core::command::Mode;
 use nf_core::command::DeviceFault;
 use nf_proto::internal as pb;
 use std::future::Future;
@@ -76,16 +77,17 @@ impl Link for LocalLink {
 #[derive(Clone)]
 pub struct RemoteLink {
     members: Arc<[Client]>,
+    mode: Mode,
     /// Which member is asked now. Calls, slices and logs move together.
     current: watch::Sender<usize>,
 }
 
 impl RemoteLink {
-    /// `members` are `host:port` of peer listeners; `cluster` may be empty.
+    /// `members` are `host:port` of peer listeners; `cluster` may be empty; `mode` is this process' own.
     ///
     /// # Errors
     /// When there is none, or one can't be an address.
-    pub fn new(cluster: &str, members: &[String], dial: &dyn Dial) -> Result<Self, String> {
+    pub fn new(cluster: &str, mode: Mode, members: &[String], dial: &dyn Dial) -> Result<Self, String> {
         let client = |peer: &String| {
             let channel = dial.channel(&Address { name: None, peer: peer.clone() })?;
             Ok::<_, String>(Client::new(cluster, channel))
@@ -94,7 +96,7 @@ impl RemoteLink {
         if members.is_empty() {
             return Err("a worker needs the address of at least one member".into());
         }
-        Ok(Self { members, current: watch::channel(0).0 })
+        Ok(Self { members, mode, current: watch::channel(0).0 })
     }
 
     fn client(&self) -> (usize, &Client) {
@@ -138,10 +140,10 @@ impl Link for RemoteLink {
         Box::pin(async move {
             let mut out = Vec::with_capacity(nodes.len());
             for part in nodes.chunks(REGISTRATIONS) {
-                let part = Arc::new(part.to_vec());
+                let (part, mode) = (Arc::new(part.to_vec()), self.mode);
                 let call = |client: &'_ Client| {
                     let (client, part) = (client.clone(), part.clone());
-                    async move { client.register(&part).await }
+                    async move { client.register(&part, mode).await }
                 };
                 out.extend(self.ask(CALL, call).await?);
             }

@@ -10,6 +10,7 @@ use super::virtual_nodes::{self, Clock, VirtualNode};
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
 use crate::exchange::{Caller, Hub, LogQuery, Plain, Slice};
+use nf_core::command::Mode;
 use nf_core::command::Answer;
 use nf_core::consent::{self, Consent, Scope};
 use nf_core::id::{Incarnation, JobNo, Label, NodeNo, TenantId};
@@ -486,7 +487,7 @@ async fn workers_are_served_over_the_network_by_whichever_member_answers() {
     let (address, server) = serve(hub.clone(), Caller::Someone).await;
     // The first address answers nobody.
     let members = ["127.0.0.1:1".to_owned(), address];
-    let link = RemoteLink::new("", &members, &Plain).unwrap();
+    let link = RemoteLink::new("", Mode::Simulation, &members, &Plain).unwrap();
     let names: Vec<String> = (0..100).map(|i| format!("w{i}")).collect();
     let running = agent(&names.iter().map(String::as_str).collect::<Vec<_>>(), Arc::new(link));
     eventually("all are registered", || group.state().nodes().len() == 100).await;
@@ -545,12 +546,23 @@ async fn a_worker_speaks_for_itself_only() {
     let group = Memory::new();
     let own = Caller::Node(NodeName::new("w1").unwrap());
     let (address, server) = serve(Hub::new(group.clone(), Default::default()), own).await;
-    let link = RemoteLink::new("", &[address], &Plain).unwrap();
+    let link = RemoteLink::new("", Mode::Simulation, &[address], &Plain).unwrap();
     let refused = link.register(vec![registration("w2", NodeKind::Worker)]).await.unwrap_err();
     assert!(matches!(&refused, Error::Refused(r) if r.reason == Reason::NodeIdentityMismatch), "{refused}");
     let welcome = link.register(vec![registration("w1", NodeKind::Worker)]).await.unwrap();
     assert_eq!(welcome, [Registered::At(1)]);
     let other = crate::exchange::NodeStart { node: NodeName::new("w2").unwrap(), incarnation: Incarnation(2) };
     assert_eq!(link.watch(vec![other]).recv().await, None, "no slice of another node");
+    server.abort();
+}
+
+/// One that was started without its keys would verify nothing of what it is given.
+#[tokio::test]
+async fn an_agent_of_another_mode_is_not_taken() {
+    let own = || Caller::Node(NodeName::new("w1").unwrap());
+    let (address, server) = serve(Hub::new(Memory::new(), Default::default()), own()).await;
+    let link = RemoteLink::new("", Mode::Production, &[address], &Plain).unwrap();
+    let refused = link.register(vec![registration("w1", NodeKind::Worker)]).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused(r) if r.reason == Reason::Forbidden), "{refused}");
     server.abort();
 }

@@ -9,6 +9,7 @@ use crate::exchange::{Beat, Dial, Registered, Registration};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use nf_core::command::Mode;
 use nf_core::id::{DeviceType, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
 use nf_core::node::{DeviceKind, NodeKind};
@@ -144,7 +145,7 @@ impl Options {
 /// # Errors
 /// When no member's address can be one.
 pub async fn run(options: Options, nodes: &[VirtualNode], stop: watch::Receiver<bool>) -> Result<Outcome, String> {
-    let link = RemoteLink::new(&options.cluster, &options.members, &*options.dial)?;
+    let link = RemoteLink::new(&options.cluster, Mode::Simulation, &options.members, &*options.dial)?;
     if options.beats_only {
         let list = nodes.iter().map(|node| node.registration(options.incarnation)).collect();
         return Ok(beat_only(&link, list, options.beat_every, stop).await);

@@ -105,7 +105,12 @@ impl Failure {
     }
 
     pub fn codes(&self) -> Codes {
-        codes(self.refusal.reason)
+        let row = codes(self.refusal.reason);
+        match self.refusal.field {
+            // It was the caller who took too long, over a part of the call.
+            Some(_) if self.refusal.reason == Reason::Timeout => Codes { http: 408, ..row },
+            _ => row,
+        }
     }
 }
 

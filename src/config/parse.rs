@@ -15,6 +15,15 @@ pub enum Mode {
     Simulation,
 }
 
+impl From<Mode> for nf_core::command::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Production => Self::Production,
+            Mode::Simulation => Self::Simulation,
+        }
+    }
+}
+
 impl Mode {
     pub fn name(self) -> &'static str {
         match self {

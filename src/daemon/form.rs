@@ -4,7 +4,7 @@
 use super::identity::Me;
 use super::wiped;
 use crate::config::Settings;
-use crate::config::parse::{Member, Mode};
+use crate::config::parse::Member;
 use crate::outgoing;
 use crate::raft::{self, Replica};
 use crate::storage;
@@ -50,10 +50,7 @@ pub async fn initialize(replica: &Replica, me: &Me, founders: &[Member]) -> Resu
 
 /// The group's name and mode, then this member's own row. Returns once both are committed.
 pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Result<()> {
-    let mode = match settings.mode() {
-        Mode::Production => command::Mode::Production,
-        Mode::Simulation => command::Mode::Simulation,
-    };
+    let mode = command::Mode::from(settings.mode());
     loop {
         let state = replica.applied().state;
         let known = state.meta().cluster.clone();

@@ -50,11 +50,18 @@ pub fn identify(cluster: String, replica: Replica) -> Identify {
         if name == PLAYER {
             return Caller::Someone;
         }
-        if role == Role::Server && replica.status().members.iter().any(|member| member.name == name) {
-            return Caller::Member;
-        }
-        NodeName::new(&name).map_or(Caller::Stranger, Caller::Node)
+        let listed = || replica.status().members.iter().any(|member| member.name == name);
+        told(&name, role, listed)
     })
+}
+
+/// A server's certificate is a member's or nobody's: what it was made for is not a worker.
+fn told(name: &str, role: Role, listed: impl FnOnce() -> bool) -> Caller {
+    match role {
+        Role::Server if listed() => Caller::Member,
+        Role::Server => Caller::Stranger,
+        Role::Client => NodeName::new(name).map_or(Caller::Stranger, Caller::Node),
+    }
 }
 
 /// Services that come up after the port they are served on.
@@ -79,5 +86,18 @@ impl Late {
     pub fn set(&self, routes: tonic::service::Routes) {
         // A second one would be a bug in the order of starting; the first stays.
         let _ = self.0.set(routes.prepare().into_axum_router());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_certificate_is_no_workers() {
+        let (yes, no) = (|| true, || false);
+        assert!(matches!(told("n1", Role::Server, yes), Caller::Member));
+        assert!(matches!(told("spare", Role::Server, no), Caller::Stranger));
+        assert!(matches!(told("n1", Role::Client, yes), Caller::Node(_)), "whatever its name, it works");
     }
 }

@@ -3,6 +3,8 @@
 //! let go before it keeps others out; so is who asks for more than it reads. It does not
 //! know what is asked.
 
+mod places;
+
 use crate::pqc::{self, Kind, Links, Mismatch, Open, Row, Way};
 use crate::security::public::{H2, PublicTls};
 use axum::Router;
@@ -10,6 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use nix::sys::resource::{Resource, getrlimit};
+use places::Places;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
 /// Connections at a time, where the process may have that many files open.
@@ -97,9 +100,8 @@ impl Port {
 }
 
 /// Serves until `end` is true; returns when every call under way is answered.
-pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch::Receiver<bool>) -> io::Result<()> {
-    let most = most_connections();
-    let places = Arc::new(Semaphore::new(most));
+pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch::Receiver<bool>) {
+    let places = Places::new(most_connections());
     let mut stop = end.clone();
     loop {
         let accepted = tokio::select! {
@@ -107,8 +109,8 @@ pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch
             _ = stop.wait_for(|end| *end) => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok((stream, from)) => (stream, from.ip()),
             Err(error) => {
                 tracing::warn!(%error, "accepting on the public port");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -116,8 +118,8 @@ pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch
             }
         };
         // One too many is told at once, by its end, and asks another member.
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::debug!(most, "a connection too many");
+        let Some(place) = places.take(from) else {
+            tracing::debug!(%from, "a connection too many");
             continue;
         };
         let (port, router, end) = (port.clone(), router.clone(), end.clone());
@@ -128,8 +130,7 @@ pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch
             drop(place);
         });
     }
-    let all = u32::try_from(most).unwrap_or(u32::MAX);
-    places.acquire_many(all).await.map(drop).map_err(io::Error::other)
+    places.empty().await;
 }
 
 async fn connection(
@@ -274,7 +275,7 @@ mod tests {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("here"), "{answer}");
         end.send_replace(true);
-        served.await.unwrap().unwrap();
+        served.await.unwrap();
     }
 
     /// TLS with a certificate of its own, and a client that knows it.
@@ -329,7 +330,7 @@ mod tests {
             assert!(told.is_ok(), "{protocol}: it is waited for");
         }
         end.send_replace(true);
-        served.await.unwrap().unwrap();
+        served.await.unwrap();
         assert!(links.open().is_empty());
     }
 }

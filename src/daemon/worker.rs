@@ -36,7 +36,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
     let peers: Vec<String> = members.iter().map(|(.., peer)| peer.clone()).collect();
     let dial = TlsDial { tls: me.tls.clone(), names };
-    let link = RemoteLink::new(&me.cluster, &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
+    let link = RemoteLink::new(&me.cluster, settings.mode().into(), &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
     let dir = me.data.join("node");
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;
@@ -159,9 +159,5 @@ fn serve(
     let router = Router::new()
         .route("/health", get(move || async move { Json(health.health()) }))
         .route("/metrics", get(move || async move { (plain, about.render()) }));
-    Ok(tokio::spawn(async move {
-        if let Err(error) = public::serve(port, listener, router, ended).await {
-            tracing::error!(%error, "serving the public port ended");
-        }
-    }))
+    Ok(tokio::spawn(public::serve(port, listener, router, ended)))
 }

@@ -9,6 +9,7 @@ use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
+use nf_core::command::Mode;
 use nf_core::command::DeviceFault;
 use nf_core::id::MemberId;
 use nf_proto::internal as pb;
@@ -40,9 +41,11 @@ impl Client {
         Self { cluster: cluster.to_owned(), inner }
     }
 
-    pub async fn register(&self, nodes: &[Registration]) -> Result<Vec<Registered>, Error> {
+    /// `mode`: that of the process which runs the nodes.
+    pub async fn register(&self, nodes: &[Registration], mode: Mode) -> Result<Vec<Registered>, Error> {
         let message = pb::RegisterNodesRequest {
             cluster: self.cluster.clone(),
+            production: mode == Mode::Production,
             nodes: nodes.iter().map(wire::put_registration).collect(),
         };
         let reply = self.inner.clone().register(message).await.map_err(failed)?.into_inner();

@@ -98,6 +98,20 @@ impl Service {
         Ok(())
     }
 
+    /// Refuses who is of another mode than the group: a simulated agent verifies nothing that production gives it.
+    fn alike(&self, mode: Mode) -> Result<(), Status> {
+        let own = self.hub.group.watch().borrow().state.meta().mode;
+        if own == mode {
+            return Ok(());
+        }
+        let word = |mode| match mode {
+            Mode::Production => "production",
+            Mode::Simulation => "simulation",
+        };
+        let detail = format!("this group is in {}, and the node in {}: see NEURAL_FABRIC_MODE", word(own), word(mode));
+        Err(refused(Reason::Forbidden, "NEURAL_FABRIC_MODE", detail))
+    }
+
     fn starts(&self, caller: &Caller, nodes: Vec<pb::NodeStart>) -> Result<Vec<NodeStart>, Status> {
         let nodes = wire::starts(nodes).map_err(fail)?;
         self.may_speak(caller, nodes.iter().map(|start| &start.node))?;
@@ -112,7 +126,8 @@ impl NodeService for Service {
         request: Request<pb::RegisterNodesRequest>,
     ) -> Result<Response<pb::RegisterNodesReply>, Status> {
         let caller = self.caller(&request, &request.get_ref().cluster)?;
-        let nodes = request.into_inner().nodes;
+        let pb::RegisterNodesRequest { nodes, production, .. } = request.into_inner();
+        self.alike(if production { Mode::Production } else { Mode::Simulation })?;
         wire::at_most("nodes", nodes.len(), wire::NODES).map_err(fail)?;
         let nodes = nodes.into_iter().map(wire::registration).collect::<Result<Vec<_>, _>>().map_err(fail)?;
         self.may_speak(&caller, nodes.iter().map(|node| &node.node))?;

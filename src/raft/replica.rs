@@ -92,6 +92,13 @@ impl Shared {
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 
+    /// Whether a member of this name is in the group, under any number.
+    pub fn lists(&self, name: &str) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().nodes().any(|(_, peer)| peer.name == name)
+    }
+
     fn calls_to(&self, id: u64) -> Option<Client> {
         let peer = self.peer(id)?;
         Some(self.peers.client(id, &peer, Lane::Calls))

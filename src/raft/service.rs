@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use nf_core::codec;
+use nf_core::command::Member;
 use nf_core::id::NodeName;
 use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
@@ -25,7 +26,7 @@ use super::replica::{Lost, Shared};
 use super::state_machine::meta_of;
 use super::types::Snapshot;
 use super::wire;
-use super::{Error, Member, MemberId};
+use super::{Error, MemberId};
 use crate::security::tls;
 use crate::storage::checkpoint::Incoming;
 use crate::telemetry::traces::{self, Side};
@@ -98,13 +99,26 @@ impl Service {
         }
     }
 
-    /// Whether a member that the membership does not list may be one that was just added: not one
-    /// that was removed, whose row stays in the state, and not a worker under a number it made up.
+    /// Whether a member that the membership does not list may be one that was just added: not a
+    /// worker, and neither the number nor the name of one that was removed, whose row stays in the
+    /// state. A certificate says its name alone; the number somebody could make up. A machine that
+    /// came back under another number is so heard only by who was there when it did.
     fn may_be_new(&self, route: &pb::Route) -> bool {
         let state = self.0.applied.borrow().state.clone();
-        let node = NodeName::new(&route.name).ok().and_then(|name| state.node_named(&name).cloned());
-        let works = node.is_some_and(|node| node.kind == NodeKind::Worker);
-        !works && !state.members().contains_key(&MemberId(route.from))
+        let Ok(name) = NodeName::new(&route.name) else { return false };
+        let works = state.node_named(&name).is_some_and(|node| node.kind == NodeKind::Worker);
+        let was = |member: &Member| member.id.0 == route.from || member.name == name;
+        !works && !state.members().values().any(|member| was(member)) && !self.0.lists(&route.name)
+    }
+
+    /// What the bearer of `vote` says as a candidate or leader, it says for itself.
+    fn own(from: u64, vote: Option<&pb::Ballot>) -> Result<(), Status> {
+        match vote {
+            Some(vote) if vote.voted_for != from => {
+                Err(Status::permission_denied(format!("member {from} speaks for member {}", vote.voted_for)))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn open<T>(
@@ -116,6 +130,13 @@ impl Service {
         let info = request.extensions().get::<PeerInfo>().cloned();
         self.check(info.as_ref(), route(request.get_ref()), newcomer)?;
         Ok(request.into_inner())
+    }
+
+    /// A candidate's question, asked for itself.
+    fn candidate(&self, request: Request<pb::VoteRequest>) -> Result<wire::VoteRequest, Status> {
+        let request = self.open(request, Newcomer::Heard, |r| r.route.as_ref())?;
+        Self::own(request.route.as_ref().map_or(0, |route| route.from), request.vote.as_ref())?;
+        wire::vote_request(&request)
     }
 }
 
@@ -133,17 +154,19 @@ impl PeerService for Service {
         // The stream is answered at once, before its first message: the caller need not wait.
         let (errors_in, errors) = tokio::sync::oneshot::channel();
         let requests = async_stream_of(move |tx| async move {
-            let mut first = true;
+            let mut route = None;
             let failed = loop {
-                let message = match incoming.message().await {
+                let mut message = match incoming.message().await {
                     Ok(Some(message)) => message,
                     Ok(None) => return,
                     Err(status) => break status,
                 };
-                if first && let Err(status) = service.check(info.as_ref(), message.route.as_ref(), Newcomer::Heard) {
+                // Said once for the whole stream, and judged at each message: a member may be removed meanwhile.
+                route = route.or_else(|| message.route.take());
+                let from = service.check(info.as_ref(), route.as_ref(), Newcomer::Heard);
+                if let Err(status) = from.and_then(|from| Self::own(from, message.vote.as_ref())) {
                     break status;
                 }
-                first = false;
                 match wire::append(message) {
                     Ok(request) => {
                         shared.contact.heard(&request.vote);
@@ -166,15 +189,13 @@ impl PeerService for Service {
     }
 
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
-        let request = self.open(request, Newcomer::Heard, |r| r.route.as_ref())?;
-        let request = wire::vote_request(&request)?;
+        let request = self.candidate(request)?;
         let response = self.0.raft.vote(request).await.map_err(internal)?;
         Ok(Response::new(wire::put_vote_response(&response)))
     }
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
-        let request = self.open(request, Newcomer::Heard, |r| r.route.as_ref())?;
-        let request = wire::vote_request(&request)?;
+        let request = self.candidate(request)?;
         let response = self.0.raft.pre_vote(request).await.map_err(internal)?;
         Ok(Response::new(wire::put_vote_response(&response)))
     }
@@ -190,7 +211,8 @@ impl PeerService for Service {
             Some(Part::Head(head)) => head,
             _ => return Err(Status::invalid_argument("a snapshot begins with its head")),
         };
-        self.check(info.as_ref(), head.route.as_ref(), Newcomer::Heard)?;
+        let from = self.check(info.as_ref(), head.route.as_ref(), Newcomer::Heard)?;
+        Self::own(from, head.vote.as_ref())?;
         let vote = wire::vote(head.vote.as_ref())?;
         let dir = self.0.tables.incoming_dir();
         let mut receiver = Incoming::begin(&dir, &head.manifest).map_err(internal)?;
@@ -222,6 +244,7 @@ impl PeerService for Service {
 
     async fn transfer(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {
         let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
+        Self::own(request.route.as_ref().map_or(0, |route| route.from), request.vote.as_ref())?;
         let vote = wire::vote(request.vote.as_ref())?;
         let last = request.last.as_ref().map(wire::log_id);
         let message = openraft::raft::TransferLeaderRequest::new(vote, self.0.me.id.0, last);
@@ -263,7 +286,7 @@ impl PeerService for Service {
         let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let change = match request.change {
             Some(C::AddLearner(learner)) => {
-                Change::AddLearner(Member { id: MemberId(learner.id), name: learner.name, peer: learner.addr })
+                Change::AddLearner(super::Member { id: MemberId(learner.id), name: learner.name, peer: learner.addr })
             }
             Some(C::Promote(id)) => Change::Promote(MemberId(id)),
             Some(C::Remove(id)) => Change::Remove(MemberId(id)),

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivateKeyDer, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::link;
 use super::tls::{self, Error};
@@ -44,7 +45,25 @@ fn config([cert, key]: [&str; 2], policy: Policy) -> Result<Arc<ServerConfig>, E
     Ok(Arc::new(config))
 }
 
+/// Whether the first certificate of the chain is valid at `now`: callers will ask the same.
+pub(super) fn lasts(cert: &str, now: UnixTime) -> Result<(), Error> {
+    let what = "NF_PUBLIC_CERT";
+    let chain = tls::certificates(cert, what)?;
+    let leaf = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    let Some((_, leaf)) = leaf else { return Err(Error::Pem { what, detail: "there is none".to_owned() }) };
+    let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = leaf.validity();
+    let detail = match (seconds < validity.not_before.timestamp(), seconds > validity.not_after.timestamp()) {
+        (true, _) => format!("it is not valid before {}", validity.not_before),
+        (_, true) => format!("it ended on {}; put a new one in its place", validity.not_after),
+        _ => return Ok(()),
+    };
+    Err(Error::Pem { what, detail })
+}
+
 impl PublicTls {
+    /// Also one that has ended: a member that starts says so by an alarm and serves its group.
+    ///
     /// # Errors
     /// What of the two files cannot be used.
     pub fn open(cert: &Path, key: &Path, policy: Policy) -> Result<Self, Error> {
@@ -56,8 +75,10 @@ impl PublicTls {
     ///
     /// # Errors
     /// What of it cannot be used: then the old one stays.
-    pub(super) fn replace(&self, pem: [&str; 2]) -> Result<(), Error> {
-        self.config.store(config(pem, self.policy)?);
+    pub(super) fn replace(&self, pem: [&str; 2], now: UnixTime) -> Result<(), Error> {
+        let made = config(pem, self.policy)?;
+        lasts(pem[0], now)?;
+        self.config.store(made);
         Ok(())
     }
 

@@ -18,17 +18,23 @@ pub enum Look {
     Same,
     /// Others count from now on, or those that counted are there again.
     Replaced,
-    /// What is there is of no use, at two looks already; told once.
+    /// What is there is of no use, at two looks already, or what counts has ended; told once.
     Bad(String),
 }
 
 /// What the files hold, one text for each.
 type Texts = Vec<String>;
 
+type Read = Box<dyn Fn() -> Result<Texts, Error> + Send>;
+type Judge = Box<dyn Fn(&Texts, UnixTime) -> Result<(), Error> + Send>;
+
 /// Follows a few files that belong together.
 pub struct Files {
-    read: Box<dyn Fn() -> Result<Texts, Error> + Send>,
-    take: Box<dyn Fn(&Texts, UnixTime) -> Result<(), Error> + Send>,
+    read: Read,
+    /// Makes them count, if they are of use now.
+    take: Judge,
+    /// Whether those that count are of use still.
+    lasts: Judge,
     good: Texts,
     /// What was there at the last look, and what was told of it.
     seen: Texts,
@@ -47,11 +53,14 @@ impl Files {
             let Credentials { authority, cert, key } = Credentials::read(&dir)?;
             Ok(vec![authority, cert, key])
         };
-        let take = move |texts: &Texts, now| {
+        let of = |texts: &Texts| {
             let [authority, cert, key] = [0, 1, 2].map(|n| texts.get(n).cloned().unwrap_or_default());
-            tls.replace(&Credentials { authority, cert, key }, now)
+            Credentials { authority, cert, key }
         };
-        Self::of(Box::new(read), Box::new(take))
+        let taking = tls.clone();
+        let take = move |texts: &Texts, now| taking.replace(&of(texts), now);
+        let lasts = move |texts: &Texts, now| tls.lasts(&of(texts), now);
+        Self::of(Box::new(read), Box::new(take), Box::new(lasts))
     }
 
     /// The certificate of the public port and its key; `tls` was made of them.
@@ -61,16 +70,15 @@ impl Files {
     pub fn public(cert: &Path, key: &Path, tls: PublicTls) -> Result<Self, Error> {
         let (cert, key) = (cert.to_owned(), key.to_owned());
         let read = move || Ok(public::read(&cert, &key)?.to_vec());
-        let take = move |texts: &Texts, _| tls.replace([0, 1].map(|n| texts.get(n).map_or("", String::as_str)));
-        Self::of(Box::new(read), Box::new(take))
+        let of = |texts: &Texts, n: usize| texts.get(n).cloned().unwrap_or_default();
+        let take = move |texts: &Texts, now| tls.replace([&of(texts, 0), &of(texts, 1)], now);
+        let lasts = move |texts: &Texts, now| public::lasts(&of(texts, 0), now);
+        Self::of(Box::new(read), Box::new(take), Box::new(lasts))
     }
 
-    fn of(
-        read: Box<dyn Fn() -> Result<Texts, Error> + Send>,
-        take: Box<dyn Fn(&Texts, UnixTime) -> Result<(), Error> + Send>,
-    ) -> Result<Self, Error> {
+    fn of(read: Read, take: Judge, lasts: Judge) -> Result<Self, Error> {
         let good = read()?;
-        Ok(Self { read, take, seen: good.clone(), good, told: true, failed: false })
+        Ok(Self { read, take, lasts, seen: good.clone(), good, told: true, failed: false })
     }
 
     /// Looks at the files. Several files are not written in one moment: what is wrong at one look
@@ -82,7 +90,12 @@ impl Files {
     /// Judged anew at each look: a certificate that is not valid yet will be.
     fn look_at(&mut self, now: UnixTime) -> Look {
         let (texts, judged) = match (self.read)() {
-            Ok(texts) if texts == self.good => return self.as_before(),
+            Ok(texts) if texts == self.good => {
+                return match (self.lasts)(&texts, now) {
+                    Ok(()) => self.as_before(),
+                    Err(error) => self.ended(&error),
+                };
+            }
             Ok(texts) => {
                 let judged = (self.take)(&texts, now);
                 (texts, judged)
@@ -108,6 +121,13 @@ impl Files {
         match std::mem::take(&mut self.failed) {
             true => Look::Replaced,
             false => Look::Same,
+        }
+    }
+
+    fn ended(&mut self, error: &Error) -> Look {
+        match std::mem::replace(&mut self.failed, true) {
+            true => Look::Same,
+            false => Look::Bad(error.to_string()),
         }
     }
 
@@ -191,5 +211,32 @@ mod tests {
         assert_eq!(files.look(), Look::Replaced, "the same files, later");
         assert_ne!(tls.sign(b"x").unwrap().0, old);
         assert_eq!(files.look(), Look::Same);
+    }
+
+    #[test]
+    fn what_ends_while_it_counts_is_told_once_and_another_makes_it_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+        let write = |last_year: i32| {
+            let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(last_year, 1, 1);
+            let made = rcgen::KeyPair::generate().unwrap();
+            std::fs::write(&cert, params.self_signed(&made).unwrap().pem()).unwrap();
+            std::fs::write(&key, made.serialize_pem()).unwrap();
+        };
+        // 2040-06-01.
+        let later = UnixTime::since_unix_epoch(Duration::from_secs(2_222_208_000));
+        write(2040);
+        let tls = PublicTls::open(&cert, &key, crate::pqc::Policy::default()).unwrap();
+        let mut files = Files::public(&cert, &key, tls).unwrap();
+        assert_eq!(files.look(), Look::Same);
+        assert!(matches!(files.look_at(later), Look::Bad(text) if text.contains("it ended on")));
+        assert_eq!(files.look_at(later), Look::Same, "told once");
+        write(2039);
+        assert_eq!(files.look_at(later), Look::Same);
+        assert!(matches!(files.look_at(later), Look::Bad(_)), "one that has ended replaces nothing");
+        write(2041);
+        assert_eq!(files.look_at(later), Look::Replaced);
+        assert_eq!(files.look_at(later), Look::Same);
     }
 }

@@ -419,6 +419,14 @@ impl PeerTls {
         Ok(())
     }
 
+    /// Whether the certificate that this process began with still counts.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn lasts(&self, credentials: &Credentials, now: UnixTime) -> Result<(), Error> {
+        counts(credentials, self.loaded.load().role, now)
+    }
+
     pub fn server(&self) -> Arc<ServerConfig> {
         self.loaded.load().server.clone()
     }

@@ -293,7 +293,7 @@ fn agents_samples() -> Vec<Vec<u8>> {
         spec: testing::node_spec(2).into(),
     };
     let node = exchange::wire::put_registration(&registration);
-    let register = pb::RegisterNodesRequest { cluster: "c".into(), nodes: vec![node] };
+    let register = pb::RegisterNodesRequest { cluster: "c".into(), nodes: vec![node], production: false };
     vec![register.encode_to_vec(), exchange::wire::put_faults("c", &start, &[]).encode_to_vec()]
 }
 

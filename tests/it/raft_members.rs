@@ -37,6 +37,14 @@ impl Stranger {
         self.client.vote(request).await.map(|reply| reply.into_inner().granted).map_err(|status| status.code())
     }
 
+    /// Appends nothing, as the leader that was voted for in a term long gone.
+    async fn append(&mut self, voted_for: u64) -> Result<(), Code> {
+        let vote = pb::Ballot { term: 0, voted_for, committed: true };
+        let message = pb::AppendRequest { route: Some(self.route.clone()), vote: Some(vote), ..Default::default() };
+        let mut replies = self.client.append(futures::stream::iter([message])).await.map_err(|e| e.code())?.into_inner();
+        replies.message().await.map(drop).map_err(|status| status.code())
+    }
+
     async fn forward(&mut self) -> Result<(), Code> {
         let intent = codec::encode(&tenant("sneaked-in")).into();
         let request = pb::ForwardRequest {
@@ -73,6 +81,12 @@ async fn only_members_have_a_say_in_the_group() {
         assert_eq!(worker.manage().await, refused.map(drop));
         assert_eq!(worker.vote().await, refused);
     }
+    // Who is in the group speaks for itself alone.
+    let (other, name, _) = cluster.member((leader + 1) % 3);
+    let mut member = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), other.0);
+    let third = cluster.member((leader + 2) % 3).0;
+    assert_eq!(member.append(third.0).await, refused.map(drop));
+    assert_eq!(member.append(other.0).await, Ok(()));
     // A member's keys without a place in the group: no say in what is committed.
     let mut outsider = Stranger::new(&cluster, leader, cluster.keys("n9", tls::Role::Server), 9);
     assert_eq!(outsider.forward().await, refused.map(drop));
@@ -97,6 +111,10 @@ async fn only_members_have_a_say_in_the_group() {
     let mut removed = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), id.0);
     assert_eq!(removed.forward().await, refused.map(drop));
     assert_eq!(removed.vote().await, refused);
+    // Its keys say its name; another number it makes up helps it no more.
+    let mut renamed = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), 77);
+    assert_eq!(renamed.vote().await, refused);
+    assert_eq!(renamed.append(77).await, refused.map(drop));
     // Nor does it come back under its old number.
     let again = cluster.replica(leader).add_learner(id, name, peer, deadline()).await;
     assert!(matches!(&again, Err(Error::Refused(r)) if r.reason == Reason::Conflict), "{again:?}");

@@ -164,10 +164,17 @@ impl Ask {
 
     /// The body's fields. `optional`: no body at all is an empty object.
     pub async fn json(self, optional: bool) -> Result<Map<String, Value>, Failure> {
+        self.json_within(BODY_TIME, optional).await
+    }
+
+    async fn json_within(self, time: Duration, optional: bool) -> Result<Map<String, Value>, Failure> {
         let declared = self.headers.get(header::CONTENT_TYPE).map(|value| is_json(value.as_bytes()));
         let reading = axum::body::to_bytes(self.body, json::MAX_BODY);
-        let bytes = match tokio::time::timeout(BODY_TIME, reading).await {
-            Err(_) => return Err(Failure::new(Reason::Timeout, "the body did not arrive in time; send it again")),
+        let bytes = match tokio::time::timeout(time, reading).await {
+            Err(_) => {
+                let detail = format!("the body did not arrive within {time:?}; send it again");
+                return Err(Refusal::field(Reason::Timeout, "body", detail).into());
+            }
             Ok(Err(_)) => {
                 let detail = format!("the body has more than {} bytes or was cut off", json::MAX_BODY);
                 return Err(Failure::new(Reason::TooLarge, detail));
@@ -194,6 +201,7 @@ fn is_json(content_type: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::StreamExt as _;
 
     async fn ask(uri: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Ask, Failure> {
         let mut request = Request::builder().uri(uri).extension(Who::Anyone);
@@ -230,6 +238,17 @@ mod tests {
         assert!(call.deadline >= before + 2 * MAX_DEADLINE, "a read may wait first");
         assert!(call.write_by <= std::time::Instant::now() + MAX_DEADLINE);
         assert!(MAX_DEADLINE.as_millis() <= u128::from(nf_core::apply::MINTED_MS));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stays_away_is_its_callers_time_out() {
+        let begun = futures::stream::once(async { Ok::<_, std::io::Error>("{\"a\":") });
+        let body = Body::from_stream(begun.chain(futures::stream::pending()));
+        let request = Request::builder().uri("/x").extension(Who::Anyone).body(body).unwrap();
+        let ask = Ask::from_request(request, &()).await.unwrap();
+        let failure = ask.json_within(Duration::from_millis(20), false).await.unwrap_err();
+        assert_eq!((failure.refusal.reason, failure.codes().http), (Reason::Timeout, 408));
+        assert_eq!(Failure::new(Reason::Timeout, "the group did not answer").codes().http, 504);
     }
 
     #[tokio::test]

@@ -1,0 +1,110 @@
+//! How many connections a public port has at a time, all together and from one address, so
+//! that who opens many and says nothing takes nobody else's place. It does not know what
+//! they say.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// One address has at most this part of all places. A proxy in front of the group is one address, too.
+const SHARE: usize = 2;
+
+/// A handle; clones share it.
+#[derive(Clone)]
+pub struct Places {
+    most: usize,
+    all: Arc<Semaphore>,
+    of: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A connection's place, until it is dropped.
+pub struct Place {
+    places: Places,
+    who: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Whoever has one address of IPv6 has the other 2^64 of its network, too (RFC 4291, section 2.5.4).
+fn who(from: IpAddr) -> IpAddr {
+    const NETWORK: u128 = !0 << 64;
+    match from.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & NETWORK)),
+        v4 => v4,
+    }
+}
+
+impl Places {
+    pub fn new(most: usize) -> Self {
+        Self { most, all: Arc::new(Semaphore::new(most)), of: Arc::default() }
+    }
+
+    fn of(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        // One number is changed at a time, so a panic elsewhere leaves nothing half done.
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None: there are as many as there may be, of all or of this address.
+    pub fn take(&self, from: IpAddr) -> Option<Place> {
+        let who = who(from);
+        let permit = self.all.clone().try_acquire_owned().ok()?;
+        let mut of = self.of();
+        let held = of.entry(who).or_default();
+        if *held >= (self.most / SHARE).max(1) {
+            return None;
+        }
+        *held += 1;
+        Some(Place { places: self.clone(), who, _permit: permit })
+    }
+
+    /// Waits until nobody has one.
+    pub async fn empty(&self) {
+        let all = u32::try_from(self.most).unwrap_or(u32::MAX);
+        // It is never closed.
+        let _ = self.all.acquire_many(all).await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut of = self.places.of();
+        if let Some(held) = of.get_mut(&self.who) {
+            *held -= 1;
+            if *held == 0 {
+                of.remove(&self.who);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn one_address_leaves_places_for_others() {
+        let places = Places::new(4);
+        let mine: Vec<_> = (0..2).map(|_| places.take(ip("10.0.0.1")).unwrap()).collect();
+        assert!(places.take(ip("10.0.0.1")).is_none());
+        assert!(places.take(ip("::ffff:10.0.0.1")).is_none(), "the same one, written otherwise");
+        let other = places.take(ip("2001:db8::1")).unwrap();
+        let next = places.take(ip("2001:db8::ffff")).unwrap();
+        assert!(places.take(ip("10.0.0.2")).is_none(), "all are taken");
+        drop((mine, next));
+        assert!(places.take(ip("2001:db8::2")).is_some() && places.take(ip("10.0.0.1")).is_some());
+        drop(other);
+        assert!(places.of().is_empty(), "who is gone is forgotten");
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one() {
+        let places = Places::new(2);
+        let _held = places.take(ip("2001:db8::1")).unwrap();
+        assert!(places.take(ip("2001:db8::2")).is_none());
+        assert!(places.take(ip("2001:db8:0:1::2")).is_some());
+    }
+}
