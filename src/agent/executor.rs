@@ -207,17 +207,14 @@ impl Shared {
 
     /// Removes the oldest logs, but none of a replica that is here.
     fn prune_logs(&self) {
-        let live: Vec<PathBuf> =
-            held(&self.slots).iter().map(|(k, s)| self.places.log(&s.request, k.0.replica)).collect();
+        let live: Vec<PathBuf> = held(&self.slots).iter().map(|(k, s)| self.places.log(&s.request, k.0)).collect();
         if let Err(error) = logs::prune(&self.places.logs, LOG_FILES, &live) {
             tracing::warn!(path = %self.places.logs.display(), %error, "old logs can't be removed");
         }
     }
 
-    pub(super) fn lives(&self, request: &RequestId, replica: u16) -> bool {
-        let here = |(key, slot): (&Key, &Slot)| {
-            slot.request == *request && key.0.replica == replica && !matches!(slot.condition, Condition::Gone { .. })
-        };
+    pub(super) fn lives(&self, id: ReplicaId) -> bool {
+        let here = |(key, slot): (&Key, &Slot)| key.0 == id && !matches!(slot.condition, Condition::Gone { .. });
         held(&self.slots).iter().any(here)
     }
 
@@ -470,10 +467,9 @@ impl Execute for Executor {
         ready.filter_map(told).take(TOLD).collect()
     }
 
-    fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
+    fn lives(&self, id: ReplicaId) -> Vec<Life> {
         let slots = held(&self.shared.slots);
-        let of = |(key, slot): &(&Key, &Slot)| slot.request == *request && key.0.replica == replica;
-        slots.iter().filter(of).map(|(_, slot)| slot.life.clone()).collect()
+        slots.iter().filter(|(key, _)| key.0 == id).map(|(_, slot)| slot.life.clone()).collect()
     }
 
     fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
@@ -491,13 +487,13 @@ impl Execute for Executor {
     fn logs(
         &self,
         request: &RequestId,
-        replica: u16,
+        id: ReplicaId,
         tail: usize,
         follow: bool,
     ) -> BoxStream<'static, io::Result<Bytes>> {
-        let (shared, request) = (Arc::downgrade(&self.shared), request.clone());
-        let path = self.shared.places.log(&request, replica);
-        let lives = move || shared.upgrade().is_some_and(|s| s.lives(&request, replica));
+        let shared = Arc::downgrade(&self.shared);
+        let path = self.shared.places.log(request, id);
+        let lives = move || shared.upgrade().is_some_and(|s| s.lives(id));
         logs::stream(&self.shared.runtime, path, tail, follow, lives).boxed()
     }
 
@@ -513,7 +509,8 @@ fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giv
     };
     match Giver::find(&config.users).and_then(paved) {
         Err(why) if config.users.required => {
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("NF_REPLICA_USERS: {why}")))
+            let text = format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
         }
         found => Ok(found),
     }

@@ -9,8 +9,8 @@ use crate::exchange::{
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use nf_core::command::Mode;
 use nf_core::command::DeviceFault;
+use nf_core::command::Mode;
 use nf_proto::internal as pb;
 use std::future::Future;
 use std::sync::Arc;

@@ -83,7 +83,7 @@ pub trait Execute: Send + Sync + 'static {
         None
     }
     /// What the launches of a replica that are here have been through, older ones first.
-    fn lives(&self, _request: &RequestId, _replica: u16) -> Vec<Life> {
+    fn lives(&self, _id: ReplicaId) -> Vec<Life> {
         Vec::new()
     }
     /// Removes a copy of data about people; true when it is gone. Otherwise it is on its way, and `changes` will tell.
@@ -94,7 +94,7 @@ pub trait Execute: Send + Sync + 'static {
     fn logs(
         &self,
         request: &RequestId,
-        replica: u16,
+        id: ReplicaId,
         tail: usize,
         follow: bool,
     ) -> BoxStream<'static, io::Result<Bytes>>;
@@ -400,10 +400,10 @@ impl Agent {
             self.nodes.iter().map(|node| (node.registration.node.clone(), node.executor().clone())).collect();
         Arc::new(move |query: &LogQuery| match executors.get(&query.node) {
             Some(executor) if query.life => {
-                let lives = life::encode(&executor.lives(&query.request, query.replica));
+                let lives = life::encode(&executor.lives(query.id));
                 futures::stream::once(async move { Ok(lives) }).boxed()
             }
-            Some(executor) => executor.logs(&query.request, query.replica, query.tail, query.follow),
+            Some(executor) => executor.logs(&query.request, query.id, query.tail, query.follow),
             None => {
                 let text = format!("node {} is not run by this process", query.node);
                 futures::stream::once(async move { Err(io::Error::new(io::ErrorKind::NotFound, text)) }).boxed()

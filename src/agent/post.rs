@@ -66,9 +66,10 @@ impl Places {
         self.replicas.join(format!("{request}.{}.{}.{generation}", id.replica, id.job))
     }
 
-    /// One log for all launches of a replica, so that why the last one ended can still be read.
-    pub(super) fn log(&self, request: &RequestId, replica: u16) -> PathBuf {
-        self.logs.join(format!("{request}.{replica}.log"))
+    /// One log for all launches of a replica, so that why the last one ended can still be read. The job's
+    /// number is in its name: another tenant may have a job of the same request later.
+    pub(super) fn log(&self, request: &RequestId, id: ReplicaId) -> PathBuf {
+        self.logs.join(format!("{request}.{}.{}.log", id.replica, id.job))
     }
 }
 
@@ -145,7 +146,7 @@ impl Post {
     }
 
     pub(super) fn log(&self) -> PathBuf {
-        self.shared.places.log(&self.launch.request, self.launch.id.replica)
+        self.shared.places.log(&self.launch.request, self.launch.id)
     }
 
     /// Writes a line of ours into the replica's log, between those of its program.

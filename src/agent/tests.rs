@@ -10,8 +10,8 @@ use super::virtual_nodes::{self, Clock, VirtualNode};
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
 use crate::exchange::{Caller, Hub, LogQuery, Plain, Slice};
-use nf_core::command::Mode;
 use nf_core::command::Answer;
+use nf_core::command::Mode;
 use nf_core::consent::{self, Consent, Scope};
 use nf_core::id::{Incarnation, JobNo, Label, NodeNo, TenantId};
 use nf_core::job::{JobState, Phase};
@@ -101,8 +101,8 @@ impl Execute for Fake {
         self.disk.lock().unwrap().remove(&copy.manifest);
         true
     }
-    fn logs(&self, request: &RequestId, replica: u16, _: usize, _: bool) -> BoxStream<'static, io::Result<Bytes>> {
-        let text = format!("{request}.{replica}\n");
+    fn logs(&self, request: &RequestId, id: ReplicaId, _: usize, _: bool) -> BoxStream<'static, io::Result<Bytes>> {
+        let text = format!("{request}.{}\n", id.replica);
         futures::stream::once(async move { Ok(Bytes::from(text)) }).boxed()
     }
 }
@@ -501,8 +501,8 @@ async fn workers_are_served_over_the_network_by_whichever_member_answers() {
     let request = group.state().job(JobNo(7)).unwrap().request.clone();
     let mut line = None;
     for _ in 0..500 {
-        let query =
-            LogQuery { node: node.clone(), request: request.clone(), replica: 0, follow: false, tail: 10, life: false };
+        let id = ReplicaId { job: JobNo(7), replica: 0 };
+        let query = LogQuery { node: node.clone(), request: request.clone(), id, follow: false, tail: 10, life: false };
         line = hub.logs(query).next().await.and_then(Result::ok);
         if line.is_some() {
             break;

@@ -328,8 +328,8 @@ impl Execute for Replicas {
         self.changes.subscribe()
     }
 
-    fn logs(&self, request: &RequestId, replica: u16, _: usize, _: bool) -> BoxStream<'static, io::Result<Bytes>> {
-        let line = format!("replica {replica} of {request} is virtual (SIMULATED): it writes no log\n");
+    fn logs(&self, request: &RequestId, id: ReplicaId, _: usize, _: bool) -> BoxStream<'static, io::Result<Bytes>> {
+        let line = format!("replica {} of {request} is virtual (SIMULATED): it writes no log\n", id.replica);
         futures::stream::once(async move { Ok(Bytes::from(line)) }).boxed()
     }
 }

@@ -397,13 +397,14 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
     response
 }
 
-/// Why a call was refused that the gate had let in, if for a reason of its caller's: either surface leaves its
-/// answer's problem beside the answer.
+/// Why a call was refused that the gate had let in, if for a reason of its caller's: each surface leaves its
+/// answer's problem, status or reason beside the answer.
 fn refusal(response: &Response) -> Option<Reason> {
-    let (problem, status) = (response.extensions().get::<Problem>(), response.extensions().get::<tonic::Status>());
-    let reason = match (problem, status) {
-        (Some(problem), _) => Reason::from_token(&problem.reason)?,
-        (None, status) => Reason::from_token(&status?.get_details_error_info()?.reason)?,
+    let left = response.extensions();
+    let reason = match (left.get::<Problem>(), left.get::<tonic::Status>(), left.get::<Reason>()) {
+        (Some(problem), ..) => Reason::from_token(&problem.reason)?,
+        (None, Some(status), _) => Reason::from_token(&status.get_details_error_info()?.reason)?,
+        (None, None, reason) => *reason?,
     };
     (400..500).contains(&codes(reason).http).then_some(reason)
 }
@@ -451,7 +452,11 @@ pub async fn guard_models(service: Service, name: &'static str, mut request: Req
     if let Some(actor) = who.actor(&cluster, &service.info.node_name) {
         request.extensions_mut().insert(actor);
     }
-    next.run(request).await
+    let response = next.run(request).await;
+    if let Some(reason) = refusal(&response) {
+        tell(&service, &who, MODELS, reason);
+    }
+    response
 }
 
 /// Refusals of somebody known are in the audit trail.

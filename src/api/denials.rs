@@ -14,21 +14,28 @@ use std::time::{Duration, Instant};
 
 /// How long refusals of a kind are one entry.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Kinds (actor, route, reason) of one window; what is past it is in the metrics alone.
+/// Kinds (actor, route, reason) of one window that are told apart by their route.
 const MAX_KINDS: usize = 1000;
+/// What is past all of them is in the metrics alone.
+const MOST_KINDS: usize = 4000;
 /// Of these, one actor's.
 const MAX_OWN: usize = 50;
+/// What the routes past those are called.
+const OTHERS: &str = "other calls";
 /// How long an entry may take; a group without a quorum records nothing, and says so in its health.
 const SUBMIT: Duration = Duration::from_secs(5);
 
 /// Who (people of two tenants may have one name), what, and why.
 type Kind = (Arc<str>, Option<TenantId>, Option<Hash>, Arc<str>, Reason);
 
+/// With the number of those of a kind that are not written down yet.
+type Kinds = BTreeMap<Kind, (Actor, u32)>;
+
 /// See the module's text.
 #[derive(Clone)]
 pub struct Denials {
     replica: Replica,
-    kinds: Arc<Mutex<BTreeMap<Kind, (Actor, u32)>>>,
+    kinds: Arc<Mutex<Kinds>>,
 }
 
 impl Denials {
@@ -41,21 +48,43 @@ impl Denials {
 
     /// Somebody known was refused something.
     pub fn tell(&self, actor: Actor, what: &str, reason: Reason) {
-        let kind: Kind = (actor.subject.clone(), actor.tenant.clone(), actor.token, Arc::from(what), reason);
+        let Some(kind) = self.noted(&actor, what, reason) else { return };
+        let denials = self.clone();
+        tokio::spawn(async move {
+            if !submit(&denials.replica, intent(actor.clone(), kind.3.clone(), reason, 1)).await {
+                denials.owe(kind, actor, 1);
+            }
+        });
+    }
+
+    /// Counts it; its kind, if it is the first of the window and an entry of its own.
+    fn noted(&self, actor: &Actor, what: &str, reason: Reason) -> Option<Kind> {
+        let kind = |what: &str| (actor.subject.clone(), actor.tenant.clone(), actor.token, Arc::from(what), reason);
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kind: Kind = kind(what);
+        // Nobody takes the places of all others: past them, what is refused is counted by its reason alone.
+        let own = |kinds: &Kinds| kinds.keys().filter(|other| (&other.0, &other.1) == (&kind.0, &kind.1)).count();
+        if !kinds.contains_key(&kind) && (kinds.len() >= MAX_KINDS || own(&kinds) >= MAX_OWN) {
+            kind.3 = Arc::from(OTHERS);
+        }
         if let Some((_, more)) = kinds.get_mut(&kind) {
             *more = more.saturating_add(1);
-            return;
+            return None;
         }
-        // Nobody takes the places of all others.
-        let own = kinds.keys().filter(|(subject, tenant, ..)| (subject, tenant) == (&kind.0, &kind.1)).count();
-        if kinds.len() >= MAX_KINDS || own >= MAX_OWN {
-            return;
+        if kinds.len() >= MOST_KINDS {
+            return None;
         }
-        kinds.insert(kind, (actor.clone(), 0));
-        drop(kinds);
-        let (replica, intent) = (self.replica.clone(), intent(actor, what.into(), reason, 1));
-        tokio::spawn(async move { submit(&replica, intent).await });
+        kinds.insert(kind.clone(), (actor.clone(), 0));
+        Some(kind)
+    }
+
+    /// So many could not be written down; they are due with the next.
+    fn owe(&self, kind: Kind, actor: Actor, count: u32) {
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if kinds.len() < MOST_KINDS || kinds.contains_key(&kind) {
+            let (_, more) = kinds.entry(kind).or_insert((actor, 0));
+            *more = more.saturating_add(count);
+        }
     }
 }
 
@@ -64,20 +93,27 @@ fn intent(actor: Actor, object: Arc<str>, reason: Reason, count: u32) -> Intent 
     Intent::By { actor, intent: Box::new(Intent::Note(note)) }
 }
 
-async fn submit(replica: &Replica, intent: Intent) {
-    if let Err(error) = replica.submit(intent, Instant::now() + SUBMIT).await {
-        tracing::warn!(%error, "a refusal is not in the audit trail");
+/// Whether it is written down.
+async fn submit(replica: &Replica, intent: Intent) -> bool {
+    match replica.submit(intent, Instant::now() + SUBMIT).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "a refusal is not in the audit trail yet; it is told again within a minute");
+            false
+        }
     }
 }
 
-async fn count(replica: Replica, kinds: Weak<Mutex<BTreeMap<Kind, (Actor, u32)>>>) {
+async fn count(replica: Replica, kinds: Weak<Mutex<Kinds>>) {
     loop {
         tokio::time::sleep(WINDOW).await;
         let Some(kinds) = kinds.upgrade() else { return };
-        let done = std::mem::take(&mut *kinds.lock().unwrap_or_else(PoisonError::into_inner));
-        for ((.., what, reason), (actor, more)) in done {
-            if more > 0 {
-                submit(&replica, intent(actor, what, reason, more)).await;
+        let denials = Denials { replica: replica.clone(), kinds };
+        let done = std::mem::take(&mut *denials.kinds.lock().unwrap_or_else(PoisonError::into_inner));
+        for (kind, (actor, more)) in done {
+            let (what, reason) = (kind.3.clone(), kind.4);
+            if more > 0 && !submit(&replica, intent(actor.clone(), what, reason, more)).await {
+                denials.owe(kind, actor, more);
             }
         }
     }

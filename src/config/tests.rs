@@ -64,6 +64,7 @@ fn a_secret_shows_in_no_view_and_no_error() {
         view.contains("openai_key=<REDACTED>") && view.contains("prom_url=http://<REDACTED>@prom:9090/x"),
         "{view}"
     );
+    assert!(!format!("{settings:?}").contains("hidden"), "{settings:?}");
     let error = load(&[], &[("REDIS_URL", "hidden")], None).unwrap_err().to_string();
     assert!(error.starts_with("REDIS_URL") && !error.contains("hidden"), "{error}");
 }

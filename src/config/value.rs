@@ -23,12 +23,19 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A parsed value, the text it was parsed from, and its origin.
-#[derive(Clone, Debug)]
+/// A parsed value, the text it was parsed from, and its origin. Its Debug shows the origin alone: settings
+/// hold tokens, and whoever prints one while looking for an error thinks of something else.
+#[derive(Clone)]
 pub struct Setting<T> {
     pub value: T,
     pub text: String,
     pub origin: Origin,
+}
+
+impl<T> fmt::Debug for Setting<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{}>", self.origin)
+    }
 }
 
 impl<T> std::ops::Deref for Setting<T> {
@@ -39,7 +46,7 @@ impl<T> std::ops::Deref for Setting<T> {
 }
 
 /// A value as it was written.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Raw {
     pub row: &'static Row,
     pub text: String,

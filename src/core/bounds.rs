@@ -14,6 +14,8 @@ use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
 
 /// Longest text in an intent that is no name, in bytes: a host, an address, a reason.
 pub const MAX_TEXT: usize = 1024;
+/// Ports below are the system's own services' (RFC 6335, section 6).
+const FIRST_PORT: u16 = 1024;
 /// Longest id of a device, in bytes.
 pub const MAX_UUID: usize = 128;
 /// Entries of a small list: labels, prices, device types.
@@ -227,10 +229,25 @@ fn node(spec: &NodeSpec) -> Result<(), Refusal> {
         let text = format!("a node's cpu, memory or disk is too large to be true: more than {MAX_BYTES}");
         return Err(Refusal::invalid("capacity", text));
     }
-    if spec.ports.is_some_and(|p| p.first > p.last || p.first == 0) {
-        return Err(Refusal::invalid("ports", "a range such as 31000-31999"));
+    if spec.ports.is_some_and(|p| p.first > p.last || p.first < FIRST_PORT) {
+        return Err(Refusal::invalid("ports", "a range from 1024 on, such as 31000-31999"));
     }
-    Ok(())
+    reachable(&spec.host)
+}
+
+/// Members call a node's replicas where the node says that it is: not at the addresses of a link, which are also
+/// those where clouds keep a machine's credentials, and not at those that are nobody's.
+fn reachable(host: &str) -> Result<(), Refusal> {
+    use std::net::IpAddr;
+    let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() else { return Ok(()) };
+    let bad = match address.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    match bad || address.is_unspecified() || address.is_multicast() {
+        true => Err(Refusal::invalid("host", format!("{host} is no address at which members reach a node"))),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -256,6 +273,16 @@ mod tests {
         let kind = |i: usize| DeviceType::new(&format!("d{i}")).unwrap();
         assert_eq!(refused(&|s| s.host = "h".repeat(2000).into()).as_deref(), Some("host"));
         assert_eq!(refused(&|s| s.host = "a\nb".into()).as_deref(), Some("host"));
+        for nowhere in ["169.254.169.254", "0.0.0.0", "[fe80::1]", "::ffff:169.254.1.1", "224.0.0.1", "::"] {
+            assert_eq!(refused(&|s| s.host = nowhere.into()).as_deref(), Some("host"), "{nowhere}");
+        }
+        for somewhere in ["10.0.0.7", "node-1.example", "127.0.0.1", "[2001:db8::7]"] {
+            assert_eq!(refused(&|s| s.host = somewhere.into()), None, "{somewhere}");
+        }
+        assert_eq!(
+            refused(&|s| s.ports = Some(crate::node::PortRange { first: 80, last: 80 })).as_deref(),
+            Some("ports")
+        );
         assert_eq!(refused(&|s| s.devices[3].uuid = "u".repeat(200).into()).as_deref(), Some("devices.uuid"));
         let labels = |s: &mut NodeSpec| s.labels = (0..300).map(|i| (label(i), label(i))).collect();
         assert_eq!(refused(&labels).as_deref(), Some("labels"));

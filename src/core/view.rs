@@ -4,7 +4,7 @@
 use crate::claim::GaveWay;
 use crate::disruption::Notice;
 use crate::forecast;
-use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
+use crate::id::{JobNo, ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
@@ -18,6 +18,7 @@ use std::sync::Arc;
 /// A job, for people and clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobView {
+    pub no: JobNo,
     pub request: RequestId,
     pub tenant: TenantId,
     pub model: ModelId,
@@ -113,6 +114,7 @@ pub struct DeviceView {
 pub fn job(state: &State, job: &Job) -> JobView {
     let waits = job.wants_place();
     JobView {
+        no: job.no,
         request: job.request.clone(),
         tenant: job.spec.tenant.clone(),
         model: job.spec.model.clone(),
@@ -147,7 +149,7 @@ pub fn explained(state: &State, job: &Job) -> JobView {
 /// Place in the tenant's own queue.
 fn position(state: &State, job: &Job) -> u32 {
     let own = (job.tenant, -i32::from(job.spec.priority), job.no);
-    let first = (job.tenant, i32::MIN, crate::id::JobNo(0));
+    let first = (job.tenant, i32::MIN, JobNo(0));
     state.waiting.range(first..=own).count() as u32
 }
 

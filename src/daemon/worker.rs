@@ -36,7 +36,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
     let peers: Vec<String> = members.iter().map(|(.., peer)| peer.clone()).collect();
     let dial = TlsDial { tls: me.tls.clone(), names };
-    let link = RemoteLink::new(&me.cluster, settings.mode().into(), &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
+    let link =
+        RemoteLink::new(&me.cluster, settings.mode().into(), &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
     let dir = me.data.join("node");
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;

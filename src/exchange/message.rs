@@ -6,7 +6,7 @@ use nf_core::command::Report;
 use nf_core::id::{Digest16, Incarnation, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
-use nf_core::reconcile::Desired;
+use nf_core::reconcile::{Desired, ReplicaId};
 use std::sync::Arc;
 
 /// Why a message got no good answer.
@@ -122,7 +122,8 @@ impl NodeReports {
 pub struct LogQuery {
     pub node: NodeName,
     pub request: RequestId,
-    pub replica: u16,
+    /// Its job's number, too: who has a request's name today need not be who had it before.
+    pub id: ReplicaId,
     pub follow: bool,
     /// Lines from the end.
     pub tail: usize,

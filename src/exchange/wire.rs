@@ -9,10 +9,10 @@ use crate::telemetry::traces;
 use nf_core::autoscaler::source::Told;
 use nf_core::codec::{self, Framed};
 use nf_core::command::{DeviceFault, Report};
-use nf_core::id::{Digest16, Incarnation, NodeName, RequestId};
+use nf_core::id::{Digest16, Incarnation, JobNo, NodeName, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
-use nf_core::reconcile::{Desired, MAX_PURGES};
+use nf_core::reconcile::{Desired, MAX_PURGES, ReplicaId};
 use nf_proto::internal as pb;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -325,7 +325,8 @@ pub fn put_query(cluster: &str, query: &LogQuery) -> pb::ReadLogsRequest {
         cluster: cluster.to_owned(),
         node: query.node.to_string(),
         request: query.request.to_string(),
-        replica: u32::from(query.replica),
+        job: query.id.job.0,
+        replica: u32::from(query.id.replica),
         follow: query.follow,
         tail: query.tail as u64,
         life: query.life,
@@ -336,7 +337,10 @@ pub fn query(message: &pb::ReadLogsRequest) -> Result<LogQuery, Error> {
     Ok(LogQuery {
         node: name("node", &message.node)?,
         request: RequestId::new(&message.request).map_err(|e| bad("request", e))?,
-        replica: u16::try_from(message.replica).map_err(|e| bad("replica", e))?,
+        id: ReplicaId {
+            job: JobNo(message.job),
+            replica: u16::try_from(message.replica).map_err(|e| bad("replica", e))?,
+        },
         follow: message.follow,
         tail: usize::try_from(message.tail).unwrap_or(usize::MAX),
         life: message.life,

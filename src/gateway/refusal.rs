@@ -93,6 +93,8 @@ impl IntoResponse for Refused {
             let value = header::HeaderValue::from_static(RETRY_AFTER);
             response.headers_mut().insert(header::RETRY_AFTER, value);
         }
+        // For who keeps the record of refusals.
+        response.extensions_mut().insert(reason);
         response
     }
 }

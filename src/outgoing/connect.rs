@@ -3,7 +3,8 @@
 
 use super::address::{LOOPBACK, unwrapped};
 use super::{Allow, Fault, Group, Options, tls};
-use crate::pqc::{self, Kind, Links, Mismatch, Open, Policy, Row, Side, Way};
+use crate::pqc::stream::{Inner, Stream};
+use crate::pqc::{Kind, Links, Mismatch, Policy, Row, Side, Way};
 use futures::future::BoxFuture;
 use http::Uri;
 use hyper_util::client::legacy::connect::{Connected, Connection};
@@ -12,14 +13,11 @@ use rustls_pki_types::ServerName;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 /// Looking up, connecting and shaking hands may take so long each.
 const STEP: Duration = Duration::from_secs(5);
@@ -67,7 +65,7 @@ impl Connector {
 }
 
 impl Rules {
-    async fn connect(&self, uri: &Uri) -> Result<Link, Fault> {
+    async fn connect(&self, uri: &Uri) -> Result<Stream, Fault> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let away = |text: String| Fault::Unreachable { host: host.clone(), text };
         let secure = uri.scheme_str() != Some("http");
@@ -113,7 +111,7 @@ impl Rules {
         Ok(found)
     }
 
-    async fn shake(&self, host: &str, stream: TcpStream) -> Result<Link, Fault> {
+    async fn shake(&self, host: &str, stream: TcpStream) -> Result<Stream, Fault> {
         let away = |text: String| Fault::Unreachable { host: host.to_owned(), text };
         let name = ServerName::try_from(host.to_owned()).map_err(|e| away(e.to_string()))?;
         let shaken = tokio::time::timeout(STEP, self.tls.connect(name, stream)).await;
@@ -125,21 +123,17 @@ impl Rules {
             }
             away(format!("TLS: {error}"))
         })?;
-        Ok(self.made(host, Inner::Secure(Box::new(stream))))
+        Ok(self.made(host, Inner::Secure(Box::new(stream.into()))))
     }
 
-    fn made(&self, host: &str, inner: Inner) -> Link {
-        let group = match &inner {
-            Inner::Secure(stream) => pqc::group(stream.get_ref().1),
-            Inner::Plain(_) => pqc::NONE.to_owned(),
-        };
-        let row = Row { kind: self.kind, way: Way::Out, with: host.to_owned(), group };
-        Link { inner, open: Links::outside().opened(row) }
+    fn made(&self, host: &str, inner: Inner) -> Stream {
+        let row = Row { kind: self.kind, way: Way::Out, with: host.to_owned(), group: inner.group() };
+        Stream::new(inner, None, Links::outside().opened(row))
     }
 }
 
 impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<Link>;
+    type Response = TokioIo<Stream>;
     type Error = Fault;
     type Future = BoxFuture<'static, Result<Self::Response, Fault>>;
 
@@ -153,51 +147,8 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
-/// A connection.
-pub struct Link {
-    inner: Inner,
-    open: Open,
-}
-
-enum Inner {
-    Plain(TcpStream),
-    Secure(Box<TlsStream<TcpStream>>),
-}
-
-impl Connection for Link {
+impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new().extra(Group(self.open.group().to_owned()))
-    }
-}
-
-impl AsyncRead for Link {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(stream) => Pin::new(stream).poll_read(cx, to),
-            Inner::Secure(stream) => Pin::new(stream).poll_read(cx, to),
-        }
-    }
-}
-
-impl AsyncWrite for Link {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(stream) => Pin::new(stream).poll_write(cx, from),
-            Inner::Secure(stream) => Pin::new(stream).poll_write(cx, from),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Inner::Secure(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Inner::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Connected::new().extra(Group(self.group().to_owned()))
     }
 }

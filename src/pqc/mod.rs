@@ -3,6 +3,7 @@
 //! client, takes its provider from here. It does not know certificates, or who listens.
 
 mod links;
+pub mod stream;
 
 pub use links::{Families, Kind, Links, Open, Row, Way};
 

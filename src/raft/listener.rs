@@ -17,8 +17,8 @@ use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use crate::pqc::Mode;
+use crate::pqc::stream::Stream;
 use crate::security::join::{Door, Life};
-use crate::security::link::Stream;
 use crate::security::tls::{self, PeerTls, Role};
 
 /// A handshake that takes longer is given up; a peer gives up its side no later.

@@ -2,23 +2,22 @@
 //! accepted here and nowhere else, so that both ends know the key exchange, and why there is none. In mode
 //! off both say who they are and prove nothing. It does not know who listens, or what is said.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::server::{Acceptor, ClientHello};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 use super::join::Door;
 use super::tls::{self, PeerTls};
-use crate::pqc::{self, Kind, Mismatch, Mode, Open, Policy, Row, Side, Way};
+use crate::pqc::stream::{Inner, Stream};
+use crate::pqc::{Kind, Mismatch, Mode, Policy, Row, Side, Way};
 
 /// With what both ends of a plain link begin, before the length of their certificate and the certificate.
 const PLAIN: &[u8; 11] = b"nf-plain/1\n";
@@ -28,39 +27,6 @@ const ALERT: u8 = 0x15;
 const MAX_CERT: u16 = 16 << 10;
 /// For who speaks TLS to a plain link to read that it is one.
 const LINGER: Duration = Duration::from_millis(500);
-
-/// A connection inside the group.
-pub struct Stream {
-    inner: Inner,
-    /// What the other end showed; on a plain link it proves nothing.
-    cert: Option<CertificateDer<'static>>,
-    open: Open,
-}
-
-enum Inner {
-    Secure(Box<TlsStream<TcpStream>>),
-    Plain(TcpStream),
-}
-
-impl Inner {
-    fn group(&self) -> String {
-        match self {
-            Inner::Secure(stream) => pqc::group(stream.get_ref().1),
-            Inner::Plain(_) => pqc::NONE.to_owned(),
-        }
-    }
-}
-
-impl Stream {
-    /// The key exchange, as in "X25519MLKEM768".
-    pub fn group(&self) -> &str {
-        self.open.group()
-    }
-
-    pub fn cert(&self) -> Option<&CertificateDer<'static>> {
-        self.cert.as_ref()
-    }
-}
 
 /// Shakes hands as a client, and says it when the ends' modes do not fit.
 ///
@@ -140,7 +106,7 @@ impl PeerTls {
 
     fn made(&self, way: Way, inner: Inner, cert: Option<CertificateDer<'static>>, with: String) -> Stream {
         let row = Row { kind: Kind::Peer, way, with, group: inner.group() };
-        Stream { open: self.links().opened(row), inner, cert }
+        Stream::new(inner, cert, self.links().opened(row))
     }
 
     fn refused(&self, way: Way, with: &str, error: &io::Error) {
@@ -235,56 +201,6 @@ async fn heard(stream: &mut TcpStream) -> io::Result<Result<CertificateDer<'stat
 
 fn shown(certs: Option<&[CertificateDer<'_>]>) -> Option<CertificateDer<'static>> {
     certs?.first().map(|cert| cert.clone().into_owned())
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Secure(stream) => Pin::new(stream).poll_read(cx, to),
-            Inner::Plain(stream) => Pin::new(stream).poll_read(cx, to),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
-            Inner::Secure(stream) => Pin::new(stream).poll_write(cx, from),
-            Inner::Plain(stream) => Pin::new(stream).poll_write(cx, from),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        from: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
-            Inner::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, from),
-            Inner::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, from),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.inner {
-            Inner::Secure(stream) => stream.is_write_vectored(),
-            Inner::Plain(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Secure(stream) => Pin::new(stream).poll_flush(cx),
-            Inner::Plain(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
-            Inner::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }
 
 #[cfg(test)]

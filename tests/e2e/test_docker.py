@@ -79,8 +79,8 @@ class Lab:
         return eventually(f"{request_id} is ready", look, 60)
 
     def log(self, request_id):
-        path = self.folder / f"data/nodes/node-1/logs/node-1/{request_id}.0.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        logs = (self.folder / "data/nodes/node-1/logs/node-1").glob(f"{request_id}.0.*.log")
+        return "".join(path.read_text(errors="replace") for path in logs)
 
     def containers(self, request_id=None):
         of = f"={request_id}" if request_id else ""

@@ -28,6 +28,8 @@ class Lab(nf.Process):
             "NEURAL_FABRIC_MODE": "production",
             "MODEL_STORE_URL": f"file://{self.store}",
             "COSIGN_KEY_PATH": self.keys / "signing.pub.pem",
+            # No other user can pass through the folders of a test.
+            "NF_REPLICA_USERS": "off",
         }
         super().__init__(folder / "serve", ["serve", "--config", str(self.lab / "node-1/nf.toml")], settings)
         self.people = {"admin": admin}

@@ -1,8 +1,13 @@
 """The service file: systemd itself reads it without complaint, and what nf relies on is in it."""
 
+import json
+import os
+import pathlib
 import shutil
 import subprocess
+import tempfile
 
+import nf
 import pytest
 from nf import ROOT
 
@@ -16,8 +21,56 @@ def test_what_replicas_need_to_outlive_their_agent_is_said():
     assert not any(line.startswith("PrivateTmp=") for line in lines)
 
 
-def test_the_agent_has_no_capability_that_a_replica_could_inherit():
-    assert not any(line.startswith("AmbientCapabilities=") for line in UNIT.read_text().splitlines())
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="SKIPPED: needs root and setpriv, to be somebody else")
+def test_its_capabilities_give_replicas_users_of_their_own(monkeypatch):
+    """nf as some user with what the file gives it, and a program that has none of that."""
+    lines = dict(line.split("=", 1) for line in UNIT.read_text().splitlines() if "=" in line)
+    assert lines["AmbientCapabilities"] == lines["CapabilityBoundingSet"]
+    names = [name.removeprefix("CAP_").lower() for name in lines["AmbientCapabilities"].split()]
+    user, given = 64321, "-all," + ",".join(f"+{name}" for name in names)
+    # As the directories that systemd makes.
+    claims = pathlib.Path("/run") / lines["RuntimeDirectory"]
+    claims.mkdir(mode=0o700, exist_ok=True)
+    owner = claims.stat()
+    folder = pathlib.Path(tempfile.mkdtemp(dir="/var/tmp"))
+    wrapper, store = folder / "nf", folder / "store"
+    become = f"setpriv --reuid={user} --regid={user} --clear-groups --no-new-privs"
+    wrapper.write_text(f'#!/bin/sh\nexec {become} --inh-caps={given} --bounding-set={given} --ambient-caps={given} -- "{nf.NF}" "$@"\n')
+    wrapper.chmod(0o755)
+    (folder / "m").mkdir()
+    (folder / "m/weights.onnx").write_bytes(b"w")
+    argv = ["/usr/bin/python3", "-m", "http.server", "{port}", "--bind", "{host}"]
+    (folder / "runtime.json").write_text(json.dumps({"argv": argv, "ready": {"path": "/"}}))
+    publish = ["model", "publish", folder / "m", "--model", "m", "--version", "v1", "--store", f"file://{store}", "--runtime", folder / "runtime.json"]
+    subprocess.run([str(nf.NF), *map(str, publish)], check=True, timeout=60)
+    for path in [folder, *folder.rglob("*"), claims]:
+        os.chown(path, user, user)
+    folder.chmod(0o711)
+    monkeypatch.setattr(nf.Process.__init__, "__defaults__", (None, "nf", wrapper))
+    try:
+        settings = {"MODEL_STORE_URL": f"file://{store}", "NF_REPLICA_USERS": "1900002000-1900002009"}
+        with nf.Serve(folder / "serve", settings) as group:
+            job = {"request_id": "r1", "tenant_id": "t1", "model_id": "m", "version": "v1", "resources": {"cpu": 0.1}}
+            assert group.call("POST", "/schedule", job).status_code == 201
+            group.wait_state("r1", "Running")
+            (pid,) = [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and runs(p, argv[2])]
+            status = dict(line.split(":\t", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+            assert {1900002000 < int(uid) <= 1900002009 for uid in status["Uid"].split()} == {True}, status["Uid"]
+            assert all(int(status[of], 16) == 0 for of in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
+            group.nf("stop", "r1", "--yes")
+            nf.eventually("it is gone", lambda: not pathlib.Path(f"/proc/{pid}").exists())
+    finally:
+        os.chown(claims, owner.st_uid, owner.st_gid)
+        shutil.rmtree(folder)
+
+
+def runs(process, word):
+    """Whether it is a replica's Python of ours, with that word in its command line."""
+    try:
+        words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        return words[0] == "/usr/bin/python3" and word in words and 1900002000 < process.stat().st_uid <= 1900002009
+    except OSError:
+        return False
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="SKIPPED: no systemd-analyze on this machine")

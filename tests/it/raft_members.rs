@@ -41,7 +41,8 @@ impl Stranger {
     async fn append(&mut self, voted_for: u64) -> Result<(), Code> {
         let vote = pb::Ballot { term: 0, voted_for, committed: true };
         let message = pb::AppendRequest { route: Some(self.route.clone()), vote: Some(vote), ..Default::default() };
-        let mut replies = self.client.append(futures::stream::iter([message])).await.map_err(|e| e.code())?.into_inner();
+        let mut replies =
+            self.client.append(futures::stream::iter([message])).await.map_err(|e| e.code())?.into_inner();
         replies.message().await.map(drop).map_err(|status| status.code())
     }
 

@@ -260,8 +260,12 @@ async fn eventually(what: &str, test: impl Fn() -> bool) {
 }
 
 async fn log(executor: &Executor, tail: usize) -> String {
-    let parts = executor.logs(&RequestId::new("r1").unwrap(), 0, tail, false).collect::<Vec<_>>().await;
-    parts.into_iter().map(|p| String::from_utf8_lossy(&p.unwrap()).into_owned()).collect()
+    log_of(executor, ID, tail).await.unwrap()
+}
+
+async fn log_of(executor: &Executor, id: ReplicaId, tail: usize) -> io::Result<String> {
+    let parts: Vec<_> = executor.logs(&RequestId::new("r1").unwrap(), id, tail, false).collect().await;
+    parts.into_iter().map(|p| p.map(|p| String::from_utf8_lossy(&p).into_owned())).collect()
 }
 
 fn stopped() -> End {
@@ -287,6 +291,9 @@ async fn a_process_gets_ready_and_is_stopped() {
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
     assert!(log(&executor, 50).await.contains("hello from m1"));
     assert_eq!(log(&executor, 1).await.lines().count(), 1);
+    // Another tenant may have a job of the same request once this one is long over.
+    let namesake = ReplicaId { job: JobNo(2), ..ID };
+    assert_eq!(log_of(&executor, namesake, 50).await.map_err(|e| e.kind()), Err(io::ErrorKind::NotFound));
 
     // The model is sick, then well again.
     fs::write(dir.join("sick"), "").unwrap();
@@ -314,7 +321,7 @@ async fn who_ignores_term_is_killed() {
     let (executor, want) = (w.open(), w.shell("trap '' TERM; echo up; while :; do sleep 1; done").await);
     executor.start(ID, &want);
     executor.stage_is(1, Stage::Ready).await;
-    let log_path = w.path("data/logs/n1/r1.0.log");
+    let log_path = w.path("data/logs/n1/r1.0.j1.log");
     eventually("the trap is set", || fs::read_to_string(&log_path).is_ok_and(|t| t.contains("up"))).await;
     executor.stop(ID, want.generation, Reason::Preempted);
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::Preempted });

@@ -247,7 +247,10 @@ fn able(status: &str) -> Result<(), String> {
     let lacks: Vec<&str> = NEEDED.iter().filter(|(bit, _)| has & (1 << bit) == 0).map(|(_, name)| *name).collect();
     match lacks.is_empty() {
         true => Ok(()),
-        false => Err(format!("this process lacks {}: run nf as root", lacks.join(", "))),
+        false => Err(format!(
+            "this process lacks {}: run nf as root, or with the capabilities of the service file",
+            lacks.join(", ")
+        )),
     }
 }
 

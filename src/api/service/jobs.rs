@@ -17,6 +17,7 @@ use nf_core::job::{Job, JobState};
 use nf_core::placement::Why;
 use nf_core::plan::{Intent, draft};
 use nf_core::reason::{Blocker, Reason, Refusal};
+use nf_core::reconcile::ReplicaId;
 use nf_core::state::State;
 use nf_core::view::{self, JobView, PlaceView};
 use std::sync::Arc;
@@ -219,7 +220,8 @@ impl Service {
         let Some(source) = &self.logs else {
             return Err(Failure::new(Reason::NotSupported, "this process serves no logs; ask a member"));
         };
-        let query = LogQuery { node: place.node.clone(), request: request.clone(), replica, follow, tail, life: false };
+        let id = ReplicaId { job: found.job.no, replica };
+        let query = LogQuery { node: place.node.clone(), request: request.clone(), id, follow, tail, life: false };
         let mut lines = Box::pin(source(query).peekable());
         // An agent that can't be reached says so at once; after the first byte nothing could be said any more.
         let first = tokio::time::timeout(FIRST_LINE, lines.as_mut().peek()).await;

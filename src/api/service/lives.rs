@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use nf_core::id::{NodeName, RequestId};
 use nf_core::reason::Reason;
+use nf_core::reconcile::ReplicaId;
 use serde::Serialize;
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -107,8 +108,9 @@ impl Service {
             let other = replica.other.as_ref().and_then(|copy| copy.place.as_ref());
             replica.place.iter().chain(other).map(|place| (replica.no, place.node.clone()))
         });
+        let id = |replica| ReplicaId { job: found.job.no, replica };
         let asked: Vec<BoxFuture<'static, Told>> =
-            places.map(|(replica, node)| ask(source.clone(), request.clone(), replica, node).boxed()).collect();
+            places.map(|(replica, node)| ask(source.clone(), request.clone(), id(replica), node).boxed()).collect();
         let answers: Vec<Told> = futures::stream::iter(asked).buffered(ASKED).collect().await;
         let now_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
         let mut list = LifeList { items: Vec::new(), silent: Vec::new() };
@@ -127,10 +129,10 @@ impl Service {
 /// Of which replica, on which node, and what was said.
 type Told = (u16, NodeName, Result<Vec<Life>, String>);
 
-async fn ask(source: LogSource, request: RequestId, replica: u16, node: NodeName) -> Told {
-    let query = LogQuery { node: node.clone(), request, replica, follow: false, tail: 0, life: true };
+async fn ask(source: LogSource, request: RequestId, id: ReplicaId, node: NodeName) -> Told {
+    let query = LogQuery { node: node.clone(), request, id, follow: false, tail: 0, life: true };
     let told = tokio::time::timeout(ANSWER, read(source, query)).await;
-    (replica, node, told.unwrap_or_else(|_| Err("its agent did not answer in time".to_owned())))
+    (id.replica, node, told.unwrap_or_else(|_| Err("its agent did not answer in time".to_owned())))
 }
 
 async fn read(source: LogSource, query: LogQuery) -> Result<Vec<Life>, String> {

@@ -3,9 +3,9 @@
 
 use super::{Admitted, JoinRequest, MAX_BODY, Member, PATIENCE, RenewRequest, SAYING};
 use crate::api::error::Failure;
+use crate::pqc::stream::Stream;
 use crate::raft::{Aside, Consistency, Replica};
 use crate::security::join::{Door, Issuer, Token, Wish};
-use crate::security::link::Stream;
 use crate::security::tls::{self, PeerTls, Role};
 use crate::telemetry::Metrics;
 use axum::Router;

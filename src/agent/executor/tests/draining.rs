@@ -120,7 +120,7 @@ async fn a_request_in_its_hands_is_answered_though_its_manifest_counts_none() {
     eventually("both deadlines are on disk", || w.record(&want).stopping.is_some()).await;
     let plan = w.record(&want).stopping.unwrap();
     assert_eq!((plan.why, plan.kill_ms - plan.term_ms), (Reason::Rollout, 5_000));
-    let told = executor.lives(&want.request, 0)[0].stop.unwrap();
+    let told = executor.lives(ID)[0].stop.unwrap();
     assert_eq!(told.kill_ms - told.term_ms, 5_000);
     assert!(told.term_ms - told.since_ms <= 30_000 && told.term_ms - told.since_ms > 25_000, "{told:?}");
     assert!(process.lives());

@@ -22,7 +22,7 @@ while True:
 "#;
 
 async fn up(w: &World, says: &str) {
-    let path = w.path("data/logs/n1/r1.0.log");
+    let path = w.path("data/logs/n1/r1.0.j1.log");
     eventually(says, || fs::read_to_string(&path).is_ok_and(|text| text.contains(says))).await;
 }
 

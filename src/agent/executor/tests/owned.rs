@@ -109,7 +109,7 @@ async fn a_replica_reaches_its_own_and_nothing_of_the_agent_or_of_another() {
         .await;
     want.port = None;
     executor.start(ID, &want);
-    let path = w.path("data/logs/n1/r1.0.log");
+    let path = w.path("data/logs/n1/r1.0.j1.log");
     eventually("it has tried all", || fs::read_to_string(&path).is_ok_and(|text| text.contains("\nover\n"))).await;
     let said = fs::read_to_string(&path).unwrap();
     assert_eq!(said.matches(" refused ").count(), 13, "{said}");

@@ -48,7 +48,7 @@ async fn without_the_daemon_nothing_starts_that_it_should_keep() {
     executor.start(ID, &want);
     assert_eq!(executor.gone().await, End::failed(Reason::FractionNotEnforced));
     assert!(w.record_there(&want).is_none(), "no process was spawned");
-    let log = fs::read_to_string(w.path("data/logs/n1/r1.0.log")).unwrap();
+    let log = fs::read_to_string(w.path("data/logs/n1/r1.0.j1.log")).unwrap();
     assert!(log.contains("would not be enforced") && log.contains("no MPS control daemon"), "{log}");
 }
 

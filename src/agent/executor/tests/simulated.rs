@@ -63,12 +63,12 @@ async fn a_log_is_followed_until_its_replica_ends() {
     let (executor, mut want) = (w.open(), simulated_want());
     want.port = None;
     executor.start(ID, &want);
-    let lines = executor.logs(&want.request, 0, 10, true);
+    let lines = executor.logs(&want.request, ID, 10, true);
     executor.stage_is(1, Stage::Ready).await;
     executor.stop(ID, want.generation, Reason::ScaledDown);
     let all: Vec<_> = tokio::time::timeout(Duration::from_secs(20), lines.collect()).await.expect("it ends");
     let text: String = all.into_iter().map(|p| String::from_utf8_lossy(&p.unwrap()).into_owned()).collect();
     assert!(text.contains("SIMULATED") && text.contains("ScaledDown"), "{text}");
-    let missing: Vec<_> = executor.logs(&RequestId::new("no").unwrap(), 0, 10, false).collect().await;
+    let missing: Vec<_> = executor.logs(&RequestId::new("no").unwrap(), ID, 10, false).collect().await;
     assert!(matches!(&missing[..], [Err(e)] if e.kind() == io::ErrorKind::NotFound));
 }

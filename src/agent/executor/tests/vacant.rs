@@ -19,7 +19,7 @@ async fn a_start_waits_until_its_device_is_seen_free() {
     let executor = w.open();
     let want = on_device(&w, r#"{"GPU-7": {"used": 85899345920, "pids": [4711]}}"#).await;
     executor.start(ID, &want);
-    let path = w.path("data/logs/n1/r1.0.log");
+    let path = w.path("data/logs/n1/r1.0.j1.log");
     let says = |text: &str| fs::read_to_string(&path).is_ok_and(|said| said.contains(text));
     eventually("it says why it waits", || says("GPU-7 is not free: 81920 MiB in use, pid 4711")).await;
     assert!(w.record_there(&want).is_none(), "nothing was started");
@@ -57,7 +57,7 @@ async fn who_shares_its_device_waits_for_nobody_and_a_stop_is_heard_while_waitin
     let executor = w.open();
     let mut want = on_device(&w, r#"{"GPU-7": {"pids": [4711]}}"#).await;
     executor.start(ID, &want);
-    let path = w.path("data/logs/n1/r1.0.log");
+    let path = w.path("data/logs/n1/r1.0.j1.log");
     eventually("it waits", || fs::read_to_string(&path).is_ok_and(|said| said.contains("is not free"))).await;
     executor.stop(ID, want.generation, Reason::StoppedByUser);
     assert_eq!(executor.gone().await, stopped());
