@@ -50,8 +50,9 @@ def test_its_capabilities_give_replicas_users_of_their_own(monkeypatch):
     try:
         settings = {"MODEL_STORE_URL": f"file://{store}", "NF_REPLICA_USERS": "1900002000-1900002009"}
         with nf.Serve(folder / "serve", settings) as group:
-            job = {"request_id": "r1", "tenant_id": "t1", "model_id": "m", "version": "v1", "resources": {"cpu": 0.1}}
-            assert group.call("POST", "/schedule", job).status_code == 201
+            job = {"request_id": "r1", "tenant_id": "t1", "model_id": "m", "model_version": "v1", "resources": {"cpu": 0.1, "gpu": 0}}
+            made = group.call("POST", "/schedule", job)
+            assert made.status_code == 201, made.text
             group.wait_state("r1", "Running")
             (pid,) = [int(p.name) for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and runs(p, argv[2])]
             status = dict(line.split(":\t", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)

@@ -6,12 +6,13 @@
 
 use super::processes::{Owner, users_of};
 use crate::agent::record::{self, Record};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 /// Where claims are written.
@@ -80,7 +81,7 @@ impl Giver {
         strangers(&read("/etc/group"), "group", range)?;
         reachable(&wish.home)?;
         let there = Path::new(CLAIMS).ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-        nix::unistd::access(there, nix::unistd::AccessFlags::W_OK).map_err(|error| {
+        writable(there).map_err(|error| {
             format!("{} can't be written ({error}): who has which user is noted there", there.display())
         })?;
         Ok(Self { range })
@@ -197,6 +198,15 @@ fn mode(path: &Path, change: impl Fn(u32) -> u32) -> io::Result<()> {
     match change(old) {
         same if same == old => Ok(()),
         new => fs::set_permissions(path, Permissions::from_mode(new)),
+    }
+}
+
+/// Tried by a file without a name: access(2) asks what the user may, and not what this process may.
+fn writable(dir: &Path) -> io::Result<()> {
+    match File::options().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(dir) {
+        // Some file systems have no such files (open(2)).
+        Err(error) if ![Some(libc::EOPNOTSUPP), Some(libc::EISDIR)].contains(&error.raw_os_error()) => Err(error),
+        _ => Ok(()),
     }
 }
 
