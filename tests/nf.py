@@ -132,6 +132,14 @@ class Process:
         self.stop()
 
 
+def node_keys(lab, name):
+    """Where a worker of that name has its keys, made by the laboratory's own authority."""
+    keys = lab / name / "tls"
+    make = ["tls", "cert", "create", "--ca", lab / "ca", "--role", "node", "--name", name, "--dir", keys]
+    subprocess.run([str(NF), *map(str, make)], check=True, capture_output=True, timeout=60)
+    return keys
+
+
 class Group(Process):
     """A group that answers on `urls`, simulated, with a model store of its own."""
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
-from nf import NF, Process, Serve, eventually, free_port
+from nf import NF, Process, Serve, eventually, free_port, node_keys
 
 # /health; /stream/N tells its pid and counts for N seconds; /slow/N answers after N seconds;
 # any other request is answered with the pid, and noted.
@@ -155,12 +155,9 @@ class Lab:
             "NF_PEER_LISTEN": f"127.0.0.1:{listens}", "NF_NODE_NAME": "node-1", "NF_MEMBERS": f"node-1=127.0.0.1:{told}",
             "NF_TLS_DIR": lab / "node-1/tls", **times})
         self.member.wait_ready()
-        joined = Process(folder / "joined", ["cluster", "join", "--dir", str(lab), f"w1=127.0.0.1:{self.own + 1}"],
-                         {"NF_ADDR": self.member.urls[0]})
-        assert joined.wait(20) == 0, joined.output
         self.settings = {
             "NF_ROLE": "worker", "NF_JOIN": self.member.urls[0], "NF_NODE_NAME": "w1", "SCHEDULER_PORT": self.own,
-            "NF_TLS_DIR": lab / "w1/tls", "NF_DATA_DIR": folder / "worker/data", "NF_PORT_RANGE": "17500-17599",
+            "NF_TLS_DIR": node_keys(lab, "w1"), "NF_DATA_DIR": folder / "worker/data", "NF_PORT_RANGE": "17500-17599",
             "MODEL_STORE_URL": f"file://{self.member.store}", **times}
         publish(self.member, folder, env={"REQUESTS": str(self.requests)}, **runtime)
         self.worker = None

@@ -9,7 +9,7 @@ import secrets
 
 import pytest
 import requests
-from nf import Dev, Process, Serve, eventually, free_port
+from nf import Dev, Process, Serve, eventually, free_port, node_keys
 from otlp import collector
 
 # Answers with the headers that it was sent, and with the trace that it was started in.
@@ -148,11 +148,8 @@ def test_a_worker_without_a_log_knows_whose_call_its_replica_goes_back_to(tmp_pa
         member = {**traced, "NF_PEER_LISTEN": f"127.0.0.1:{peer}", "NF_NODE_NAME": "node-1",
                   "NF_MEMBERS": f"node-1=127.0.0.1:{peer}", "NF_TLS_DIR": lab / "node-1/tls"}
         with Serve(tmp_path / "member", member) as group:
-            joined = Process(tmp_path / "joined", ["cluster", "join", "--dir", str(lab), f"w1=127.0.0.1:{own + 1}"],
-                             {"NF_ADDR": group.urls[0]})
-            assert joined.wait(20) == 0, joined.output
             settings = {**traced, "NF_ROLE": "worker", "NF_JOIN": group.urls[0], "NF_NODE_NAME": "w1", "SCHEDULER_PORT": own,
-                        "NF_TLS_DIR": lab / "w1/tls", "NF_DATA_DIR": tmp_path / "worker/data", "GPU_NODES": "w1:H100-80G:1",
+                        "NF_TLS_DIR": node_keys(lab, "w1"), "NF_DATA_DIR": tmp_path / "worker/data", "GPU_NODES": "w1:H100-80G:1",
                         "NF_PORT_RANGE": "17600-17699"}
             with Process(tmp_path / "worker", ["serve"], settings, "worker"):
                 eventually("the group knows the worker", lambda: "w1" in {

@@ -6,7 +6,7 @@ import json
 import re
 
 import requests
-from nf import Process, Serve, eventually, free_port
+from nf import Process, Serve, eventually, free_port, node_keys
 
 
 def test_a_worker_answers_for_itself(tmp_path):
@@ -18,12 +18,9 @@ def test_a_worker_answers_for_itself(tmp_path):
               "NF_MEMBERS": f"node-1=127.0.0.1:{peer}", "NF_TLS_DIR": lab / "node-1/tls",
               "SIMULATION_MODE": "true"}
     with Serve(tmp_path / "member", member) as group:
-        joined = Process(tmp_path / "joined", ["cluster", "join", "--dir", str(lab), f"w1=127.0.0.1:{own + 1}"],
-                         {"NF_ADDR": group.urls[0]})
-        assert joined.wait(20) == 0, joined.output
         ready = tmp_path / "ready.json"
         settings = {"NF_ROLE": "worker", "NF_JOIN": group.urls[0], "NF_NODE_NAME": "w1", "SCHEDULER_PORT": own,
-                    "NF_TLS_DIR": lab / "w1/tls", "NF_DATA_DIR": tmp_path / "worker/data", "SIMULATION_MODE": "true",
+                    "NF_TLS_DIR": node_keys(lab, "w1"), "NF_DATA_DIR": tmp_path / "worker/data", "SIMULATION_MODE": "true",
                     "NF_PORT_RANGE": "17600-17699"}
         with Process(tmp_path / "worker", ["serve", "--ready-file", str(ready)], settings, "worker"):
             told = eventually("the worker is ready", lambda: ready.exists() and json.loads(ready.read_text()))
