@@ -24,6 +24,7 @@ mod record;
 mod runtimes;
 mod scrape;
 pub mod virtual_nodes;
+pub mod vitals;
 
 #[cfg(test)]
 mod tests;

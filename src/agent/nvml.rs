@@ -2,11 +2,13 @@
 //! machine without a driver has no GPUs, which is not an error. It does not decide
 //! what is simulated.
 
+use super::vitals::Vitals;
 use nf_core::id::DeviceType;
 use nf_core::node::{Device, DeviceKind};
 use nf_core::sharing::Sharing;
 use nf_core::vacancy::Look;
 use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use nvml_wrapper::error::NvmlError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -83,6 +85,20 @@ fn look(nvml: &Nvml, uuid: &str) -> Result<Look, NvmlError> {
     // A desktop that draws on it computes nothing, and its memory is part of the base.
     let pids = gpu.running_compute_processes()?.iter().map(|process| process.pid).collect();
     Ok(Look { used: gpu.memory_info()?.used, pids })
+}
+
+/// How each of the GPUs does; None where its driver does not answer for it.
+pub fn vitals(uuids: &[Arc<str>]) -> Vec<(Arc<str>, Option<Vitals>)> {
+    let Ok(nvml) = Nvml::init() else { return uuids.iter().map(|uuid| (uuid.clone(), None)).collect() };
+    let of = |uuid: &Arc<str>| {
+        let gpu = nvml.device_by_uuid(uuid.as_ref()).ok()?;
+        Some(Vitals {
+            busy: gpu.utilization_rates().ok().map(|rates| f64::from(rates.gpu.min(100)) / 100.0),
+            used: gpu.memory_info().ok()?.used,
+            celsius: gpu.temperature(TemperatureSensor::Gpu).ok(),
+        })
+    };
+    uuids.iter().map(|uuid| (uuid.clone(), of(uuid))).collect()
 }
 
 /// The bus of one GPU, and the buses at the other ends of its links. A bus that is

@@ -329,6 +329,7 @@ impl Part<'_> {
         let (store, trust) = (self.store.clone(), self.trust.as_ref());
         let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust, vacancy))?;
         let watched = nodes::watched(me, incarnation, &spec);
+        agent::vitals::follow(me.name.as_str(), watched.1.clone(), &self.metrics, self.ended.clone())?;
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
             beat_every: settings.beat.value,

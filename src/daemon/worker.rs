@@ -53,11 +53,13 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let (end, ended) = watch::channel(false);
     let known = members.into_iter().map(|(_, name, peer)| (name, peer)).collect();
     tokio::spawn(join::keep(me.clone(), known, about.metrics.clone()));
+    let vitals = about.metrics.clone();
     let (public_tls, counting) = (follow::public(settings, &about.metrics)?, about.metrics.clone());
     let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
     let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
     let served = serve(port, listener, about, ended.clone())?;
     let watched = nodes::watched(&me, incarnation, &spec);
+    agent::vitals::follow(me.name.as_str(), watched.1.clone(), &vitals, ended.clone())?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
     let config = AgentConfig {
