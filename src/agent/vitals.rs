@@ -11,6 +11,9 @@ use tokio::sync::watch;
 /// Between two looks. NVML's own window for how busy a GPU is spans up to a second.
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// A driver that takes longer to answer hangs.
+const LIMIT: Duration = Duration::from_secs(5);
+
 /// How one GPU does.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Vitals {
@@ -50,7 +53,7 @@ impl Gauges {
         })
     }
 
-    fn set(&self, seen: &Seen) {
+    fn set(&self, seen: &[(Arc<str>, Option<Vitals>)]) {
         for (gpu, vitals) in seen {
             let of = |gauge: &GaugeVec, value: Option<f64>| {
                 let labels = [self.node.as_str(), gpu.as_ref()];
@@ -94,12 +97,23 @@ fn follow_by(
     let (uuids, look) = (Arc::<[_]>::from(uuids), Arc::new(look));
     tokio::spawn(async move {
         loop {
-            let (uuids, look, gauges) = (uuids.clone(), look.clone(), gauges.clone());
-            // A driver that hangs has one thread of ours, and no second look.
-            let looked = tokio::task::spawn_blocking(move || gauges.set(&look(&uuids)));
-            tokio::select! {
+            let (uuids, look) = (uuids.clone(), look.clone());
+            let none: Seen = uuids.iter().map(|uuid| (uuid.clone(), None)).collect();
+            let mut looked = tokio::task::spawn_blocking(move || look(&uuids));
+            let seen = tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => return,
-                _ = looked => {}
+                seen = tokio::time::timeout(LIMIT, &mut looked) => seen,
+            };
+            match seen {
+                Ok(seen) => gauges.set(&seen.unwrap_or(none)),
+                Err(_) => {
+                    gauges.set(&none);
+                    // A driver that hangs has one thread of ours, and no second look.
+                    tokio::select! {
+                        _ = ended.wait_for(|ended| *ended) => return,
+                        _ = looked => {}
+                    }
+                }
             }
             tokio::select! {
                 _ = ended.wait_for(|ended| *ended) => return,
@@ -137,9 +151,9 @@ mod tests {
         let metrics = Metrics::new("1", "x");
         let gauges = Gauges::publish("n1", &metrics).unwrap();
         let warm = Vitals { busy: None, used: 1, celsius: Some(61) };
-        gauges.set(&vec![("GPU-1".into(), Some(warm))]);
+        gauges.set(&[("GPU-1".into(), Some(warm))]);
         assert!(metrics.render().contains("nf_gpu_temperature_celsius{gpu=\"GPU-1\",node=\"n1\"} 61"));
-        gauges.set(&vec![("GPU-1".into(), None)]);
+        gauges.set(&[("GPU-1".into(), None)]);
         assert!(!metrics.render().contains("GPU-1"));
     }
 }

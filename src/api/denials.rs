@@ -1,6 +1,7 @@
 //! Refusals of people who are known, for the audit trail: the first of a kind at once,
 //! the others of the same minute as one entry with their number, so that a flood of
-//! them cannot grow the log. It does not decide who is refused.
+//! them cannot grow the log. One that is written down while the leader falls may be there twice. It does not
+//! decide who is refused.
 
 use crate::raft::Replica;
 use nf_core::audit::{Action, Actor, Hash};
@@ -16,10 +17,10 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_secs(60);
 /// Kinds (actor, route, reason) of one window that are told apart by their route.
 const MAX_KINDS: usize = 1000;
-/// What is past all of them is in the metrics alone.
-const MOST_KINDS: usize = 4000;
 /// Of these, one actor's.
 const MAX_OWN: usize = 50;
+/// What is past all of them is in the metrics alone.
+const MOST_KINDS: usize = 4000;
 /// What the routes past those are called.
 const OTHERS: &str = "other calls";
 /// How long an entry may take; a group without a quorum records nothing, and says so in its health.
@@ -65,7 +66,8 @@ impl Denials {
         // Nobody takes the places of all others: past them, what is refused is counted by its reason alone.
         let own = |kinds: &Kinds| kinds.keys().filter(|other| (&other.0, &other.1) == (&kind.0, &kind.1)).count();
         if !kinds.contains_key(&kind) && (kinds.len() >= MAX_KINDS || own(&kinds) >= MAX_OWN) {
-            kind.3 = Arc::from(OTHERS);
+            // Who has many tokens is one person.
+            (kind.2, kind.3) = (None, Arc::from(OTHERS));
         }
         if let Some((_, more)) = kinds.get_mut(&kind) {
             *more = more.saturating_add(1);

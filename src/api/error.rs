@@ -48,6 +48,7 @@ pub fn codes(reason: Reason) -> Codes {
             (400, Code::InvalidArgument, 2)
         }
         R::TooLarge => (413, Code::InvalidArgument, 2),
+        R::BodyTimeout => (408, Code::DeadlineExceeded, 7),
         R::UnsupportedMediaType => (415, Code::InvalidArgument, 2),
         R::MethodNotAllowed => (405, Code::Unimplemented, 2),
         R::NotSupported => (501, Code::Unimplemented, 2),
@@ -105,12 +106,7 @@ impl Failure {
     }
 
     pub fn codes(&self) -> Codes {
-        let row = codes(self.refusal.reason);
-        match self.refusal.field {
-            // It was the caller who took too long, over a part of the call.
-            Some(_) if self.refusal.reason == Reason::Timeout => Codes { http: 408, ..row },
-            _ => row,
-        }
+        codes(self.refusal.reason)
     }
 }
 

@@ -118,7 +118,7 @@ settings! {
     port_range: (u16, u16) = "31000-31999", "NF_PORT_RANGE", parse::ports,
         "ports that replicas on this node may be given";
     replica_users: Option<(u32, u32)> = "1900000000-1900000999", "NF_REPLICA_USERS", parse::users,
-        "user ids that nobody has: each replica runs as one of them where nf runs as root; off: as nf's own user";
+        "user ids that nobody has: each replica runs as one of them where nf may; off: as nf's own user, which production wants said";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
         "auto (ask the driver), or name[:device_type[:count[:sharing]]], comma separated: nodes played in simulation";
     gpu_sharing: Option<Sharing> = "auto", "NF_GPU_SHARING", parse::gpu_sharing,

@@ -89,6 +89,9 @@ reasons! {
     // Voluntary disruption.
     /// A service has as many replicas missing as it lets be missing at once.
     DisruptionBudget,
+    // Refusals, continued.
+    /// The caller took too long to send what it began.
+    BodyTimeout,
 }
 
 impl fmt::Display for Reason {

@@ -10,7 +10,7 @@ use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
 use crate::api::convert::schedule::ModelFacts;
 use crate::api::{self, ApiState, Info, Resolve, Unresolved};
-use crate::config::Settings;
+use crate::config::{Error as ConfigError, Settings};
 use crate::controller;
 use crate::exchange::{self, Hub};
 use crate::gateway::{self, Gateway};
@@ -44,6 +44,7 @@ const AGENT: Duration = Duration::from_secs(2);
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
     let mut stop = Stop::new(extras.stop_with_parent)?;
+    nodes::users(settings, &settings.data()).check().map_err(ConfigError::Clash)?;
     wiped::check_founder(settings).await?;
     let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
     let auth = follow::tokens(settings, &metrics)?;

@@ -9,8 +9,9 @@ use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
 use crate::api::service::cluster::{Component, HealthBody, keys};
 use crate::api::service::gauges::fill_models;
 use crate::api::service::links::LinksBody;
-use crate::config::{Settings, parse::Mode};
+use crate::config::{Error as ConfigError, Settings, parse::Mode};
 use crate::pqc::{Families, Links, Policy};
+use crate::security::tls::{self, Role};
 use crate::telemetry::Metrics;
 use anyhow::{Result, anyhow};
 use axum::routing::get;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 
 pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let begun = Instant::now();
+    nodes::users(settings, &settings.data()).check().map_err(ConfigError::Clash)?;
     let mut stop = Stop::new(extras.stop_with_parent)?;
     let listener = bind(settings.public(), "--listen")?;
     let told = join::told(settings);
@@ -38,6 +40,13 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let dial = TlsDial { tls: me.tls.clone(), names };
     let link =
         RemoteLink::new(&me.cluster, settings.mode().into(), &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
+    if tls::holder(&me.tls.cert(), &me.cluster).is_some_and(|(_, role)| role == Role::Server) {
+        let text = format!(
+            "NF_TLS_DIR holds a member's certificate; a worker's is made by nf tls cert create --role node --name {}",
+            me.name
+        );
+        return Err(ConfigError::Clash(text).into());
+    }
     let dir = me.data.join("node");
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;

@@ -72,7 +72,9 @@ impl Service {
         }
         match ((self.identify)(request.extensions()), mode) {
             (Caller::Stranger, _) | (Caller::Someone, Mode::Production) => {
-                let detail = "the certificate is none of this group's; make one with nf tls cert".to_owned();
+                let detail =
+                    "the certificate is none of this group's nodes'; make one with nf tls cert create --role node"
+                        .to_owned();
                 Err(refused(Reason::NodeIdentityMismatch, "certificate", detail))
             }
             (caller, _) => Ok(caller),

@@ -59,7 +59,7 @@ impl Refused {
             }
             Refused::Slow(time) => {
                 let detail = format!("the body did not come within {} s", time.as_secs());
-                (StatusCode::REQUEST_TIMEOUT, Reason::Timeout, detail)
+                (StatusCode::REQUEST_TIMEOUT, Reason::BodyTimeout, detail)
             }
             Refused::Late(hold) => {
                 let detail =

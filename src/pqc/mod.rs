@@ -1,6 +1,6 @@
 //! Key exchange on every link: which groups `PQC_MODE` allows, on a link inside the group and on one to
 //! others, and what a failed handshake says about the two ends' modes. All TLS of this process, server or
-//! client, takes its provider from here. It does not know certificates, or who listens.
+//! client, takes its provider from here. It does not judge certificates, or know who listens.
 
 mod links;
 pub mod stream;

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use nf_core::id::NodeName;
+use nf_core::node::NodeKind;
 use nf_core::reason::{Reason, Refusal};
 use openraft::ChangeMembers;
 use openraft::errors::{ClientWriteError, RaftError};
@@ -117,9 +119,26 @@ impl Shared {
                 format!("id {} was that of member {}; ids are not used again: choose another", member.id.0, was.name);
             return Err(refused(Reason::Conflict, text));
         }
+        self.never_a_name_of_others(&member.name)?;
         let peer = Peer { name: member.name.clone(), addr: member.peer.clone() };
         let added = self.raft.add_learner(member.id.0, peer, true).await;
         added.map(drop).map_err(write_error)
+    }
+
+    /// A certificate says a name alone. Who did not hear that a name came back under another number takes its
+    /// new bearer for the one that was removed, and neither votes for it nor hears it.
+    fn never_a_name_of_others(&self, name: &str) -> Result<(), Failure> {
+        let state = self.applied.borrow().state.clone();
+        let was = state.members().values().find(|member| member.name.as_str() == name);
+        if let Some(was) = was {
+            let text = format!("{name} was the name of member {}; choose another name, and keys of its own", was.id.0);
+            return Err(refused(Reason::Conflict, text));
+        }
+        let node = NodeName::new(name).ok().and_then(|name| state.node_named(&name).cloned());
+        match node.is_some_and(|node| node.kind == NodeKind::Worker) {
+            true => Err(refused(Reason::Conflict, format!("{name} is a worker's name; choose another"))),
+            false => Ok(()),
+        }
     }
 
     async fn promote(&self, status: &Status, id: MemberId) -> Result<(), Failure> {

@@ -101,8 +101,8 @@ impl Service {
 
     /// Whether a member that the membership does not list may be one that was just added: not a
     /// worker, and neither the number nor the name of one that was removed, whose row stays in the
-    /// state. A certificate says its name alone; the number somebody could make up. A machine that
-    /// came back under another number is so heard only by who was there when it did.
+    /// state. A certificate says its name alone; the number somebody could make up. Nobody is taken
+    /// in under such a name either (`Shared::never_a_name_of_others`), so whoever is new is heard.
     fn may_be_new(&self, route: &pb::Route) -> bool {
         let state = self.0.applied.borrow().state.clone();
         let Ok(name) = NodeName::new(&route.name) else { return false };

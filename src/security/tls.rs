@@ -419,7 +419,7 @@ impl PeerTls {
         Ok(())
     }
 
-    /// Whether the certificate that this process began with still counts.
+    /// Whether the certificate that counts here, which is this one, still does.
     ///
     /// # Errors
     /// Why not.

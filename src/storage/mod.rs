@@ -29,7 +29,7 @@ pub enum Error {
     },
     /// The file exists but is shorter than its own header says, or its checksum does not match.
     #[error(
-        "{path}: damaged: {detail}. Restore this member from a peer: remove it, empty the directory, join under a new id"
+        "{path}: damaged: {detail}. Restore this member from a peer: remove it, empty the directory, join under a new name"
     )]
     Damaged { path: PathBuf, detail: String },
     /// Written by a format this build does not know.

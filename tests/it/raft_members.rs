@@ -116,9 +116,11 @@ async fn only_members_have_a_say_in_the_group() {
     let mut renamed = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), 77);
     assert_eq!(renamed.vote().await, refused);
     assert_eq!(renamed.append(77).await, refused.map(drop));
-    // Nor does it come back under its old number.
-    let again = cluster.replica(leader).add_learner(id, name, peer, deadline()).await;
-    assert!(matches!(&again, Err(Error::Refused(r)) if r.reason == Reason::Conflict), "{again:?}");
+    // Nor does it come back under its old number, or under its old name.
+    for number in [id, MemberId(4)] {
+        let again = cluster.replica(leader).add_learner(number, name.clone(), peer.clone(), deadline()).await;
+        assert!(matches!(&again, Err(Error::Refused(r)) if r.reason == Reason::Conflict), "{again:?}");
+    }
     cluster.stop().await;
 }
 

@@ -43,6 +43,21 @@ pub struct Users {
     pub home: PathBuf,
 }
 
+impl Users {
+    /// Whether what is required can be had here. Changes nothing.
+    ///
+    /// # Errors
+    /// A text that says what is missing and what would give it.
+    pub fn check(&self) -> Result<(), String> {
+        match Giver::find(self) {
+            Err(why) if self.required => {
+                Err(format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Who has a user.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {

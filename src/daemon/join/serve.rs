@@ -172,7 +172,7 @@ struct Keys {
 
 async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
     let bytes = tokio::time::timeout(SAYING, to_bytes(request.into_body(), MAX_BODY)).await;
-    let bytes = bytes.map_err(|_| Failure::new(Reason::Timeout, "the question did not come in time"))?;
+    let bytes = bytes.map_err(|_| Failure::new(Reason::BodyTimeout, "the question did not come in time"))?;
     let bytes = bytes.map_err(|_| Failure::new(Reason::TooLarge, format!("at most {MAX_BODY} bytes")))?;
     serde_json::from_slice(&bytes)
         .map_err(|e| Refusal::invalid("body", format!("the body is no such question: {e}")).into())
