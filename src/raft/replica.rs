@@ -12,15 +12,18 @@ use nf_core::event::Event;
 use nf_core::id::RequestId;
 use nf_core::job::Job;
 use nf_core::plan::{Intent, Reply};
+use nf_core::proposer::depends_on_state;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::rows::{self, Table};
 use nf_proto::internal as pb;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tracing::Instrument;
 
 use super::campaign::Contact;
+use super::clock::GroupClock;
+use super::marks::Marks;
 use super::membership::{Change, Failure};
 use super::options::{Hooks, Timing, Tuning};
 use super::peers::{Client, Lane, Peers};
@@ -29,6 +32,8 @@ use super::reads::Ask;
 use super::state_machine::Applied;
 use super::types::Peer;
 use super::{Consistency, Error, Member, MemberId, NO_LEADER, Raft, Status, View, upkeep, wire};
+use crate::storage::fatal::Fatal;
+use crate::storage::floor::Floor;
 use crate::storage::frame::invalid;
 use crate::storage::log_db::LogDb;
 use crate::storage::state_db::StateDb;
@@ -61,18 +66,24 @@ pub struct Shared {
     pub log: super::log_store::LogStore<LogDb>,
     pub disk: Arc<LogDb>,
     pub tables: Arc<StateDb>,
+    pub floor: Floor,
     pub peers: Arc<Peers>,
+    pub clock: Arc<GroupClock>,
     pub contact: Contact,
     pub timing: Timing,
     pub tuning: Tuning,
     pub hooks: Hooks,
     pub commands: Arc<AtomicU64>,
+    pub marks: Arc<Marks>,
+    pub fatal: Fatal,
     pub calls: mpsc::Sender<Call>,
     pub asks: mpsc::Sender<Ask>,
     pub applied: watch::Receiver<Applied>,
     pub term: watch::Receiver<Option<u64>>,
     pub paused: watch::Sender<bool>,
     pub in_flight: watch::Receiver<usize>,
+    /// Held while the voters are being changed: one change at a time, whoever wants it.
+    pub changing: Arc<Mutex<()>>,
     pub stop: watch::Sender<bool>,
 }
 
@@ -342,6 +353,15 @@ impl Replica {
         self.shared.term.clone()
     }
 
+    /// Log time now, milliseconds since the epoch: what an entry would be stamped with. On a member that does not lead
+    /// the last stamp.
+    pub fn log_ms(&self) -> u64 {
+        let last_ms = self.shared.applied.borrow().state.meta().now_ms;
+        let voters = || self.shared.status().members.into_iter().filter(|m| m.voter).map(|m| m.id).collect::<Vec<_>>();
+        let term = *self.shared.term.borrow();
+        term.map_or(last_ms, |term| self.shared.clock.stamp(term, last_ms, &voters()).max(last_ms))
+    }
+
     /// Events from `seq` on, at most `limit`, oldest first, as far as they are kept.
     pub async fn events(&self, seq: u64, limit: usize) -> Vec<Event> {
         self.on_disk(move |tables| {
@@ -501,6 +521,7 @@ impl Replica {
 async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Reply, Error> {
     let mut encoded = None;
     let mut sent = false;
+    let mut lost = false;
     let mut pause = RETRY.0;
     let mut hint = None;
     loop {
@@ -518,13 +539,14 @@ async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Re
             None => Err(Lost::default()),
         };
         match tried {
-            Ok(Try::Reply(reply)) => return Ok(reply),
+            Ok(Try::Reply(reply)) => return answer(&intent, reply, lost),
             Ok(Try::Refused(reason)) => {
                 return Err(Error::Refused(Refusal::new(Reason::FeatureLevel, reason)));
             }
-            Err(lost) => {
+            Err(elsewhere) => {
                 sent |= leader == Some(shared.me.id.0);
-                hint = lost.leader.filter(|id| Some(*id) != leader);
+                lost |= sent;
+                hint = elsewhere.leader.filter(|id| Some(*id) != leader);
             }
         }
         if *shared.stop.borrow() {
@@ -535,6 +557,21 @@ async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Re
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+/// What to make of a reply. `lost`: an earlier try of the same call may have been committed, so that a refusal may only
+/// say that it was: the tenant is gone, the rollout has turned, the quota is another now.
+fn answer(intent: &Intent, reply: Reply, lost: bool) -> Result<Reply, Error> {
+    match &reply.result {
+        Err(refusal) if lost && depends_on_state(refusal) && intent.is_refused_once_done() => {
+            let detail = format!(
+                "the leader changed before it answered, so this may have been done; its successor said: {refusal}. Look \
+                 before you ask again"
+            );
+            Err(Error::Refused(Refusal::new(Reason::Timeout, detail)))
+        }
+        _ => Ok(reply),
     }
 }
 
@@ -597,4 +634,34 @@ fn refusal_from(refusal: pb::Refusal) -> Refusal {
 
 fn damaged(error: rows::Error) -> std::io::Error {
     invalid(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nf_core::id::TenantId;
+    use nf_core::resources::Gpus;
+    use nf_core::testing;
+
+    #[test]
+    fn a_refusal_after_a_lost_try_is_not_taken_for_the_outcome() {
+        let delete = Intent::DeleteTenant { tenant: TenantId::new("t1").unwrap() };
+        let schedule = testing::schedule("r1", testing::job_spec("t1", Gpus::Whole(1)));
+        let told = |intent: &Intent, reason: Reason, lost: bool| match answer(
+            intent,
+            Reply::refused(Refusal::new(reason, "no")),
+            lost,
+        ) {
+            Ok(reply) => reply.result.unwrap_err().reason,
+            Err(Error::Refused(refusal)) => refusal.reason,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(told(&delete, Reason::NotFound, false), Reason::NotFound, "the only try");
+        assert_eq!(told(&delete, Reason::NotFound, true), Reason::Timeout, "the first one may have deleted it");
+        let by = testing::by("ada", delete.clone());
+        assert_eq!(told(&by, Reason::NotFound, true), Reason::Timeout);
+        assert_eq!(told(&delete, Reason::InvalidArgument, true), Reason::InvalidArgument, "in no state");
+        assert_eq!(told(&schedule, Reason::IdempotencyConflict, true), Reason::IdempotencyConflict, "it has a name");
+        assert!(answer(&delete, Reply::empty(), true).is_ok());
+    }
 }

@@ -1,0 +1,67 @@
+"""A member's disk is full: it ends and says why, what it runs goes on, and it starts again once there is room."""
+
+import contextlib
+import os
+import subprocess
+
+import nf
+import pytest
+import requests
+
+from test_stores import alone, ask, model, program
+from worker import processes
+
+SIZE, ROOM = 40 << 20, 8 << 20  # of the disk, and what is left of it when the member starts
+
+
+@contextlib.contextmanager
+def disk(folder):
+    """A disk of its own, almost full: a log that finds room enough takes some in advance."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no disk of its own to be had here: {mounted.stderr.decode().strip()}")
+    try:
+        (folder / "filler").write_bytes(bytes(SIZE - ROOM))
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(folder):
+    with open(folder / "rest", "wb", buffering=0) as rest, contextlib.suppress(OSError):
+        while rest.write(bytes(4096)) == 4096:
+            pass
+
+
+def test_a_member_whose_disk_is_full_ends_and_starts_again(tmp_path):
+    store = tmp_path / "store"
+    made = ["model", "publish", model(tmp_path / "m"), "--model", "m", "--runtime", program(tmp_path)]
+    alone(*made, "--version", "v1", "--store", f"file://{store}")
+    data = tmp_path / "data"
+    with disk(data / "raft") as full:
+        settings = {"NF_DATA_DIR": data, "NF_RUN_DIR": tmp_path / "runs", "MODEL_STORE_URL": f"file://{store}"}
+        with nf.Serve(tmp_path / "serve", settings) as group:
+            code, body = ask(group, "v1")
+            assert code == 201, body
+            job = group.wait_state(body["request_id"], "Running")
+            pids = processes("http.server", str(tmp_path))
+            assert pids, "the replica is a process"
+            fill(full)
+
+            def ended():
+                with contextlib.suppress(requests.RequestException):
+                    group.call("POST", "/tenants", {"tenant_id": f"t{os.urandom(6).hex()}"}, timeout=2)
+                return group.child.poll() is not None
+
+            nf.eventually("the member ends", ended, 60)
+            assert group.child.returncode != 0
+            assert "stopping" in group.output and "No space left on device" in group.output, group.output[-2000:]
+            assert processes("http.server", str(tmp_path)) == pids, "what it runs goes on"
+        (full / "filler").unlink()
+        (full / "rest").unlink()
+        with nf.Serve(tmp_path / "again", settings) as group:
+            again = group.wait_state(body["request_id"], "Running")
+            assert again["replicas"][0]["generation"] == job["replicas"][0]["generation"], again
+            assert processes("http.server", str(tmp_path)) == pids, "adopted"
+            assert ask(group, "v1")[0] == 201
