@@ -89,6 +89,34 @@ async fn end_joint(raft: &Raft) -> Result<(), Failure> {
     ended.map(drop).map_err(write_error)
 }
 
+/// Refuses a member that has answered nothing that it was asked since `begun`. Heartbeats ask all the time.
+fn answers(member: &MemberStatus, begun: Instant) -> Result<(), Failure> {
+    match member.heard_ms {
+        Some(ms) if Duration::from_millis(ms) <= begun.elapsed() => Ok(()),
+        _ => {
+            let text = format!("member {} does not answer; see that it runs, and try again", member.id.0);
+            Err(refused(Reason::NotCaughtUp, text))
+        }
+    }
+}
+
+/// Refuses voters of whom no majority answers: with them nothing could be committed, not even the way back.
+fn majority_answers<'a>(voters: impl Iterator<Item = &'a MemberStatus>, begun: Instant) -> Result<(), Failure> {
+    let (here, silent): (Vec<_>, Vec<_>) = voters.partition(|member| answers(member, begun).is_ok());
+    if here.len() > silent.len() {
+        return Ok(());
+    }
+    let names: Vec<_> = silent.iter().map(|member| member.name.as_str()).collect();
+    let text = format!(
+        "of the {} members that would vote then, {} do not answer ({}): nothing could be decided any more; start or \
+         remove those first",
+        here.len() + silent.len(),
+        silent.len(),
+        names.join(", ")
+    );
+    Err(refused(Reason::NotCaughtUp, text))
+}
+
 impl Shared {
     /// Makes the change, as leader.
     pub async fn change_here(&self, change: &Change, deadline: Instant) -> Result<(), Failure> {
@@ -140,11 +168,12 @@ impl Shared {
         if member.voter && !status.joint {
             return Ok(());
         }
+        let begun = Instant::now();
         let with_it = |status: &Status| {
             caught_up(id, find(status, id)?.matched, status.last_log_index)?;
-            self.answers(find(status, id)?)?;
+            answers(find(status, id)?, begun)?;
             let voters = status.members.iter().filter(|m| m.voter || m.id == id);
-            self.majority_answers(voters)
+            majority_answers(voters, begun)
         };
         self.soon(with_it).await?;
         self.change_voters(ChangeMembers::AddVoterIds(BTreeSet::from([id.0]))).await
@@ -165,43 +194,14 @@ impl Shared {
         if voters == 1 {
             return Err(refused(Reason::Conflict, "the last voter cannot be removed"));
         }
+        let begun = Instant::now();
         let without_it =
-            |status: &Status| self.majority_answers(status.members.iter().filter(|m| m.voter && m.id != id));
+            |status: &Status| majority_answers(status.members.iter().filter(|m| m.voter && m.id != id), begun);
         self.soon(without_it).await?;
         self.change_voters(ChangeMembers::RemoveVoters(ids)).await
     }
 
-    /// Refuses a member that is silent.
-    fn answers(&self, member: &MemberStatus) -> Result<(), Failure> {
-        // A leader that has heard nothing for so long would be followed by another.
-        let limit = 2 * self.timing.election_max.as_millis();
-        match member.heard_ms {
-            Some(ms) if u128::from(ms) <= limit => Ok(()),
-            _ => {
-                let text = format!("member {} does not answer; see that it runs, and try again", member.id.0);
-                Err(refused(Reason::NotCaughtUp, text))
-            }
-        }
-    }
-
-    /// Refuses voters of whom no majority answers: with them nothing could be committed, not even the way back.
-    fn majority_answers<'a>(&self, voters: impl Iterator<Item = &'a MemberStatus>) -> Result<(), Failure> {
-        let (here, silent): (Vec<_>, Vec<_>) = voters.partition(|member| self.answers(member).is_ok());
-        if here.len() > silent.len() {
-            return Ok(());
-        }
-        let names: Vec<_> = silent.iter().map(|member| member.name.as_str()).collect();
-        let text = format!(
-            "of the {} members that would vote then, {} do not answer ({}): nothing could be decided any more; start \
-             or remove those first",
-            here.len() + silent.len(),
-            silent.len(),
-            names.join(", ")
-        );
-        Err(refused(Reason::NotCaughtUp, text))
-    }
-
-    /// Waits until `holds`, as what was heard a moment ago may not show yet; not for long.
+    /// Waits until `holds`: what is heard takes a moment to come and to show. Not for long.
     async fn soon(&self, holds: impl Fn(&Status) -> Result<(), Failure>) -> Result<(), Failure> {
         let until = Instant::now() + HEARD_OF;
         loop {

@@ -6,6 +6,7 @@
 //! A write: `replica` → (on a follower `service` of the leader) → `proposer` → `log_store` and
 //! `network` → `state_machine`, which answers. A read: `replica` → `reads`.
 
+mod calls;
 mod campaign;
 mod clock;
 pub mod encoding;

@@ -21,12 +21,6 @@ async fn the_voters_change_only_while_most_of_the_new_ones_answer() {
     let leader = cluster.leader().await;
     let (dead, healthy) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.stop_seat(dead).await;
-    eventually("the leader misses it", || {
-        let status = cluster.replica(leader).status();
-        let heard = status.members.iter().find(|m| m.id == cluster.seats[dead].id)?.heard_ms;
-        heard.is_none_or(|ms| ms > 1_000).then_some(())
-    })
-    .await;
     let ids = [cluster.seats[dead].id, cluster.seats[healthy].id];
     // The healthy one away, and the two that are left could never agree again.
     let refused = cluster.replica(leader).remove(ids[1], deadline()).await;
