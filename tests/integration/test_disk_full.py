@@ -1,14 +1,13 @@
 """A member's disk is full: it ends and says why, what it runs goes on, and it starts again once there is room."""
 
 import contextlib
+import json
 import os
 import subprocess
 
 import nf
 import pytest
 import requests
-
-from test_stores import alone, ask, model, program
 from worker import processes
 
 SIZE, ROOM = 40 << 20, 8 << 20  # of the disk, and what is left of it when the member starts
@@ -34,17 +33,34 @@ def fill(folder):
             pass
 
 
+def publish(folder, store):
+    """A version whose replica answers on its port, with a program that every test machine has."""
+    serve = ["{python}", "-m", "http.server", "{port}", "--bind", "{host}", "--directory", "{dir}"]
+    (folder / "runtime.json").write_text(json.dumps({"argv": serve, "ready": {"path": "/"}}))
+    (folder / "m").mkdir()
+    (folder / "m/weights").write_bytes(b"weights")
+    named = ["--model", "m", "--version", "v1", "--runtime", folder / "runtime.json", "--store", f"file://{store}"]
+    command = [nf.NF, "model", "publish", folder / "m", *named]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def ask(group):
+    body = {"tenant_id": "demo", "model_id": "m", "model_version": "v1", "resources": {"cpu": 0.1}}
+    answer = group.call("POST", "/schedule", body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()["request_id"]
+
+
 def test_a_member_whose_disk_is_full_ends_and_starts_again(tmp_path):
     store = tmp_path / "store"
-    made = ["model", "publish", model(tmp_path / "m"), "--model", "m", "--runtime", program(tmp_path)]
-    alone(*made, "--version", "v1", "--store", f"file://{store}")
+    publish(tmp_path, store)
     data = tmp_path / "data"
     with disk(data / "raft") as full:
         settings = {"NF_DATA_DIR": data, "NF_RUN_DIR": tmp_path / "runs", "MODEL_STORE_URL": f"file://{store}"}
         with nf.Serve(tmp_path / "serve", settings) as group:
-            code, body = ask(group, "v1")
-            assert code == 201, body
-            job = group.wait_state(body["request_id"], "Running")
+            request = ask(group)
+            job = group.wait_state(request, "Running")
             pids = processes("http.server", str(tmp_path))
             assert pids, "the replica is a process"
             fill(full)
@@ -61,7 +77,7 @@ def test_a_member_whose_disk_is_full_ends_and_starts_again(tmp_path):
         (full / "filler").unlink()
         (full / "rest").unlink()
         with nf.Serve(tmp_path / "again", settings) as group:
-            again = group.wait_state(body["request_id"], "Running")
+            again = group.wait_state(request, "Running")
             assert again["replicas"][0]["generation"] == job["replicas"][0]["generation"], again
             assert processes("http.server", str(tmp_path)) == pids, "adopted"
-            assert ask(group, "v1")[0] == 201
+            ask(group)
