@@ -136,7 +136,7 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
         let (intents, known) = {
             let state = applied.borrow_and_update().state.clone();
             let known = (state.room(), state.has_waiters());
-            let now = Now { mono_ms: mono(Instant::now()), wall_ms: wall_ms().max(state.meta().now_ms) };
+            let now = Now { mono_ms: mono(Instant::now()), wall_ms: group.log_ms() };
             (control::step(&state, &mut seen, &options.timeouts, now), known)
         };
         under_way.take(group, intents);

@@ -12,6 +12,7 @@ pub mod bounds;
 pub mod budget;
 pub mod capacity;
 pub mod claim;
+pub mod clock;
 pub mod codec;
 pub mod command;
 pub mod consent;

@@ -222,6 +222,43 @@ impl Intent {
             _ => None,
         }
     }
+
+    /// Whether it may be refused for no other reason than that it was done already. A job is told by its request;
+    /// most others come to the same when they are done twice.
+    pub fn is_refused_once_done(&self) -> bool {
+        match self.bare() {
+            Intent::SetPlacement { seen, .. } => seen.is_some(),
+            bare => matches!(
+                bare,
+                Intent::DeleteTenant { .. }
+                    | Intent::SetQuotaIf { .. }
+                    | Intent::CordonIf { .. }
+                    | Intent::Heal { .. }
+                    | Intent::Disapprove(_)
+                    | Intent::Dissent { .. }
+                    | Intent::StartRollout { .. }
+                    | Intent::TurnRollout { .. }
+                    | Intent::AddJoinToken { .. }
+                    | Intent::SpendJoinToken(_)
+                    | Intent::DropJoinToken { .. }
+            ),
+        }
+    }
+
+    /// Whether somebody takes "nothing to do" for an answer, and acts on it. Not so the leader's own passes, nor
+    /// who wakes a service and goes on looking whether it is awake.
+    pub(crate) fn takes_nothing_for_an_answer(&self) -> bool {
+        !matches!(
+            self,
+            Intent::PlaceWaiting
+                | Intent::Moves
+                | Intent::Rollouts
+                | Intent::Budgets
+                | Intent::Defragment
+                | Intent::NodeStates(_)
+                | Intent::Wake { .. }
+        )
+    }
 }
 
 /// What the caller is told once the commands are committed.

@@ -62,6 +62,18 @@ struct Entry {
     expected: Option<BatchOutcome>,
 }
 
+impl Entry {
+    /// Refuses something that another state might allow.
+    fn refuses_by_state(&self) -> bool {
+        self.refused.iter().any(|(_, refusal)| depends_on_state(refusal))
+    }
+
+    /// Tells somebody that what they want is so, with no command of theirs to prove it.
+    fn finds_it_so(&self) -> bool {
+        self.planted.iter().any(|p| p.commands == 0 && p.call.intent.takes_nothing_for_an_answer())
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Proposer {
@@ -163,9 +175,9 @@ impl Proposer {
                 }
             }
         }
-        // A refusal that was read from the state must be confirmed by a commit, or a
-        // leader that was deposed without knowing could deny what its successor did.
-        let confirmed = self.in_flight.is_empty() && entry.refused.iter().any(|(_, refusal)| depends_on_state(refusal));
+        // What was read from the state, a refusal or that it is so already, must be confirmed by a
+        // commit, or a leader that was deposed without knowing could deny what its successor did.
+        let confirmed = self.in_flight.is_empty() && (entry.refuses_by_state() || entry.finds_it_so());
         if batch.commands.is_empty() && !confirmed {
             return (None, self.settle_without_entry(entry));
         }
@@ -258,7 +270,7 @@ impl Proposer {
 }
 
 /// False for what no state would allow.
-fn depends_on_state(refusal: &Refusal) -> bool {
+pub fn depends_on_state(refusal: &Refusal) -> bool {
     refusal.reason != Reason::InvalidArgument
 }
 

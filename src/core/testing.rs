@@ -117,3 +117,14 @@ pub fn record(subject: &str, action: Action, object: String, at_ms: u64) -> Reco
         count: 1,
     }
 }
+
+/// The state as a build that runs that feature level would leave it.
+pub fn set_level(state: &mut State, level: u32) {
+    state.change_meta(|meta| meta.level = level);
+}
+
+/// Makes a state that goes another way than its likes, as one whose apply is not deterministic would: the next new
+/// tenant gets another number.
+pub fn lead_astray(state: &mut State) {
+    state.change_meta(|meta| meta.next_tenant += 100);
+}

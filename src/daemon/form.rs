@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use nf_core::apply::LEVELS;
 use nf_core::command::{self, Answer};
 use nf_core::id::MemberId;
 use nf_core::plan::Intent;
@@ -29,8 +30,6 @@ const JOIN: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_secs(5);
 /// The longest answer that is read: a list of members.
 const MAX_ANSWER: usize = 1 << 20;
-/// Feature levels that this build runs.
-const LEVELS: (u32, u32) = (1, 1);
 
 /// The group's first entry, written by the first founder on a fresh directory.
 pub async fn initialize(replica: &Replica, me: &Me, founders: &[Member]) -> Result<()> {
@@ -74,8 +73,8 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
                 name: me.name.clone(),
                 api: me.api.as_str().into(),
                 peer: me.peer.as_str().into(),
-                min_level: LEVELS.0,
-                max_level: LEVELS.1,
+                min_level: *LEVELS.start(),
+                max_level: *LEVELS.end(),
                 version: env!("CARGO_PKG_VERSION").into(),
             }),
         };

@@ -139,6 +139,7 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
         election_min: settings.election_min.value,
         election_max: settings.election_max.value,
     };
+    let wiped = wiped::refusal(settings, me.id).to_string();
     raft::Options {
         data_dir: me.data.join("raft"),
         cluster: me.cluster.clone(),
@@ -148,7 +149,8 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
         tls: me.tls.clone(),
         timing,
         tuning: raft::Tuning::default(),
-        hooks: hooks(metrics),
+        hooks: hooks(metrics, wiped),
+        wall: Arc::new(raft::wall_clock_ms),
         fatal: Fatal::abort(),
         services: Some(late.routes()),
         aside: None,
@@ -168,7 +170,8 @@ fn desk(settings: &Settings, me: &Me, replica: &Replica, metrics: &Metrics) -> j
 }
 
 /// What Raft measures, into the families that it has there.
-fn hooks(metrics: &Metrics) -> raft::Hooks {
+/// `wiped`: what to say when the group turns out to know this member, which has nothing.
+fn hooks(metrics: &Metrics, wiped: String) -> raft::Hooks {
     let to = |observe: fn(&Metrics, Duration)| {
         let metrics = metrics.clone();
         Arc::new(move |took: Duration| observe(&metrics, took)) as Arc<dyn Fn(Duration) + Send + Sync>
@@ -180,6 +183,7 @@ fn hooks(metrics: &Metrics) -> raft::Hooks {
         plan: to(|m, took| m.placement_seconds.observe(took.as_secs_f64())),
         established: to(|m, took| m.leader_establish_seconds.set(took.as_secs_f64())),
         diverged: Arc::new(move |entries| diverged.divergences.inc_by(entries)),
+        wiped: Arc::new(move || Fatal::abort().raise(&wiped)),
         accepted: Arc::new(move |group: &str| {
             accepted.tls_connections.with_label_values(&["peer", group]).inc();
         }),

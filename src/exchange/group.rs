@@ -20,6 +20,8 @@ pub trait Group: Send + Sync + 'static {
     /// See [`Replica::confirm_leadership`].
     fn confirm_leadership(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, raft::Error>>;
     fn status(&self) -> Status;
+    /// See [`Replica::log_ms`].
+    fn log_ms(&self) -> u64;
 }
 
 impl Group for Replica {
@@ -40,5 +42,8 @@ impl Group for Replica {
     }
     fn status(&self) -> Status {
         Replica::status(self)
+    }
+    fn log_ms(&self) -> u64 {
+        Replica::log_ms(self)
     }
 }

@@ -40,8 +40,14 @@ impl Memory {
         testing::run(&mut state, init);
         state.take_changes();
         let applied = Applied { state: Arc::new(state.clone()), ..Applied::default() };
-        let leader =
-            MemberStatus { id: MemberId(1), name: "m1".into(), peer: String::new(), voter: true, matched: None };
+        let leader = MemberStatus {
+            id: MemberId(1),
+            name: "m1".into(),
+            peer: String::new(),
+            voter: true,
+            matched: None,
+            heard_ms: None,
+        };
         Self(Arc::new(Inner {
             state: Mutex::new(state),
             applied: watch::channel(applied).0,
@@ -71,7 +77,7 @@ impl Memory {
     /// Where another process finds the leader.
     pub fn leader_at(&self, peer: String) {
         *self.0.leader.lock().unwrap() =
-            MemberStatus { id: MemberId(9), name: "m9".into(), peer, voter: true, matched: None };
+            MemberStatus { id: MemberId(9), name: "m9".into(), peer, voter: true, matched: None, heard_ms: None };
     }
 
     pub fn confirmations(&self) -> u64 {
@@ -135,6 +141,10 @@ impl Group for Memory {
         })
     }
 
+    fn log_ms(&self) -> u64 {
+        raft::wall_clock_ms().max(self.state().meta().now_ms)
+    }
+
     fn status(&self) -> Status {
         let leading = *self.0.leading.borrow();
         let leader = self.0.leader.lock().unwrap().clone();
@@ -151,6 +161,7 @@ impl Group for Memory {
             purged_index: 0,
             last_contact_ms: 0,
             quorum_ms: None,
+            joint: false,
             members: vec![leader],
         }
     }

@@ -157,6 +157,23 @@ impl<D: Disk> LogStore<D> {
         self.inner.lock().expect("no panic while held")
     }
 
+    /// Index up to which there are entries, or were before they were purged.
+    pub fn last_index(&self) -> Option<u64> {
+        self.lock().last.map(|id| id.index)
+    }
+
+    /// Whether member `me` never took part with this log: it holds no more than the entry that forms a group, and no
+    /// vote for anybody else. Who is introduced to a group has applied more than that.
+    pub fn is_blank(&self, me: u64) -> bool {
+        let inner = self.lock();
+        inner.last.is_none_or(|id| id.index == 0) && inner.vote.is_none_or(|vote| vote.leader_id.voted_for == me)
+    }
+
+    /// Returns when everything that was written before the call is durable.
+    pub async fn sync(&self) -> io::Result<()> {
+        self.submit_durably(Vec::new()).await
+    }
+
     /// Bytes of log appended since start, for deciding when to flush the state.
     pub fn appended_bytes(&self) -> u64 {
         self.lock().appended_bytes
@@ -199,13 +216,13 @@ impl<D: Disk> LogStore<D> {
         Ok(out)
     }
 
-    async fn submit_durably(&self, op: Op) -> io::Result<()> {
+    async fn submit_durably(&self, ops: Vec<Op>) -> io::Result<()> {
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = Box::new(move |result| {
             // The waiter is gone only when the member stops.
             let _ = tx.send(result);
         });
-        self.disk.submit(vec![op], Some(done));
+        self.disk.submit(ops, Some(done));
         rx.await.unwrap_or_else(|_| Err(io::Error::other("the log is closed")))
     }
 }
@@ -291,7 +308,7 @@ impl<RT: AsyncRuntime, D: Disk> RaftLogStorage<Types<RT>> for LogStore<D> {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.lock().vote = Some(*vote);
         let row = seal(VOTE, &encoding::encode_vote(vote));
-        self.submit_durably(Op::Vote(row)).await
+        self.submit_durably(vec![Op::Vote(row)]).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {

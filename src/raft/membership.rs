@@ -8,12 +8,13 @@ use nf_core::id::NodeName;
 use nf_core::node::NodeKind;
 use nf_core::reason::{Reason, Refusal};
 use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 
 use super::replica::Shared;
-use super::status::{Role, Status};
+use super::status::{MemberStatus, Role, Status};
 use super::types::Peer;
-use super::{Core, Error, Member, MemberId};
+use super::{Core, Error, Member, MemberId, Raft};
 
 /// A learner further behind than this is not made a voter: it would slow every commit.
 const PROMOTE_LAG: u64 = 1_000;
@@ -21,6 +22,8 @@ const PROMOTE_LAG: u64 = 1_000;
 const CATCH_UP: Duration = Duration::from_millis(500);
 /// How long a learner that was added a moment ago may take until the metrics show its first answer.
 const HEARD_OF: Duration = Duration::from_secs(2);
+/// How long ending somebody else's change of the voters may keep its caller.
+const SETTLE: Duration = Duration::from_secs(2);
 /// How often the metrics are looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -62,7 +65,7 @@ fn write_error(error: WriteError) -> Failure {
     }
 }
 
-fn find(status: &Status, id: MemberId) -> Result<&super::MemberStatus, Failure> {
+fn find(status: &Status, id: MemberId) -> Result<&MemberStatus, Failure> {
     let found = status.members.iter().find(|m| m.id == id);
     let text = format!("member {} is not in the group; nf cluster members lists them", id.0);
     found.ok_or_else(|| refused(Reason::NotFound, text))
@@ -75,6 +78,44 @@ fn caught_up(id: MemberId, matched: Option<u64>, last: u64) -> Result<(), Failur
         Some(lag) => format!("member {} is {lag} entries behind; wait and try again", id.0),
         None => format!("member {} has not answered this leader yet; see that it runs, and try again", id.0),
     };
+    Err(refused(Reason::NotCaughtUp, text))
+}
+
+/// The second step of a change whose first is committed: from then on the new voters decide alone.
+async fn end_joint(raft: &Raft) -> Result<(), Failure> {
+    let joint = raft.metrics().borrow_watched().membership_config.membership().get_joint_config().len() > 1;
+    if !joint {
+        return Ok(());
+    }
+    let ended = raft.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await;
+    ended.map(drop).map_err(write_error)
+}
+
+/// Refuses a member that has answered nothing that it was asked since `begun`. Heartbeats ask all the time.
+fn answers(member: &MemberStatus, begun: Instant) -> Result<(), Failure> {
+    match member.heard_ms {
+        Some(ms) if Duration::from_millis(ms) <= begun.elapsed() => Ok(()),
+        _ => {
+            let text = format!("member {} does not answer; see that it runs, and try again", member.id.0);
+            Err(refused(Reason::NotCaughtUp, text))
+        }
+    }
+}
+
+/// Refuses voters of whom no majority answers: with them nothing could be committed, not even the way back.
+fn majority_answers<'a>(voters: impl Iterator<Item = &'a MemberStatus>, begun: Instant) -> Result<(), Failure> {
+    let (here, silent): (Vec<_>, Vec<_>) = voters.partition(|member| answers(member, begun).is_ok());
+    if here.len() > silent.len() {
+        return Ok(());
+    }
+    let names: Vec<_> = silent.iter().map(|member| member.name.as_str()).collect();
+    let text = format!(
+        "of the {} members that would vote then, {} do not answer ({}): nothing could be decided any more; start or \
+         remove those first",
+        here.len() + silent.len(),
+        silent.len(),
+        names.join(", ")
+    );
     Err(refused(Reason::NotCaughtUp, text))
 }
 
@@ -143,21 +184,17 @@ impl Shared {
 
     async fn promote(&self, status: &Status, id: MemberId) -> Result<(), Failure> {
         let member = find(status, id)?;
-        if member.voter {
+        if member.voter && !status.joint {
             return Ok(());
         }
-        let until = Instant::now() + HEARD_OF;
-        let mut member = member.clone();
-        let mut last = status.last_log_index;
-        while let Err(refusal) = caught_up(id, member.matched, last) {
-            if Instant::now() >= until {
-                return Err(refusal);
-            }
-            tokio::time::sleep(LOOK).await;
-            let status = self.status();
-            member = find(&status, id)?.clone();
-            last = status.last_log_index;
-        }
+        let begun = Instant::now();
+        let with_it = |status: &Status| {
+            caught_up(id, find(status, id)?.matched, status.last_log_index)?;
+            answers(find(status, id)?, begun)?;
+            let voters = status.members.iter().filter(|m| m.voter || m.id == id);
+            majority_answers(voters, begun)
+        };
+        self.soon(with_it).await?;
         self.change_voters(ChangeMembers::AddVoterIds(BTreeSet::from([id.0]))).await
     }
 
@@ -176,12 +213,46 @@ impl Shared {
         if voters == 1 {
             return Err(refused(Reason::Conflict, "the last voter cannot be removed"));
         }
+        let begun = Instant::now();
+        let without_it =
+            |status: &Status| majority_answers(status.members.iter().filter(|m| m.voter && m.id != id), begun);
+        self.soon(without_it).await?;
         self.change_voters(ChangeMembers::RemoveVoters(ids)).await
     }
 
+    /// Waits until `holds`: what is heard takes a moment to come and to show. Not for long.
+    async fn soon(&self, holds: impl Fn(&Status) -> Result<(), Failure>) -> Result<(), Failure> {
+        let until = Instant::now() + HEARD_OF;
+        loop {
+            match holds(&self.status()) {
+                Err(_) if Instant::now() < until => tokio::time::sleep(LOOK).await,
+                judged => return judged,
+            }
+        }
+    }
+
+    /// Changes the voters, in two steps where the old ones have to agree, and goes on when the caller is gone.
     async fn change_voters(&self, change: ChangeMembers<u64, Peer>) -> Result<(), Failure> {
-        let changed = self.raft.change_membership(change, false).await;
-        changed.map(drop).map_err(write_error)
+        let (raft, turn) = (self.raft.clone(), self.changing.clone());
+        let both = tokio::spawn(async move {
+            let _turn = turn.lock_owned().await;
+            end_joint(&raft).await?;
+            raft.change_membership(change, false).await.map(drop).map_err(write_error)
+        });
+        both.await.unwrap_or(Err(Error::Stopping.into()))
+    }
+
+    /// Ends a change of the voters that somebody began and left, e.g. a leader that is gone.
+    pub async fn settle(&self, status: &Status) {
+        if status.role != Role::Leader || !status.joint {
+            return;
+        }
+        let Ok(_turn) = self.changing.try_lock() else { return };
+        // Without a majority of both old and new voters it takes as long as they are away.
+        let ended = tokio::time::timeout(SETTLE, end_joint(&self.raft)).await;
+        if !matches!(ended, Ok(Ok(()))) {
+            tracing::info!(?ended, "a change of the voters is not over yet");
+        }
     }
 
     /// Hands leadership to a voter that has everything, and returns when it leads.

@@ -6,11 +6,14 @@
 //! A write: `replica` → (on a follower `service` of the leader) → `proposer` → `log_store` and
 //! `network` → `state_machine`, which answers. A read: `replica` → `reads`.
 
+mod calls;
 mod campaign;
+mod clock;
 pub mod encoding;
 mod leadership;
 mod listener;
 pub mod log_store;
+mod marks;
 mod membership;
 mod network;
 mod options;
@@ -19,6 +22,7 @@ pub mod proposer;
 mod reads;
 mod replica;
 mod service;
+mod soundness;
 mod start;
 pub mod state_machine;
 mod status;
@@ -31,7 +35,7 @@ pub use listener::{Aside, PeerInfo};
 pub use nf_core::id::MemberId;
 pub use options::{Hooks, Options, Timing, Tuning};
 pub use replica::{Lost, Replica};
-pub use start::{config as openraft_config, start};
+pub use start::{config as openraft_config, start, wall_clock_ms};
 pub use state_machine::Applied;
 pub use status::{MemberStatus, Role, Status};
 

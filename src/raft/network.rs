@@ -5,9 +5,8 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -19,14 +18,16 @@ use openraft::raft::{
     AppendEntriesResponse, SnapshotResponse, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
 };
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::Core;
+use super::clock::boot_us;
 use super::peers::{Client, Lane, Peers};
+use super::state_machine::Applied;
 use super::types::{Peer, Snapshot, Vote};
 use super::wire::{self, AppendRequest, AppendResult, VoteRequest, VoteResponse};
+use super::{Core, MemberId};
 use crate::storage::checkpoint::{self, CHUNK};
 
 /// How long a peer may take for one append while others wait behind it. A busy disk can take a
@@ -36,7 +37,11 @@ const APPEND_REPLY: Duration = Duration::from_secs(2);
 const BACKOFF_MS: [u64; 5] = [10, 20, 50, 100, 200];
 
 /// Makes links to peers for openraft.
-pub struct Factory(pub Arc<Peers>);
+pub struct Factory {
+    pub peers: Arc<Peers>,
+    /// Who has introduced itself to the group, as far as this member has applied.
+    pub applied: watch::Receiver<Applied>,
+}
 
 impl RaftNetworkFactory<Core> for Factory {
     type Network = Link;
@@ -54,13 +59,14 @@ impl RaftNetworkFactory<Core> for Factory {
 
 impl Factory {
     fn link(&self, target: u64, node: &Peer, lane: Lane) -> Link {
-        Link { peers: self.0.clone(), target, peer: node.clone(), lane }
+        Link { peers: self.peers.clone(), applied: self.applied.clone(), target, peer: node.clone(), lane }
     }
 }
 
 /// One peer, on one lane.
 pub struct Link {
     peers: Arc<Peers>,
+    applied: watch::Receiver<Applied>,
     target: u64,
     peer: Peer,
     lane: Lane,
@@ -85,6 +91,17 @@ impl Link {
         RPCError::Timeout(Timeout { action, id: self.peers.route(target).from, target, timeout })
     }
 
+    fn vote_request(&self, rpc: &VoteRequest) -> pb::VoteRequest {
+        let introduced = self.applied.borrow().state.members().contains_key(&MemberId(self.target));
+        wire::put_vote_request(rpc, self.peers.route(self.target), introduced)
+    }
+
+    /// The answer to a vote or pre-vote that was asked for at `asked_us`.
+    fn voted(&self, reply: &pb::VoteReply, asked_us: u64) -> Result<VoteResponse, RPCError<Core>> {
+        self.peers.heard_clock(self.target, reply.now_ms, asked_us);
+        wire::vote_response(reply).map_err(|e| rpc_error(&e))
+    }
+
     async fn within<T>(
         &self,
         action: RPCTypes,
@@ -99,25 +116,56 @@ impl Link {
     }
 }
 
+/// Requests of one stream that wait for their answers, and since when the next answer is due.
+#[derive(Default)]
+struct Unanswered(Mutex<(usize, Option<Instant>)>);
+
+impl Unanswered {
+    fn lock(&self) -> MutexGuard<'_, (usize, Option<Instant>)> {
+        // A number and a time: whole whatever happens while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sent(&self, now: Instant) {
+        let mut waiting = self.lock();
+        waiting.0 += 1;
+        waiting.1.get_or_insert(now);
+    }
+
+    /// Answers come in order, so the next one is due from now on.
+    fn answered(&self, now: Instant) {
+        let mut waiting = self.lock();
+        waiting.0 = waiting.0.saturating_sub(1);
+        waiting.1 = (waiting.0 > 0).then_some(now);
+    }
+
+    /// What is left of the peer's time; none while it owes nothing.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let since = self.lock().1?;
+        Some((since + APPEND_REPLY).saturating_duration_since(now))
+    }
+}
+
 /// Replies of an append stream, each within a limit that runs while a request is unanswered.
 fn replies(
     incoming: tonic::Streaming<pb::AppendReply>,
-    unanswered: Arc<AtomicUsize>,
+    unanswered: Arc<Unanswered>,
     expired: RPCError<Core>,
 ) -> impl Stream<Item = Result<AppendResult, RPCError<Core>>> {
     stream::unfold(Some((incoming, unanswered, expired)), |at| async move {
         let (mut incoming, unanswered, expired) = at?;
         loop {
-            let next = tokio::time::timeout(APPEND_REPLY, incoming.message()).await;
+            let limit = unanswered.left(Instant::now()).unwrap_or(APPEND_REPLY);
+            let next = tokio::time::timeout(limit, incoming.message()).await;
             let reply = match next {
-                // An idle stream is fine; openraft has nothing to say.
-                Err(_) if unanswered.load(Ordering::Acquire) == 0 => continue,
-                Err(_) => return Some((Err(expired), None)),
+                Err(_) if unanswered.left(Instant::now()) == Some(Duration::ZERO) => return Some((Err(expired), None)),
+                // An idle stream is fine; openraft had nothing to say, or has said it only just now.
+                Err(_) => continue,
                 Ok(Ok(None)) => return None,
                 Ok(Ok(Some(reply))) => wire::append_result(reply),
                 Ok(Err(status)) => Err(status),
             };
-            unanswered.fetch_sub(1, Ordering::AcqRel);
+            unanswered.answered(Instant::now());
             return match reply {
                 Ok(result) => Some((Ok(result), Some((incoming, unanswered, expired)))),
                 Err(status) => Some((Err(rpc_error(&status)), None)),
@@ -150,11 +198,11 @@ impl RaftNetworkV2<Core> for Link {
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let unanswered = Arc::new(AtomicUsize::new(0));
+            let unanswered = Arc::new(Unanswered::default());
             let sent = unanswered.clone();
             let mut route = Some(self.peers.route(self.target));
             let requests = input.map(move |request| {
-                sent.fetch_add(1, Ordering::AcqRel);
+                sent.sent(Instant::now());
                 wire::put_append(&request, route.take())
             });
             let mut client = self.client(self.lane);
@@ -166,19 +214,19 @@ impl RaftNetworkV2<Core> for Link {
     }
 
     async fn vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Result<VoteResponse, RPCError<Core>> {
-        let request = wire::put_vote_request(&rpc, self.peers.route(self.target));
+        let (request, asked) = (self.vote_request(&rpc), boot_us());
         let mut client = self.client(Lane::Control);
         let call = client.vote(request);
         let reply = self.within(RPCTypes::Vote, option.soft_ttl(), call).await?;
-        wire::vote_response(&reply).map_err(|e| rpc_error(&e))
+        self.voted(&reply, asked)
     }
 
     async fn pre_vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Result<VoteResponse, RPCError<Core>> {
-        let request = wire::put_vote_request(&rpc, self.peers.route(self.target));
+        let (request, asked) = (self.vote_request(&rpc), boot_us());
         let mut client = self.client(Lane::Control);
         let call = client.pre_vote(request);
         let reply = self.within(RPCTypes::Vote, option.soft_ttl(), call).await?;
-        wire::vote_response(&reply).map_err(|e| rpc_error(&e))
+        self.voted(&reply, asked)
     }
 
     async fn full_snapshot(
@@ -274,4 +322,26 @@ fn send_files(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_an_answer_begins_with_its_request() {
+        let unanswered = Unanswered::default();
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        assert_eq!(unanswered.left(at(5_000)), None, "an idle stream owes nothing");
+        // However long it was idle before.
+        unanswered.sent(at(5_900));
+        unanswered.sent(at(6_000));
+        assert_eq!(unanswered.left(at(6_000)), Some(Duration::from_millis(1_900)));
+        unanswered.answered(at(7_000));
+        assert_eq!(unanswered.left(at(8_900)), Some(Duration::from_millis(100)), "the second one's, from the first's");
+        assert_eq!(unanswered.left(at(9_000)), Some(Duration::ZERO));
+        unanswered.answered(at(9_000));
+        assert_eq!(unanswered.left(at(20_000)), None);
+    }
 }

@@ -23,6 +23,8 @@ pub struct Options {
     pub timing: Timing,
     pub tuning: Tuning,
     pub hooks: Hooks,
+    /// This member's clock, milliseconds since the epoch; [`super::wall_clock_ms`] but in tests.
+    pub wall: Arc<dyn Fn() -> u64 + Send + Sync>,
     pub fatal: Fatal,
     /// Services of others on the peer port; their calls carry a [`super::PeerInfo`].
     pub services: Option<tonic::service::Routes>,
@@ -91,6 +93,8 @@ pub struct Hooks {
     pub established: Arc<dyn Fn(Duration) + Send + Sync>,
     /// Entries that did something else than was planned; anything but silence is a bug.
     pub diverged: Arc<dyn Fn(u64) + Send + Sync>,
+    /// This member was in the group before, and its data is gone: it must stop.
+    pub wiped: Arc<dyn Fn() + Send + Sync>,
     /// Key-exchange group of each connection that was accepted from a peer.
     pub accepted: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -103,6 +107,7 @@ impl Default for Hooks {
             plan: Arc::new(|_| {}),
             established: Arc::new(|_| {}),
             diverged: Arc::new(|_| {}),
+            wiped: Arc::new(|| {}),
             accepted: Arc::new(|_| {}),
         }
     }

@@ -14,6 +14,7 @@ use pb::peer_service_client::PeerServiceClient;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::clock::{GroupClock, boot_us};
 use super::replica::Shared;
 use super::types::Peer;
 use crate::security::tls::PeerTls;
@@ -46,17 +47,23 @@ pub struct Peers {
     id: u64,
     name: String,
     tls: PeerTls,
+    clock: Arc<GroupClock>,
     channels: Mutex<HashMap<(u64, Lane), (Peer, Channel)>>,
 }
 
 impl Peers {
-    pub fn new(cluster: String, id: u64, name: String, tls: PeerTls) -> Self {
-        Self { cluster, id, name, tls, channels: Mutex::default() }
+    pub fn new(cluster: String, id: u64, name: String, tls: PeerTls, clock: Arc<GroupClock>) -> Self {
+        Self { cluster, id, name, tls, clock, channels: Mutex::default() }
     }
 
     /// What every call to `to` begins with.
     pub fn route(&self, to: u64) -> pb::Route {
         pb::Route { cluster: self.cluster.clone(), from: self.id, to, name: self.name.clone() }
+    }
+
+    /// A peer's clock said `wall_ms` in an answer to what it was asked at `asked_us` ([`boot_us`]).
+    pub fn heard_clock(&self, id: u64, wall_ms: u64, asked_us: u64) {
+        self.clock.heard(id, wall_ms, asked_us);
     }
 
     /// A client for `id`, reached at `peer`. The connection itself is made by the first call.
@@ -110,9 +117,13 @@ pub async fn keep_warm(shared: Arc<Shared>) {
             let peer = Peer { name: member.name, addr: member.peer };
             let mut client = shared.peers.client(member.id.0, &peer, Lane::Control);
             let request = pb::PingRequest { route: Some(shared.peers.route(member.id.0)) };
+            let (shared, id, asked) = (&shared, member.id, boot_us());
             async move {
-                // Only the attempt matters.
-                let _ = tokio::time::timeout(PING.1, client.ping(request)).await;
+                // For the connection the attempt is enough.
+                if let Ok(Ok(reply)) = tokio::time::timeout(PING.1, client.ping(request)).await {
+                    shared.clock.heard(id.0, reply.get_ref().now_ms, asked);
+                    shared.compare(id, &reply.get_ref().marks);
+                }
             }
         });
         let pause = pauses.next().unwrap_or(PING.0);

@@ -39,8 +39,8 @@ pub struct Call {
     pub reply: oneshot::Sender<Result<Reply, Lost>>,
 }
 
-/// Milliseconds since the epoch.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Log time for the next entry of a term, on a state with that last stamp, both in milliseconds since the epoch.
+pub type Clock = Arc<dyn Fn(u64, u64) -> u64 + Send + Sync>;
 
 /// What the shell needs besides its own state.
 pub struct Shell<RT: AsyncRuntime, T: Tables> {
@@ -214,7 +214,8 @@ impl<RT: AsyncRuntime, T: Tables> Shell<RT, T> {
         }
         loop {
             let begun = Instant::now();
-            let (batch, replies) = lead.proposer.next_entry((self.clock)());
+            let last_ms = lead.proposer.speculative().meta().now_ms;
+            let (batch, replies) = lead.proposer.next_entry((self.clock)(term, last_ms));
             if batch.is_some() {
                 (self.hooks.plan)(begun.elapsed());
             }

@@ -12,15 +12,17 @@ use nf_core::event::Event;
 use nf_core::id::RequestId;
 use nf_core::job::Job;
 use nf_core::plan::{Intent, Reply};
-use nf_core::reason::{Reason, Refusal};
 use nf_core::rows::{self, Table};
 use nf_proto::internal as pb;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tracing::Instrument;
 
+use super::calls::{route_change, submit};
 use super::campaign::Contact;
+use super::clock::GroupClock;
+use super::marks::Marks;
 use super::membership::{Change, Failure};
 use super::options::{Hooks, Timing, Tuning};
 use super::peers::{Client, Lane, Peers};
@@ -29,6 +31,8 @@ use super::reads::Ask;
 use super::state_machine::Applied;
 use super::types::Peer;
 use super::{Consistency, Error, Member, MemberId, NO_LEADER, Raft, Status, View, upkeep, wire};
+use crate::storage::fatal::Fatal;
+use crate::storage::floor::Floor;
 use crate::storage::frame::invalid;
 use crate::storage::log_db::LogDb;
 use crate::storage::state_db::StateDb;
@@ -36,7 +40,7 @@ use crate::storage::tables::Tables;
 use crate::telemetry::traces::{self, Side};
 
 /// Pauses between tries of one call, doubling from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(40));
+pub const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(40));
 /// Limit of a checkpoint that was asked for.
 const SNAPSHOT: Duration = Duration::from_secs(60);
 /// How long a leader that has not applied its first entry yet is waited for in one try.
@@ -61,22 +65,28 @@ pub struct Shared {
     pub log: super::log_store::LogStore<LogDb>,
     pub disk: Arc<LogDb>,
     pub tables: Arc<StateDb>,
+    pub floor: Floor,
     pub peers: Arc<Peers>,
+    pub clock: Arc<GroupClock>,
     pub contact: Contact,
     pub timing: Timing,
     pub tuning: Tuning,
     pub hooks: Hooks,
     pub commands: Arc<AtomicU64>,
+    pub marks: Arc<Marks>,
+    pub fatal: Fatal,
     pub calls: mpsc::Sender<Call>,
     pub asks: mpsc::Sender<Ask>,
     pub applied: watch::Receiver<Applied>,
     pub term: watch::Receiver<Option<u64>>,
     pub paused: watch::Sender<bool>,
     pub in_flight: watch::Receiver<usize>,
+    /// Held while the voters are being changed: one change at a time, whoever wants it.
+    pub changing: Arc<Mutex<()>>,
     pub stop: watch::Sender<bool>,
 }
 
-fn left(deadline: Instant) -> Duration {
+pub fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
@@ -99,7 +109,7 @@ impl Shared {
         metrics.membership_config.membership().nodes().any(|(_, peer)| peer.name == name)
     }
 
-    fn calls_to(&self, id: u64) -> Option<Client> {
+    pub fn calls_to(&self, id: u64) -> Option<Client> {
         let peer = self.peer(id)?;
         Some(self.peers.client(id, &peer, Lane::Calls))
     }
@@ -199,7 +209,7 @@ impl Shared {
         }
     }
 
-    async fn forward(&self, to: u64, intent: &bytes::Bytes, deadline: Instant) -> Result<Try, Lost> {
+    pub async fn forward(&self, to: u64, intent: &bytes::Bytes, deadline: Instant) -> Result<Try, Lost> {
         use pb::forward_reply::Result as R;
         let mut client = self.calls_to(to).ok_or_else(Lost::default)?;
         let span = traces::part("forward", Side::Client);
@@ -241,7 +251,8 @@ impl Shared {
     }
 }
 
-enum Try {
+/// What the one asked said, if it leads.
+pub enum Try {
     Reply(Reply),
     Refused(String),
 }
@@ -347,6 +358,15 @@ impl Replica {
     /// Some(term) while this member leads and its term's first entry is applied.
     pub fn leading(&self) -> watch::Receiver<Option<u64>> {
         self.shared.term.clone()
+    }
+
+    /// Log time now, milliseconds since the epoch: what an entry would be stamped with. On a member that does not lead
+    /// the last stamp.
+    pub fn log_ms(&self) -> u64 {
+        let last_ms = self.shared.applied.borrow().state.meta().now_ms;
+        let voters = || self.shared.status().members.into_iter().filter(|m| m.voter).map(|m| m.id).collect::<Vec<_>>();
+        let term = *self.shared.term.borrow();
+        term.map_or(last_ms, |term| self.shared.clock.stamp(term, last_ms, &voters()).max(last_ms))
     }
 
     /// Events from `seq` on, at most `limit`, oldest first, as far as they are kept.
@@ -503,103 +523,6 @@ impl Replica {
         // An error means that the thread is gone, too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     }
-}
-
-async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Reply, Error> {
-    let mut encoded = None;
-    let mut sent = false;
-    let mut pause = RETRY.0;
-    let mut hint = None;
-    loop {
-        let leader = hint.take().or_else(|| shared.leader());
-        let tried = match leader {
-            Some(id) if id == shared.me.id.0 => {
-                let proposed = shared.propose(intent.clone(), None, deadline).await;
-                proposed.map(Try::Reply)
-            }
-            Some(id) => {
-                sent = true;
-                let bytes = encoded.get_or_insert_with(|| codec::encode(&intent).into());
-                shared.forward(id, bytes, deadline).await
-            }
-            None => Err(Lost::default()),
-        };
-        match tried {
-            Ok(Try::Reply(reply)) => return Ok(reply),
-            Ok(Try::Refused(reason)) => {
-                return Err(Error::Refused(Refusal::new(Reason::FeatureLevel, reason)));
-            }
-            Err(lost) => {
-                sent |= leader == Some(shared.me.id.0);
-                hint = lost.leader.filter(|id| Some(*id) != leader);
-            }
-        }
-        if *shared.stop.borrow() {
-            return Err(if sent { Error::Timeout } else { Error::Stopping });
-        }
-        if left(deadline) <= pause {
-            return Err(if sent { Error::Timeout } else { NO_LEADER });
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
-    }
-}
-
-async fn route_change(shared: &Shared, change: &Change, deadline: Instant) -> Result<(), Error> {
-    let mut pause = RETRY.0;
-    loop {
-        let result = match shared.leader() {
-            Some(id) if id == shared.me.id.0 => shared.change_here(change, deadline).await,
-            Some(id) => manage(shared, id, change, deadline).await,
-            None => Err(Failure::NotLeader(None)),
-        };
-        match result {
-            Ok(()) => return Ok(()),
-            Err(Failure::Error(error)) => return Err(error),
-            Err(Failure::NotLeader(_)) if left(deadline) > pause => {}
-            Err(Failure::NotLeader(_)) => return Err(NO_LEADER),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
-    }
-}
-
-async fn manage(shared: &Shared, to: u64, change: &Change, deadline: Instant) -> Result<(), Failure> {
-    use pb::manage_reply::Result as R;
-    use pb::manage_request::Change as C;
-    let mut client = shared.calls_to(to).ok_or(Failure::NotLeader(None))?;
-    let change = match change {
-        Change::AddLearner(member) => {
-            C::AddLearner(pb::AddLearner { id: member.id.0, name: member.name.clone(), addr: member.peer.clone() })
-        }
-        Change::Promote(id) => C::Promote(id.0),
-        Change::Remove(id) => C::Remove(id.0),
-        Change::Transfer(id) => C::Transfer(id.0),
-    };
-    let request = pb::ManageRequest {
-        route: Some(shared.peers.route(to)),
-        deadline_ms: wire::put_wait(left(deadline)),
-        change: Some(change),
-    };
-    match tokio::time::timeout(left(deadline), client.manage(request)).await {
-        Err(_) => Err(Error::Timeout.into()),
-        Ok(Err(status)) if status.code() == tonic::Code::Unavailable => Err(Failure::NotLeader(None)),
-        Ok(Err(status)) => {
-            tracing::warn!(%status, "the leader did not say what became of a change");
-            Err(Error::Timeout.into())
-        }
-        Ok(Ok(reply)) => match reply.into_inner().result {
-            Some(R::Done(_)) => Ok(()),
-            Some(R::NotLeader(to)) => Err(Failure::NotLeader(Some(to.leader))),
-            Some(R::Refused(refusal)) => Err(Error::Refused(refusal_from(refusal)).into()),
-            None => Err(Error::Timeout.into()),
-        },
-    }
-}
-
-fn refusal_from(refusal: pb::Refusal) -> Refusal {
-    let known = Reason::ALL.iter().find(|r| r.token() == refusal.reason);
-    Refusal::new(known.copied().unwrap_or(Reason::Internal), refusal.detail)
 }
 
 fn damaged(error: rows::Error) -> std::io::Error {

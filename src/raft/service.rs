@@ -136,6 +136,7 @@ impl Service {
     fn candidate(&self, request: Request<pb::VoteRequest>) -> Result<wire::VoteRequest, Status> {
         let request = self.open(request, Newcomer::Heard, |r| r.route.as_ref())?;
         Self::own(request.route.as_ref().map_or(0, |route| route.from), request.vote.as_ref())?;
+        self.0.refuse_if_wiped(request.introduced)?;
         wire::vote_request(&request)
     }
 }
@@ -191,13 +192,13 @@ impl PeerService for Service {
     async fn vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = self.candidate(request)?;
         let response = self.0.raft.vote(request).await.map_err(internal)?;
-        Ok(Response::new(wire::put_vote_response(&response)))
+        Ok(Response::new(wire::put_vote_response(&response, self.0.clock.wall_ms())))
     }
 
     async fn pre_vote(&self, request: Request<pb::VoteRequest>) -> Result<Response<pb::VoteReply>, Status> {
         let request = self.candidate(request)?;
         let response = self.0.raft.pre_vote(request).await.map_err(internal)?;
-        Ok(Response::new(wire::put_vote_response(&response)))
+        Ok(Response::new(wire::put_vote_response(&response, self.0.clock.wall_ms())))
     }
 
     async fn snapshot(
@@ -239,7 +240,7 @@ impl PeerService for Service {
         let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let from = request.route.map(|route| MemberId(route.from));
         let introduced = from.is_some_and(|id| self.0.applied.borrow().state.members().contains_key(&id));
-        Ok(Response::new(pb::PingReply { now_ms: super::start::wall_clock_ms(), introduced }))
+        Ok(Response::new(pb::PingReply { now_ms: self.0.clock.wall_ms(), introduced, marks: self.0.marks_told() }))
     }
 
     async fn transfer(&self, request: Request<pb::TransferRequest>) -> Result<Response<pb::TransferReply>, Status> {

@@ -16,6 +16,7 @@ use tonic::transport::Server;
 use nf_proto::internal::peer_service_server::PeerServiceServer;
 
 use super::campaign::{self, Contact};
+use super::clock::GroupClock;
 use super::listener;
 use super::log_store::LogStore;
 use super::network::Factory;
@@ -26,13 +27,14 @@ use super::reads;
 use super::replica::{Me, Replica, Shared};
 use super::service::Service;
 use super::state_machine::StateMachine;
-use super::{Raft, StartError, leadership, upkeep};
+use super::types::StoredMembership;
+use super::{MemberId, Raft, StartError, leadership, upkeep};
 use crate::security::tls::PeerTls;
 use crate::storage::fatal::Fatal;
+use crate::storage::floor::Floor;
 use crate::storage::identity::{self, Identity};
 use crate::storage::log_db::LogDb;
 use crate::storage::state_db::StateDb;
-use crate::storage::tables::Tables;
 
 /// Threads of the member's runtime: one for the core, one for the network and applying.
 const THREADS: usize = 2;
@@ -148,14 +150,10 @@ async fn take_down(up: Up) {
     if let Some((_, server)) = server {
         let _ = tokio::time::timeout(LINGER, server).await;
     }
-    let (tables, disk) = (shared.tables.clone(), shared.disk.clone());
-    let closed = tokio::task::spawn_blocking(move || {
-        disk.close();
-        tables.flush()
-    });
-    if let Ok(Err(error)) = closed.await {
-        tracing::warn!(%error, "closing the state");
-    }
+    upkeep::flush(&shared).await;
+    let disk = shared.disk.clone();
+    // An error means that the runtime is gone, and the disk with it.
+    let _ = tokio::task::spawn_blocking(move || disk.close()).await;
 }
 
 /// How openraft is set up; the simulation uses the same.
@@ -184,6 +182,7 @@ struct Stores {
     lock: identity::Lock,
     disk: Arc<LogDb>,
     log: LogStore<LogDb>,
+    floor: Floor,
     tables: Arc<StateDb>,
     machine: StateMachine<StateDb>,
 }
@@ -200,8 +199,10 @@ fn open_stores(options: &Options) -> Result<Stores, StartError> {
     identity::mark_formatted(dir)?;
     let disk = Arc::new(disk);
     let log = LogStore::open(disk.clone())?;
+    let floor = Floor::of(dir);
+    floor.check(&dir.join("raft"), log.last_index())?;
     let machine = StateMachine::open(tables.clone(), options.fatal.clone())?;
-    Ok(Stores { lock, disk, log, tables, machine })
+    Ok(Stores { lock, disk, log, floor, tables, machine })
 }
 
 async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), StartError> {
@@ -211,14 +212,15 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     })
     .await
     .map_err(|_| StartError::Thread)?;
-    let Stores { lock, disk, log, tables, machine } = stores?;
+    let Stores { lock, disk, log, floor, tables, machine } = stores?;
     let (id, name, cluster) = (options.id, options.name, options.cluster);
     let tls = options.tls;
     let server_tls = tls.clone();
-    let peers = Arc::new(Peers::new(cluster.clone(), id.0, name, tls));
+    let clock = Arc::new(GroupClock::new(id, options.wall));
+    let peers = Arc::new(Peers::new(cluster.clone(), id.0, name, tls, clock.clone()));
     let config = Arc::new(config(&cluster, options.timing, options.tuning)?);
-    let (applied, commands) = (machine.watch(), machine.commands());
-    let factory = Factory(peers.clone());
+    let (applied, commands, marks) = (machine.watch(), machine.commands(), machine.marks());
+    let factory = Factory { peers: peers.clone(), applied: applied.clone() };
     let raft = Raft::new(id.0, config, factory, log.clone(), machine).await;
     let raft = raft.map_err(|e| StartError::Io(io::Error::other(e.to_string())))?;
 
@@ -235,7 +237,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         term: term.clone(),
         paused: paused_out,
         in_flight: in_flight_in,
-        clock: Arc::new(wall_clock_ms),
+        clock: stamping(raft.clone(), clock.clone()),
         hooks: options.hooks.clone(),
     };
     let shared = Arc::new(Shared {
@@ -244,18 +246,23 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
         log,
         disk,
         tables,
+        floor,
         peers,
+        clock,
         contact: Contact::default(),
         timing: options.timing,
         tuning: options.tuning,
         hooks: options.hooks,
         commands,
+        marks,
+        fatal: options.fatal,
         calls,
         asks,
         applied: applied.clone(),
         term,
         paused,
         in_flight,
+        changing: Arc::default(),
         stop,
     });
     let established = shared.hooks.established.clone();
@@ -311,6 +318,20 @@ fn serve(
     Ok(())
 }
 
+fn voters(membership: &StoredMembership) -> Vec<MemberId> {
+    membership.voter_ids().map(MemberId).collect()
+}
+
+/// How the proposer stamps what it writes: by all voters' clocks.
+fn stamping(raft: Raft, clock: Arc<GroupClock>) -> proposer::Clock {
+    Arc::new(move |term, last_ms| {
+        let metrics = raft.server_metrics();
+        let voters = voters(&metrics.borrow_watched().membership_config);
+        clock.stamp(term, last_ms, &voters)
+    })
+}
+
+/// What the machine's clock says, in milliseconds since the epoch.
 pub fn wall_clock_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))

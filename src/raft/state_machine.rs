@@ -9,15 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::apply::{BatchOutcome, LEVELS, apply_batch};
 use nf_core::invariants;
-use nf_core::rows::{RowChange, Table};
+use nf_core::rows::{self, RowChange, Table};
 use nf_core::state::State;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{AsyncRuntime, OptionalSend};
 use tokio::sync::watch;
 
 use super::encoding::Position;
+use super::marks::Marks;
 use super::types::{Entry, EntryPayload, LogId, Outcome, Snapshot, SnapshotMeta, StoredMembership, Types};
 use crate::storage::fatal::Fatal;
 use crate::storage::frame::invalid;
@@ -43,6 +44,7 @@ pub struct StateMachine<T> {
     position: Position,
     published: watch::Sender<Applied>,
     commands: Arc<AtomicU64>,
+    marks: Arc<Marks>,
     fatal: Fatal,
 }
 
@@ -74,6 +76,14 @@ fn load<T: Tables>(tables: &T) -> io::Result<(State, Position)> {
     }
     let rows: io::Result<Vec<_>> = rows.into_iter().map(|row| Ok((table(row.table)?, row.key, row.value))).collect();
     let state = State::from_rows(rows?).map_err(|e| invalid(format!("state: {e}")))?;
+    let level = state.meta().level;
+    if !LEVELS.contains(&level) {
+        let (from, to) = (LEVELS.start(), LEVELS.end());
+        return Err(invalid(format!(
+            "state: the group is at feature level {level}, this build runs {from} to {to}: start the version that the \
+             other members run"
+        )));
+    }
     let violations = invariants::check(&state);
     if let Some(first) = violations.first() {
         let count = violations.len();
@@ -87,7 +97,7 @@ impl<T: Tables> StateMachine<T> {
     pub fn open(tables: Arc<T>, fatal: Fatal) -> io::Result<Self> {
         let (state, position) = load(&*tables)?;
         let (published, _) = watch::channel(applied(&state, &position));
-        Ok(Self { tables, state, position, published, commands: Arc::default(), fatal })
+        Ok(Self { tables, state, position, published, commands: Arc::default(), marks: Arc::default(), fatal })
     }
 
     /// The state after each applied batch.
@@ -98,6 +108,11 @@ impl<T: Tables> StateMachine<T> {
     /// Counts applied commands, for deciding when to flush.
     pub fn commands(&self) -> Arc<AtomicU64> {
         self.commands.clone()
+    }
+
+    /// The state's hash at some indexes, for comparison with other members.
+    pub fn marks(&self) -> Arc<Marks> {
+        self.marks.clone()
     }
 
     fn apply_one(&mut self, entry: &Entry) -> io::Result<Option<BatchOutcome>> {
@@ -125,6 +140,7 @@ impl<T: Tables> StateMachine<T> {
 
     fn commit<RT: AsyncRuntime>(&mut self, pending: &mut Pending<RT>) -> io::Result<()> {
         let position = Bytes::from(self.position.encode());
+        forget_requests(&*self.tables, &mut pending.changes)?;
         self.tables.commit(std::mem::take(&mut pending.changes), position)?;
         self.published.send_replace(applied(&self.state, &self.position));
         for (responder, outcome) in pending.answers.drain(..) {
@@ -133,6 +149,28 @@ impl<T: Tables> StateMachine<T> {
         pending.commands = 0;
         Ok(())
     }
+}
+
+/// Adds to a batch what goes with the finished jobs that it deletes: the rows by which their requests find them.
+/// Whose request has finished another job since keeps its row.
+fn forget_requests<T: Tables>(tables: &T, changes: &mut Vec<Change>) -> io::Result<()> {
+    let (history, index) = (Table::History as u8, Table::HistoryOf as u8);
+    let deleted = |change: &&Change| change.table == history && change.value.is_none();
+    let positions: Vec<_> = changes.iter().filter(deleted).map(|change| change.key.clone()).collect();
+    for position in positions {
+        let Some(row) = tables.get(history, &position)? else { continue };
+        let job = rows::read_history(&row).map_err(|e| invalid(format!("history: {e}")))?;
+        let request = rows::history_key(&job.request).to_vec();
+        let newest = changes.iter().rev().find(|change| change.table == index && change.key == request);
+        let points_to = match newest {
+            Some(change) => change.value.clone(),
+            None => tables.get(index, &request)?,
+        };
+        if points_to.is_some_and(|to| to == position) {
+            changes.push(Change { table: index, key: request, value: None });
+        }
+    }
+    Ok(())
 }
 
 /// Applied but not yet written or answered.
@@ -163,6 +201,7 @@ impl<RT: AsyncRuntime, T: Tables> RaftStateMachine<Types<RT>> for StateMachine<T
             let (entry, responder) = next?;
             let batch = self.apply_one(&entry)?;
             let changes = self.state.take_changes();
+            self.marks.note(entry.log_id.index, || self.state.hash());
             pending.commands += changes.len().max(1);
             pending.changes.extend(changes.into_iter().map(change));
             if let Some(responder) = responder {
@@ -235,5 +274,69 @@ impl<RT: AsyncRuntime, T: Tables> RaftSnapshotBuilder<Types<RT>> for Builder<T> 
         };
         let snapshot = self.tables.finish(draft).await?;
         Ok(Snapshot { meta: meta_of(self.position.clone()), snapshot })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::model::ModelTables;
+    use nf_core::id::RequestId;
+    use nf_core::plan::Intent;
+    use nf_core::reason::Reason;
+    use nf_core::resources::Gpus;
+    use nf_core::testing;
+
+    /// The rows of ten jobs that ended one after another; none was ever placed.
+    fn ended_jobs() -> (State, Vec<Change>) {
+        let mut state = State::new();
+        for i in 0..10 {
+            let request = format!("r{i}");
+            testing::run(&mut state, testing::schedule(&request, testing::job_spec("t1", Gpus::Whole(1))));
+            let request = RequestId::new(&request).unwrap();
+            testing::run(&mut state, Intent::Stop { request, tenant: None, why: Reason::StoppedByUser });
+        }
+        let changes = state.take_changes().into_iter().map(change).collect();
+        (state, changes)
+    }
+
+    fn rows(tables: &ModelTables, of: Table) -> usize {
+        tables.rows(&|table| table == of as u8).unwrap().len()
+    }
+
+    #[test]
+    fn a_finished_job_that_is_forgotten_leaves_nothing_behind() {
+        let (_, changes) = ended_jobs();
+        let tables = ModelTables::new();
+        tables.commit(changes, Bytes::new()).unwrap();
+        assert_eq!((rows(&tables, Table::History), rows(&tables, Table::HistoryOf)), (10, 10));
+        // All but the last three positions go, and the request of the first has just finished another job.
+        let table = Table::History as u8;
+        let delete = |position: u64| Change { table, key: position.to_be_bytes().to_vec(), value: None };
+        let mut batch: Vec<_> = (1..=7).map(delete).collect();
+        let again = rows::history_key(&RequestId::new("r0").unwrap()).to_vec();
+        let newer = 10u64.to_be_bytes().to_vec();
+        batch.push(Change { table: Table::HistoryOf as u8, key: again.clone(), value: Some(newer.clone()) });
+        forget_requests(&tables, &mut batch).unwrap();
+        tables.commit(batch, Bytes::new()).unwrap();
+        assert_eq!((rows(&tables, Table::History), rows(&tables, Table::HistoryOf)), (3, 4));
+        assert_eq!(tables.get(Table::HistoryOf as u8, &again).unwrap(), Some(newer), "it finds the newer one");
+    }
+
+    #[test]
+    fn a_state_of_a_newer_feature_level_is_refused() {
+        let (state, _) = ended_jobs();
+        let at_level = |level: u32| {
+            let mut state = state.clone();
+            testing::set_level(&mut state, level);
+            let rows =
+                state.live_rows().map(|(table, key, value)| Change { table: table as u8, key, value: Some(value) });
+            let tables = ModelTables::new();
+            tables.commit(rows.collect(), Bytes::from(Position::default().encode())).unwrap();
+            load(&tables).map(|_| ())
+        };
+        at_level(*LEVELS.end()).unwrap();
+        let error = at_level(*LEVELS.end() + 1).unwrap_err().to_string();
+        assert!(error.contains("feature level 2, this build runs 1 to 1"), "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! What a member can say about the group, as plain values.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use openraft::Instant as _;
 
@@ -24,6 +25,8 @@ pub struct MemberStatus {
     pub voter: bool,
     /// Last log index known to be on it; only the leader knows.
     pub matched: Option<u64>,
+    /// Milliseconds since it was last asked something that it has answered; only the leader knows, and 0 of itself.
+    pub heard_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -44,7 +47,13 @@ pub struct Status {
     /// On a leader that does not vote alone: milliseconds since a quorum last acknowledged it;
     /// `u64::MAX` when none has.
     pub quorum_ms: Option<u64>,
+    /// A change of the voters is under way: old and new ones decide together.
+    pub joint: bool,
     pub members: Vec<MemberStatus>,
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 type Metrics = openraft::RaftMetrics<super::Core>;
@@ -55,12 +64,18 @@ impl Status {
         let replication = metrics.replication.as_ref().unwrap_or(&none);
         let membership = metrics.membership_config.membership();
         let voters: Vec<u64> = membership.voter_ids().collect();
+        let answers = metrics.heartbeat.as_ref();
+        let heard_ms = |id: &u64| match *id == metrics.id {
+            true => answers.map(|_| 0),
+            false => answers?.get(id)?.as_ref().map(|at| millis(at.elapsed())),
+        };
         let members = membership.nodes().map(|(id, peer)| MemberStatus {
             id: MemberId(*id),
             name: peer.name.clone(),
             peer: peer.addr.clone(),
             voter: voters.contains(id),
             matched: replication.get(id).copied().flatten().map(|l| l.index),
+            heard_ms: heard_ms(id),
         });
         let role = match metrics.state {
             openraft::ServerState::Leader => Role::Leader,
@@ -69,7 +84,7 @@ impl Status {
             openraft::ServerState::Learner => Role::Learner,
         };
         let others_vote = voters.iter().any(|id| *id != metrics.id);
-        let acked = metrics.last_quorum_acked.map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let acked = metrics.last_quorum_acked.map(|at| millis(at.elapsed()));
         let quorum_ms = (role == Role::Leader && others_vote).then(|| acked.unwrap_or(u64::MAX));
         let contact = if role == Role::Leader { 0 } else { silence_ms };
         Self {
@@ -84,6 +99,7 @@ impl Status {
             purged_index: metrics.purged.map_or(0, |id| id.index),
             last_contact_ms: contact,
             quorum_ms,
+            joint: membership.get_joint_config().len() > 1,
             members: members.collect(),
         }
     }

@@ -3,20 +3,28 @@
 //! The flush runs on a blocking thread and comes first, so that the checkpoint, which is taken
 //! between two applies, finds little left to write. It does not know what is in the rows.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::membership::Change;
 use super::replica::Shared;
+use super::status::{Role, Status};
 use crate::storage::tables::Tables;
+use nf_core::clock::MAX_OFF_MS;
 
 const TICK: Duration = Duration::from_secs(1);
+/// How long handing leadership over may take, and when it is tried again.
+const HAND_OVER: Duration = Duration::from_secs(5);
+const HAND_OVER_AGAIN: Duration = Duration::from_secs(30);
 
 /// Runs until Raft stops.
 pub async fn run(shared: Arc<Shared>) {
     let tuning = shared.tuning;
     let mut flushed = (0, 0, 0, Instant::now());
     let mut asked = 0;
+    let mut handed_over = None;
     loop {
         tokio::time::sleep(TICK).await;
         let bytes = shared.log.appended_bytes();
@@ -24,6 +32,10 @@ pub async fn run(shared: Arc<Shared>) {
         let status = shared.status();
         if *shared.stop.borrow() {
             return;
+        }
+        shared.settle(&status).await;
+        if handed_over.is_none_or(|at: Instant| at.elapsed() >= HAND_OVER_AGAIN) && hand_over(&shared, &status).await {
+            handed_over = Some(Instant::now());
         }
         let applied = status.applied_index;
         let due = bytes - flushed.0 >= tuning.flush_bytes
@@ -44,11 +56,43 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Makes the rows durable. A failure has ended the process by way of the tables' own hook.
+/// A leader whose own clock is wrong makes room for one whose is right. Log time does not follow its clock, but
+/// what it tells the time by itself would. Whether it tried.
+async fn hand_over(shared: &Shared, status: &Status) -> bool {
+    if status.role != Role::Leader {
+        return false;
+    }
+    let voters: Vec<_> = status.members.iter().filter(|m| m.voter).map(|m| m.id).collect();
+    let Some((off_ms, right)) = shared.clock.judge(&voters, MAX_OFF_MS).filter(|(off, _)| *off > MAX_OFF_MS) else {
+        return false;
+    };
+    let best = status.members.iter().filter(|m| right.contains(&m.id)).max_by_key(|m| (m.matched, Reverse(m.id)));
+    let Some(best) = best else { return false };
+    tracing::warn!(
+        off_ms,
+        to = best.name,
+        "this member's clock is not that of the others: handing leadership over; see that the machine's time is kept (NTP)"
+    );
+    let made = shared.change_here(&Change::Transfer(best.id), Instant::now() + HAND_OVER).await;
+    if let Err(failure) = made {
+        tracing::warn!(?failure, "leadership was not handed over");
+    }
+    true
+}
+
+/// Makes the rows durable, and remembers how far the log is. A failure of the rows or of the log
+/// has ended the process by way of their own hook.
 pub async fn flush(shared: &Shared) {
-    let tables = shared.tables.clone();
-    let flushed = tokio::task::spawn_blocking(move || tables.flush()).await;
-    if let Ok(Err(error)) = flushed {
+    let applied = shared.applied.borrow().index;
+    // What is applied was written to the log before, and so is durable when this returns.
+    let synced = shared.log.sync().await;
+    let (tables, floor) = (shared.tables.clone(), shared.floor.clone());
+    let flushed = tokio::task::spawn_blocking(move || {
+        tables.flush()?;
+        // An index of 0 may also mean that nothing is applied yet.
+        synced.and_then(|()| if applied > 0 { Ok(floor.raise(applied)?) } else { Ok(()) })
+    });
+    if let Ok(Err(error)) = flushed.await {
         tracing::error!(%error, "flushing the state");
     }
 }

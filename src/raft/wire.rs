@@ -104,12 +104,14 @@ pub fn append_result(reply: pb::AppendReply) -> Result<AppendResult, Status> {
     })
 }
 
-pub fn put_vote_request(request: &VoteRequest, route: pb::Route) -> pb::VoteRequest {
+/// `introduced`: the group has heard of who is asked.
+pub fn put_vote_request(request: &VoteRequest, route: pb::Route, introduced: bool) -> pb::VoteRequest {
     pb::VoteRequest {
         route: Some(route),
         vote: Some(put_vote(&request.vote)),
         last: request.last_log_id.as_ref().map(put_log_id),
         leadership_transfer: request.leadership_transfer,
+        introduced,
     }
 }
 
@@ -120,11 +122,13 @@ pub fn vote_request(request: &pb::VoteRequest) -> Result<VoteRequest, Status> {
     Ok(out)
 }
 
-pub fn put_vote_response(response: &VoteResponse) -> pb::VoteReply {
+/// `now_ms`: what this member's clock says.
+pub fn put_vote_response(response: &VoteResponse, now_ms: u64) -> pb::VoteReply {
     pb::VoteReply {
         vote: Some(put_vote(&response.vote)),
         granted: response.vote_granted,
         last: response.last_log_id.as_ref().map(put_log_id),
+        now_ms,
     }
 }
 

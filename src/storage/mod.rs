@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod disk;
 pub mod fatal;
+pub mod floor;
 pub mod frame;
 pub mod identity;
 pub mod log_db;

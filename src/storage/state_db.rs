@@ -198,8 +198,11 @@ impl StateDb {
 }
 
 impl Shared {
+    /// In this order: a crash in between leaves rows that are older than the newest checkpoint, and the start
+    /// installs that one again. Rows without a checkpoint of them would be behind a log that is gone.
     fn install(&self, snapshot: &Snapshot) -> Result<(), Error> {
         checkpoint::verify(snapshot)?;
+        self.keep(snapshot)?;
         let number = self.current.load().number + 1;
         let tmp = self.state_dir.join(format!("{number}.tmp"));
         if tmp.exists() {
@@ -213,7 +216,15 @@ impl Shared {
         write_current(&self.state_dir, number)?;
         let old = self.current.swap(Arc::new(instance));
         old.obsolete.store(true, Ordering::Release);
-        // Kept as our own newest checkpoint too, so that this member can pass it on.
+        Ok(())
+    }
+
+    /// Keeps a received checkpoint as our own newest one, so that this member can pass it on.
+    fn keep(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        // It is the one that we have when a start finishes what a crash interrupted.
+        if self.latest().as_ref().is_some_and(|(_, latest)| latest.dir() == snapshot.dir()) {
+            return Ok(());
+        }
         let number = self.next_snapshot.fetch_add(1, Ordering::AcqRel);
         let dir = self.snapshot_dir.join(format!("{number}.tmp"));
         checkpoint::copy_into(snapshot, &dir)?;

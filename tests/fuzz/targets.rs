@@ -253,7 +253,7 @@ fn peers_samples() -> Vec<Vec<u8>> {
     let route = Some(pb::Route { cluster: "c".into(), from: 1, to: 2, name: "n".into() });
     let (entries, traces) = (vec![entry], Vec::new());
     let append = pb::AppendRequest { route: route.clone(), vote, prev: id, commit: id, entries, traces };
-    let ask = pb::VoteRequest { route, vote, last: id, leadership_transfer: false };
+    let ask = pb::VoteRequest { route, vote, last: id, leadership_transfer: false, introduced: true };
     vec![append.encode_to_vec(), ask.encode_to_vec()]
 }
 

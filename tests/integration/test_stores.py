@@ -1,5 +1,6 @@
 """Model stores elsewhere: from a publisher to a real S3 and on to a replica, and from a plain web server."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -124,6 +125,31 @@ def test_a_plain_web_server_is_a_store_that_is_only_read(tmp_path):
     with nf.Serve(tmp_path / "later", settings) as group:
         code, body = ask(group, "v1")
         assert (code, body["reason"]) == (503, "StoreUnavailable") and body["retry_after_ms"] > 0, body
+
+
+def test_a_retry_is_answered_without_the_store(tmp_path):
+    store = tmp_path / "store"
+    made = ["model", "publish", model(tmp_path / "m"), "--model", "m", "--runtime", program(tmp_path)]
+    alone(*made, "--version", "v1", "--store", f"file://{store}")
+    body = {"tenant_id": "demo", "model_id": "m", "model_version": "v1", "resources": {"cpu": 0.1}}
+    with contextlib.ExitStack() as web:
+        url = web.enter_context(servers.web(store))
+        with nf.Serve(tmp_path / "serve", {"MODEL_STORE_URL": url, "NF_STORE_HOSTS": "127.0.0.1"}) as group:
+            key = {"headers": {"Idempotency-Key": "once"}}
+            first = group.call("POST", "/schedule", body, **key)
+            assert first.status_code == 201, first.text
+            named = group.call("POST", "/schedule", {**body, "request_id": "r1"})
+            assert named.status_code == 201, named.text
+            # What the store said is forgotten soon, and then it is asked in vain, by nodes as well: a job may wait by now.
+            web.close()
+            nf.eventually("a new job is not let in", lambda: ask(group, "v1")[0] == 503)
+            again = group.call("POST", "/schedule", body, **key)
+            assert again.ok and again.headers["Idempotent-Replayed"] == "true", again.text
+            assert again.json()["request_id"] == first.json()["request_id"]
+            again = group.call("POST", "/schedule", {**body, "request_id": "r1"})
+            assert again.ok and again.headers["Idempotent-Replayed"] == "true", again.text
+            other = group.call("POST", "/schedule", {**body, "model_version": "v2", "request_id": "r1"})
+            assert (other.status_code, other.json()["reason"]) == (409, "IdempotencyConflict"), other.text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"])

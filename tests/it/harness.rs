@@ -4,19 +4,23 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use neural_fabric::raft::{self, Hooks, MemberId, Options, Replica, Timing, Tuning};
 use neural_fabric::security::tls::{Authority, PeerTls, Role};
 use neural_fabric::storage::fatal::Fatal;
-use nf_core::command::Mode;
-use nf_core::id::TenantId;
+use nf_core::command::{Member, Mode};
+use nf_core::id::{NodeName, TenantId};
 use nf_core::plan::{Intent, Reply};
 use tempfile::TempDir;
 
 /// How long anything may take before a test fails; generous, as machines are busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the hook of a member that lost its data leaves in [`Cluster::fatal`].
+pub const WIPED: &str = "wiped";
 
 pub fn deadline() -> Instant {
     Instant::now() + PATIENCE
@@ -38,6 +42,20 @@ pub fn tenant(name: &str) -> Intent {
     Intent::CreateTenant { tenant: TenantId::new(name).expect("a valid name") }
 }
 
+/// What a member tells the group of itself.
+pub fn introduction(id: MemberId, name: &str) -> Intent {
+    let text: Arc<str> = "x".into();
+    Intent::Member(Member {
+        id,
+        name: NodeName::new(name).expect("a valid name"),
+        api: text.clone(),
+        peer: text.clone(),
+        min_level: 1,
+        max_level: 1,
+        version: text,
+    })
+}
+
 /// One place of the group: what stays when its member stops.
 pub struct Seat {
     pub id: MemberId,
@@ -47,6 +65,8 @@ pub struct Seat {
     /// Holds the port until the member starts for the first time: else it is anybody's meanwhile.
     held: Mutex<Option<TcpListener>>,
     pub tls: PeerTls,
+    /// How wrong its clock is, in milliseconds.
+    pub skew_ms: Arc<AtomicI64>,
     pub replica: Option<Replica>,
 }
 
@@ -124,7 +144,7 @@ impl Cluster {
         let (listener, port) = free_port();
         let held = Mutex::new(Some(listener));
         let dir = tempfile::tempdir().expect("a directory");
-        self.seats.push(Seat { id, name, dir, port, held, tls, replica: None });
+        self.seats.push(Seat { id, name, dir, port, held, tls, skew_ms: Arc::default(), replica: None });
         self.seats.len() - 1
     }
 
@@ -150,7 +170,8 @@ impl Cluster {
             Some(listener) => listener,
             None => bind_again(seat.port).await,
         };
-        let fatal = self.fatal.clone();
+        let (fatal, skew_ms) = (self.fatal.clone(), seat.skew_ms.clone());
+        let wiped = fatal.clone();
         Options {
             data_dir: seat.dir.path().to_path_buf(),
             cluster: self.name.clone(),
@@ -160,7 +181,11 @@ impl Cluster {
             tls: seat.tls.clone(),
             timing: Timing::default(),
             tuning: self.tuning,
-            hooks: Hooks::default(),
+            hooks: Hooks {
+                wiped: Arc::new(move || wiped.lock().expect("unpoisoned").push(WIPED.to_owned())),
+                ..Hooks::default()
+            },
+            wall: Arc::new(move || raft::wall_clock_ms().saturating_add_signed(skew_ms.load(Ordering::Relaxed))),
             fatal: Fatal::hook(move |reason| fatal.lock().expect("unpoisoned").push(reason.to_owned())),
             services: None,
             aside: None,
@@ -170,6 +195,11 @@ impl Cluster {
     pub async fn start_seat(&mut self, seat: usize) {
         let replica = raft::start(self.options(seat).await).await.expect("starts");
         self.seats[seat].replica = Some(replica);
+    }
+
+    /// Somebody empties its directory.
+    pub fn wipe_seat(&mut self, seat: usize) {
+        self.seats[seat].dir = tempfile::tempdir().expect("a directory");
     }
 
     pub async fn stop_seat(&mut self, seat: usize) {

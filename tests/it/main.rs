@@ -17,6 +17,7 @@ mod model_signing;
 mod parsers;
 mod raft_group;
 mod raft_members;
+mod raft_voters;
 mod storage_crash;
 mod storage_files;
 mod storage_suite;

@@ -5,15 +5,13 @@ use neural_fabric::exchange::{Address, Dial};
 use neural_fabric::raft::{Error, MemberId, Role};
 use neural_fabric::security::tls::{self, PeerTls};
 use nf_core::codec;
-use nf_core::command::Member;
-use nf_core::plan::Intent;
 use nf_core::reason::Reason;
 use nf_proto::internal as pb;
 use pb::peer_service_client::PeerServiceClient;
 use rustls_pki_types::UnixTime;
 use tonic::Code;
 
-use crate::harness::{Cluster, deadline, eventually, tenant};
+use crate::harness::{Cluster, deadline, eventually, introduction, tenant};
 
 /// Speaks Raft with the member of a seat, with these keys and under this number and name.
 struct Stranger {
@@ -96,17 +94,7 @@ async fn only_members_have_a_say_in_the_group() {
     let (id, name, peer) = cluster.member((leader + 1) % 3);
     let mut old = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), id.0);
     assert_eq!(old.is_known().await, Ok(false), "a founder that is not up yet may come");
-    let text: std::sync::Arc<str> = "x".into();
-    let member = Member {
-        id,
-        name: nf_core::id::NodeName::new(&name).unwrap(),
-        api: text.clone(),
-        peer: text.clone(),
-        min_level: 1,
-        max_level: 1,
-        version: text,
-    };
-    cluster.submit(leader, Intent::Member(member)).await;
+    cluster.submit(leader, introduction(id, &name)).await;
     assert_eq!(old.is_known().await, Ok(true), "but not come back without its data");
     cluster.replica(leader).remove(id, deadline()).await.unwrap();
     let mut removed = Stranger::new(&cluster, leader, cluster.keys(&name, tls::Role::Server), id.0);

@@ -11,7 +11,7 @@ use neural_fabric::storage::identity::{self, Identity};
 use neural_fabric::storage::state_db::StateDb;
 use neural_fabric::storage::tables::{Change, Tables};
 
-use crate::harness::Cluster;
+use crate::harness::{Cluster, tenant};
 
 fn identity_of(cluster: &str, member: u64) -> Identity {
     Identity { cluster: cluster.into(), member }
@@ -200,6 +200,72 @@ async fn an_install_that_was_interrupted_leaves_the_old_rows() {
     let entries = std::fs::read_dir(dir.path().join("state")).unwrap();
     let dirs = entries.filter(|e| e.as_ref().unwrap().path().is_dir()).count();
     assert_eq!(dirs, 1, "the rest of the install is swept away");
+}
+
+#[tokio::test]
+async fn rows_never_come_from_a_checkpoint_that_is_not_kept() {
+    // The install ends at either step, as it would in a crash: where the next file should come lies another.
+    for (blocked, rows, kept) in [("snapshots/2.tmp", "at 2", "meta"), ("state/2.tmp", "at 2", "newer")] {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let sender = open(other.path(), true);
+        sender.commit(vec![put("a", "9")], Bytes::from_static(b"at 9")).unwrap();
+        let draft = sender.checkpoint(Bytes::from_static(b"newer")).unwrap();
+        let newer = sender.finish(draft).await.unwrap();
+        {
+            let (db, _) = with_checkpoint(dir.path()).await;
+            db.flush().unwrap();
+            std::fs::write(dir.path().join(blocked), "in the way").unwrap();
+            assert!(db.install(newer).await.is_err(), "{blocked}");
+        }
+        std::fs::remove_file(dir.path().join(blocked)).unwrap();
+        let db = open(dir.path(), false);
+        assert_eq!(db.position().unwrap(), Some(Bytes::from_static(rows.as_bytes())), "{blocked}");
+        let (snapshot, meta) = db.latest().unwrap().expect("one that is whole");
+        assert_eq!(meta, Bytes::from_static(kept.as_bytes()), "{blocked}");
+        // openraft installs the newest checkpoint when the rows are older.
+        db.install(snapshot).await.unwrap();
+        assert_eq!(db.latest().unwrap().map(|(_, meta)| meta), Some(meta), "it is not copied once more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_died_while_it_installed_a_checkpoint_starts() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    cluster.agree().await;
+    let own = cluster.replica(away).snapshot().await.unwrap();
+    cluster.stop_seat(away).await;
+    for i in 0..30 {
+        cluster.submit(leader, tenant(&format!("t{i}"))).await;
+    }
+    let newer = cluster.replica(leader).snapshot().await.unwrap();
+    assert!(newer > own);
+    // As the crash leaves it: received and kept, and the rows still the old ones.
+    let kept = std::fs::read_dir(cluster.dir(leader).join("snapshots")).unwrap().map(|e| e.unwrap().path());
+    let kept = checkpoint::open(&kept.max().expect("a checkpoint")).unwrap();
+    let (draft, to) = (cluster.dir(away).join("snapshots/9.tmp"), cluster.dir(away).join("snapshots/9"));
+    checkpoint::copy_into(&kept, &draft).unwrap();
+    checkpoint::seal(&draft, &to, kept.manifest().meta.clone()).unwrap();
+    cluster.start_seat(away).await;
+    assert!(cluster.replica(away).status().applied_index >= newer, "the start finished the install");
+    cluster.agree().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_cut_short_of_what_was_applied_is_refused() {
+    let mut cluster = Cluster::start(1).await;
+    for i in 0..50 {
+        cluster.submit(0, tenant(&format!("t{i}"))).await;
+    }
+    cluster.stop_seat(0).await;
+    let wal = largest(&cluster.dir(0).join("raft"), "log");
+    let whole = std::fs::read(&wal).unwrap();
+    std::fs::write(&wal, &whole[..whole.len() / 5]).unwrap();
+    let error = raft::start(cluster.options(0).await).await.err().expect("acknowledged entries are gone");
+    assert!(matches!(error, StartError::Storage(_)), "{error}");
+    assert!(error.to_string().contains("raft: damaged: the log ends with entry"), "{error}");
 }
 
 #[tokio::test]

@@ -184,7 +184,7 @@ impl World {
         let (paused_in, paused) = watch::channel(false);
         let (in_flight, _) = watch::channel(0);
         let world = self.clone();
-        let clock = Arc::new(move || EPOCH_MS + world.lock().now_ms());
+        let clock = Arc::new(move |_, _| EPOCH_MS + world.lock().now_ms());
         let shell = Shell {
             raft: raft.clone(),
             calls: calls_out,

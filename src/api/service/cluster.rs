@@ -419,6 +419,7 @@ mod tests {
             peer: String::new(),
             voter: i < 2,
             matched,
+            heard_ms: None,
         };
         Status {
             id: MemberId(1),
@@ -432,6 +433,7 @@ mod tests {
             purged_index: 0,
             last_contact_ms: 0,
             quorum_ms: Some(40),
+            joint: false,
             members: matched.into_iter().enumerate().map(member).collect(),
         }
     }

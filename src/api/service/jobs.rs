@@ -1,7 +1,7 @@
 //! Use cases about one job: schedule it, plan it, look at it, stop it, read its
 //! logs. It does not choose places; the leader's proposer does.
 
-use super::{Call, Service, freshness};
+use super::{Call, MAX_DEADLINE, Service, freshness};
 use crate::api::convert::answer::{Freshness, WhyBody, whole};
 use crate::api::convert::schedule::{Schedule, naming};
 use crate::api::error::Failure;
@@ -88,10 +88,17 @@ impl Service {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
         let mode = self.mode(call).await?;
-        let facts =
-            self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        let retry = naming.keyed && is_remembered(&self.replica.applied().state, &naming.request);
+        let facts = match retry {
+            // Its job is there, whatever has become of the version: the group answers with it, or with a conflict.
+            true => None,
+            false => {
+                let (spec, until) = (&wanted.spec, call.deadline);
+                self.models.facts(&spec.tenant, &spec.model, &spec.version, until).await?
+            }
+        };
         // The leader judges it once more; here it costs no round.
-        if facts.is_none() && mode == Mode::Production {
+        if facts.is_none() && !retry && mode == Mode::Production {
             let detail = format!(
                 "no store knows version {} of model {}; publish it (nf model publish)",
                 wanted.spec.version, wanted.spec.model
@@ -232,6 +239,12 @@ impl Service {
         }
         Ok(lines.boxed())
     }
+}
+
+/// Whether that request has made a job, and will not be forgotten while a call about it is under way.
+fn is_remembered(state: &State, request: &RequestId) -> bool {
+    let margin = u64::try_from(2 * MAX_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+    state.request(request).is_some_and(|known| known.expires_ms.saturating_sub(state.meta().now_ms) > margin)
 }
 
 fn absent(request: &RequestId) -> Failure {

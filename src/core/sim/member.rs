@@ -11,11 +11,12 @@ use super::raft::Raft;
 use super::rng::Rng;
 use super::shell::{Caller, Shell};
 use crate::apply::apply_batch;
+use crate::clock::Clocks;
 use crate::codec;
 use crate::command::Batch;
 use crate::consent::Consent;
 use crate::control::{self, NetworkFault, Now, Timeouts};
-use crate::id::{Incarnation, NodeName};
+use crate::id::{Incarnation, MemberId, NodeName};
 use crate::placement::queue;
 use crate::plan::{Intent, Reply, plan};
 use crate::reconcile;
@@ -57,6 +58,8 @@ pub struct Member {
     parked: Vec<(Caller, Arc<Intent>)>,
     /// Its clock's error in milliseconds.
     pub skew: i64,
+    /// What it knows of the others' clocks.
+    clocks: Clocks,
     /// The shell notices nothing until then.
     pub stalled_until: u64,
     pub sync_pending: bool,
@@ -85,6 +88,7 @@ impl Member {
             shells: 0,
             parked: Vec::new(),
             skew: 0,
+            clocks: Clocks::default(),
             stalled_until: 0,
             sync_pending: false,
             impatience: 20,
@@ -96,8 +100,22 @@ impl Member {
         }
     }
 
-    fn wall(&self, now: u64) -> u64 {
+    /// What its clock says.
+    pub fn wall(&self, now: u64) -> u64 {
         (super::EPOCH_MS + now).saturating_add_signed(self.skew)
+    }
+
+    /// Another member's clock was heard, as it is with each message.
+    pub fn heard_clock(&mut self, of: usize, wall_ms: u64, now: u64) {
+        self.clocks.heard(MemberId(of as u64), wall_ms, now * 1000);
+    }
+
+    /// Log time, while it leads.
+    fn log_ms(&mut self, now: u64) -> u64 {
+        let voters: Vec<_> = (0..self.raft.members).map(|member| MemberId(member as u64)).collect();
+        let wall = self.wall(now);
+        let median = self.clocks.median(&voters, MemberId(self.me as u64), wall, now * 1000);
+        self.shell.as_mut().map_or(wall, |shell| shell.clock.read(median, now * 1000))
     }
 
     fn send(&mut self, to: Peer, message: Message) {
@@ -117,6 +135,7 @@ impl Member {
 
     pub fn restart(&mut self, now: u64, oracle: &mut Oracle, rng: &mut Rng) {
         self.up = true;
+        self.clocks = Clocks::default();
         match self.raft.disk.load() {
             Ok((state, applied)) => {
                 oracle.on_loaded(self.me, applied, &state);
@@ -250,7 +269,7 @@ impl Member {
         }
         if now >= self.control_at {
             self.control_at = now + CONTROL_MS;
-            let wall_ms = self.wall(now).max(self.state.meta().now_ms);
+            let wall_ms = self.log_ms(now).max(self.state.meta().now_ms);
             if let Some(shell) = &mut self.shell {
                 let intents = control::step(&self.state, &mut shell.seen, &TIMEOUTS, Now { mono_ms: now, wall_ms });
                 for intent in intents {
@@ -276,7 +295,9 @@ impl Member {
         }
         let mut commands = queue::pass(&lifted, 4);
         commands.extend(plan(&lifted, &client::greedy(self.me, term, rng)).unwrap_or_default().commands);
-        let batch = Batch { base: self.state.meta().base, at_ms: self.wall(now), commands, ..Batch::default() };
+        // Unsound in what it decides, not in its stamp.
+        let at_ms = self.state.meta().now_ms;
+        let batch = Batch { base: self.state.meta().base, at_ms, commands, ..Batch::default() };
         let write = WriteId { member: self.me, shell: 0, seq: 0 };
         self.raft.write(Some(term), write, codec::encode(&batch));
     }
@@ -310,10 +331,10 @@ impl Member {
         if now < self.stalled_until {
             return;
         }
-        let wall = self.wall(now);
+        let at_ms = self.log_ms(now);
         let Some(shell) = &mut self.shell else { return };
         let mut replies: Vec<(Caller, Reply)> = shell.drain(&self.state);
-        let (entries, more) = shell.pump(wall);
+        let (entries, more) = shell.pump(at_ms);
         replies.extend(more);
         let worn = shell.exhausted();
         for (seq, batch) in entries {

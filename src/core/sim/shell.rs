@@ -5,6 +5,7 @@
 use super::disk::WriteId;
 use super::net::Peer;
 use crate::apply::BatchOutcome;
+use crate::clock::LogClock;
 use crate::command::Batch;
 use crate::control::Observations;
 use crate::plan::{Intent, Reply};
@@ -40,6 +41,7 @@ pub struct Shell {
     writes: VecDeque<(u64, Fate)>,
     next_write: u64,
     pub seen: Observations,
+    pub clock: LogClock,
     /// When the last write arrives: they overtake each other never.
     pub write_at: u64,
 }
@@ -55,6 +57,7 @@ impl Shell {
             writes: VecDeque::new(),
             next_write: 1,
             seen: Observations::new(mono_ms),
+            clock: LogClock::begin(applied.meta().now_ms, mono_ms * 1000),
             write_at: 0,
         }
     }
@@ -70,11 +73,11 @@ impl Shell {
         taken
     }
 
-    /// The next entries to write, and calls that are answered without one.
-    pub fn pump(&mut self, wall_ms: u64) -> (Vec<(u64, Batch)>, Vec<(Caller, Reply)>) {
+    /// The next entries to write, stamped with `at_ms`, and calls that are answered without one.
+    pub fn pump(&mut self, at_ms: u64) -> (Vec<(u64, Batch)>, Vec<(Caller, Reply)>) {
         let (mut entries, mut replies) = (Vec::new(), Vec::new());
         loop {
-            let (entry, answered) = self.proposer.next_entry(wall_ms);
+            let (entry, answered) = self.proposer.next_entry(at_ms);
             replies.extend(self.called(answered));
             let Some(batch) = entry else { return (entries, replies) };
             let seq = self.next_write;

@@ -238,6 +238,10 @@ impl World {
     fn deliver(&mut self, from: Peer, to: Peer, message: Message) {
         match to {
             Peer::Member(member) if self.members[member].up => {
+                if let Peer::Member(from) = from {
+                    let wall = self.members[from].wall(self.now);
+                    self.members[member].heard_clock(from, wall, self.now);
+                }
                 self.members[member].on_message(from, message, self.now, &mut self.oracle, &mut self.rng);
                 self.carry_out(member);
             }
@@ -299,12 +303,25 @@ impl World {
             9 => self.net.cut[worker] = !self.net.cut[worker],
             10 => {
                 self.members[member].stalled_until = self.now + self.rng.between(50, 800);
-                self.members[member].skew = self.rng.between(0, 4_000) as i64 - 2_000;
+                self.skew(member);
             }
             _ => {
                 self.net.lost = *self.rng.pick(&[0, 10, 50, 200]);
                 self.sync_ms = *self.rng.pick(&[1, 4, 30, 120]);
             }
+        }
+    }
+
+    /// Sets a member's clock: a little wrong, or, one at a time, by more than requests are remembered for.
+    fn skew(&mut self, member: usize) {
+        let little = |rng: &mut Rng| rng.between(0, 4_000) as i64 - 2_000;
+        self.members[member].skew = little(&mut self.rng);
+        if self.rng.chance(300) {
+            for other in self.members.iter_mut().filter(|m| m.skew.abs() > 2_000) {
+                other.skew = little(&mut self.rng);
+            }
+            let far = *self.rng.pick(&[-20 * 60_000, 20 * 60_000]);
+            self.members[member].skew = far;
         }
     }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use nf_core::apply::{BatchOutcome, apply_batch};
+use nf_core::autoscaler;
 use nf_core::command::{Answer, Batch, Command, Placement, Report, ReportKind, Submission};
 use nf_core::control::{Now, Observations, Timeouts, step};
 use nf_core::id::{Digest16, Generation, Incarnation, JobNo, NodeNo, RequestId, TenantId};
@@ -14,6 +15,7 @@ use nf_core::proposer::Proposer;
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, MAX_BYTES};
 use nf_core::rows::Table;
+use nf_core::scaling::{Scaling, Target};
 use nf_core::sharing::Kept;
 use nf_core::state::State;
 use nf_core::tenant::Quota;
@@ -395,6 +397,27 @@ fn a_refusal_that_was_read_from_the_state_waits_for_a_commit() {
     let replies = proposer.on_applied(&outcome, &state, 7);
     assert_eq!(replies[0].1.result.as_ref().unwrap_err().reason, Reason::NotFound);
     assert_eq!(replies[0].1.index, 7);
+}
+
+#[test]
+fn that_it_is_so_already_waits_for_a_commit() {
+    let mut state = with_nodes(&[8]);
+    let mut spec = job_spec("t1", Gpus::Whole(1));
+    spec.scaling = Some(Scaling { min: 1, max: 4, ..Scaling::default() });
+    run(&mut state, schedule("s1", spec));
+    let mut proposer = Proposer::new(&state);
+    let target = Target { replicas: 1, why: autoscaler::Why::ResizeUp, inputs: None, seen: None };
+    assert!(proposer.offer(1, Intent::Scale { request: RequestId::new("s1").unwrap(), tenant: None, target }));
+    let (entry, replies) = proposer.next_entry(0);
+    let batch = entry.expect("a leader that was deposed must not say that it is so");
+    assert!(replies.is_empty() && batch.commands.is_empty());
+    let outcome = apply_batch(&mut state, &batch);
+    let replies = proposer.on_applied(&outcome, &state, 7);
+    assert_eq!((&replies[0].1.result, replies[0].1.index), (&Ok(Answer::Count(0)), 7));
+    // The leader's own passes find nothing to do all the time, and tell nobody.
+    assert!(proposer.offer(2, Intent::PlaceWaiting));
+    let (entry, replies) = proposer.next_entry(0);
+    assert!(entry.is_none() && replies.len() == 1);
 }
 
 #[test]
