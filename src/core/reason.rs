@@ -89,6 +89,11 @@ reasons! {
     // Voluntary disruption.
     /// A service has as many replicas missing as it lets be missing at once.
     DisruptionBudget,
+    // What a version's signature and manifest allow, continued.
+    /// A signature said that nothing so old runs any more.
+    VersionTooOld,
+    /// More was asked for than the version's manifest says that it may take (P6).
+    LatencyBudgetExceeded, MemoryBudgetExceeded,
 }
 
 impl fmt::Display for Reason {

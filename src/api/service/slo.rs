@@ -156,7 +156,7 @@ impl Service {
 /// The strictest latency that a job of the service states.
 fn latency(state: &State, (tenant, model): &(TenantId, ModelId)) -> Option<u32> {
     let jobs = state.jobs().values().filter(|job| job.spec.tenant == *tenant && job.spec.model == *model);
-    jobs.filter_map(|job| job.spec.constraints.latency_ms).min()
+    jobs.filter_map(|job| job.spec.latency_ms()).min()
 }
 
 /// A version that is counted apart, and under which numbers.

@@ -2,10 +2,11 @@
 //! that count as permission to run a model. It is parsed only after its signature
 //! was verified. It does not know keys.
 
-use super::artefact::{self, Artefact, Listed};
+use super::artefact::{self, Artefact, Digest, Listed, MANIFEST};
 use super::encoding::{sha256_hex, to_hex};
 use super::json;
 use super::refusal::{elsewhere, invalid, mismatch, shown, unsupported};
+use nf_core::floor;
 use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_core::reason::Refusal;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The payload type of in-toto statements in DSSE.
 pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-/// Our own predicate: this tenant may run exactly these files as this version of this model.
+/// Our own predicate: this tenant may run exactly these files as this version of this model, as one manifest says.
 pub const DEPLOY: &str = "nf/deploy/v1";
 /// OpenSSF Model Signing v1.
 pub const MODEL_SIGNING: &str = "https://model_signing/signature/v1.0";
@@ -52,6 +53,10 @@ pub struct Deploy {
     pub version: VersionId,
     /// What the files are, e.g. onnx.
     pub format: String,
+    /// SHA-256 of the version's manifest, which says what program runs, how, and on what kinds of data. The
+    /// signature lies outside of it. None: signed before it was published; members refuse that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<Digest>,
     /// The oldest version that may run from now on, so that a signed old one cannot come back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_version: Option<VersionId>,
@@ -154,6 +159,10 @@ fn deploy(statement: Statement) -> Result<Meaning, Refusal> {
     if name != deploy.model_id.as_str() {
         return Err(invalid("payload.subject[0].name", format!("{} is not the predicate's model_id", shown(&name))));
     }
+    if let Some(min) = deploy.min_version.as_ref().filter(|min| floor::order(&deploy.version, min).is_lt()) {
+        let text = format!("{min} is newer than {}, which it would let nobody run", deploy.version);
+        return Err(invalid("payload.predicate.min_version", text));
+    }
     artefact::check_list(&deploy.files, "payload.predicate.files")?;
     let root = artefact::root(&deploy.files);
     if digest != root || sha256_hex(&deploy.files_root) != Some(root) {
@@ -222,7 +231,13 @@ impl Deploy {
     ) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let files_root = to_hex(&artefact::root(&files));
-        Self { tenant_id, model_id, version, format, min_version, files_root, files }
+        Self { tenant_id, model_id, version, format, manifest_sha256: None, min_version, files_root, files }
+    }
+
+    /// The same for one published manifest alone.
+    #[must_use]
+    pub fn with_manifest(self, sha256: [u8; 32]) -> Self {
+        Self { manifest_sha256: Some(Digest(sha256)), ..self }
     }
 
     /// The payload to sign. It is read back first, so that nothing is signed that would not verify.
@@ -250,6 +265,8 @@ pub struct Expect {
     pub tenant: Option<TenantId>,
     pub model: Option<ModelId>,
     pub version: Option<VersionId>,
+    /// What the files are said to be.
+    pub format: Option<String>,
 }
 
 impl Expect {
@@ -273,13 +290,19 @@ impl Expect {
     ///
     /// # Errors
     /// `SignatureBindingMismatch` naming the field.
-    pub fn hold(&self, meaning: &Meaning, key_tenants: &BTreeSet<String>) -> Result<(), Refusal> {
+    pub fn hold(
+        &self,
+        meaning: &Meaning,
+        artefact: &Artefact<'_>,
+        key_tenants: &BTreeSet<String>,
+    ) -> Result<(), Refusal> {
         match meaning {
             Meaning::Deploy(deploy) => {
                 let pairs = [
                     ("tenant_id", self.tenant.as_ref().map(TenantId::as_str), deploy.tenant_id.as_str()),
                     ("model_id", self.model.as_ref().map(ModelId::as_str), deploy.model_id.as_str()),
                     ("version", self.version.as_ref().map(VersionId::as_str), deploy.version.as_str()),
+                    ("format", self.format.as_deref(), deploy.format.as_str()),
                 ];
                 let differs = |(_, wanted, signed): &&(&str, Option<&str>, &str)| wanted.is_some_and(|w| w != *signed);
                 match pairs.iter().find(differs) {
@@ -298,16 +321,22 @@ impl Expect {
                     false => Ok(()),
                 }
             }
-            Meaning::Blob { .. } => self.hold_blob(key_tenants, "a cosign signature"),
+            Meaning::Blob { .. } => self.hold_blob(artefact, key_tenants, "a cosign signature"),
         }
     }
 
-    /// For signatures over bytes, which name nothing.
-    pub fn hold_blob(&self, key_tenants: &BTreeSet<String>, what: &str) -> Result<(), Refusal> {
-        if self.model.is_some() {
+    /// For signatures over bytes, which name nothing, unless the bytes are a manifest: that names model and version.
+    pub fn hold_blob(
+        &self,
+        artefact: &Artefact<'_>,
+        key_tenants: &BTreeSet<String>,
+        what: &str,
+    ) -> Result<(), Refusal> {
+        let named = matches!(artefact, Artefact::Version { .. });
+        if self.model.is_some() && !named {
             return Err(Self::unbound("model_id", what));
         }
-        if self.version.is_some() {
+        if self.version.is_some() && !named {
             return Err(Self::unbound("version", what));
         }
         self.tenant_by_key(key_tenants, what)
@@ -317,7 +346,13 @@ impl Expect {
     fn tenant_by_key(&self, key_tenants: &BTreeSet<String>, what: &str) -> Result<(), Refusal> {
         match &self.tenant {
             Some(tenant) if key_tenants.contains(tenant.as_str()) => Ok(()),
-            Some(_) => Err(Self::unbound("tenant_id", what)),
+            Some(tenant) => {
+                let text = format!(
+                    "{what} names none, and its key is not {tenant}'s: sign a deploy statement with nf model sign, or \
+                     let an operator put the key into {tenant}.pem (or, for every tenant, _all.pem) of NF_TENANT_KEYS"
+                );
+                Err(elsewhere("tenant_id", text))
+            }
             None => Ok(()),
         }
     }
@@ -326,21 +361,55 @@ impl Expect {
 /// Holds an artefact against what was signed.
 ///
 /// # Errors
-/// `ArtifactMismatch` naming the first file that differs.
+/// `ArtifactMismatch` naming the first file that differs, `SignatureBindingMismatch` for another manifest.
 pub fn hold_files(meaning: &Meaning, artefact: &Artefact<'_>) -> Result<(), Refusal> {
-    match meaning {
-        Meaning::Deploy(Deploy { files, .. }) => artefact.hold_against(files),
-        Meaning::Model { files, .. } => match artefact {
-            Artefact::Directory { .. } | Artefact::Listing(_) => artefact.hold_against(files),
-            _ => Err(unsupported("artefact", "a Model Signing bundle is for a directory; give the directory")),
-        },
-        Meaning::Blob { digests, .. } => match &artefact.list()?[..] {
-            [file] if digests.contains(&file.sha256) => Ok(()),
-            [file] => {
+    match (meaning, artefact) {
+        (Meaning::Deploy(deploy), Artefact::Version { manifest, files }) => {
+            Artefact::Listing(files).hold_against(&deploy.files)?;
+            hold_manifest(deploy, manifest)
+        }
+        (Meaning::Deploy(deploy), Artefact::Directory { root, .. }) => {
+            // As nf model pull leaves it: the manifest beside its files.
+            let pulled = root.join(MANIFEST).symlink_metadata().is_ok();
+            let manifest = deploy.manifest_sha256.as_ref().filter(|_| pulled);
+            let manifest = manifest.map(|digest| Listed { name: MANIFEST.into(), size: None, sha256: digest.0 });
+            let files: Vec<Listed> = deploy.files.iter().cloned().chain(manifest).collect();
+            artefact.hold_against(&files)
+        }
+        (Meaning::Deploy(deploy), _) => artefact.hold_against(&deploy.files),
+        (Meaning::Model { files, .. }, Artefact::Version { files: there, .. }) => {
+            // Who signed a directory with the manifest in it signed the program, too.
+            let manifest = files.iter().any(|file| file.name == MANIFEST).then(|| artefact.whole()).transpose()?;
+            let there: Vec<Listed> = there.iter().cloned().chain(manifest).collect();
+            Artefact::Listing(&there).hold_against(files)
+        }
+        (Meaning::Model { files, .. }, Artefact::Directory { .. } | Artefact::Listing(_)) => {
+            artefact.hold_against(files)
+        }
+        (Meaning::Model { .. }, _) => {
+            Err(unsupported("artefact", "a Model Signing bundle is for a directory; give the directory"))
+        }
+        (Meaning::Blob { digests, .. }, _) => match artefact.whole()? {
+            file if digests.contains(&file.sha256) => Ok(()),
+            file => {
                 let text = format!("has SHA-256 {}, which the signature is not for", to_hex(&file.sha256));
                 Err(mismatch(&file.name, text))
             }
-            _ => Err(unsupported("artefact", "a cosign signature is for one file; give the file")),
         },
     }
+}
+
+/// The files alone are not what runs: the manifest names the program.
+fn hold_manifest(deploy: &Deploy, manifest: &[u8]) -> Result<(), Refusal> {
+    let is = artefact::digest(manifest);
+    let text = match &deploy.manifest_sha256 {
+        Some(signed) if signed.0 == is => return Ok(()),
+        Some(signed) => format!(
+            "signed for the manifest {}, the store has {}: program, settings or kinds of data were changed after it was signed",
+            to_hex(&signed.0),
+            to_hex(&is)
+        ),
+        None => "signed without a manifest, so for any program; publish the version first, then sign it".into(),
+    };
+    Err(elsewhere("manifest_sha256", format!("{text} (nf model sign --store, or --sha256 {})", to_hex(&is))))
 }
