@@ -15,6 +15,7 @@ mod content;
 mod der;
 mod envelope;
 mod evidence;
+mod hold;
 mod key;
 mod keyring;
 pub mod mldsa;
@@ -30,9 +31,10 @@ pub use artefact::{Artefact, Listed, MANIFEST};
 pub use certificate::Roots;
 pub use encoding::to_hex;
 pub use evidence::{Evidence, Format};
+pub use hold::Expect;
 pub use key::{Kind, PublicKey};
 pub use keyring::KeyRing;
-pub use statement::{Deploy, Expect};
+pub use statement::Deploy;
 
 use content::{Content, Hash};
 use envelope::Signed;
@@ -324,7 +326,7 @@ fn of_statement(
         signed.keys().iter().try_for_each(|key| alone(policy, key))?;
     }
     policy.expect.hold(&meaning, artefact, &signed.tenants())?;
-    statement::hold_files(&meaning, artefact)?;
+    hold::hold_files(&meaning, artefact)?;
     let mut verdict = Verdict {
         format: format.name(),
         signatures: signed.by.clone(),

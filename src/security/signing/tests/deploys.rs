@@ -2,8 +2,8 @@
 //! which tenant, and what half of a hybrid pair may not sign.
 
 use super::super::encoding::to_base64;
+use super::super::hold::hold_files;
 use super::super::sign;
-use super::super::statement::hold_files;
 use super::super::*;
 use super::forge::{self, Key, MANIFEST, Sample};
 use serde_json::json;
