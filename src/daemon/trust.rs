@@ -252,12 +252,13 @@ mod tests {
     use super::*;
     use crate::config::Sources;
     use crate::models::{Draft, Launch, publish};
+    use crate::security::signing::{mldsa, sign};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// A store with one version, keys that are there, and how often the alarm was told.
+    /// A store with a signed version, keys that are there, and how often the alarm was told.
     async fn lab(dir: &Path) -> (Trust, Manifest, Arc<AtomicUsize>) {
-        let key = signing::sign::PrivateKey::new_ml_dsa().unwrap();
-        std::fs::write(dir.join("key.pem"), &key.public).unwrap();
+        let keys = [sign::PrivateKey::new_ecdsa().unwrap(), sign::PrivateKey::new_ml_dsa().unwrap()];
+        std::fs::write(dir.join("key.pem"), format!("{}{}", keys[0].public, keys[1].public)).unwrap();
         let files = dir.join("files");
         std::fs::create_dir(&files).unwrap();
         std::fs::write(files.join("m.onnx"), b"weights").unwrap();
@@ -280,20 +281,44 @@ mod tests {
         let told = Arc::new(AtomicUsize::new(0));
         let count = told.clone();
         let alarm: Alarm = Arc::new(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
+        let listed = Artefact::Directory { root: &files, except: None }.list().unwrap();
+        let (tenant, model, version) = (tenant(), manifest.model_id.clone(), manifest.version.clone());
+        let statement =
+            signing::Deploy::new(tenant.clone(), model.clone(), version.clone(), "onnx".into(), None, listed)
+                .with_manifest(manifest.sha256());
+        let keys = keys.map(|key| sign::PrivateKey::from_pem("k", &key.private).unwrap());
+        let signature = sign::deploy(&statement, &keys).unwrap();
+        store.sign_blocking(&model, &version, Some(&tenant), signature.as_bytes()).unwrap();
         (Trust::open(&settings, Some(&store), alarm).unwrap().unwrap(), manifest, told)
+    }
+
+    fn tenant() -> TenantId {
+        "t1".parse().unwrap()
+    }
+
+    /// What is said of the version for a tenant, as if the two verifiers differed or not.
+    async fn judged(lab: &(Trust, Manifest, Arc<AtomicUsize>), tenant: &str, split: bool) -> Option<Reason> {
+        let (trust, manifest, tenant) = (lab.0.clone(), lab.1.clone(), tenant.parse().unwrap());
+        let judge = move || {
+            mldsa::SPLIT.set(split);
+            let judged = trust.judge(&manifest, &tenant);
+            mldsa::SPLIT.set(false);
+            judged.err().map(|refusal| refusal.reason)
+        };
+        tokio::task::spawn_blocking(judge).await.unwrap()
     }
 
     #[tokio::test]
     async fn verifiers_that_disagree_are_an_alarm_and_other_refusals_are_none() {
         let home = tempfile::tempdir().unwrap();
-        let (trust, manifest, told) = lab(home.path()).await;
-        let tenant: TenantId = "t1".parse().unwrap();
-        let judge = trust.clone();
-        let (of, whose) = (manifest.clone(), tenant.clone());
-        let refusal = tokio::task::spawn_blocking(move || judge.judge(&of, &whose)).await.unwrap().unwrap_err();
-        assert_eq!((refusal.reason, told.load(Ordering::SeqCst)), (Reason::SignatureRequired, 0));
-        trust.tell(&manifest, &tenant, &Refusal::new(Reason::VerifierDisagreement, "x"));
-        assert_eq!(told.load(Ordering::SeqCst), 1);
+        let lab = lab(home.path()).await;
+        let told = || lab.2.load(Ordering::SeqCst);
+        assert_eq!(judged(&lab, "t1", false).await, None);
+        assert_eq!((judged(&lab, "t2", false).await, told()), (Some(Reason::SignatureRequired), 0));
+        assert_eq!((judged(&lab, "t1", true).await, told()), (Some(Reason::VerifierDisagreement), 1));
         assert_eq!(crate::api::error::codes(Reason::VerifierDisagreement).http, 422);
+        let metrics = Metrics::new("v", "c");
+        alarm(&metrics)("x");
+        assert_eq!(metrics.alarms.on(), [VERIFIERS]);
     }
 }

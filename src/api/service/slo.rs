@@ -56,7 +56,7 @@ impl Shared {
 pub struct TargetBody {
     /// Until a request has its answer, waiting included; of a stream of events, until it begins.
     pub latency_ms: u32,
-    /// Whether a job states it (constraints.latency_ms); else it is what holds for all.
+    /// Whether a job (constraints.latency_ms) or its version's manifest states it; else it is what holds for all.
     pub stated: bool,
     /// Part of the requests that shall be answered so, without a server's error.
     pub objective: f64,
