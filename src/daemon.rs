@@ -10,6 +10,7 @@ mod links;
 mod member;
 mod nodes;
 mod public;
+mod signers;
 pub(crate) mod trust;
 mod wiped;
 mod worker;

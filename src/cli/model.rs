@@ -14,7 +14,7 @@ use super::output;
 use super::{Global, say};
 use crate::config::{Flags, Settings, Sources};
 use crate::daemon::artefact_key;
-use crate::models::{self, Container, Draft, FileName, Image, Launch, Process, Store};
+use crate::models::{self, Container, Draft, FileName, Image, Launch, Manifest, Process, Store};
 use crate::sealed;
 use clap::{Args, Subcommand};
 use nf_core::id::{Label, ModelId, TenantId, VersionId};
@@ -60,9 +60,9 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model rollback magika --tenant demo\n  nf model rollback magika --tenant demo --window 1m -o json"
     )]
     Rollback(super::rollout::Rollback),
-    /// Sign a deploy statement: these files are this version, for this tenant
+    /// Sign a deploy statement: these files, run as the manifest says, are this version, for this tenant
     #[command(
-        after_help = "Examples:\n  nf model sign ./magika --tenant demo --model magika --model-version v1 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out magika.sig\n  nf model sign model.onnx --tenant demo --model m --model-version v2 --min-version v2 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out m.sig"
+        after_help = "Examples:\n  nf model sign ./magika --tenant demo --model magika --model-version v1 --store file:///srv/models --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem\n  nf model sign ./m --tenant demo --model m --model-version v2 --min-version v2 --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --key keys/ecdsa-p256.key.pem --key keys/ml-dsa-65.key.pem --out m.sig\n\nPublish first: what is signed is the manifest in the store, too. --sha256 is what nf model publish printed, so that nobody\nchanges the store in between."
     )]
     Sign(sign::Sign),
     /// Make an ECDSA P-256 and an ML-DSA-65 key for signing
@@ -109,10 +109,10 @@ struct Publish {
     /// Encrypt the files to this public key (artefact.pub of nf cluster init): nodes that have the private one open them
     #[arg(long, value_name = "FILE")]
     encrypt_to: Option<PathBuf>,
-    /// A signature to keep with the version: of its files (nf model sign), or of its manifest.json (cosign)
+    /// A signature to keep with the version: nf model sign's, or one of its manifest.json (cosign)
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
-    /// The tenant that the signature is for; every tenant when absent
+    /// The tenant that the signature is for; every tenant when absent, which counts by keys of every tenant (_all.pem of NF_TENANT_KEYS)
     #[arg(long, requires = "signature")]
     tenant: Option<TenantId>,
 }
@@ -138,7 +138,7 @@ impl Model {
             ModelCommand::Approve(approve) => approve.run(global).await,
             ModelCommand::Revoke(revoke) => revoke.run(global).await,
             ModelCommand::Rollback(rollback) => rollback.run(global).await,
-            ModelCommand::Sign(sign) => sign.run(global),
+            ModelCommand::Sign(sign) => sign.run(global).await,
             ModelCommand::Keygen(keygen) => keygen.run(global),
         }
     }
@@ -149,6 +149,12 @@ fn open(url: &str) -> anyhow::Result<Store> {
     let settings = Settings::load(&Sources::process(&Flags::default()))?;
     let store = Store::open(url, &settings.store_link()).map_err(told)?;
     Ok(store.with_key(artefact_key(&settings)?))
+}
+
+/// The manifest of a version that the store must have.
+async fn published(store: &Store, model: &ModelId, version: &VersionId) -> anyhow::Result<Manifest> {
+    let absent = || fail(Exit::NotFound, format!("the store has no version {version} of model {model}"));
+    store.resolve(model, version).await.map_err(told)?.ok_or_else(absent)
 }
 
 /// A store's error with the exit of its reason.

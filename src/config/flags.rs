@@ -91,5 +91,6 @@ const HIDDEN: &[&str] = &[
     "jwks",
     "jwks_ca",
     "cosign_key_path",
+    "tenant_keys",
     "consent_keys",
 ];

@@ -151,6 +151,8 @@ settings! {
         "the group's private key for model files that are encrypted in the store; nf cluster init makes it";
     cosign_key_path: Option<PathBuf> = "", "COSIGN_KEY_PATH", parse::path,
         "public keys that sign models, comma separated; with it every published version needs a signature";
+    tenant_keys: Option<PathBuf> = "", "NF_TENANT_KEYS", parse::path,
+        "directory with TENANT.pem (keys) and TENANT.roots.pem (authorities) of those who sign models for a tenant alone; _all for every tenant";
     consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,
         "directory with TENANT.pem for each tenant: public keys that sign its consents to keep personal data on nodes";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,

@@ -10,7 +10,7 @@ use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, Revision,
     TenantId, TenantNo,
 };
-use crate::job::{Allocation, JobSpec, Stage};
+use crate::job::{Allocation, Evidence, JobSpec, Stage};
 use crate::join::{JoinToken, Shown};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
@@ -371,7 +371,12 @@ fn weight_of_next(next: &Next) -> usize {
         + next.approved_by.as_ref().map_or(0, |who| who.len())
         + next.asked_by.as_ref().map_or(0, weight_of_person)
         + next.data_classes.iter().map(|class| 1 + class.as_str().len()).sum::<usize>()
-        + next.evidence.as_ref().map_or(0, |evidence| 36 + evidence.key_id.len())
+        + next.evidence.as_ref().map_or(0, weight_of_evidence)
+        + 16
+}
+
+fn weight_of_evidence(of: &Evidence) -> usize {
+    36 + of.key_id.len() + of.min_version.as_ref().map_or(0, |version| 2 + version.as_str().len())
 }
 
 fn weight_of_version(of: &Version) -> usize {
@@ -411,7 +416,7 @@ fn weight_of_job(spec: &JobSpec) -> usize {
     let (r, c) = (&spec.resources, &spec.constraints);
     let names = spec.tenant.as_str().len() + spec.model.as_str().len() + spec.version.as_str().len();
     let types = r.device_types.iter().chain(&r.mig_profile).map(|kind| 2 + kind.as_str().len());
-    160 + names
+    176 + names
         + types.sum::<usize>()
         + weight_of_labels(&c.labels)
         + weight_of_place([&c.region, &c.zone, &c.rack])
@@ -419,7 +424,8 @@ fn weight_of_job(spec: &JobSpec) -> usize {
         + spec.approved_by.as_ref().map_or(0, |who| who.len())
         + spec.data_classes.iter().map(|class| 2 + class.as_str().len()).sum::<usize>()
         + spec.asked_by.as_ref().map_or(0, weight_of_person)
-        + spec.evidence.as_ref().map_or(0, |evidence| 36 + evidence.key_id.len())
+        + spec.evidence.as_ref().map_or(0, weight_of_evidence)
+        + spec.below.as_ref().map_or(0, |version| 2 + version.as_str().len())
 }
 
 /// What a command did, for the caller.

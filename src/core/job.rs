@@ -8,6 +8,7 @@ use crate::disruption::Notice;
 use crate::id::{
     DeviceType, Generation, JobNo, Label, ModelId, NodeName, NodeNo, RequestId, Revision, TenantId, TenantNo, VersionId,
 };
+use crate::model_budget::ModelBudget;
 use crate::placement::Why;
 use crate::reason::Reason;
 use crate::resources::Resources;
@@ -116,6 +117,10 @@ pub struct JobSpec {
     pub data_classes: Vec<Label>,
     /// Its runtime keeps to its part of a device by itself, as its manifest says.
     pub self_limiting: bool,
+    /// What it may take, as its manifest says.
+    pub budget: ModelBudget,
+    /// The floor that it went below when a rollback brought it back.
+    pub below: Option<VersionId>,
 }
 
 /// A signature that was verified, by digest, so that what was trusted can be found again.
@@ -124,6 +129,8 @@ pub struct Evidence {
     /// SHA-256 of the signature file.
     pub signature: [u8; 32],
     pub key_id: Arc<str>,
+    /// What was signed with it: once this version is let in, nothing older is.
+    pub min_version: Option<VersionId>,
 }
 
 impl JobSpec {
@@ -145,6 +152,8 @@ impl JobSpec {
             asked_by: None,
             data_classes: Vec::new(),
             self_limiting: false,
+            budget: ModelBudget::default(),
+            below: None,
             scaling: None,
         }
     }

@@ -11,9 +11,11 @@ use crate::consent::{self, Consent};
 use crate::defrag;
 use crate::disruption;
 use crate::fault::{Rule, rule};
+use crate::floor;
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
 use crate::job::Job;
 use crate::join::{self, Shown};
+use crate::model_budget;
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{Chosen, Why, queue};
@@ -542,6 +544,8 @@ fn schedule(
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
     consent::judge(state, &submission.spec)?;
+    floor::judge(state, &submission.spec)?;
+    model_budget::judge(&submission.spec)?;
     disruption::judge(&submission.spec, &state.meta().placement.preemption)?;
     let approved = approval::judge_for(state, &submission.spec, actor)?;
     let mut submission = submission.clone();

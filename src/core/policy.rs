@@ -5,9 +5,12 @@
 
 use crate::audit::{Check, Verdict};
 use crate::command::Mode;
-use crate::consent::is_personal;
+use crate::consent::{self, is_personal};
+use crate::floor;
 use crate::job::JobSpec;
-use crate::reason::Reason;
+use crate::model_budget;
+use crate::reason::{Reason, Refusal};
+use crate::state::State;
 
 /// One policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,20 +37,46 @@ fn said(verdict: Verdict) -> Check {
     Check { verdict, code: None }
 }
 
-/// The matrix of an admission; `no_consent`: why the consent that the data needs does not count.
-pub fn admission(spec: &JobSpec, mode: Mode, no_consent: Option<Reason>) -> [Check; 7] {
+fn block(code: Reason) -> Check {
+    Check { verdict: Verdict::Block, code: Some(code) }
+}
+
+/// What of a version's does not count, beside its approval.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Why the consent that the data needs does not count.
+    pub consent: Option<Reason>,
+    /// Why its signature does not, although it is a good one.
+    pub signature: Option<Reason>,
+}
+
+impl Faults {
+    /// As the state stands.
+    pub fn of(state: &State, spec: &JobSpec) -> Self {
+        let reason = |judged: Result<(), Refusal>| judged.err().map(|refusal| refusal.reason);
+        Self {
+            consent: reason(consent::judge(state, spec).map(drop)),
+            signature: reason(floor::judge_again(state, spec)),
+        }
+    }
+}
+
+/// The matrix of an admission.
+pub fn admission(spec: &JobSpec, mode: Mode, faults: Faults) -> [Check; 7] {
     let simulation = mode == Mode::Simulation;
     let mut matrix = [Check::default(); 7];
     // Not asked of a version whose manifest names no data about people.
-    matrix[0] = match no_consent {
-        Some(code) => Check { verdict: Verdict::Block, code: Some(code) },
+    matrix[0] = match faults.consent {
+        Some(code) => block(code),
         None if spec.data_classes.iter().any(is_personal) => said(Verdict::Pass),
         None => said(Verdict::Na),
     };
     // A property of the build: the routes are there for every admission.
     matrix[3] = said(Verdict::Pass);
     // Verified by the member that took the call, and once more by the node before the start.
-    if spec.evidence.is_some() {
+    if let Some(code) = faults.signature {
+        matrix[1] = block(code);
+    } else if spec.evidence.is_some() {
         matrix[1] = said(Verdict::Pass);
     } else if simulation {
         matrix[1] = said(Verdict::Simulated);
@@ -63,9 +92,15 @@ pub fn admission(spec: &JobSpec, mode: Mode, no_consent: Option<Reason>) -> [Che
         // In production the plan alone writes it, from the approval on record.
         matrix[2] = match spec.approved_by {
             Some(_) => said(Verdict::Pass),
-            None => Check { verdict: Verdict::Block, code: Some(Reason::ApprovalRequired) },
+            None => block(Reason::ApprovalRequired),
         };
     }
+    // Not asked of a version whose manifest states none.
+    matrix[5] = match model_budget::judge(spec) {
+        Err(refusal) => block(refusal.reason),
+        Ok(()) if spec.budget.is_stated() => said(Verdict::Pass),
+        Ok(()) => said(Verdict::Na),
+    };
     matrix
 }
 

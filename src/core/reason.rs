@@ -92,6 +92,11 @@ reasons! {
     // Refusals, continued.
     /// The caller took too long to send what it began.
     BodyTimeout,
+    // What a version's signature and manifest allow, continued.
+    /// A signature said that nothing so old runs any more.
+    VersionTooOld,
+    /// More was asked for than the version's manifest says that it may take (P6).
+    LatencyBudgetExceeded, MemoryBudgetExceeded,
 }
 
 impl fmt::Display for Reason {

@@ -9,6 +9,7 @@ use crate::codec::{self, body, exact};
 use crate::command::Member;
 use crate::consent::{self, Consent};
 use crate::event::Event;
+use crate::floor::Floor;
 use crate::id::{Digest16, RequestId, TenantNo};
 use crate::job::{Job, Phase, Replica};
 use crate::join::JoinToken;
@@ -50,6 +51,8 @@ pub enum Table {
     Meter = 16,
     /// What machines may join with.
     JoinToken = 17,
+    /// The oldest versions that may still run.
+    Floor = 18,
 }
 
 impl Table {
@@ -71,6 +74,7 @@ impl Table {
         Table::Copy,
         Table::Meter,
         Table::JoinToken,
+        Table::Floor,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -87,6 +91,7 @@ impl Table {
         Table::Copy,
         Table::Meter,
         Table::JoinToken,
+        Table::Floor,
     ];
 }
 
@@ -180,6 +185,7 @@ impl RowKey {
             RowKey::Copy(..) => Table::Copy,
             RowKey::Meter(_) => Table::Meter,
             RowKey::JoinToken(_) => Table::JoinToken,
+            RowKey::Floor(_) => Table::Floor,
         }
     }
 
@@ -189,7 +195,7 @@ impl RowKey {
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) | RowKey::Meter(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
-            RowKey::Consent(key) | RowKey::JoinToken(key) => key.0.to_vec(),
+            RowKey::Consent(key) | RowKey::JoinToken(key) | RowKey::Floor(key) => key.0.to_vec(),
             RowKey::Copy(node, key) => [&node.0.to_be_bytes()[..], &key.0].concat(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
             RowKey::Audit => vec![0],
@@ -212,6 +218,7 @@ impl Before {
             Before::Copy(row) => row.as_deref().map(value),
             Before::Meter(row) => row.as_deref().map(value),
             Before::JoinToken(row) => row.as_deref().map(value),
+            Before::Floor(row) => row.as_deref().map(value),
         }
     }
 }
@@ -265,6 +272,7 @@ impl State {
             RowKey::Copy(node, key) => self.copies.get(&(node, key)).map(|row| value(&**row)),
             RowKey::Meter(no) => self.meters.get(&no).map(|row| value(&**row)),
             RowKey::JoinToken(key) => self.join_tokens.get(&key).map(|row| value(&**row)),
+            RowKey::Floor(key) => self.floors.get(&key).map(|row| value(&**row)),
         }
     }
 
@@ -280,6 +288,7 @@ impl State {
         let keys = keys.chain(self.copies.keys().map(|(node, key)| RowKey::Copy(*node, *key)));
         let keys = keys.chain(self.meters.keys().map(|no| RowKey::Meter(*no)));
         let keys = keys.chain(self.join_tokens.keys().map(|key| RowKey::JoinToken(*key)));
+        let keys = keys.chain(self.floors.keys().map(|key| RowKey::Floor(*key)));
         let keys = keys.chain([RowKey::Audit]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
@@ -342,6 +351,13 @@ impl State {
                         return Err(Error::Key { table, length: key.len() });
                     }
                     state.put_approval(approval);
+                }
+                Table::Floor => {
+                    let floor = read::<Floor>(table, &bytes)?;
+                    if key != floor.key().0 {
+                        return Err(Error::Key { table, length: key.len() });
+                    }
+                    state.put_floor(floor);
                 }
                 Table::Consent => {
                     let consent = read::<Consent>(table, &bytes)?;

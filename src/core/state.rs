@@ -10,6 +10,7 @@ use crate::capacity::CapacityIndex;
 use crate::command::{Member, Mode};
 use crate::consent::{self, Consent};
 use crate::event::{Event, EventKind};
+use crate::floor::Floor;
 use crate::forecast::RunTimes;
 use crate::id::{Digest16, JobNo, MemberId, NodeName, NodeNo, RequestId, TenantId, TenantNo};
 use crate::job::{Job, JobSpec, Phase, Replica};
@@ -101,6 +102,7 @@ pub(crate) enum Before {
     Copy(Option<Arc<consent::Copy>>),
     Meter(Option<Arc<Meter>>),
     JoinToken(Option<Arc<JoinToken>>),
+    Floor(Option<Arc<Floor>>),
 }
 
 /// Names the row of a [`Before`].
@@ -118,6 +120,7 @@ pub(crate) enum RowKey {
     Copy(NodeNo, Digest16),
     Meter(TenantNo),
     JoinToken(Digest16),
+    Floor(Digest16),
 }
 
 /// What changed since the rows were last taken.
@@ -150,6 +153,8 @@ pub struct State {
     /// What tenants have used, with those below them.
     pub(crate) meters: OrdMap<TenantNo, Arc<Meter>>,
     pub(crate) join_tokens: OrdMap<Digest16, Arc<JoinToken>>,
+    /// The oldest versions that may still run, by tenant and model.
+    pub(crate) floors: OrdMap<Digest16, Arc<Floor>>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -186,6 +191,7 @@ pub struct State {
     pub(crate) join_due: OrdSet<(u64, Digest16)>,
     /// How many approvals a tenant has on record.
     pub(crate) approvals_of: OrdMap<TenantId, u32>,
+    pub(crate) floors_by: OrdSet<(TenantId, Digest16)>,
     pub(crate) consents_by: OrdSet<(TenantId, Digest16)>,
     /// When a consent ends, or is forgotten.
     pub(crate) consents_due: OrdSet<(u64, Digest16)>,

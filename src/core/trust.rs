@@ -5,6 +5,7 @@
 
 use crate::approval;
 use crate::consent;
+use crate::floor;
 use crate::id::Revision;
 use crate::job::{Job, JobSpec};
 use crate::reason::Refusal;
@@ -16,7 +17,9 @@ use crate::state::State;
 /// # Errors
 /// What counts no more.
 pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
-    consent::judge_again(state, spec).and_then(|()| approval::judge_again(state, spec))
+    consent::judge_again(state, spec)?;
+    approval::judge_again(state, spec)?;
+    floor::judge_again(state, spec)
 }
 
 /// Whether a replica of the job that runs `from` may get a place as `to`. On the way back from a

@@ -3,7 +3,7 @@
 use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
-use super::trust::Trust;
+use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, consents, follow, join, nodes, public, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
@@ -25,6 +25,7 @@ use crate::telemetry::Metrics;
 use anyhow::Result;
 use futures::{FutureExt, StreamExt};
 use nf_core::control::{NetworkFault, Timeouts};
+use nf_core::model_budget::ModelBudget;
 use nf_core::node::NodeKind;
 use nf_core::reason::{Reason, Refusal};
 use std::net::TcpListener;
@@ -71,7 +72,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let (end, ended) = watch::channel(false);
     let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
     let store = nodes::store(settings, &me.data)?;
-    let trust = Trust::open(settings, store.as_ref())?;
+    let trust = Trust::open(settings, store.as_ref(), trust::alarm(&metrics))?;
     let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway::Options::default());
     let lookout = gateway.clone();
     hub.look_out(Arc::new(move || lookout.seen()));
@@ -299,8 +300,9 @@ fn resolve(store: Store, trust: Option<Trust>) -> Resolve {
         let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant));
         let evidence = judged.transpose().map_err(Unresolved::Refused)?;
         let (runtime, sha256, self_limiting) = (manifest.runtime(), manifest.sha256(), manifest.limits_gpu());
+        let budget = ModelBudget { latency_ms: manifest.latency_ms, memory: manifest.memory };
         let data_classes = manifest.data_classes;
-        Ok(Some(ModelFacts { runtime, manifest: sha256, evidence, data_classes, self_limiting }))
+        Ok(Some(ModelFacts { runtime, manifest: sha256, evidence, data_classes, self_limiting, budget }))
     })
 }
 

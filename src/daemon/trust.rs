@@ -1,26 +1,23 @@
-//! Whose signatures count: reads the configured keys, or asks Vault, and judges a version
-//! of the store by them, for a member at admission and for a node before the start. The
+//! Whether a version of the store may run: judges its signature by the configured keys, or asks Vault, for a member at admission and for a node before the start. The
 //! keys are read anew for each verdict, so that a key that is taken away counts no more.
 //! At admission Vault itself is asked; a node reads its public key, and makes do with the
 //! one it read last when Vault is away. It does not know formats; `security` does.
 
+use super::signers::{self, Signers};
 use crate::agent::executor::Judge;
 use crate::config::{Error as ConfigError, Settings};
 use crate::models::{self, Manifest, Store};
 use crate::outgoing::Options;
 use crate::pqc;
-use crate::security::signing::{
-    self, Artefact, Demand, Evidence, Expect, KeyRing, Listed, MAX_EVIDENCE, Policy, Roots, Verdict,
-};
+use crate::security::signing::{self, Artefact, Demand, Evidence, Expect, Listed, MANIFEST, Policy, Roots, Verdict};
 use crate::security::vault::{self, Place, Token, Vault};
+use crate::telemetry::Metrics;
 use anyhow::Result;
 use nf_core::id::TenantId;
 use nf_core::job;
 use nf_core::reason::{Reason, Refusal};
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -28,10 +25,22 @@ use tokio::runtime::Handle;
 /// One question to Vault may take so long.
 const VAULT: Duration = Duration::from_secs(3);
 
+/// Who is told that the two verifiers of ML-DSA differ: one of them is wrong, perhaps by somebody's doing.
+pub type Alarm = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The alarm of this process.
+pub fn alarm(metrics: &Metrics) -> Alarm {
+    let metrics = metrics.clone();
+    // It stays on: what was seen once is to be looked into, also when the next signature is a good one.
+    Arc::new(move |text| metrics.alarms.raise(VERIFIERS, text))
+}
+
+const VERIFIERS: &str = "verifier_disagreement";
+
 /// See the module's text. Cloning shares it.
 #[derive(Clone)]
 pub struct Trust {
-    keys: Arc<[PathBuf]>,
+    signers: Signers,
     vault: Option<Vault>,
     /// Where Vault's public key is kept for when it is away.
     kept: Arc<Path>,
@@ -39,6 +48,7 @@ pub struct Trust {
     keeping: Arc<Mutex<()>>,
     demand: Demand,
     store: Store,
+    alarm: Alarm,
 }
 
 /// Where a verdict is wanted.
@@ -62,30 +72,16 @@ impl Trust {
     ///
     /// # Errors
     /// A key file or a setting of Vault's that cannot be used: one clear line, no contents.
-    pub fn open(settings: &Settings, store: Option<&Store>) -> Result<Option<Self>> {
+    pub fn open(settings: &Settings, store: Option<&Store>, alarm: Alarm) -> Result<Option<Self>> {
         let Some(store) = store else { return Ok(None) };
         let vault = vault(settings)?;
-        let path = settings.cosign_key_path.value.as_deref().unwrap_or(Path::new("")).to_string_lossy();
-        let keys: Vec<PathBuf> =
-            path.split(',').map(str::trim).filter(|one| !one.is_empty()).map(PathBuf::from).collect();
-        if keys.is_empty() && vault.is_none() {
+        let signers = Signers::open(settings)?;
+        if signers.is_empty() && vault.is_none() {
             return Ok(None);
         }
         let demand = demand(settings.key_exchange());
         let kept = settings.data().join("vault-key.json").into();
-        let trust = Self { keys: keys.into(), vault, kept, keeping: Arc::default(), demand, store: store.clone() };
-        trust.ring().map_err(|refusal| ConfigError::Clash(format!("COSIGN_KEY_PATH: {refusal}")))?;
-        Ok(Some(trust))
-    }
-
-    fn ring(&self) -> Result<KeyRing, Refusal> {
-        let mut ring = KeyRing::default();
-        for path in self.keys.iter() {
-            let name = path.display().to_string();
-            let wrong = |e: std::io::Error| Refusal::field(Reason::ConfigInvalid, &name, format!("{name}: {e}"));
-            ring.add_file(&name, &read(path).map_err(wrong)?)?;
-        }
-        Ok(ring)
+        Ok(Some(Self { signers, vault, kept, keeping: Arc::default(), demand, store: store.clone(), alarm }))
     }
 
     /// The signature that lets `tenant` run the version; may block.
@@ -100,21 +96,20 @@ impl Trust {
         let judged = self.look(at, manifest, tenant);
         if let Err(refusal) = &judged {
             models::refused(models::Refused::Signature);
-            if refusal.reason == Reason::VerifierDisagreement {
-                let (model, version) = (&manifest.model_id, &manifest.version);
-                tracing::error!(%model, %version, %refusal, "the two verifiers of ML-DSA disagree; nothing of it runs");
-            }
+            self.tell(manifest, tenant, refusal);
         }
         judged
     }
 
+    fn tell(&self, manifest: &Manifest, tenant: &TenantId, refusal: &Refusal) {
+        if refusal.reason == Reason::VerifierDisagreement {
+            let (model, version) = (&manifest.model_id, &manifest.version);
+            (self.alarm)(&format!("{model} {version} of tenant {tenant} does not run: {}", refusal.detail));
+        }
+    }
+
     fn look(&self, at: At, manifest: &Manifest, tenant: &TenantId) -> Result<job::Evidence, Refusal> {
         let (model, version) = (&manifest.model_id, &manifest.version);
-        let keys = self.ring().map_err(|refusal| {
-            let text =
-                format!("the keys of COSIGN_KEY_PATH cannot be used any more ({refusal}); nothing can be trusted");
-            Refusal::field(Reason::NoTrustRoot, "model_version", text)
-        })?;
         let unreadable = |e: models::Error| {
             let text = format!("the signature of {model} {version} cannot be read: {e}");
             Refusal::field(Reason::VerifierUnavailable, "model_version", text)
@@ -128,17 +123,17 @@ impl Trust {
             Refusal::field(Reason::SignatureRequired, "model_version", text)
         })?;
         let evidence = Evidence::parse(&signature)?;
-        let key_id = match (&self.vault, &evidence) {
-            (Some(vault), Evidence::Vault { .. }) => {
-                let bytes = self.store.manifest_bytes_blocking(manifest).map_err(unreadable)?;
-                self.ask(at, vault, &bytes, &signature, &evidence)?
-            }
+        let bytes = self.store.manifest_bytes_blocking(manifest).map_err(unreadable)?;
+        let (key_id, min_version) = match (&self.vault, &evidence) {
+            (Some(vault), Evidence::Vault { .. }) => (self.ask(at, vault, &bytes, &signature, &evidence)?, None),
             _ => {
-                let verdict = self.verify(manifest, tenant, &keys, &signature, &evidence, unreadable)?;
-                verdict.signatures.iter().map(|by| by.key_id.as_str()).collect::<Vec<_>>().join(",")
+                let verdict = self.verify(manifest, &bytes, tenant, &signature)?;
+                let by: Vec<_> = verdict.signatures.iter().map(|by| by.key_id.as_str()).collect();
+                (by.join(","), verdict.min_version)
             }
         };
-        Ok(job::Evidence { signature: Sha256::digest(&signature).into(), key_id: key_id.into() })
+        let signature = Sha256::digest(&signature).into();
+        Ok(job::Evidence { signature, key_id: key_id.into(), min_version })
     }
 
     /// Vault's verdict, or, before a start, one by the key that it gave last.
@@ -161,7 +156,7 @@ impl Trust {
                 answer
             }
             Err(refusal) if refusal.reason == Reason::VerifierUnavailable => {
-                let kept = read(&self.kept).map_err(|_| refusal)?;
+                let kept = signers::read(&self.kept).map_err(|_| refusal)?;
                 tracing::warn!(path = %self.kept.display(), "Vault is away; its key as it was last read judges a start");
                 kept
             }
@@ -171,7 +166,7 @@ impl Trust {
         let (roots, expect) = (Roots::default(), Expect::default());
         let now = crate::api::auth::now();
         let policy = Policy { keys: &keys, roots: &roots, demand: self.demand, expect: &expect, now };
-        let artefact = Artefact::Bytes { name: "manifest.json", bytes: manifest };
+        let artefact = Artefact::Bytes { name: MANIFEST, bytes: manifest };
         let verdict = signing::verify(&policy, &artefact, signature)?;
         let version = verdict.signatures.first().and_then(|by| by.key_version).unwrap_or_default();
         Ok(vault.key_id(version))
@@ -180,7 +175,7 @@ impl Trust {
     /// For when Vault is away. A disk that does not take it costs that, and nothing now.
     fn keep(&self, answer: &[u8]) {
         let _alone = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        if read(&self.kept).is_ok_and(|kept| kept == answer) {
+        if signers::read(&self.kept).is_ok_and(|kept| kept == answer) {
             return;
         }
         if let Err(error) = crate::storage::replace_file(&self.kept, answer) {
@@ -188,36 +183,36 @@ impl Trust {
         }
     }
 
+    /// Holds the signature against the whole version: a statement must be for its manifest, since that names the
+    /// program, the image and the kinds of data, and the files are held against the manifest where they are fetched.
     fn verify(
         &self,
         manifest: &Manifest,
+        bytes: &[u8],
         tenant: &TenantId,
-        keys: &KeyRing,
         signature: &[u8],
-        evidence: &Evidence,
-        unreadable: impl Fn(models::Error) -> Refusal,
     ) -> Result<Verdict, Refusal> {
+        let (keys, roots) = self.signers.of(tenant).map_err(|refusal| {
+            let wrong = signers::told(&refusal);
+            let text = format!("keys that sign models cannot be used any more ({wrong}); nothing can be trusted");
+            Refusal::field(Reason::NoTrustRoot, "model_version", text)
+        })?;
+        let expect = Expect {
+            tenant: Some(tenant.clone()),
+            model: Some(manifest.model_id.clone()),
+            version: Some(manifest.version.clone()),
+            format: Some(manifest.format.clone()),
+        };
+        let listed = |file: &models::Artifact| Listed {
+            name: file.path.as_str().to_owned(),
+            size: Some(file.size),
+            sha256: file.sha256.0,
+        };
+        let mut files: Vec<Listed> = manifest.files.iter().map(listed).collect();
+        files.sort_by(|a, b| a.name.cmp(&b.name));
         let now = crate::api::auth::now();
-        let roots = Roots::default();
-        let policy = |expect| Policy { keys, roots: &roots, demand: self.demand, expect, now };
-        if matches!(evidence, Evidence::Envelope { .. }) {
-            // A statement lists the files and says for whom; the bytes are held against the list where they are fetched.
-            let (model, version) = (Some(manifest.model_id.clone()), Some(manifest.version.clone()));
-            let expect = Expect { tenant: Some(tenant.clone()), model, version };
-            let listed = |file: &models::Artifact| Listed {
-                name: file.path.as_str().to_owned(),
-                size: Some(file.size),
-                sha256: file.sha256.0,
-            };
-            let mut files: Vec<Listed> = manifest.files.iter().map(listed).collect();
-            files.sort_by(|a, b| a.name.cmp(&b.name));
-            return signing::verify(&policy(&expect), &Artefact::Listing(&files), signature);
-        }
-        // A signature over bytes is over the manifest, which names model, version and files itself. It names no
-        // tenant: whoever holds a configured key signs for the whole group.
-        let bytes = self.store.manifest_bytes_blocking(manifest).map_err(unreadable)?;
-        let artefact = Artefact::Bytes { name: "manifest.json", bytes: &bytes };
-        signing::verify(&policy(&Expect::default()), &artefact, signature)
+        let policy = Policy { keys: &keys, roots: &roots, demand: self.demand, expect: &expect, now };
+        signing::verify(&policy, &Artefact::Version { manifest: bytes, files: &files }, signature)
     }
 
     /// For a node, which needs no more than the verdict.
@@ -225,13 +220,6 @@ impl Trust {
         let trust = self.clone();
         Arc::new(move |manifest, tenant| trust.judge_at(At::Launch, manifest, tenant).map(drop))
     }
-}
-
-/// A file of bounded length.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_EVIDENCE as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 fn unavailable(text: String) -> Refusal {
@@ -257,4 +245,80 @@ pub fn vault(settings: &Settings) -> Result<Option<Vault>> {
     let options = Options { authorities: settings.vault_ca.value.clone(), ..settings.link(pqc::Kind::Vault) };
     let vault = Vault::new(place, &options).map_err(|refusal| ConfigError::Clash(refusal.detail))?;
     Ok(Some(vault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+    use crate::models::{Draft, Launch, publish};
+    use crate::security::signing::{mldsa, sign};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A store with a signed version, keys that are there, and how often the alarm was told.
+    async fn lab(dir: &Path) -> (Trust, Manifest, Arc<AtomicUsize>) {
+        let keys = [sign::PrivateKey::new_ecdsa().unwrap(), sign::PrivateKey::new_ml_dsa().unwrap()];
+        std::fs::write(dir.join("key.pem"), format!("{}{}", keys[0].public, keys[1].public)).unwrap();
+        let files = dir.join("files");
+        std::fs::create_dir(&files).unwrap();
+        std::fs::write(files.join("m.onnx"), b"weights").unwrap();
+        let store = Store::open(&format!("file://{}", dir.join("store").display()), &Options::default()).unwrap();
+        let draft = Draft {
+            model_id: "m".parse().unwrap(),
+            version: "v1".parse().unwrap(),
+            format: "onnx".into(),
+            runtime: Launch::Simulated {},
+            main: None,
+            latency_ms: None,
+            memory: None,
+            data_classes: vec![],
+            encrypt_to: None,
+        };
+        let manifest = publish(&store, &files, draft).await.unwrap();
+        let path = dir.join("key.pem").display().to_string();
+        let environment = [("COSIGN_KEY_PATH".to_owned(), path)].into_iter().collect();
+        let settings = Settings::load(&Sources { flags: &Default::default(), environment, file: None }).unwrap();
+        let told = Arc::new(AtomicUsize::new(0));
+        let count = told.clone();
+        let alarm: Alarm = Arc::new(move |_| _ = count.fetch_add(1, Ordering::SeqCst));
+        let listed = Artefact::Directory { root: &files, except: None }.list().unwrap();
+        let (tenant, model, version) = (tenant(), manifest.model_id.clone(), manifest.version.clone());
+        let statement =
+            signing::Deploy::new(tenant.clone(), model.clone(), version.clone(), "onnx".into(), None, listed)
+                .with_manifest(manifest.sha256());
+        let keys = keys.map(|key| sign::PrivateKey::from_pem("k", &key.private).unwrap());
+        let signature = sign::deploy(&statement, &keys).unwrap();
+        store.sign_blocking(&model, &version, Some(&tenant), signature.as_bytes()).unwrap();
+        (Trust::open(&settings, Some(&store), alarm).unwrap().unwrap(), manifest, told)
+    }
+
+    fn tenant() -> TenantId {
+        "t1".parse().unwrap()
+    }
+
+    /// What is said of the version for a tenant, as if the two verifiers differed or not.
+    async fn judged(lab: &(Trust, Manifest, Arc<AtomicUsize>), tenant: &str, split: bool) -> Option<Reason> {
+        let (trust, manifest, tenant) = (lab.0.clone(), lab.1.clone(), tenant.parse().unwrap());
+        let judge = move || {
+            mldsa::SPLIT.set(split);
+            let judged = trust.judge(&manifest, &tenant);
+            mldsa::SPLIT.set(false);
+            judged.err().map(|refusal| refusal.reason)
+        };
+        tokio::task::spawn_blocking(judge).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn verifiers_that_disagree_are_an_alarm_and_other_refusals_are_none() {
+        let home = tempfile::tempdir().unwrap();
+        let lab = lab(home.path()).await;
+        let told = || lab.2.load(Ordering::SeqCst);
+        assert_eq!(judged(&lab, "t1", false).await, None);
+        assert_eq!((judged(&lab, "t2", false).await, told()), (Some(Reason::SignatureRequired), 0));
+        assert_eq!((judged(&lab, "t1", true).await, told()), (Some(Reason::VerifierDisagreement), 1));
+        assert_eq!(crate::api::error::codes(Reason::VerifierDisagreement).http, 422);
+        let metrics = Metrics::new("v", "c");
+        alarm(&metrics)("x");
+        assert_eq!(metrics.alarms.on(), [VERIFIERS]);
+    }
 }

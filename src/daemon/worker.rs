@@ -2,7 +2,7 @@
 //! answers two questions about itself and nothing else.
 
 use super::links::TlsDial;
-use super::trust::Trust;
+use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
@@ -50,9 +50,9 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let dir = me.data.join("node");
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;
-    let trust = Trust::open(settings, store.as_ref())?;
     let spec = nodes::own_spec(settings, &me).await?;
     let about = About::new(settings, &me, spec.simulated, begun);
+    let trust = Trust::open(settings, store.as_ref(), trust::alarm(&about.metrics))?;
     let faults = agent::faults::channel();
     let vacancy = nodes::vacancy(settings, &me, &spec, &faults.0, &about.metrics);
     let config = nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref(), vacancy);

@@ -71,7 +71,7 @@ impl Table {
                 tenants.insert(spec.tenant.clone(), Entry::default());
             }
             let Some(entry) = tenants.get_mut(&spec.tenant) else { continue };
-            entry.latency_ms = entry.latency_ms.into_iter().chain(spec.constraints.latency_ms).min();
+            entry.latency_ms = entry.latency_ms.into_iter().chain(spec.latency_ms()).min();
             let slots = spec.scaling.map_or(u32::MAX, |scaling| scaling.concurrency.into());
             let (open, share) = (job.open_rollout(), share_milli(job));
             for (no, replica) in job.replicas.iter().enumerate() {

@@ -153,6 +153,17 @@ pub enum Launch {
     Docker(Container),
 }
 
+/// For people who look at what they sign: the words of the command line, quoted, and the image.
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Launch::Simulated {} => f.write_str("nothing, it is played"),
+            Launch::Process(program) => write!(f, "{:?}", program.argv),
+            Launch::Docker(container) => write!(f, "{:?} in {}", container.program.argv, container.image),
+        }
+    }
+}
+
 /// A model version, as published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

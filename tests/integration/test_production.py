@@ -54,16 +54,17 @@ class Lab(nf.Process):
         return self.nf(who, "run", f"m@{version}", "--tenant", "demo", "--cpu", "0.1", "-o", "json", code=code)
 
     def publish(self, version, played=False):
-        both = ["--key", self.keys / "ecdsa-p256.key.pem", "--key", self.keys / "ml-dsa-65.key.pem"]
-        named = ["--tenant", "demo", "--model", "m", "--model-version", version]
-        self.alone("model", "sign", self.model, *named, *both, "--out", self.model.parent / f"{version}.sig")
-        store = ["--store", f"file://{self.store}", "--tenant", "demo"]
-        signature = ["--signature", self.model.parent / f"{version}.sig"]
-        program = self.model.parent / "runtime.json"
+        store, program = ["--store", f"file://{self.store}"], self.model.parent / "runtime.json"
         serve = ["{python}", "-m", "http.server", "{port}", "--bind", "{host}"]
         program.write_text(json.dumps({"argv": serve, "ready": {"path": "/"}}))
         runtime = ["--runtime", program] if played is False else []
-        self.alone("model", "publish", self.model, "--model", "m", "--version", version, *store, *signature, *runtime)
+        self.alone("model", "publish", self.model, "--model", "m", "--version", version, *store, *runtime)
+        self.sign(version, *store)
+
+    def sign(self, version, *more):
+        both = ["--key", self.keys / "ecdsa-p256.key.pem", "--key", self.keys / "ml-dsa-65.key.pem"]
+        named = ["--tenant", "demo", "--model", "m", "--model-version", version]
+        self.alone("model", "sign", self.model, *named, *both, *more)
 
     def jobs(self):
         return json.loads(self.nf("ada", "get", "jobs", "-o", "json"))["items"]
@@ -192,6 +193,18 @@ def test_the_trail_is_signed_by_the_member(lab):
     lab.alone("tls", "ca", "create", "--dir", other, "--cluster", "other")
     verify = [str(nf.NF), "audit", "verify", str(export), "--ca", str(other / "ca.pem")]
     assert subprocess.run(verify, capture_output=True, check=False).returncode == 1
+
+
+def test_another_program_needs_another_signature_whoever_approves_it(lab):
+    lab.publish("v7")
+    path = lab.store / "m/v7/manifest.json"
+    path.write_text(path.read_text().replace("http.server", "http.serve_r"))
+    lab.nf("bob", "model", "approve", "m@v7", "--tenant", "demo", "--store", f"file://{lab.store}")
+    assert "SignatureBindingMismatch" in lab.run("ada", "v7", code=6)
+    lab.sign("v7", "--out", lab.folder / "early.sig")
+    kept = lab.store / ".signatures/m/v7/demo.sig"
+    kept.write_bytes((lab.folder / "early.sig").read_bytes())
+    assert "SignatureBindingMismatch" in lab.run("ada", "v7", code=6)
 
 
 def test_other_bytes_under_the_same_name_need_another_approval(lab):

@@ -134,7 +134,8 @@ async fn make_ready(post: &Post, want: &Want) -> Result<Ready, End> {
         return Err(End::failed(Reason::ArtifactMismatch));
     };
     if post.shared.config.judge.is_some() && !container.image.is_pinned() {
-        // The signature is over the manifest: a tag in it would let anybody change what was signed.
+        // What was signed names the manifest by digest, so the manifest must name the image so, too: whoever moves a
+        // tag would else change what runs.
         post.note(&format!("image {} is not named by digest, and only signed versions run here", container.image))
             .await;
         return Err(End::failed(Reason::ArtifactMismatch));

@@ -168,7 +168,7 @@ async fn spawn(
     record.exclusive = want.spec.constraints.exclusive;
     if let Ok(groups) = &shared.cgroups {
         // Without its limits it would run wild where limits were promised.
-        let made = groups.make(&format!("nf-{}", record.key), &want.spec.resources);
+        let made = groups.make(&format!("nf-{}", record.key), &want.spec.held_to());
         record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
     }
     let mut failed = record.clone();

@@ -147,7 +147,7 @@ pub type Policies = BTreeMap<String, String>;
 /// The matrix of an admission, as the audit trail has it, too.
 pub fn policies(spec: &JobSpec, simulation: bool) -> Policies {
     let mode = if simulation { Mode::Simulation } else { Mode::Production };
-    let matrix = policy::admission(spec, mode, None);
+    let matrix = policy::admission(spec, mode, policy::Faults::default());
     let said =
         policy::POLICIES.iter().zip(matrix).map(|(p, check)| (p.name.to_owned(), check.verdict.token().to_owned()));
     said.collect()

@@ -8,6 +8,7 @@ use super::schedule::{PRIORITY, Schedule, approver};
 use super::value;
 use nf_core::id::{DeviceType, Label, ModelId, NameError, NodeName, RequestId, TenantId, VersionId};
 use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
+use nf_core::model_budget::ModelBudget;
 use nf_core::plan::Queueing;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
@@ -74,6 +75,8 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
         asked_by: None,
         data_classes: Vec::new(),
         self_limiting: false,
+        budget: ModelBudget::default(),
+        below: None,
         approved_by: match m.approved_by.as_str() {
             "" => None,
             text => Some(at("approved_by", approver(text))?),

@@ -7,6 +7,7 @@ use nf_core::codec;
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
 use nf_core::job::{Arrangement, Constraints, Evidence, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
+use nf_core::model_budget::ModelBudget;
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Refusal;
 use nf_core::resources::{Gpus, Resources};
@@ -82,6 +83,8 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
         asked_by: None,
         data_classes: Vec::new(),
         self_limiting: false,
+        budget: ModelBudget::default(),
+        below: None,
         approved_by,
         scaling,
     };
@@ -302,6 +305,8 @@ pub struct ModelFacts {
     pub data_classes: Vec<Label>,
     /// Its program keeps to its part of a GPU by itself.
     pub self_limiting: bool,
+    /// What it may take (P6).
+    pub budget: ModelBudget,
 }
 
 impl Schedule {
@@ -320,6 +325,7 @@ impl Schedule {
                 spec.evidence = facts.evidence;
                 spec.data_classes = facts.data_classes;
                 spec.self_limiting = facts.self_limiting;
+                spec.budget = facts.budget;
             }
         }
         intent

@@ -131,9 +131,11 @@ impl Service {
         let view = self.read(call).await?;
         if let Some(facts) = facts {
             (wanted.spec.manifest, wanted.spec.data_classes) = (Some(facts.manifest), facts.data_classes);
-            wanted.spec.self_limiting = facts.self_limiting;
+            (wanted.spec.self_limiting, wanted.spec.budget) = (facts.self_limiting, facts.budget);
         }
         nf_core::consent::judge(&view.state, &wanted.spec)?;
+        nf_core::floor::judge(&view.state, &wanted.spec)?;
+        nf_core::model_budget::judge(&wanted.spec)?;
         if let Some(by) = judge_for(&view.state, &wanted.spec, self.actor(call).as_ref())? {
             wanted.spec.approved_by = Some(by);
         }

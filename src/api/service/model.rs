@@ -108,6 +108,7 @@ mod tests {
                     evidence: None,
                     data_classes: Vec::new(),
                     self_limiting: false,
+                    budget: Default::default(),
                 })),
             }
         });

@@ -9,6 +9,7 @@ use crate::api::error::Failure;
 use nf_core::command::Mode;
 use nf_core::id::RequestId;
 use nf_core::job::Runtime;
+use nf_core::model_budget::ModelBudget;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::rollout::{Next, Outlook, Turn};
@@ -62,6 +63,7 @@ impl Service {
                 evidence: facts.evidence,
                 data_classes: facts.data_classes,
                 self_limiting: facts.self_limiting,
+                budget: facts.budget,
                 approved_by: None,
                 asked_by: None,
             },
@@ -72,6 +74,7 @@ impl Service {
                 evidence: None,
                 data_classes: Vec::new(),
                 self_limiting: false,
+                budget: ModelBudget::default(),
                 approved_by: None,
                 asked_by: None,
             },

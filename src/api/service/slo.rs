@@ -56,7 +56,7 @@ impl Shared {
 pub struct TargetBody {
     /// Until a request has its answer, waiting included; of a stream of events, until it begins.
     pub latency_ms: u32,
-    /// Whether a job states it (constraints.latency_ms); else it is what holds for all.
+    /// Whether a job (constraints.latency_ms) or its version's manifest states it; else it is what holds for all.
     pub stated: bool,
     /// Part of the requests that shall be answered so, without a server's error.
     pub objective: f64,
@@ -156,7 +156,7 @@ impl Service {
 /// The strictest latency that a job of the service states.
 fn latency(state: &State, (tenant, model): &(TenantId, ModelId)) -> Option<u32> {
     let jobs = state.jobs().values().filter(|job| job.spec.tenant == *tenant && job.spec.model == *model);
-    jobs.filter_map(|job| job.spec.constraints.latency_ms).min()
+    jobs.filter_map(|job| job.spec.latency_ms()).min()
 }
 
 /// A version that is counted apart, and under which numbers.

@@ -72,10 +72,7 @@ impl Approve {
 
 async fn stored(store: &str, model: &ModelId, version: &VersionId) -> Result<String> {
     let store = super::open(store)?;
-    let (of, at) = (model.clone(), version.clone());
-    let found = tokio::task::spawn_blocking(move || store.resolve_blocking(&of, &at)).await?;
-    let absent = || fail(Exit::NotFound, format!("the store has no version {version} of model {model}"));
-    Ok(found.map_err(super::told)?.ok_or_else(absent)?.digest().to_string())
+    Ok(super::published(&store, model, version).await?.digest().to_string())
 }
 
 impl Revoke {

@@ -1,14 +1,16 @@
-//! `nf model sign` and `nf model keygen`: a deploy statement over files, and the
-//! keys for it. Private keys stay on this machine; members only ever see public ones.
+//! `nf model sign` and `nf model keygen`: a deploy statement over files and the manifest
+//! that says how they run, and the keys for it. Private keys stay on this machine; members only ever see public ones.
 
 use super::super::exit::{Exit, fail};
 use super::super::{Global, output, say};
 use super::verify::{artefact, small, told};
+use crate::models::{Checksum, Manifest, Store};
 use crate::security::signing::sign::{self, PrivateKey};
-use crate::security::signing::{Deploy, Kind};
+use crate::security::signing::{Artefact, Deploy, Kind, Listed, MANIFEST};
 use clap::Args;
 use nf_core::id::{ModelId, TenantId, VersionId};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,15 +30,21 @@ pub struct Sign {
     /// From now on nothing older may run
     #[arg(long, value_name = "VERSION")]
     min_version: Option<VersionId>,
-    /// What the files are, e.g. onnx
-    #[arg(long, default_value = "onnx")]
-    format: String,
+    /// What the files are; as the store's manifest says when absent, or onnx
+    #[arg(long)]
+    format: Option<String>,
+    /// The store with the published version: its manifest, which says what program runs, is signed too
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// The manifest's SHA-256, as nf model publish printed it; must be the store's, where that is given too
+    #[arg(long, value_name = "DIGEST", value_parser = digest)]
+    sha256: Option<Checksum>,
     /// A private key (PKCS#8 PEM); give an ECDSA P-256 and an ML-DSA-65 one
     #[arg(long, value_name = "FILE", required = true)]
     key: Vec<PathBuf>,
-    /// Where the signature goes
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    /// Where the signature goes; beside the version in the store when absent
+    #[arg(long, value_name = "FILE", required_unless_present = "store")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -66,28 +74,126 @@ pub fn private_keys(paths: &[PathBuf]) -> anyhow::Result<Vec<PrivateKey>> {
     paths.iter().map(one).collect()
 }
 
+fn digest(text: &str) -> Result<Checksum, String> {
+    Checksum::parse(text).ok_or_else(|| "64 hex digits in lower case, as nf model publish printed them".into())
+}
+
 impl Sign {
-    pub fn run(self, global: &Global) -> anyhow::Result<()> {
+    pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let keys = private_keys(&self.key)?;
-        let files = artefact(&self.artefact, Some(&self.out))?.list().map_err(|refusal| told(&refusal))?;
+        let store = self.store.as_deref().map(super::open).transpose()?;
+        let published = match &store {
+            Some(store) => Some(super::published(store, &self.model, &self.model_version).await?),
+            None => None,
+        };
+        let (files, pulled) = self.files()?;
+        if let Some(published) = &published {
+            same_files(published, &files)?;
+        }
+        let manifest = agreed([self.sha256, published.as_ref().map(Manifest::digest), pulled])?;
+        let format = self.format(published.as_ref())?;
         let count = files.len();
-        let statement = Deploy::new(self.tenant, self.model, self.model_version, self.format, self.min_version, files);
+        let (tenant, model, version) = (self.tenant.clone(), self.model.clone(), self.model_version.clone());
+        let mut statement = Deploy::new(tenant, model, version, format, self.min_version.clone(), files);
+        if let Some(Checksum(sha256)) = manifest {
+            statement = statement.with_manifest(sha256);
+        }
         let envelope = sign::deploy(&statement, &keys).map_err(|refusal| told(&refusal))?;
-        write(&self.out, &envelope, 0o644, false)?;
+        let out = self.keep(store, &envelope).await?;
         let kinds: Vec<&str> = keys.iter().map(|key| key.public().kind.name()).collect();
         let ids: Vec<String> = keys.iter().map(|key| key.public().id()).collect();
-        let out = self.out.display().to_string();
         let value = json!({
             "signature": out, "files": count, "sha256": statement.files_root, "algorithms": kinds, "key_ids": ids,
+            "manifest_sha256": manifest, "runtime": published.as_ref().map(|published| &published.runtime),
         });
         let people = || format!("{out}: {count} files, sha256 {}, by {}\n", statement.files_root, kinds.join(" and "));
         output::put(&output::object(global.style(), &value, &out, people)?);
+        self.remarks(&keys, manifest, published.as_ref());
+        Ok(())
+    }
+
+    /// What is there to sign. A manifest that nf model pull left beside the files is none of them.
+    fn files(&self) -> anyhow::Result<(Vec<Listed>, Option<Checksum>)> {
+        let artefact = artefact(&self.artefact, self.out.as_deref())?;
+        let files = artefact.list().map_err(|refusal| told(&refusal))?;
+        let beside = |file: &Listed| matches!(artefact, Artefact::Directory { .. }) && file.name == MANIFEST;
+        let (manifest, files): (Vec<_>, Vec<_>) = files.into_iter().partition(beside);
+        Ok((files, manifest.first().map(|file| Checksum(file.sha256))))
+    }
+
+    fn format(&self, published: Option<&Manifest>) -> anyhow::Result<String> {
+        match (&self.format, published) {
+            (Some(said), Some(published)) if *said != published.format => {
+                let text = format!("--format {said}: the version was published as {}", published.format);
+                Err(fail(Exit::Usage, text))
+            }
+            (Some(said), _) => Ok(said.clone()),
+            (None, Some(published)) => Ok(published.format.clone()),
+            (None, None) => Ok("onnx".into()),
+        }
+    }
+
+    /// Writes the signature where it belongs, and says where.
+    async fn keep(&self, store: Option<Store>, envelope: &str) -> anyhow::Result<String> {
+        match (&self.out, store) {
+            (Some(out), _) => write(out, envelope, 0o644, false).map(|()| out.display().to_string()),
+            (None, Some(store)) => {
+                let (model, version, tenant) = (self.model.clone(), self.model_version.clone(), self.tenant.clone());
+                let bytes = envelope.as_bytes().to_vec();
+                let keep = move || store.sign_blocking(&model, &version, Some(&tenant), &bytes);
+                tokio::task::spawn_blocking(keep).await?.map_err(super::told)
+            }
+            (None, None) => Err(fail(Exit::Usage, "--out FILE: where the signature goes, or --store URL")),
+        }
+    }
+
+    fn remarks(&self, keys: &[PrivateKey], manifest: Option<Checksum>, published: Option<&Manifest>) {
         let hybrid = keys.iter().any(|k| k.public().kind.post_quantum())
             && keys.iter().any(|k| matches!(k.public().kind, Kind::Ecdsa(_)));
         if !hybrid {
             say("only one kind of key signed: members in PQC_MODE=hybrid refuse it; give an ECDSA and an ML-DSA key");
         }
-        Ok(())
+        match (manifest, published) {
+            (None, _) => {
+                say("no manifest was signed, so members refuse it: publish the version, then sign with --store")
+            }
+            (Some(sha256), Some(published)) => {
+                say(format!("its manifest {sha256} is signed too; it runs {}", published.runtime));
+            }
+            (Some(sha256), None) => say(format!("its manifest {sha256} is signed too")),
+        }
+    }
+}
+
+/// What is signed is what runs.
+fn same_files(published: &Manifest, files: &[Listed]) -> anyhow::Result<()> {
+    let here: BTreeMap<&str, [u8; 32]> = files.iter().map(|f| (f.name.as_str(), f.sha256)).collect();
+    let there: BTreeMap<&str, [u8; 32]> = published.files.iter().map(|f| (f.path.as_str(), f.sha256.0)).collect();
+    match here.keys().chain(there.keys()).find(|name| here.get(*name) != there.get(*name)) {
+        Some(name) => {
+            let text = format!(
+                "ArtifactMismatch: {name} is not the same here and in the store; publish these files as another \
+                 version, or sign what nf model pull brings"
+            );
+            Err(fail(Exit::Denied, text))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The one manifest that all who name one mean.
+fn agreed(digests: [Option<Checksum>; 3]) -> anyhow::Result<Option<Checksum>> {
+    let mut named = digests.into_iter().flatten();
+    let Some(first) = named.next() else { return Ok(None) };
+    match named.find(|other| *other != first) {
+        Some(other) => {
+            let text = format!(
+                "SignatureBindingMismatch: one manifest is {first}, another {other} (--sha256, the store's, the one \
+                 beside the files); look who changed the store before you sign"
+            );
+            Err(fail(Exit::Denied, text))
+        }
+        None => Ok(Some(first)),
     }
 }
 

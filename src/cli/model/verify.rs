@@ -98,12 +98,14 @@ impl Verify {
         for path in &self.key {
             keys.add_file(&path.display().to_string(), &small(path)?).map_err(|refusal| told(&refusal))?;
         }
+        // As members do: where both kinds are configured, neither signs alone.
+        keys.pair();
         for path in &self.roots {
             roots.add_file(&path.display().to_string(), &small(path)?).map_err(|refusal| told(&refusal))?;
         }
         let demand = trust::demand(pqc::Policy { mode: self.pqc_mode, strict: self.pqc_strict });
-        let expect =
-            Expect { tenant: self.tenant.clone(), model: self.model.clone(), version: self.model_version.clone() };
+        let (tenant, model, version) = (self.tenant.clone(), self.model.clone(), self.model_version.clone());
+        let expect = Expect { tenant, model, version, format: None };
         let now = jiff::Timestamp::now().as_second().max(0).unsigned_abs();
         Ok(signing::verify(&Policy { keys: &keys, roots: &roots, demand, expect: &expect, now }, artefact, evidence))
     }
@@ -129,6 +131,9 @@ fn people(verdict: &Verdict) -> String {
     let named: Vec<String> = named.iter().filter_map(|(what, v)| Some(format!("{what} {}", v.as_ref()?))).collect();
     if !named.is_empty() {
         out.push_str(&format!("\nsigned for  {}", named.join(", ")));
+    }
+    if let Some(digest) = &verdict.manifest_sha256 {
+        out.push_str(&format!("\nmanifest    sha256 {digest}"));
     }
     if !verdict.unbound.is_empty() {
         out.push_str(&format!("\nnot bound   {}", verdict.unbound.join(", ")));

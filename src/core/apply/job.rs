@@ -8,11 +8,13 @@ use crate::command::{Answer, Placement, Report, ReportKind, Submission};
 use crate::consent;
 use crate::disruption::Notice;
 use crate::event::EventKind;
+use crate::floor;
 use crate::id::{Generation, Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
     Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Move, Next, Phase, Replica, Restart, Stage,
 };
 use crate::ledger::{self, NodeUse};
+use crate::model_budget;
 use crate::quota;
 use crate::reason::{Reason, Refusal};
 use crate::sharing::Ask;
@@ -51,6 +53,8 @@ pub(super) fn submit(
     let spec = &submission.spec;
     consent::judge(state, spec)?;
     approval::judge_new(state, spec)?;
+    floor::judge(state, spec)?;
+    model_budget::judge(spec)?;
     well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
@@ -84,6 +88,7 @@ pub(super) fn submit(
     emit(state, &job, None, None);
     let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
     state.put_request(request_key(&submission.request), request);
+    floor::raise(state, spec);
     state.put_job(job);
     if let Some(claim) = claim {
         super::claim::evict(state, claim, &submission.request, spec.priority);

@@ -7,6 +7,7 @@ use crate::approval::{Approval, Version};
 use crate::audit::{Action, Actor, Check, Receipt, Record, Refs, Verdict};
 use crate::command::{Answer, Command, Note};
 use crate::consent::Consent;
+use crate::floor;
 use crate::id::NodeNo;
 use crate::job::JobSpec;
 use crate::node::Node;
@@ -49,7 +50,11 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             of_spec(state, Action::JobSchedule, format!("job/{}", submission.request), &submission.spec)
         }
         Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
-        Command::Scale { job, .. } => About::new(Action::ServiceScale, format!("job/{}", state.job(*job)?.request)),
+        Command::Scale { job, .. } => {
+            let job = state.job(*job)?;
+            // More replicas are more of what was let in: it is told what lets it run now.
+            of_spec(state, Action::ServiceScale, format!("job/{}", job.request), &job.spec)
+        }
         Command::Register { name, .. } => {
             let node = state.node_named(name).cloned();
             About { node, ..About::new(Action::NodeRegister, format!("node/{name}")) }
@@ -94,7 +99,11 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::StartRollout { job, next, rollback, .. } => {
             let job = state.job(*job)?;
             let action = if *rollback { Action::ModelRollback } else { Action::RolloutStart };
-            of_spec(state, action, format!("job/{}", job.request), &next.spec(&job.spec))
+            let mut spec = next.spec(&job.spec);
+            if *rollback {
+                floor::go_below(state, &mut spec);
+            }
+            of_spec(state, action, format!("job/{}", job.request), &spec)
         }
         Command::TurnRollout { job, turn, .. } => {
             let job = state.job(*job)?;
@@ -160,8 +169,7 @@ fn of_spec(state: &State, action: Action, object: String, spec: &JobSpec) -> Abo
     let key_id = evidence.map(|evidence| evidence.key_id.clone());
     let approval = crate::approval::judge(state, spec).ok().flatten().map(|a| a.digest());
     let refs = Refs { manifest, signature, key_id, approval };
-    let consent = crate::consent::judge(state, spec).err().map(|refusal| refusal.reason);
-    let checks = policy::admission(spec, state.meta().mode, consent);
+    let checks = policy::admission(spec, state.meta().mode, policy::Faults::of(state, spec));
     About { checks, refs, ..About::new(action, object) }
 }
 

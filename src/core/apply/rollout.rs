@@ -11,8 +11,10 @@ use crate::command::{Answer, Placement, ReportKind};
 use crate::consent;
 use crate::disruption;
 use crate::event::EventKind;
+use crate::floor;
 use crate::id::{Generation, JobNo, Revision};
 use crate::job::{Allocation, Copy, Job, JobSpec, Movable, Move, Next, Phase, Replica, Stage};
+use crate::model_budget;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn};
 use crate::state::State;
@@ -33,10 +35,16 @@ pub(super) fn start(
     if job.open_rollout().is_some() || next.is_of(&job.spec) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} has another rollout, or version", job.request)));
     }
-    let to = Arc::new(next.spec(&job.spec));
+    let mut to = next.spec(&job.spec);
     bounds::guarded(&to)?;
     consent::judge(state, &to)?;
     approval::judge_new(state, &to)?;
+    model_budget::judge(&to)?;
+    match rollback {
+        true => floor::go_below(state, &mut to),
+        false => floor::judge(state, &to)?,
+    }
+    let to = Arc::new(to);
     let last = job.rollout.as_ref().map_or(Revision(0), |rollout| rollout.revision).max(job.revision);
     let now = state.meta().now_ms;
     let part = if strategy.canary.is_some() { Part::Canary } else { Part::Rest };
@@ -98,6 +106,8 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
     if course == Course::Done {
         job.spec = rollout.to.clone();
         job.revision = rollout.revision;
+        // Not before: until it is there for good, what it replaces must be able to come back.
+        floor::raise(state, &job.spec);
     }
     job.rollout = Some(rollout);
     emit(state, &job);

@@ -43,6 +43,7 @@ pub(super) fn delete(state: &mut State, id: &TenantId) -> Result<Answer, Refusal
         return Err(Refusal::new(Reason::Conflict, detail));
     }
     state.remove_tenant(no);
+    state.remove_floors(id);
     state.emit(EventKind::Tenant { tenant: id.clone(), what: TenantEvent::Deleted });
     Ok(Answer::Done)
 }

@@ -15,7 +15,7 @@ fn of() -> Version {
 }
 
 fn signed(manifest: u8) -> JobSpec {
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into() });
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None });
     JobSpec { manifest: Some([manifest; 32]), evidence, runtime: Runtime::Process, ..job_spec("t1", Gpus::Milli(100)) }
 }
 

@@ -6,8 +6,10 @@ use crate::approval;
 use crate::audit::Actor;
 use crate::command::Command;
 use crate::consent;
+use crate::floor;
 use crate::id::{RequestId, Revision, TenantId};
 use crate::job::Job;
+use crate::model_budget;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{Course, Next, Part, Rollout, Strategy, Turn};
 use crate::state::State;
@@ -39,6 +41,11 @@ pub(super) fn start(
     let spec = next.spec(&job.spec);
     super::nothing_unproven(state, &spec)?;
     consent::judge(state, &spec)?;
+    model_budget::judge(&spec)?;
+    // Going back is what an approval is for, where one is asked for; else nothing older comes in.
+    if !rollback {
+        floor::judge(state, &spec)?;
+    }
     if let Some(by) = approval::judge_for(state, &spec, actor)? {
         next.approved_by = Some(by);
         next.asked_by = actor.map(Actor::person);

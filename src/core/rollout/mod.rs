@@ -15,6 +15,7 @@ pub use pass::{blocked, pass, share_milli};
 use crate::audit::Person;
 use crate::id::{Label, Revision, VersionId};
 use crate::job::{Allocation, Evidence, Job, JobSpec, Movable, Move, Phase, Replica, Runtime, Stage};
+use crate::model_budget::ModelBudget;
 use crate::node::{Node, NodeState};
 use crate::placement::filter;
 use crate::reason::{Reason, Refusal};
@@ -101,6 +102,7 @@ pub struct Next {
     pub evidence: Option<Evidence>,
     pub data_classes: Vec<Label>,
     pub self_limiting: bool,
+    pub budget: ModelBudget,
     pub approved_by: Option<Arc<str>>,
     pub asked_by: Option<Person>,
 }
@@ -115,6 +117,7 @@ impl Next {
             evidence: spec.evidence.clone(),
             data_classes: spec.data_classes.clone(),
             self_limiting: spec.self_limiting,
+            budget: spec.budget,
             approved_by: spec.approved_by.clone(),
             asked_by: spec.asked_by.clone(),
         }
@@ -122,7 +125,7 @@ impl Next {
 
     /// The spec with this version in it.
     pub fn spec(&self, of: &JobSpec) -> JobSpec {
-        let Self { version, runtime, manifest, evidence, data_classes, self_limiting, approved_by, asked_by } =
+        let Self { version, runtime, manifest, evidence, data_classes, self_limiting, budget, approved_by, asked_by } =
             self.clone();
         JobSpec {
             version,
@@ -131,8 +134,10 @@ impl Next {
             evidence,
             data_classes,
             self_limiting,
+            budget,
             approved_by,
             asked_by,
+            below: None,
             ..of.clone()
         }
     }

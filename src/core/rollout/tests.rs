@@ -288,7 +288,7 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
     let mut state = world(1, 8, 1);
     state.change_meta(|meta| meta.mode = crate::command::Mode::Production);
     assert_eq!(start(&mut state, "v2", strategy()).unwrap_err().reason, Reason::ModelNotFound);
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into() });
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None });
     let signed = Next {
         version: VersionId::new("v2").unwrap(),
         runtime: Runtime::Process,
@@ -296,6 +296,7 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
         evidence,
         data_classes: vec![],
         self_limiting: false,
+        budget: crate::model_budget::ModelBudget::default(),
         approved_by: None,
         asked_by: None,
     };
@@ -386,4 +387,5 @@ fn another_kind_of_program_goes_only_where_it_runs() {
     assert_eq!((word(&state), job(&state).ready()), ("blocked".to_owned(), 1), "no node has an engine");
 }
 
+mod floors;
 mod trusted;

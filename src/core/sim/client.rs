@@ -12,6 +12,7 @@ use crate::consent::Consent;
 use crate::fault::Fault;
 use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
+use crate::model_budget::ModelBudget;
 use crate::node::{Cordon, Drain};
 use crate::placement::{Chosen, Preemption};
 use crate::plan::{Intent, Queueing, Reply};
@@ -249,6 +250,7 @@ fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
         evidence: None,
         data_classes,
         self_limiting,
+        budget: ModelBudget::default(),
         approved_by: None,
         asked_by: None,
     });
@@ -323,6 +325,8 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         asked_by: None,
         data_classes,
         self_limiting,
+        budget: ModelBudget::default(),
+        below: None,
         scaling,
     }
 }

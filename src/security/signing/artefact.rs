@@ -5,13 +5,15 @@
 
 use super::content::{Hash, of_file, open_nofollow, unreadable};
 use super::encoding::to_hex;
-use super::refusal::{mismatch, shown};
+use super::refusal::{mismatch, shown, unsupported};
 use nf_core::reason::Refusal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+/// What a version's manifest is called, also beside the files that it lists.
+pub const MANIFEST: &str = "manifest.json";
 /// The most files of one artefact, and how deep they may lie.
 pub const MAX_FILES: usize = 10_000;
 const MAX_DEPTH: usize = 16;
@@ -28,6 +30,11 @@ pub struct Listed {
     #[serde(with = "hex")]
     pub sha256: [u8; 32],
 }
+
+/// A SHA-256, in hex in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Digest(#[serde(with = "hex")] pub [u8; 32]);
 
 mod hex {
     //! SHA-256 as hex in JSON.
@@ -59,6 +66,12 @@ pub enum Artefact<'a> {
     },
     /// Files that a manifest lists and that are verified where they are fetched.
     Listing(&'a [Listed]),
+    /// A version as a store has it: the manifest's bytes and the files that it lists. What is signed as one file is
+    /// the manifest.
+    Version {
+        manifest: &'a [u8],
+        files: &'a [Listed],
+    },
 }
 
 /// Why a name cannot be a file below a directory; None when it can.
@@ -99,6 +112,11 @@ pub fn root(files: &[Listed]) -> [u8; 32] {
     bytes32(Hash::Sha256.of(&all).as_ref())
 }
 
+/// SHA-256.
+pub fn digest(bytes: &[u8]) -> [u8; 32] {
+    bytes32(Hash::Sha256.of(bytes).as_ref())
+}
+
 fn bytes32(digest: &[u8]) -> [u8; 32] {
     digest.try_into().expect("SHA-256 has 32 bytes")
 }
@@ -111,6 +129,7 @@ impl Artefact<'_> {
             Artefact::Bytes { name, .. } => Some((*name).to_owned()),
             Artefact::File(path) => path.file_name()?.to_str().map(str::to_owned),
             Artefact::Directory { root, .. } => last(root),
+            Artefact::Version { .. } => Some(MANIFEST.to_owned()),
             Artefact::Listing(_) => None,
         }
     }
@@ -121,11 +140,8 @@ impl Artefact<'_> {
     /// When one cannot be read, is no regular file, or has an unsafe name.
     pub fn list(&self) -> Result<Vec<Listed>, Refusal> {
         match self {
-            Artefact::Listing(files) => Ok(files.to_vec()),
-            Artefact::Bytes { name, bytes } => {
-                let sha256 = bytes32(Hash::Sha256.of(bytes).as_ref());
-                Ok(vec![Listed { name: (*name).to_owned(), size: Some(bytes.len() as u64), sha256 }])
-            }
+            Artefact::Listing(files) | Artefact::Version { files, .. } => Ok(files.to_vec()),
+            Artefact::Bytes { name, bytes } => Ok(vec![of_bytes(name, bytes)]),
             Artefact::File(path) => {
                 let mut file = File::open(path).map_err(|e| unreadable(path, &e))?;
                 let name = self.name().ok_or_else(|| mismatch("artefact", "its name is not UTF-8"))?;
@@ -138,6 +154,18 @@ impl Artefact<'_> {
         }
     }
 
+    /// The one file that a signature over bytes can be for.
+    ///
+    /// # Errors
+    /// When it is several, or cannot be read.
+    pub fn whole(&self) -> Result<Listed, Refusal> {
+        if let Artefact::Version { manifest, .. } = self {
+            return Ok(of_bytes(MANIFEST, manifest));
+        }
+        let several = || unsupported("artefact", "a cosign signature is for one file; give the file");
+        <[Listed; 1]>::try_from(self.list()?).map(|[file]| file).map_err(|_| several())
+    }
+
     /// Holds the artefact against a signed list: nothing missing, changed or unlisted.
     ///
     /// # Errors
@@ -147,7 +175,9 @@ impl Artefact<'_> {
         // Names first: there is no need to hash what is refused anyway.
         let names: Vec<String> = match self {
             Artefact::Directory { root, except } => walk(root, *except)?.into_keys().collect(),
-            Artefact::Listing(files) => files.iter().map(|f| f.name.clone()).collect(),
+            Artefact::Listing(files) | Artefact::Version { files, .. } => {
+                files.iter().map(|f| f.name.clone()).collect()
+            }
             Artefact::Bytes { .. } | Artefact::File(_) => self.name().into_iter().collect(),
         };
         if let Some(extra) = names.iter().find(|name| !wanted.contains_key(name.as_str())) {
@@ -174,6 +204,10 @@ impl Artefact<'_> {
         }
         Ok(())
     }
+}
+
+fn of_bytes(name: &str, bytes: &[u8]) -> Listed {
+    Listed { name: name.to_owned(), size: Some(bytes.len() as u64), sha256: digest(bytes) }
 }
 
 fn listed(name: String, file: &mut File, path: &Path) -> Result<Listed, Refusal> {

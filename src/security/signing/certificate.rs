@@ -6,9 +6,11 @@
 use super::encoding;
 use super::key::{Kind, PublicKey};
 use super::refusal::{config, invalid, unsupported};
+use nf_core::id::TenantId;
 use nf_core::reason::Refusal;
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -24,11 +26,20 @@ const FIELD: &str = "verificationMaterial.certificate";
 
 /// The authorities whose certificates count.
 #[derive(Clone, Debug, Default)]
-pub struct Roots(Vec<TrustAnchor<'static>>);
+pub struct Roots {
+    anchors: Vec<TrustAnchor<'static>>,
+    /// For whom their signers may sign models whose format names no tenant.
+    tenants: BTreeSet<String>,
+}
 
 impl Roots {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.anchors.is_empty()
+    }
+
+    /// What their signers sign for the tenant counts also where a format names none.
+    pub fn give(&mut self, tenant: &TenantId) {
+        self.tenants.insert(tenant.to_string());
     }
 
     /// Adds the certificates of a PEM file.
@@ -38,7 +49,7 @@ impl Roots {
     pub fn add_file(&mut self, name: &str, bytes: &[u8]) -> Result<(), Refusal> {
         let text = std::str::from_utf8(bytes).map_err(|_| config(name, "is not PEM"))?;
         let blocks = encoding::pem(text).map_err(|e| config(name, e))?;
-        if blocks.is_empty() || blocks.len() + self.0.len() > MAX_ROOTS {
+        if blocks.is_empty() || blocks.len() + self.anchors.len() > MAX_ROOTS {
             return Err(config(name, format!("holds {} certificates; 1 to {MAX_ROOTS} are wanted", blocks.len())));
         }
         for block in blocks {
@@ -47,7 +58,7 @@ impl Roots {
             }
             let der = CertificateDer::from(block.der);
             let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|e| config(name, format!("no root: {e}")))?;
-            self.0.push(anchor.to_owned());
+            self.anchors.push(anchor.to_owned());
         }
         Ok(())
     }
@@ -70,7 +81,7 @@ pub fn signer(chain: &[Vec<u8>], roots: &Roots, now: u64) -> Result<PublicKey, R
     let leaf = EndEntityCert::try_from(&ders[0]).map_err(bad)?;
     leaf.verify_for_usage(
         aws_lc_rs::default_provider().signature_verification_algorithms.all,
-        &roots.0,
+        &roots.anchors,
         &ders[1..],
         UnixTime::since_unix_epoch(Duration::from_secs(now)),
         KeyUsage::required(CODE_SIGNING),
@@ -79,9 +90,12 @@ pub fn signer(chain: &[Vec<u8>], roots: &Roots, now: u64) -> Result<PublicKey, R
     )
     .map_err(bad)?;
     may_sign(&chain[0])?;
-    let key = PublicKey::from_spki(leaf.subject_public_key_info().as_ref()).map_err(|e| unsupported(FIELD, e))?;
+    let mut key = PublicKey::from_spki(leaf.subject_public_key_info().as_ref()).map_err(|e| unsupported(FIELD, e))?;
     match key.kind {
-        Kind::Ecdsa(_) => Ok(key),
+        Kind::Ecdsa(_) => {
+            key.tenants.clone_from(&roots.tenants);
+            Ok(key)
+        }
         other => Err(unsupported(FIELD, format!("a certificate with a key of {}; ECDSA is supported", other.name()))),
     }
 }

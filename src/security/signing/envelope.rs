@@ -56,6 +56,10 @@ impl Signed {
         }
     }
 
+    pub fn keys(&self) -> &[PublicKey] {
+        &self.keys
+    }
+
     pub fn tenants(&self) -> BTreeSet<String> {
         shared_tenants(self.keys.iter())
     }

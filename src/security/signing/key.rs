@@ -111,6 +111,8 @@ pub struct PublicKey {
     pub version: Option<u64>,
     /// The tenants for whom this key may sign models whose format names no tenant.
     pub tenants: BTreeSet<String>,
+    /// Half of a hybrid pair: where both halves are wanted, it signs nothing alone.
+    pub paired: bool,
 }
 
 impl PublicKey {
@@ -135,7 +137,8 @@ impl PublicKey {
             OID_ML_DSA_87 if parts.parameters.is_empty() => Kind::MlDsa(Parameters::MlDsa87),
             _ => return Err(format!("a key of another kind; supported: {KINDS}")),
         };
-        let key = Self { kind, spki: spki.to_vec(), raw: parts.key.to_vec(), version: None, tenants: BTreeSet::new() };
+        let (spki, raw, tenants) = (spki.to_vec(), parts.key.to_vec(), BTreeSet::new());
+        let key = Self { kind, spki, raw, version: None, tenants, paired: false };
         key.check()?;
         Ok(key)
     }

@@ -6,6 +6,7 @@ use super::key::{Kind, PublicKey};
 use super::mldsa::Parameters;
 use super::refusal::{config, shown};
 use super::{MAX_EVIDENCE, json};
+use nf_core::id::TenantId;
 use nf_core::reason::Refusal;
 use serde_json::Value;
 
@@ -39,12 +40,14 @@ impl KeyRing {
         self.keys.iter().find(|key| key.id() == hint || key.pem_id() == hint)
     }
 
-    /// Adds a key.
+    /// Adds a key; what is said of one that is there already is said of it, too.
     ///
     /// # Errors
     /// When the ring is full.
     pub fn add(&mut self, key: PublicKey) -> Result<(), Refusal> {
-        if self.keys.iter().any(|k| k.spki() == key.spki() && k.version == key.version) {
+        if let Some(known) = self.keys.iter_mut().find(|k| k.spki() == key.spki() && k.version == key.version) {
+            known.paired |= key.paired;
+            known.tenants.extend(key.tenants);
             return Ok(());
         }
         if self.keys.len() == MAX_KEYS {
@@ -52,6 +55,28 @@ impl KeyRing {
         }
         self.keys.push(key);
         Ok(())
+    }
+
+    /// Where both kinds are here, each key is half of a hybrid pair.
+    pub fn pair(&mut self) {
+        let kinds = [true, false].map(|pq| self.keys.iter().any(|key| key.kind.post_quantum() == pq));
+        if kinds == [true, true] {
+            self.keys.iter_mut().for_each(|key| key.paired = true);
+        }
+    }
+
+    /// What these keys sign for the tenant counts also where a format names none.
+    pub fn give(&mut self, tenant: &TenantId) {
+        self.keys.iter_mut().for_each(|key| _ = key.tenants.insert(tenant.to_string()));
+    }
+
+    /// Takes over the keys of another ring.
+    ///
+    /// # Errors
+    /// When the ring is full.
+    pub fn absorb(&mut self, other: KeyRing) -> Result<(), Refusal> {
+        self.oldest = self.oldest.max(other.oldest);
+        other.keys.into_iter().try_for_each(|key| self.add(key))
     }
 
     /// Adds the keys of a file; `name` is what a message calls it.

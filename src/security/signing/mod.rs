@@ -15,6 +15,7 @@ mod content;
 mod der;
 mod envelope;
 mod evidence;
+mod hold;
 mod key;
 mod keyring;
 pub mod mldsa;
@@ -26,18 +27,20 @@ mod tests;
 
 use super::{encoding, json};
 
-pub use artefact::{Artefact, Listed};
+pub use artefact::{Artefact, Listed, MANIFEST};
 pub use certificate::Roots;
 pub use encoding::to_hex;
 pub use evidence::{Evidence, Format};
+pub use hold::Expect;
 pub use key::{Kind, PublicKey};
 pub use keyring::KeyRing;
-pub use statement::{Deploy, Expect};
+pub use statement::Deploy;
 
 use content::{Content, Hash};
 use envelope::Signed;
 use evidence::Signer;
 use key::Padding;
+use nf_core::id::VersionId;
 use nf_core::reason::{Reason, Refusal};
 use refusal::{invalid, mismatch, unsupported};
 use serde::Serialize;
@@ -52,7 +55,7 @@ pub const MAX_EVIDENCE: usize = 4 << 20;
 pub enum Demand {
     /// One signature is enough anywhere.
     Classical,
-    /// Our own deploy statements need both halves; other tools' formats carry only one.
+    /// Our own deploy statements need both halves; other tools' formats carry only one, by a key that is of no pair.
     #[default]
     Hybrid,
     /// Everything needs both halves, so that formats which carry one are refused.
@@ -105,10 +108,13 @@ pub struct Verdict {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_version: Option<String>,
+    pub min_version: Option<VersionId>,
+    /// SHA-256 of the manifest that a deploy statement is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<String>,
     /// The files that the signature covers: only these may be handed on.
     pub files: Vec<Listed>,
-    /// What this format leaves open, of tenant_id, model_id and version.
+    /// What this format leaves open, of tenant_id, model_id, version and manifest_sha256 (the program that runs it).
     pub unbound: Vec<&'static str>,
 }
 
@@ -155,6 +161,7 @@ pub fn verify(policy: &Policy<'_>, artefact: &Artefact<'_>, evidence: &[u8]) -> 
 fn content<'a>(artefact: &Artefact<'a>) -> Result<Content<'a>, Refusal> {
     match artefact {
         Artefact::Bytes { bytes, .. } => Ok(Content::bytes(bytes)),
+        Artefact::Version { manifest, .. } => Ok(Content::bytes(manifest)),
         Artefact::File(path) => Ok(Content::file(path)),
         Artefact::Directory { .. } | Artefact::Listing(_) => {
             let text = "the signature is over one file, and this is a directory; give the file, \
@@ -212,7 +219,8 @@ fn of_blob(
         for hash in key.hashes() {
             if key.accepts(&content, *hash, padding, signature)? {
                 let what = format!("a {}", format.name());
-                policy.expect.hold_blob(&key.tenants, &what)?;
+                alone(policy, key)?;
+                policy.expect.hold_blob(artefact, &key.tenants, &what)?;
                 return blob_verdict(policy, artefact, format, &content, SignedBy::new(key, false));
             }
         }
@@ -247,7 +255,8 @@ fn of_message(
     if content.digest(hash)?.as_ref() != digest {
         return Err(mismatch("messageSignature.messageDigest", "is not the digest of the artefact; sign again"));
     }
-    policy.expect.hold_blob(&key.tenants, "a Sigstore message signature")?;
+    alone(policy, &key)?;
+    policy.expect.hold_blob(artefact, &key.tenants, "a Sigstore message signature")?;
     blob_verdict(policy, artefact, format, &content, SignedBy::new(&key, certificate))
 }
 
@@ -273,13 +282,24 @@ fn blob_verdict(
         model_id: None,
         version: None,
         min_version: None,
+        manifest_sha256: None,
         files: vec![Listed { name, size: None, sha256 }],
         unbound: vec!["tenant_id", "model_id", "version"],
     })
 }
 
+/// A key of a hybrid pair signs nothing alone where both halves are wanted: who stripped one half off, or broke the
+/// classical one, could else go around the other by way of a format that has room for one signature.
+fn alone(policy: &Policy<'_>, key: &PublicKey) -> Result<(), Refusal> {
+    if policy.demand == Demand::Classical || !key.paired {
+        return Ok(());
+    }
+    let text = format!("the key {} is half of a hybrid pair, and signs nothing alone here", key.id());
+    Err(incomplete(&text))
+}
+
 fn incomplete(detail: &str) -> Refusal {
-    let text = format!("{detail}; sign with both keys (nf model sign) and configure both public keys");
+    let text = format!("{detail}; sign with both keys (nf model sign), and let both public keys be configured");
     Refusal::field(Reason::HybridSignatureIncomplete, "signatures", text)
 }
 
@@ -302,8 +322,11 @@ fn of_statement(
     if matches!(meaning, Meaning::Model { .. }) {
         signed.only_ecdsa()?;
     }
-    policy.expect.hold(&meaning, &signed.tenants())?;
-    statement::hold_files(&meaning, artefact)?;
+    if !hybrid {
+        signed.keys().iter().try_for_each(|key| alone(policy, key))?;
+    }
+    policy.expect.hold(&meaning, artefact, &signed.tenants())?;
+    hold::hold_files(&meaning, artefact)?;
     let mut verdict = Verdict {
         format: format.name(),
         signatures: signed.by.clone(),
@@ -314,6 +337,7 @@ fn of_statement(
         model_id: None,
         version: None,
         min_version: None,
+        manifest_sha256: None,
         files: Vec::new(),
         unbound: Vec::new(),
     };
@@ -324,19 +348,23 @@ fn of_statement(
             verdict.tenant_id = Some(deploy.tenant_id.to_string());
             verdict.model_id = Some(deploy.model_id.to_string());
             verdict.version = Some(deploy.version.to_string());
-            verdict.min_version = deploy.min_version.map(|v| v.to_string());
+            verdict.min_version = deploy.min_version;
+            verdict.unbound.extend(deploy.manifest_sha256.is_none().then_some("manifest_sha256"));
+            verdict.manifest_sha256 = deploy.manifest_sha256.map(|digest| to_hex(&digest.0));
             verdict.files = deploy.files;
         }
         Meaning::Model { name, files } => {
             verdict.sha256 = to_hex(&artefact::root(&files));
             verdict.predicate = Some(statement::MODEL_SIGNING.into());
             verdict.model_id = Some(name);
-            verdict.files = files;
             verdict.unbound = vec!["tenant_id", "version"];
+            verdict.unbound.extend((!files.iter().any(|file| file.name == MANIFEST)).then_some("manifest_sha256"));
+            verdict.files = files;
         }
         Meaning::Blob { predicate, .. } => {
-            verdict.files = artefact.list()?;
-            verdict.sha256 = verdict.files.first().map(|f| to_hex(&f.sha256)).unwrap_or_default();
+            let file = artefact.whole()?;
+            verdict.sha256 = to_hex(&file.sha256);
+            verdict.files = vec![file];
             verdict.predicate = Some(predicate);
             verdict.unbound = vec!["tenant_id", "model_id", "version"];
         }

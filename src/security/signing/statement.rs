@@ -2,19 +2,20 @@
 //! that count as permission to run a model. It is parsed only after its signature
 //! was verified. It does not know keys.
 
-use super::artefact::{self, Artefact, Listed};
+use super::artefact::{self, Digest, Listed};
 use super::encoding::{sha256_hex, to_hex};
 use super::json;
-use super::refusal::{elsewhere, invalid, mismatch, shown, unsupported};
+use super::refusal::{invalid, shown, unsupported};
+use nf_core::floor;
 use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_core::reason::Refusal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The payload type of in-toto statements in DSSE.
 pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
-/// Our own predicate: this tenant may run exactly these files as this version of this model.
+/// Our own predicate: this tenant may run exactly these files as this version of this model, as one manifest says.
 pub const DEPLOY: &str = "nf/deploy/v1";
 /// OpenSSF Model Signing v1.
 pub const MODEL_SIGNING: &str = "https://model_signing/signature/v1.0";
@@ -52,6 +53,10 @@ pub struct Deploy {
     pub version: VersionId,
     /// What the files are, e.g. onnx.
     pub format: String,
+    /// SHA-256 of the version's manifest, which says what program runs, how, and on what kinds of data. The
+    /// signature lies outside of it. None: signed before it was published; members refuse that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest_sha256: Option<Digest>,
     /// The oldest version that may run from now on, so that a signed old one cannot come back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_version: Option<VersionId>,
@@ -154,6 +159,10 @@ fn deploy(statement: Statement) -> Result<Meaning, Refusal> {
     if name != deploy.model_id.as_str() {
         return Err(invalid("payload.subject[0].name", format!("{} is not the predicate's model_id", shown(&name))));
     }
+    if let Some(min) = deploy.min_version.as_ref().filter(|min| floor::order(&deploy.version, min).is_lt()) {
+        let text = format!("{min} is newer than {}, which it would let nobody run", deploy.version);
+        return Err(invalid("payload.predicate.min_version", text));
+    }
     artefact::check_list(&deploy.files, "payload.predicate.files")?;
     let root = artefact::root(&deploy.files);
     if digest != root || sha256_hex(&deploy.files_root) != Some(root) {
@@ -222,7 +231,13 @@ impl Deploy {
     ) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         let files_root = to_hex(&artefact::root(&files));
-        Self { tenant_id, model_id, version, format, min_version, files_root, files }
+        Self { tenant_id, model_id, version, format, manifest_sha256: None, min_version, files_root, files }
+    }
+
+    /// The same for one published manifest alone.
+    #[must_use]
+    pub fn with_manifest(self, sha256: [u8; 32]) -> Self {
+        Self { manifest_sha256: Some(Digest(sha256)), ..self }
     }
 
     /// The payload to sign. It is read back first, so that nothing is signed that would not verify.
@@ -241,106 +256,5 @@ impl Deploy {
             Meaning::Deploy(read) if read == *self => Ok(bytes),
             _ => Err(invalid("payload", "does not read back as it was written")),
         }
-    }
-}
-
-/// What the caller wants the signature to be for; None: whatever it is for.
-#[derive(Clone, Debug, Default)]
-pub struct Expect {
-    pub tenant: Option<TenantId>,
-    pub model: Option<ModelId>,
-    pub version: Option<VersionId>,
-}
-
-impl Expect {
-    fn differs(field: &str, wanted: &str, signed: &str) -> Refusal {
-        elsewhere(
-            field,
-            format!(
-                "signed for {}, wanted is {}; use the signature that was made for it",
-                shown(signed),
-                shown(wanted)
-            ),
-        )
-    }
-
-    fn unbound(field: &str, what: &str) -> Refusal {
-        let text = format!("{what} names none; sign a deploy statement with nf model sign, which binds it");
-        elsewhere(field, text)
-    }
-
-    /// Holds a statement's names against what is wanted.
-    ///
-    /// # Errors
-    /// `SignatureBindingMismatch` naming the field.
-    pub fn hold(&self, meaning: &Meaning, key_tenants: &BTreeSet<String>) -> Result<(), Refusal> {
-        match meaning {
-            Meaning::Deploy(deploy) => {
-                let pairs = [
-                    ("tenant_id", self.tenant.as_ref().map(TenantId::as_str), deploy.tenant_id.as_str()),
-                    ("model_id", self.model.as_ref().map(ModelId::as_str), deploy.model_id.as_str()),
-                    ("version", self.version.as_ref().map(VersionId::as_str), deploy.version.as_str()),
-                ];
-                let differs = |(_, wanted, signed): &&(&str, Option<&str>, &str)| wanted.is_some_and(|w| w != *signed);
-                match pairs.iter().find(differs) {
-                    Some((field, wanted, signed)) => Err(Self::differs(field, wanted.unwrap_or_default(), signed)),
-                    None => Ok(()),
-                }
-            }
-            Meaning::Model { name, .. } => {
-                if let Some(model) = self.model.as_ref().filter(|m| m.as_str() != name) {
-                    return Err(Self::differs("model_id", model.as_str(), name));
-                }
-                self.tenant_by_key(key_tenants, "a Model Signing bundle")?;
-                // A key that the operator gave to a tenant vouches for the version, which the format lacks.
-                match self.version.is_some() && self.tenant.is_none() {
-                    true => Err(Self::unbound("version", "a Model Signing bundle")),
-                    false => Ok(()),
-                }
-            }
-            Meaning::Blob { .. } => self.hold_blob(key_tenants, "a cosign signature"),
-        }
-    }
-
-    /// For signatures over bytes, which name nothing.
-    pub fn hold_blob(&self, key_tenants: &BTreeSet<String>, what: &str) -> Result<(), Refusal> {
-        if self.model.is_some() {
-            return Err(Self::unbound("model_id", what));
-        }
-        if self.version.is_some() {
-            return Err(Self::unbound("version", what));
-        }
-        self.tenant_by_key(key_tenants, what)
-    }
-
-    /// Where no statement names the tenant, the operator may have given the key to one.
-    fn tenant_by_key(&self, key_tenants: &BTreeSet<String>, what: &str) -> Result<(), Refusal> {
-        match &self.tenant {
-            Some(tenant) if key_tenants.contains(tenant.as_str()) => Ok(()),
-            Some(_) => Err(Self::unbound("tenant_id", what)),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Holds an artefact against what was signed.
-///
-/// # Errors
-/// `ArtifactMismatch` naming the first file that differs.
-pub fn hold_files(meaning: &Meaning, artefact: &Artefact<'_>) -> Result<(), Refusal> {
-    match meaning {
-        Meaning::Deploy(Deploy { files, .. }) => artefact.hold_against(files),
-        Meaning::Model { files, .. } => match artefact {
-            Artefact::Directory { .. } | Artefact::Listing(_) => artefact.hold_against(files),
-            _ => Err(unsupported("artefact", "a Model Signing bundle is for a directory; give the directory")),
-        },
-        Meaning::Blob { digests, .. } => match &artefact.list()?[..] {
-            [file] if digests.contains(&file.sha256) => Ok(()),
-            [file] => {
-                let text = format!("has SHA-256 {}, which the signature is not for", to_hex(&file.sha256));
-                Err(mismatch(&file.name, text))
-            }
-            _ => Err(unsupported("artefact", "a cosign signature is for one file; give the file")),
-        },
     }
 }

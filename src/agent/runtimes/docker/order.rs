@@ -99,7 +99,7 @@ impl Order<'_> {
     }
 
     fn confinement(&self, inside: String) -> Result<HostConfig, String> {
-        let ask = &self.want.spec.resources;
+        let ask = &self.want.spec.held_to();
         let bytes = i64::try_from(ask.memory).ok().filter(|memory| *memory > 0);
         let nanos = ask.cpu_milli.checked_mul(1_000_000).and_then(|nanos| i64::try_from(nanos).ok());
         let published = self.want.port.map(|port| {

@@ -189,7 +189,7 @@ fn production() -> State {
         testing::run(&mut state, testing::register(&format!("n{n}"), spec));
     }
     approve(&mut state, "v1");
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into() });
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None });
     let scaling = Some(Scaling { min: 0, max: 4, ..Scaling::default() });
     let spec = testing::job_spec("t1", Gpus::Whole(1));
     let spec = JobSpec { manifest: Some([7; 32]), evidence, runtime: Runtime::Process, scaling, ..spec };
@@ -279,6 +279,7 @@ fn a_version_about_people_needs_a_consent_to_begin_and_goes_back_when_it_ends() 
         manifest: Some([7; 32]),
         data_classes: vec![crate::id::Label::new("personal").unwrap()],
         self_limiting: false,
+        budget: crate::model_budget::ModelBudget::default(),
         ..Next::of(&job(&state).spec)
     };
     let go = || {

@@ -239,9 +239,18 @@ pub fn certificate_sample(name: &'static str, pki: &Pki) -> Sample {
     sample
 }
 
+/// Of [`MANIFEST`].
+pub fn manifest_sha256() -> [u8; 32] {
+    super::super::artefact::digest(MANIFEST)
+}
+
+/// What a store says of the version.
+pub const MANIFEST: &[u8] = br#"{"model_id":"m1","version":"v2","runtime":{"kind":"process","argv":["serve"]}}"#;
+
 pub fn deploy_statement(files: Vec<Listed>) -> Deploy {
     let (tenant, model, version) = ("t1".parse().unwrap(), "m1".parse().unwrap(), "v2".parse().unwrap());
-    Deploy::new(tenant, model, version, "safetensors".into(), Some("v1".parse().unwrap()), files)
+    let min = Some("v1".parse().unwrap());
+    Deploy::new(tenant, model, version, "safetensors".into(), min, files).with_manifest(manifest_sha256())
 }
 
 /// Both keys of a hybrid signer.

@@ -13,6 +13,7 @@ fn expect(tenant: &str, model: &str, version: &str) -> Expect {
         tenant: some(tenant).map(|t| t.parse().unwrap()),
         model: some(model).map(|t| t.parse().unwrap()),
         version: some(version).map(|t| t.parse().unwrap()),
+        format: None,
     }
 }
 
@@ -42,7 +43,8 @@ fn strict_mode_takes_nothing_but_hybrid() {
 fn a_deploy_statement_binds_tenant_model_and_version() {
     let sample = forge::deploy_sample("deploy", &forge::signers());
     let verdict = judged_with(&sample, &sample.evidence, Demand::Hybrid, &expect("t1", "m1", "v2")).unwrap();
-    let told = [&verdict.tenant_id, &verdict.model_id, &verdict.version, &verdict.min_version];
+    let min = verdict.min_version.as_ref().map(|min| min.to_string());
+    let told = [&verdict.tenant_id, &verdict.model_id, &verdict.version, &min];
     assert_eq!(told.map(|t| t.as_deref().unwrap_or_default()), ["t1", "m1", "v2", "v1"]);
     assert_eq!(verdict.files.len(), 3);
     let others = [("t2", "m1", "v2", "tenant_id"), ("t1", "m2", "v2", "model_id"), ("t1", "m1", "v1", "version")];

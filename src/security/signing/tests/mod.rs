@@ -2,6 +2,7 @@
 //! refused and with which token, and a thousand mutations of each.
 
 mod bypasses;
+mod deploys;
 mod fixtures;
 mod forge;
 mod formats;
