@@ -30,6 +30,7 @@ pub mod job;
 pub mod join;
 pub mod ledger;
 pub mod liveness;
+pub mod mig;
 pub mod model_budget;
 pub mod moves;
 pub mod node;

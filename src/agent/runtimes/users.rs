@@ -56,6 +56,11 @@ impl Users {
             _ => Ok(()),
         }
     }
+
+    /// Whether replicas get users of their own on this machine: they are wanted, and can be given.
+    pub fn are_given(&self) -> bool {
+        Giver::find(self).is_ok()
+    }
 }
 
 /// Who has a user.
