@@ -10,6 +10,8 @@ mod links;
 mod member;
 mod nodes;
 mod public;
+mod scaled;
+mod trail;
 pub(crate) mod trust;
 mod wiped;
 mod worker;
