@@ -86,6 +86,7 @@ pub struct Families {
     pub replicas: IntGaugeVec,
     pub autoscale_decisions: IntCounterVec,
     pub autoscale_replicas: IntGaugeVec,
+    pub autoscale_signal_age: GaugeVec,
     pub gateway_requests: IntCounterVec,
     pub gateway_waiting: IntGauge,
     pub gateway_running: IntGauge,
@@ -95,6 +96,8 @@ pub struct Families {
     pub tls_connections: IntCounterVec,
     pub http_requests: IntCounterVec,
     pub auth_refused: IntCounterVec,
+    pub policy_checks: IntCounterVec,
+    pub audit_head_mismatch: IntGauge,
     pub alarms: Alarms,
     pub jobs: IntGaugeVec,
     pub pending: IntGaugeVec,
@@ -170,6 +173,11 @@ impl Metrics {
                 "Replicas of services, current and recommended, as the leader last saw them.",
                 &["tenant", "model", "kind"],
             ),
+            autoscale_signal_age: shares(
+                "nf_autoscale_signal_age_seconds",
+                "How old the oldest number was that the leader last judged a service by.",
+                &["tenant", "model"],
+            ),
             gateway_requests: counts(
                 "nf_gateway_requests_total",
                 "Requests to models through this member's gateway, by status.",
@@ -200,6 +208,15 @@ impl Metrics {
             alarms: Alarms::new(
                 levels("nf_alarms", "1 while something of that kind is wrong here and stops nothing yet.", &["kind"]),
                 counts("nf_alarms_raised_total", "How often something of that kind was found wrong here.", &["kind"]),
+            ),
+            policy_checks: counts(
+                "nf_policy_checks_total",
+                "What the policies P1 to P7 said of actions of the whole group, as this member has read them since its start.",
+                &["policy", "result"],
+            ),
+            audit_head_mismatch: level(
+                "nf_audit_head_mismatch",
+                "1 when the audit trail on this member's disk is not the one that the group agreed on, or was written down.",
             ),
             auth_refused: counts("nf_auth_refused_total", "Calls that the gate refused, by reason.", &["reason"]),
             jobs: levels("nf_jobs", "Live jobs by state.", &["state"]),
@@ -260,7 +277,7 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    /// CONVENTIONS.md, "Metrics". What is later moves up when it comes; those of single GPUs are in agent/vitals.rs.
+    /// CONVENTIONS.md, "Metrics".
     const NOW: &[&str] = &[
         "nf_build_info",
         "nf_sched_requests_total",
@@ -283,22 +300,23 @@ mod tests {
         "nf_leader_establish_seconds",
         "nf_tls_connections_total",
         "nf_autoscale_decisions_total",
-    ];
-    const LATER: &[&str] = &[
         "nf_autoscale_signal_age_seconds",
-        "nf_slo_attainment_ratio",
         "nf_policy_checks_total",
         "nf_audit_head_mismatch",
     ];
+    /// Published by those who know them: agent/vitals.rs, gateway/promises.rs.
+    const ELSEWHERE: &[&str] = &["nf_gpu_utilization_ratio", "nf_gpu_memory_used_bytes", "nf_slo_attainment_ratio"];
 
     #[test]
-    fn the_families_of_the_conventions_are_there_or_are_said_to_come() {
+    fn the_families_of_the_conventions_are_there_or_elsewhere() {
         let metrics = Metrics::new("1.0", "abc");
         metrics.set_jobs(|_| 0);
         // Families with labels appear with their first series.
         metrics.sched_requests.with_label_values(&["placed", "t1"]).inc();
         metrics.model_deploys.with_label_values(&["t1", "m1"]).inc();
         metrics.autoscale_decisions.with_label_values(&["t1", "m1", "up", "Idle"]).inc();
+        metrics.policy_checks.with_label_values(&["P2", "pass"]).inc();
+        metrics.autoscale_signal_age.with_label_values(&["t1", "m1"]).set(0.5);
         metrics.replicas.with_label_values(&["t1", "m1", "Ready"]).set(1);
         metrics.pending.with_label_values(&["Resources"]).set(1);
         metrics.gpus.with_label_values(&["used"]).set(1.0);
@@ -309,7 +327,7 @@ mod tests {
         let text = metrics.render();
         let there = |name: &&&str| text.contains(&format!("# TYPE {name} "));
         assert_eq!(NOW.iter().filter(|name| !there(name)).collect::<Vec<_>>(), Vec::<&&str>::new());
-        assert_eq!(LATER.iter().filter(there).collect::<Vec<_>>(), Vec::<&&str>::new());
+        assert_eq!(ELSEWHERE.iter().filter(there).collect::<Vec<_>>(), Vec::<&&str>::new());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It does not know how the group decides.
 
 mod audit;
+mod autoscale;
 mod bench;
 mod client;
 mod cluster;
@@ -132,6 +133,11 @@ enum Command {
     /// Show what services promise, and how they keep it
     #[command(after_help = "Examples:\n  nf slo\n  nf slo demo/llama-8b -o json")]
     Slo(slo::Slo),
+    /// Show what the autoscaler says of each service, and play its journal again
+    #[command(
+        after_help = "Examples:\n  nf autoscale status\n  nf autoscale replay /var/lib/neural-fabric/autoscale/autoscale.jsonl"
+    )]
+    Autoscale(autoscale::Autoscale),
     /// Show GPU-hours and money that tenants have used, and their budgets
     #[command(after_help = "Examples:\n  nf usage --window month\n  nf usage --tenant demo --csv")]
     Usage(usage::Usage),
@@ -268,6 +274,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Rollout(rollout) => rollout.run(&global).await,
             Command::Rollback(rollback) => rollback.run(&global).await,
             Command::Slo(slo) => slo.run(&global).await,
+            Command::Autoscale(autoscale) => autoscale.run(&global).await,
             Command::Usage(usage) => usage.run(&global).await,
             Command::Logs(logs) => logs.run(&global).await,
             Command::Node(node) => node.run(&global).await,

@@ -85,19 +85,25 @@ impl Slo {
     }
 
     async fn all(&self, global: &Global, client: &Client) -> anyhow::Result<()> {
-        let query = self.tenant.iter().map(|tenant| format!("?tenant_id={}", escape(tenant))).collect::<String>();
-        let list = client.listing(&format!("{}{query}", Kind::Services.path())).await?;
-        let mut items = Vec::new();
-        for service in &list.items {
-            items.push(read(client, &at(service, "tenant_id"), &at(service, "model_id")).await?);
-        }
-        output::put(&output::listing(global.style(), &list.envelope, &items, COLUMNS, name)?);
+        let (envelope, items) = all(client, self.tenant.as_deref()).await?;
+        output::put(&output::listing(global.style(), &envelope, &items, COLUMNS, name)?);
         match items.first() {
             Some(first) => silent(first),
             None => say(Kind::Services.hint()),
         }
         Ok(())
     }
+}
+
+/// Every service, or every one of a tenant, as GET /slo tells of it; and what the list of them says of itself.
+pub(super) async fn all(client: &Client, tenant: Option<&str>) -> anyhow::Result<(Value, Vec<Value>)> {
+    let query = tenant.iter().map(|tenant| format!("?tenant_id={}", escape(tenant))).collect::<String>();
+    let list = client.listing(&format!("{}{query}", Kind::Services.path())).await?;
+    let mut items = Vec::new();
+    for service in &list.items {
+        items.push(read(client, &at(service, "tenant_id"), &at(service, "model_id")).await?);
+    }
+    Ok((list.envelope, items))
 }
 
 async fn read(client: &Client, tenant: &str, model: &str) -> anyhow::Result<Value> {
@@ -120,7 +126,9 @@ fn page(global: &Global, value: &Value) -> String {
     let table = output::list(global.style(), &windows, WINDOWS, |v| at(v, "window")).unwrap_or_default();
     let why = value.get("autoscaler").and_then(|a| a.get("why")?.as_array().cloned()).unwrap_or_default();
     let why: Vec<&str> = why.iter().filter_map(Value::as_str).collect();
-    let because = if why.is_empty() { String::new() } else { format!(": {}", why.join(", ")) };
+    let gap = value.get("autoscaler").and_then(|a| a.get("gap")?.as_str());
+    let gap = gap.map(|gap| format!(" ({gap})")).unwrap_or_default();
+    let because = if why.is_empty() { String::new() } else { format!(": {}{gap}", why.join(", ")) };
     format!(
         "{}  {}  {} of {} ready\npromised      {objective} within {} ms, {stated}\np95           {} in the last 5 minutes\nnow           {} wait, {} run\nbudget left   {} of three days'\nwould do      {}{because}\n\n{table}",
         name(value),

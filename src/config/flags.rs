@@ -70,6 +70,8 @@ const HIDDEN: &[&str] = &[
     "network_fault_percent",
     "network_fault_down_after",
     "stop_grace",
+    "calls_hold",
+    "calls_held",
     "kill_after",
     "mps_pipe_directory",
     "prom_url",

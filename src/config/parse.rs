@@ -141,6 +141,14 @@ pub fn percent(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|n| (1..=100).contains(n)).ok_or_else(|| "a number from 1 to 100".into())
 }
 
+/// Requests that may wait; each of them keeps its body in memory.
+///
+/// # Errors
+/// What it must be.
+pub fn held(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|n| (1..=65_536).contains(n)).ok_or_else(|| "1 to 65536 requests".into())
+}
+
 pub fn role(text: &str) -> Result<Role, String> {
     match text {
         "member" => Ok(Role::Member),

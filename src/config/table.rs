@@ -227,6 +227,10 @@ settings! {
         "how long a replica may drain after TERM before KILL";
     calls_grace: Duration = "120s", "NF_CALLS_GRACE", parse::duration,
         "how long a member that is asked to end goes on with requests to models that are under way";
+    calls_hold: Duration = "60s", "NF_CALLS_HOLD", parse::duration,
+        "how long a request to a model waits for a replica, one that is only being started included";
+    calls_held: u32 = "256", "NF_CALLS_HELD", parse::held,
+        "requests for one model that wait like that at one member; more are told to come again";
     device_wait: Duration = "30s", "NF_DEVICE_WAIT", parse::duration,
         "how long a replica waits for its devices to be seen free before it is started elsewhere, with an alarm";
     kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,

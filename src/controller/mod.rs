@@ -3,8 +3,10 @@
 //! with the term; it may be killed at any line and simply run again. It decides
 //! nothing itself.
 
+pub mod journal;
 mod scaling;
 
+pub use journal::Journal;
 pub use scaling::Look;
 
 use crate::exchange::{Group, Heard, Hub};
@@ -16,7 +18,7 @@ use nf_core::command::Answer;
 use nf_core::control::{self, Now, Observations, Timeouts};
 use nf_core::plan::{Intent, Reply};
 use nf_core::rollout;
-use scaling::Scaler;
+use scaling::{Looked, Scaler};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::time::MissedTickBehavior;
@@ -32,8 +34,8 @@ const SCALE_EVERY: Duration = Duration::from_secs(5);
 /// Pause after a pass over the queue that got no answer.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Is told what a look at all services came to.
-pub type Told = Arc<dyn Fn(Vec<Look>) + Send + Sync>;
+/// Is told what a look at all services came to; None when this member leads no more.
+pub type Told = Arc<dyn Fn(Option<&[Look]>) + Send + Sync>;
 
 /// How the loop is run.
 #[derive(Clone)]
@@ -46,6 +48,8 @@ pub struct Options {
     /// How often replicas are moved to mend fragmentation; never when None.
     pub defrag_every: Option<Duration>,
     pub told: Told,
+    /// Where looks at services are written down; nowhere when None.
+    pub journal: Option<Journal>,
 }
 
 impl Default for Options {
@@ -56,6 +60,7 @@ impl Default for Options {
             scale_every: SCALE_EVERY,
             defrag_every: None,
             told: Arc::new(|_| ()),
+            journal: None,
         }
     }
 }
@@ -75,7 +80,7 @@ pub async fn run(hub: Hub, options: Options) {
             Some(term) => {
                 tracing::info!(term, "leading: the control loop starts");
                 let mut over = leading.clone();
-                let _advice = Withdrawn(&hub);
+                let _told = Withdrawn(&hub, &options.told);
                 tokio::select! {
                     () = lead(&*group, term, &heard, &options) => return,
                     () = scale(&hub, term, &options) => return,
@@ -90,12 +95,13 @@ pub async fn run(hub: Hub, options: Options) {
     }
 }
 
-/// Takes the term's advice back when the term is over, however it ends.
-struct Withdrawn<'a>(&'a Hub);
+/// Takes what the term has told back when the term is over, however it ends.
+struct Withdrawn<'a>(&'a Hub, &'a Told);
 
 impl Drop for Withdrawn<'_> {
     fn drop(&mut self) {
         self.0.advise(None);
+        (self.1)(None);
     }
 }
 
@@ -171,7 +177,7 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
 /// Looks at the services for one term. Returns when the group's handle stops.
 async fn scale(hub: &Hub, term: u64, options: &Options) {
     let group = &**hub.group();
-    let mut scaler = Scaler::new(options.scale_every);
+    let mut scaler = Scaler::new(term, options.scale_every);
     let mut tick = tokio::time::interval(options.scale_every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let origin = (Instant::now(), wall_ms());
@@ -180,20 +186,27 @@ async fn scale(hub: &Hub, term: u64, options: &Options) {
         tick.tick().await;
         let state = applied.borrow().state.clone();
         if state.services().next().is_none() && state.rollouts().next().is_none() {
+            hub.advise(Some(Vec::new()));
+            (options.told)(Some(&[]));
             continue;
         }
         let panorama = hub.sights().await;
         let verdicts = rollout::verdicts(&state, &panorama.trials());
         // A clock that is set must not make signals old.
         let at_ms = origin.1 + origin.0.elapsed().as_millis() as u64;
-        let (intents, looks) = scaler.look(&state, panorama, at_ms);
+        let Looked { intents, looks, records } = scaler.look(&state, panorama, at_ms);
         drop(state);
         hub.advise(Some(looks.iter().map(Look::advice).collect()));
-        (options.told)(looks);
+        (options.told)(Some(&looks));
         // A version that breaks its promise goes first.
         for intent in verdicts.into_iter().chain(intents).take(INTENTS) {
             tracing::info!(?intent, "looking at services");
             log_failure(&submit(group, term, intent).await);
+        }
+        if let Some(journal) = &options.journal
+            && journal.put(&records).await
+        {
+            journal.turn(scaler.beginnings()).await;
         }
     }
 }
@@ -342,6 +355,31 @@ mod tests {
             assert_eq!(asked(&group) > 0, wanted);
             task.abort();
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_told_goes_with_its_service_and_with_the_lead() {
+        let group = Memory::new();
+        group.run(testing::register("n1", testing::node_spec(2)));
+        let spec = testing::job_spec("t1", Gpus::Milli(100));
+        let scaling = Some(nf_core::scaling::Scaling::default());
+        group.run(testing::schedule("s1", nf_core::job::JobSpec { scaling, ..spec }));
+        let (told, last) = tokio::sync::watch::channel(None);
+        let told: Told = Arc::new(move |looks| {
+            let _ = told.send(looks.map(<[Look]>::len));
+        });
+        let timeouts = Timeouts::default();
+        let (_hub, task) =
+            started(&group, Options { timeouts, scale_every: Duration::from_millis(20), told, ..fast() });
+        eventually("it is told of", || *last.borrow() == Some(1)).await;
+        group.lead(None);
+        eventually("who leads no more tells nothing", || last.borrow().is_none()).await;
+        group.lead(Some(2));
+        eventually("and whoever leads then does", || *last.borrow() == Some(1)).await;
+        let (request, why) = (nf_core::id::RequestId::new("s1").unwrap(), nf_core::reason::Reason::StoppedByUser);
+        group.run(Intent::Stop { request, tenant: None, why });
+        eventually("a service that is gone is told of no more", || *last.borrow() == Some(0)).await;
+        task.abort();
     }
 
     #[tokio::test]

@@ -118,7 +118,7 @@ pub fn tokens(settings: &Settings, metrics: &Metrics) -> Result<Option<Arc<Verif
 /// Writes signed ends of the audit trail into the data directory, one line each, for others to
 /// take away: what only the members hold, the members could write anew.
 pub fn checkpoints(me: &Me, replica: &Replica, sign: Sign, mut ended: watch::Receiver<bool>) {
-    let mut written = Written { path: me.data.join("audit-checkpoints.jsonl"), size: 0, since: Instant::now() };
+    let mut written = Written { path: kept(me), size: 0, since: Instant::now() };
     let replica = replica.clone();
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(LOOK);
@@ -145,6 +145,11 @@ pub fn checkpoints(me: &Me, replica: &Replica, sign: Sign, mut ended: watch::Rec
             }
         }
     });
+}
+
+/// Where they are written to.
+pub fn kept(me: &Me) -> PathBuf {
+    me.data.join("audit-checkpoints.jsonl")
 }
 
 /// The file of checkpoints, and how much of the trail the last of them covers.

@@ -3,8 +3,9 @@
 use super::form;
 use super::identity::{self, Me};
 use super::links::{self, Late, TlsDial};
+use super::scaled::Scaled;
 use super::trust::{self, Trust};
-use super::{Extras, Stop, bind, consents, follow, join, nodes, public, wiped, write_ready};
+use super::{Extras, Stop, bind, consents, follow, join, nodes, public, trail, wiped, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
@@ -29,6 +30,7 @@ use nf_core::model_budget::ModelBudget;
 use nf_core::node::NodeKind;
 use nf_core::reason::{Reason, Refusal};
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -70,14 +72,17 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     late.set(hub.serve(links::identify(me.cluster.clone(), replica.clone())));
     let (close, closed) = watch::channel(false);
     let (end, ended) = watch::channel(false);
-    let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &metrics)));
+    let mut leading = tokio::spawn(controller::run(hub.clone(), controller_options(settings, &me.data, &metrics)));
     let store = nodes::store(settings, &me.data)?;
     let trust = Trust::open(settings, store.as_ref(), trust::alarm(&metrics))?;
-    let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway::Options::default());
+    let gateway = Gateway::new(hub.group().clone(), metrics.clone(), gateway_options(settings));
     let lookout = gateway.clone();
     hub.look_out(Arc::new(move || lookout.seen()));
     let models = store.clone().map(|store| resolve(store, trust.clone()));
     let sign = checkpoint::signer(me.tls.clone());
+    // Before the next one is written.
+    let kept = trail::last_kept(&follow::kept(&me));
+    tokio::spawn(trail::follow(replica.clone(), metrics.clone(), kept, ended.clone()));
     follow::checkpoints(&me, &replica, sign.clone(), ended.clone());
     let (own, counting) = (metrics.clone(), metrics.clone());
     let consents = consents::open(settings)?;
@@ -198,7 +203,7 @@ fn exchange_options(settings: &Settings, me: &Me) -> Result<exchange::Options> {
     Ok(exchange::Options { lease: settings.lease.value, dial: Arc::new(dial), monitor })
 }
 
-fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Options {
+fn controller_options(settings: &Settings, data: &Path, metrics: &Metrics) -> controller::Options {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let timeouts = Timeouts {
         suspect_ms: ms(settings.suspect_after.value),
@@ -206,27 +211,16 @@ fn controller_options(settings: &Settings, metrics: &Metrics) -> controller::Opt
         down_ms: ms(settings.down_after.value),
         fault: network_fault(settings),
     };
-    let (scale_every, metrics) = (settings.scale_every.value, metrics.clone());
-    let told = Arc::new(move |looks: Vec<controller::Look>| scaled(&metrics, &looks));
+    let scale_every = settings.scale_every.value;
+    let scaled = Scaled::new(metrics);
+    let told = Arc::new(move |looks: Option<&[controller::Look]>| scaled.tell(looks.unwrap_or_default()));
+    let journal = Some(controller::Journal::new(data.join("autoscale")));
     let defrag_every = settings.defrag_every.value;
-    controller::Options { timeouts, scale_every, defrag_every, told, ..controller::Options::default() }
+    controller::Options { timeouts, scale_every, defrag_every, told, journal, ..controller::Options::default() }
 }
 
-/// What the leader's looks at the services came to, into the families that they have there.
-fn scaled(metrics: &Metrics, looks: &[controller::Look]) {
-    for look in looks.iter().take(crate::telemetry::MAX_MODELS) {
-        let (tenant, model) = (look.tenant.as_str(), look.model.as_str());
-        let wanted = look.decision.desired;
-        metrics.autoscale_replicas.with_label_values(&[tenant, model, "current"]).set(look.current.into());
-        metrics.autoscale_replicas.with_label_values(&[tenant, model, "recommended"]).set(wanted.into());
-        let direction = match wanted.cmp(&u32::from(look.current)) {
-            std::cmp::Ordering::Greater => "up",
-            std::cmp::Ordering::Less => "down",
-            std::cmp::Ordering::Equal => "hold",
-        };
-        let labels = [tenant, model, direction, look.decision.why.token()];
-        metrics.autoscale_decisions.with_label_values(&labels).inc();
-    }
+fn gateway_options(settings: &Settings) -> gateway::Options {
+    gateway::Options { held: settings.calls_held.value, hold: settings.calls_hold.value }
 }
 
 fn network_fault(settings: &Settings) -> NetworkFault {

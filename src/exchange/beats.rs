@@ -6,7 +6,7 @@
 use super::client::Peers;
 use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error};
-use nf_core::autoscaler::source::Told;
+use nf_core::autoscaler::source::{Told, Word};
 use nf_core::id::NodeNo;
 use nf_core::state::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,10 +55,12 @@ impl Loads {
     }
 
     /// What was said lately, by node.
-    pub fn fresh(&self) -> BTreeMap<NodeNo, Vec<Told>> {
+    pub fn fresh(&self) -> BTreeMap<NodeNo, Word> {
         let mut loads = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         loads.retain(|_, (at, _)| at.elapsed() < OLD);
-        loads.iter().map(|(node, (_, told))| (*node, told.clone())).collect()
+        let age_ms = |at: &Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let word = |(at, told): &(Instant, Vec<Told>)| Word { age_ms: age_ms(at), told: told.clone() };
+        loads.iter().map(|(node, said)| (*node, word(said))).collect()
     }
 }
 

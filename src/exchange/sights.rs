@@ -5,7 +5,7 @@
 
 use super::message::Error;
 use futures::future::BoxFuture;
-use nf_core::autoscaler::source::{Load, Told};
+use nf_core::autoscaler::source::{Series, Word};
 use nf_core::id::{JobNo, MemberId, ModelId, NodeNo, Revision, TenantId};
 use nf_core::slo::{Count, Window, Windows};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,10 @@ pub struct Advice {
     pub desired: u32,
     /// The reason's token.
     pub why: String,
+    /// What the signals lacked, in words.
+    pub gap: Option<String>,
+    /// How old the oldest signal was, in milliseconds; None where none has an age.
+    pub age_ms: Option<u64>,
     /// It is told and not carried out.
     pub advisory: bool,
 }
@@ -101,7 +105,7 @@ pub struct Panorama {
     /// Members that did not answer.
     pub silent: Vec<MemberId>,
     /// What replicas say of their own load, by node; known to the leader alone.
-    pub told: BTreeMap<NodeNo, Vec<Told>>,
+    pub told: BTreeMap<NodeNo, Word>,
     /// What a monitoring system beside the group says.
     pub measured: Measured,
 }
@@ -114,7 +118,7 @@ pub enum Measured {
     Nobody,
     /// It did not answer, or not with numbers.
     Silent,
-    Said(BTreeMap<(TenantId, ModelId), Load>),
+    Said(BTreeMap<(TenantId, ModelId), Series>),
 }
 
 /// Asks it.
@@ -259,7 +263,16 @@ mod tests {
         assert!(post.look().is_err());
         post.man(Arc::new(|| Seen { epoch: 1, sights: vec![], advice: vec![] }));
         let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
-        let advice = Advice { tenant, model, current: 1, desired: 2, why: "Load".into(), advisory: false };
+        let advice = Advice {
+            tenant,
+            model,
+            current: 1,
+            desired: 2,
+            why: "Load".into(),
+            gap: None,
+            age_ms: Some(5),
+            advisory: false,
+        };
         post.advise(Some(vec![advice.clone()]));
         assert_eq!(post.look().unwrap().advice, [advice]);
         post.advise(None);

@@ -54,15 +54,16 @@ macro_rules! numbered {
 // Numbers from 32 on are the exchange's; nf-core has those below. A body whose shape changes gets a new one, as does
 // whatever is inside it: read by the old shape, it would be taken for something else. A member that doesn't know the
 // other one's kind is silent to it, and while a member is silent the autoscaler takes nothing away.
-// Were used: 33 (slices without purges), 35 and 37 (sights without windows and advice, without trials).
+// Were used: 33 (slices without purges), 35, 37 and 38 (sights without windows and advice, without trials, with advice
+// that says nothing of its signals).
 numbered! {
     SpecBody = 32,
     ReportsBody = 34,
     FaultsBody = 36,
-    SeenBody = 38,
     PurgedBody = 39,
     DesiredBody = 40,
     ToldBody = 41,
+    SeenBody = 42,
 }
 
 fn bad(field: &str, text: impl std::fmt::Display) -> Error {

@@ -2,6 +2,7 @@
 //! do, to the one that knows the beginning where that costs nothing, and to none
 //! beyond its slots. Counts everything it sees. It knows no HTTP.
 
+use super::line::{Line, Ticket};
 use super::table::{Endpoint, Who};
 use super::trip::{Record, Trip};
 use crate::exchange::Sight;
@@ -11,10 +12,10 @@ use nf_core::id::{JobNo, ModelId, Revision, TenantId};
 use nf_core::slo::{Count, Verdict, Window};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
 
 /// A replica that could not be reached gets nothing for so long; each time after that twice as long, up to the second.
 const SHUNNED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
@@ -32,7 +33,7 @@ struct Shun {
 struct Counts {
     arrived: u64,
     failed: u64,
-    waiting: u32,
+    line: Line,
     running: u32,
     answered: Vec<u64>,
     busy: BTreeMap<Who, u32>,
@@ -57,7 +58,7 @@ impl Default for Counts {
         Self {
             arrived: 0,
             failed: 0,
-            waiting: 0,
+            line: Line::default(),
             running: 0,
             answered,
             busy,
@@ -89,7 +90,6 @@ impl Others {
 #[derive(Debug, Default)]
 pub struct Desk {
     counts: Mutex<Counts>,
-    freed: Notify,
     /// Where its requests are counted in the metrics, if not under its own name.
     others: Option<Arc<Others>>,
 }
@@ -112,8 +112,8 @@ impl Desk {
 
     /// Somebody has come, to whom an answer is promised within `promised`.
     pub fn arrive(self: &Arc<Self>, promised: Duration) -> Waiting {
-        self.counts().arrived += 1;
-        Waiting { trip: Arc::new(Trip::new(self.clone(), promised)) }
+        let ticket = self.counts().line.arrive();
+        Waiting { trip: Arc::new(Trip::new(self.clone(), promised)), ticket, counted: AtomicBool::new(false) }
     }
 
     /// A request ended now. `latency` is None where no answer came.
@@ -143,11 +143,6 @@ impl Desk {
         self.record(|record| (record.windows()[Window::Hour as usize], record.ever()))
     }
 
-    /// A place may have become free.
-    pub fn freed(&self) -> Notified<'_> {
-        self.freed.notified()
-    }
-
     pub fn failed(&self) {
         self.counts().failed += 1;
     }
@@ -162,28 +157,45 @@ impl Desk {
         due
     }
 
-    /// The one of `endpoints` that has room and least to do, and its place there. Those in `tried` could not be
-    /// reached with this request: it waits for another rather than go there again, if there is another.
-    fn place<'a>(&self, endpoints: &'a [Endpoint], hint: u64, tried: &[Who]) -> Option<&'a Endpoint> {
+    /// The one of `endpoints` that has room and least to do, and its place there; none while somebody who came
+    /// before could have it. Those in `tried` could not be reached with this request: it waits for another rather
+    /// than go there again, if there is another.
+    fn place<'a>(
+        &self,
+        ticket: Ticket,
+        endpoints: &'a [Endpoint],
+        hint: u64,
+        tried: &[Who],
+    ) -> Result<&'a Endpoint, Denied> {
         let now = Instant::now();
-        let mut counts = self.counts();
+        let counts = &mut *self.counts();
         counts.shunned.retain(|who, _| endpoints.iter().any(|e| e.who == *who));
-        let shuns = |who: &Who| counts.shunned.get(who).is_some_and(|shun| shun.until > now);
-        let others = endpoints.iter().any(|e| !tried.contains(&e.who) && !shuns(&e.who));
-        let load = |e: &Endpoint| counts.busy.get(&e.who).copied().unwrap_or(0);
-        let free = |e: &&Endpoint| load(e) < e.slots && !shuns(&e.who) && !(others && tried.contains(&e.who));
+        let (busy, shunned) = (&counts.busy, &counts.shunned);
+        let shuns = |who: &Who| shunned.get(who).is_some_and(|shun| shun.until > now);
+        let load = |e: &Endpoint| busy.get(&e.who).copied().unwrap_or(0);
+        let room = |e: &Endpoint| load(e) < e.slots && !shuns(&e.who);
+        let others = |tried: &[Who]| endpoints.iter().any(|e| !tried.contains(&e.who) && !shuns(&e.who));
+        let can = |tried: &[Who]| {
+            let others = others(tried);
+            endpoints.iter().any(|e| room(e) && !(others && tried.contains(&e.who)))
+        };
+        if !endpoints.iter().any(room) || counts.line.is_before(ticket, can) {
+            return Err(Denied::NotYet);
+        }
+        let others = others(tried);
+        let free = |e: &&Endpoint| room(e) && !(others && tried.contains(&e.who));
         let turn = side(endpoints.iter().filter(free), counts.owed_milli);
         let side = |e: &&Endpoint| free(e) && turn.is_none_or(|canary| e.share_milli.is_some() == canary);
-        let least = endpoints.iter().filter(side).map(load).min()?;
+        let least = endpoints.iter().filter(side).map(load).min().ok_or(Denied::ForOthers)?;
         // One more than the least is no great wait, and a warm cache is worth it.
         let near = endpoints.iter().filter(side).filter(|e| load(e) <= least.saturating_add(1));
-        let chosen = near.max_by_key(|e| weight(hint, e.who))?;
+        let chosen = near.max_by_key(|e| weight(hint, e.who)).ok_or(Denied::ForOthers)?;
         *counts.busy.entry(chosen.who).or_default() += 1;
         counts.running += 1;
         let share = endpoints.iter().find_map(|e| e.share_milli).unwrap_or(0);
         let given = if chosen.share_milli.is_some() { 1_000 } else { 0 };
         counts.owed_milli = (counts.owed_milli + share).saturating_sub(given).min(MOST_OWED);
-        Some(chosen)
+        Ok(chosen)
     }
 
     /// When the next replica that could not be reached gets another chance.
@@ -195,7 +207,7 @@ impl Desk {
     /// Whether requests are held, or with a replica.
     pub fn is_busy(&self) -> bool {
         let counts = self.counts();
-        counts.waiting > 0 || counts.running > 0
+        counts.line.len() > 0 || counts.running > 0
     }
 
     pub fn sight(&self, tenant: TenantId, model: ModelId) -> Sight {
@@ -205,7 +217,7 @@ impl Desk {
             model,
             arrived: counts.arrived,
             failed: counts.failed,
-            waiting: counts.waiting,
+            waiting: counts.line.len(),
             running: counts.running,
             answered: counts.answered.clone(),
             recent: counts.record.recent(),
@@ -213,6 +225,15 @@ impl Desk {
             trials: counts.trials.iter().map(|((job, revision), count)| (*job, *revision, *count)).collect(),
         }
     }
+}
+
+/// Why a request gets no place now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Denied {
+    /// No replica has room, or others came first.
+    NotYet,
+    /// There is room, where this one could not be brought before.
+    ForOthers,
 }
 
 /// Whose turn it is where a canary gets a share of its own: true the canary's. None: whoever has room,
@@ -233,6 +254,9 @@ fn weight(hint: u64, who: Who) -> u64 {
 /// A request that has come and has no answer yet.
 pub struct Waiting {
     trip: Arc<Trip>,
+    ticket: Ticket,
+    /// Among those that arrived: who is refused at once is no load, however often it comes again.
+    counted: AtomicBool,
 }
 
 impl Waiting {
@@ -240,9 +264,24 @@ impl Waiting {
         &self.trip.desk
     }
 
-    /// A place with one of `endpoints`, if one has room.
+    fn count(&self, counts: &mut Counts) {
+        if !self.counted.swap(true, Ordering::Relaxed) {
+            counts.arrived += 1;
+        }
+    }
+
+    /// A place with one of `endpoints`, if one has room and nobody who came before waits for it.
     pub fn take(&self, endpoints: &[Endpoint], hint: u64, tried: &[Who], metrics: &Metrics) -> Option<Seat> {
-        let Endpoint { who, address, trial, .. } = self.desk().place(endpoints, hint, tried)?;
+        let desk = self.desk();
+        let Endpoint { who, address, trial, .. } = match desk.place(self.ticket, endpoints, hint, tried) {
+            Ok(endpoint) => endpoint,
+            Err(Denied::NotYet) => return None,
+            Err(Denied::ForOthers) => {
+                desk.counts().line.call_after(self.ticket);
+                return None;
+            }
+        };
+        self.count(&mut desk.counts());
         metrics.gateway_running.inc();
         self.trip.goes_to(trial.map(|revision| (who.job, revision)));
         let (who, address) = (*who, address.clone());
@@ -254,28 +293,44 @@ impl Waiting {
         self.trip.failed();
     }
 
-    /// A place among those that are held; None when all are taken.
-    pub fn hold(&self, most: u32, metrics: &Metrics) -> Option<Held> {
+    /// A place among those that are held; None when all are taken. Look once more before the first wait: what
+    /// became free before this was told to others.
+    pub fn hold(&self, most: u32, tried: &[Who], metrics: &Metrics) -> Option<Held> {
         let desk = self.desk();
         let mut counts = desk.counts();
-        if counts.waiting >= most {
+        if counts.line.len() >= most {
             return None;
         }
-        counts.waiting += 1;
+        let turn = counts.line.join(self.ticket, tried);
+        self.count(&mut counts);
         metrics.gateway_waiting.inc();
-        Some(Held { desk: desk.clone(), metrics: metrics.clone() })
+        Some(Held { desk: desk.clone(), ticket: self.ticket, turn, metrics: metrics.clone() })
     }
 }
 
 /// Counted as waiting while it lives.
 pub struct Held {
     desk: Arc<Desk>,
+    ticket: Ticket,
+    turn: Arc<Notify>,
     metrics: Metrics,
+}
+
+impl Held {
+    /// Until there may be a place for it.
+    pub async fn turn(&self) {
+        self.turn.notified().await;
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.desk.counts().waiting -= 1;
+        {
+            let mut counts = self.desk.counts();
+            counts.line.leave(self.ticket);
+            // It may have been told of a place that it has not taken, or there are more than one.
+            counts.line.call_after(0);
+        }
         self.metrics.gateway_waiting.dec();
     }
 }
@@ -337,9 +392,9 @@ impl Drop for Seat {
                     counts.busy.remove(&self.who);
                 }
             }
+            counts.line.call_after(0);
         }
         self.metrics.gateway_running.dec();
-        desk.freed.notify_one();
     }
 }
 
@@ -356,7 +411,7 @@ mod tests {
     /// Requests that come one after another; how many of them the canary gets.
     fn of_canary(desk: &Desk, endpoints: &[Endpoint], requests: u64) -> usize {
         let one = |hint| {
-            let chosen = desk.place(endpoints, hint, &[]).expect("there is room");
+            let chosen = desk.place(1, endpoints, hint, &[]).expect("there is room");
             let mut counts = desk.counts();
             counts.running -= 1;
             counts.busy.remove(&chosen.who);
@@ -392,9 +447,62 @@ mod tests {
         let desk = Desk::default();
         let endpoints = [endpoint(0, 8, None), endpoint(1, 1, None)];
         let tried = [endpoints[0].who];
-        assert_eq!(desk.place(&endpoints, 0, &tried).map(|e| e.who), Some(endpoints[1].who));
-        assert!(desk.place(&endpoints, 0, &tried).is_none(), "the other is full: it waits");
-        assert!(desk.place(&endpoints[..1], 0, &tried).is_some(), "there is no other");
+        assert_eq!(desk.place(1, &endpoints, 0, &tried).map(|e| e.who), Ok(endpoints[1].who));
+        assert_eq!(desk.place(1, &endpoints, 0, &tried).err(), Some(Denied::ForOthers), "the other is full: it waits");
+        assert!(desk.place(1, &endpoints[..1], 0, &tried).is_ok(), "there is no other");
+    }
+
+    #[test]
+    fn who_came_first_is_served_first() {
+        let metrics = Metrics::new("test", "test");
+        let desk = Arc::new(Desk::default());
+        let endpoints = [endpoint(0, 1, None)];
+        let come = || desk.arrive(Duration::from_secs(1));
+        let take = |waiting: &Waiting| waiting.take(&endpoints, 0, &[], &metrics);
+        let seat = take(&come()).unwrap();
+        let (first, second) = (come(), come());
+        let held = [first.hold(9, &[], &metrics).unwrap(), second.hold(9, &[], &metrics).unwrap()];
+        drop(seat);
+        assert!(take(&come()).is_none(), "those that are held go before who comes now");
+        assert!(take(&second).is_none());
+        let seat = take(&first).unwrap();
+        drop((held, seat));
+        assert!(take(&come()).is_some(), "nobody waits any more");
+    }
+
+    #[tokio::test]
+    async fn a_place_goes_to_the_first_who_can_have_it() {
+        let metrics = Metrics::new("test", "test");
+        let desk = Arc::new(Desk::default());
+        let endpoints = [endpoint(0, 1, None), endpoint(1, 1, None)];
+        let take = |waiting: &Waiting, tried: &[Who]| waiting.take(&endpoints, 0, tried, &metrics);
+        let come = || desk.arrive(Duration::from_secs(1));
+        let seats = [take(&come(), &[]).unwrap(), take(&come(), &[]).unwrap()];
+        let tried = [endpoints[0].who];
+        let (first, second) = (come(), come());
+        let held = [first.hold(9, &tried, &metrics).unwrap(), second.hold(9, &[], &metrics).unwrap()];
+        let [a, b] = seats;
+        let (zero, one) = if a.who == tried[0] { (a, b) } else { (b, a) };
+        drop(zero);
+        held[0].turn().await;
+        assert!(take(&first, &tried).is_none(), "that one could not be reached with it");
+        // It has told the next, who may have it.
+        tokio::time::timeout(Duration::from_secs(5), held[1].turn()).await.expect("it is told");
+        assert_eq!(take(&second, &[]).map(|seat| seat.who), Some(tried[0]));
+        drop(one);
+        held[0].turn().await;
+        assert_eq!(take(&first, &tried).map(|seat| seat.who), Some(endpoints[1].who));
+    }
+
+    #[test]
+    fn who_is_refused_at_once_is_no_load() {
+        let metrics = Metrics::new("test", "test");
+        let desk = Arc::new(Desk::default());
+        let come = || desk.arrive(Duration::from_secs(1));
+        let held: Vec<Held> = (0..5).filter_map(|_| come().hold(3, &[], &metrics)).collect();
+        let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
+        let sight = desk.sight(tenant, model);
+        assert_eq!((held.len(), sight.arrived, sight.waiting), (3, 3, 3));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod desk;
 mod forward;
+mod line;
 mod listing;
 mod promises;
 mod refusal;
@@ -223,24 +224,21 @@ impl Gateway {
         let mut tables = self.0.tables.clone();
         let mut held = None;
         loop {
-            let freed = waiting.desk().freed();
-            tokio::pin!(freed);
-            // Before the look, so that what is freed during it is not missed.
-            freed.as_mut().enable();
             let table = tables.borrow_and_update().clone();
             let Some(entry) = table.entry(tenant, model) else { return Err(Refused::NoModel(model.clone())) };
             if let Some(seat) = waiting.take(&entry.endpoints, hint, tried, &self.0.metrics) {
                 self.0.metrics.gateway_wait_seconds.observe(began.elapsed().as_secs_f64());
                 return Ok(seat);
             }
-            if held.is_none() {
-                let place = waiting.hold(self.0.options.held, &self.0.metrics);
-                held = Some(place.ok_or(Refused::Full { held: self.0.options.held })?);
-            }
             self.wake(entry, waiting.desk(), by);
+            let Some(held) = &held else {
+                let place = waiting.hold(self.0.options.held, tried, &self.0.metrics);
+                held = Some(place.ok_or(Refused::Full { held: self.0.options.held })?);
+                continue;
+            };
             let chance = waiting.desk().next_chance().map_or(until, |at| at.min(until));
             tokio::select! {
-                () = &mut freed => {}
+                () = held.turn() => {}
                 changed = tables.changed() => changed.map_err(|_| Refused::Stopping)?,
                 // Nobody tells when a replica that was passed over may be asked again.
                 () = tokio::time::sleep_until(chance.into()) => {

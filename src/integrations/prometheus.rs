@@ -6,7 +6,7 @@
 use crate::exchange::sights::{Ask, Measured};
 use crate::models::{profile, profiles};
 use nf_core::autoscaler::signal::Reading;
-use nf_core::autoscaler::source::Load;
+use nf_core::autoscaler::source::Series;
 use nf_core::id::{ModelId, TenantId};
 use prometheus_http_query::response::InstantVector;
 use prometheus_http_query::{Client, Error};
@@ -19,13 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Services of one answer that are taken in.
 const SERVICES: usize = 4096;
 
-type Loads = BTreeMap<(TenantId, ModelId), Load>;
+type Loads = BTreeMap<(TenantId, ModelId), Series>;
 
 /// One PromQL expression each.
 struct Questions {
     waiting: String,
     running: String,
     p95: String,
+    /// How many replicas the sums are of. A comparison leaves out what is NaN, or below zero.
+    waiting_of: String,
+    running_of: String,
+    /// Seconds since the oldest of the samples.
+    age: String,
 }
 
 impl Questions {
@@ -37,14 +42,24 @@ impl Questions {
             let plain = known.iter().filter_map(|metrics| pick(metrics)).filter(|name| !name.contains('{'));
             plain.map(|name| format!("{name}{end}")).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join("|")
         };
-        let sum = |names: String| format!("sum by (tenant, model) ({{__name__=~\"{names}\"}})");
+        let (waiting, running) = (names(|m| m.waiting.as_ref(), ""), names(|m| m.running.as_ref(), ""));
+        let sum = |names: &str| format!("sum by (tenant, model) ({{__name__=~\"{names}\"}} >= 0)");
+        let of = |names: &str| {
+            format!("count by (tenant, model) (count by (tenant, model, instance) ({{__name__=~\"{names}\"}} >= 0))")
+        };
+        // The time of a sample has no name: one metric at a time, or two of one replica would be the same series.
+        let both: BTreeSet<&str> = waiting.split('|').chain(running.split('|')).filter(|n| !n.is_empty()).collect();
+        let times: Vec<String> = both.iter().map(|name| format!("timestamp({name})")).collect();
         let latency = names(|m| m.latency.as_ref(), "_bucket");
         Self {
-            waiting: sum(names(|m| m.waiting.as_ref(), "")),
-            running: sum(names(|m| m.running.as_ref(), "")),
             p95: format!(
                 "histogram_quantile(0.95, sum by (tenant, model, le) (rate({{__name__=~\"{latency}\"}}[1m]))) * 1000"
             ),
+            age: format!("time() - min by (tenant, model) ({})", times.join(" or ")),
+            waiting_of: of(&waiting),
+            running_of: of(&running),
+            waiting: sum(&waiting),
+            running: sum(&running),
         }
     }
 }
@@ -81,17 +96,28 @@ async fn ask(client: &Client, questions: &Questions) -> Result<Loads, Error> {
         let answer = client.query(question).get().await?;
         Ok::<_, Error>(answer.data().as_vector().cloned().unwrap_or_default())
     };
-    let (waiting, running, p95) =
-        tokio::try_join!(ask(&questions.waiting), ask(&questions.running), ask(&questions.p95))?;
+    let Questions { waiting, running, p95, waiting_of, running_of, age } = questions;
+    let (waiting, running, p95, waiting_of, running_of, age) =
+        tokio::try_join!(ask(waiting), ask(running), ask(p95), ask(waiting_of), ask(running_of), ask(age))?;
     let mut loads = Loads::new();
-    add(&mut loads, &waiting, |load, milli| load.waiting_m = milli);
-    add(&mut loads, &running, |load, milli| load.running_m = milli);
-    add(&mut loads, &p95, |load, milli| load.p95_ms = milli / 1000);
+    add(&mut loads, &waiting, |series, milli| series.waiting_m = Some(milli));
+    add(&mut loads, &running, |series, milli| series.running_m = Some(milli));
+    add(&mut loads, &p95, |series, milli| series.p95_ms = Some(milli / 1000));
+    add(&mut loads, &age, |series, milli| series.age_ms = Some(milli));
+    add(&mut loads, &waiting_of, |series, milli| series.replicas = whole(milli));
+    // Of two sums the one of fewer replicas says how much is known; where there is one alone, it does.
+    add(&mut loads, &running_of, |series, milli| {
+        series.replicas = if series.replicas == 0 { whole(milli) } else { series.replicas.min(whole(milli)) };
+    });
     Ok(loads)
 }
 
+fn whole(milli: u64) -> u32 {
+    u32::try_from(milli / 1000).unwrap_or(u32::MAX)
+}
+
 /// Takes in the samples that are numbers of a service; NaN, absurd ones and foreign series are none.
-fn add(loads: &mut Loads, samples: &[InstantVector], set: fn(&mut Load, u64)) {
+fn add(loads: &mut Loads, samples: &[InstantVector], set: fn(&mut Series, u64)) {
     for sample in samples {
         let label = |name: &str| sample.metric().get(name).map(String::as_str).unwrap_or_default();
         let (Ok(tenant), Ok(model)) = (TenantId::new(label("tenant")), ModelId::new(label("model"))) else { continue };
@@ -137,8 +163,9 @@ mod tests {
         let ask = asking(&url).unwrap();
         *said.lock().unwrap() = vector("7");
         let key = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
-        let load = Load { waiting_m: 7_000, running_m: 7_000, arrived: 0, p95_ms: 7 };
-        assert_eq!(ask().await, Measured::Said([(key, load)].into()));
+        let seven = Some(7_000);
+        let series = Series { waiting_m: seven, running_m: seven, p95_ms: Some(7), replicas: 7, age_ms: seven };
+        assert_eq!(ask().await, Measured::Said([(key, series)].into()));
         for nothing in ["NaN", "-3", "+Inf", "1e300"] {
             *said.lock().unwrap() = vector(nothing);
             assert_eq!(ask().await, Measured::Said(Loads::new()), "{nothing}");
@@ -165,5 +192,7 @@ mod tests {
             assert!(questions.waiting.contains(name), "{}", questions.waiting);
         }
         assert!(questions.p95.contains("vllm:e2e_request_latency_seconds_bucket"));
+        assert!(questions.age.contains("timestamp(llamacpp:requests_processing) or timestamp("), "{}", questions.age);
+        assert!(questions.running_of.contains("instance"), "{}", questions.running_of);
     }
 }

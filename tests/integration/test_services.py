@@ -3,6 +3,7 @@ replicas follows the load, no request is lost when the leader is killed meanwhil
 a sleeping service wakes. Going down after load takes minutes: tests/e2e waits for it.
 """
 
+import json
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -165,6 +166,45 @@ def test_load_that_comes_past_the_gateway_counts(group):
     slo = group.get("/slo/t1/m5")
     assert [w["requests"] for w in slo["windows"]] == [0] * 5, slo
     group.call("DELETE", f"/schedule/{request}")
+
+
+def test_what_the_autoscaler_says_is_told_by_the_leader_alone_and_can_be_played_again(group, tmp_path):
+    job = {**JOB, "model_id": "m6", "scaling": {**SCALING, "min": 1}}
+    request = group.call("POST", "/schedule", job).json()["request_id"]
+
+    def said():
+        items = group.nf_json("autoscale", "status", "--tenant", "t1")["items"]
+        return next((item["autoscaler"] for item in items if item["model_id"] == "m6"), None)
+
+    whole = lambda: (advice := said()) and advice["signal_age_ms"] is not None and not advice["gap"] and advice  # noqa: E731
+    advice = eventually("it is told, with the age of what it was judged by, once its replica has spoken", whole)
+    assert advice["current"] == 1 and advice["signal_age_ms"] < 10_000, advice
+    assert "SIGNAL AGE" in group.nf("autoscale", "status")
+
+    def series(member):
+        lines = group.call("GET", "/metrics", member=member).text.splitlines()
+        return [line for line in lines if line.startswith("nf_autoscale_") and 'model="m6"' in line]
+
+    leader = group.leader()
+    eventually("the leader tells it", lambda: series(leader))
+    assert not any(series(member) for member in range(3) if member != leader)
+
+    journal = group.data / group.members()[leader]["name"] / "data/autoscale/autoscale.jsonl"
+    text = journal.read_text()
+    text = text[: text.rindex("\n") + 1]  # it is being written to
+    copy = tmp_path / "journal.jsonl"
+    copy.write_text(text)
+    assert "the same decisions" in group.nf("autoscale", "replay", str(copy))
+    line = next(line for line in text.splitlines() if '"look"' in line and '"m6"' in line)
+    other = json.loads(line)
+    other["look"]["decision"]["desired"] += 1
+    copy.write_text(text.replace(line, json.dumps(other), 1))
+    assert "not the same" not in group.nf("autoscale", "replay", str(copy), code=1)
+    copy.write_text("{}\n")
+    group.nf("autoscale", "replay", str(copy), code=2)
+
+    group.call("DELETE", f"/schedule/{request}")
+    eventually("it goes with its service", lambda: not series(leader))
 
 
 def test_a_number_can_be_asked_for_within_bounds(group):

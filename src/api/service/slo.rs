@@ -88,6 +88,10 @@ pub struct AdviceBody {
     pub desired: u32,
     /// Why, as a token; several where several jobs of the service scale.
     pub why: Vec<String>,
+    /// Whose word was missing: nothing goes down then. Null where everybody spoke.
+    pub gap: Option<String>,
+    /// How old the oldest number was; null where none has an age.
+    pub signal_age_ms: Option<u64>,
     /// It is told and not carried out.
     pub advisory: bool,
 }
@@ -235,6 +239,8 @@ fn advice(panorama: &Panorama, tenant: &TenantId, model: &ModelId) -> Option<Adv
         current: told.iter().map(|advice| advice.current).fold(0, u32::saturating_add),
         desired: told.iter().map(|advice| advice.desired).fold(0, u32::saturating_add),
         why: told.iter().map(|advice| advice.why.clone()).collect(),
+        gap: told.iter().find_map(|advice| advice.gap.clone()),
+        signal_age_ms: told.iter().filter_map(|advice| advice.age_ms).max(),
         advisory: first.advisory,
     })
 }
@@ -272,6 +278,8 @@ mod tests {
             current: 1,
             desired: 3,
             why: "Load".into(),
+            gap: Some("signals of 2 of 5 replicas".into()),
+            age_ms: Some(70),
             advisory: true,
         };
         let seen = |sights, advice| Seen { epoch: 1, sights, advice };
@@ -293,6 +301,7 @@ mod tests {
         assert!(body.p95_ms.is_some());
         let told = body.autoscaler.unwrap();
         assert_eq!((told.desired, told.why.as_slice(), told.advisory), (3, &["Load".to_owned()][..], true));
+        assert_eq!((told.gap.as_deref(), told.signal_age_ms), (Some("signals of 2 of 5 replicas"), Some(70)));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use super::recur::WAYS;
 
 use super::shadow::{Feed, Reference, Shadow};
 use super::staffing::Staffing;
+use serde::{Deserialize, Serialize};
 
 /// Requests that should begin in time, parts of a million.
 const OBJECTIVE_PPM: u64 = 997_000;
@@ -65,7 +66,7 @@ pub struct Moment {
 }
 
 /// All ways side by side, and the one that is taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Choice {
     pub shadows: Vec<Shadow>,
     pub reference: Reference,

@@ -1,6 +1,7 @@
 //! The same time yesterday: a roll-up of what came in each five minutes of the last
 //! day, and what it says about the next cold start. It does not know replicas.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// One roll-up.
@@ -11,7 +12,7 @@ const DAY_MS: u64 = 86_400_000;
 /// Roll-ups of a day, and a few more to look ahead of yesterday.
 const REMEMBERED: usize = (DAY_MS / ROLL_UP_MS) as usize + 4;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Day {
     /// Number of a roll-up since the beginning of time, and what came in it, thousandths.
     past: VecDeque<(u64, u64)>,

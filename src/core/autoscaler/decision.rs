@@ -1,6 +1,7 @@
 //! What the autoscaler says, with everything it looked at: a decision can be explained
 //! and played again from its inputs. It does not know how it was reached.
 
+use super::signal::Gap;
 use super::why::Why;
 use serde::{Deserialize, Serialize};
 
@@ -29,14 +30,26 @@ pub struct Inputs {
     pub wanted: u32,
     /// Which way of being careful.
     pub care: u16,
+    /// What the signals lacked.
+    pub gap: Option<Gap>,
 }
 
 /// How many replicas there shall be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     pub desired: u32,
     /// What was desired before.
     pub before: u32,
     pub why: Why,
     pub inputs: Inputs,
+}
+
+impl Decision {
+    /// The reason for people: its token, and what the signals lacked.
+    pub fn because(&self) -> String {
+        match self.inputs.gap {
+            Some(gap) => format!("{}: {gap}", self.why),
+            None => self.why.to_string(),
+        }
+    }
 }

@@ -2,10 +2,11 @@
 //! and those that are on their way, with the time they will be ready. It learns
 //! from both how long a start takes. It does not know load.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Replicas whose start was decided at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
     pub ready_ms: u64,
     pub replicas: u32,
@@ -14,7 +15,7 @@ pub struct Batch {
 /// Batches that are told apart; more are counted with the last.
 const BATCHES: usize = 256;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Fleet {
     pub ready: u32,
     coming: VecDeque<Batch>,
@@ -93,7 +94,7 @@ impl Fleet {
 }
 
 /// How long a start takes, learned from those seen.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ColdStart {
     learned_ms: u64,
     /// When replicas that are not ready yet were asked for, oldest first.

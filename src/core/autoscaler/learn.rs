@@ -4,6 +4,7 @@
 
 use super::service::Service;
 use super::signal::Sight;
+use serde::{Deserialize, Serialize};
 
 /// The configured time counts as so many requests, a guessed one as so many.
 const PRIOR_DONE_M: (u64, u64) = (100_000, 4_000);
@@ -17,7 +18,7 @@ const FARTHEST: u64 = 8;
 /// The longest that is believed where the configured time is a guess: an hour.
 const LONGEST_MS: u64 = 3_600_000;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServiceTime {
     configured_ms: u64,
     /// What is believed at least, and at most.
@@ -84,19 +85,26 @@ impl ServiceTime {
 }
 
 /// Whether who waits too long leaves: more went than could have been served.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Leaving {
     /// Inside and ready at the last sight.
     before: Option<(u64, u32)>,
     times: u32,
+    /// Time with somebody waiting, since it was seen last.
+    patient_ms: u64,
 }
 
 /// So often it must be seen.
 const LEAVING_TIMES: u32 = 3;
+/// Who has waited for so long all together, and nobody left: they are others now.
+const PATIENT_MS: u64 = 900_000;
 
 impl Leaving {
+    /// A sight of a part says nothing of who left.
     pub fn seen(&mut self, service: &Service, service_ms: u64, sight: &Sight) {
-        let (Some(queue), Some(running), Some(ready)) = (sight.queue_m, sight.running_m, sight.ready) else {
+        let whole = sight.doubt.is_none().then_some(());
+        let seen = whole.and_then(|()| Some((sight.queue_m?, sight.running_m?, sight.ready?)));
+        let Some((queue, running, ready)) = seen else {
             self.before = None;
             return;
         };
@@ -109,6 +117,12 @@ impl Leaving {
         // Half more than the model says, and everything that ran at once.
         if queue > 1000 && gone > served.saturating_mul(3) / 2 + slots {
             self.times = self.times.saturating_add(1);
+            self.patient_ms = 0;
+        } else if queue > 1000 {
+            self.patient_ms = self.patient_ms.saturating_add(sight.dt_ms);
+            if self.patient_ms >= PATIENT_MS {
+                *self = Self { before: self.before, ..Self::default() };
+            }
         }
     }
 
@@ -120,6 +134,7 @@ impl Leaving {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::autoscaler::Why;
 
     #[test]
     fn the_real_time_is_learned() {
@@ -157,6 +172,35 @@ mod tests {
             time.seen(15_000, 288_000, k * 320_000, 1_760_000, false);
         }
         assert!(time.ms().abs_diff(3_000) < 60, "{}", time.ms());
+    }
+
+    #[test]
+    fn impatience_is_believed_until_others_wait() {
+        let service = Service { slots: 10, ..Service::default() };
+        let sight = |queue: u64, arrivals: u64| Sight {
+            dt_ms: 5_000,
+            ready: Some(1),
+            queue_m: Some(queue * 1000),
+            running_m: Some(10_000),
+            arrivals_m: Some(arrivals * 1000),
+            ..Sight::default()
+        };
+        let mut leaving = Leaving::default();
+        // Two hundred came, and are neither waiting nor served.
+        (0..5).for_each(|_| leaving.seen(&service, 2_000, &sight(40, 200)));
+        assert!(leaving.told());
+        // Nobody waits: that says nothing.
+        (0..10_000).for_each(|_| leaving.seen(&service, 2_000, &sight(0, 20)));
+        assert!(leaving.told());
+        // Who waits now stays.
+        (0..170).for_each(|_| leaving.seen(&service, 2_000, &sight(40, 25)));
+        assert!(leaving.told());
+        (0..20).for_each(|_| leaving.seen(&service, 2_000, &sight(40, 25)));
+        assert!(!leaving.told());
+        // What is seen of a part is no sign of anything.
+        let part = Sight { doubt: Some(Why::MissingSignal), ..sight(40, 200) };
+        (0..20).for_each(|_| leaving.seen(&service, 2_000, &part));
+        assert!(!leaving.told());
     }
 
     #[test]

@@ -10,12 +10,14 @@ pub mod day;
 pub mod decision;
 pub mod fleet;
 pub mod joint;
+pub mod journal;
 pub mod learn;
 pub mod plan;
 pub mod recur;
 #[doc(hidden)]
 pub mod replay;
 pub mod service;
+pub mod settle;
 pub mod shadow;
 pub mod signal;
 pub mod source;
@@ -25,7 +27,8 @@ pub mod why;
 
 pub use decision::{Decision, Inputs};
 pub use service::{Service, Unusable};
-pub use signal::{Reading, Signals};
+pub use settle::{Limits, Wish};
+pub use signal::{Gap, Reading, Signals};
 pub use why::Why;
 
 use choice::{Choice, Moment};
@@ -34,6 +37,7 @@ use fleet::{ColdStart, Fleet};
 use learn::{Leaving, ServiceTime};
 use plan::{Driver, Outlook};
 use recur::{Recurrence, WAYS};
+use serde::{Deserialize, Serialize};
 use shadow::Feed;
 use signal::{Intake, Sight};
 use staffing::Staffing;
@@ -45,17 +49,8 @@ const LATE_PPM: u64 = 4_000;
 /// Latency beyond the bound for so many sights in a row asks for more replicas.
 const SLOW_SIGHTS: u32 = 3;
 
-/// An alternative to the wishes of the load.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// Replicas that the tenant's quota has room for; None is no limit.
-    pub quota: Option<u32>,
-    /// Replicas that the budget has room for.
-    pub budget: Option<u32>,
-}
-
 /// Scales one service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Autoscaler {
     service: Service,
     limits: Limits,
@@ -77,6 +72,8 @@ pub struct Autoscaler {
     slow_until_ms: u64,
     clock_ms: u64,
     arrivals_m: u64,
+    /// What came, thousandths a second, when the signals were whole last; None while they are.
+    whole_m: Option<u64>,
 }
 
 impl Autoscaler {
@@ -103,16 +100,12 @@ impl Autoscaler {
             slow_until_ms: 0,
             clock_ms: 0,
             arrivals_m: 0,
+            whole_m: None,
         })
     }
 
     pub fn service(&self) -> &Service {
         &self.service
-    }
-
-    /// What quota and budget leave, from now on.
-    pub fn limit(&mut self, limits: Limits) {
-        self.limits = limits;
     }
 
     /// So many are wanted now, whoever said so: an earlier decision may have been lost, or
@@ -121,8 +114,14 @@ impl Autoscaler {
         self.desired = Some(replicas);
     }
 
-    /// One look and one decision.
+    /// One look and one decision, within the limits that were said last.
     pub fn step(&mut self, signals: &Signals) -> Decision {
+        let wish = self.wish(signals);
+        self.decide(wish)
+    }
+
+    /// One look, and what it would come to without limits. To be followed by [`Self::decide`].
+    pub fn wish(&mut self, signals: &Signals) -> Wish {
         let Some(sight) = self.intake.look(&self.service, signals) else {
             return self.hold_on(Why::StaleSignal, signals);
         };
@@ -151,24 +150,22 @@ impl Autoscaler {
             Driver::Now => Why::QueueDepth,
             Driver::Ahead | Driver::Season => Why::Forecast,
         };
-        self.settle(now, &sight, wanted, why, inputs)
+        self.wishes(now, sight.doubt, wanted, why, inputs)
     }
 
     /// Signals that are no news: everything stays as it is.
-    fn hold_on(&mut self, why: Why, signals: &Signals) -> Decision {
+    fn hold_on(&mut self, why: Why, signals: &Signals) -> Wish {
         let before = self.desired.unwrap_or_else(|| {
             let seen = signals.ready.whole().unwrap_or(0).saturating_add(signals.starting.whole().unwrap_or(0));
             seen.clamp(self.service.min, self.service.max)
         });
         self.desired = Some(before);
-        let sight = Sight::default();
-        let inputs = self.inputs(signals, &sight, &self.outlook());
-        Decision { desired: before, before, why, inputs }
+        let inputs = self.inputs(signals, &Sight::default(), &self.outlook());
+        Wish::no_news(before, why, inputs)
     }
 
     fn learn(&mut self, now: u64, sight: &Sight) {
-        // Where nothing was heard, as much came as before.
-        let arrivals = sight.arrivals_m.unwrap_or_else(|| self.trend.level().now_m.saturating_mul(sight.dt_ms) / 1000);
+        let arrivals = self.came(sight);
         self.trend.push(now, sight.dt_ms, arrivals);
         self.recur.push(now, sight.dt_ms, arrivals, &self.trend.level());
         self.day.push(now, arrivals);
@@ -188,8 +185,25 @@ impl Autoscaler {
             self.fleet.arrive(now);
         }
         let busy = [sight.queue_m, sight.running_m, sight.arrivals_m].iter().any(|n| *n != Some(0));
-        if busy {
+        if busy || sight.partial {
             self.busy_ms = now;
+        }
+    }
+
+    /// Thousandths of a request that came. Where nothing was heard, as many as before; where a part was heard,
+    /// no fewer than when it was all.
+    fn came(&mut self, sight: &Sight) -> u64 {
+        let usual = |rate_m: u64| rate_m.saturating_mul(sight.dt_ms) / 1000;
+        match sight.arrivals_m {
+            None => usual(self.trend.level().now_m),
+            Some(seen) if sight.partial => {
+                let whole = *self.whole_m.get_or_insert(self.trend.level().now_m);
+                seen.max(usual(whole))
+            }
+            Some(seen) => {
+                self.whole_m = None;
+                seen
+            }
         }
     }
 
@@ -261,55 +275,9 @@ impl Autoscaler {
             season_m: outlook.season_m.iter().copied().max().unwrap_or(0),
             service_ms: outlook.service_ms,
             cold_start_ms: self.cold.ms(),
+            gap: signals.gap,
             ..Inputs::default()
         }
-    }
-
-    /// From what is wanted to what is said: limits, doubts, and the pace of change.
-    fn settle(&mut self, now: u64, sight: &Sight, wanted: u32, why: Why, inputs: Inputs) -> Decision {
-        let Service { min, max, .. } = self.service;
-        let before = self.desired.unwrap_or_else(|| self.fleet.total().clamp(min, max));
-        let ceiling = max.min(self.limits.quota.unwrap_or(u32::MAX)).min(self.limits.budget.unwrap_or(u32::MAX));
-        let mut desired = wanted.clamp(min, max).min(ceiling.max(min));
-        let mut said;
-        if desired > before {
-            said = match why {
-                _ if before == 0 => Why::WakeFromZero,
-                Why::QueueDepth if desired >= before.saturating_mul(2) && before > 1 => Why::Panic,
-                other => other,
-            };
-        } else if desired < before {
-            let settling = self.began_ms.is_some_and(|began| now < began.saturating_add(self.service.settle_ms));
-            let forced = before > ceiling.max(min);
-            match sight.doubt {
-                Some(doubt) if !forced => (desired, said) = (before, doubt),
-                _ if settling && !forced => (desired, said) = (before, Why::Stabilizing),
-                // What can't be held goes, and no more on a word that is doubted.
-                Some(_) => (desired, said) = (desired.max(ceiling.max(min)), Why::QuotaLimit),
-                _ if settling => (desired, said) = (desired.max(ceiling.max(min)), Why::QuotaLimit),
-                _ => said = Why::Idle,
-            }
-        } else {
-            said = sight.doubt.unwrap_or(Why::Stabilizing);
-        }
-        if wanted > desired && desired >= ceiling {
-            let budget = self.limits.budget.is_some_and(|b| b <= self.limits.quota.unwrap_or(u32::MAX).min(max));
-            said = if budget { Why::BudgetLimit } else { Why::QuotaLimit };
-        }
-        self.carry_out(now, before, desired);
-        Decision { desired, before, why: said, inputs }
-    }
-
-    /// What was decided is expected to happen.
-    fn carry_out(&mut self, now: u64, before: u32, desired: u32) {
-        if desired > before {
-            self.cold.asked(now, desired - before);
-        } else {
-            let on_the_way = self.fleet.starting();
-            self.cold.given_up((before - desired).min(on_the_way));
-        }
-        self.fleet.resize(desired, now + self.cold.ms());
-        self.desired = Some(desired);
     }
 }
 

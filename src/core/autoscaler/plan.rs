@@ -6,10 +6,11 @@ use super::fleet::Fleet;
 use super::service::{MOST_REPLICAS, Service, load_m};
 use super::staffing::Staffing;
 use super::trend::Level;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// A way of being careful.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Care {
     /// Room beyond what randomness asks for, in thousandths of the load.
     pub headroom_m: u64,
@@ -116,7 +117,7 @@ pub fn backlog_need(
 }
 
 /// The largest need of the last while: what goes up at once and down late.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Hold {
     /// Needs that nothing later reaches, with the time they were last needed; falling.
     peaks: VecDeque<(u64, u32)>,

@@ -3,6 +3,7 @@
 //! belief pays is judged elsewhere. It does not know replicas.
 
 use super::trend::Level;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Intervals and heights that are remembered.
@@ -22,7 +23,7 @@ const FIRST_MS: u64 = 60_000;
 /// what was seen, as all of it, or as all of it and some more.
 pub const WAYS: usize = 6;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     Quiet,
     /// Since when, and what has come since, thousandths of a request.
@@ -34,7 +35,7 @@ enum Phase {
 }
 
 /// What recurs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Recurrence {
     seen_ms: u64,
     phase: Phase,

@@ -7,13 +7,14 @@ use super::fleet::Fleet;
 use super::plan::{self, Care, Hold, Outlook};
 use super::service::{Service, load_m};
 use super::staffing::Staffing;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// Scores of so long ago count half.
 const HALF_LIFE_MS: u64 = 12 * 3_600_000;
 
 /// What came, what began in time, and what it cost; all fade together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Score {
     pub all_m: u64,
     pub in_time_m: u64,
@@ -38,7 +39,7 @@ impl Score {
 }
 
 /// The played service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Stage {
     pub fleet: Fleet,
     pub queue_m: u64,
@@ -92,7 +93,7 @@ impl Stage {
 }
 
 /// One way of being careful, and how it would have fared.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Shadow {
     pub care: Care,
     pub stage: Stage,
@@ -129,7 +130,7 @@ impl Shadow {
 /// The plain reactive rule: requests inside over 70 % of a replica's slots, averaged over a minute, or over
 /// six seconds when that asks for twice of what is ready (the rule of Knative's autoscaler). What it would
 /// have cost is what nobody would call a waste.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Reference {
     pub stage: Stage,
     /// Time and requests inside, thousandths.

@@ -5,6 +5,7 @@
 use super::service::Service;
 use super::why::Why;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// One number of a source that may have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,27 @@ impl Reading {
     }
 }
 
+/// What is missing where only a part has spoken: the numbers beside it are at least so much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Gap {
+    /// Of so many ready replicas so many said all that was expected of them.
+    Replicas { told: u32, of: u32 },
+    /// Of so many members whose gateways may carry requests of the service so many answered.
+    Gateways { told: u32, of: u32 },
+    /// The monitoring system that is configured did not answer, or not with numbers.
+    Monitor,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gap::Replicas { told, of } => write!(f, "signals of {told} of {of} replicas"),
+            Gap::Gateways { told, of } => write!(f, "counts of {told} of {of} gateways"),
+            Gap::Monitor => f.write_str("the monitoring system says nothing"),
+        }
+    }
+}
+
 /// All that is seen at one moment. Counts are since the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signals {
@@ -86,6 +108,12 @@ pub struct Signals {
     pub arrivals: Reading,
     /// 95th percentile of the time that requests took, milliseconds.
     pub p95_ms: Reading,
+    /// What the numbers lack; None where everybody spoke.
+    #[serde(default)]
+    pub gap: Option<Gap>,
+    /// How old the oldest of the numbers is, in milliseconds; None where none came with an age.
+    #[serde(default)]
+    pub age_ms: Option<u64>,
 }
 
 /// Signals that were looked at: what is left is believed.
@@ -102,6 +130,8 @@ pub struct Sight {
     pub p95_ms: Option<u64>,
     /// Why nothing may go down on this sight.
     pub doubt: Option<Why>,
+    /// The numbers are true as far as they go: there may be more, never less.
+    pub partial: bool,
 }
 
 /// Work that can't have come from anywhere is disbelieved this many times in a row, then taken for true.
@@ -110,16 +140,21 @@ const DISBELIEFS: u32 = 3;
 /// A gap of more than this many ticks makes a sight stale.
 const GAP_TICKS: u64 = 5;
 
+/// Numbers older than this are no news, in milliseconds.
+const OLD_MS: u64 = 60_000;
+
 /// A longer interval is not averaged over.
 const LONGEST_MS: u64 = 3_600_000;
 
 /// The watch at the door: remembers what it needs to tell whether a number can be.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Intake {
     last_ms: Option<u64>,
     /// Requests in the service at the last sight.
     inside_m: Option<u64>,
     disbelieved: u32,
+    /// The last sight was a part.
+    partial: bool,
     /// The source has given a latency before, so its absence is a gap.
     tells_p95: bool,
 }
@@ -133,8 +168,10 @@ impl Intake {
         let passed = self.last_ms.map_or(service.tick_ms, |last| signals.at_ms - last);
         let dt_ms = passed.min(LONGEST_MS);
         self.last_ms = Some(signals.at_ms);
+        let old = signals.age_ms.is_some_and(|age| age > OLD_MS);
         let mut sight = Sight {
             dt_ms,
+            partial: signals.gap.is_some() || old,
             ready: signals.ready.whole(),
             starting: signals.starting.whole(),
             queue_m: signals.queue.known(),
@@ -151,9 +188,9 @@ impl Intake {
         let missing = [sight.queue_m, sight.running_m, sight.arrivals_m].contains(&None)
             || sight.ready.is_none()
             || sight.starting.is_none();
-        if missing || silent || signals.draining == Reading::Absurd {
+        if missing || silent || signals.gap.is_some() || signals.draining == Reading::Absurd {
             sight.doubt = Some(Why::MissingSignal);
-        } else if dt_ms > GAP_TICKS * service.tick_ms {
+        } else if old || dt_ms > GAP_TICKS * service.tick_ms {
             sight.doubt = Some(Why::StaleSignal);
         }
         Some(sight)
@@ -164,6 +201,10 @@ impl Intake {
         let fleet = sight.ready.unwrap_or(0).saturating_add(sight.starting.unwrap_or(0));
         if [sight.ready, sight.starting].iter().flatten().any(|n| *n > super::service::MOST_REPLICAS) {
             (sight.ready, sight.starting) = (None, None);
+        }
+        // What was a part is no measure of the whole.
+        if std::mem::replace(&mut self.partial, sight.partial) && !sight.partial {
+            self.inside_m = None;
         }
         let (Some(queue), Some(running)) = (sight.queue_m, sight.running_m) else {
             self.inside_m = None;

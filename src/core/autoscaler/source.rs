@@ -2,6 +2,7 @@
 //! only requests that come through them; replicas' own metrics see every request that
 //! has reached one. Here both become one. It does not say how they were come by.
 
+use super::signal::Gap;
 use crate::id::{Generation, NodeNo};
 use crate::reconcile::ReplicaId;
 use serde::{Deserialize, Serialize};
@@ -50,11 +51,79 @@ impl Load {
     }
 }
 
+/// What came from one node lately.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Word {
+    /// Since it came, in milliseconds.
+    pub age_ms: u64,
+    pub told: Vec<Told>,
+}
+
+/// What a monitoring system says of one service: sums over those of its replicas that it has numbers of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Series {
+    pub waiting_m: Option<u64>,
+    pub running_m: Option<u64>,
+    pub p95_ms: Option<u64>,
+    /// Replicas in the smaller of both sums.
+    pub replicas: u32,
+    /// Of the oldest number, in milliseconds.
+    pub age_ms: Option<u64>,
+}
+
+/// What the monitoring system said at one look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// There is none.
+    Nobody,
+    /// It did not answer, or not with numbers.
+    Silent,
+    /// None: it knows nothing of the service.
+    Said(Option<Series>),
+}
+
+/// Which numbers somebody gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Fields {
+    running: bool,
+    waiting: bool,
+    answered: bool,
+}
+
+impl Fields {
+    fn of(told: &Told) -> Self {
+        let Told { running_m, waiting_m, answered, .. } = told;
+        Self { running: running_m.is_some(), waiting: waiting_m.is_some(), answered: answered.is_some() }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            running: self.running || other.running,
+            waiting: self.waiting || other.waiting,
+            answered: self.answered || other.answered,
+        }
+    }
+
+    /// Whether `self` gives all that is expected.
+    fn covers(self, expected: Self) -> bool {
+        self.and(expected) == self
+    }
+}
+
+/// What one replica has told in its life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Voice {
+    fields: Fields,
+    /// How many it had answered at the last look.
+    answered: Option<u64>,
+}
+
 /// What the replicas of one service have told, from one look to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Ears {
-    /// How many each had answered at the last look.
-    answered: BTreeMap<(ReplicaId, Generation), u64>,
+    voices: BTreeMap<(ReplicaId, Generation), Voice>,
+    /// What the monitoring system has told of the service.
+    monitor: Fields,
 }
 
 /// What all ready replicas of a service say.
@@ -62,35 +131,83 @@ pub struct Ears {
 pub struct Heard {
     /// None: none of them ever told anything, so there is nothing to miss.
     pub load: Option<Load>,
-    /// One that told before is silent now: what is known may be less than what is.
-    pub gap: bool,
+    /// Somebody who should have said something did not: what is known is less than what is.
+    pub gap: Option<Gap>,
+    /// Of the oldest number, in milliseconds.
+    pub age_ms: Option<u64>,
 }
 
 impl Ears {
-    /// `ready`: the replicas that are Ready, and where; `told`: what came from that node lately.
-    pub fn listen(&mut self, ready: &[(NodeNo, ReplicaId, Generation)], told: &BTreeMap<NodeNo, Vec<Told>>) -> Heard {
-        self.answered.retain(|key, _| ready.iter().any(|(_, id, generation)| *key == (*id, *generation)));
+    /// `ready`: the replicas that are Ready, and where; `told`: what came from that node lately. What one of them
+    /// has told, each of them should.
+    pub fn listen(&mut self, ready: &[(NodeNo, ReplicaId, Generation)], told: &BTreeMap<NodeNo, Word>) -> Heard {
+        self.voices.retain(|key, _| ready.iter().any(|(_, id, generation)| *key == (*id, *generation)));
         let mut heard = Heard::default();
+        let mut said = Vec::new();
         for (node, id, generation) in ready {
             let key = (*id, *generation);
             let of = |told: &&Told| (told.id, told.generation) == key;
-            match told.get(node).and_then(|told| told.iter().find(of)) {
-                Some(told) => self.add(heard.load.get_or_insert_default(), key, told),
-                None => heard.gap |= self.answered.contains_key(&key),
+            let word = told.get(node).and_then(|word| Some((word.age_ms, word.told.iter().find(of)?)));
+            said.push(word.map_or_else(Fields::default, |(_, told)| Fields::of(told)));
+            if let Some((age_ms, told)) = word {
+                heard.age_ms = heard.age_ms.max(Some(age_ms));
+                self.add(heard.load.get_or_insert_default(), key, told);
             }
+        }
+        let expected = self.voices.values().fold(Fields::default(), |all, voice| all.and(voice.fields));
+        let whole = said.iter().filter(|fields| fields.covers(expected)).count();
+        if whole < ready.len() {
+            heard.gap = Some(Gap::Replicas { told: count(whole), of: count(ready.len()) });
         }
         heard
     }
 
     fn add(&mut self, load: &mut Load, key: (ReplicaId, Generation), told: &Told) {
-        // A counter that is seen for the first time says nothing of what came since the last look.
-        let now = told.answered.unwrap_or(0);
-        let before = self.answered.insert(key, now).unwrap_or(now);
-        load.arrived = load.arrived.saturating_add(now.saturating_sub(before));
+        let voice = self.voices.entry(key).or_default();
+        voice.fields = voice.fields.and(Fields::of(told));
+        // A counter that is seen for the first time, or again, says nothing of what came since the last look.
+        let before = std::mem::replace(&mut voice.answered, told.answered);
+        let came = told.answered.zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
+        load.arrived = load.arrived.saturating_add(came);
         load.waiting_m = load.waiting_m.saturating_add(told.waiting_m.unwrap_or(0));
         load.running_m = load.running_m.saturating_add(told.running_m.unwrap_or(0));
         load.p95_ms = load.p95_ms.max(told.p95_ms.unwrap_or(0));
     }
+
+    /// A monitoring system's word goes before that of the replicas' agents, but for arrivals, which only these
+    /// count. Of a service that it never told of it may know nothing: then the agents' word is all there is.
+    /// `ready`: replicas of all jobs of the service, `share` so many jobs.
+    pub fn with(&mut self, heard: Heard, monitor: Monitor, ready: u32, share: u64) -> Heard {
+        let series = match monitor {
+            Monitor::Nobody => return heard,
+            Monitor::Silent => return Heard { gap: Some(Gap::Monitor), ..heard },
+            Monitor::Said(series) => series.unwrap_or_default(),
+        };
+        let now = Fields { running: series.running_m.is_some(), waiting: series.waiting_m.is_some(), answered: false };
+        self.monitor = self.monitor.and(now);
+        if self.monitor == Fields::default() && series.p95_ms.is_none() {
+            return heard;
+        }
+        let told = if now.covers(self.monitor) { series.replicas.min(ready) } else { 0 };
+        let counts = self.monitor != Fields::default();
+        let gap = (counts && told < ready).then_some(Gap::Replicas { told, of: ready });
+        let agents = heard.load.unwrap_or_default();
+        let part = |n: Option<u64>| n.map(|n| n.div_ceil(share.max(1)));
+        Heard {
+            load: Some(Load {
+                waiting_m: part(series.waiting_m).unwrap_or(agents.waiting_m),
+                running_m: part(series.running_m).unwrap_or(agents.running_m),
+                arrived: agents.arrived,
+                p95_ms: series.p95_ms.unwrap_or(0),
+            }),
+            gap: gap.or(heard.gap),
+            age_ms: heard.age_ms.max(series.age_ms),
+        }
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -123,25 +240,85 @@ mod tests {
         assert_eq!(gateways.with(Some(more)), Load { running_m: 16_000, arrived: 40, ..both });
     }
 
+    fn say(told: Vec<Told>) -> BTreeMap<NodeNo, Word> {
+        BTreeMap::from([(NODE, Word { age_ms: 300, told })])
+    }
+
     #[test]
     fn counters_count_from_the_first_look_and_silence_is_a_gap() {
         let ready = [(NODE, id(0), Generation(1)), (NODE, id(1), Generation(1))];
         let mut ears = Ears::default();
         // Servers without metrics are no gap.
         assert_eq!(ears.listen(&ready, &BTreeMap::new()), Heard::default());
-        let say = |list: Vec<Told>| BTreeMap::from([(NODE, list)]);
         let first = ears.listen(&ready, &say(vec![told(0, 1, 0, 100)]));
-        assert_eq!((first.load.unwrap().arrived, first.gap), (0, false));
+        let one = Some(Gap::Replicas { told: 1, of: 2 });
+        assert_eq!((first.load.unwrap().arrived, first.gap), (0, one), "what one has told, the other should");
         let next = ears.listen(&ready, &say(vec![told(0, 1, 2, 130), told(1, 3, 0, 7)]));
         let load = Load { waiting_m: 2_000, running_m: 4_000, arrived: 30, p95_ms: 40 };
-        assert_eq!(next, Heard { load: Some(load), gap: false });
+        assert_eq!(next, Heard { load: Some(load), gap: None, age_ms: Some(300) });
         let silent = ears.listen(&ready, &say(vec![told(0, 1, 0, 131)]));
-        assert_eq!((silent.load.unwrap().arrived, silent.gap), (1, true));
+        assert_eq!((silent.load.unwrap().arrived, silent.gap), (1, one));
         // Whoever is not ready any more is not missed; another node's word is no word.
-        assert!(!ears.listen(&ready[..1], &say(vec![told(0, 0, 0, 131)])).gap);
-        let elsewhere = BTreeMap::from([(NodeNo(2), vec![told(0, 9, 9, 999)])]);
-        assert_eq!(ears.listen(&ready[..1], &elsewhere), Heard { load: None, gap: true });
+        assert_eq!(ears.listen(&ready[..1], &say(vec![told(0, 0, 0, 131)])).gap, None);
+        let elsewhere = BTreeMap::from([(NodeNo(2), Word { age_ms: 0, told: vec![told(0, 9, 9, 999)] })]);
+        let none = Heard { gap: Some(Gap::Replicas { told: 0, of: 1 }), ..Heard::default() };
+        assert_eq!(ears.listen(&ready[..1], &elsewhere), none);
         // A server that began anew has a lower count: nothing came, rather than very much.
         assert_eq!(ears.listen(&ready[..1], &say(vec![told(0, 0, 0, 3)])).load.unwrap().arrived, 0);
+    }
+
+    #[test]
+    fn a_number_that_is_gone_is_not_zero() {
+        let ready = [(NODE, id(0), Generation(1)), (NODE, id(1), Generation(1))];
+        let both = || vec![told(0, 3, 2, 100), told(1, 3, 2, 100)];
+        let lacks = [
+            |told: &mut Told| told.running_m = None,
+            |told: &mut Told| told.waiting_m = None,
+            |told: &mut Told| told.answered = None,
+        ];
+        for lack in lacks {
+            let mut ears = Ears::default();
+            assert_eq!(ears.listen(&ready, &say(both())).gap, None);
+            let mut part = both();
+            lack(&mut part[1]);
+            assert_eq!(ears.listen(&ready, &say(part.clone())).gap, Some(Gap::Replicas { told: 1, of: 2 }));
+            part.iter_mut().for_each(lack);
+            assert_eq!(ears.listen(&ready, &say(part.clone())).gap, Some(Gap::Replicas { told: 0, of: 2 }));
+            // Of servers that never give it, nobody misses it.
+            assert_eq!(Ears::default().listen(&ready, &say(part)).gap, None);
+        }
+        // A counter that was away says nothing of what came meanwhile.
+        let mut ears = Ears::default();
+        for answered in [Some(100), None, Some(900)] {
+            let heard = ears.listen(&ready[..1], &say(vec![Told { answered, ..told(0, 1, 0, 0) }]));
+            assert_eq!(heard.load.unwrap().arrived, 0);
+        }
+    }
+
+    #[test]
+    fn a_monitoring_system_that_knows_a_part_has_a_gap() {
+        let whole =
+            Series { waiting_m: Some(4_000), running_m: Some(6_000), replicas: 5, age_ms: Some(9), p95_ms: None };
+        let of = |told| Some(Gap::Replicas { told, of: 5 });
+        let hear = |ears: &mut Ears, monitor| ears.with(Heard::default(), monitor, 5, 2);
+        let mut ears = Ears::default();
+        assert_eq!(hear(&mut ears, Monitor::Nobody), Heard::default());
+        assert_eq!(hear(&mut ears, Monitor::Said(None)), Heard::default(), "it never told of the service");
+        assert_eq!(hear(&mut ears, Monitor::Silent).gap, Some(Gap::Monitor));
+        let load = Load { waiting_m: 2_000, running_m: 3_000, ..Load::default() };
+        let heard = hear(&mut ears, Monitor::Said(Some(whole)));
+        assert_eq!(heard, Heard { load: Some(load), gap: None, age_ms: Some(9) });
+        let part = Series { replicas: 2, ..whole };
+        assert_eq!(hear(&mut ears, Monitor::Said(Some(part))).gap, of(2));
+        for gone in [Series { running_m: None, ..whole }, Series { waiting_m: None, ..whole }] {
+            assert_eq!(hear(&mut ears, Monitor::Said(Some(gone))).gap, of(0));
+        }
+        assert_eq!(hear(&mut ears, Monitor::Said(None)).gap, of(0), "it has told of it before");
+        // What one that has none of a number lacks, agents may know.
+        let agents = Heard { load: Some(Load { waiting_m: 7_000, arrived: 3, ..Load::default() }), ..Heard::default() };
+        let half = Series { waiting_m: None, ..whole };
+        let heard = Ears::default().with(agents, Monitor::Said(Some(half)), 5, 1);
+        assert_eq!(heard.load, Some(Load { waiting_m: 7_000, running_m: 6_000, arrived: 3, p95_ms: 0 }));
+        assert_eq!(heard.gap, None);
     }
 }

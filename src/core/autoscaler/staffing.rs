@@ -2,6 +2,8 @@
 //! random: the M/M/c queue (Erlang C), in integers. Requests that take less random
 //! times wait less, so this errs on the safe side. It knows neither time nor trend.
 
+use serde::{Deserialize, Serialize};
+
 /// One, in the fixed point of this file.
 const ONE: u128 = 1 << 40;
 
@@ -12,7 +14,7 @@ const POINTS: usize = 49;
 const FOURTHS: [u64; 4] = [1000, 1189, 1414, 1682];
 
 /// For a load, the slots that must be free beside it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Staffing {
     service_ms: u64,
     wait_ms: u64,

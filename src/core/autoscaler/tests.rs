@@ -12,6 +12,7 @@ fn signals(at_s: u64, ready: u64, queue: u64, running: u64, arrivals: u64) -> Si
         running: Reading::of(running),
         arrivals: Reading::of(arrivals),
         p95_ms: Reading::of(2_000),
+        ..Signals::default()
     }
 }
 
@@ -62,6 +63,49 @@ fn whatever_is_wrong_with_a_signal_nothing_goes_down() {
                 assert_eq!((decision.desired, decision.why), (6, Why::MissingSignal), "{case:?}");
             }
         }
+    }
+}
+
+#[test]
+fn a_part_of_the_signals_takes_nothing_away_and_still_asks_for_more() {
+    for gap in [Gap::Replicas { told: 2, of: 5 }, Gap::Gateways { told: 1, of: 3 }, Gap::Monitor] {
+        // Only a fifth of the load is seen, for twenty minutes.
+        let mut scaler = settled();
+        for k in 120..360 {
+            let seen = Signals { gap: Some(gap), ..signals(k * 5, 6, 0, 15, 38) };
+            let decision = scaler.step(&seen);
+            assert_eq!((decision.desired, decision.why), (6, Why::MissingSignal), "{decision:?}");
+            assert_eq!(decision.because(), format!("MissingSignal: {gap}"));
+        }
+        // And what is seen may be a burst.
+        let burst = scaler.step(&Signals { gap: Some(gap), ..signals(1_800, 6, 400, 96, 500) });
+        assert!(burst.desired > 6 && burst.because().ends_with(&gap.to_string()), "{burst:?}");
+    }
+    assert_eq!(Gap::Replicas { told: 2, of: 5 }.to_string(), "signals of 2 of 5 replicas");
+}
+
+#[test]
+fn a_part_that_is_noisy_is_not_taken_for_growth() {
+    let most = |gap: Option<Gap>| {
+        let (mut scaler, mut rng) = (settled(), crate::sim::Rng::new(3));
+        // As much as usual, give or take a third.
+        let looks = (120..6_000).map(|k| {
+            let came = rng.between(130, 250);
+            scaler.step(&Signals { gap, ..signals(k * 5, 6, 0, 76, came) }).desired
+        });
+        looks.max()
+    };
+    let (whole, part) = (most(None), most(Some(Gap::Replicas { told: 4, of: 5 })));
+    assert!(part <= whole.map(|n| n + 1), "{whole:?} {part:?}");
+}
+
+#[test]
+fn numbers_of_long_ago_take_nothing_away() {
+    let mut scaler = settled();
+    for k in 120..360 {
+        let seen = Signals { age_ms: Some(61_000), ..signals(k * 5, 6, 0, 0, 0) };
+        let decision = scaler.step(&seen);
+        assert_eq!((decision.desired, decision.why), (6, Why::StaleSignal), "{decision:?}");
     }
 }
 

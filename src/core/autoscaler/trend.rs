@@ -4,10 +4,11 @@
 //! 1990; Goldenshluger and Nemirovski 1997): calm loads are averaged over minutes,
 //! a jump is believed within a tick or two. It does not know replicas.
 
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
 /// What came between two sights.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Came {
     /// End of the interval.
     at_ms: u64,
@@ -39,7 +40,7 @@ const CALM_M: u64 = 1000;
 const WILD_M: u64 = 9000;
 
 /// Arrivals over the last minutes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trend {
     came: VecDeque<Came>,
     /// Variance over mean of what comes in a tick, in thousandths: 1000 when requests are independent.

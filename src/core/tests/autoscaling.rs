@@ -176,6 +176,7 @@ fn an_outage_of_the_signals_takes_nothing_down() {
             running: Reading::of(150),
             arrivals: Reading::of(375),
             p95_ms: Reading::of(4_000),
+            ..Signals::default()
         };
         let mut desired = 8;
         for k in 0..240 {
@@ -220,6 +221,7 @@ fn signals() -> impl Strategy<Value = Signals> {
         running,
         arrivals,
         p95_ms,
+        ..Signals::default()
     })
 }
 

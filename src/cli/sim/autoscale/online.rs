@@ -86,6 +86,7 @@ fn parse_tick<'a>(words: impl Iterator<Item = &'a str>) -> Result<Signals, Strin
         running: Reading::parse(running),
         arrivals: Reading::parse(arrivals),
         p95_ms: Reading::parse(p95),
+        ..Signals::default()
     })
 }
 

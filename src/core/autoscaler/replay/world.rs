@@ -162,6 +162,7 @@ impl World<'_> {
             running: Reading::of(self.running.len() as u64),
             arrivals: Reading::of(std::mem::take(&mut self.arrived)),
             p95_ms: p95.map_or(Reading::Missing, Reading::of),
+            ..Signals::default()
         };
         Some(policy.desired(&signals).clamp(self.service.min, self.service.max))
     }
