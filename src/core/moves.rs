@@ -235,6 +235,9 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
     let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
     held.extend(claim::nodes(state));
+    // A node may be both left and claimed; it is one node less all the same.
+    held.sort_unstable();
+    held.dedup();
     // Somebody else's program was on the port that would be chosen again.
     let skip_ports = match job.replicas.get(usize::from(no)).and_then(|replica| replica.moving.as_ref()) {
         Some(Move::Later { tries, why: Reason::PortTaken, .. }) => *tries,
@@ -327,4 +330,24 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     let mut out = explain::blockers_of(state, Some(job.tenant), &job.spec, 1, budget);
     explain::put_withheld(state, job, &mut out);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RequestId;
+    use crate::resources::Gpus;
+    use crate::testing::{job_spec, node_spec, register, run, schedule};
+
+    #[test]
+    fn a_node_that_is_held_twice_is_one_node_less() {
+        let mut state = State::new();
+        run(&mut state, register("n1", node_spec(8)));
+        run(&mut state, schedule("r1", job_spec("t1", Gpus::Whole(1))));
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap().clone();
+        let revision = job.replicas[0].revision;
+        // Found by seed 20169: it overflowed where the node was all of its class.
+        assert!(place_for(&state, vec![NodeNo(1), NodeNo(1)], &job, 0, revision).is_none());
+        assert!(place_for(&state, Vec::new(), &job, 0, revision).is_some());
+    }
 }

@@ -1,7 +1,8 @@
-//! Whether a version of the store may run: judges its signature by the configured keys, or asks Vault, for a member at admission and for a node before the start. The
-//! keys are read anew for each verdict, so that a key that is taken away counts no more.
-//! At admission Vault itself is asked; a node reads its public key, and makes do with the
-//! one it read last when Vault is away. It does not know formats; `security` does.
+//! Whether a version of the store may run: judges its signature by the configured keys, or
+//! asks Vault, for a member at admission and for a node before the start. The keys are read
+//! anew for each verdict, so that a key that is taken away counts no more. At admission Vault
+//! itself is asked; a node reads its public key, and makes do with the one it read last when
+//! Vault is away. It does not know formats; `security` does.
 
 use super::signers::{self, Signers};
 use crate::agent::executor::Judge;

@@ -61,7 +61,7 @@ impl GroupClock {
         let mut inner = self.lock();
         let median = inner.clocks.median(voters, self.me, wall, at_us);
         let (of, log) = inner.log.get_or_insert_with(|| (term, LogClock::begin(last_ms, at_us)));
-        if *of != term {
+        if *of < term {
             (*of, *log) = (term, LogClock::begin(last_ms, at_us));
         }
         log.read(median, at_us)

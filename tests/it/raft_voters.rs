@@ -127,6 +127,7 @@ async fn a_voter_that_lost_its_data_elects_nobody() {
     cluster.stop_seat(2).await;
     cluster.start_seat(1).await;
     cluster.submit(0, tenant("later")).await;
+    cluster.agree().await;
     let state = cluster.replica(0).applied().state;
     let known = |name: &str| state.tenants().values().any(|tenant| tenant.id.as_str() == name);
     assert!(known("acknowledged") && known("later"));

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::apply::apply;
-use crate::command::{Command, Submission};
+use crate::command::Command;
 use crate::id::{RequestId, VersionId};
 use crate::job::{Evidence, Phase};
 use crate::placement::explain;
@@ -89,7 +89,7 @@ fn apply_knows_the_floor_too() {
     let mut state = world();
     let Intent::Schedule { submission, .. } = schedule("a", spec("t1", "v1", None)) else { unreachable!() };
     assert_eq!(told(&mut state, "b", spec("t1", "v2", Some("v2"))), None);
-    let late = Command::Submit { submission: Submission { ..submission }, placements: vec![], claim: None };
+    let late = Command::Submit { submission, placements: vec![], claim: None };
     assert_eq!(apply(&mut state, &late).unwrap_err().reason, Reason::VersionTooOld);
 }
 

@@ -131,7 +131,7 @@ fn half_of_a_hybrid_pair_signs_nothing_alone() {
     let (key, other) = (Key::p256(), pq());
     let mut model = forge::model_sample("model", &key);
     model.keys.give(&"t1".parse().unwrap());
-    assert!(admit(&model, MANIFEST, Demand::Hybrid, &expect("t1")).is_ok(), "{model:?}", model = model.name);
+    assert!(admit(&model, MANIFEST, Demand::Hybrid, &expect("t1")).is_ok());
     model.keys.add(other.public()).unwrap();
     model.keys.pair();
     assert_eq!(why(admit(&model, MANIFEST, Demand::Hybrid, &expect("t1"))).0, Reason::HybridSignatureIncomplete);
