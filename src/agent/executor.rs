@@ -421,8 +421,14 @@ impl Execute for Executor {
         {
             let mut slots = held(&self.shared.slots);
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
-            if slot.condition != Condition::Alive {
-                return;
+            let saves = |asked: &Option<Asked>| asked.is_some_and(|asked| !asked.grace.is_zero());
+            match slot.condition {
+                Condition::Alive => {}
+                Condition::Stopping if grace.is_zero() && saves(&slot.stop.borrow()) => {
+                    slot.stop.send_replace(Some(Asked { why, grace }));
+                    return;
+                }
+                _ => return,
             }
             slot.condition = Condition::Stopping;
             slot.life.step("Draining", now_ms(), Some(why.token()));

@@ -59,8 +59,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 pub trait Execute: Send + Sync + 'static {
     /// Does nothing when that generation is known already.
     fn start(&self, id: ReplicaId, want: &Want);
-    /// Begins to stop a replica after `grace`, in which its program may save its state. One that is not here, is
-    /// stopping or is gone stays as it is.
+    /// Begins to stop a replica after `grace`, in which its program may save its state. One that is stopping has no
+    /// more time for that when `grace` is nothing; one that is not here, or is gone, stays as it is.
     fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration);
     /// Removes what is left of a replica that is gone: its record and its directory.
     fn forget(&self, id: ReplicaId, generation: Generation);

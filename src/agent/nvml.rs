@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// Links that a GPU can have; NVML defines no more.
 const LINKS: u32 = 18;
+/// NVML_DEVICE_MIG_ENABLE.
+const ENABLED: u32 = 1;
 
 /// The GPUs in NVML's order; None when there is no driver.
 ///
@@ -29,15 +31,28 @@ pub fn gpus() -> Result<Option<Vec<Device>>, String> {
     read(&nvml).map(Some).map_err(|error| format!("NVML: {error}"))
 }
 
+/// The uuids of the GPUs that answer in NVML's order, in which an absent one has an empty name; none without a driver.
+pub fn order() -> Vec<Arc<str>> {
+    let Ok(nvml) = Nvml::init() else { return Vec::new() };
+    let uuid = |index| nvml.device_by_index(index).and_then(|gpu| gpu.uuid()).unwrap_or_default().into();
+    (0..nvml.device_count().unwrap_or(0)).map(uuid).collect()
+}
+
 fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
     let count = nvml.device_count()?;
     let mut out = Vec::new();
     let mut links = Vec::new();
     for index in 0..count {
-        match nvml.device_by_index(index).and_then(|gpu| Ok((described(&gpu)?, links_of(&gpu)?))) {
-            Ok((device, its_links)) => {
-                out.push(device);
-                links.push(its_links);
+        let found = nvml.device_by_index(index).and_then(|gpu| match is_divided(&gpu) {
+            true => slices(&gpu),
+            false => Ok(vec![(described(&gpu)?, links_of(&gpu)?)]),
+        });
+        match found {
+            Ok(found) => {
+                for (device, its_links) in found {
+                    out.push(device);
+                    links.push(its_links);
+                }
             }
             // The others go on without it.
             Err(error) => {
@@ -64,6 +79,43 @@ fn described(gpu: &nvml_wrapper::Device<'_>) -> Result<Device, NvmlError> {
         // The driver itself keeps nobody to a part.
         sharing: Sharing::None,
     })
+}
+
+/// Whether the GPU is in MIG mode: then programs get its slices, and nobody gets it whole.
+fn is_divided(gpu: &nvml_wrapper::Device<'_>) -> bool {
+    // Most GPUs have no such mode and say so with an error.
+    gpu.mig_mode().is_ok_and(|mode| mode.current == ENABLED)
+}
+
+/// The slices that somebody has made of the GPU, as devices of their own. They have no fast links.
+fn slices(gpu: &nvml_wrapper::Device<'_>) -> Result<Vec<(Device, Links)>, NvmlError> {
+    let whole = described(gpu)?;
+    let mut out = Vec::new();
+    // The count is the most that there can be.
+    for index in 0..gpu.mig_device_count()? {
+        let slice = match gpu.mig_device_by_index(index) {
+            Err(NvmlError::NotFound) => continue,
+            slice => slice?,
+        };
+        let name = slice.name()?;
+        let Some(profile) = profile(&name) else {
+            tracing::warn!(name, "a slice of a GPU without a profile in its name is left out");
+            continue;
+        };
+        let (uuid, memory) = (slice.uuid()?, slice.memory_info()?.total);
+        let links = Links { own: uuid.clone(), others: BTreeSet::new() };
+        out.push((Device { uuid: uuid.into(), memory, mig_profile: Some(profile), ..whole.clone() }, links));
+    }
+    if out.is_empty() {
+        tracing::warn!(gpu = %whole.uuid, "a GPU is in MIG mode and has no slices, so nobody gets anything of it; nvidia-smi mig makes some");
+    }
+    Ok(out)
+}
+
+/// `NVIDIA H100 80GB HBM3 MIG 3g.40gb` → `3g.40gb`.
+fn profile(name: &str) -> Option<DeviceType> {
+    let (_, profile) = name.rsplit_once("MIG ")?;
+    DeviceType::new(profile.trim()).ok()
 }
 
 /// What is on each of the GPUs: None where its driver does not offer that, and, as an error, why it can't be seen.
@@ -158,6 +210,14 @@ mod tests {
         assert_eq!(named("NVIDIA A100-SXM4-40GB", 40), "A100-40G");
         assert_eq!(named("", 1), "GPU-1G");
         assert_eq!(named("é…/", 1), "GPU-1G");
+    }
+
+    #[test]
+    fn slices_say_their_profile_by_name() {
+        let named = |name| profile(name).map(|profile| profile.to_string());
+        assert_eq!(named("NVIDIA H100 80GB HBM3 MIG 3g.40gb").as_deref(), Some("3g.40gb"));
+        assert_eq!(named("NVIDIA A100-SXM4-40GB MIG 1g.5gb+me").as_deref(), Some("1g.5gb+me"));
+        assert_eq!((named("NVIDIA H200"), named("MIG ")), (None, None));
     }
 
     #[test]

@@ -140,6 +140,19 @@ impl Post {
         self.stop.borrow().map_or(Duration::ZERO, |asked| asked.grace)
     }
 
+    /// Waits until it is told that it has no time for that any more.
+    pub(super) async fn hurried(&self) {
+        let mut stop = self.stop.clone();
+        loop {
+            if stop.borrow_and_update().is_some_and(|asked| asked.grace.is_zero()) {
+                return;
+            }
+            if stop.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     pub(super) fn dir(&self) -> PathBuf {
         self.shared.places.replica(&self.launch)
     }

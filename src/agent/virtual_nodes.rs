@@ -84,7 +84,7 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
             None => Sharing::Simulated,
             Some(index) => {
                 let known = Sharing::named(field(index, "sharing")?);
-                known.ok_or_else(|| at("sharing", "none, mps or simulated".to_owned()))?
+                known.ok_or_else(|| at("sharing", "none, mps, mig or simulated".to_owned()))?
             }
         };
         out.push(VirtualNode {

@@ -120,6 +120,7 @@ const GPUS: &[Column] = &[
     col("USED", |v| at(v, "used_milli").parse().map_or_else(|_| "-".to_owned(), milli)),
     col("ISLAND", |v| at(v, "island")),
     col("HEALTH", health),
+    col("SLICES", slices),
     wide("SHARING", |v| at(v, "sharing")),
     wide("UUID", |v| at(v, "uuid")),
 ];
@@ -163,6 +164,18 @@ const MEMBERS: &[Column] = &[
     wide("ID", |v| at(v, "id")),
     wide("VERSION", |v| at(v, "version")),
 ];
+
+/// The slices of a divided GPU, and how many parts of its memory are in none.
+fn slices(v: &Value) -> String {
+    match (v.get("slices").and_then(Value::as_array), v.get("free_parts").and_then(Value::as_u64)) {
+        (made, Some(free)) => {
+            let made = made.into_iter().flatten().filter_map(Value::as_str);
+            let free = format!("({free}/8 free)");
+            made.chain([free.as_str()]).collect::<Vec<_>>().join(" ")
+        }
+        _ => "-".to_owned(),
+    }
+}
 
 /// A device's health, with the fault that it is left alone for.
 fn health(v: &Value) -> String {

@@ -107,7 +107,7 @@ struct Register {
     zone: Option<String>,
     #[arg(long)]
     rack: Option<String>,
-    /// What is said to keep replicas that share a GPU to their parts: none, mps or simulated
+    /// What is said to keep replicas that share a GPU to their parts: none, mps, mig or simulated
     #[arg(long)]
     sharing: Option<String>,
 }

@@ -69,7 +69,7 @@ pub enum GpuNodes {
 }
 
 /// What may be said of a device that is only played.
-const SHARING: &str = "none, mps or simulated";
+const SHARING: &str = "none, mps, mig or simulated";
 /// Most GPUs of one node, and of a default quota; bounds the arithmetic.
 const MOST_GPUS: u64 = 1_000_000;
 /// Most labels, or prices, of one node.

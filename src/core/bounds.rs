@@ -5,12 +5,14 @@
 use crate::command::{Member, Note};
 use crate::consent::MAX_CLASSES;
 use crate::job::{JobSpec, MAX_REPLICAS, Restart, Runtime};
-use crate::node::{Cordon, NodeSpec};
+use crate::mig::Geometry;
+use crate::node::{Cordon, Device, DeviceKind, NodeSpec};
 use crate::placement::Chosen;
 use crate::placement::policy::MOST_WEIGHT;
 use crate::plan::Intent;
 use crate::reason::Refusal;
 use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
+use crate::sharing::Sharing;
 
 /// Longest text in an intent that is no name, in bytes: a host, an address, a reason.
 pub const MAX_TEXT: usize = 1024;
@@ -216,10 +218,26 @@ fn disruption(spec: &JobSpec) -> Result<(), Refusal> {
     }
 }
 
+/// Whether a device that is said to be divided can be: a GPU of a type whose slices are known, and no slice itself.
+fn divided(device: &Device) -> Result<(), Refusal> {
+    let sound =
+        device.kind == DeviceKind::Gpu && device.mig_profile.is_none() && Geometry::of(&device.device_type).is_some();
+    if device.sharing != Sharing::Mig || sound {
+        return Ok(());
+    }
+    let detail = format!(
+        "how {} is divided into slices is not known, only {}; say another type, or another kind of sharing",
+        device.device_type,
+        Geometry::known()
+    );
+    Err(Refusal::invalid("devices.sharing", detail))
+}
+
 fn node(spec: &NodeSpec) -> Result<(), Refusal> {
     text("host", &spec.host, MAX_TEXT)?;
     list("gpus", spec.devices.len(), usize::from(MAX_DEVICES))?;
     spec.devices.iter().try_for_each(|device| text("devices.uuid", &device.uuid, MAX_UUID))?;
+    spec.devices.iter().try_for_each(divided)?;
     list("labels", spec.labels.len(), MAX_ENTRIES)?;
     list("cost_per_hour", spec.cost_per_hour.len(), MAX_ENTRIES)?;
     let memory = spec.devices.iter().map(|d| d.memory).max().unwrap_or(0);

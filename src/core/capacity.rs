@@ -4,6 +4,7 @@
 
 use crate::id::{DeviceType, Label, NodeNo};
 use crate::ledger::NodeUse;
+use crate::mig::Layout;
 use crate::node::{Device, DeviceKind, Node, NodeState};
 use crate::resources::WHOLE;
 use crate::sharing::Sharing;
@@ -100,6 +101,8 @@ pub struct FreeDevice {
     pub milli: u16,
     /// Bytes.
     pub memory: u64,
+    /// Slices that are taken, where it is divided.
+    pub slices: Layout,
 }
 
 /// What placement needs to know of a node. Nodes with equal classes are interchangeable.
@@ -150,8 +153,17 @@ impl Class {
 
     /// Free thousandths of GPUs in all.
     pub fn free_gpu_milli(&self) -> u64 {
-        let gpus = self.flavor.devices.iter().zip(&self.devices).filter(|(f, _)| f.kind == DeviceKind::Gpu);
-        gpus.map(|(_, free)| u64::from(free.milli)).sum()
+        self.free_milli_of(|gpu| gpu.kind == DeviceKind::Gpu)
+    }
+
+    /// The same without those that are divided: of these nobody gets but slices.
+    pub fn idle_milli(&self) -> u64 {
+        self.free_milli_of(|gpu| gpu.kind == DeviceKind::Gpu && gpu.sharing != Sharing::Mig)
+    }
+
+    fn free_milli_of(&self, which: impl Fn(&DeviceFlavor) -> bool) -> u64 {
+        let devices = self.flavor.devices.iter().zip(&self.devices).filter(|(device, _)| which(device));
+        devices.map(|(_, free)| u64::from(free.milli)).sum()
     }
 }
 
@@ -270,8 +282,12 @@ pub(crate) fn class_of(flavor: Arc<Flavor>, node: &Node, used: &NodeUse) -> Clas
     let free = |(i, d): (usize, &Device)| {
         let held = used.devices.get(i).copied().unwrap_or_default();
         match node.may_use(i as u16) {
-            true => FreeDevice { milli: WHOLE as u16 - held.milli, memory: d.memory.saturating_sub(held.memory) },
-            false => FreeDevice { milli: 0, memory: 0 },
+            true => FreeDevice {
+                milli: WHOLE as u16 - held.milli,
+                memory: d.memory.saturating_sub(held.memory),
+                slices: held.slices,
+            },
+            false => FreeDevice { milli: 0, memory: 0, slices: Layout::FULL },
         }
     };
     Class {

@@ -177,7 +177,7 @@ fn choose(state: &State, most: usize) -> Vec<Step> {
 /// Nodes by how much of their idle GPU nobody can use, the most first.
 fn poorest(state: &State) -> Vec<NodeNo> {
     let wasted = |class: &Class| {
-        let idle = class.free_gpu_milli() as i64 * worth::MOST;
+        let idle = class.idle_milli() as i64 * worth::MOST;
         worth_of(state, class, None, 1).map(|worth| idle - worth).filter(|lost| *lost > 0)
     };
     let open = state.capacity().classes.iter().filter(|(class, _)| class.takes_work());

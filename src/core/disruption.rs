@@ -121,15 +121,20 @@ pub fn taken(job: &Job) -> u16 {
 /// Says whose budget stands in the way.
 pub fn blocker(job: &Job) -> Blocker {
     let (most, missing) = (budget(&job.spec).unwrap_or(0), missing(job));
+    let goes_on = match most {
+        0 => "none of them gives way: it goes on when the job ends, or needs fewer",
+        _ => "it goes on when they serve again",
+    };
     let detail = format!(
         "job {} (model {} of {}) lets {most} of its replicas be missing at once (max_unavailable), and {missing} of {} are; \
-         it goes on when they serve again",
+         {goes_on}",
         job.request,
         job.spec.model,
         job.spec.tenant,
         job.desired()
     );
-    Blocker { reason: Reason::DisruptionBudget, detail, nodes: 0, permanent: most == 0 }
+    // Jobs end, and services become smaller: no budget stands in the way for good.
+    Blocker { reason: Reason::DisruptionBudget, detail, nodes: 0, permanent: false }
 }
 
 impl Job {
@@ -137,6 +142,13 @@ impl Job {
     pub fn waits_since(&self) -> Option<u64> {
         let times = self.replicas.iter().filter_map(Replica::waits_since);
         if self.spec.gang { times.max() } else { times.min() }
+    }
+
+    /// Every time since when somebody of it waits: each is a moment from which on somebody may make others give way.
+    pub(crate) fn all_waits_since(&self) -> impl Iterator<Item = u64> + '_ {
+        let whole = self.spec.gang.then(|| self.waits_since()).flatten();
+        let each = self.replicas.iter().filter(|_| !self.spec.gang).filter_map(Replica::waits_since);
+        whole.into_iter().chain(each)
     }
 
     /// Replicas that have waited long enough at `now_ms` to make others give way: `delay_ms`.

@@ -9,9 +9,10 @@ use crate::disruption;
 use crate::id::{NodeNo, Revision, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Movable, Move, Phase, Replica};
 use crate::ledger::{self, Ledger, NodeUse, TenantUse};
+use crate::mig::{self, Shape, Slice};
 use crate::quota::tree;
 use crate::resources::{Gpus, WHOLE};
-use crate::sharing::Kept;
+use crate::sharing::{Kept, Sharing};
 use crate::state::{State, request_key};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,6 +44,8 @@ fn devices(state: &State, bad: &mut impl FnMut(String)) {
         disk: u64,
         milli: BTreeMap<u16, u64>,
         device_memory: BTreeMap<u16, u64>,
+        /// Slices of divided devices, and which of their parts each takes.
+        slices: BTreeMap<u16, Vec<Slice>>,
         ports: BTreeSet<u16>,
     }
     let mut sums: BTreeMap<_, Sum> = BTreeMap::new();
@@ -60,6 +63,9 @@ fn devices(state: &State, bad: &mut impl FnMut(String)) {
             for share in &alloc.shares {
                 *sum.milli.entry(share.device).or_default() += u64::from(share.milli);
                 *sum.device_memory.entry(share.device).or_default() += ledger::share_memory(ask, *share, &node.spec);
+                if let Kept::Mig(slice) = share.kept {
+                    sum.slices.entry(share.device).or_default().push(slice);
+                }
             }
             if alloc.port.is_some_and(|port| !sum.ports.insert(port)) {
                 bad(format!("{}: port {:?} is given twice", node.name, alloc.port));
@@ -72,6 +78,11 @@ fn devices(state: &State, bad: &mut impl FnMut(String)) {
         if sum.cpu > spec.cpu_milli || sum.memory > spec.memory || sum.disk > spec.disk {
             bad(format!("{}: more cpu, memory or disk is held than it has", node.name));
         }
+        for (device, slices) in &sum.slices {
+            if overlap(slices) {
+                bad(format!("{}: slices of device {device} overlap, or begin where none may: {slices:?}", node.name));
+            }
+        }
         for (device, milli) in &sum.milli {
             let memory = sum.device_memory.get(device).copied().unwrap_or(0);
             let has = spec.devices.get(usize::from(*device)).map_or(0, |d| d.memory);
@@ -83,6 +94,17 @@ fn devices(state: &State, bad: &mut impl FnMut(String)) {
             }
         }
     }
+}
+
+/// Whether two of the slices take the same part of their device, or one can't be where it is.
+fn overlap(slices: &[Slice]) -> bool {
+    let mut taken = BTreeSet::new();
+    let media = slices.iter().filter(|slice| slice.shape == Shape::OneMedia).count();
+    let mut clash = |slice: &Slice| {
+        let mut parts = slice.start..slice.start.saturating_add(slice.shape.size());
+        !slice.shape.starts().contains(&slice.start) || !parts.all(|part| part < mig::PARTS && taken.insert(part))
+    };
+    media > 1 || slices.iter().any(&mut clash)
 }
 
 /// Each job is known by its request, holds what it asks for, and lives.
@@ -140,10 +162,11 @@ fn is_kept(state: &State, spec: &JobSpec, alloc: &Allocation) -> bool {
     alloc.shares.iter().all(|share| {
         let device = devices.get(usize::from(share.device)).map(|device| device.sharing);
         match share.kept {
-            Kept::Alone => u32::from(share.milli) == WHOLE,
+            Kept::Alone => u32::from(share.milli) == WHOLE && device != Some(Sharing::Mig),
+            Kept::Mig(slice) => device == Some(Sharing::Mig) && share.milli == slice.shape.milli(),
             Kept::Mps | Kept::Simulated => device == share.kept.by_device(),
-            Kept::Runtime => spec.self_limiting,
-            Kept::Accepted => true,
+            Kept::Runtime => spec.self_limiting && device != Some(Sharing::Mig),
+            Kept::Accepted => device != Some(Sharing::Mig),
         }
     })
 }

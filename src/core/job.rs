@@ -10,7 +10,7 @@ use crate::id::{
 };
 use crate::placement::Why;
 use crate::reason::Reason;
-use crate::resources::Resources;
+use crate::resources::{Resources, WHOLE};
 use crate::rollout::Rollout;
 use crate::scaling::Scaling;
 use crate::sharing::Kept;
@@ -168,6 +168,23 @@ pub struct Allocation {
     pub shares: Vec<Share>,
     pub port: Option<u16>,
     pub at_ms: u64,
+}
+
+impl Share {
+    /// Thousandths of devices that quotas count: a slice is a device.
+    pub fn counted(&self) -> u64 {
+        match self.kept {
+            Kept::Mig(_) => u64::from(WHOLE),
+            _ => u64::from(self.milli),
+        }
+    }
+}
+
+impl Allocation {
+    /// Indexes of the devices of which it holds something.
+    pub fn devices(&self) -> impl Iterator<Item = u16> + '_ {
+        self.shares.iter().map(|share| share.device)
+    }
 }
 
 /// How far a placed replica has come, as its agent says.

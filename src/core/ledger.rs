@@ -4,7 +4,8 @@
 
 use crate::id::{DeviceType, JobNo, NodeNo, TenantNo};
 use crate::job::{Allocation, Share};
-use crate::node::{DeviceKind, NodeSpec};
+use crate::mig::{Layout, Slice};
+use crate::node::{Device, DeviceKind, NodeSpec};
 use crate::resources::{Gpus, Resources, WHOLE};
 use crate::sharing::{Ask, Kept};
 use imbl::{OrdMap, OrdSet};
@@ -18,6 +19,26 @@ pub struct DeviceUse {
     pub milli: u16,
     /// Bytes.
     pub memory: u64,
+    /// Slices, where it is divided.
+    pub slices: Layout,
+}
+
+impl DeviceUse {
+    fn hold(&mut self, share: Share, memory: u64) {
+        self.milli += share.milli;
+        self.memory += memory;
+        if let Kept::Mig(slice) = share.kept {
+            self.slices = self.slices.with(slice);
+        }
+    }
+
+    fn release(&mut self, share: Share, memory: u64) {
+        self.milli -= share.milli;
+        self.memory -= memory;
+        if let Kept::Mig(slice) = share.kept {
+            self.slices = self.slices.without(slice);
+        }
+    }
 }
 
 /// What is held on one node.
@@ -103,7 +124,7 @@ impl Ledger {
             (device.kind == DeviceKind::Gpu).then_some(&device.device_type)
         };
         for run in shares.chunk_by(|a, b| kind(a) == kind(b)) {
-            let (Some(of), milli) = (run.first().and_then(kind), run.iter().map(|s| u64::from(s.milli)).sum()) else {
+            let (Some(of), milli) = (run.first().and_then(kind), run.iter().map(Share::counted).sum()) else {
                 continue;
             };
             let types = Arc::make_mut(self.types.entry(tenant).or_default());
@@ -132,9 +153,7 @@ impl Ledger {
         used.memory += ask.memory;
         used.disk += ask.disk;
         for share in &alloc.shares {
-            let device = &mut used.devices[usize::from(share.device)];
-            device.milli += share.milli;
-            device.memory += share_memory(ask, *share, spec);
+            used.devices[usize::from(share.device)].hold(*share, share_memory(ask, *share, spec));
         }
         if let Some(port) = alloc.port {
             used.ports.insert(port);
@@ -164,9 +183,7 @@ impl Ledger {
         used.memory -= ask.memory;
         used.disk -= ask.disk;
         for share in &alloc.shares {
-            let device = &mut used.devices[usize::from(share.device)];
-            device.milli -= share.milli;
-            device.memory -= share_memory(ask, *share, spec);
+            used.devices[usize::from(share.device)].release(*share, share_memory(ask, *share, spec));
         }
         if let Some(port) = alloc.port {
             used.ports.remove(&port);
@@ -190,10 +207,40 @@ impl Ledger {
 /// Device memory that a share books: what was asked, else its part of the device.
 pub fn share_memory(ask: &Resources, share: Share, spec: &NodeSpec) -> u64 {
     let device = &spec.devices[usize::from(share.device)];
-    match (u32::from(share.milli), ask.gpu_memory) {
-        (WHOLE, _) => device.memory,
-        (milli, 0) => (u128::from(device.memory) * u128::from(milli) / u128::from(WHOLE)) as u64,
+    match (share.kept, ask.gpu_memory) {
+        (Kept::Mig(_), _) | (_, 0) => part_of(device.memory, share.milli),
+        _ if u32::from(share.milli) == WHOLE => device.memory,
         (_, asked) => asked,
+    }
+}
+
+/// So many thousandths of a device's memory.
+pub(crate) fn part_of(memory: u64, milli: u16) -> u64 {
+    (u128::from(memory) * u128::from(milli) / u128::from(WHOLE)) as u64
+}
+
+/// Whether the device is of the kind asked for, and what is said to keep the job to its part of it does.
+fn part_fits(job: &Ask<'_>, share: Share, device: &Device) -> Result<(), String> {
+    let ask = &job.resources;
+    if job.kept(device.sharing) != Some(share.kept) {
+        return Err(format!("device {}: nothing keeps the job to its part as planned", share.device));
+    }
+    let type_fits = ask.device_types.is_empty() || ask.device_types.contains(&device.device_type);
+    match type_fits && device.memory >= ask.gpu_memory && device.mig_profile == ask.mig_profile {
+        true => Ok(()),
+        false => Err(format!("device {} is not of the kind asked for", share.device)),
+    }
+}
+
+/// Whether the divided device makes such a slice, and has room for it there.
+fn slice_fits(job: &Ask<'_>, share: Share, slice: Slice, device: &Device, held: DeviceUse) -> Result<(), String> {
+    let shape = job.slice_of(device.sharing, &device.device_type, device.memory);
+    if shape != Some(slice.shape) || share.milli != slice.shape.milli() {
+        return Err(format!("device {} makes no such slice", share.device));
+    }
+    match held.slices.fits(slice) {
+        true => Ok(()),
+        false => Err(format!("device {}: no slice can begin at part {} of its memory", share.device, slice.start)),
     }
 }
 
@@ -229,17 +276,14 @@ pub fn fits(job: &Ask<'_>, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse) 
             DeviceKind::Tpu if share.kept == Kept::Alone => tpus += 1,
             DeviceKind::Tpu => return Err("a TPU is held alone".into()),
             DeviceKind::Gpu => {
-                if job.kept(device.sharing) != Some(share.kept) {
-                    return Err(format!("device {}: nothing keeps the job to its part as planned", share.device));
+                match share.kept {
+                    Kept::Mig(slice) => slice_fits(job, *share, slice, device, held)?,
+                    _ => part_fits(job, *share, device)?,
                 }
-                let type_fits = ask.device_types.is_empty() || ask.device_types.contains(&device.device_type);
-                if !type_fits || device.memory < ask.gpu_memory || device.mig_profile != ask.mig_profile {
-                    return Err(format!("device {} is not of the kind asked for", share.device));
-                }
-                gpu_milli += u64::from(share.milli);
+                gpu_milli += share.counted();
             }
         }
-        if matches!(ask.gpu, Gpus::Whole(_)) && u32::from(share.milli) != WHOLE {
+        if matches!(ask.gpu, Gpus::Whole(_)) && share.counted() != u64::from(WHOLE) {
             return Err("a whole device was asked for".into());
         }
     }

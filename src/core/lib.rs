@@ -28,6 +28,7 @@ pub mod job;
 pub mod join;
 pub mod ledger;
 pub mod liveness;
+pub mod mig;
 pub mod moves;
 pub mod node;
 pub mod placement;

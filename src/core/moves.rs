@@ -204,14 +204,14 @@ fn next(state: &State, node: &Node, job: &Job, no: u16, cause: Cause) -> Step {
         (Some(pick), _) => Step::Replace(pick),
         (None, Cause::Drain { force: true, .. }) => Step::Evict,
         // Two copies on one node are one too many: it stops, and starts on a sound device there.
-        (None, Cause::Fault { .. }) => room_beside(state, node.no, job).map_or(Step::Stay, Step::Beside),
+        (None, Cause::Fault { .. }) => room_beside(state, node.no, job, no).map_or(Step::Stay, Step::Beside),
         (None, _) => Step::Stay,
     }
 }
 
 /// Another place for the replica on the node itself. Only while nobody else could take it: no
 /// other waits, or is about to.
-fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
+fn room_beside(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
     let stops =
         |(_, _, r): (_, _, &Replica)| matches!(r.copy_on(node), Some((_, _, Copy::Own(Phase::Stopping { .. }))));
     if job.spec.movable() == Movable::Never
@@ -221,7 +221,7 @@ fn room_beside(state: &State, node: NodeNo, job: &Job) -> Option<Pick> {
     {
         return None;
     }
-    place_one(state, &job.spec, &Limits::default()).filter(|pick| pick.alloc.node == node)
+    place_one(state, job.spec_for(no), &Limits::default()).filter(|pick| pick.alloc.node == node)
 }
 
 /// A place for a second copy, which runs `to`, on none of the nodes `held`, inside the tenant's quota.

@@ -193,6 +193,11 @@ impl Node {
         self.quarantine.get(&self.spec.devices.get(usize::from(device))?.uuid)
     }
 
+    /// Whether one of the devices is in a state in which nothing on it can go on.
+    pub fn any_broken(&self, devices: impl IntoIterator<Item = u16>) -> bool {
+        devices.into_iter().filter_map(|device| self.quarantine_of(device)).any(|known| !known.serves())
+    }
+
     /// What runs there is to go elsewhere.
     pub fn is_draining(&self) -> bool {
         self.cordon.as_ref().is_some_and(|cordon| cordon.drain.is_some())

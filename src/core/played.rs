@@ -50,7 +50,9 @@ impl Played {
         let memory = self.gpu_memory.filter(|bytes| *bytes > 0);
         let mut all = devices(name, DeviceKind::Gpu, &device_type, gpus, memory);
         all.extend(devices(name, DeviceKind::Tpu, &fixed("TPU"), self.tpus, memory));
-        for device in all.iter_mut() {
+        // Only GPUs are divided.
+        let may = |device: &&mut Device| device.kind == DeviceKind::Gpu || self.sharing != Some(Sharing::Mig);
+        for device in all.iter_mut().filter(may) {
             device.sharing = self.sharing.unwrap_or(device.sharing);
         }
         let many = u64::from(gpus.max(1));

@@ -187,6 +187,10 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
                 (Condition::Alive, Some(_)) => {}
                 // Not wanted at this generation: an older launch, or a job that is gone.
                 (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::StoppedByUser, 0)),
+                // It had time to save its state perhaps, and has none any more.
+                (Condition::Stopping, Some(Want { stop: Some(why), grace_ms: 0, .. })) => {
+                    out.push(Action::Stop(*id, *generation, *why, 0))
+                }
                 (Condition::Stopping, _) => {}
                 (Condition::Gone { ok, why }, Some(_)) => out.push(Action::Report(*id, *generation, *ok, *why)),
                 (Condition::Gone { .. }, None) => out.push(Action::Forget(*id, *generation)),
@@ -304,6 +308,19 @@ mod tests {
         assert_eq!(purgeable(&both), 0);
         assert_eq!(purgeable(&actual(id, 2, Condition::Alive)), 1);
         assert_eq!(purgeable(&Actual::default()), 1);
+    }
+
+    #[test]
+    fn what_saves_its_state_hears_when_it_has_no_more_time() {
+        let (mut desired, id) = one_job();
+        let want = desired.replicas.get_mut(&id).unwrap();
+        (want.stop, want.grace_ms) = (Some(Reason::Preempted), 20_000);
+        let stop = |why, grace_ms| vec![Action::Stop(id, Generation(1), why, grace_ms)];
+        assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), stop(Reason::Preempted, 20_000));
+        assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), []);
+        let want = desired.replicas.get_mut(&id).unwrap();
+        (want.stop, want.grace_ms) = (Some(Reason::ApprovalRequired), 0);
+        assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), stop(Reason::ApprovalRequired, 0));
     }
 
     #[test]

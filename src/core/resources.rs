@@ -32,6 +32,12 @@ impl Gpus {
         }
     }
 
+    /// Who names a kind of slice, and no number, wants one.
+    #[must_use]
+    pub fn or_slice(self, profile: Option<&DeviceType>) -> Self {
+        if self == Gpus::None && profile.is_some() { Gpus::Whole(1) } else { self }
+    }
+
     /// From a count in thousandths: whole devices, or part of one.
     ///
     /// # Errors
@@ -132,5 +138,8 @@ mod tests {
         assert_eq!(Gpus::from_milli(2000), Ok(Gpus::Whole(2)));
         assert!(Gpus::from_milli(1500).is_err());
         assert!(Gpus::from_milli(u64::MAX - u64::MAX % 1000).is_err());
+        let slice = DeviceType::new("1g.10gb").ok();
+        assert_eq!((Gpus::None.or_slice(slice.as_ref()), Gpus::None.or_slice(None)), (Gpus::Whole(1), Gpus::None));
+        assert_eq!(Gpus::Whole(2).or_slice(slice.as_ref()), Gpus::Whole(2));
     }
 }

@@ -3,8 +3,10 @@
 //! does. [`Ask::kept`] is the one place that decides it; the placer, its explanations and
 //! apply ask there. It does not know how a limit is put on a program.
 
-use crate::job::{Allocation, JobSpec};
+use crate::id::DeviceType;
+use crate::job::{Allocation, JobSpec, Share};
 use crate::ledger;
+use crate::mig::{Shape, Slice};
 use crate::node::NodeSpec;
 use crate::resources::{Gpus, Resources, WHOLE};
 use crate::state::State;
@@ -21,16 +23,19 @@ pub enum Sharing {
     Mps,
     /// The device is only played, and so is what keeps its users apart.
     Simulated,
+    /// The device itself, which is divided into slices: nobody gets it whole, or another part than a slice.
+    Mig,
 }
 
 impl Sharing {
-    pub const ALL: [Sharing; 3] = [Sharing::None, Sharing::Mps, Sharing::Simulated];
+    pub const ALL: [Sharing; 4] = [Sharing::None, Sharing::Mps, Sharing::Simulated, Sharing::Mig];
 
     pub fn name(self) -> &'static str {
         match self {
             Sharing::None => "none",
             Sharing::Mps => "mps",
             Sharing::Simulated => "simulated",
+            Sharing::Mig => "mig",
         }
     }
 
@@ -53,6 +58,8 @@ pub enum Kept {
     Runtime,
     /// Nobody, and its tenant accepts that.
     Accepted,
+    /// The device, which makes this slice for it alone.
+    Mig(Slice),
 }
 
 impl Kept {
@@ -63,6 +70,7 @@ impl Kept {
             Kept::Simulated => "simulated",
             Kept::Runtime => "runtime",
             Kept::Accepted => "accepted",
+            Kept::Mig(_) => "mig",
         }
     }
 
@@ -71,6 +79,7 @@ impl Kept {
         match self {
             Kept::Mps => Some(Sharing::Mps),
             Kept::Simulated => Some(Sharing::Simulated),
+            Kept::Mig(_) => Some(Sharing::Mig),
             Kept::Alone | Kept::Runtime | Kept::Accepted => None,
         }
     }
@@ -124,9 +133,11 @@ impl<'a> Ask<'a> {
         self.spec
     }
 
-    /// What would keep it to what it asks for of such a device. None: nothing, so it gets no part of one.
+    /// What would keep it to what it asks for of such a device. None: nothing, so it gets no part of one. Of a device
+    /// that is divided it may get a slice (see [`Ask::slice_of`]), and nothing else.
     pub fn kept(&self, device: Sharing) -> Option<Kept> {
         match (self.spec.resources.gpu, device, self.otherwise) {
+            (Gpus::Whole(_) | Gpus::Milli(_), Sharing::Mig, _) => None,
             (Gpus::None | Gpus::Whole(_), ..) => Some(Kept::Alone),
             (Gpus::Milli(_), Sharing::Mps, _) => Some(Kept::Mps),
             (Gpus::Milli(_), Sharing::Simulated, _) => Some(Kept::Simulated),
@@ -136,22 +147,32 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// The kind of slice that it would get of a GPU that is divided, if it asks for one that such a GPU can make. A
+    /// program sees one slice, so nobody gets two.
+    pub fn slice_of(&self, sharing: Sharing, device_type: &DeviceType, memory: u64) -> Option<Shape> {
+        let ask = &self.spec.resources;
+        let profile = ask.mig_profile.as_ref().filter(|_| sharing == Sharing::Mig && ask.gpu == Gpus::Whole(1))?;
+        let shape = Shape::named(device_type, profile)?;
+        let type_fits = ask.device_types.is_empty() || ask.device_types.contains(device_type);
+        (type_fits && ledger::part_of(memory, shape.milli()) >= ask.gpu_memory).then_some(shape)
+    }
+
     /// Whether it takes a part of any device, also of one that enforces nothing.
     pub fn takes_any(&self) -> bool {
         self.otherwise != Otherwise::Nobody
     }
 
-    /// Whether what holds the place may go on there as this job, in another version perhaps. What its runtime kept
-    /// it to, the next version's has to keep it to as well.
-    pub fn stays_kept(&self, alloc: &Allocation, node: &NodeSpec) -> bool {
-        alloc.shares.iter().all(|share| match share.kept {
-            Kept::Runtime => self.spec.self_limiting,
-            Kept::Accepted => self.takes_any(),
-            Kept::Alone => true,
-            Kept::Mps | Kept::Simulated => {
-                node.devices.get(usize::from(share.device)).is_some_and(|d| Some(d.sharing) == share.kept.by_device())
-            }
-        })
+    /// The shares of the place as this job would hold them, which takes it over from another version of itself; None
+    /// where nothing would keep it to them. What kept the other need not be what keeps this one.
+    pub fn takes_over(&self, alloc: &Allocation, node: &NodeSpec) -> Option<Vec<Share>> {
+        let keep = |share: &Share| {
+            let kept = match share.kept {
+                Kept::Alone | Kept::Mig(_) => share.kept,
+                _ => self.kept(node.devices.get(usize::from(share.device))?.sharing)?,
+            };
+            Some(Share { kept, ..*share })
+        };
+        alloc.shares.iter().map(keep).collect()
     }
 }
 
@@ -170,7 +191,9 @@ pub struct Part {
 impl Part {
     /// The part among what is held; None where every device is held alone. There is at most one.
     pub fn of(ask: &Resources, alloc: &Allocation, node: &NodeSpec) -> Option<Self> {
-        let share = alloc.shares.iter().find(|share| share.kept != Kept::Alone)?;
+        // A slice is a device of its own, of which nothing is anybody else's.
+        let shared = |share: &&Share| !matches!(share.kept, Kept::Alone | Kept::Mig(_));
+        let share = alloc.shares.iter().find(shared)?;
         let of = node.devices.get(usize::from(share.device))?.memory;
         Some(Self { kept: share.kept, milli: share.milli, memory: ledger::share_memory(ask, *share, node), of })
     }

@@ -440,9 +440,7 @@ impl State {
             if let Some(at) = job.wake_ms() {
                 self.wakes.insert((at, job.no));
             }
-            if let Some(since) = job.waits_since() {
-                self.waits.insert((since, job.no));
-            }
+            self.waits.extend(job.all_waits_since().map(|since| (since, job.no)));
         }
     }
 
@@ -463,7 +461,7 @@ impl State {
             if let Some(at) = job.wake_ms() {
                 self.wakes.remove(&(at, job.no));
             }
-            if let Some(since) = job.waits_since() {
+            for since in job.all_waits_since() {
                 self.waits.remove(&(since, job.no));
             }
         }

@@ -6,6 +6,7 @@ use crate::disruption::Notice;
 use crate::forecast;
 use crate::id::{ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
+use crate::mig::Slice;
 use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
 use crate::reason::{Blocker, Reason};
@@ -107,6 +108,16 @@ pub struct DeviceView {
     pub device_type: Arc<str>,
     pub milli: u16,
     pub kept: Kept,
+}
+
+impl DeviceView {
+    /// What keeps the replica to what it holds; of a slice also which, and where on its GPU it begins.
+    pub fn keeper(&self) -> String {
+        match self.kept {
+            Kept::Mig(slice) => format!("mig {}", slice.words(&self.device_type)),
+            kept => kept.name().to_owned(),
+        }
+    }
 }
 
 /// The view of a live or finished job.
@@ -225,6 +236,23 @@ pub fn place(state: &State, alloc: &Allocation) -> Option<PlaceView> {
         address: alloc.port.map(|port| format!("{}:{port}", node.spec.host)),
         simulated: node.spec.simulated,
     })
+}
+
+/// The slices that are made of a node's device, by where they begin.
+pub fn slices(state: &State, node: NodeNo, device: u16) -> Vec<Slice> {
+    let held = state
+        .replicas_on(node)
+        .filter_map(|(.., replica)| replica.copy_on(node))
+        .flat_map(|(_, alloc, _)| &alloc.shares);
+    let mut out: Vec<Slice> = held
+        .filter(|share| share.device == device)
+        .filter_map(|share| match share.kept {
+            Kept::Mig(slice) => Some(slice),
+            _ => None,
+        })
+        .collect();
+    out.sort_unstable_by_key(|slice| slice.start);
+    out
 }
 
 /// The word for a stage.

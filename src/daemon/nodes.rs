@@ -7,6 +7,7 @@ use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
+use crate::agent::nvml;
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Daemon, Execute, NodeRegistration, Sensor, Users, Vacancy};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
@@ -60,7 +61,7 @@ fn simulated(own: &PlayedNode, said: Option<Sharing>) -> Vec<Device> {
 }
 
 /// `NF_GPU_SHARING`, or what is found beside the driver. Where it can't be known, nothing is said to be enforced.
-fn shared(settings: &Settings, devices: &mut [Device], simulated: bool) {
+fn shared(settings: &Settings, data: &Path, devices: &mut [Device], simulated: bool) {
     if let Some(said) = settings.gpu_sharing.value {
         devices.iter_mut().filter(|device| device.kind == DeviceKind::Gpu).for_each(|gpu| gpu.sharing = said);
         return;
@@ -68,7 +69,7 @@ fn shared(settings: &Settings, devices: &mut [Device], simulated: bool) {
     if simulated || devices.is_empty() {
         return;
     }
-    match serving(settings).and_then(|daemon| daemon.mark(devices)) {
+    match serving(settings, data).and_then(|daemon| daemon.mark(devices, &nvml::order())) {
         Ok(()) => {
             let parts = devices.iter().filter(|device| device.sharing == Sharing::Mps).count();
             tracing::info!(parts, "MPS keeps replicas to their parts of so many GPUs");
@@ -78,14 +79,12 @@ fn shared(settings: &Settings, devices: &mut [Device], simulated: bool) {
 }
 
 /// The daemon of the Multi-Process Service, where it serves whom the agent starts.
-fn serving(settings: &Settings) -> Result<Daemon, String> {
+fn serving(settings: &Settings, data: &Path) -> Result<Daemon, String> {
     let daemon = Daemon::find(&settings.mps_pipe_directory.value)?;
-    match settings.replica_users.value {
-        // One server serves one user at a time, says its man page: the next one waits until the first has gone.
-        Some(_) if nix::unistd::geteuid().is_root() => {
-            Err("MPS serves one user at a time, and replicas have users of their own (NF_REPLICA_USERS)".into())
-        }
-        _ => Ok(daemon),
+    // One server serves one user at a time, says its man page: the next one waits until the first has gone.
+    match users(settings, data).are_given() {
+        true => Err("MPS serves one user at a time, and replicas have users of their own (NF_REPLICA_USERS)".into()),
+        false => Ok(daemon),
     }
 }
 
@@ -132,7 +131,7 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
             let found =
                 own_devices(&me.name, &me.data, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
             let (mut devices, simulated) = found;
-            shared(settings, &mut devices, simulated);
+            shared(settings, &me.data, &mut devices, simulated);
             (devices, simulated)
         }
         GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {

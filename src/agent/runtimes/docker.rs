@@ -9,7 +9,7 @@ mod output;
 use super::life::Running;
 use super::process::{discard, make_own_dir};
 use super::processes::Identity;
-use super::{model_dir, mps, port_is_taken, port_taken, prepare, vacancy};
+use super::{model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
 use crate::agent::engine::{Facts, Fault};
 use crate::agent::executor::Shared;
 use crate::agent::post::Post;
@@ -141,6 +141,7 @@ async fn make_ready(post: &Post, want: &Want) -> Result<Ready, End> {
     }
     match reached(post, want, &container.image).await {
         Ok((docker, facts, image, address)) => {
+            slices::made(post, want).await?;
             mps::served(post, want).await?;
             vacancy::wait(post, want).await?;
             Ok(Ready { docker, facts, manifest, container, image, address })

@@ -361,6 +361,7 @@ impl<B: Body> Running<B> {
         let said = tokio::select! {
             _ = self.body.gone() => "its program has ended",
             () = tokio::time::sleep_until(until.into()) => "its time for that is over",
+            () = self.post.hurried() => "its time for that was taken back",
             () = requests => "",
         };
         self.post.note(&format!("state saved, as far as it was: {said}")).await;

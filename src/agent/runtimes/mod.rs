@@ -12,6 +12,7 @@ pub(super) mod process;
 pub(super) mod processes;
 pub(super) mod session;
 pub(super) mod simulated;
+pub(super) mod slices;
 pub(super) mod users;
 pub(super) mod vacancy;
 

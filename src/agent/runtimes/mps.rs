@@ -13,6 +13,7 @@ use nf_core::sharing::{Kept, Sharing};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The daemon writes its process id there, below its pipes.
 const PID_FILE: &str = "nvidia-cuda-mps-control.pid";
@@ -50,16 +51,21 @@ impl Daemon {
         }
     }
 
-    /// Marks those of the machine's GPUs, in the driver's order, that the daemon serves.
+    /// Marks those of the machine's GPUs that the daemon serves. `driver` are their uuids in the driver's order, which
+    /// the daemon's numbers count by; the node's own order is that in which it first saw them.
     ///
     /// # Errors
     /// When that can't be known: its environment is its user's own, and root's.
-    pub fn mark(&self, gpus: &mut [Device]) -> Result<(), String> {
+    pub fn mark(&self, gpus: &mut [Device], driver: &[Arc<str>]) -> Result<(), String> {
         let environment = fs::read(format!("/proc/{}/environ", self.pid)).map_err(|e| {
             format!("which GPUs the MPS control daemon (process {}) serves can't be read: {e}", self.pid)
         })?;
         let visible = visible(&environment);
-        for (index, gpu) in gpus.iter_mut().enumerate() {
+        // CUDA counts the fastest first, unless it is told to count as the driver does. Where all are alike, it is the same.
+        let alike = gpus.windows(2).all(|pair| pair[0].device_type == pair[1].device_type);
+        let counts = alike || set(&environment, "CUDA_DEVICE_ORDER").is_some_and(|order| order == b"PCI_BUS_ID");
+        for gpu in gpus.iter_mut() {
+            let index = driver.iter().position(|uuid| *uuid == gpu.uuid).filter(|_| counts);
             if visible.as_ref().is_none_or(|names| serves(names, index, &gpu.uuid)) {
                 gpu.sharing = Sharing::Mps;
             }
@@ -68,17 +74,23 @@ impl Daemon {
     }
 }
 
+/// What a variable of the environment is set to.
+fn set<'a>(environment: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let pairs = environment.split(|byte| *byte == 0);
+    pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())).find_map(|rest| rest.strip_prefix(b"="))
+}
+
 /// The names of its `CUDA_VISIBLE_DEVICES`; None where it has none, and serves all.
 fn visible(environment: &[u8]) -> Option<Vec<String>> {
-    let set = environment.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(b"CUDA_VISIBLE_DEVICES="))?;
+    let set = set(environment, "CUDA_VISIBLE_DEVICES")?;
     // CUDA takes what stands before the first name that it does not know.
     Some(String::from_utf8_lossy(set).split(',').map(|name| name.trim().to_owned()).collect())
 }
 
-/// Whether a GPU is among the names: by its index, or by the beginning of its uuid.
-fn serves(names: &[String], index: usize, uuid: &str) -> bool {
+/// Whether a GPU is among the names: by its index, where that is known, or by the beginning of its uuid.
+fn serves(names: &[String], index: Option<usize>, uuid: &str) -> bool {
     let by_uuid = |name: &str| name.len() > "GPU-".len() && name.starts_with("GPU-") && uuid.starts_with(name);
-    names.iter().any(|name| name.parse() == Ok(index) || by_uuid(name))
+    names.iter().any(|name| index.is_some() && name.parse().ok() == index || by_uuid(name))
 }
 
 /// Whether it is the service that keeps the replica to its part.
@@ -134,12 +146,17 @@ pub(in crate::agent) mod tests {
 
     /// A program of the daemon's name, which is none.
     pub(in crate::agent) async fn daemon(dir: &Path, visible: Option<&str>) -> Child {
+        daemon_with(dir, visible, None).await
+    }
+
+    async fn daemon_with(dir: &Path, visible: Option<&str>, order: Option<&str>) -> Child {
         fs::create_dir_all(dir).unwrap();
         let program = dir.join("nvidia-cuda-mps-control");
         // A link, and no copy: what is still open for writing somewhere can't be run.
         symlink("/bin/sleep", &program).unwrap();
         let mut command = Command::new(&program);
         command.arg("60").env_clear().envs(visible.map(|names| ("CUDA_VISIBLE_DEVICES", names)));
+        command.envs(order.map(|order| ("CUDA_DEVICE_ORDER", order)));
         let child = command.spawn().unwrap();
         fs::write(dir.join(PID_FILE), format!("{}\n", child.id())).unwrap();
         // It has its name a moment after its pid.
@@ -150,11 +167,13 @@ pub(in crate::agent) mod tests {
         child
     }
 
-    async fn marked(visible: Option<&str>) -> Vec<bool> {
+    /// Which of three GPUs, the first of which the driver counts last, such a daemon serves.
+    async fn marked(gpus: &[Device], visible: Option<&str>, order: Option<&str>) -> Vec<bool> {
         let dir = tempfile::tempdir().unwrap();
-        let mut child = daemon(dir.path(), visible).await;
-        let mut gpus = gpus(3);
-        Daemon::find(dir.path()).unwrap().mark(&mut gpus).unwrap();
+        let mut child = daemon_with(dir.path(), visible, order).await;
+        let mut gpus = gpus.to_vec();
+        let driver: Vec<Arc<str>> = [1, 2, 0].map(|i| gpus[i].uuid.clone()).to_vec();
+        Daemon::find(dir.path()).unwrap().mark(&mut gpus, &driver).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(Daemon::find(dir.path()).unwrap_err().contains("not there any more"), "it is gone");
@@ -163,11 +182,23 @@ pub(in crate::agent) mod tests {
 
     #[tokio::test]
     async fn the_daemon_is_found_by_its_pipes_and_serves_what_it_sees() {
-        assert_eq!(marked(None).await, [true, true, true]);
-        assert_eq!(marked(Some("1")).await, [false, true, false]);
-        assert_eq!(marked(Some("GPU-2222-x,GPU-00")).await, [true, false, true]);
-        assert_eq!(marked(Some("")).await, [false, false, false]);
-        assert_eq!(marked(Some("GPU-,-1,nonsense")).await, [false, false, false]);
+        let alike = gpus(3);
+        assert_eq!(marked(&alike, None, None).await, [true, true, true]);
+        assert_eq!(marked(&alike, Some("GPU-2222-x,GPU-00"), None).await, [true, false, true]);
+        assert_eq!(marked(&alike, Some(""), None).await, [false, false, false]);
+        assert_eq!(marked(&alike, Some("GPU-,-1,nonsense"), None).await, [false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn its_numbers_are_the_drivers_and_count_only_where_cuda_counts_so() {
+        let alike = gpus(3);
+        assert_eq!(marked(&alike, Some("1"), None).await, [false, false, true]);
+        assert_eq!(marked(&alike, Some("2,0"), None).await, [true, true, false]);
+        let mut mixed = gpus(3);
+        mixed[1].device_type = nf_core::id::DeviceType::new("T4").unwrap();
+        assert_eq!(marked(&mixed, Some("1"), None).await, [false, false, false], "the fastest first, whichever it is");
+        assert_eq!(marked(&mixed, Some("1,GPU-00"), None).await, [true, false, false]);
+        assert_eq!(marked(&mixed, Some("1"), Some("PCI_BUS_ID")).await, [false, false, true]);
     }
 
     #[tokio::test]

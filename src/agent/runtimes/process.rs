@@ -6,7 +6,7 @@ use super::life::{Leader, Processes, Running, clear};
 use super::processes::{Identity, KEY, Owner};
 use super::session::{self, Confinement};
 use super::users::{self, Giver};
-use super::{cgroup, docker, model_dir, mps, port_is_taken, port_taken, prepare, vacancy};
+use super::{cgroup, docker, model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -133,6 +133,7 @@ async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
         post.note(&format!("port {port} is taken by a program that is not ours")).await;
         return Err(port_taken());
     }
+    slices::made(post, want).await?;
     mps::served(post, want).await?;
     vacancy::wait(post, want).await?;
     Ok((manifest, process))

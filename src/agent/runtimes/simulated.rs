@@ -3,7 +3,7 @@
 //! simulated. Only the model is missing. It ends with the agent.
 
 use super::answers::Doing;
-use super::{answers, prepare};
+use super::{answers, prepare, slices};
 use crate::agent::executor::now_ms;
 use crate::agent::post::Post;
 use crate::agent::record::End;
@@ -136,7 +136,10 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
                 let lead = LEAD.max(post.grace());
                 let term_ms = now_ms() + millis(lead);
                 post.stops(why, term_ms, term_ms + millis(FINISH));
-                tokio::time::sleep(lead).await;
+                tokio::select! {
+                    () = tokio::time::sleep(lead) => {}
+                    () = post.hurried(), if lead > LEAD => {}
+                }
                 server.stop().await;
                 End { ok: true, why }
             }
@@ -164,6 +167,7 @@ async fn say(post: &Post, doing: &Doing) -> Infallible {
 /// Everything until it is ready. None: it has no port, so there is nothing to serve.
 async fn start(post: &Post, want: &Want) -> Result<Option<Server>, End> {
     prepare(post, &want.spec).await?;
+    slices::made(post, want).await?;
     post.stage(Stage::Starting);
     let (host, spec) = (&*want.host, &want.spec);
     let (server, address) = match want.port {

@@ -42,6 +42,13 @@ pub struct Users {
     pub home: PathBuf,
 }
 
+impl Users {
+    /// Whether replicas get users of their own on this machine: they are wanted, and can be given.
+    pub fn are_given(&self) -> bool {
+        Giver::find(self).is_ok()
+    }
+}
+
 /// Who has a user.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {

@@ -113,8 +113,8 @@ pub struct PlacementBody {
     pub devices: Vec<String>,
     /// Thousandths held of each device, in the same order.
     pub shares: Vec<u16>,
-    /// What keeps it to its part of each, in the same order: `alone`, `mps`, `simulated`, `runtime` (by itself) or
-    /// `accepted` (nothing does).
+    /// What keeps it to its part of each, in the same order: `alone`, `mps`, `simulated`, `runtime` (by itself),
+    /// `accepted` (nothing does), or `mig` with the slice and where it begins, such as `mig 3g.40gb@4`.
     pub kept: Vec<String>,
     pub device_types: Vec<String>,
     /// `host:port`, when the replica listens.
@@ -132,7 +132,7 @@ impl PlacementBody {
             node: place.node.to_string(),
             devices: place.devices.iter().map(|d| d.uuid.to_string()).collect(),
             shares: place.devices.iter().map(|d| d.milli).collect(),
-            kept: place.devices.iter().map(|d| d.kept.name().to_owned()).collect(),
+            kept: place.devices.iter().map(|d| d.keeper()).collect(),
             device_types: place.devices.iter().map(|d| d.device_type.to_string()).collect(),
             address: place.address.clone(),
             simulated: place.simulated,

@@ -111,11 +111,13 @@ fn resources(m: v1::Resources) -> Result<Resources, Refusal> {
         return Err(Refusal::invalid("resources.device_types", format!("at most {MAX_ITEMS}")));
     }
     let types = m.device_types.iter().map(|t| name("resources.device_types", t, DeviceType::new));
+    let mig_profile = maybe("resources.mig_profile", &m.mig_profile, DeviceType::new)?;
+    let gpu = at("resources.gpu", value::milli(m.gpu).and_then(Gpus::from_milli))?;
     Ok(Resources {
-        gpu: at("resources.gpu", value::milli(m.gpu).and_then(Gpus::from_milli))?,
+        gpu: gpu.or_slice(mig_profile.as_ref()),
         gpu_memory: at("resources.gpu_memory_bytes", value::plain_bytes(m.gpu_memory_bytes))?,
         device_types: device_types(types.collect::<Result<_, _>>()?),
-        mig_profile: maybe("resources.mig_profile", &m.mig_profile, DeviceType::new)?,
+        mig_profile,
         tpu: match m.tpu {
             0..=1024 => m.tpu as u16,
             more => return Err(Refusal::invalid("resources.tpu", format!("at most 1024, not {more}"))),
@@ -206,7 +208,7 @@ pub fn registration(m: v1::RegisterNodeRequest) -> Result<Registration, Refusal>
         cost_per_hour: m.cost_per_hour.map(|cost| at("cost_per_hour", value::micro(cost))).transpose()?,
         sharing: match m.sharing.as_str() {
             "" => None,
-            text => Some(at("sharing", Sharing::named(text).ok_or_else(|| "none, mps or simulated".to_owned()))?),
+            text => Some(at("sharing", Sharing::named(text).ok_or_else(|| "none, mps, mig or simulated".to_owned()))?),
         },
     })
 }
@@ -226,7 +228,7 @@ pub fn place(p: &PlaceView) -> v1::Place {
         index: u32::from(d.index),
         device_type: d.device_type.to_string(),
         milli: u32::from(d.milli),
-        kept: d.kept.name().to_owned(),
+        kept: d.keeper(),
     };
     v1::Place {
         node: p.node.to_string(),

@@ -139,6 +139,7 @@ fn resources(field: &Field<'_>) -> Result<Resources, Refusal> {
     let gpu_memory = o.bytes("gpu_memory")?.unwrap_or(0);
     let types = o.get("device_type").map(|f| type_list(&f)).transpose()?.unwrap_or_default();
     let mig_profile = o.name("mig_profile", DeviceType::new)?;
+    let gpu = gpu.or_slice(mig_profile.as_ref());
     let tpu = o.integer("tpu", 0, 1024)?.unwrap_or(0) as u16;
     let cpu_milli = o.milli("cpu")?.unwrap_or(0);
     let memory = o.bytes("mem")?.unwrap_or(0);

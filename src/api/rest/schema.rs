@@ -214,7 +214,7 @@ pub struct RegisterRequest {
     pub rack: Option<String>,
     /// Price of one device per hour.
     pub cost_per_hour: Option<f64>,
-    /// What is said to keep replicas that share a GPU to their parts: `none`, `mps` or `simulated` (unless said).
+    /// What is said to keep replicas that share a GPU to their parts: `none`, `mps`, `mig` or `simulated` (unless said).
     pub sharing: Option<String>,
 }
 
@@ -251,7 +251,7 @@ pub struct AddedNodes {
     pub rack: Option<String>,
     /// Price of one device per hour.
     pub cost_per_hour: Option<f64>,
-    /// What is said to keep replicas that share a GPU to their parts: `none`, `mps` or `simulated` (unless said).
+    /// What is said to keep replicas that share a GPU to their parts: `none`, `mps`, `mig` or `simulated` (unless said).
     pub sharing: Option<String>,
 }
 

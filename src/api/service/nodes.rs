@@ -14,7 +14,9 @@ use nf_core::plan::Intent;
 use nf_core::played::PORTS;
 use nf_core::quota;
 use nf_core::reason::{Reason, Refusal};
+use nf_core::sharing::Sharing;
 use nf_core::state::State;
+use nf_core::view;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -46,8 +48,15 @@ pub struct DeviceBody {
     /// Devices with the same number share fast links.
     pub island: u16,
     pub mig_profile: Option<String>,
-    /// What keeps replicas that share it to their parts: `none`, `mps` or `simulated`.
+    /// What keeps replicas that share it to their parts: `none`, `mps`, `simulated`, or `mig` where it is divided into
+    /// slices.
     pub sharing: String,
+    /// The slices that are made of it, each as profile and first part of memory, such as `3g.40gb@4`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slices: Vec<String>,
+    /// Parts of its memory, of eight, that are in no slice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free_parts: Option<u32>,
     /// As its agent registered it.
     pub healthy: bool,
     /// `Healthy`, `Quarantined` or `Unhealthy`; only a healthy one gets work.
@@ -180,6 +189,15 @@ impl NodeBody {
             island: d.island,
             mig_profile: d.mig_profile.as_ref().map(ToString::to_string),
             sharing: d.sharing.name().into(),
+            slices: match d.sharing {
+                Sharing::Mig => {
+                    let made = view::slices(state, node.no, i as u16);
+                    made.iter().map(|slice| slice.words(d.device_type.as_str())).collect()
+                }
+                _ => Vec::new(),
+            },
+            free_parts: (d.sharing == Sharing::Mig)
+                .then(|| used.devices.get(i).copied().unwrap_or_default().slices.free()),
             healthy: d.healthy,
             health: super::devices::health(node, i as u16).into(),
             quarantine: node.quarantine_of(i as u16).map(Into::into),

@@ -29,6 +29,7 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     }
     trust::withheld(state, &job).map_or(Ok(()), Err)?;
     judge(state, Some(job.tenant), &job.spec, claim)?;
+    job::fit_each(state, Some(job.tenant), |no| job.spec_for(no), &claim.placements, &claim.victims)?;
     let paid = budget::judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
     paid.map_err(|over| over.refusal())?;
     let before = job.state();
@@ -62,8 +63,8 @@ fn bad(detail: String) -> Refusal {
     Refusal::new(Reason::PlanChanged, detail)
 }
 
-/// The judgement: each victim may be evicted by such a job, gangs as a whole, and the
-/// places are there when they are gone.
+/// The judgement on the victims: each may be evicted by such a job, and gangs as a whole. Whether the places are
+/// there when they are gone is judged beside it.
 fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim) -> Result<(), Refusal> {
     if state.claims.len() >= MOST_OPEN
         || claim.placements.is_empty()
@@ -105,7 +106,7 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
             return Err(bad(format!("job {no} lets fewer of its replicas be missing at once")));
         }
     }
-    job::fits(state, tenant, spec, &claim.placements, &claim.victims)
+    Ok(())
 }
 
 /// Tells the victims to stop; what they hold is theirs until their agents say that they are gone.

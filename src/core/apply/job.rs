@@ -166,6 +166,19 @@ pub(super) fn fits(
     placements: &[Placement],
     gone: &[Victim],
 ) -> Result<(), Refusal> {
+    fit_each(state, tenant, |_| spec, placements, gone)
+}
+
+/// The same where replicas may be of two versions: `spec` is what each of them runs. They ask for the same
+/// resources, and differ in what keeps them to those.
+pub(super) fn fit_each<'a>(
+    state: &State,
+    tenant: Option<TenantNo>,
+    spec: impl Fn(u16) -> &'a JobSpec,
+    placements: &[Placement],
+    gone: &[Victim],
+) -> Result<(), Refusal> {
+    let Some(first) = placements.first().map(|placement| spec(placement.replica)) else { return Ok(()) };
     let bad = |detail: String| Err(Refusal::new(Reason::PlanChanged, detail));
     let scratch;
     let state = match gone {
@@ -175,10 +188,10 @@ pub(super) fn fits(
             &scratch
         }
     };
-    if !quota::allows(state, tenant, &spec.resources, placements.len() as u64)
+    if !quota::allows(state, tenant, &first.resources, placements.len() as u64)
         || !quota::types::allows(state, tenant, placements)
     {
-        return bad(format!("tenant {} would pass its quota", spec.tenant));
+        return bad(format!("tenant {} would pass its quota", first.tenant));
     }
     // What earlier placements of this command will hold.
     let mut uses: BTreeMap<NodeNo, NodeUse> = BTreeMap::new();
@@ -194,13 +207,13 @@ pub(super) fn fits(
             return bad(format!("node {}: a device of the plan is in quarantine", node.name));
         }
         let used = uses.get(&alloc.node).unwrap_or(held);
-        if let Err(text) = ledger::fits(&Ask::of(state, spec), alloc, &node.spec, used) {
+        if let Err(text) = ledger::fits(&Ask::of(state, spec(placement.replica)), alloc, &node.spec, used) {
             return bad(format!("node {}: {text}", node.name));
         }
         if placements.len() > 1 {
             let mut scratch = ledger::Ledger::default();
             scratch.nodes.insert(alloc.node, used.clone().into());
-            scratch.hold(TenantNo(0), (JobNo(0), placement.replica), &spec.resources, alloc, &node.spec);
+            scratch.hold(TenantNo(0), (JobNo(0), placement.replica), &first.resources, alloc, &node.spec);
             uses.extend(scratch.nodes.get(&alloc.node).map(|used| (alloc.node, (**used).clone())));
         }
     }
@@ -229,11 +242,13 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
     trust::withheld(state, job).map_or(Ok(()), Err)?;
-    fits(state, Some(job.tenant), &job.spec, placements, &[])?;
+    fit_each(state, Some(job.tenant), |replica| job.spec_for(replica), placements, &[])?;
     judge::check(state, Some(job.tenant), &job.spec, &job.replicas, placements).map_err(|over| over.refusal())?;
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);
+    // Replicas of another version wait for a pass of their own.
+    state.room += u64::from(job.open_rollout().is_some() && job.wants_place());
     save(state, job, before, None);
     Ok(Answer::Count(placements.len() as u32))
 }

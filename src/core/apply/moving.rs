@@ -7,7 +7,7 @@ use crate::budget::judge;
 use crate::command::{Answer, Placement};
 use crate::disruption::{self, Notice};
 use crate::event::EventKind;
-use crate::id::{Generation, JobNo, Revision};
+use crate::id::{Generation, JobNo, NodeNo, Revision};
 use crate::job::{Allocation, Job, JobSpec, Movable, Move, Next, Phase, Replica, Restart, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
@@ -56,6 +56,10 @@ const OVER: &str = "as many of its replicas are missing as it lets be missing at
 
 /// What a replica in that phase is told that has to stop.
 pub(super) fn notice(state: &State, job: &Job, phase: &Phase, why: Reason) -> Option<Notice> {
+    let (Phase::Held { alloc, .. } | Phase::Stopping { alloc, .. }) = phase else { return None };
+    if state.node(alloc.node).is_none_or(|node| node.any_broken(alloc.devices())) {
+        return None;
+    }
     disruption::notice(&job.spec, phase, why, &state.meta().placement.preemption, state.meta().now_ms)
 }
 
@@ -137,7 +141,39 @@ pub(super) fn stop(spec: &JobSpec, replica: &mut Replica, why: Reason) {
     replica.moving = put_away(spec, replica.moving.take(), why);
 }
 
-/// Those of the replica's copies that run one of these revisions stop for now. It waits for a place afterwards,
+/// Time to save one's state is a courtesy. What stops on a device of the node that is broken has none left.
+pub(super) fn hurry(state: &mut State, no: NodeNo) {
+    let Some(node) = state.node(no).cloned() else { return };
+    let saves = |r: &Replica| {
+        let here = r.copy_on(no).filter(|(_, alloc, _)| node.any_broken(alloc.devices()));
+        here.map(|(generation, ..)| generation).filter(|generation| r.notice_of(*generation).is_some())
+    };
+    let mut jobs: Vec<JobNo> =
+        state.replicas_on(no).filter(|(.., r)| saves(r).is_some()).map(|(job, ..)| job.no).collect();
+    jobs.dedup();
+    for no in jobs {
+        let mut job = (*state.jobs[&no]).clone();
+        let before = job.state();
+        for replica in &mut job.replicas {
+            if let Some(generation) = saves(replica) {
+                cut(replica, generation);
+            }
+        }
+        save(state, job, before, Some(Reason::DeviceFault));
+    }
+}
+
+/// Its copy of that generation has no time left to save its state.
+fn cut(replica: &mut Replica, of: Generation) {
+    match (&mut replica.phase, &mut replica.moving) {
+        (Phase::Stopping { notice, .. }, _) if of == replica.generation => *notice = None,
+        (_, Some(Move::Going { generation, notice, .. })) if of == *generation => *notice = None,
+        _ => {}
+    }
+}
+
+/// Those of the replica's copies that run one of these revisions stop for now, also where they were given time to
+/// save their state: nobody owes that to what is not to run at all. It waits for a place afterwards,
 /// unless it may not be started again; one of a version under trial goes back to the former where it is.
 pub(super) fn halt(job: &Job, replica: &mut Replica, revisions: &[Revision], why: Reason) {
     let other = match &replica.moving {
@@ -146,6 +182,14 @@ pub(super) fn halt(job: &Job, replica: &mut Replica, revisions: &[Revision], why
     };
     if revisions.contains(&other) {
         replica.moving = put_away(&job.spec, replica.moving.take(), why);
+        if let Some(Move::Going { notice, .. }) = &mut replica.moving {
+            *notice = None;
+        }
+    }
+    if let Phase::Stopping { why: reason, notice: notice @ Some(_), .. } = &mut replica.phase
+        && revisions.contains(&replica.revision)
+    {
+        (*reason, *notice) = (why, None);
     }
     if let Phase::Held { alloc, .. } = &replica.phase
         && revisions.contains(&replica.revision)

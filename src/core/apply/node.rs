@@ -1,13 +1,15 @@
 //! Commands about nodes.
 
-use super::job;
+use super::{job, moving};
 use crate::command::{Answer, DeviceFault};
 use crate::event::EventKind;
 use crate::fault::{Quarantine, Rule, rule};
 use crate::id::{Incarnation, NodeName, NodeNo};
-use crate::node::{Cordon, DrainState, Node, NodeKind, NodeSpec, NodeState};
+use crate::job::Share;
+use crate::node::{Cordon, Device, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::reason::{Reason, Refusal};
 use crate::resources::MAX_DEVICES;
+use crate::sharing::{Kept, Sharing};
 use crate::state::State;
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ pub(super) fn register(
         return Err(Refusal::field(Reason::Conflict, "incarnation", detail));
     }
     keeps_what_is_held(state, &known, spec)?;
+    let spec = &as_held(state, &known, spec);
     let (no, from) = (known.no, known.state);
     let changed = *known.spec != **spec || known.incarnation != incarnation || known.kind != kind;
     let to = if from == NodeState::Maintenance { from } else { NodeState::Ready };
@@ -100,6 +103,15 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
                 );
                 return Err(Refusal::field(Reason::Conflict, "devices", detail));
             }
+            // The driver divides no device that is in use, and gives none of which slices are.
+            let divided = is.is_some_and(|is| is.sharing == Sharing::Mig) != matches!(share.kept, Kept::Mig(_));
+            if divided {
+                let detail = format!(
+                    "device {} of node {} is in use and would be divided into slices, or no more; drain the node first",
+                    share.device, known.name
+                );
+                return Err(Refusal::field(Reason::Conflict, "devices", detail));
+            }
             // What enforces a part that is held goes on doing so.
             let kept = share.kept.by_device().is_none_or(|by| is.is_some_and(|is| is.sharing == by));
             if !kept {
@@ -112,6 +124,23 @@ fn keeps_what_is_held(state: &State, known: &Node, spec: &NodeSpec) -> Result<()
         }
     }
     Ok(())
+}
+
+/// What begins to keep those who share a device to their parts does not do so with those who are there already. Until
+/// the node registers without them, it counts as enforcing nothing.
+fn as_held(state: &State, known: &Node, spec: &Arc<NodeSpec>) -> Arc<NodeSpec> {
+    let unlimited = |share: &&Share| matches!(share.kept, Kept::Runtime | Kept::Accepted);
+    let mut spec = spec.clone();
+    for (_, _, replica) in state.replicas_on(known.no) {
+        let Some((_, alloc, _)) = replica.copy_on(known.no) else { continue };
+        for share in alloc.shares.iter().filter(unlimited) {
+            let enforces = |device: &Device| device.sharing != Sharing::None;
+            if spec.devices.get(usize::from(share.device)).is_some_and(enforces) {
+                Arc::make_mut(&mut spec).devices[usize::from(share.device)].sharing = Sharing::None;
+            }
+        }
+    }
+    spec
 }
 
 pub(super) fn set_state(
@@ -184,6 +213,7 @@ pub(super) fn faults(state: &mut State, no: NodeNo, faults: &[DeviceFault]) -> R
     for (uuid, fault) in told {
         state.emit(EventKind::Device { node: node.name.clone(), uuid, fault: Some(fault) });
     }
+    moving::hurry(state, no);
     Ok(Answer::Count(count))
 }
 

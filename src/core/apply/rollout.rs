@@ -156,7 +156,7 @@ pub(super) fn renew(
         (Phase::Held { alloc, .. }, None) => {
             let alloc = alloc.clone();
             trust::judge_change(state, job, replica.revision, revision)?;
-            if !rollout::stays_as(state, &alloc, job.spec_of(revision)) {
+            if !job.goes_back() && rollout::takes_over(state, &alloc, job.spec_of(revision)).is_none() {
                 return changed("its node does not take the version, or nothing at all");
             }
             // What does not serve is not missed: a version that never comes up can always be replaced.
@@ -241,12 +241,10 @@ pub(super) fn replaced_here(state: &State, job: &Job, replica: &Replica, revisio
     let comes = matches!(replica.moving, Some(Move::Coming { .. }));
     // What has ended meanwhile keeps no place, either.
     let let_in = trust::judge_change(state, job, replica.revision, revision).is_ok();
-    match replica
-        .allocation()
-        .filter(|alloc| !comes && let_in && rollout::stays_as(state, alloc, job.spec_of(revision)))
-    {
-        Some(alloc) => {
-            let alloc = Allocation { at_ms: state.meta().now_ms, ..alloc.clone() };
+    let place = replica.allocation().filter(|_| !comes && let_in);
+    match place.and_then(|alloc| Some((alloc, rollout::takes_over(state, alloc, job.spec_of(revision))?))) {
+        Some((alloc, shares)) => {
+            let alloc = Allocation { at_ms: state.meta().now_ms, shares, ..alloc.clone() };
             let newest = Generation(replica.newest.0 + 1);
             let phase = Phase::Held { alloc, stage: Stage::Scheduled };
             let moving = replica.moving.clone().filter(|moving| matches!(moving, Move::Going { .. }));

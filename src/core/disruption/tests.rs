@@ -242,7 +242,7 @@ fn a_drain_stops_no_more_of_a_service_than_it_lets_be_missing_and_says_whose_the
     let looks = outlook(&state, NodeNo(2));
     let [look] = looks.as_slice() else { panic!("{looks:?}") };
     assert_eq!((look.request.as_str(), look.blockers[0].reason), ("never", Reason::DisruptionBudget));
-    assert!(look.blockers[0].detail.contains("job never") && look.blockers[0].permanent);
+    assert!(look.blockers[0].detail.contains("job never") && look.blockers[0].detail.contains("when the job ends"));
 }
 
 #[test]
@@ -451,4 +451,97 @@ fn the_leader_looks_again_when_somebody_has_waited_long_enough() {
     assert!(places(1_300), "it has waited for 300 ms");
     assert!(!places(1_400));
     assert_eq!(explain::may_evict_from(&state, &job(&state, "urgent")), Some(1_300));
+}
+
+/// A replica that gives way and saves its state for 20 s, on its single GPU.
+fn saving() -> State {
+    let mut state = world(&[1], 0);
+    let mut spec = service(1, None);
+    spec.constraints.checkpoint_ms = Some(20_000);
+    submit(&mut state, "saves", spec);
+    all_serve(&mut state);
+    at(&mut state, 1_000, testing::schedule("urgent", urgent(1)));
+    at(&mut state, 1_000, Intent::PlaceWaiting);
+    assert!(notice_of(&state, "saves", 0).is_some());
+    state
+}
+
+fn fault(state: &mut State, at_ms: u64, fault: Fault) {
+    let uuid = state.node(NodeNo(1)).unwrap().spec.devices[0].uuid.clone();
+    let node = NodeName::new("n1").unwrap();
+    let faults = vec![crate::command::DeviceFault { uuid, fault, simulated: true }];
+    at(state, at_ms, Intent::Faults { node, incarnation: None, faults });
+}
+
+fn grace(state: &State) -> Option<u32> {
+    crate::reconcile::desired(state, NodeNo(1)).replicas.values().next().map(|want| want.grace_ms)
+}
+
+#[test]
+fn on_a_device_that_breaks_nobody_saves_anything() {
+    let mut state = saving();
+    fault(&mut state, 2_000, Fault::Xid(94));
+    assert_eq!(grace(&state), Some(20_000), "it can go on for a while");
+    let revision = state.revision(NodeNo(1));
+    fault(&mut state, 3_000, Fault::Xid(79));
+    assert_eq!((notice_of(&state, "saves", 0), grace(&state)), (None, Some(0)));
+    assert!(state.revision(NodeNo(1)) > revision, "its agent hears of it");
+    // Nor does what is told to go from there afterwards.
+    let mut state = world(&[1], 0);
+    let mut spec = service(1, None);
+    spec.constraints.checkpoint_ms = Some(20_000);
+    submit(&mut state, "saves", spec);
+    all_serve(&mut state);
+    fault(&mut state, 1_000, Fault::Xid(79));
+    let (no, from) = (job(&state, "saves").no, job(&state, "saves").replicas[0].generation);
+    let evict = Command::Evict { job: no, replica: 0, from, why: Reason::NodeDrain };
+    crate::apply::apply(&mut state, &evict).unwrap();
+    assert_eq!((stopping(&state, "saves"), notice_of(&state, "saves", 0)), (1, None));
+}
+
+#[test]
+fn what_is_let_in_no_more_saves_nothing() {
+    let mut state = saving();
+    let (tenant, spec) = (job(&state, "saves").spec.tenant.clone(), job(&state, "saves").spec.clone());
+    state.change_meta(|meta| meta.mode = crate::command::Mode::Production);
+    let of = crate::approval::Version { tenant, model: spec.model.clone(), version: spec.version.clone() };
+    crate::apply::apply(&mut state, &Command::Disapprove(Box::new(of))).unwrap();
+    let replica = job(&state, "saves").replicas[0].clone();
+    assert!(
+        matches!(replica.phase, Phase::Stopping { why: Reason::ApprovalRequired, notice: None, .. }),
+        "{replica:?}"
+    );
+    assert_eq!(grace(&state), Some(0));
+}
+
+#[test]
+fn the_leader_looks_again_for_each_replica_that_has_waited_long_enough() {
+    let mut state = world(&[1, 1, 1], 5_000);
+    submit(&mut state, "s", urgent(2));
+    all_serve(&mut state);
+    submit(&mut state, "held", service(1, None));
+    let lost = |state: &mut State, no: usize, at_ms: u64| {
+        let node = job(state, "s").replicas[no].allocation().unwrap().node;
+        let row = state.node(node).unwrap().clone();
+        let down = vec![(node, row.incarnation, crate::node::NodeState::Down)];
+        at(state, at_ms, Intent::NodeStates(down));
+    };
+    lost(&mut state, 0, 1_000);
+    lost(&mut state, 1, 3_000);
+    assert!(state.may_evict_between(5_999, 6_000) && state.may_evict_between(7_999, 8_000));
+    assert!(!state.may_evict_between(6_000, 7_999));
+    // A gang is of no use before its last member may.
+    let mut gang = (*job(&state, "s")).clone();
+    gang.spec = Arc::new(JobSpec { gang: true, ..(*gang.spec).clone() });
+    state.put_job(gang);
+    assert!(!state.may_evict_between(5_999, 6_000) && state.may_evict_between(7_999, 8_000));
+}
+
+#[test]
+fn no_budget_stands_in_the_way_for_good() {
+    let mut state = world(&[1], 0);
+    submit(&mut state, "never", service(1, Some(0)));
+    all_serve(&mut state);
+    let said = blocker(&job(&state, "never"));
+    assert!(!said.permanent && said.detail.contains("when the job ends"), "{said:?}");
 }

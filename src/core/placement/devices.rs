@@ -4,6 +4,7 @@
 
 use crate::capacity::{Class, DeviceFlavor, Flavor, FreeDevice};
 use crate::job::Share;
+use crate::mig::{Shape, Slice};
 use crate::node::DeviceKind;
 use crate::resources::{Gpus, WHOLE};
 use crate::sharing::{Ask, Kept};
@@ -28,6 +29,19 @@ pub struct Fit {
     pub islands: u16,
     /// The device that a part is taken from.
     pub device: Option<u16>,
+    /// The slice that is made, where a device is divided.
+    pub cut: Option<Cut>,
+}
+
+/// A slice of a divided device, and what making it there leaves for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub device: u16,
+    pub slice: Slice,
+    /// Room for slices that it costs; see [`Layout::room`].
+    pub cost: u32,
+    /// Parts of the device that stay free.
+    pub left: u32,
 }
 
 /// Islands that are counted without allocating; nodes with more take the long way.
@@ -42,14 +56,16 @@ pub fn fit(class: &Class, ask: &Ask<'_>) -> Option<Fit> {
         }
     }
     match ask.resources.gpu {
-        Gpus::None => Some(Fit { leftover: 0, islands: 0, device: None }),
+        Gpus::None => Some(Fit { islands: 0, ..crossing(0) }),
         Gpus::Milli(milli) => {
             let (free, device) = tightest(class, ask, milli)?;
-            Some(Fit { leftover: free - milli, islands: 1, device: Some(device as u16) })
+            Some(Fit { leftover: free - milli, device: Some(device as u16), ..crossing(1) })
         }
         Gpus::Whole(n) => {
             let few = whole_few(class, ask, n);
-            few.unwrap_or_else(|| whole(class, ask, n).map(|c| crossing(c.islands)))
+            let whole = few.unwrap_or_else(|| whole(class, ask, n).map(|c| crossing(c.islands)));
+            // A slice that is there already costs nobody anything.
+            whole.or_else(|| Some(Fit { cut: Some(cut(class, ask)?), ..crossing(1) }))
         }
     }
 }
@@ -87,7 +103,30 @@ fn whole_few(class: &Class, ask: &Ask<'_>, n: u16) -> Option<Option<Fit>> {
 
 /// The fit of whole devices from that many islands.
 fn crossing(islands: u16) -> Fit {
-    Fit { leftover: 0, islands, device: None }
+    Fit { leftover: 0, islands, device: None, cut: None }
+}
+
+/// The slice that the replica would get of a divided device: where it leaves room for the most others, and of equal
+/// ones on the device with the least left.
+fn cut(class: &Class, ask: &Ask<'_>) -> Option<Cut> {
+    ask.resources.mig_profile.as_ref()?;
+    let of = |(device, (flavor, free)): (usize, (&DeviceFlavor, &FreeDevice))| {
+        let (slice, cost) = free.slices.best(divided(flavor, ask)?)?;
+        Some(Cut { device: device as u16, slice, cost, left: free.slices.with(slice).free() })
+    };
+    let all = class.flavor.devices.iter().zip(&class.devices).enumerate().filter_map(of);
+    all.min_by_key(|cut| (cut.cost, cut.left, cut.device))
+}
+
+/// The kind of slice that the device, when nothing is held of it, makes for the ask.
+pub fn divided(device: &DeviceFlavor, ask: &Ask<'_>) -> Option<Shape> {
+    ask.slice_of(device.sharing, &device.device_type, device.memory)
+}
+
+/// How many such replicas the device holds, when nothing is held of it.
+fn times(device: &DeviceFlavor, ask: &Ask<'_>) -> u64 {
+    let of = |shape: Shape| if shape == Shape::OneMedia { 1 } else { shape.starts().len() as u64 };
+    divided(device, ask).map_or(u64::from(suits(device, ask)), of)
 }
 
 /// The whole devices that a replica would get; which of equal ones it is does not
@@ -121,12 +160,12 @@ pub fn could_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
         Gpus::Milli(_) => flavor.devices.iter().any(|d| suits(d, ask)),
         Gpus::Whole(n) if ask.constraints.same_island => {
             let mut islands: BTreeMap<u16, u16> = BTreeMap::new();
-            for device in flavor.devices.iter().filter(|d| suits(d, ask)) {
+            for device in flavor.devices.iter().filter(|d| times(d, ask) > 0) {
                 *islands.entry(device.island).or_default() += 1;
             }
             islands.values().any(|have| *have >= n)
         }
-        Gpus::Whole(n) => flavor.devices.iter().filter(|d| suits(d, ask)).count() >= usize::from(n),
+        Gpus::Whole(n) => flavor.devices.iter().filter(|d| times(d, ask) > 0).count() >= usize::from(n),
     };
     enough && tpus >= usize::from(ask.resources.tpu)
 }
@@ -134,9 +173,10 @@ pub fn could_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
 /// How many replicas an empty node of the flavor holds, as far as GPUs, CPU and memory go.
 pub fn most(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
     let mut islands: BTreeMap<u16, u64> = BTreeMap::new();
-    for device in flavor.devices.iter().filter(|d| suits(d, ask)) {
+    for device in &flavor.devices {
         // Without the wish for one island, all are one.
-        *islands.entry(if ask.constraints.same_island { device.island } else { 0 }).or_default() += 1;
+        let island = if ask.constraints.same_island { device.island } else { 0 };
+        *islands.entry(island).or_default() += times(device, ask);
     }
     let by_gpu = match ask.resources.gpu {
         Gpus::None => u64::MAX,
@@ -157,7 +197,7 @@ pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Choic
             part(class, ask, milli, (free, device.into()))?
         }
         (Gpus::Milli(milli), None) => part(class, ask, milli, tightest(class, ask, milli)?)?,
-        (Gpus::Whole(n), _) => whole(class, ask, n)?,
+        (Gpus::Whole(n), _) => whole(class, ask, n).or_else(|| Some(sliced(cut(class, ask)?)))?,
     };
     if ask.resources.tpu > 0 {
         let free = class.flavor.devices.iter().zip(&class.devices).enumerate();
@@ -174,6 +214,11 @@ pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Choic
 
 fn full(device: usize) -> Share {
     Share { device: device as u16, milli: WHOLE as u16, kept: Kept::Alone }
+}
+
+fn sliced(Cut { device, slice, .. }: Cut) -> Choice {
+    let shares = vec![Share { device, milli: slice.shape.milli(), kept: Kept::Mig(slice) }];
+    Choice { shares, leftover: 0, islands: 1 }
 }
 
 /// A part of the device that has so much left.

@@ -1,20 +1,18 @@
 //! Why a job waits: every blocker at once, each with how many nodes it rules
 //! out and what would lift it. Uses the same checks as the placer.
 
+use super::census::capacity_blockers;
 use super::preempt::{self, Budgets};
-use super::{Limits, filter, place, queue};
+use super::{Limits, place, queue};
 use crate::budget::{Over, judge, meter};
-use crate::capacity::Class;
 use crate::claim::{self, Claim};
 use crate::disruption;
 use crate::id::{NodeNo, TenantNo};
-use crate::job::{Job, JobSpec, Next, Phase, Replica, Runtime};
+use crate::job::{Job, JobSpec, Next, Phase, Replica};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
-use crate::resources::Gpus;
-use crate::sharing::Ask;
 use crate::state::State;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Victims and nodes that a reason names.
@@ -36,7 +34,11 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return vec![claiming(state, claim)];
     }
     let budget = |prices: &[u128]| judge::blocks(state, job, prices);
-    let mut out = blockers_of(state, Some(job.tenant), &job.spec, waiting, budget);
+    let of = |(spec, wanted): (&Arc<JobSpec>, Vec<u16>)| {
+        blockers_of(state, Some(job.tenant), spec, wanted.len() as u64, budget)
+    };
+    let found = job.by_version(waiting_replicas(job)).into_iter().map(of).find(|found| !found.is_empty());
+    let mut out = found.unwrap_or_default();
     put_withheld(state, job, &mut out);
     let leaving = job.replicas.iter().filter(|r| r.is_waiting() && r.is_leaving());
     let nodes: Vec<_> =
@@ -62,6 +64,10 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     out
 }
 
+fn waiting_replicas(job: &Job) -> impl Iterator<Item = u16> + '_ {
+    job.replicas.iter().enumerate().filter(|(_, replica)| replica.is_waiting()).map(|(no, _)| no as u16)
+}
+
 const STOPS: &str = "it stops where it was, and is placed when that is done";
 
 /// It is stopped to wait for another place, by somebody's word or for want of one.
@@ -83,12 +89,9 @@ pub(crate) fn put_first(blockers: &mut Vec<Blocker>, Refusal { reason, detail, .
 
 /// What would let a waiting job run now, each change in words; empty when nothing is known that would.
 pub fn remedy(state: &State, job: &Job) -> Vec<String> {
-    let waiting = job.replicas.iter().enumerate().filter(|(_, r)| r.is_waiting()).map(|(i, _)| i as u16);
-    let wanted: Vec<u16> = waiting.take(if job.spec.gang { usize::MAX } else { 1 }).collect();
-    if job.stopped || job.claim.is_some() || wanted.is_empty() {
-        return Vec::new();
-    }
-    let found = super::remedy::remedy(state, &job.spec, &wanted);
+    let wanted: Vec<u16> = waiting_replicas(job).take(if job.spec.gang { usize::MAX } else { 1 }).collect();
+    let Some(first) = wanted.first().filter(|_| !job.stopped && job.claim.is_none()) else { return Vec::new() };
+    let found = super::remedy::remedy(state, job.spec_for(*first), &wanted);
     found.unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
@@ -127,13 +130,13 @@ pub fn may_evict_from(state: &State, job: &Job) -> Option<u64> {
 /// What stands between a waiting job and the places of others: its patience, or the budgets of their services. Takes a
 /// search, so it is for those who ask about one job.
 pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
-    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
     if job.claim.is_some() || !preempt::may_help(state, job) {
         return None;
     }
+    let (spec, wanted) = job.by_version(job.placeable(state.meta().now_ms)).into_iter().next()?;
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: claim::nodes(state), siblings, skip_ports: 0 };
-    let ask = super::narrowed(state, &job.spec)?;
+    let ask = super::narrowed(state, spec)?;
     match queue::claim_for(state, &ask, &wanted, &limits) {
         Some(claim) => {
             let from = may_evict_from(state, job)?;
@@ -206,178 +209,4 @@ fn between_types(
         out.extend(room.into_iter().map(|blocker| Blocker { permanent: false, ..blocker }));
     }
     out
-}
-
-/// Nodes ruled out, per reason, and what they have free in all.
-#[derive(Default)]
-struct Census {
-    nodes: u32,
-    out: BTreeMap<Reason, u32>,
-    /// Free thousandths of suitable GPUs on nodes that lack nothing but room.
-    free_milli: u64,
-    roomy: u32,
-    ever: u32,
-    /// Of those that could ever hold it, the ones that keep it to its part, if it asks for one.
-    enforced: u32,
-    constraints_hold: u32,
-}
-
-fn census(state: &State, spec: &JobSpec) -> Census {
-    let ask = Ask::of(state, spec);
-    let mut census = Census::default();
-    for (class, nodes) in &state.capacity().classes {
-        let count = pinned_count(state, spec, class, nodes.len() as u32);
-        if count == 0 {
-            continue;
-        }
-        census.nodes += count;
-        let reasons = filter::verdict(class, &ask);
-        if reasons == [Reason::Resources] {
-            census.free_milli += u64::from(count) * suitable_free(class, &ask);
-        }
-        if reasons.is_empty() {
-            census.roomy += count;
-        }
-        if !reasons.contains(&Reason::NoMatchingDevice) {
-            census.ever += count;
-            census.enforced += if filter::could_ever_hold(&class.flavor, &ask) { count } else { 0 };
-        }
-        if !reasons.contains(&Reason::BadConstraints) {
-            census.constraints_hold += count;
-        }
-        for reason in reasons {
-            *census.out.entry(reason).or_default() += count;
-        }
-    }
-    census
-}
-
-/// Nodes of the class that the job's node constraint leaves.
-fn pinned_count(state: &State, spec: &JobSpec, class: &Class, all: u32) -> u32 {
-    match &spec.constraints.node {
-        None => all,
-        Some(name) => {
-            let pinned = state.node_named(name).and_then(|node| state.capacity().class(node.no));
-            u32::from(pinned.is_some_and(|c| **c == *class))
-        }
-    }
-}
-
-fn suitable_free(class: &Class, ask: &Ask<'_>) -> u64 {
-    let both = class.flavor.devices.iter().zip(&class.devices);
-    both.filter(|(f, _)| super::devices::suits(f, ask)).map(|(_, d)| u64::from(d.milli)).sum()
-}
-
-fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
-    let census = census(state, spec);
-    let mut out = Vec::new();
-    let mut push = |reason, nodes, permanent, detail: String| out.push(Blocker { reason, detail, nodes, permanent });
-    if census.nodes == 0 {
-        let detail = match &spec.constraints.node {
-            Some(name) => {
-                format!("node {name} is not registered; register it (nf node register) or drop the constraint")
-            }
-            None => "no node is registered; start an agent or register one (nf node register)".to_owned(),
-        };
-        push(Reason::NoMatchingDevice, 0, true, detail);
-        return out;
-    }
-    for (reason, nodes) in &census.out {
-        let of = format!("{nodes} of {} nodes", census.nodes);
-        match reason {
-            Reason::NoMatchingDevice => {
-                let never = census.ever == 0;
-                let text = if never {
-                    "no node that is registered can ever hold it; ask for less, or add such a node"
-                } else {
-                    "the others can"
-                };
-                push(*reason, *nodes, never, format!("{of} don't have {}, even when empty; {text}", ask(spec)));
-            }
-            Reason::BadConstraints => {
-                let never = census.constraints_hold == 0;
-                let text =
-                    if never { "none meets them: change the constraints or label a node" } else { "the others do" };
-                let engine = if spec.runtime == Runtime::Docker { ", a container engine: see nf doctor" } else { "" };
-                push(
-                    *reason,
-                    *nodes,
-                    never,
-                    format!("{of} don't meet the constraints (region, zone, rack, labels, cost{engine}); {text}"),
-                );
-            }
-            Reason::FractionNotEnforced => push(*reason, *nodes, census.enforced == 0, not_enforced(spec, &of)),
-            Reason::NodeDown => push(*reason, *nodes, false, format!("{of} are not Ready; see nf get nodes")),
-            Reason::NodeCordoned => {
-                push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it"))
-            }
-            _ => push(
-                *reason,
-                *nodes,
-                false,
-                format!("{of} have no room for {} now; runs when something there ends", ask(spec)),
-            ),
-        }
-    }
-    let total = census.free_milli;
-    if spec.resources.gpu.milli() > 0 && total >= spec.resources.gpu.milli() {
-        let detail = format!(
-            "{}.{:03} suitable GPUs are free in all, but no single node has {}",
-            total / 1000,
-            total % 1000,
-            ask(spec)
-        );
-        push(Reason::FragmentedCapacity, 0, false, detail);
-    }
-    if spec.gang && census.roomy > 0 {
-        let detail = format!("{} nodes have room for a replica, not for all {replicas} at once", census.roomy);
-        push(Reason::NotEnoughForGang, 0, false, detail);
-    }
-    out
-}
-
-/// Why a part of what is there is not given, and what would let it be.
-fn not_enforced(spec: &JobSpec, of: &str) -> String {
-    format!(
-        "{of} could give {} only where nothing enforces it; use GPUs with MPS, a version that limits itself or a MIG \
-         slice, ask for a whole GPU, or let the tenant accept it (nf quota set {} --soft-sharing)",
-        ask(spec),
-        spec.tenant
-    )
-}
-
-/// The ask of one replica, in words.
-fn ask(spec: &JobSpec) -> String {
-    let r = &spec.resources;
-    let mut parts = Vec::new();
-    let mig = r.mig_profile.iter().map(|profile| format!(" {profile}")).collect::<String>();
-    let types = match r.device_types.as_slice() {
-        [] => "GPU".to_owned(),
-        some => some.iter().map(|t| t.as_str()).collect::<Vec<_>>().join("|"),
-    };
-    let types = types + &mig;
-    match r.gpu {
-        Gpus::None => {}
-        Gpus::Whole(n) => parts.push(format!("{n} × {types}")),
-        Gpus::Milli(m) => parts.push(format!("0.{m:03} {types}")),
-    }
-    if r.gpu_memory > 0 {
-        parts.push(format!("{} MB of device memory", r.gpu_memory / 1_000_000));
-    }
-    if r.tpu > 0 {
-        parts.push(format!("{} TPU", r.tpu));
-    }
-    if r.cpu_milli > 0 {
-        parts.push(format!("{}.{:03} CPU", r.cpu_milli / 1000, r.cpu_milli % 1000));
-    }
-    if r.memory > 0 {
-        parts.push(format!("{} MB of memory", r.memory / 1_000_000));
-    }
-    if r.disk > 0 {
-        parts.push(format!("{} MB of disk", r.disk / 1_000_000));
-    }
-    if spec.constraints.same_island {
-        parts.push("one NVLink island".to_owned());
-    }
-    parts.join(", ")
 }

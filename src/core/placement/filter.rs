@@ -3,7 +3,7 @@
 //! explanations; the search asks the same in two steps, once per flavor and once per class.
 
 use super::devices;
-use crate::capacity::{Class, Flavor};
+use crate::capacity::{Class, DeviceFlavor, Flavor};
 use crate::job::{JobSpec, Runtime};
 use crate::node::{ENGINE_LABEL, NodeState};
 use crate::reason::Reason;
@@ -53,9 +53,14 @@ fn lacks_only_enforcement(class: &Class, ask: &Ask<'_>) -> bool {
     ever_accepted && (!ever || !has_room(class, ask) && has_room(class, &accepted))
 }
 
+/// Whether only nodes with a container engine will do.
+pub(super) fn needs_engine(spec: &JobSpec) -> bool {
+    spec.runtime == Runtime::Docker
+}
+
 /// Whether such nodes can run the job's kind of program at all.
 pub(crate) fn has_runtime(flavor: &Flavor, spec: &JobSpec) -> bool {
-    spec.runtime != Runtime::Docker || flavor.labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
+    !needs_engine(spec) || flavor.labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
 }
 
 /// Place, labels, price, runtime: what no release of capacity can change.
@@ -73,20 +78,26 @@ pub fn constraints_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
 
 /// Millionths per hour of one replica's devices on such a node.
 pub fn cost_per_hour(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
-    let milli = ask.resources.gpu.milli();
     if flavor.cost_per_hour.is_empty() {
         return 0;
     }
-    let price = |d: &crate::capacity::DeviceFlavor| flavor.cost_per_hour.get(&d.device_type).copied().unwrap_or(0);
-    let dearest = flavor.devices.iter().filter(|d| devices::suits(d, ask)).map(price).max();
-    dearest.unwrap_or(0).saturating_mul(milli) / 1000
+    let dearest = flavor.devices.iter().filter_map(|device| device_cost(flavor, device, ask)).max().unwrap_or(0) / 1000;
+    u64::try_from(dearest).unwrap_or(u64::MAX)
+}
+
+/// What one replica's part of such devices costs, in thousandths of millionths an hour; None where it gets none.
+fn device_cost(flavor: &Flavor, device: &DeviceFlavor, ask: &Ask<'_>) -> Option<u128> {
+    let price = flavor.cost_per_hour.get(&device.device_type).copied().unwrap_or(0);
+    let milli = match devices::divided(device, ask) {
+        Some(shape) => shape.milli().into(),
+        None => devices::suits(device, ask).then(|| ask.resources.gpu.milli())?,
+    };
+    Some(u128::from(price) * u128::from(milli))
 }
 
 /// The lowest that one replica's devices may cost on such a node, in thousandths of millionths an hour.
 pub fn lowest_cost(flavor: &Flavor, ask: &Ask<'_>) -> u128 {
-    let price = |d: &crate::capacity::DeviceFlavor| flavor.cost_per_hour.get(&d.device_type).copied().unwrap_or(0);
-    let lowest = flavor.devices.iter().filter(|d| devices::suits(d, ask)).map(price).min();
-    u128::from(lowest.unwrap_or(0)) * u128::from(ask.resources.gpu.milli())
+    flavor.devices.iter().filter_map(|device| device_cost(flavor, device, ask)).min().unwrap_or(0)
 }
 
 /// Whether an empty node of this flavor could hold one replica.

@@ -4,6 +4,7 @@
 //! It decides where; whether (quota, order) is decided in `plan`, and apply
 //! judges the result again with code of its own.
 
+mod census;
 pub mod devices;
 pub mod explain;
 pub mod filter;

@@ -46,6 +46,19 @@ fn rank(state: &State, job: &Job) -> Rank {
     (i32::from(job.spec.priority), Reverse(quota::dominant_share(state, job.tenant)), Reverse(job.no))
 }
 
+/// Replicas of a job that wait for a place, all of one version, and what that asks for.
+struct Asker<'a> {
+    job: &'a Job,
+    spec: &'a Arc<JobSpec>,
+    wanted: Vec<u16>,
+}
+
+/// The job's replicas that could be placed now: in a rollout they may be of two versions, which ask apart.
+fn askers<'a>(state: &State, job: &'a Job) -> impl Iterator<Item = Asker<'a>> {
+    let versions = job.by_version(job.placeable(state.meta().now_ms));
+    versions.into_iter().map(move |(spec, wanted)| Asker { job, spec, wanted })
+}
+
 /// Waiting jobs in order, up to `limit`.
 pub fn waiters(state: &State, limit: usize) -> Vec<Arc<Job>> {
     in_order(state).take(limit).collect()
@@ -99,12 +112,14 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
     let mut kept = claim::nodes(state);
     for job in ahead.take(KEPT) {
         // What it can't pay is not kept for it.
-        let ask = match judge::concerns(state, job.tenant) {
-            true => fill(state, &job, &kept),
-            false => Offer::NoRoom(Cow::Borrowed(&*job.spec)),
-        };
-        if let Offer::NoRoom(ask) = ask {
-            kept.extend(targets(state, &ask, job.placeable(state.meta().now_ms).count(), &kept));
+        for asker in askers(state, &job) {
+            let ask = match judge::concerns(state, job.tenant) {
+                true => fill(state, &asker, &kept),
+                false => Offer::NoRoom(Cow::Borrowed(&**asker.spec)),
+            };
+            if let Offer::NoRoom(ask) = ask {
+                kept.extend(targets(state, &ask, asker.wanted.len(), &kept));
+            }
         }
     }
     kept
@@ -169,28 +184,34 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
     // Each (tenant, priority, ask) for which somebody was looked for who could give way.
     let mut asked: BTreeSet<(TenantNo, i16, Shape)> = BTreeSet::new();
     let mut out = Vec::new();
-    for job in &waiters {
+    let mut placed: Option<JobNo> = None;
+    for asker in waiters.iter().flat_map(|job| askers(state, job)) {
         if out.len() == limit {
             break;
+        }
+        let (job, wanted) = (asker.job, asker.wanted.len());
+        // Its replicas of another version are judged beside these, by the next pass.
+        if placed == Some(job.no) {
+            continue;
         }
         // It may be let in again, or be paid for, and takes no room meanwhile.
         if trust::withheld(state, job).is_some() || judge::blocks(&scratch, job, &[]).is_some() {
             continue;
         }
-        let wanted = job.placeable(state.meta().now_ms).count();
         let failed = fails.entry(job.tenant).or_default();
-        if *failed == FAILS || job.claim.is_some() || wanted == 0 {
+        if *failed == FAILS || job.claim.is_some() {
             continue;
         }
-        let shape = shape(Ask::of(state, &job.spec), wanted);
+        let shape = shape(Ask::of(state, asker.spec), wanted);
         let mut fails_now = false;
-        let mut ask = Cow::Borrowed(&*job.spec);
+        let mut ask = Cow::Borrowed(&**asker.spec);
         if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
-            scratch.stand(&job.spec);
-            match fill(&scratch, job, &kept) {
+            scratch.stand(asker.spec);
+            match fill(&scratch, &asker, &kept) {
                 Offer::Places(picks) => {
                     let placements: Vec<_> =
                         picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
+                    placed = Some(job.no);
                     book(&mut scratch, job, &placements);
                     out.push(crate::command::Command::Place { job: job.no, placements });
                     continue;
@@ -216,9 +237,9 @@ pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
             && asked.len() < TRIES
             && preempt::may_help(&scratch, job)
             // Who has not waited long enough uses up no try, and speaks for no other of its kind.
-            && job.may_evict(scratch.meta().now_ms, scratch.meta().placement.preemption.delay_ms).next().is_some()
+            && !patient(&scratch, &asker).is_empty()
             && asked.insert((job.tenant, job.spec.priority, shape))
-            && let Some(claim) = make_room(&scratch, job, &ask, &kept)
+            && let Some(claim) = make_room(&scratch, &asker, &ask, &kept)
         {
             out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
             // What the victims held is neither free nor theirs any more: the next pass sees it.
@@ -244,10 +265,15 @@ fn book(scratch: &mut State, job: &Job, placements: &[crate::command::Placement]
     scratch.meter_job(job.tenant, &gone, &come);
 }
 
-/// Others who give way to the job, as it asks now, for all its replicas that have waited long enough, or else for
-/// one of them.
-fn make_room(state: &State, job: &Job, ask: &JobSpec, kept: &[NodeNo]) -> Option<Claim> {
-    let wanted: Vec<u16> = job.may_evict(state.meta().now_ms, state.meta().placement.preemption.delay_ms).collect();
+/// Those who have waited long enough to make others give way.
+fn patient(state: &State, asker: &Asker<'_>) -> Vec<u16> {
+    let patient = asker.job.may_evict(state.meta().now_ms, state.meta().placement.preemption.delay_ms);
+    patient.filter(|no| asker.wanted.contains(no)).collect()
+}
+
+/// Others who give way to the replicas, as they ask now: to all that have waited long enough, or else to one of them.
+fn make_room(state: &State, asker: &Asker<'_>, ask: &JobSpec, kept: &[NodeNo]) -> Option<Claim> {
+    let (job, wanted) = (asker.job, patient(state, asker));
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
     let claim = claim_for(state, ask, &wanted, &limits)?;
@@ -263,23 +289,23 @@ pub fn claim_for(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits)
 }
 
 /// What decides whether a job finds a place: jobs of one shape fare alike.
-type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16, bool);
+type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16, bool, bool);
 
 fn shape(ask: Ask<'_>, wanted: usize) -> Shape<'_> {
     let spec = ask.spec();
     // A gang needs room for all at once, and a price is meant for all replicas.
     let at_once = if spec.gang { wanted } else { 1 };
     let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
-    (&spec.resources, &spec.constraints, at_once, priced, ask.takes_any())
+    (&spec.resources, &spec.constraints, at_once, priced, ask.takes_any(), filter::needs_engine(spec))
 }
 
-/// Places for as many waiting replicas of the job as quota, room and budget allow.
-fn fill<'a>(state: &State, job: &'a Job, kept: &[NodeNo]) -> Offer<'a> {
-    let wanted: Vec<u16> = job.placeable(state.meta().now_ms).collect();
-    let wanted = within_quota(state, Some(job.tenant), &job.spec, wanted);
+/// Places for as many of the replicas as quota, room and budget allow.
+fn fill<'a>(state: &State, asker: &Asker<'a>, kept: &[NodeNo]) -> Offer<'a> {
+    let job = asker.job;
+    let wanted = within_quota(state, Some(job.tenant), asker.spec, asker.wanted.clone());
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) };
-    affordable(state, Some(job.tenant), &job.spec, &job.replicas, &wanted, &limits)
+    affordable(state, Some(job.tenant), asker.spec, &job.replicas, &wanted, &limits)
 }
 
 /// How many free ports to pass over for replicas whose last port was taken by

@@ -2,6 +2,7 @@
 //! each 0 (worst) to 1000 (best), so that members compute the same and people
 //! can read why. It does not know which nodes are in the class.
 
+use super::devices::Cut;
 use super::mix::UNIT;
 use super::policy::{Policy, Rules, Weights};
 use super::worth::{self, DEVICES};
@@ -80,6 +81,9 @@ impl Terms {
 /// one; None when it does not fit.
 pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Option<u16>)> {
     let fit = devices::fit(class, ask)?;
+    if let Some(cut) = fit.cut {
+        return Some((of_slice(class, ask, cut, rules.chosen.policy), None));
+    }
     let tight = tight(class, ask, fit.leftover);
     let policy = rules.chosen.policy;
     let kept = if policy == Policy::Fragmentation { kept_usable(class, ask, rules) } else { None };
@@ -91,9 +95,31 @@ pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Opti
     };
     let fit_term = if kept.is_some() { tight.min(999) } else { 0 };
     let topology = 1000 / i32::from(fit.islands.max(1));
-    // 100 currency units per hour or more is "as dear as it gets".
-    let cost = 1000 - (filter::cost_per_hour(&class.flavor, ask) / 100_000).min(1000) as i32;
+    let cost = cheap(class, ask);
     Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0 }, device))
+}
+
+/// Points for each unit of room that a slice costs on a divided GPU; an empty one has room for less than 50.
+const SLICE_POINTS: u32 = 20;
+
+/// The terms for a slice: what it leaves room for on its GPU.
+fn of_slice(class: &Class, ask: &Ask<'_>, cut: Cut, policy: Policy) -> Terms {
+    let kept = 1000 - (cut.cost * SLICE_POINTS).min(1000) as i32;
+    let tight = 999 - (cut.left * 100) as i32;
+    let all_gpu = 1000 * class.flavor.devices.len().max(1) as u64;
+    let left = class.free_gpu_milli().saturating_sub(cut.slice.shape.milli().into());
+    let (fragmentation, fit) = match policy {
+        Policy::Fragmentation => (kept, tight),
+        Policy::Spread | Policy::Latency => ((left * 1000 / all_gpu) as i32, 0),
+        Policy::Random => (0, 0),
+        Policy::BestFit | Policy::Cost => (tight, 0),
+    };
+    Terms { fragmentation, fit, topology: 1000, cost: cheap(class, ask), arrangement: 0 }
+}
+
+/// 100 currency units per hour or more is "as dear as it gets".
+fn cheap(class: &Class, ask: &Ask<'_>) -> i32 {
+    1000 - (filter::cost_per_hour(&class.flavor, ask) / 100_000).min(1000) as i32
 }
 
 /// Thousandths of the node's GPUs that are not free after the placement.

@@ -8,6 +8,8 @@ use crate::sharing::Ask;
 use crate::sim::Rng;
 use crate::testing;
 
+mod slices;
+
 /// Four nodes with some of their devices held, and a workload that is known.
 fn cluster(rng: &mut Rng) -> State {
     let mut state = State::new();
@@ -80,6 +82,43 @@ fn a_gang_is_placed_exactly_when_all_of_it_fits() {
             state.book(&spec, *replica, &pick.alloc);
         }
     }
+}
+
+#[test]
+fn a_container_and_a_process_that_ask_for_the_same_are_not_one_ask() {
+    let mut state = State::new();
+    // So many different nodes that asks are ranked for; the one with an engine is full.
+    let engine = crate::id::Label::new(crate::node::ENGINE_LABEL).unwrap();
+    for i in 0..600u16 {
+        let mut spec = testing::node_spec(1);
+        spec.cpu_milli += u64::from(i);
+        if i == 0 {
+            spec.labels.insert(engine.clone(), engine.clone());
+        }
+        testing::run(&mut state, testing::register(&format!("n{i}"), spec));
+    }
+    let process = testing::job_spec("t1", Gpus::Whole(1));
+    let container = JobSpec { runtime: crate::job::Runtime::Docker, ..process.clone() };
+    let mut first = container.clone();
+    first.tenant = crate::id::TenantId::new("t2").unwrap();
+    testing::run(&mut state, testing::schedule("first", first));
+    for spec in [&process, &container] {
+        (0..3).for_each(|_| state.stand(spec));
+    }
+    assert!(place_one(&state, &process, &Limits::default()).is_some());
+    assert!(place_one(&state, &container, &Limits::default()).is_none(), "no other node has an engine");
+    // In one pass, what one lacks says nothing of the other.
+    let quota = |gpu_milli| crate::plan::Intent::SetQuota {
+        tenant: crate::id::TenantId::new("t1").unwrap(),
+        quota: crate::tenant::Quota { gpu_milli: Some(gpu_milli), ..Default::default() },
+    };
+    testing::run(&mut state, quota(0));
+    testing::run(&mut state, testing::schedule("container", container));
+    testing::run(&mut state, testing::schedule("process", process));
+    testing::run(&mut state, quota(64_000));
+    testing::run(&mut state, crate::plan::Intent::PlaceWaiting);
+    let held: Vec<bool> = state.jobs().values().map(|job| job.replicas[0].allocation().is_some()).collect();
+    assert_eq!(held, [true, false, true]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::capacity::{CapacityIndex, Class, DeviceFlavor, FreeDevice, HardwareNo
 use crate::id::NodeNo;
 use crate::node::DeviceKind;
 use crate::resources::{Gpus, WHOLE};
+use crate::sharing::Sharing;
 use imbl::OrdSet;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,7 +104,9 @@ impl Worth {
                 if let Some(known) = kinds.get(device) {
                     return *known;
                 }
-                if device.kind != DeviceKind::Gpu || out.tables.len() == usize::from(NO_TABLE) {
+                // What is left of a divided device is told by its slices.
+                let whole = device.kind == DeviceKind::Gpu && device.sharing != Sharing::Mig;
+                if !whole || out.tables.len() == usize::from(NO_TABLE) {
                     return NO_TABLE;
                 }
                 let no = out.tables.len() as u8;
@@ -165,7 +168,7 @@ impl Worth {
             let free = free_of(&class.devices);
             let count = class.devices.len();
             let worth = free.get(..count).and_then(|free| self.of(class.flavor.hardware, class.cpu_milli, free));
-            sums.0 += class.free_gpu_milli() * nodes.len() as u64;
+            sums.0 += class.idle_milli() * nodes.len() as u64;
             sums.1 += worth.unwrap_or(0) * nodes.len() as i64;
         }
         sums
@@ -187,7 +190,7 @@ fn sample(index: &CapacityIndex) -> impl Iterator<Item = (&Arc<Class>, &OrdSet<N
 /// A shape counts by its part of the requests; for what is usable, times how much
 /// scarcer the GPU open to it is than all that is idle.
 fn weights(top: &[(Arc<Shape>, i64)], open: &[i64], index: &CapacityIndex) -> Vec<Weight> {
-    let idle: i64 = sample(index).map(|(class, nodes)| class.free_gpu_milli() as i64 * nodes.len() as i64).sum();
+    let idle: i64 = sample(index).map(|(class, nodes)| class.idle_milli() as i64 * nodes.len() as i64).sum();
     let parts: Vec<i64> = top.iter().map(|(shape, part)| if shape.gpu == Gpus::None { 0 } else { *part }).collect();
     // In 256ths, so that the division keeps enough of the quotient.
     let scarce = |open: i64| (idle.saturating_mul(256) / open.max(1)).clamp(256, SCARCE * 256);

@@ -19,7 +19,7 @@ fn by_type<'a>(state: &'a State, alloc: &'a Allocation) -> impl Iterator<Item = 
     let node = state.node(alloc.node);
     alloc.shares.iter().filter_map(move |share| {
         let device = node?.spec.devices.get(usize::from(share.device))?;
-        (device.kind == DeviceKind::Gpu).then_some((&device.device_type, u64::from(share.milli)))
+        (device.kind == DeviceKind::Gpu).then_some((&device.device_type, share.counted()))
     })
 }
 

@@ -14,7 +14,7 @@ pub use pass::{blocked, pass, share_milli};
 
 use crate::audit::Person;
 use crate::id::{Label, Revision, VersionId};
-use crate::job::{Allocation, Evidence, Job, JobSpec, Movable, Move, Phase, Replica, Runtime, Stage};
+use crate::job::{Allocation, Evidence, Job, JobSpec, Movable, Move, Phase, Replica, Runtime, Share, Stage};
 use crate::node::{Node, NodeState};
 use crate::placement::filter;
 use crate::reason::{Reason, Refusal};
@@ -265,9 +265,35 @@ impl Job {
         }
     }
 
+    /// What the replica runs, or will when it has a place.
+    pub fn spec_for(&self, replica: u16) -> &Arc<JobSpec> {
+        let revision = self.replicas.get(usize::from(replica)).map_or(self.revision, |replica| replica.revision);
+        self.spec_of(revision)
+    }
+
+    /// These of its replicas, those of each version by themselves, with what they ask for: in a rollout some of
+    /// those that wait may be of the former version, and others of the next.
+    pub fn by_version(&self, replicas: impl IntoIterator<Item = u16>) -> Vec<(&Arc<JobSpec>, Vec<u16>)> {
+        let mut out: Vec<(&Arc<JobSpec>, Vec<u16>)> = Vec::new();
+        for replica in replicas {
+            let spec = self.spec_for(replica);
+            match out.iter_mut().find(|(known, _)| Arc::ptr_eq(known, spec)) {
+                Some((_, list)) => list.push(replica),
+                None => out.push((spec, vec![replica])),
+            }
+        }
+        out
+    }
+
     /// The rollout that has yet to come to rest.
     pub fn open_rollout(&self) -> Option<&Rollout> {
         self.rollout.as_deref().filter(|rollout| rollout.is_open())
+    }
+
+    /// Its former version comes back. Nothing that the place lacks may stand in the way of that: where the former
+    /// version can't run, it waits for another place.
+    pub fn goes_back(&self) -> bool {
+        self.open_rollout().is_some_and(|rollout| matches!(rollout.course, Course::Back { .. }))
     }
 
     /// The revision that its copies shall run in the end, as things stand.
@@ -335,11 +361,12 @@ impl Job {
     }
 }
 
-/// Whether what holds the place may start there once more, as that version. A cordon is no bar: nothing new comes.
-pub(crate) fn stays_as(state: &State, alloc: &Allocation, spec: &JobSpec) -> bool {
-    let runs = state.capacity().class(alloc.node).is_some_and(|class| filter::has_runtime(&class.flavor, spec));
-    let kept = state.node(alloc.node).is_some_and(|node| Ask::of(state, spec).stays_kept(alloc, &node.spec));
-    runs && kept && stays(state, alloc)
+/// What the version holds of the place if it starts there next; None where it can't. A cordon is no bar: nothing new
+/// comes.
+pub(crate) fn takes_over(state: &State, alloc: &Allocation, spec: &JobSpec) -> Option<Vec<Share>> {
+    let class = state.capacity().class(alloc.node)?;
+    let runs = filter::has_runtime(&class.flavor, spec) && stays(state, alloc);
+    Ask::of(state, spec).takes_over(alloc, &state.node(alloc.node)?.spec).filter(|_| runs)
 }
 
 pub(crate) fn stays(state: &State, alloc: &Allocation) -> bool {

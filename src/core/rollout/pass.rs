@@ -3,7 +3,7 @@
 //! very place where not, so that no rollout needs a GPU to spare. What does not serve costs
 //! nothing to replace, and goes first. It reads the state; apply judges what it proposes.
 
-use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, stays_as};
+use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, takes_over};
 use crate::budget::judge;
 use crate::command::Command;
 use crate::disruption;
@@ -212,10 +212,11 @@ fn step(
         return None;
     }
     // What has to leave goes first; it changes its version where it comes to.
-    let stays = stays_as(scratch, alloc, job.spec_of(job.target_revision()));
+    let as_next = takes_over(scratch, alloc, job.spec_of(job.target_revision())).is_some();
     if !is_ready(replica) {
-        return stays.then_some(None);
+        return (as_next || job.goes_back()).then_some(None);
     }
+    let stays = as_next || job.goes_back() && super::stays(scratch, alloc);
     if job.spec.movable() == Movable::Surge
         && budget.surge > 0
         && let Some(pick) = place_for(scratch, vec![alloc.node], job, no, job.target_revision())

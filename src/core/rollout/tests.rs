@@ -386,4 +386,5 @@ fn another_kind_of_program_goes_only_where_it_runs() {
     assert_eq!((word(&state), job(&state).ready()), ("blocked".to_owned(), 1), "no node has an engine");
 }
 
+mod kept;
 mod trusted;

@@ -184,6 +184,41 @@ fn a_device_in_use_goes_on_enforcing() {
 }
 
 #[test]
+fn a_device_that_begins_to_enforce_does_so_when_nobody_without_limits_is_left_on_it() {
+    let again = |state: &mut State, incarnation| {
+        let Intent::Register { name, kind, spec, .. } = testing::register("n1", node(&[Sharing::Mps, Sharing::Mps]))
+        else {
+            unreachable!()
+        };
+        let incarnation = crate::id::Incarnation(incarnation);
+        testing::run(state, Intent::Register { name, kind, incarnation, spec });
+        assert_eq!(invariants::check(state), []);
+        state.node(NodeNo(1)).unwrap().spec.devices.iter().map(|device| device.sharing).collect::<Vec<_>>()
+    };
+    for own in [true, false] {
+        let mut state = group(&[Sharing::None, Sharing::None], true);
+        testing::run(&mut state, testing::schedule("r1", JobSpec { self_limiting: own, ..half() }));
+        assert_eq!(again(&mut state, 2), [Sharing::None, Sharing::Mps]);
+        testing::run(&mut state, testing::schedule("r2", testing::job_spec("t2", Gpus::Milli(500))));
+        let newest = state.jobs().values().next_back().unwrap().clone();
+        assert_eq!(newest.replicas[0].allocation().unwrap().shares[0].device, 1, "not beside who has no limits");
+        let first = state.jobs().values().next().unwrap().clone();
+        let request = first.request.clone();
+        testing::run(&mut state, Intent::Stop { request, tenant: None, why: Reason::StoppedByUser });
+        let gone = crate::command::Report {
+            job: first.no,
+            replica: 0,
+            generation: first.replicas[0].generation,
+            kind: crate::command::ReportKind::Ended { ok: true, why: Reason::StoppedByUser },
+        };
+        let name = crate::id::NodeName::new("n1").unwrap();
+        let reports = vec![gone];
+        testing::run(&mut state, Intent::Reports { node: name, incarnation: crate::id::Incarnation(2), reports });
+        assert_eq!(again(&mut state, 3), [Sharing::Mps, Sharing::Mps]);
+    }
+}
+
+#[test]
 fn a_version_that_limits_itself_is_not_followed_in_place_by_one_that_does_not() {
     let mut state = group(&[Sharing::None], false);
     let limited = JobSpec { self_limiting: true, manifest: Some([1; 32]), ..half() };
@@ -203,8 +238,13 @@ fn a_place_is_kept_by_who_still_keeps_to_it() {
     testing::run(&mut state, testing::schedule("r1", limited.clone()));
     let job = state.jobs().values().next().unwrap().clone();
     let (node, alloc) = (state.node(NodeNo(1)).unwrap(), job.replicas[0].allocation().unwrap());
-    assert!(Ask::of(&state, &limited).stays_kept(alloc, &node.spec));
-    assert!(!Ask::of(&state, &half()).stays_kept(alloc, &node.spec));
+    assert_eq!(Ask::of(&state, &limited).takes_over(alloc, &node.spec), Some(alloc.shares.clone()));
+    assert_eq!(Ask::of(&state, &half()).takes_over(alloc, &node.spec), None);
+    // What keeps the next version need not be what kept this one.
+    accept(&mut state, true);
+    let (node, soft) = (state.node(NodeNo(1)).unwrap(), half());
+    let shares = Ask::of(&state, &soft).takes_over(alloc, &node.spec).unwrap();
+    assert_eq!(shares, [Share { kept: Kept::Accepted, ..alloc.shares[0] }]);
 }
 
 /// So many different nodes that asks are ranked for, none of which enforces anything.

@@ -10,7 +10,7 @@ use crate::autoscaler::Why;
 use crate::command::{DeviceFault, Submission};
 use crate::consent::Consent;
 use crate::fault::Fault;
-use crate::id::{Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
+use crate::id::{DeviceType, Digest16, ModelId, NodeName, RequestId, TenantId, VersionId};
 use crate::job::{Arrangement, Constraints, JobSpec, Restart, Runtime};
 use crate::node::{Cordon, Drain};
 use crate::placement::{Chosen, Preemption};
@@ -279,6 +279,9 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         8 => Gpus::Whole(rng.between(5, 9) as u16),
         _ => Gpus::None,
     };
+    // Slices of those GPUs that are divided.
+    let profile = rng.chance(100).then(|| id(DeviceType::new(*rng.pick(&["1g.10gb", "2g.20gb", "3g.40gb"]) as &str)));
+    let gpu = if profile.is_some() { Gpus::Whole(1) } else { gpu };
     let replicas = if rng.chance(300) { rng.between(2, 4) as u16 } else { 1 };
     let restart = *rng.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]);
     let pinned = rng.chance(60).then(|| id(NodeName::new(&format!("n{}", rng.below(nodes as u64) + 1))));
@@ -298,6 +301,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
         gpu_memory: if rng.chance(200) { rng.between(1, 60) << 30 } else { 0 },
         cpu_milli: rng.between(0, 8) * 1000,
         memory: rng.between(0, 64) << 30,
+        mig_profile: profile,
         ..Resources::default()
     };
     let scaling = (!constraints.exclusive && rng.chance(150)).then(|| Scaling { min: 0, max: 5, ..Scaling::default() });

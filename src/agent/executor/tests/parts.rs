@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::agent::runtimes::mps::tests::daemon;
+use nf_core::id::DeviceType;
+use nf_core::job::Share;
+use nf_core::mig::{Shape, Slice};
 use nf_core::sharing::{Kept, Part};
 
 fn part(kept: Kept) -> Option<Part> {
@@ -82,4 +85,33 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
         if path.is_dir() { out.extend(walk(&path)) } else { out.push(path) }
     }
     out
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slice_that_no_driver_has_made_is_no_place_to_start_in() {
+    let slice = Slice { shape: Shape::Three, start: 4 };
+    for (uuid, starts) in [("GPU-7", false), ("GPU-sim-n1-0", true)] {
+        let w = World::new();
+        let executor = w.open();
+        let mut want = w.shell("exec sleep 300").await;
+        want.shares = vec![Share { device: 0, milli: slice.shape.milli(), kept: Kept::Mig(slice) }];
+        want.uuids = vec![uuid.into()];
+        Arc::make_mut(&mut want.spec).resources.mig_profile = Some(DeviceType::new("3g.40gb").unwrap());
+        executor.start(ID, &want);
+        if starts {
+            executor.stage_is(1, Stage::Ready).await;
+            executor.stop(ID, want.generation, Reason::StoppedByUser);
+            executor.gone().await;
+        } else {
+            assert_eq!(executor.gone().await, End::failed(Reason::FractionNotEnforced));
+            assert!(w.record_there(&want).is_none(), "no process was spawned");
+        }
+        let log = fs::read_to_string(w.path("data/logs/n1/r1.0.log")).unwrap();
+        let said = if starts {
+            "its slice 3g.40gb of GPU-sim-n1-0, from part 4, is only played"
+        } else {
+            "this agent makes none"
+        };
+        assert!(log.contains(said), "{log}");
+    }
 }

@@ -76,3 +76,19 @@ async fn without_a_grace_nobody_is_told() {
     assert_eq!(executor.gone().await, stopped());
     assert!(!dir.join("told").exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_saves_its_state_stops_at_once_when_its_time_is_taken_back() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = trainer(&w, &executor, "ignores").await;
+    let begun = Instant::now();
+    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(20));
+    eventually("it is told", || dir.join("told").exists()).await;
+    // A longer time, or another one, is none of its business.
+    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(10));
+    Execute::stop(&executor, ID, want.generation, Reason::ApprovalRequired, Duration::ZERO);
+    executor.gone().await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "it did not wait for the end of the grace");
+    assert!(log(&executor, 12).await.contains("its time for that was taken back"));
+}

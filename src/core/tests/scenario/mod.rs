@@ -9,12 +9,13 @@ use nf_core::budget::{Window, judge};
 use nf_core::command::{Answer, Batch, Command, DeviceFault, Report, ReportKind};
 use nf_core::fault::Fault;
 use nf_core::id::{NodeNo, RequestId};
-use nf_core::job::Job;
+use nf_core::job::{Job, Share};
 use nf_core::node::{Cordon, Drain, DrainState, NodeState};
 use nf_core::placement::explain;
 use nf_core::plan::{Intent, draft, plan};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::scaling::Target;
+use nf_core::sharing::Kept;
 use nf_core::state::State;
 use nf_core::view::{self, JobView};
 use nf_core::{invariants, testing};
@@ -363,10 +364,17 @@ fn blocker(b: &nf_core::reason::Blocker) -> String {
 }
 
 fn devices(alloc: &nf_core::job::Allocation) -> String {
-    list(&alloc.shares.iter().map(|s| (s.device, s.milli)).collect::<Vec<_>>())
+    let slice = |share: &Share| match share.kept {
+        Kept::Mig(slice) => Some(format!("{}:{}@{}", share.device, slice.shape.size(), slice.start)),
+        _ => None,
+    };
+    match alloc.shares.as_slice() {
+        [only] if slice(only).is_some() => format!("[{}]", slice(only).unwrap()),
+        shares => list(&shares.iter().map(|s| (s.device, s.milli)).collect::<Vec<_>>()),
+    }
 }
 
-/// `[0 1]` for whole devices, `[3:0.250]` for a part.
+/// `[0 1]` for whole devices, `[3:0.250]` for a part; `[3:2@4]` is a slice of two parts that begins at part 4.
 fn list(shares: &[(u16, u16)]) -> String {
     let one = |(device, milli): &(u16, u16)| match milli {
         1000 => device.to_string(),

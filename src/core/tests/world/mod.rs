@@ -12,6 +12,7 @@ use nf_core::id::{
     TenantNo, VersionId,
 };
 use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Phase, Replica, Restart, Share, Stage};
+use nf_core::mig::{Shape, Slice};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
 use nf_core::reason::{Reason, Refusal};
@@ -416,6 +417,10 @@ fn mig() -> DeviceType {
     DeviceType::new("1g.10gb").unwrap()
 }
 
+fn large() -> DeviceType {
+    DeviceType::new("3g.40gb").unwrap()
+}
+
 fn zone(rng: &mut Rng) -> Option<Label> {
     rng.chance(300).then(|| Label::new(*rng.pick(&["a", "b"]) as &str).unwrap())
 }
@@ -431,6 +436,7 @@ fn node(rng: &mut Rng) -> NodeSpec {
             4 => device.device_type = DeviceType::new("A100-40G").unwrap(),
             5 => device.sharing = Sharing::None,
             6 => device.sharing = Sharing::Mps,
+            7 => device.sharing = Sharing::Mig,
             _ => {}
         }
     }
@@ -499,7 +505,7 @@ fn job(rng: &mut Rng) -> JobSpec {
         gpu,
         gpu_memory: if rng.chance(300) { rng.between(1, 90) << 30 } else { 0 },
         device_types: if rng.chance(100) { vec![DeviceType::new("A100-40G").unwrap()] } else { Vec::new() },
-        mig_profile: rng.chance(80).then(mig),
+        mig_profile: rng.chance(160).then(|| if rng.chance(500) { mig() } else { large() }),
         tpu: if rng.chance(100) { rng.between(1, 2) as u16 } else { 0 },
         cpu_milli: rng.below(20) * 500,
         memory: rng.below(80) << 30,
@@ -540,8 +546,11 @@ fn job(rng: &mut Rng) -> JobSpec {
 fn placement(rng: &mut Rng) -> Placement {
     let share = |rng: &mut Rng| Share {
         device: rng.below(9) as u16,
-        milli: *rng.pick(&[0, 1, 100, 500, 1000, 1000, 1000, 1001]),
-        kept: *rng.pick(&[Kept::Alone, Kept::Alone, Kept::Mps, Kept::Simulated, Kept::Runtime, Kept::Accepted]),
+        milli: *rng.pick(&[0, 1, 100, 125, 500, 1000, 1000, 1000, 1001]),
+        kept: match rng.below(4) {
+            0 => Kept::Mig(Slice { shape: *rng.pick(&Shape::ALL), start: rng.below(9) as u8 }),
+            _ => *rng.pick(&[Kept::Alone, Kept::Alone, Kept::Mps, Kept::Simulated, Kept::Runtime, Kept::Accepted]),
+        },
     };
     let mut shares: Vec<Share> = (0..rng.below(3)).map(|_| share(rng)).collect();
     if rng.chance(800) {
