@@ -94,7 +94,8 @@ fn theirs(
 /// The job's copies of these revisions stop after their drain; their replicas wait, as far as they may be
 /// started again, or go back to the version that is not under trial.
 fn halt(state: &mut State, no: JobNo, revisions: &[Revision], why: Reason) -> bool {
-    let Some(old) = state.job(no).cloned().filter(|job| !job.stopped) else { return false };
+    // One that was stopped may be saving its state still.
+    let Some(old) = state.job(no).cloned() else { return false };
     let mut job = (*old).clone();
     let before = job.state();
     let meant = |place: u16| old.replicas.get(usize::from(place)).is_some_and(|r| revisions.contains(&r.revision));

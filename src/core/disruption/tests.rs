@@ -501,8 +501,19 @@ fn on_a_device_that_breaks_nobody_saves_anything() {
 
 #[test]
 fn what_is_let_in_no_more_saves_nothing() {
+    for stopped in [false, true] {
+        revoked_while_it_saves(stopped);
+    }
+}
+
+fn revoked_while_it_saves(stopped: bool) {
     let mut state = saving();
     let (tenant, spec) = (job(&state, "saves").spec.tenant.clone(), job(&state, "saves").spec.clone());
+    if stopped {
+        let request = job(&state, "saves").request.clone();
+        testing::run(&mut state, Intent::Stop { request, tenant: None, why: Reason::StoppedByUser });
+        assert!(notice_of(&state, "saves", 0).is_some(), "whoever stops it lets it save what it has");
+    }
     state.change_meta(|meta| meta.mode = crate::command::Mode::Production);
     let of = crate::approval::Version { tenant, model: spec.model.clone(), version: spec.version.clone() };
     crate::apply::apply(&mut state, &Command::Disapprove(Box::new(of))).unwrap();

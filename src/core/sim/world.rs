@@ -384,7 +384,17 @@ impl World {
             let held = |r: &Replica| r.allocation().is_none_or(|alloc| crate::rollout::stays(&first.state, alloc));
             let spares = (0..job.replicas.len()).any(|i| crate::disruption::allows(job, &[i as u16]));
             if spares && job.replicas.iter().all(|r| !r.is_waiting() && held(r)) {
-                out.push(format!("the rollout of {} has not come to rest: {:?}", job.request, job.rollout));
+                let refused: Vec<_> = job
+                    .replicas
+                    .iter()
+                    .map(|r| crate::trust::judge_change(&first.state, job, r.revision, job.target_revision()).err())
+                    .collect();
+                out.push(format!(
+                    "the rollout of {} has not come to rest: {:?} {:?} {refused:?}",
+                    job.request,
+                    job.rollout.as_ref().map(|r| (r.course, r.revision)),
+                    job.replicas
+                ));
             }
         }
         out.extend(self.workers.iter().flat_map(|worker| kept(&first.state, worker)));

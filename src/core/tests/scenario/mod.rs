@@ -315,8 +315,8 @@ impl Player {
         for r in &view.replicas {
             let mut line = format!("replica {} {}", r.no, r.status);
             if let Some(place) = &r.place {
-                let shares = place.devices.iter().map(|d| (d.index, d.milli)).collect::<Vec<_>>();
-                line.push_str(&format!(" on {} {}", place.node, list(&shares)));
+                let shares = place.devices.iter().map(|d| Share { device: d.index, milli: d.milli, kept: d.kept });
+                line.push_str(&format!(" on {} {}", place.node, list(&shares.collect::<Vec<_>>())));
                 line.extend(place.address.iter().map(|a| format!(" {a}")));
             }
             line.extend(r.why.iter().map(|why| format!(" {why}")));
@@ -364,21 +364,15 @@ fn blocker(b: &nf_core::reason::Blocker) -> String {
 }
 
 fn devices(alloc: &nf_core::job::Allocation) -> String {
-    let slice = |share: &Share| match share.kept {
-        Kept::Mig(slice) => Some(format!("{}:{}@{}", share.device, slice.shape.size(), slice.start)),
-        _ => None,
-    };
-    match alloc.shares.as_slice() {
-        [only] if slice(only).is_some() => format!("[{}]", slice(only).unwrap()),
-        shares => list(&shares.iter().map(|s| (s.device, s.milli)).collect::<Vec<_>>()),
-    }
+    list(&alloc.shares)
 }
 
 /// `[0 1]` for whole devices, `[3:0.250]` for a part; `[3:2@4]` is a slice of two parts that begins at part 4.
-fn list(shares: &[(u16, u16)]) -> String {
-    let one = |(device, milli): &(u16, u16)| match milli {
-        1000 => device.to_string(),
-        part => format!("{device}:0.{part:03}"),
+fn list(shares: &[Share]) -> String {
+    let one = |Share { device, milli, kept }: &Share| match (kept, milli) {
+        (Kept::Mig(slice), _) => format!("{device}:{}@{}", slice.shape.size(), slice.start),
+        (_, 1000) => device.to_string(),
+        (_, part) => format!("{device}:0.{part:03}"),
     };
     format!("[{}]", shares.iter().map(one).collect::<Vec<_>>().join(" "))
 }
