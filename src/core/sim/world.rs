@@ -379,22 +379,14 @@ impl World {
             }
         }
         // A rollout rests, or waits as its replicas do: for room, or for a node to come back into use. One whose service
-        // lets nobody be missing waits for room beside each of them.
+        // lets nobody be missing waits for room beside each of them, and none goes back to what is let in no more.
         for job in first.state.rollouts() {
             let held = |r: &Replica| r.allocation().is_none_or(|alloc| crate::rollout::stays(&first.state, alloc));
             let spares = (0..job.replicas.len()).any(|i| crate::disruption::allows(job, &[i as u16]));
-            if spares && job.replicas.iter().all(|r| !r.is_waiting() && held(r)) {
-                let refused: Vec<_> = job
-                    .replicas
-                    .iter()
-                    .map(|r| crate::trust::judge_change(&first.state, job, r.revision, job.target_revision()).err())
-                    .collect();
-                out.push(format!(
-                    "the rollout of {} has not come to rest: {:?} {:?} {refused:?}",
-                    job.request,
-                    job.rollout.as_ref().map(|r| (r.course, r.revision)),
-                    job.replicas
-                ));
+            let to = job.target_revision();
+            let let_in = |r: &Replica| crate::trust::judge_change(&first.state, job, r.revision, to).is_ok();
+            if spares && job.replicas.iter().all(|r| !r.is_waiting() && held(r) && let_in(r)) {
+                out.push(format!("the rollout of {} has not come to rest: {:?}", job.request, job.rollout));
             }
         }
         out.extend(self.workers.iter().flat_map(|worker| kept(&first.state, worker)));
