@@ -127,7 +127,7 @@ impl Slice {
         if !self.is_sound() {
             return 0;
         }
-        ((1u16 << self.shape.size()) - 1 << self.start) as u8
+        (((1u16 << self.shape.size()) - 1) << self.start) as u8
     }
 }
 
