@@ -12,6 +12,11 @@ use std::sync::Arc;
 /// value is the engine's kind. Without it a node gets no containers.
 pub const ENGINE_LABEL: &str = "container-engine";
 
+/// Whether a node with these labels reaches a container engine.
+pub fn has_engine(labels: &BTreeMap<Label, Label>) -> bool {
+    labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
+}
+
 /// GPU or TPU; decides which ask of a job a device can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DeviceKind {

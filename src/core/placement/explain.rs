@@ -2,16 +2,17 @@
 //! out and what would lift it. Uses the same checks as the placer.
 
 use super::preempt::{self, Budgets};
-use super::{Limits, filter, place, queue};
+use super::{Limits, devices, filter, place, queue};
 use crate::budget::{Over, judge, meter};
-use crate::capacity::Class;
+use crate::capacity::{Class, FreeDevice};
 use crate::claim::{self, Claim};
 use crate::disruption;
 use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase, Replica, Runtime};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
-use crate::resources::Gpus;
+use crate::node::Node;
+use crate::resources::{Gpus, WHOLE};
 use crate::sharing::Ask;
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +46,10 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         let detail =
             format!("its former copy is still stopping on {}; it is placed when that is gone", nodes.join(", "));
         out.push(Blocker { reason: Reason::Draining, detail, nodes: 0, permanent: false });
+    }
+    if job.spec.gang && waiting > 0 && job.replicas.iter().any(stops_to_wait) {
+        let detail = "other members of the gang stop where they were; all start together when that is done";
+        out.push(Blocker { reason: Reason::Draining, detail: detail.into(), nodes: 0, permanent: false });
     }
     if job.placeable(now).next().is_none()
         && let Some(at) = state.wakes.iter().find(|(_, no)| *no == job.no).map(|(at, _)| *at)
@@ -88,7 +93,7 @@ pub fn remedy(state: &State, job: &Job) -> Vec<String> {
     if job.stopped || job.claim.is_some() || wanted.is_empty() {
         return Vec::new();
     }
-    let found = super::remedy::remedy(state, &job.spec, &wanted);
+    let found = super::remedy::for_job(state, job, &wanted);
     found.unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
@@ -213,13 +218,17 @@ fn between_types(
 struct Census {
     nodes: u32,
     out: BTreeMap<Reason, u32>,
-    /// Free thousandths of suitable GPUs on nodes that lack nothing but room.
+    /// Free thousandths of suitable GPUs on nodes that lack nothing but devices.
     free_milli: u64,
     roomy: u32,
     ever: u32,
     /// Of those that could ever hold it, the ones that keep it to its part, if it asks for one.
     enforced: u32,
     constraints_hold: u32,
+    /// Of those without room, how many have too little of each dimension.
+    lacks: [u32; filter::DIMENSIONS.len()],
+    /// Replicas that all of them would hold if they were empty.
+    most: u64,
 }
 
 fn census(state: &State, spec: &JobSpec) -> Census {
@@ -232,9 +241,6 @@ fn census(state: &State, spec: &JobSpec) -> Census {
         }
         census.nodes += count;
         let reasons = filter::verdict(class, &ask);
-        if reasons == [Reason::Resources] {
-            census.free_milli += u64::from(count) * suitable_free(class, &ask);
-        }
         if reasons.is_empty() {
             census.roomy += count;
         }
@@ -245,11 +251,74 @@ fn census(state: &State, spec: &JobSpec) -> Census {
         if !reasons.contains(&Reason::BadConstraints) {
             census.constraints_hold += count;
         }
+        if filter::may_ever_run(&class.flavor, &ask) {
+            census.most = census.most.saturating_add(devices::most(&class.flavor, &ask).saturating_mul(count.into()));
+        }
+        let alone = reasons == [Reason::Resources];
         for reason in reasons {
-            *census.out.entry(reason).or_default() += count;
+            match reason {
+                Reason::Resources if spec.constraints.node.is_none() => {
+                    nodes.iter().for_each(|node| census.lacks_room(state, &ask, class, *node, alone));
+                }
+                Reason::Resources => {
+                    let pinned = spec.constraints.node.as_ref().and_then(|name| state.node_named(name));
+                    pinned.into_iter().for_each(|node| census.lacks_room(state, &ask, class, node.no, alone));
+                }
+                reason => *census.out.entry(reason).or_default() += count,
+            }
         }
     }
     census
+}
+
+impl Census {
+    /// Counts a node without room: for want of what others hold, or of devices that are left alone for their faults.
+    /// `alone`: nothing else rules it out.
+    fn lacks_room(&mut self, state: &State, ask: &Ask<'_>, class: &Class, node: NodeNo, alone: bool) {
+        let faulty = state.node(node).map(|node| faulty(node)).unwrap_or_default();
+        let whole = |class: &Class, empty: bool| {
+            let mut class = class.clone();
+            for (i, (free, flavor)) in class.devices.iter_mut().zip(&class.flavor.devices).enumerate() {
+                let idle = FreeDevice { milli: WHOLE as u16, memory: flavor.memory };
+                match faulty.contains(&i) {
+                    true if !empty => *free = idle,
+                    false if empty => *free = idle,
+                    _ => {}
+                }
+            }
+            class
+        };
+        let by_fault = !faulty.is_empty() && devices::fit(class, ask).is_none();
+        // If nothing that ends there will do, nobody should wait for that.
+        let never = by_fault && devices::fit(&whole(class, true), ask).is_none();
+        if never || by_fault && filter::has_room(&whole(class, false), ask) {
+            *self.out.entry(Reason::DeviceFault).or_default() += 1;
+        }
+        if never {
+            return;
+        }
+        *self.out.entry(Reason::Resources).or_default() += 1;
+        let lacks = filter::lacks(class, ask);
+        self.lacks.iter_mut().zip(lacks).for_each(|(count, lacks)| *count += u32::from(lacks));
+        if alone && lacks == [true, false, false, false, false] {
+            self.free_milli += suitable_free(class, ask);
+        }
+    }
+
+    /// Which dimensions the nodes lack, unless it is devices alone.
+    fn lacking(&self) -> String {
+        if self.lacks[1..].iter().all(|count| *count == 0) {
+            return String::new();
+        }
+        let some = self.lacks.iter().zip(filter::DIMENSIONS).filter(|(count, _)| **count > 0);
+        let each: Vec<String> = some.map(|(count, what)| format!("{what} on {count}")).collect();
+        format!(" (too little: {})", each.join(", "))
+    }
+}
+
+/// Devices of a node that nobody is given: faulty, or in quarantine.
+fn faulty(node: &Node) -> Vec<usize> {
+    (0..node.spec.devices.len()).filter(|i| !node.may_use(*i as u16)).collect()
 }
 
 /// Nodes of the class that the job's node constraint leaves.
@@ -265,7 +334,7 @@ fn pinned_count(state: &State, spec: &JobSpec, class: &Class, all: u32) -> u32 {
 
 fn suitable_free(class: &Class, ask: &Ask<'_>) -> u64 {
     let both = class.flavor.devices.iter().zip(&class.devices);
-    both.filter(|(f, _)| super::devices::suits(f, ask)).map(|(_, d)| u64::from(d.milli)).sum()
+    both.filter(|(f, _)| devices::suits(f, ask)).map(|(_, d)| u64::from(d.milli)).sum()
 }
 
 fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocker> {
@@ -311,16 +380,18 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
             Reason::NodeCordoned => {
                 push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it"))
             }
-            _ => push(
-                *reason,
-                *nodes,
-                false,
-                format!("{of} have no room for {} now; runs when something there ends", ask(spec)),
-            ),
+            Reason::DeviceFault => {
+                let text = "devices there are faulty or in quarantine (nf describe node says why; nf node heal takes one back)";
+                push(*reason, *nodes, false, format!("{of} would have {}, but {text}", ask(spec)));
+            }
+            _ => {
+                let text = format!("{of} have no room for {} now{}", ask(spec), census.lacking());
+                push(*reason, *nodes, false, format!("{text}; runs when something there ends"));
+            }
         }
     }
     let total = census.free_milli;
-    if spec.resources.gpu.milli() > 0 && total >= spec.resources.gpu.milli() {
+    if census.roomy == 0 && spec.resources.gpu.milli() > 0 && total >= spec.resources.gpu.milli() {
         let detail = format!(
             "{}.{:03} suitable GPUs are free in all, but no single node has {}",
             total / 1000,
@@ -329,7 +400,13 @@ fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) -> Vec<Blocke
         );
         push(Reason::FragmentedCapacity, 0, false, detail);
     }
-    if spec.gang && census.roomy > 0 {
+    if spec.gang && census.ever > 0 && census.constraints_hold > 0 && census.most < replicas {
+        let detail = format!(
+            "all nodes together, when they are empty, hold {} of its {replicas} replicas; add nodes, or ask for fewer",
+            census.most
+        );
+        push(Reason::NotEnoughForGang, 0, true, detail);
+    } else if spec.gang && census.roomy > 0 {
         let detail = format!("{} nodes have room for a replica, not for all {replicas} at once", census.roomy);
         push(Reason::NotEnoughForGang, 0, false, detail);
     }

@@ -7,8 +7,11 @@
 pub mod devices;
 pub mod explain;
 pub mod filter;
+mod gangs;
 pub mod hindsight;
+mod keep;
 pub mod mix;
+mod order;
 pub mod policy;
 pub mod preempt;
 pub mod queue;

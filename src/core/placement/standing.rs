@@ -40,6 +40,7 @@ struct Shape {
     priced: u16,
     /// A part of any device will do, also of one that enforces nothing.
     takes_any: bool,
+    needs_engine: bool,
 }
 
 impl Shape {
@@ -48,7 +49,8 @@ impl Shape {
         let constraints =
             Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, stay: false, ..c.clone() };
         let priced = if c.max_cost_per_hour.is_some() { ask.most_replicas() } else { 1 };
-        Self { resources: ask.resources.clone(), constraints, priced, takes_any: ask.takes_any() }
+        let (takes_any, needs_engine) = (ask.takes_any(), ask.needs_engine());
+        Self { resources: ask.resources.clone(), constraints, priced, takes_any, needs_engine }
     }
 }
 

@@ -7,6 +7,7 @@ use crate::job::JobSpec;
 use crate::placement::preempt::tests::to_rest;
 use crate::placement::{Chosen, Policy};
 use crate::plan::Intent;
+use crate::reason::Reason;
 use crate::resources::Gpus;
 use crate::sim::Rng;
 use crate::tenant::Quota;
@@ -198,6 +199,66 @@ fn an_owner_gets_its_own_back_and_a_borrower_keeps_what_is_its_own() {
         }
     }
     assert!(reclaimed > 300, "{reclaimed}");
+}
+
+#[test]
+fn an_owner_gets_its_own_back_in_one_piece_wherever_the_latest_jobs_are() {
+    let mut state = group(0);
+    for i in 0..2 {
+        testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(8)));
+    }
+    set(&mut state, "org", None, 0, None, None);
+    set(&mut state, "a", Some("org"), 8, None, None);
+    set(&mut state, "b", Some("org"), 8, None, None);
+    for i in 0..16 {
+        let mut spec = testing::job_spec("b", Gpus::Whole(1));
+        spec.constraints.node = Some(crate::id::NodeName::new(&format!("n{}", i % 2)).unwrap());
+        testing::run(&mut state, testing::schedule(&format!("b{i}"), spec));
+    }
+    testing::run(&mut state, testing::schedule("a", testing::job_spec("a", Gpus::Whole(8))));
+    let evictions = to_rest(&mut state, &mut BTreeSet::new(), 0);
+    let job = state.job_of(&crate::id::RequestId::new("a").unwrap()).unwrap();
+    assert_eq!((job.state(), evictions), (crate::job::JobState::Admitted, 8));
+    let rest = state.tenant_named(&id("b")).map(|b| state.ledger().tenant(b.no).gpu_milli);
+    assert_eq!(rest, Some(8_000), "what is its own stays");
+}
+
+#[test]
+fn no_claim_takes_more_back_than_was_borrowed() {
+    let mut state = group(4);
+    set(&mut state, "org", None, 0, None, None);
+    set(&mut state, "a", Some("org"), 1, None, None);
+    set(&mut state, "b", Some("org"), 3, None, None);
+    for i in 0..4 {
+        testing::run(&mut state, testing::schedule(&format!("b{i}"), testing::job_spec("b", Gpus::Whole(1))));
+    }
+    let spec = testing::job_spec("a", Gpus::Whole(1));
+    testing::run(&mut state, testing::schedule("a", spec.clone()));
+    let job = state.job_of(&crate::id::RequestId::new("a").unwrap()).unwrap().clone();
+    let claim = job.claim.as_deref().unwrap().clone();
+    assert_eq!(claim.victims.len(), 1);
+    // The same with two victims, as no planner would do it, is refused.
+    let mut other = State::from_rows(state.live_rows()).unwrap();
+    testing::run(&mut other, Intent::Stop { request: job.request.clone(), tenant: None, why: Reason::StoppedByUser });
+    let more = state.jobs().values().filter(|job| job.spec.tenant == id("b"));
+    let held = more.filter(|job| job.replicas[0].is_waiting() || claim.victims.iter().all(|v| v.job != job.no));
+    let mut greedy = claim.clone();
+    greedy.victims.extend(held.take(1).map(|job| crate::claim::Victim {
+        job: job.no,
+        replica: 0,
+        generation: job.replicas[0].generation,
+        why: Reason::QuotaReclaimed,
+    }));
+    greedy.victims.sort_unstable();
+    assert_eq!(greedy.victims.len(), 2);
+    let judged = standing(&other, other.tenant_named(&id("a")).map(|a| a.no), &spec.resources, 1);
+    let place = |victim: &crate::claim::Victim| {
+        let job = other.job(victim.job).unwrap();
+        vec![(&**job, job.replicas[0].allocation().unwrap())]
+    };
+    let of = |claim: &crate::claim::Claim| claim.victims.iter().map(place).collect::<Vec<_>>();
+    assert_eq!(judged.overpaid(&other, &of(&claim)), None);
+    assert_eq!(judged.overpaid(&other, &of(&greedy)).map(|debt| debt.excess), Some(1_000));
 }
 
 #[test]
