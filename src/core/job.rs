@@ -388,6 +388,11 @@ impl JobSpec {
         self.scaling.map_or(self.replicas, |scaling| scaling.max)
     }
 
+    /// Nothing says that it will ever end by itself: a service, until somebody ends it.
+    pub fn stays(&self) -> bool {
+        self.constraints.max_run_ms.is_none() && self.constraints.restart == Restart::Always
+    }
+
     /// It runs only where a container engine is.
     pub fn needs_engine(&self) -> bool {
         self.runtime == Runtime::Docker

@@ -193,6 +193,11 @@ impl Node {
         device.is_some_and(|device| device.healthy && !self.quarantine.contains_key(&device.uuid))
     }
 
+    /// Some of its devices get no work.
+    pub fn has_faults(&self) -> bool {
+        !self.quarantine.is_empty() || self.spec.devices.iter().any(|device| !device.healthy)
+    }
+
     /// Why the device gets no work.
     pub fn quarantine_of(&self, device: u16) -> Option<&Quarantine> {
         self.quarantine.get(&self.spec.devices.get(usize::from(device))?.uuid)

@@ -9,9 +9,9 @@ use crate::claim::{self, Claim};
 use crate::disruption;
 use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase, Replica, Runtime};
+use crate::node::Node;
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
-use crate::node::Node;
 use crate::resources::{Gpus, WHOLE};
 use crate::sharing::Ask;
 use crate::state::State;
@@ -234,6 +234,13 @@ struct Census {
 fn census(state: &State, spec: &JobSpec) -> Census {
     let ask = Ask::of(state, spec);
     let mut census = Census::default();
+    let mut with_faults: BTreeMap<&Class, Vec<&Node>> = BTreeMap::new();
+    for node in state.faulty.iter().filter_map(|no| state.node(*no)) {
+        let meant = spec.constraints.node.as_ref().is_none_or(|name| *name == node.name);
+        if let Some(class) = state.capacity().class(node.no).filter(|_| meant) {
+            with_faults.entry(class).or_default().push(node);
+        }
+    }
     for (class, nodes) in &state.capacity().classes {
         let count = pinned_count(state, spec, class, nodes.len() as u32);
         if count == 0 {
@@ -257,12 +264,10 @@ fn census(state: &State, spec: &JobSpec) -> Census {
         let alone = reasons == [Reason::Resources];
         for reason in reasons {
             match reason {
-                Reason::Resources if spec.constraints.node.is_none() => {
-                    nodes.iter().for_each(|node| census.lacks_room(state, &ask, class, *node, alone));
-                }
                 Reason::Resources => {
-                    let pinned = spec.constraints.node.as_ref().and_then(|name| state.node_named(name));
-                    pinned.into_iter().for_each(|node| census.lacks_room(state, &ask, class, node.no, alone));
+                    let odd: Vec<&Node> = with_faults.get(&**class).into_iter().flatten().copied().collect();
+                    odd.iter().for_each(|node| census.lacks_room(&ask, class, (1, &faulty(node)), alone));
+                    census.lacks_room(&ask, class, (count - odd.len() as u32, &[]), alone);
                 }
                 reason => *census.out.entry(reason).or_default() += count,
             }
@@ -272,10 +277,9 @@ fn census(state: &State, spec: &JobSpec) -> Census {
 }
 
 impl Census {
-    /// Counts a node without room: for want of what others hold, or of devices that are left alone for their faults.
-    /// `alone`: nothing else rules it out.
-    fn lacks_room(&mut self, state: &State, ask: &Ask<'_>, class: &Class, node: NodeNo, alone: bool) {
-        let faulty = state.node(node).map(|node| faulty(node)).unwrap_or_default();
+    /// Counts nodes without room: for want of what others hold, or of devices that are left alone for their faults.
+    /// `alone`: nothing else rules them out.
+    fn lacks_room(&mut self, ask: &Ask<'_>, class: &Class, (nodes, faulty): (u32, &[usize]), alone: bool) {
         let whole = |class: &Class, empty: bool| {
             let mut class = class.clone();
             for (i, (free, flavor)) in class.devices.iter_mut().zip(&class.flavor.devices).enumerate() {
@@ -292,16 +296,16 @@ impl Census {
         // If nothing that ends there will do, nobody should wait for that.
         let never = by_fault && devices::fit(&whole(class, true), ask).is_none();
         if never || by_fault && filter::has_room(&whole(class, false), ask) {
-            *self.out.entry(Reason::DeviceFault).or_default() += 1;
+            *self.out.entry(Reason::DeviceFault).or_default() += nodes;
         }
-        if never {
+        if never || nodes == 0 {
             return;
         }
-        *self.out.entry(Reason::Resources).or_default() += 1;
+        *self.out.entry(Reason::Resources).or_default() += nodes;
         let lacks = filter::lacks(class, ask);
-        self.lacks.iter_mut().zip(lacks).for_each(|(count, lacks)| *count += u32::from(lacks));
+        self.lacks.iter_mut().zip(lacks).for_each(|(count, lacks)| *count += if lacks { nodes } else { 0 });
         if alone && lacks == [true, false, false, false, false] {
-            self.free_milli += suitable_free(class, ask);
+            self.free_milli += u64::from(nodes) * suitable_free(class, ask);
         }
     }
 

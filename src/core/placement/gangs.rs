@@ -34,8 +34,7 @@ pub(super) fn give_back(state: &State) -> Vec<Command> {
 }
 
 fn is_giving_back(job: &Job) -> bool {
-    let gives = |phase: &Phase| {
-        matches!(phase, Phase::Stopping { why: Reason::NotEnoughForGang, then: Next::Again, .. })
-    };
+    let gives =
+        |phase: &Phase| matches!(phase, Phase::Stopping { why: Reason::NotEnoughForGang, then: Next::Again, .. });
     job.replicas.iter().any(|replica| gives(&replica.phase))
 }

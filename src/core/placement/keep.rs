@@ -12,9 +12,10 @@ use crate::budget::judge;
 use crate::capacity::{Class, Flavor};
 use crate::claim;
 use crate::id::{NodeNo, TenantNo};
-use crate::job::{Job, JobSpec, MAX_REPLICAS, Next, Phase, Replica, Restart};
+use crate::job::{Job, JobSpec, MAX_REPLICAS, Next, Phase, Replica};
 use crate::ledger::Ledger;
-use crate::node::{DeviceKind, Node};
+use crate::node::{Device, DeviceKind, Node};
+use crate::resources::WHOLE;
 use crate::sharing::Ask;
 use crate::state::State;
 use crate::trust;
@@ -112,14 +113,12 @@ pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, t
     let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
     let ask = &Ask::of(state, &spec);
     let mut missing = if ask.gang { wanted } else { 1 };
-    let candidates = candidates(state, ask, taken, missing.min(MAX_REPLICAS.into()));
     let mut out = Vec::new();
     let mut held = Vec::new();
-    for node in candidates {
+    for node in candidates(state, ask, taken, missing.min(MAX_REPLICAS.into())) {
         let Some(node) = state.node(node) else { continue };
-        let (room, stays) = room_later(state, node, ask, missing, stays_by_itself);
-        match room {
-            0 => held.push((stays, out.len() + held.len(), node)),
+        match room_later(state, node, ask, missing) {
+            0 => held.push((state.staying.get(&node.no).map_or(0, |(count, _)| *count), held.len(), node)),
             some => {
                 missing = missing.saturating_sub(some);
                 out.push(node.no);
@@ -136,7 +135,7 @@ pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, t
     // The least of what nobody ends first, then in the order of the candidates.
     held.sort_unstable_by_key(|(stays, place, _)| (*stays, *place));
     for (_, _, node) in held {
-        let (room, _) = room_later(state, node, ask, missing, |_, _| false);
+        let room = room_beside(state, node, ask, missing, |_| false);
         missing = missing.saturating_sub(room);
         out.extend((room > 0).then_some(node.no));
         if missing == 0 {
@@ -146,31 +145,29 @@ pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, t
     Vec::new()
 }
 
-/// Nothing says that it will end: a service, until somebody ends it.
-fn stays_by_itself(job: &Job, replica: &Replica) -> bool {
-    let goes = matches!(replica.phase, Phase::Stopping { then: Next::Again | Next::End, .. });
-    let ends = job.spec.constraints.max_run_ms.is_some() || job.spec.constraints.restart != Restart::Always;
-    !goes && !job.stopped && !ends
+/// How many replicas, up to `most`, the node holds once all that ends by itself has ended. What only a scratch copy has
+/// booked ends like the jobs that it stands for.
+fn room_later(state: &State, node: &Node, ask: &Ask<'_>, most: usize) -> usize {
+    let (_, gpu_milli) = state.staying.get(&node.no).copied().unwrap_or_default();
+    let is_gpu = |device: &&Device| device.kind == DeviceKind::Gpu;
+    let all = node.spec.devices.iter().filter(is_gpu).count() as u64 * u64::from(WHOLE);
+    // Mostly this is enough to say no.
+    if all.saturating_sub(gpu_milli) < ask.resources.gpu.milli() {
+        return 0;
+    }
+    room_beside(state, node, ask, most, |job| job.spec.stays())
 }
 
-/// How many replicas, up to `most`, the node holds when all has ended that does not stay, and how many do.
-/// What only a scratch copy has booked ends like the jobs that it stands for.
-fn room_later(
-    state: &State,
-    node: &Node,
-    ask: &Ask<'_>,
-    most: usize,
-    stays: impl Fn(&Job, &Replica) -> bool,
-) -> (usize, usize) {
+/// The same beside the replicas of those jobs.
+fn room_beside(state: &State, node: &Node, ask: &Ask<'_>, most: usize, stays: impl Fn(&Job) -> bool) -> usize {
     let mut books = Ledger::default();
     books.resize(node.no, node.spec.devices.len());
-    let mut staying = 0;
-    for (job, no, replica) in state.replicas_on(node.no).filter(|(job, _, replica)| stays(job, replica)) {
+    let goes = |replica: &Replica| matches!(replica.phase, Phase::Stopping { then: Next::Again | Next::End, .. });
+    for (job, no, replica) in state.replicas_on(node.no).filter(|(job, _, replica)| stays(job) && !goes(replica)) {
         let Some((_, alloc, _)) = replica.copy_on(node.no) else { continue };
         books.hold(TenantNo(0), (job.no, no), &job.spec.resources, alloc, &node.spec);
-        staying += 1;
     }
-    (preempt::slots(state, node, ask, books, most), staying)
+    preempt::slots(state, node, ask, books, most)
 }
 
 /// What is free of what the job needs: suitable devices, then CPU. Who needs no device leaves those nodes to the

@@ -109,7 +109,8 @@ impl Want<'_> {
             free_quota(self.state, (self.tenant, self.spec, times), units, spares, chosen)
         };
         let room = |free: &BTreeSet<usize>, only: Option<&BTreeSet<usize>>| {
-            let mut more = Search::new(self.state, self.spec, units, spares, free, only).cheapest(self.wanted, self.limits)?;
+            let mut more =
+                Search::new(self.state, self.spec, units, spares, free, only).cheapest(self.wanted, self.limits)?;
             more.extend(free);
             spares.over(units, more.iter().copied()).is_none().then_some(more)
         };

@@ -22,8 +22,8 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use super::keep::{KEPT, kept_nodes};
 pub(crate) use super::keep::targets;
+pub use super::keep::{KEPT, kept_nodes};
 
 /// How many waiters one pass looks at, so that a pass stays short. Most need no
 /// more than a look at their quota, so this is far more than it can place.

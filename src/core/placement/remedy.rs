@@ -234,7 +234,8 @@ impl Waiter<'_> {
     fn soft(&self, state: &State) -> Vec<Change> {
         let (spec, tenant, times) = (self.spec, self.tenant(state), self.wanted.len() as u64);
         let mut out = Vec::new();
-        if !quota::allows(state, tenant, &spec.resources, times) || !quota::types::some_open(state, tenant, spec, times) {
+        if !quota::allows(state, tenant, &spec.resources, times) || !quota::types::some_open(state, tenant, spec, times)
+        {
             out.extend(wider(state, tenant, spec, times));
         }
         out.extend(self.withheld(state).map(|refusal| Change::LetIn(refusal.detail)));
@@ -354,7 +355,9 @@ fn make(state: &mut State, change: &Change) {
     match change {
         Change::Quota { tenant, quota } => {
             let row = row(state, tenant);
-            state.put_tenant(Tenant { quota: (**quota).clone(), ..row });
+            // Budgets and walls are changes of their own.
+            let (budgets, soft_sharing) = (row.quota.budgets.clone(), row.quota.soft_sharing);
+            state.put_tenant(Tenant { quota: Quota { budgets, soft_sharing, ..(**quota).clone() }, ..row });
         }
         Change::SoftSharing { tenant, .. } => {
             let row = row(state, tenant);

@@ -240,9 +240,9 @@ impl Standing {
 
 /// Whether parts that are paid come to more than the debt, rounded up to a part.
 pub fn overpays(excess: u64, parts: impl Iterator<Item = u64>) -> bool {
-    let (all, least) = parts.filter(|part| *part > 0).fold((0u64, u64::MAX), |(all, least), part| {
-        (all.saturating_add(part), least.min(part))
-    });
+    let (all, least) = parts
+        .filter(|part| *part > 0)
+        .fold((0u64, u64::MAX), |(all, least), part| (all.saturating_add(part), least.min(part)));
     all > 0 && all - least >= excess
 }
 

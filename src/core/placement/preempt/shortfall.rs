@@ -109,11 +109,7 @@ pub(super) fn free_quota(
 }
 
 /// Those that cost least for what they give, leaving out whom too much would be taken of.
-fn one_by_one(
-    mut gives: Vec<(u64, u64, usize)>,
-    lack: u64,
-    over: impl Fn(&[usize]) -> bool,
-) -> Option<Vec<usize>> {
+fn one_by_one(mut gives: Vec<(u64, u64, usize)>, lack: u64, over: impl Fn(&[usize]) -> bool) -> Option<Vec<usize>> {
     let dear = |(amount, cost, unit): &(u64, u64, usize)| (u128::from(*cost) * 1_000_000 / u128::from(*amount), *unit);
     gives.sort_by_key(dear);
     let (mut out, mut covered) = (Vec::new(), 0u64);

@@ -186,7 +186,11 @@ fn where_quota_is_lacking_too_victims_cost_what_the_cheapest_of_all_sets_costs()
         let claim = claim(&state, &spec, &wanted, &Limits::default());
         let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
         assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
-        if found.is_some() { met += 1 } else { none += 1 }
+        if found.is_some() {
+            met += 1
+        } else {
+            none += 1
+        }
         let has_room = place(&state, &spec, &wanted, Limits::default()).len() == wanted.len();
         bound += u32::from(has_room && claim.is_some());
     }

@@ -113,7 +113,8 @@ fn jobs(state: &State, spec: &JobSpec, standing: &Standing) -> BTreeSet<JobNo> {
     };
     let mut out: BTreeSet<JobNo> = BTreeSet::new();
     if standing.in_tree() {
-        let mut jobs: Vec<_> = own.into_iter().flat_map(held_by).filter(less).map(|j| (j.spec.priority, j.no)).collect();
+        let mut jobs: Vec<_> =
+            own.into_iter().flat_map(held_by).filter(less).map(|j| (j.spec.priority, j.no)).collect();
         jobs.sort_unstable();
         out.extend(jobs.into_iter().take(MOST_JOBS).map(|(_, no)| no));
     } else {
