@@ -31,7 +31,7 @@ const LOOKED_AT: usize = 4096;
 /// Of one tenant, so that nobody hides the others behind what can't run.
 const LOOKED_AT_OF_ONE: u32 = 1024;
 /// Nodes that are looked at closely for one waiter; for a gang more, if it needs more.
-const LOOKS: usize = 256;
+const LOOKS: usize = 64;
 /// Waiters for whom nodes are looked for; some can be held by none.
 const TRIES: usize = 16;
 /// For so long a waiter keeps a node that it can only have when a service there is ended, which nobody has to.

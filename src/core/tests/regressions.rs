@@ -555,6 +555,7 @@ fn a_plan_says_the_same_on_a_member_that_has_just_loaded_the_state() {
             stopped_and_gone(&mut state, job.request.as_str());
         }
     }
+    state.take_changes();
     let loaded = State::from_rows(state.live_rows()).unwrap();
     for _ in 0..50 {
         let spec = ask(&mut rng);
