@@ -9,7 +9,7 @@ use super::queue::{Shape, fill, waits_for_room};
 use super::{devices, filter};
 use crate::budget::afford::Offer;
 use crate::budget::judge;
-use crate::capacity::{Class, Flavor};
+use crate::capacity::{Class, DeviceFlavor, Flavor};
 use crate::claim;
 use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, MAX_REPLICAS, Next, Phase, Replica};
@@ -178,34 +178,44 @@ type Room = (u64, u64, Reverse<NodeNo>);
 /// that it takes no time to look at each.
 fn candidates(state: &State, ask: &Ask<'_>, taken: &[NodeNo], wanted: usize) -> Vec<NodeNo> {
     let taken: BTreeSet<NodeNo> = taken.iter().copied().collect();
-    // Classes come in the order of their flavors, so one verdict serves many.
-    let mut judged: Option<(&Arc<Flavor>, bool)> = None;
-    let mut could = |class: &Class, flavor| {
-        if !judged.is_some_and(|(known, _)| Arc::ptr_eq(known, flavor)) {
-            judged = Some((flavor, filter::may_ever_run(flavor, ask)));
-        }
-        class.takes_work() && judged.is_some_and(|(_, may)| may)
-    };
     if let Some(name) = &ask.constraints.node {
         let node = state.node_named(name).map(|node| node.no).filter(|node| !taken.contains(node));
         let class = node.and_then(|node| state.capacity().class(node));
-        return node.filter(|_| class.is_some_and(|class| could(class, &class.flavor))).into_iter().collect();
+        let could = |class: &Arc<Class>| class.takes_work() && filter::may_ever_run(&class.flavor, ask);
+        return node.filter(|_| class.is_some_and(could)).into_iter().collect();
     }
     let looks = LOOKS.max(2 * wanted);
     let mut all: Vec<Room> = Vec::new();
-    for (class, nodes) in &state.capacity().classes {
-        if !could(class, &class.flavor) {
-            continue;
+    // Classes come in the order of their flavors, so one verdict serves many.
+    let mut judged: Option<(&Arc<Flavor>, Option<Vec<bool>>)> = None;
+    for (class, nodes) in state.capacity().classes.iter().filter(|(class, _)| class.takes_work()) {
+        if !judged.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &class.flavor)) {
+            let may = filter::may_ever_run(&class.flavor, ask);
+            judged = Some((&class.flavor, may.then(|| counted(&class.flavor, ask))));
         }
-        let (devices, cpu) = room_now(class, ask);
+        let Some((_, Some(counted))) = &judged else { continue };
+        let room = match counted.contains(&true) {
+            true => class.devices.iter().zip(counted).filter(|(_, is)| **is).map(|(d, _)| u64::from(d.milli)).sum(),
+            false => u64::MAX - class.devices.len() as u64,
+        };
         let free = nodes.iter().filter(|node| !taken.contains(node)).take(looks);
-        all.extend(free.map(|node| (devices, cpu, Reverse(*node))));
+        all.extend(free.map(|node| (room, class.cpu_milli, Reverse(*node))));
     }
     if all.len() > looks {
         all = thinned(all, looks);
     }
     all.sort_unstable_by(|a, b| b.cmp(a));
     all.into_iter().map(|(.., Reverse(node))| node).collect()
+}
+
+/// Which devices of such a node are room for the job; none where it needs none.
+fn counted(flavor: &Flavor, ask: &Ask<'_>) -> Vec<bool> {
+    let counts = |device: &DeviceFlavor| match (ask.resources.gpu.milli(), ask.resources.tpu) {
+        (0, 0) => false,
+        (0, _) => device.kind == DeviceKind::Tpu,
+        _ => devices::suits(device, ask),
+    };
+    flavor.devices.iter().map(counts).collect()
 }
 
 /// The half with the most room, and of the others some all over the group.
@@ -216,14 +226,4 @@ fn thinned(mut all: Vec<Room>, looks: usize) -> Vec<Room> {
     others.sort_unstable_by_key(|(.., node)| Reverse(*node));
     all.extend(others.into_iter().step_by(rest.div_ceil(looks - most)));
     all
-}
-
-fn room_now(class: &Class, ask: &Ask<'_>) -> (u64, u64) {
-    let both = class.flavor.devices.iter().zip(&class.devices);
-    let free = match (ask.resources.gpu.milli(), ask.resources.tpu) {
-        (0, 0) => u64::MAX - class.flavor.devices.len() as u64,
-        (0, _) => both.filter(|(f, _)| f.kind == DeviceKind::Tpu).map(|(_, d)| u64::from(d.milli)).sum(),
-        _ => both.filter(|(f, _)| devices::suits(f, ask)).map(|(_, d)| u64::from(d.milli)).sum(),
-    };
-    (free, class.cpu_milli)
 }
