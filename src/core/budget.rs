@@ -173,6 +173,15 @@ impl Budgets {
         self.of(kind)[window as usize]
     }
 
+    /// Sets what there is of that in each such window.
+    pub fn set(&mut self, kind: Kind, window: Window, most: u64) {
+        let of = match kind {
+            Kind::GpuHours => &mut self.gpu_hours,
+            Kind::Money => &mut self.money,
+        };
+        of[window as usize] = Some(most);
+    }
+
     /// Each limit, in units of the meter.
     pub fn limits(&self) -> impl Iterator<Item = Limit> + '_ {
         let both = Kind::ALL.into_iter().flat_map(|kind| Window::ALL.map(|window| (kind, window)));

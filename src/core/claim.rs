@@ -77,7 +77,7 @@ pub fn may_evict(state: &State, rival: &JobSpec, standing: &Standing, job: &Job,
     // Between tenants of a tree the quota alone decides.
     let reach = job.spec.tenant == rival.tenant || standing.reaches(state, job.tenant);
     let less = job.spec.constraints.preemptible && job.spec.priority < rival.priority;
-    match (reach && less, standing.reclaimable.contains(&job.no)) {
+    match (reach && less, standing.reclaims(state, job, alloc)) {
         (true, _) => Some(Reason::Preempted),
         (false, true) => Some(Reason::QuotaReclaimed),
         (false, false) => None,

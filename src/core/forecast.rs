@@ -196,7 +196,8 @@ impl<'a> Future<'a> {
                 }
             } else if look && i < last && keepers < queue::KEPT {
                 let wanted = usize::from(self.missing[i]);
-                let found = queue::targets(&self.state, &self.line[i].spec, wanted, &self.kept);
+                let job = &self.line[i];
+                let found = queue::targets(&self.state, job, &job.spec, wanted, &self.kept);
                 keepers += usize::from(!found.is_empty());
                 self.kept.extend(found);
             }

@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 /// The most replicas one job can have.
 pub const MAX_REPLICAS: u16 = 1024;
+/// So long the rest of a gang may hold its places while a member finds none, in milliseconds.
+pub const LONGEST_TORN_MS: u64 = 60_000;
 /// How many transitions a job remembers; older ones are in the events.
 pub const HISTORY: usize = 16;
 
@@ -412,6 +414,16 @@ impl JobSpec {
         self.scaling.map_or(self.replicas, |scaling| scaling.max)
     }
 
+    /// Nothing says that it will ever end by itself: a service, until somebody ends it.
+    pub fn stays(&self) -> bool {
+        self.constraints.max_run_ms.is_none() && self.constraints.restart == Restart::Always
+    }
+
+    /// It runs only where a container engine is.
+    pub fn needs_engine(&self) -> bool {
+        self.runtime == Runtime::Docker
+    }
+
     /// How its replicas may be moved.
     pub fn movable(&self) -> Movable {
         match () {
@@ -558,7 +570,28 @@ impl Job {
             move |r: &Replica| matches!(r.phase, Phase::Waiting { not_before_ms, .. } if not_before_ms <= now_ms);
         // A former copy may still hold the very devices and port that would be chosen.
         let placeable = move |r: &Replica| !self.stopped && ready(r) && !r.is_leaving();
-        self.replicas.iter().enumerate().filter(move |(_, r)| placeable(r)).map(|(i, _)| i as u16)
+        let whole = self.is_whole_with(|no| self.replicas.get(usize::from(no)).is_some_and(placeable));
+        let each = self.replicas.iter().enumerate().filter(move |(_, r)| whole && placeable(r));
+        each.map(|(i, _)| i as u16)
+    }
+
+    /// Whether a gang is all there once those members have a place: it starts as one, after a fault too. Any other job
+    /// starts replica by replica.
+    pub fn is_whole_with(&self, placed: impl Fn(u16) -> bool) -> bool {
+        let there = |r: &Replica| match &r.phase {
+            Phase::Waiting { .. } => false,
+            // Unless its place elsewhere is held for it already.
+            Phase::Stopping { then: Next::Again, .. } => matches!(r.moving, Some(Move::Coming { .. })),
+            _ => true,
+        };
+        !self.spec.gang || self.replicas.iter().enumerate().all(|(no, r)| there(r) || placed(no as u16))
+    }
+
+    /// Whether it is a gang of which some hold places, of no use to anybody, while others have found none for too long.
+    pub fn is_torn(&self, now_ms: u64) -> bool {
+        let long = self.waits_since().is_some_and(|since| since.saturating_add(LONGEST_TORN_MS) <= now_ms);
+        let holds = |r: &Replica| matches!(r.phase, Phase::Held { .. });
+        long && self.spec.gang && !self.stopped && self.claim.is_none() && self.replicas.iter().any(holds)
     }
 
     /// Appends to the history when the state changed.

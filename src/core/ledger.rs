@@ -5,7 +5,7 @@
 use crate::id::{DeviceType, JobNo, NodeNo, TenantNo};
 use crate::job::{Allocation, Share};
 use crate::mig::{Layout, Slice};
-use crate::node::{Device, DeviceKind, NodeSpec};
+use crate::node::{Device, DeviceKind, NodeSpec, has_engine};
 use crate::resources::{Gpus, Resources, WHOLE};
 use crate::sharing::{Ask, Kept};
 use imbl::{OrdMap, OrdSet};
@@ -258,6 +258,9 @@ pub fn fits(job: &Ask<'_>, alloc: &Allocation, spec: &NodeSpec, used: &NodeUse) 
     room("cpu", used.cpu_milli, ask.cpu_milli, spec.cpu_milli)?;
     room("memory", used.memory, ask.memory, spec.memory)?;
     room("disk", used.disk, ask.disk, spec.disk)?;
+    if job.needs_engine() && !has_engine(&spec.labels) {
+        return Err("no container engine there".into());
+    }
     if !alloc.shares.windows(2).all(|pair| pair[0].device < pair[1].device) {
         return Err("a device is named twice".into());
     }

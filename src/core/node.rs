@@ -12,6 +12,11 @@ use std::sync::Arc;
 /// value is the engine's kind. Without it a node gets no containers.
 pub const ENGINE_LABEL: &str = "container-engine";
 
+/// Whether a node with these labels reaches a container engine.
+pub fn has_engine(labels: &BTreeMap<Label, Label>) -> bool {
+    labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
+}
+
 /// GPU or TPU; decides which ask of a job a device can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DeviceKind {
@@ -186,6 +191,11 @@ impl Node {
     pub fn may_use(&self, device: u16) -> bool {
         let device = self.spec.devices.get(usize::from(device));
         device.is_some_and(|device| device.healthy && !self.quarantine.contains_key(&device.uuid))
+    }
+
+    /// Some of its devices get no work.
+    pub fn has_faults(&self) -> bool {
+        !self.quarantine.is_empty() || self.spec.devices.iter().any(|device| !device.healthy)
     }
 
     /// Why the device gets no work.

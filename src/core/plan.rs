@@ -13,7 +13,7 @@ use crate::disruption;
 use crate::fault::{Rule, rule};
 use crate::floor;
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
-use crate::job::Job;
+use crate::job::{Job, JobSpec};
 use crate::join::{self, Shown};
 use crate::model_budget;
 use crate::moves;
@@ -26,6 +26,7 @@ use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
 pub use draft::{Draft, draft};
+use draft::{Victims, drafted};
 use production::{nothing_simulated, nothing_unproven};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -309,10 +310,7 @@ const PASS: usize = 128;
 /// # Errors
 /// A refusal, when nothing is to be committed.
 pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
-    bounds::check(intent)?;
-    if state.meta().mode == Mode::Production {
-        nothing_simulated(intent)?;
-    }
+    may_be(state, intent)?;
     match intent.bare() {
         Intent::Init { cluster, mode, default_gpu_milli } => {
             Planned::one(Command::Init { cluster: cluster.clone(), mode: *mode, default_gpu_milli: *default_gpu_milli })
@@ -417,6 +415,57 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         Intent::DropJoinToken { id } => Planned::one(Command::DropJoinToken { id: *id }),
         // Bounds allow one of these around what is wanted, and no more.
         Intent::By { .. } => Err(Refusal::invalid("actor", "one actor")),
+    }
+}
+
+/// Whoever wants it and whatever there is.
+fn may_be(state: &State, intent: &Intent) -> Result<(), Refusal> {
+    bounds::check(intent)?;
+    match state.meta().mode {
+        Mode::Production => nothing_simulated(intent),
+        Mode::Simulation => Ok(()),
+    }
+}
+
+/// What a schedule call would do now, judged like one that is not planned only; and the job as it would be let in.
+///
+/// # Errors
+/// The refusal that the call would get.
+pub fn rehearse(state: &State, intent: &Intent) -> Result<(Arc<JobSpec>, Draft), Refusal> {
+    may_be(state, intent)?;
+    let Intent::Schedule { submission, check_plan, .. } = intent.bare() else {
+        return Err(Refusal::invalid("plan", "only a schedule call can be planned"));
+    };
+    let spec = admitted(state, &submission.spec, intent.actor())?;
+    let draft = draft(state, &spec);
+    same_plan(&draft, *check_plan)?;
+    Ok((spec, draft))
+}
+
+/// The job as it is let in: who approved it is named.
+fn admitted(state: &State, spec: &Arc<JobSpec>, actor: Option<&Actor>) -> Result<Arc<JobSpec>, Refusal> {
+    consent::judge(state, spec)?;
+    floor::judge(state, spec)?;
+    model_budget::judge(spec)?;
+    disruption::judge(spec, &state.meta().placement.preemption)?;
+    let approved = approval::judge_for(state, spec, actor)?;
+    let mut spec = spec.clone();
+    if approved.is_some() {
+        let named = Arc::make_mut(&mut spec);
+        named.approved_by = approved;
+        named.asked_by = actor.map(Actor::person);
+    }
+    Ok(spec)
+}
+
+/// Refuses when planning has come out otherwise than the caller has seen.
+fn same_plan(draft: &Draft, seen: Option<Digest16>) -> Result<(), Refusal> {
+    match seen.filter(|seen| draft.digest() != *seen) {
+        None => Ok(()),
+        Some(seen) => {
+            let detail = format!("planning again gives {}, not {seen}; run nf plan again", draft.digest());
+            Err(Refusal::field(Reason::PlanChanged, "check_plan", detail))
+        }
     }
 }
 
@@ -543,31 +592,20 @@ fn schedule(
     if state.request(&submission.request).is_some() {
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
-    consent::judge(state, &submission.spec)?;
-    floor::judge(state, &submission.spec)?;
-    model_budget::judge(&submission.spec)?;
-    disruption::judge(&submission.spec, &state.meta().placement.preemption)?;
-    let approved = approval::judge_for(state, &submission.spec, actor)?;
-    let mut submission = submission.clone();
-    if approved.is_some() {
-        let spec = Arc::make_mut(&mut submission.spec);
-        spec.approved_by = approved;
-        spec.asked_by = actor.map(Actor::person);
-    }
-    let draft = draft(state, &submission.spec);
-    if let Some(expected) = check
-        && draft.digest() != expected
-    {
-        let detail = format!("planning again gives {}, not {expected}; run nf plan again", draft.digest());
-        return Err(Refusal::field(Reason::PlanChanged, "check_plan", detail));
-    }
+    let spec = admitted(state, &submission.spec, actor)?;
+    let submission = Submission { spec, ..submission.clone() };
+    // One that has to wait first makes somebody give way in a later pass, if there is need still.
+    let at_once = state.meta().placement.preemption.delay_ms == 0;
+    let draft = match check {
+        Some(_) => draft(state, &submission.spec),
+        None => drafted(state, &submission.spec, if at_once { Victims::Named } else { Victims::Left }),
+    };
+    same_plan(&draft, check)?;
     if queueing == Queueing::Never && draft.picks.len() < usize::from(submission.spec.replicas) {
         return Err(refuse_waiting(&draft.blockers(state, &submission.spec)));
     }
     let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
     let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
-    // One that has to wait first makes somebody give way in a later pass, if there is need still.
-    let at_once = state.meta().placement.preemption.delay_ms == 0;
     let claim = draft.claim.filter(|_| at_once).map(Box::new);
     Ok(Planned { commands: vec![Command::Submit { submission, placements, claim }], why })
 }

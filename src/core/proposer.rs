@@ -332,6 +332,14 @@ impl State {
         self.meta.base -= 1;
     }
 
+    /// A copy to plan on as if the next entry came now: `wall_ms` by the clock of whoever plans. Without it a group in
+    /// which nothing happens would be planned for as it was when something last did.
+    pub fn at(&self, wall_ms: u64) -> Self {
+        let mut now = self.speculative();
+        now.advance(wall_ms);
+        now
+    }
+
     fn run(&mut self, command: &Command) -> Result<Answer, Refusal> {
         crate::apply::apply(self, command)
     }

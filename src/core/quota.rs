@@ -17,6 +17,32 @@ use tree::Of;
 /// Most jobs of one tenant that may wait, where its quota does not say.
 pub const DEFAULT_WAITING: u32 = 10_000;
 
+/// What a tenant itself may hold so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// In thousandths.
+    Gpus,
+    Tpus,
+    /// In thousandths.
+    Cpus,
+    /// In bytes.
+    Memory,
+}
+
+impl Lack {
+    const ALL: [Lack; 4] = [Lack::Gpus, Lack::Tpus, Lack::Cpus, Lack::Memory];
+
+    /// How much of it one replica takes.
+    pub fn of(self, ask: &Resources) -> u64 {
+        match self {
+            Lack::Gpus => ask.gpu.milli(),
+            Lack::Tpus => ask.tpu.into(),
+            Lack::Cpus => ask.cpu_milli,
+            Lack::Memory => ask.memory,
+        }
+    }
+}
+
 /// One limited quantity: what it is called, what is used, asked and allowed.
 struct Line {
     what: &'static str,
@@ -61,7 +87,7 @@ pub fn dominant_share(state: &State, tenant: TenantNo) -> u64 {
 }
 
 /// The limit of the tree that so many more GPUs would pass; flat tenants have their own line.
-fn over_tree(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Option<tree::Over> {
+pub(crate) fn over_tree(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Option<tree::Over> {
     let tenant = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !tree::is_flat(state, tenant))?;
     let more = ask.gpu.milli().checked_mul(times).filter(|more| *more > 0)?;
     tree::check(state, tenant, Of::Gpus, more).err()
@@ -136,6 +162,16 @@ pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u
     let used = tenant.map(|no| used(state, no)).unwrap_or_default();
     !lines(&quota, flat_gpu(state, tenant), used, ask, times).iter().any(Line::is_over)
         && over_tree(state, tenant, ask, times).is_none()
+}
+
+/// The first limit of the tenant's own that so many replicas would pass, and how much would have to be given back for
+/// them. None where that is not a matter of giving back.
+pub fn lacks(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Option<(Lack, u64)> {
+    let (quota, used) = (quota(state, tenant?), used(state, tenant?));
+    let lines = lines(&quota, flat_gpu(state, tenant), used, ask, times);
+    let over = Lack::ALL.into_iter().zip(lines).filter(|(_, line)| line.is_over());
+    let short = |(of, line): (Lack, Line)| Some((of, line.used.checked_add(line.ask?)?.checked_sub(line.limit?)?));
+    over.filter_map(short).find(|(_, short)| *short > 0)
 }
 
 /// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.

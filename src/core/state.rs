@@ -166,6 +166,10 @@ pub struct State {
     pub(crate) children: OrdSet<(TenantId, TenantNo)>,
     /// Jobs that hold something, by tenant.
     pub(crate) holding: OrdSet<(TenantNo, JobNo)>,
+    /// Nodes with devices that get no work.
+    pub(crate) faulty: OrdSet<NodeNo>,
+    /// What replicas that stay hold of each node: how many they are, and thousandths of its GPUs.
+    pub(crate) staying: OrdMap<NodeNo, (u32, u64)>,
     /// (tenant, priority inverted, age): each tenant's waiters, first first.
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
@@ -377,6 +381,7 @@ impl State {
             for alloc in replica.allocations() {
                 if let Some(node) = self.nodes.get(&alloc.node) {
                     self.ledger.hold(job.tenant, (job.no, i as u16), &job.spec.resources, alloc, &node.spec);
+                    self.note_staying(&job, alloc.node, |now, more| now + more);
                 }
             }
         }
@@ -493,12 +498,14 @@ impl State {
                 }
                 let spec = self.nodes[&alloc.node].spec.clone();
                 self.ledger.release(job.tenant, who, ask, alloc, &spec);
+                self.note_staying(job, alloc.node, |now, more| now.saturating_sub(more));
                 self.room += 1;
                 touched.push(alloc.node);
             }
             for alloc in holds.iter().flatten().filter(|alloc| !held.contains(&Some(**alloc))) {
                 let spec = self.nodes[&alloc.node].spec.clone();
                 self.ledger.hold(job.tenant, who, ask, alloc, &spec);
+                self.note_staying(job, alloc.node, |now, more| now + more);
                 touched.push(alloc.node);
             }
         }
@@ -506,6 +513,19 @@ impl State {
         touched.dedup();
         for node in touched {
             self.reclass(node);
+        }
+    }
+
+    fn note_staying(&mut self, job: &Job, node: NodeNo, sum: impl Fn(u64, u64) -> u64) {
+        if job.spec.stays() {
+            let (count, gpu_milli) = self.staying.get(&node).copied().unwrap_or_default();
+            let count = sum(count.into(), 1) as u32;
+            let now = (count, sum(gpu_milli, job.spec.resources.gpu.milli()));
+            if count == 0 {
+                self.staying.remove(&node)
+            } else {
+                self.staying.insert(node, now)
+            };
         }
     }
 
@@ -531,6 +551,11 @@ impl State {
         // What runs there costs what the node says from now on.
         let repriced = self.nodes.get(&no).is_some_and(|old| old.spec != node.spec);
         let gone = if repriced { self.rates_on(no) } else { Vec::new() };
+        if node.has_faults() {
+            self.faulty.insert(no)
+        } else {
+            self.faulty.remove(&no)
+        };
         self.nodes.insert(no, Arc::new(node));
         for (job, gone) in gone {
             let come = Rates::of(self, &job.spec, &job.replicas);

@@ -80,6 +80,13 @@ pub struct View {
     pub last_contact_ms: u64,
 }
 
+impl View {
+    /// The state to plan on: as if an entry came now, by this member's clock.
+    pub fn now(&self) -> State {
+        self.state.at(start::wall_clock_ms())
+    }
+}
+
 /// Why a call got no answer. A refusal is an answer and not among these, but for changes of the
 /// group, which have no other way to say it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

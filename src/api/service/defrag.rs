@@ -79,7 +79,7 @@ impl Service {
     /// While a node is drained, or a service breaks its promise.
     pub async fn defrag(&self, call: &Call, dry_run: bool) -> Result<DefragBody, Failure> {
         let before = self.read(call).await?;
-        let (state, read) = (before.state.clone(), freshness(&before));
+        let (state, read) = (before.now(), freshness(&before));
         let look = move || defrag::plan(&state).map(|plan| DefragBody::new(&state, plan, read));
         let planned = super::off_thread(look).await??;
         if dry_run {

@@ -10,12 +10,11 @@ use crate::raft::View;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use nf_core::approval::judge_for;
 use nf_core::command::{Answer, Mode};
 use nf_core::id::{Digest16, RequestId};
 use nf_core::job::{Job, JobState};
 use nf_core::placement::Why;
-use nf_core::plan::{Intent, draft};
+use nf_core::plan::{Intent, rehearse};
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::reconcile::ReplicaId;
 use nf_core::state::State;
@@ -122,25 +121,18 @@ impl Service {
     }
 
     /// What a schedule call would do on the state as it is; commits nothing.
-    pub async fn plan(&self, call: &Call, mut wanted: Schedule) -> Result<Planned, Failure> {
+    pub async fn plan(&self, call: &Call, wanted: Schedule) -> Result<Planned, Failure> {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
         let facts =
             self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), None)?;
         let view = self.read(call).await?;
-        if let Some(facts) = facts {
-            (wanted.spec.manifest, wanted.spec.data_classes) = (Some(facts.manifest), facts.data_classes);
-            (wanted.spec.self_limiting, wanted.spec.budget) = (facts.self_limiting, facts.budget);
-        }
-        nf_core::consent::judge(&view.state, &wanted.spec)?;
-        nf_core::floor::judge(&view.state, &wanted.spec)?;
-        nf_core::model_budget::judge(&wanted.spec)?;
-        if let Some(by) = judge_for(&view.state, &wanted.spec, self.actor(call).as_ref())? {
-            wanted.spec.approved_by = Some(by);
-        }
+        // The very intent that a run would commit.
+        let intent = self.wanted_by(call, wanted.into_intent(naming, facts));
         let seconds = self.metrics.placement_seconds.clone();
-        let timed = move || seconds.observe_closure_duration(|| plan_on(&view, &wanted));
+        let timed = move || seconds.observe_closure_duration(|| plan_on(&view, &intent));
         if replicas <= PLANNED_INLINE {
             return timed();
         }
@@ -156,10 +148,10 @@ impl Service {
         if let Some(job) = view.state.job_of(request) {
             // Another tenant's job is as absent as one that never was.
             let job = Some(job).filter(|job| mine(job)).ok_or_else(|| absent(request))?;
-            let (state, job) = (view.state.clone(), job.clone());
             if !job.wants_place() {
-                return Ok(Found { job: Box::new(view::job(&state, &job)), simulation, read });
+                return Ok(Found { job: Box::new(view::job(&view.state, job)), simulation, read });
             }
+            let (state, job) = (view.now(), job.clone());
             let explained = move || Box::new(view::explained(&state, &job));
             return Ok(Found { job: super::off_thread(explained).await?, simulation, read });
         }
@@ -262,16 +254,10 @@ fn whys(state: &State, why: &[(u16, Why)]) -> Vec<(u16, WhyBody)> {
     why.iter().map(|(replica, why)| (*replica, WhyBody::new(state, why))).collect()
 }
 
-fn plan_on(view: &View, wanted: &Schedule) -> Result<Planned, Failure> {
-    let (state, spec) = (&view.state, &wanted.spec);
-    let draft = draft(state, spec);
-    let digest = draft.digest();
-    if let Some(expected) = wanted.check_plan
-        && expected != digest
-    {
-        let detail = format!("planning again gives {digest}, not {expected}; run nf plan again");
-        return Err(Refusal::field(Reason::PlanChanged, "check_plan", detail).into());
-    }
+fn plan_on(view: &View, wanted: &Intent) -> Result<Planned, Failure> {
+    let state = &view.now();
+    let (spec, draft) = rehearse(state, wanted)?;
+    let (spec, digest) = (&*spec, draft.digest());
     let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
     let limit = tenant.map_or(state.meta().default_gpu_milli, |no| nf_core::quota::gpu_limit(state, no));
     let used = tenant.map_or(0, |no| state.ledger().tenant(no).gpu_milli);

@@ -222,12 +222,17 @@ impl Service {
         }
     }
 
-    /// Has an intent committed in the caller's name, and keeps the receipt for the answer.
-    async fn submit(&self, call: &Call, intent: nf_core::plan::Intent) -> Result<nf_core::plan::Reply, Failure> {
-        let intent = match self.actor(call) {
+    /// The intent in the caller's name.
+    fn wanted_by(&self, call: &Call, intent: nf_core::plan::Intent) -> nf_core::plan::Intent {
+        match self.actor(call) {
             Some(actor) => nf_core::plan::Intent::By { actor, intent: Box::new(intent) },
             None => intent,
-        };
+        }
+    }
+
+    /// Has an intent committed in the caller's name, and keeps the receipt for the answer.
+    async fn submit(&self, call: &Call, intent: nf_core::plan::Intent) -> Result<nf_core::plan::Reply, Failure> {
+        let intent = self.wanted_by(call, intent);
         let reply = self.replica.submit(intent, call.write_by).await.map_err(|error| self.fail(error))?;
         call.slot.put(reply.receipt);
         Ok(reply)

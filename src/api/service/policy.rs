@@ -126,7 +126,7 @@ impl Service {
     /// What the policy would have made of the last day; commits nothing.
     pub async fn try_placement_policy(&self, call: &Call, chosen: Chosen) -> Result<TriedBody, Failure> {
         let view = self.read(call).await?;
-        let (state, read) = (view.state.clone(), freshness(&view));
+        let (state, read) = (view.now(), freshness(&view));
         let seen = super::off_thread(move || hindsight::compare(&state, chosen)).await?;
         let meta = view.state.meta();
         Ok(TriedBody {

@@ -59,7 +59,7 @@ impl Service {
     /// When they are too many, or not such as a group takes.
     pub async fn what_if(&self, call: &Call, kinds: Vec<(u16, Registration)>) -> Result<WhatIfBody, Failure> {
         let view = self.read(call).await?;
-        let (state, read) = (view.state.clone(), freshness(&view));
+        let (state, read) = (view.now(), freshness(&view));
         let look = move || -> Result<WhatIf, Refusal> {
             let mut nodes = Vec::new();
             for (count, kind) in &kinds {

@@ -8,12 +8,12 @@ use crate::command::{Answer, Placement};
 use crate::disruption;
 use crate::event::EventKind;
 use crate::id::{JobNo, RequestId, TenantNo};
-use crate::job::{Job, JobSpec, Next, Phase, Restart};
+use crate::job::{Allocation, Job, JobSpec, Next, Phase, Replica, Restart};
 use crate::quota::tree;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
 use crate::trust;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Others give way to a job that waits already.
 pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Answer, Refusal> {
@@ -26,6 +26,9 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
         job.may_evict(state.meta().now_ms, state.meta().placement.preemption.delay_ms).collect();
     if !claim.placements.iter().all(|p| patient.contains(&p.replica)) {
         return Err(bad(format!("job {} has not waited long enough to make others give way", job.request)));
+    }
+    if !job.is_whole_with(|no| claim.placements.iter().any(|placement| placement.replica == no)) {
+        return Err(bad(format!("gang {} would not be whole", job.request)));
     }
     trust::withheld(state, &job).map_or(Ok(()), Err)?;
     judge(state, Some(job.tenant), &job.spec, claim)?;
@@ -96,6 +99,9 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
             return Err(bad(format!("job {} does not give way to this one", job.request)));
         }
     }
+    if standing.overpaid(state, &reclaimed(state, claim)).is_some() {
+        return Err(bad(format!("tenant {} would have more back than was borrowed", spec.tenant)));
+    }
     let without = claim::without(state, &claim.victims);
     if tree::borrows_more(state, &without, tenant, &spec.resources, claim.placements.len() as u64) {
         return Err(bad(format!("tenant {} would borrow more than it does by what it takes", spec.tenant)));
@@ -107,6 +113,18 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
         }
     }
     Ok(())
+}
+
+/// The places that are taken because their tenants have only borrowed them: each that of a replica, or those of a gang.
+fn reclaimed<'a>(state: &'a State, claim: &Claim) -> Vec<Vec<(&'a Job, &'a Allocation)>> {
+    let mut out: BTreeMap<(JobNo, Option<u16>), Vec<_>> = BTreeMap::new();
+    for victim in claim.victims.iter().filter(|victim| victim.why == Reason::QuotaReclaimed) {
+        let Some(job) = state.job(victim.job) else { continue };
+        let Some(alloc) = job.replicas.get(usize::from(victim.replica)).and_then(Replica::allocation) else { continue };
+        let alone = (!job.spec.gang).then_some(victim.replica);
+        out.entry((job.no, alone)).or_default().push((&**job, alloc));
+    }
+    out.into_values().collect()
 }
 
 /// Tells the victims to stop; what they hold is theirs until their agents say that they are gone.

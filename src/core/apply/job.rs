@@ -246,6 +246,9 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     if job.stopped || !placements.iter().all(&mut waits) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {} does not wait for these places", job.request)));
     }
+    if !job.is_whole_with(|no| seen.contains(&no)) {
+        return Err(Refusal::new(Reason::PlanChanged, format!("gang {} would not be whole", job.request)));
+    }
     trust::withheld(state, job).map_or(Ok(()), Err)?;
     fit_each(state, Some(job.tenant), |replica| job.spec_for(replica), placements, &[])?;
     judge::check(state, Some(job.tenant), &job.spec, &job.replicas, placements).map_err(|over| over.refusal())?;

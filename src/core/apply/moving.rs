@@ -100,6 +100,10 @@ pub(super) fn evict(
     if disruption::is_voluntary(why) && !disruption::allows(job, &[replica]) {
         return Err(Refusal::new(Reason::PlanChanged, format!("job {}: {OVER}", job.request)));
     }
+    // The members of one gang go one after the other: those that hold their place still go after it has begun.
+    if why == Reason::NotEnoughForGang && !job.is_torn(state.meta().now_ms) {
+        return Err(Refusal::new(Reason::PlanChanged, format!("gang {} is whole, or may be soon", job.request)));
+    }
     let then = if job.spec.movable() == Movable::Never { Next::End } else { Next::Again };
     let notice = notice(state, job, &old.phase, why);
     let phase = Phase::Stopping { alloc: alloc.clone(), why, then, notice };

@@ -2,11 +2,12 @@
 //! all. One verdict serves a class of equal nodes. It looks at room alone; quotas, budgets and claims are `explain`'s.
 
 use super::{devices, filter};
-use crate::capacity::Class;
+use crate::capacity::{Class, FreeDevice};
 use crate::job::{JobSpec, Runtime};
-use crate::mig::Shape;
+use crate::mig::{Layout, Shape};
+use crate::node::Node;
 use crate::reason::{Blocker, Reason};
-use crate::resources::Gpus;
+use crate::resources::{Gpus, WHOLE};
 use crate::sharing::{Ask, Sharing};
 use crate::state::State;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 struct Census {
     nodes: u32,
     out: BTreeMap<Reason, u32>,
-    /// Free thousandths of suitable GPUs on nodes that lack nothing but room.
+    /// Free thousandths of suitable GPUs on nodes that lack nothing but devices.
     free_milli: u64,
     roomy: u32,
     ever: u32,
@@ -26,6 +27,10 @@ struct Census {
     slices: Slices,
     /// Nodes whose GPUs are divided, so that who asks for no slice gets nothing of them.
     divided: u32,
+    /// Of those without room, how many have too little of each dimension.
+    lacks: [u32; filter::DIMENSIONS.len()],
+    /// Replicas that all of them would hold if they were empty.
+    most: u64,
 }
 
 /// Free parts of divided GPUs that make the slice asked for, on nodes that lack nothing but room.
@@ -67,6 +72,13 @@ impl Slices {
 fn census(state: &State, spec: &JobSpec) -> Census {
     let ask = Ask::of(state, spec);
     let mut census = Census::default();
+    let mut with_faults: BTreeMap<&Class, Vec<&Node>> = BTreeMap::new();
+    for node in state.faulty.iter().filter_map(|no| state.node(*no)) {
+        let meant = spec.constraints.node.as_ref().is_none_or(|name| *name == node.name);
+        if let Some(class) = state.capacity().class(node.no).filter(|_| meant) {
+            with_faults.entry(class).or_default().push(node);
+        }
+    }
     for (class, nodes) in &state.capacity().classes {
         let count = pinned_count(state, spec, class, nodes.len() as u32);
         if count == 0 {
@@ -75,7 +87,6 @@ fn census(state: &State, spec: &JobSpec) -> Census {
         census.nodes += count;
         let reasons = filter::verdict(class, &ask);
         if reasons == [Reason::Resources] {
-            census.free_milli += u64::from(count) * suitable_free(class, &ask);
             census.slices.count(class, &ask, count);
         }
         if class.flavor.devices.iter().any(|device| device.sharing == Sharing::Mig) {
@@ -91,11 +102,71 @@ fn census(state: &State, spec: &JobSpec) -> Census {
         if !reasons.contains(&Reason::BadConstraints) {
             census.constraints_hold += count;
         }
+        if filter::may_ever_run(&class.flavor, &ask) {
+            census.most = census.most.saturating_add(devices::most(&class.flavor, &ask).saturating_mul(count.into()));
+        }
+        let alone = reasons == [Reason::Resources];
         for reason in reasons {
-            *census.out.entry(reason).or_default() += count;
+            match reason {
+                Reason::Resources => {
+                    let odd: Vec<&Node> = with_faults.get(&**class).into_iter().flatten().copied().collect();
+                    odd.iter().for_each(|node| census.lacks_room(&ask, class, (1, &faulty(node)), alone));
+                    census.lacks_room(&ask, class, (count - odd.len() as u32, &[]), alone);
+                }
+                reason => *census.out.entry(reason).or_default() += count,
+            }
         }
     }
     census
+}
+
+impl Census {
+    /// Counts nodes without room: for want of what others hold, or of devices that are left alone for their faults.
+    /// `alone`: nothing else rules them out.
+    fn lacks_room(&mut self, ask: &Ask<'_>, class: &Class, (nodes, faulty): (u32, &[usize]), alone: bool) {
+        let whole = |class: &Class, empty: bool| {
+            let mut class = class.clone();
+            for (i, (free, flavor)) in class.devices.iter_mut().zip(&class.flavor.devices).enumerate() {
+                let idle = FreeDevice { milli: WHOLE as u16, memory: flavor.memory, slices: Layout::default() };
+                match faulty.contains(&i) {
+                    true if !empty => *free = idle,
+                    false if empty => *free = idle,
+                    _ => {}
+                }
+            }
+            class
+        };
+        let by_fault = !faulty.is_empty() && devices::fit(class, ask).is_none();
+        // If nothing that ends there will do, nobody should wait for that.
+        let never = by_fault && devices::fit(&whole(class, true), ask).is_none();
+        if never || by_fault && filter::has_room(&whole(class, false), ask) {
+            *self.out.entry(Reason::DeviceFault).or_default() += nodes;
+        }
+        if never || nodes == 0 {
+            return;
+        }
+        *self.out.entry(Reason::Resources).or_default() += nodes;
+        let lacks = filter::lacks(class, ask);
+        self.lacks.iter_mut().zip(lacks).for_each(|(count, lacks)| *count += if lacks { nodes } else { 0 });
+        if alone && lacks == [true, false, false, false, false] {
+            self.free_milli += u64::from(nodes) * suitable_free(class, ask);
+        }
+    }
+
+    /// Which dimensions the nodes lack, unless it is devices alone.
+    fn lacking(&self) -> String {
+        if self.lacks[1..].iter().all(|count| *count == 0) {
+            return String::new();
+        }
+        let some = self.lacks.iter().zip(filter::DIMENSIONS).filter(|(count, _)| **count > 0);
+        let each: Vec<String> = some.map(|(count, what)| format!("{what} on {count}")).collect();
+        format!(" (too little: {})", each.join(", "))
+    }
+}
+
+/// Devices of a node that nobody is given: faulty, or in quarantine.
+fn faulty(node: &Node) -> Vec<usize> {
+    (0..node.spec.devices.len()).filter(|i| !node.may_use(*i as u16)).collect()
 }
 
 /// Nodes of the class that the job's node constraint leaves.
@@ -163,16 +234,18 @@ pub(super) fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) ->
             Reason::NodeCordoned => {
                 push(*reason, *nodes, false, format!("{of} are cordoned; nf node uncordon lifts it"))
             }
-            _ => push(
-                *reason,
-                *nodes,
-                false,
-                format!("{of} have no room for {} now; runs when something there ends", ask(spec)),
-            ),
+            Reason::DeviceFault => {
+                let text = "devices there are faulty or in quarantine (nf describe node says why; nf node heal takes one back)";
+                push(*reason, *nodes, false, format!("{of} would have {}, but {text}", ask(spec)));
+            }
+            _ => {
+                let text = format!("{of} have no room for {} now{}", ask(spec), census.lacking());
+                push(*reason, *nodes, false, format!("{text}; runs when something there ends"));
+            }
         }
     }
     let total = census.free_milli;
-    if spec.resources.gpu.milli() > 0 && total >= spec.resources.gpu.milli() {
+    if census.roomy == 0 && spec.resources.gpu.milli() > 0 && total >= spec.resources.gpu.milli() {
         let detail = format!(
             "{}.{:03} suitable GPUs are free in all, but no single node has {}",
             total / 1000,
@@ -181,7 +254,13 @@ pub(super) fn capacity_blockers(state: &State, spec: &JobSpec, replicas: u64) ->
         );
         push(Reason::FragmentedCapacity, 0, false, detail);
     }
-    if spec.gang && census.roomy > 0 {
+    if spec.gang && census.ever > 0 && census.constraints_hold > 0 && census.most < replicas {
+        let detail = format!(
+            "all nodes together, when they are empty, hold {} of its {replicas} replicas; add nodes, or ask for fewer",
+            census.most
+        );
+        push(Reason::NotEnoughForGang, 0, true, detail);
+    } else if spec.gang && census.roomy > 0 {
         let detail = format!("{} nodes have room for a replica, not for all {replicas} at once", census.roomy);
         push(Reason::NotEnoughForGang, 0, false, detail);
     }

@@ -170,7 +170,7 @@ pub fn could_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
     enough && tpus >= usize::from(ask.resources.tpu)
 }
 
-/// How many replicas an empty node of the flavor holds, as far as GPUs, CPU and memory go.
+/// How many replicas an empty node of the flavor holds, as far as GPUs, CPU, memory and disk go.
 pub fn most(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
     let mut islands: BTreeMap<u16, u64> = BTreeMap::new();
     for device in &flavor.devices {
@@ -184,7 +184,9 @@ pub fn most(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
         Gpus::Milli(m) => islands.values().sum::<u64>() * u64::from(WHOLE / u32::from(m.max(1))),
     };
     let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
-    by_gpu.min(times(flavor.cpu_milli, ask.resources.cpu_milli)).min(times(flavor.memory, ask.resources.memory))
+    let wants = &ask.resources;
+    let rest = [(flavor.cpu_milli, wants.cpu_milli), (flavor.memory, wants.memory), (flavor.disk, wants.disk)];
+    rest.into_iter().fold(by_gpu, |most, (all, each)| most.min(times(all, each)))
 }
 
 /// The devices that one replica would get on a node of the class, or None. A part is

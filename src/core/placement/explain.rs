@@ -48,6 +48,10 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
             format!("its former copy is still stopping on {}; it is placed when that is gone", nodes.join(", "));
         out.push(Blocker { reason: Reason::Draining, detail, nodes: 0, permanent: false });
     }
+    if job.spec.gang && waiting > 0 && job.replicas.iter().any(stops_to_wait) {
+        let detail = "other members of the gang stop where they were; all start together when that is done";
+        out.push(Blocker { reason: Reason::Draining, detail: detail.into(), nodes: 0, permanent: false });
+    }
     if job.placeable(now).next().is_none()
         && let Some(at) = state.wakes.iter().find(|(_, no)| *no == job.no).map(|(at, _)| *at)
     {
@@ -90,8 +94,10 @@ pub(crate) fn put_first(blockers: &mut Vec<Blocker>, Refusal { reason, detail, .
 /// What would let a waiting job run now, each change in words; empty when nothing is known that would.
 pub fn remedy(state: &State, job: &Job) -> Vec<String> {
     let wanted: Vec<u16> = waiting_replicas(job).take(if job.spec.gang { usize::MAX } else { 1 }).collect();
-    let Some(first) = wanted.first().filter(|_| !job.stopped && job.claim.is_none()) else { return Vec::new() };
-    let found = super::remedy::remedy(state, job.spec_for(*first), &wanted);
+    if job.stopped || job.claim.is_some() || wanted.is_empty() {
+        return Vec::new();
+    }
+    let found = super::remedy::for_job(state, job, &wanted);
     found.unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 

@@ -4,8 +4,8 @@
 
 use super::devices;
 use crate::capacity::{Class, DeviceFlavor, Flavor};
-use crate::job::{JobSpec, Runtime};
-use crate::node::{ENGINE_LABEL, NodeState};
+use crate::job::JobSpec;
+use crate::node::{NodeState, has_engine};
 use crate::reason::Reason;
 use crate::sharing::Ask;
 
@@ -53,14 +53,9 @@ fn lacks_only_enforcement(class: &Class, ask: &Ask<'_>) -> bool {
     ever_accepted && (!ever || !has_room(class, ask) && has_room(class, &accepted))
 }
 
-/// Whether only nodes with a container engine will do.
-pub(super) fn needs_engine(spec: &JobSpec) -> bool {
-    spec.runtime == Runtime::Docker
-}
-
 /// Whether such nodes can run the job's kind of program at all.
 pub(crate) fn has_runtime(flavor: &Flavor, spec: &JobSpec) -> bool {
-    !needs_engine(spec) || flavor.labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
+    !spec.needs_engine() || has_engine(&flavor.labels)
 }
 
 /// Place, labels, price, runtime: what no release of capacity can change.
@@ -109,12 +104,22 @@ pub fn could_ever_hold(flavor: &Flavor, ask: &Ask<'_>) -> bool {
         && devices::could_hold(flavor, ask)
 }
 
-/// Whether the class has room for one replica now.
-fn has_room(class: &Class, ask: &Ask<'_>) -> bool {
+/// What a node may have too little of, in the words of an explanation.
+pub const DIMENSIONS: [&str; 5] = ["devices", "CPU", "memory", "disk", "ports"];
+
+/// Of which of [`DIMENSIONS`] the class has too little free for one replica now.
+pub fn lacks(class: &Class, ask: &Ask<'_>) -> [bool; 5] {
     let wants = &ask.resources;
-    wants.cpu_milli <= class.cpu_milli
-        && wants.memory <= class.memory
-        && wants.disk <= class.disk
-        && class.port_free
-        && devices::fit(class, ask).is_some()
+    [
+        devices::fit(class, ask).is_none(),
+        wants.cpu_milli > class.cpu_milli,
+        wants.memory > class.memory,
+        wants.disk > class.disk,
+        !class.port_free,
+    ]
+}
+
+/// Whether the class has room for one replica now.
+pub fn has_room(class: &Class, ask: &Ask<'_>) -> bool {
+    !lacks(class, ask).contains(&true)
 }

@@ -10,63 +10,39 @@
 use super::{Limits, devices, filter, place};
 use crate::capacity;
 use crate::claim::{self, Claim, MOST_VICTIMS, Victim};
-use crate::disruption::{self, Spare};
 use crate::id::{JobNo, NodeNo, TenantNo};
-use crate::job::{Allocation, Job, JobSpec, Phase};
+use crate::job::{Allocation, Job, JobSpec};
 use crate::ledger::{Ledger, NodeUse};
 use crate::node::Node;
-use crate::quota;
-use crate::quota::tree::{self, Standing};
+use crate::quota::tree;
 use crate::reason::Reason;
 use crate::sharing::Ask;
 use crate::state::State;
+use shortfall::{allows, free_quota};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
+pub(crate) use units::Budgets;
+use units::{Spares, Unit, units};
 
-/// Jobs that are looked at, least urgent first.
-const MOST_JOBS: usize = 4096;
+mod shortfall;
+mod units;
+
 /// Nodes that are compared.
 const MOST_NODES: usize = 64;
 /// Trials of "does it fit now" in one search. Each node gets at least one sound answer
 /// beyond them; up to about ten units a node the answer is the cheapest.
 const TRIALS: u32 = 8192;
-/// So many units are tried one by one at the end, whether they are needed.
-const PRUNED: usize = 16;
+/// So many units are tried one by one at the end, the dearest first, whether they are needed.
+const PRUNED: usize = MOST_VICTIMS;
 /// Mixes of nodes that are looked at where the cheapest takes too many of a service.
 const MIXES: usize = 64;
 /// Looks at a node whose units are bound by budgets, before it is said to have no answer.
 const LOOKS: u32 = 4096;
-
-/// What gives way together.
-#[derive(Debug)]
-struct Unit {
-    members: Vec<(Arc<Job>, u16)>,
-    cost: u64,
-    why: Reason,
-    /// It counts against the budget of its job, which is this one.
-    draws: Option<JobNo>,
-}
-
-/// Whether services' budgets count: to find victims they do; to say whose budget stands in the way they don't.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Budgets {
-    Heeded,
-    Ignored,
-}
-
-/// How many more replicas each service lets be taken.
-type Spares = BTreeMap<JobNo, usize>;
-
-impl Unit {
-    fn on(&self, node: NodeNo) -> impl Iterator<Item = (&Arc<Job>, u16, &Allocation)> {
-        let here = |(job, replica): &'_ (Arc<Job>, u16)| job.replicas[usize::from(*replica)].allocation().is_some();
-        self.members.iter().filter(move |member| here(member)).filter_map(move |(job, replica)| {
-            let alloc = job.replicas[usize::from(*replica)].allocation()?;
-            (alloc.node == node).then_some((job, *replica, alloc))
-        })
-    }
-}
+/// Of so few units all sets are tried, where the quota is in the way as well as room.
+const FEW: usize = 10;
+/// Gangs on several nodes of which it is tried what is won by taking each.
+const GANGS: usize = 16;
 
 /// Whether looking for victims is worth while at all; a cheap look.
 pub fn may_help(state: &State, job: &Job) -> bool {
@@ -97,11 +73,8 @@ pub(crate) fn claim_by(
     if units.is_empty() {
         return None;
     }
-    let mut search =
-        Search { state, ask: Ask::of(state, spec), units: &units, spares: &spares, trials: TRIALS, looks: LOOKS };
-    let mut chosen = search.cheapest(wanted, limits)?;
-    free_quota(state, tenant, spec, wanted.len(), &units, &spares, &mut chosen)?;
-    let (chosen, placements) = needed(state, spec, wanted, limits, &units, chosen)?;
+    let want = Want { state, spec, tenant, wanted, limits };
+    let (chosen, placements) = want.cheapest(&units, &spares)?;
     let victim = |why: Reason, (job, replica): &(Arc<Job>, u16)| Victim {
         job: job.no,
         replica: *replica,
@@ -115,60 +88,118 @@ pub(crate) fn claim_by(
     few.then(|| Claim { placements, victims, at_ms: state.meta().now_ms })
 }
 
-/// All that may be made to give way to such a job, and how much of it together.
-fn units(state: &State, spec: &JobSpec, standing: &Standing, budgets: Budgets) -> (Vec<Unit>, Spares) {
-    let now = state.meta().now_ms;
-    let below = (i32::from(spec.priority), JobNo(0));
-    let less = state.yielding.range(..below).take(MOST_JOBS).map(|(_, no)| *no);
-    let all: BTreeSet<JobNo> = less.chain(standing.reclaimable.iter().copied()).collect();
-    let jobs = all.into_iter().filter_map(|no| state.job(no));
-    let (mut out, mut spares) = (Vec::new(), Spares::new());
-    for job in jobs {
-        let spare = if budgets == Budgets::Heeded { disruption::spare(job) } else { Spare::Any };
-        match spare {
-            Spare::Any => {}
-            Spare::Some(more) => _ = spares.insert(job.no, more.into()),
-            Spare::Nothing => continue,
-        }
-        let held = job.replicas.iter().enumerate().filter_map(|(i, r)| match &r.phase {
-            Phase::Held { alloc, .. } => Some((i as u16, r, alloc.at_ms)),
-            _ => None,
-        });
-        let each =
-            held.map(|(i, r, at)| (i, claim::may_evict(state, spec, standing, job, r), claim::cost(now, job, at)));
-        if job.spec.gang {
-            let members: Vec<_> = each.collect();
-            let why = members.iter().map(|(_, why, _)| *why).collect::<Option<Vec<_>>>();
-            if let Some(why) = why.and_then(|why| why.first().copied()) {
-                let cost = members.iter().map(|(.., cost)| cost).sum();
-                let members = members.iter().map(|(i, ..)| (job.clone(), *i)).collect();
-                out.push(Unit { members, cost, why, draws: None });
-            }
-        } else {
-            let single = |(i, why, cost): (u16, Option<Reason>, u64)| {
-                let draws = (spares.contains_key(&job.no) && disruption::draws(job, i)).then_some(job.no);
-                Some(Unit { members: vec![(job.clone(), i)], cost, why: why?, draws })
-            };
-            out.extend(each.filter_map(single));
-        }
-    }
-    let spared = |unit: &Unit| unit.draws.is_some_and(|job| spares[&job] == 0);
-    out.retain(|unit| !unit.members.is_empty() && !spared(unit));
-    (out, spares)
+/// What is asked for.
+struct Want<'a> {
+    state: &'a State,
+    spec: &'a JobSpec,
+    tenant: Option<TenantNo>,
+    wanted: &'a [u16],
+    limits: &'a Limits,
 }
 
-/// The service of which these units would take more than it lets be taken.
-fn over(units: &[Unit], spares: &Spares, gone: impl IntoIterator<Item = usize>) -> Option<JobNo> {
-    let mut counts = Spares::new();
-    let drawn = gone.into_iter().filter_map(|unit| units[unit].draws);
-    for job in drawn {
-        let count = counts.entry(job).or_default();
-        *count += 1;
-        if *count > spares[&job] {
-            return Some(job);
+/// Units that go, and the places that are there then.
+type Found = (BTreeSet<usize>, Vec<crate::command::Placement>);
+
+impl Want<'_> {
+    /// The cheapest units that make room and free quota. Where the quota is in the way, what makes room may not be
+    /// what frees quota: both are looked for in either order, and among what does both.
+    fn cheapest(&self, units: &[Unit], spares: &Spares) -> Option<Found> {
+        let times = self.wanted.len() as u64;
+        let quota = |chosen: &mut BTreeSet<usize>| {
+            free_quota(self.state, (self.tenant, self.spec, times), units, spares, chosen)
+        };
+        let room = |free: &BTreeSet<usize>, only: Option<&BTreeSet<usize>>| {
+            let mut more =
+                Search::new(self.state, self.spec, units, spares, free, only).cheapest(self.wanted, self.limits)?;
+            more.extend(free);
+            spares.over(units, more.iter().copied()).is_none().then_some(more)
+        };
+        let none = BTreeSet::new();
+        let first = room(&none, None).and_then(|mut chosen| quota(&mut chosen).map(|()| chosen));
+        let mut best = first.and_then(|chosen| self.needed(units, chosen));
+        if allows(self.state, self.state, self.tenant, self.spec, times) {
+            return best;
         }
+        let cost = |chosen: &BTreeSet<usize>| chosen.iter().map(|unit| units[*unit].cost).sum::<u64>();
+        let mut consider = |chosen: Option<BTreeSet<usize>>| {
+            let found = chosen.and_then(|chosen| self.needed(units, chosen));
+            let found = found.filter(|(new, _)| best.as_ref().is_none_or(|(old, _)| cost(new) < cost(old)));
+            best = found.or(best.take());
+        };
+        let mut freed = BTreeSet::new();
+        consider(quota(&mut freed).and_then(|()| room(&freed, None)));
+        let counted: BTreeSet<usize> = self.counted(units).collect();
+        if counted.len() < units.len() {
+            consider(room(&none, Some(&counted)).and_then(|mut chosen| quota(&mut chosen).map(|()| chosen)));
+        }
+        if units.len() <= FEW {
+            let all = self.all_sets(units, spares, best.as_ref().map_or(u64::MAX, |(chosen, _)| cost(chosen)));
+            return all.or(best);
+        }
+        best
     }
-    None
+
+    /// Units of those whose work counts against the same quota.
+    fn counted<'b>(&self, units: &'b [Unit]) -> impl Iterator<Item = usize> + use<'b> {
+        let own = self.tenant.and_then(|no| self.state.tenant(no));
+        let root = own.and_then(|own| tree::path(self.state, own).last().copied());
+        let tenants: BTreeSet<TenantNo> =
+            root.map(|root| tree::subtree(self.state, root).into_iter().collect()).unwrap_or_default();
+        let counts = move |unit: &usize| units[*unit].members.iter().any(|(job, _)| tenants.contains(&job.tenant));
+        (0..units.len()).filter(counts)
+    }
+
+    /// The cheapest of all sets of few units, if it costs less than `most`.
+    fn all_sets(&self, units: &[Unit], spares: &Spares, most: u64) -> Option<Found> {
+        let members = |set: u32| (0..units.len()).filter(move |unit| set >> unit & 1 == 1);
+        let cost = |set: u32| members(set).map(|unit| units[unit].cost).sum::<u64>();
+        let mut sets: Vec<(u64, u32)> = (1..1u32 << units.len()).map(|set| (cost(set), set)).collect();
+        sets.retain(|(cost, _)| *cost < most);
+        sets.sort_unstable();
+        let mut allowed = sets.iter().filter(|(_, set)| spares.over(units, members(*set)).is_none());
+        allowed.find_map(|(_, set)| {
+            let chosen: BTreeSet<usize> = members(*set).collect();
+            let picks = self.places(units, &chosen)?;
+            Some((chosen, picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()))
+        })
+    }
+
+    /// The places that are there, and allowed, when these are gone.
+    fn places(&self, units: &[Unit], gone: &BTreeSet<usize>) -> Option<Vec<(u16, super::Pick)>> {
+        let mut scratch = self.state.speculative();
+        for (job, replica) in gone.iter().flat_map(|unit| &units[*unit].members) {
+            scratch.give_back(job, *replica);
+        }
+        if !allows(self.state, &scratch, self.tenant, self.spec, self.wanted.len() as u64) {
+            return None;
+        }
+        let picks = place(&scratch, self.spec, self.wanted, self.limits.clone());
+        (picks.len() == self.wanted.len()).then_some(picks)
+    }
+
+    /// The places, and the units without which they would not be there.
+    fn needed(&self, units: &[Unit], mut chosen: BTreeSet<usize>) -> Option<Found> {
+        let mut picks = self.places(units, &chosen)?;
+        let mut dearest: Vec<usize> = chosen.iter().copied().collect();
+        dearest.sort_by_key(|unit| Reverse(units[*unit].cost));
+        for unit in dearest.into_iter().take(PRUNED) {
+            chosen.remove(&unit);
+            match self.places(units, &chosen) {
+                Some(fewer) => picks = fewer,
+                None => drop(chosen.insert(unit)),
+            }
+        }
+        Some((chosen, picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()))
+    }
+}
+
+/// Whether such a job could ever run on the node, as far as it is not full.
+fn may_use(state: &State, ask: &Ask<'_>, node: NodeNo) -> bool {
+    let pinned = ask.constraints.node.as_ref();
+    let Some(class) = state.capacity().class(node) else { return false };
+    class.takes_work()
+        && filter::may_ever_run(&class.flavor, ask)
+        && pinned.is_none_or(|name| state.node_named(name).is_some_and(|n| n.no == node))
 }
 
 struct Search<'a> {
@@ -176,6 +207,10 @@ struct Search<'a> {
     ask: Ask<'a>,
     units: &'a [Unit],
     spares: &'a Spares,
+    /// They go in any case.
+    free: &'a BTreeSet<usize>,
+    /// Nobody else goes.
+    only: Option<&'a BTreeSet<usize>>,
     trials: u32,
     /// Left after those, for all nodes together, where budgets may leave a node without an answer.
     looks: u32,
@@ -188,11 +223,23 @@ struct Offer {
     more: Vec<(u64, Vec<usize>)>,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(
+        state: &'a State,
+        spec: &'a JobSpec,
+        units: &'a [Unit],
+        spares: &'a Spares,
+        free: &'a BTreeSet<usize>,
+        only: Option<&'a BTreeSet<usize>>,
+    ) -> Self {
+        Self { state, ask: Ask::of(state, spec), units, spares, free, only, trials: TRIALS, looks: LOOKS }
+    }
+
     /// The units to evict, cheapest in sum.
     fn cheapest(&mut self, wanted: &[u16], limits: &Limits) -> Option<BTreeSet<usize>> {
         let mut on_node: BTreeMap<NodeNo, Vec<usize>> = BTreeMap::new();
-        for (i, unit) in self.units.iter().enumerate() {
+        let may_go = |unit: &usize| !self.free.contains(unit) && self.only.is_none_or(|only| only.contains(unit));
+        for (i, unit) in self.units.iter().enumerate().filter(|(i, _)| may_go(i)) {
             for (job, replica) in &unit.members {
                 let Some(alloc) = job.replicas[usize::from(*replica)].allocation() else { continue };
                 let list = on_node.entry(alloc.node).or_default();
@@ -201,14 +248,18 @@ impl Search<'_> {
                 }
             }
         }
-        on_node.retain(|node, _| self.may_use(*node, limits));
+        on_node.retain(|node, _| !limits.held.contains(node) && may_use(self.state, &self.ask, *node));
         let mut nodes: Vec<(bool, u64, NodeNo)> =
             on_node.iter().filter_map(|(no, list)| self.rank(*no, list)).collect();
         nodes.sort_unstable();
         nodes.truncate(MOST_NODES);
         // What is free elsewhere counts, too: for a gang some of it is.
         let alone = JobSpec { gang: false, ..self.ask.spec().clone() };
-        let free = place(self.state, &alone, wanted, limits.clone()).len();
+        let mut scratch = self.state.speculative();
+        for (job, replica) in self.free.iter().flat_map(|unit| &self.units[*unit].members) {
+            scratch.give_back(job, *replica);
+        }
+        let free = place(&scratch, &alone, wanted, limits.clone()).len();
         let missing = wanted.len().checked_sub(free)?;
         let nodes: Vec<(NodeNo, Vec<usize>)> =
             nodes.into_iter().filter_map(|(.., no)| Some((no, on_node.remove(&no)?))).collect();
@@ -219,12 +270,12 @@ impl Search<'_> {
     /// where the cheapest mix of them does not, one of those units is left where it is, each in turn.
     fn mixed(&mut self, nodes: &[(NodeNo, Vec<usize>)], wanted: usize, missing: usize) -> Option<BTreeSet<usize>> {
         let offers: Vec<Offer> = nodes.iter().map(|(no, list)| self.offer(*no, list, wanted)).collect();
-        let first = mix(&offers, missing)?;
+        let first = self.with_gangs(nodes, &offers, wanted, missing)?;
         let mut open = BinaryHeap::from([Reverse((first, BTreeSet::new()))]);
         let mut looked = 1;
         while let Some(Reverse(((_, chosen), kept))) = open.pop() {
-            let Some(job) = over(self.units, self.spares, chosen.iter().copied()) else { return Some(chosen) };
-            for unit in chosen.iter().filter(|unit| self.units[**unit].draws == Some(job)) {
+            let Some(of) = self.over(chosen.iter().copied()) else { return Some(chosen) };
+            for unit in chosen.iter().filter(|unit| self.units[**unit].counts(of)) {
                 if looked == MIXES {
                     return None;
                 }
@@ -243,13 +294,47 @@ impl Search<'_> {
         None
     }
 
-    fn may_use(&self, node: NodeNo, limits: &Limits) -> bool {
-        let pinned = self.ask.constraints.node.as_ref();
-        let Some(class) = self.state.capacity().class(node) else { return false };
-        class.takes_work()
-            && !limits.held.contains(&node)
-            && filter::may_ever_run(&class.flavor, &self.ask)
-            && pinned.is_none_or(|name| self.state.node_named(name).is_some_and(|n| n.no == node))
+    /// The cheapest mix. A gang on several nodes is counted on each of them there, and goes but once: so it is tried
+    /// what the rest costs when such a gang is gone.
+    fn with_gangs(
+        &mut self,
+        nodes: &[(NodeNo, Vec<usize>)],
+        offers: &[Offer],
+        wanted: usize,
+        missing: usize,
+    ) -> Option<(u64, BTreeSet<usize>)> {
+        let total = |chosen: &BTreeSet<usize>| chosen.iter().map(|unit| self.units[*unit].cost).sum::<u64>();
+        let mut best = mix(offers, missing).map(|(_, chosen)| (total(&chosen), chosen));
+        let shared = |unit: &usize| nodes.iter().filter(|(_, list)| list.contains(unit)).count() > 1;
+        let gangs: Vec<usize> = (0..self.units.len()).filter(|unit| self.units[*unit].members.len() > 1).collect();
+        for gang in gangs.into_iter().filter(shared).take(GANGS) {
+            if best.as_ref().is_some_and(|(least, _)| self.units[gang].cost >= *least) {
+                continue;
+            }
+            let free: BTreeSet<usize> = self.free.iter().copied().chain([gang]).collect();
+            let mut rest = Search { free: &free, trials: self.trials, ..*self };
+            let (mut gained, mut others) = (0, Vec::with_capacity(offers.len()));
+            for ((no, list), known) in nodes.iter().zip(offers) {
+                if !list.contains(&gang) {
+                    others.push(known.clone());
+                    continue;
+                }
+                let Some(node) = self.state.node(*no) else { continue };
+                gained += rest.slots(node, &[], wanted).saturating_sub(self.slots(node, &[], wanted));
+                let list: Vec<usize> = list.iter().filter(|unit| **unit != gang).copied().collect();
+                others.push(rest.offer(*no, &list, wanted));
+            }
+            let (trials, looks) = (rest.trials, rest.looks);
+            (self.trials, self.looks) = (trials, looks);
+            let Some((_, mut chosen)) = mix(&others, missing.saturating_sub(gained)) else { continue };
+            chosen.insert(gang);
+            let cost = chosen.iter().map(|unit| self.units[*unit].cost).sum::<u64>();
+            let cheaper = best.as_ref().is_none_or(|(least, _)| cost < *least);
+            if cheaper && self.over(chosen.iter().copied()).is_none() {
+                best = Some((cost, chosen));
+            }
+        }
+        best
     }
 
     /// What the node would cost if all that can were kept, dearest first; None when even
@@ -269,8 +354,13 @@ impl Search<'_> {
                 i += 1;
             }
         }
-        let too_many = over(self.units, self.spares, gone.iter().copied()).is_some();
+        let too_many = self.over(gone.iter().copied()).is_some();
         Some((too_many, gone.iter().map(|unit| self.units[*unit].cost).sum(), no))
+    }
+
+    /// Of whom too much is taken when these go, and those that go in any case.
+    fn over(&self, gone: impl Iterator<Item = usize>) -> Option<units::Taken> {
+        self.spares.over(self.units, gone.chain(self.free.iter().copied()))
     }
 
     fn dearest_first(&self, list: &[usize]) -> Vec<usize> {
@@ -301,7 +391,7 @@ impl Search<'_> {
         let mut open: Vec<(usize, Vec<usize>, u64)> = vec![(0, Vec::new(), 0)];
         while let Some((decided, gone, cost)) = open.pop() {
             // Without budgets the first way down always ends in an answer.
-            if self.trials == 0 && best.is_none() && !self.spares.is_empty() {
+            if self.trials == 0 && best.is_none() && !self.spares.are_none() {
                 if self.looks == 0 {
                     return;
                 }
@@ -316,7 +406,7 @@ impl Search<'_> {
             };
             let mut with = gone.clone();
             with.push(*unit);
-            if over(self.units, self.spares, with.iter().copied()).is_none() {
+            if self.over(with.iter().copied()).is_none() {
                 open.push((decided + 1, with, cost + self.units[*unit].cost));
             }
             let trial: Vec<usize> = gone.iter().chain(&list[decided + 1..]).copied().collect();
@@ -330,26 +420,30 @@ impl Search<'_> {
     /// How many replicas, up to `most`, the node holds when the units are gone.
     fn slots(&self, node: &Node, gone: &[usize], most: usize) -> usize {
         let Some(used) = self.state.ledger().node(node.no) else { return 0 };
-        let Some(class) = self.state.capacity().class(node.no) else { return 0 };
         let mut books = Ledger::default();
         books.nodes.insert(node.no, used.clone());
-        for (job, replica, alloc) in gone.iter().flat_map(|unit| self.units[*unit].on(node.no)) {
+        for (job, replica, alloc) in gone.iter().chain(self.free).flat_map(|unit| self.units[*unit].on(node.no)) {
             take_out(&mut books, node, job, replica, alloc);
         }
-        let ask = &self.ask;
-        for count in 0..most {
-            let now: &NodeUse = &books.nodes[&node.no];
-            let class = capacity::class_of(class.flavor.clone(), node, now);
-            let room = filter::may_have_room(&class, ask);
-            let choice = devices::choose(&class, ask, None);
-            let Some(choice) = choice.filter(|_| room) else { return count };
-            let mut ports = node.spec.ports.into_iter().flat_map(|range| range.first..=range.last);
-            let port = ports.find(|port| !now.ports.contains(port));
-            let alloc = Allocation { node: node.no, shares: choice.shares, port, at_ms: 0 };
-            books.hold(TenantNo(0), (JobNo(u64::MAX), count as u16), &ask.resources, &alloc, &node.spec);
-        }
-        most
+        slots(self.state, node, &self.ask, books, most)
     }
+}
+
+/// How many replicas, up to `most`, a node with these books holds.
+pub(super) fn slots(state: &State, node: &Node, ask: &Ask<'_>, mut books: Ledger, most: usize) -> usize {
+    let Some(flavor) = state.capacity().class(node.no).map(|class| class.flavor.clone()) else { return 0 };
+    for count in 0..most {
+        let now: &NodeUse = &books.nodes[&node.no];
+        let class = capacity::class_of(flavor.clone(), node, now);
+        let room = filter::may_have_room(&class, ask);
+        let choice = devices::choose(&class, ask, None);
+        let Some(choice) = choice.filter(|_| room) else { return count };
+        let mut ports = node.spec.ports.into_iter().flat_map(|range| range.first..=range.last);
+        let port = ports.find(|port| !now.ports.contains(port));
+        let alloc = Allocation { node: node.no, shares: choice.shares, port, at_ms: 0 };
+        books.hold(TenantNo(0), (JobNo(u64::MAX), count as u16), &ask.resources, &alloc, &node.spec);
+    }
+    most
 }
 
 /// As if the replica had never been there. Of one node's books the tenants do not matter.
@@ -388,84 +482,6 @@ fn mix(offers: &[Offer], missing: usize) -> Option<(u64, BTreeSet<usize>)> {
     let (cost, counts) = best.pop()??;
     let gone = offers.iter().zip(counts).filter(|(_, here)| *here > 0);
     Some((cost, gone.flat_map(|(offer, here)| offer.more[here - 1].1.iter().copied()).collect()))
-}
-
-/// Adds units, the cheapest first, until the quota allows so many replicas.
-fn free_quota(
-    state: &State,
-    tenant: Option<TenantNo>,
-    spec: &JobSpec,
-    times: usize,
-    units: &[Unit],
-    spares: &Spares,
-    chosen: &mut BTreeSet<usize>,
-) -> Option<()> {
-    let mut scratch = state.speculative();
-    for (job, replica) in chosen.iter().flat_map(|unit| &units[*unit].members) {
-        scratch.give_back(job, *replica);
-    }
-    let allows = |scratch: &State| {
-        !tree::borrows_more(state, scratch, tenant, &spec.resources, times as u64)
-            && quota::allows(scratch, tenant, &spec.resources, times as u64)
-            && quota::types::some_open(scratch, tenant, spec, times as u64)
-    };
-    if allows(&scratch) {
-        return Some(());
-    }
-    // Whose work counts against the same quota.
-    let own = state.tenant(tenant?)?;
-    let root = tree::path(state, own).last().copied()?;
-    let counted: BTreeSet<TenantNo> = tree::subtree(state, root).into_iter().collect();
-    let mut others: Vec<usize> = (0..units.len()).filter(|unit| !chosen.contains(unit)).collect();
-    others.retain(|unit| units[*unit].members.iter().any(|(job, _)| counted.contains(&job.tenant)));
-    others.sort_by_key(|unit| (units[*unit].cost, *unit));
-    for unit in others {
-        if over(units, spares, chosen.iter().copied().chain([unit])).is_some() {
-            continue;
-        }
-        units[unit].members.iter().for_each(|(job, replica)| scratch.give_back(job, *replica));
-        chosen.insert(unit);
-        if allows(&scratch) {
-            return Some(());
-        }
-    }
-    None
-}
-
-/// The places, and the units without which they would not be there.
-fn needed(
-    state: &State,
-    spec: &JobSpec,
-    wanted: &[u16],
-    limits: &Limits,
-    units: &[Unit],
-    mut chosen: BTreeSet<usize>,
-) -> Option<(BTreeSet<usize>, Vec<crate::command::Placement>)> {
-    let places = |gone: &BTreeSet<usize>| {
-        let mut scratch = state.speculative();
-        for (job, replica) in gone.iter().flat_map(|unit| &units[*unit].members) {
-            scratch.give_back(job, *replica);
-        }
-        let picks = place(&scratch, spec, wanted, limits.clone());
-        let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
-        let (fits, times) = (picks.len() == wanted.len(), wanted.len() as u64);
-        let allowed = quota::allows(&scratch, tenant, &spec.resources, times)
-            && !tree::borrows_more(state, &scratch, tenant, &spec.resources, times);
-        (fits && allowed).then_some(picks)
-    };
-    let mut picks = places(&chosen)?;
-    if (1..=PRUNED).contains(&chosen.len()) {
-        let mut dearest: Vec<usize> = chosen.iter().copied().collect();
-        dearest.sort_by_key(|unit| Reverse(units[*unit].cost));
-        for unit in dearest {
-            chosen.remove(&unit);
-            match places(&chosen) {
-                Some(fewer) => picks = fewer,
-                None => drop(chosen.insert(unit)),
-            }
-        }
-    }
-    Some((chosen, picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect()))
 }
 
 #[cfg(test)]

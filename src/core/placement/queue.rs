@@ -3,12 +3,14 @@
 //! by age. The first few that wait for room keep a node each, so that later and smaller work
 //! can't starve them.
 
-use super::{Limits, devices, filter, preempt};
+use super::keep::Keepers;
+use super::order::Order;
+use super::{Limits, preempt};
 use crate::budget::afford::{Offer, affordable};
 use crate::budget::{Rates, judge};
-use crate::capacity::{Class, Flavor};
-use crate::claim::{self, Claim};
-use crate::id::{JobNo, NodeNo, TenantNo};
+use crate::claim::Claim;
+use crate::command::{Command, Placement};
+use crate::id::{NodeNo, TenantNo};
 use crate::job::{Constraints, Job, JobSpec, Phase, Replica};
 use crate::quota;
 use crate::reason::Reason;
@@ -17,44 +19,34 @@ use crate::sharing::Ask;
 use crate::state::State;
 use crate::trust;
 use std::borrow::Cow;
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// How many of the first waiters keep room for themselves.
-pub const KEPT: usize = 4;
-/// Most nodes that are kept for one gang.
-const KEPT_FOR_GANG: usize = 64;
-/// Among how many of the first waiters those are looked for: some wait for their quota.
-const HEAD: usize = 64;
-/// Among how many, where some get no place at all.
-const LOOKED_FOR_HEAD: usize = 1024;
+pub(crate) use super::keep::targets;
+pub use super::keep::{KEPT, kept_nodes};
+
 /// How many waiters one pass looks at, so that a pass stays short. Most need no
 /// more than a look at their quota, so this is far more than it can place.
 pub const LOOKED_AT: usize = 16_384;
 /// Different asks of one tenant that may fail in a pass before the pass leaves
 /// the tenant alone: nobody may hold up the others with what can't run.
 const FAILS: u32 = 64;
+/// So many different asks of one tenant are tried in every pass; of those behind them some, and others in the next.
+const ALWAYS: u32 = 32;
 
 /// Different askers of one pass for whom others are looked for who could give way.
 const TRIES: usize = 64;
 
-/// Place in the order; the greatest goes first.
-type Rank = (i32, Reverse<u64>, Reverse<JobNo>);
-
-fn rank(state: &State, job: &Job) -> Rank {
-    (i32::from(job.spec.priority), Reverse(quota::dominant_share(state, job.tenant)), Reverse(job.no))
-}
-
 /// Replicas of a job that wait for a place, all of one version, and what that asks for.
-struct Asker<'a> {
-    job: &'a Job,
-    spec: &'a Arc<JobSpec>,
-    wanted: Vec<u16>,
+pub(super) struct Asker<'a> {
+    pub job: &'a Job,
+    pub spec: &'a Arc<JobSpec>,
+    pub wanted: Vec<u16>,
 }
 
 /// The job's replicas that could be placed now: in a rollout they may be of two versions, which ask apart.
-fn askers<'a>(state: &State, job: &'a Job) -> impl Iterator<Item = Asker<'a>> {
+pub(super) fn askers<'a>(state: &State, job: &'a Job) -> impl Iterator<Item = Asker<'a>> {
     let versions = job.by_version(job.placeable(state.meta().now_ms));
     versions.into_iter().map(move |(spec, wanted)| Asker { job, spec, wanted })
 }
@@ -64,32 +56,14 @@ pub fn waiters(state: &State, limit: usize) -> Vec<Arc<Job>> {
     in_order(state).take(limit).collect()
 }
 
-/// Waiting jobs in order. Reads the head of each tenant's queue and the next one only when that is taken.
+/// Waiting jobs in order, by what their tenants hold now.
 fn in_order(state: &State) -> impl Iterator<Item = Arc<Job>> {
-    let mut heap: BinaryHeap<(Rank, TenantNo)> = BinaryHeap::new();
-    let next = move |after: (TenantNo, i32, JobNo)| {
-        let (tenant, ..) = after;
-        let found = state.waiting.get_next(&after).copied();
-        found.filter(|(t, ..)| *t == tenant).and_then(|(_, _, no)| state.job(no))
-    };
-    let mut tenant = state.waiting.get_min().map(|(t, ..)| *t);
-    while let Some(no) = tenant {
-        if let Some(job) = next((no, i32::MIN, JobNo(0))) {
-            heap.push((rank(state, job), no));
-        }
-        tenant = state.waiting.get_next(&(TenantNo(no.0 + 1), i32::MIN, JobNo(0))).map(|(t, ..)| *t);
-    }
-    std::iter::from_fn(move || {
-        let ((priority, _, Reverse(no)), tenant) = heap.pop()?;
-        if let Some(job) = next((tenant, -priority, JobNo(no.0 + 1))) {
-            heap.push((rank(state, job), tenant));
-        }
-        state.job(no).cloned()
-    })
+    let mut order = Order::new(state);
+    std::iter::from_fn(move || order.next(state))
 }
 
 /// Whether the job waits for room, and not for its quota or the end of a back-off.
-fn waits_for_room(state: &State, job: &Job) -> bool {
+pub(super) fn waits_for_room(state: &State, job: &Job) -> bool {
     let now = state.meta().now_ms;
     let wanted = job.placeable(now).count() as u64;
     let times = if job.spec.gang { wanted } else { 1 };
@@ -100,162 +74,191 @@ fn waits_for_room(state: &State, job: &Job) -> bool {
         && judge::blocks(state, job, &[]).is_none()
 }
 
-/// The nodes kept for those of the first waiters that go before `priority`
-/// (equal priority included: they came first).
-pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
-    if !state.has_waiters() {
-        return Vec::new();
-    }
-    // One that gets no place keeps none from others, however far ahead it is.
-    let first = in_order(state).take(LOOKED_FOR_HEAD).filter(|job| trust::withheld(state, job).is_none());
-    let ahead = first.take(HEAD).filter(|job| job.spec.priority >= priority && waits_for_room(state, job));
-    let mut kept = claim::nodes(state);
-    for job in ahead.take(KEPT) {
-        // What it can't pay is not kept for it.
-        for asker in askers(state, &job) {
-            let ask = match judge::concerns(state, job.tenant) {
-                true => fill(state, &asker, &kept),
-                false => Offer::NoRoom(Cow::Borrowed(&**asker.spec)),
-            };
-            if let Offer::NoRoom(ask) = ask {
-                kept.extend(targets(state, &ask, asker.wanted.len(), &kept));
-            }
-        }
-    }
-    kept
-}
-
-/// The nodes to keep for a waiter: one, or for a gang as many as hold it when they
-/// are empty. None for a gang that all nodes together could not hold.
-pub(crate) fn targets(state: &State, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
-    // Devices of which its tenant may have no more are no room for it.
-    let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
-    let ask = &Ask::of(state, &spec);
-    let mut taken = taken.to_vec();
-    let before = taken.len();
-    let mut missing = if ask.gang { wanted as u64 } else { 1 };
-    while missing > 0 && taken.len() - before < KEPT_FOR_GANG {
-        let Some(node) = target(state, ask, &taken) else { return Vec::new() };
-        taken.push(node);
-        let holds = state.capacity().class(node).map_or(1, |class| devices::most(&class.flavor, ask));
-        missing = missing.saturating_sub(holds.max(1));
-    }
-    taken.split_off(before)
-}
-
-/// The node that will most likely have room for the job first: of those that could
-/// hold it when empty, the one with the most free GPU, then CPU; ties by number.
-fn target(state: &State, ask: &Ask<'_>, taken: &[NodeNo]) -> Option<NodeNo> {
-    // Classes come in the order of their flavors, so one verdict serves many.
-    let mut judged: Option<(&Arc<Flavor>, bool)> = None;
-    let mut could = |class: &'_ Class, flavor| {
-        if !judged.is_some_and(|(known, _)| Arc::ptr_eq(known, flavor)) {
-            judged = Some((flavor, filter::may_ever_run(flavor, ask)));
-        }
-        class.takes_work() && judged.is_some_and(|(_, may)| may)
-    };
-    if let Some(name) = &ask.constraints.node {
-        let node = state.node_named(name)?.no;
-        let class = state.capacity().class(node).filter(|_| !taken.contains(&node))?;
-        return could(class, &class.flavor).then_some(node);
-    }
-    let mut best: Option<(u64, u64, Reverse<NodeNo>)> = None;
-    for (class, nodes) in &state.capacity().classes {
-        if !could(class, &class.flavor) {
-            continue;
-        }
-        let Some(node) = nodes.iter().find(|node| !taken.contains(node)) else { continue };
-        let rank = (class.free_gpu_milli(), class.cpu_milli, Reverse(*node));
-        if best.as_ref().is_none_or(|b| rank > *b) {
-            best = Some(rank);
-        }
-    }
-    best.map(|(.., Reverse(node))| node)
-}
-
 /// One pass over the waiters: places for those that can run now, at most `limit` jobs.
-pub fn pass(state: &State, limit: usize) -> Vec<crate::command::Command> {
-    let mut scratch = state.speculative();
-    let mut hopeless: BTreeSet<Shape> = BTreeSet::new();
-    let mut fails: BTreeMap<TenantNo, u32> = BTreeMap::new();
-    let waiters = waiters(state, LOOKED_AT);
-    let mut kept: Vec<NodeNo> = claim::nodes(state);
-    let mut keepers = 0;
-    // Each (tenant, priority, ask) for which somebody was looked for who could give way.
-    let mut asked: BTreeSet<(TenantNo, i16, Shape)> = BTreeSet::new();
-    let mut out = Vec::new();
-    let mut placed: Option<JobNo> = None;
-    for asker in waiters.iter().flat_map(|job| askers(state, job)) {
-        if out.len() == limit {
-            break;
-        }
-        let (job, wanted) = (asker.job, asker.wanted.len());
-        // Its replicas of another version are judged beside these, by the next pass.
-        if placed == Some(job.no) {
-            continue;
-        }
+pub fn pass(state: &State, limit: usize) -> Vec<Command> {
+    let mut pass = Pass::new(state);
+    let mut order = Order::new(state);
+    for _ in 0..LOOKED_AT {
+        // Whoever was given something in this pass stands behind who has less now.
+        let next = if pass.out.len() == limit { None } else { order.next(&pass.scratch) };
+        let Some(job) = &next else { break };
         // It may be let in again, or be paid for, and takes no room meanwhile.
-        if trust::withheld(state, job).is_some() || judge::blocks(&scratch, job, &[]).is_some() {
+        if job.claim.is_some() || trust::withheld(state, job).is_some() || pass.is_blocked(job) {
             continue;
         }
-        let failed = fails.entry(job.tenant).or_default();
-        if *failed == FAILS || job.claim.is_some() {
-            continue;
-        }
-        let shape = shape(Ask::of(state, asker.spec), wanted);
-        let mut fails_now = false;
-        let mut ask = Cow::Borrowed(&**asker.spec);
-        if waits_for_room(&scratch, job) && !hopeless.contains(&shape) {
-            scratch.stand(asker.spec);
-            match fill(&scratch, &asker, &kept) {
-                Offer::Places(picks) => {
-                    let placements: Vec<_> =
-                        picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
-                    placed = Some(job.no);
-                    book(&mut scratch, job, &placements);
-                    out.push(crate::command::Command::Place { job: job.no, placements });
-                    continue;
-                }
-                // Nobody has to make room for it, and none is kept.
-                Offer::TooDear => {
-                    *failed += 1;
-                    continue;
-                }
-                Offer::NoRoom(narrower) => ask = narrower,
+        for asker in askers(state, job) {
+            match pass.take(&asker) {
+                Next::Asker => {}
+                // Its replicas of another version are judged beside these, by the next pass.
+                Next::Job => break,
+                Next::Pass => return pass.out,
             }
-            // Nothing is released within a pass, so an equal ask fails as well; but not for want of a budget or
-            // of a device type that only its tenant lacks.
-            if !judge::concerns(&scratch, job.tenant) && quota::types::narrowed(&scratch, &job.spec).is_none() {
-                hopeless.insert(shape);
-            }
-            *failed += 1;
-            fails_now = true;
-        }
-        // What it lacks, room or quota, may be in the hands of others who have to give way.
-        // Only before anything is placed: who borrowed is judged on the state as it is; the next pass goes on.
-        if out.is_empty()
-            && asked.len() < TRIES
-            && preempt::may_help(&scratch, job)
-            // Who has not waited long enough uses up no try, and speaks for no other of its kind.
-            && !patient(&scratch, &asker).is_empty()
-            && asked.insert((job.tenant, job.spec.priority, shape))
-            && let Some(claim) = make_room(&scratch, &asker, &ask, &kept)
-        {
-            out.push(crate::command::Command::Preempt { job: job.no, claim: Box::new(claim) });
-            // What the victims held is neither free nor theirs any more: the next pass sees it.
-            break;
-        }
-        if fails_now && keepers < KEPT {
-            let found = targets(&scratch, &ask, wanted, &kept);
-            keepers += usize::from(!found.is_empty());
-            kept.extend(found);
         }
     }
-    out
+    match pass.out.is_empty() {
+        // Nobody finds a place: also those not who wait for the rest of their gang.
+        true => super::gangs::give_back(state),
+        false => pass.out,
+    }
+}
+
+/// How a pass goes on.
+enum Next {
+    Asker,
+    Job,
+    Pass,
+}
+
+/// What a pass has come to.
+struct Pass {
+    scratch: State,
+    tried: Tried,
+    keepers: Keepers,
+    /// Each (tenant, priority, ask) for which somebody was looked for who could give way.
+    asked: BTreeSet<(TenantNo, i16, Shape)>,
+    out: Vec<Command>,
+}
+
+impl Pass {
+    fn new(state: &State) -> Self {
+        Self {
+            scratch: state.speculative(),
+            tried: Tried::default(),
+            keepers: Keepers::new(state),
+            asked: BTreeSet::new(),
+            out: Vec::new(),
+        }
+    }
+
+    fn is_blocked(&self, job: &Job) -> bool {
+        judge::blocks(&self.scratch, job, &[]).is_some()
+    }
+
+    /// Gives the asker places, or else makes others give way.
+    fn take(&mut self, asker: &Asker<'_>) -> Next {
+        let job = asker.job;
+        let shape = Shape::of(&self.scratch, asker);
+        let mut ask = Cow::Borrowed(&**asker.spec);
+        let mut fails_now = false;
+        if waits_for_room(&self.scratch, job) {
+            match self.tried.verdict(&self.scratch, job, &shape) {
+                Verdict::Try => match self.fill(asker) {
+                    Offer::Places(picks) => {
+                        let placements = picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
+                        self.place(job, placements);
+                        return Next::Job;
+                    }
+                    // Nobody has to make room for it, and none is kept.
+                    Offer::TooDear => {
+                        self.tried.failed(&self.scratch, asker, shape, true);
+                        return Next::Asker;
+                    }
+                    Offer::NoRoom(narrower) => {
+                        ask = narrower;
+                        self.tried.failed(&self.scratch, asker, shape.clone(), false);
+                        fails_now = true;
+                    }
+                },
+                Verdict::NoRoom => {}
+                Verdict::Leave => return Next::Asker,
+            }
+        }
+        if let Some(claim) = self.room_of_others(asker, shape, &ask) {
+            self.out.push(Command::Preempt { job: job.no, claim: Box::new(claim) });
+            // What the victims held is neither free nor theirs any more: the next pass sees it.
+            return Next::Pass;
+        }
+        if fails_now {
+            self.keepers.keep(&self.scratch, asker, &ask);
+        }
+        Next::Asker
+    }
+
+    fn fill<'a>(&mut self, asker: &Asker<'a>) -> Offer<'a> {
+        self.scratch.stand(asker.spec);
+        fill(&self.scratch, asker, &self.keepers.kept)
+    }
+
+    fn place(&mut self, job: &Job, placements: Vec<Placement>) {
+        book(&mut self.scratch, job, &placements);
+        self.out.push(Command::Place { job: job.no, placements });
+    }
+
+    /// What it lacks, room or quota, may be in the hands of others who have to give way. Only before anything is
+    /// placed: who borrowed is judged on the state as it is; the next pass goes on.
+    fn room_of_others(&mut self, asker: &Asker<'_>, shape: Shape, ask: &JobSpec) -> Option<Claim> {
+        let job = asker.job;
+        if !self.out.is_empty() || self.asked.len() == TRIES || !preempt::may_help(&self.scratch, job) {
+            return None;
+        }
+        // Who has not waited long enough uses up no try, and speaks for no other of its kind.
+        let fresh =
+            !patient(&self.scratch, asker).is_empty() && self.asked.insert((job.tenant, job.spec.priority, shape));
+        if fresh { make_room(&self.scratch, asker, ask, &self.keepers.kept) } else { None }
+    }
+}
+
+/// What a pass has tried in vain. Nothing is released within a pass, so an equal ask fails as well.
+#[derive(Default)]
+struct Tried {
+    /// None: for whoever asks. Some: for want of a budget, or of a device type, that only its tenant lacks.
+    in_vain: BTreeSet<(Option<TenantNo>, Shape)>,
+    /// There is room that the tenant can't pay.
+    too_dear: BTreeSet<(TenantNo, Shape)>,
+    /// Asks that another pass will try.
+    another_time: BTreeSet<(TenantNo, Shape)>,
+    /// How many different asks of each tenant were looked at, and how many of them failed.
+    of: BTreeMap<TenantNo, (u32, u32)>,
+}
+
+enum Verdict {
+    Try,
+    NoRoom,
+    /// Not in this pass.
+    Leave,
+}
+
+impl Tried {
+    fn verdict(&mut self, state: &State, job: &Job, shape: &Shape) -> Verdict {
+        let known = |tenant| self.in_vain.contains(&(tenant, shape.clone()));
+        if known(None) || known(Some(job.tenant)) {
+            return Verdict::NoRoom;
+        }
+        let own = (job.tenant, shape.clone());
+        if self.too_dear.contains(&own) || self.another_time.contains(&own) {
+            return Verdict::Leave;
+        }
+        let (looked, failed) = self.of.entry(job.tenant).or_default();
+        if *failed < FAILS && (*failed < ALWAYS || has_its_turn(state, *looked)) {
+            return Verdict::Try;
+        }
+        *looked += 1;
+        self.another_time.insert(own);
+        Verdict::Leave
+    }
+
+    fn failed(&mut self, state: &State, Asker { job, spec, .. }: &Asker<'_>, shape: Shape, too_dear: bool) {
+        let (looked, failed) = self.of.entry(job.tenant).or_default();
+        (*looked, *failed) = (*looked + 1, *failed + 1);
+        if too_dear {
+            self.too_dear.insert((job.tenant, shape));
+            return;
+        }
+        let own = judge::concerns(state, job.tenant) || quota::types::narrowed(state, spec).is_some();
+        self.in_vain.insert((own.then_some(job.tenant), shape));
+    }
+}
+
+/// Whether this pass tries a tenant's ask with that many different ones before it: by lot, in some passes one in two,
+/// in some one in two hundred, so that each has its turn however many there are.
+fn has_its_turn(state: &State, no: u32) -> bool {
+    let mix = |n: u64| (n ^ n >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+    let pass = mix(state.meta().now_ms ^ state.meta().base << 32);
+    mix(pass ^ u64::from(no) << 8) & ((2 << (pass & 7)) - 1) == 0
 }
 
 /// What the later ones of a pass see of a job's new places.
-fn book(scratch: &mut State, job: &Job, placements: &[crate::command::Placement]) {
+fn book(scratch: &mut State, job: &Job, placements: &[Placement]) {
     for placement in placements {
         scratch.book(&job.spec, placement.replica, &placement.alloc);
     }
@@ -288,19 +291,52 @@ pub fn claim_for(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits)
     all.or_else(|| if spec.gang || wanted.len() < 2 { None } else { one() })
 }
 
-/// What decides whether a job finds a place: jobs of one shape fare alike.
-type Shape<'a> = (&'a Resources, &'a Constraints, usize, u16, bool, bool);
-
-fn shape(ask: Ask<'_>, wanted: usize) -> Shape<'_> {
-    let spec = ask.spec();
-    // A gang needs room for all at once, and a price is meant for all replicas.
-    let at_once = if spec.gang { wanted } else { 1 };
-    let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
-    (&spec.resources, &spec.constraints, at_once, priced, ask.takes_any(), filter::needs_engine(spec))
+/// What decides whether a job finds a place: jobs of one shape fare alike. As it shares the spec, it costs nothing to
+/// make.
+#[derive(Clone, Debug)]
+pub(super) struct Shape {
+    spec: Arc<JobSpec>,
+    /// A gang needs room for all at once.
+    at_once: usize,
+    takes_any: bool,
 }
 
+impl Shape {
+    pub fn of(state: &State, Asker { spec, wanted, .. }: &Asker<'_>) -> Self {
+        let at_once = if spec.gang { wanted.len() } else { 1 };
+        Self { spec: Arc::clone(spec), at_once, takes_any: Ask::of(state, spec).takes_any() }
+    }
+
+    fn key(&self) -> (&Resources, &Constraints, usize, u16, bool, bool) {
+        let spec = &*self.spec;
+        // A price is meant for all replicas.
+        let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
+        (&spec.resources, &spec.constraints, self.at_once, priced, self.takes_any, spec.needs_engine())
+    }
+}
+
+impl Ord for Shape {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl PartialOrd for Shape {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Shape {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Shape {}
+
 /// Places for as many of the replicas as quota, room and budget allow.
-fn fill<'a>(state: &State, asker: &Asker<'a>, kept: &[NodeNo]) -> Offer<'a> {
+pub(super) fn fill<'a>(state: &State, asker: &Asker<'a>, kept: &[NodeNo]) -> Offer<'a> {
     let job = asker.job;
     let wanted = within_quota(state, Some(job.tenant), asker.spec, asker.wanted.clone());
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);

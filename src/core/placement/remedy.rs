@@ -3,20 +3,28 @@
 //! nothing, and does not guess when something ends.
 
 use super::{Limits, filter, place};
+use crate::budget::{Kind, Limit, Over, Window, judge};
 use crate::claim;
+use crate::command::Placement;
 use crate::id::{Incarnation, NodeName, NodeNo, TenantId, TenantNo};
-use crate::job::JobSpec;
+use crate::job::{Job, JobSpec};
 use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::quota::{self, milli, tree};
+use crate::reason::Refusal;
 use crate::resources::{Gpus, Resources};
 use crate::sharing::{Ask, Sharing};
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
+use crate::trust;
 use std::fmt;
 use std::sync::Arc;
 
 /// Nodes of each kind that are tried; equal ones are tried once.
 const NODES: usize = 12;
+/// Pairs of changes that are tried; of more changes than that all together are, and then fewer and fewer.
+const PAIRS: usize = 128;
+/// Budgets that may be in the way one behind the other.
+const BUDGETS: usize = 8;
 /// Most nodes that are proposed to be added.
 const ADDED: u16 = 16;
 
@@ -28,7 +36,21 @@ pub enum Change {
         tenant: TenantId,
         quota: Box<Quota>,
     },
+    /// Raise a budget to this, in units of such a limit.
+    Budget {
+        tenant: TenantId,
+        kind: Kind,
+        window: Window,
+        most: u64,
+    },
+    /// Somebody has to let it in; in words.
+    LetIn(String),
     Uncordon(NodeName),
+    /// Take a device back that is left alone for its faults, once it is mended.
+    Heal {
+        node: NodeName,
+        device: u16,
+    },
     /// It is silent, down or in maintenance.
     Return(NodeName),
     /// Let the tenant's jobs have parts of devices that nothing keeps them to. `or_whole`: asking for a whole GPU
@@ -49,10 +71,25 @@ impl fmt::Display for Change {
         match self {
             Change::Quota { tenant, quota } => {
                 let gpus = quota.gpu_milli.map(|n| format!(" --gpus {}", milli(n))).unwrap_or_default();
+                let types: Vec<String> =
+                    quota.types.iter().map(|(kind, share)| format!("{kind}={}", milli(share.gpu_milli))).collect();
+                let gpus = if types.is_empty() { gpus } else { format!("{gpus} --gpus {}", types.join(",")) };
                 let cpu = quota.cpu_milli.map(|n| format!(" --cpu {}", milli(n))).unwrap_or_default();
                 let memory = quota.memory.map(|n| format!(" --mem {n}")).unwrap_or_default();
                 let tpu = quota.tpu.map(|n| format!(" --tpu {n}")).unwrap_or_default();
                 write!(f, "raise the quota: nf quota set {tenant}{gpus}{cpu}{memory}{tpu}")
+            }
+            Change::Budget { tenant, kind, window, most } => {
+                let (flag, unit) = match kind {
+                    Kind::GpuHours => ("gpu-hours", 1000),
+                    Kind::Money => ("money", 1_000_000),
+                };
+                let (most, window) = (most.div_ceil(unit), window.name());
+                write!(f, "raise the budget: nf quota set {tenant} --{flag} {most}/{window}")
+            }
+            Change::LetIn(how) => f.write_str(how),
+            Change::Heal { node, device } => {
+                write!(f, "mend device {device} of node {node} and take it back: nf node heal {node} {device}")
             }
             Change::Uncordon(node) => write!(f, "uncordon node {node}: nf node uncordon {node}"),
             Change::Return(node) => write!(f, "bring node {node} back: nf describe node {node} says what is wrong"),
@@ -75,81 +112,192 @@ impl fmt::Display for Change {
     }
 }
 
+/// Who waits.
+struct Waiter<'a> {
+    spec: &'a JobSpec,
+    wanted: &'a [u16],
+    /// None for one that is not there yet.
+    job: Option<&'a Job>,
+}
+
 /// The smallest set of changes with which all of `wanted` have a place at once; None when
 /// none of those that are tried will do. Empty when nothing is in the way.
 pub fn remedy(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<Vec<Change>> {
-    let runs = |changes: &[&Change]| {
+    Waiter { spec, wanted, job: None }.remedy(state)
+}
+
+/// The same for a job that is there: what was started of it, and who let it in, counts.
+pub fn for_job(state: &State, job: &Job, wanted: &[u16]) -> Option<Vec<Change>> {
+    let spec = wanted.first().map_or(&job.spec, |no| job.spec_for(*no));
+    Waiter { spec, wanted, job: Some(job) }.remedy(state)
+}
+
+impl Waiter<'_> {
+    fn remedy(&self, state: &State) -> Option<Vec<Change>> {
+        if self.runs_with(state, &[]) {
+            return Some(Vec::new());
+        }
+        let soft = self.soft(state);
+        if let Some(few) = self.few(state, &soft).or_else(|| self.as_few(state, soft.iter().collect())) {
+            return Some(few.into_iter().map(|change| self.or_whole(state, change)).collect());
+        }
+        // Hardware is the last resort: as few nodes as will do, with what else is needed then.
+        for count in 1..=ADDED.min(self.wanted.len() as u16) {
+            let nodes = Change::AddNodes { count, spec: Box::new(node_for(self.spec)) };
+            if self.runs_with(state, &[&nodes]) {
+                return Some(vec![nodes]);
+            }
+            let with: Vec<&Change> = soft.iter().chain([&nodes]).collect();
+            if let Some(few) = self.as_few(state, with) {
+                return Some(few);
+            }
+        }
+        None
+    }
+
+    /// One change that will do, or two.
+    fn few(&self, state: &State, soft: &[Change]) -> Option<Vec<Change>> {
+        if let Some(one) = soft.iter().find(|change| self.runs_with(state, &[change])) {
+            return Some(vec![one.clone()]);
+        }
+        let pairs = soft.iter().enumerate().flat_map(|(i, a)| soft[i + 1..].iter().map(move |b| [a, b]));
+        let mut pairs = pairs.take(PAIRS);
+        pairs.find(|pair| self.runs_with(state, pair)).map(|[a, b]| vec![a.clone(), b.clone()])
+    }
+
+    /// All of them, if that will do, without those that are not needed: the last first.
+    fn as_few(&self, state: &State, mut changes: Vec<&Change>) -> Option<Vec<Change>> {
+        if !self.runs_with(state, &changes) {
+            return None;
+        }
+        for i in (0..changes.len()).rev() {
+            let change = changes.remove(i);
+            if !self.runs_with(state, &changes) {
+                changes.insert(i, change);
+            }
+        }
+        Some(changes.into_iter().cloned().collect())
+    }
+
+    /// Whether asking for a whole GPU would do as well as letting go of the walls.
+    fn or_whole(&self, state: &State, change: Change) -> Change {
+        match change {
+            Change::SoftSharing { tenant, .. } => {
+                let resources = Resources { gpu: Gpus::Whole(1), ..self.spec.resources.clone() };
+                let whole = JobSpec { resources, ..self.spec.clone() };
+                let or_whole = Waiter { spec: &whole, ..*self }.runs_with(state, &[]);
+                Change::SoftSharing { tenant, or_whole }
+            }
+            other => other,
+        }
+    }
+
+    fn runs_with(&self, state: &State, changes: &[&Change]) -> bool {
         let mut scratch = state.speculative();
         changes.iter().for_each(|change| make(&mut scratch, change));
-        runs(&scratch, spec, wanted)
-    };
-    if runs(&[]) {
-        return Some(Vec::new());
+        let let_in = changes.iter().any(|change| matches!(change, Change::LetIn(_)));
+        (let_in || self.withheld(&scratch).is_none()) && self.runs(&scratch)
     }
-    let soft = soft(state, spec, wanted);
-    let one = soft.iter().find(|change| runs(&[change]));
-    if let Some(one) = one {
-        return Some(vec![match one {
-            Change::SoftSharing { tenant, .. } => {
-                let resources = Resources { gpu: Gpus::Whole(1), ..spec.resources.clone() };
-                let whole = JobSpec { resources, ..spec.clone() };
-                Change::SoftSharing { tenant: tenant.clone(), or_whole: self::runs(state, &whole, wanted) }
+
+    fn withheld(&self, state: &State) -> Option<Refusal> {
+        self.job.and_then(|job| trust::withheld(state, job))
+    }
+
+    /// The places that all of it would have.
+    fn places(&self, state: &State) -> Option<Vec<Placement>> {
+        let limits = Limits { held: claim::nodes(state), ..Limits::default() };
+        let picks = place(state, self.spec, self.wanted, limits);
+        let all = picks.len() == self.wanted.len();
+        all.then(|| picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect())
+    }
+
+    /// Whether it would run, by the rules that apply goes by.
+    fn runs(&self, state: &State) -> bool {
+        let tenant = self.tenant(state);
+        let allowed = quota::allows(state, tenant, &self.spec.resources, self.wanted.len() as u64);
+        let places = if allowed { self.places(state) } else { None };
+        places.is_some_and(|places| quota::types::allows(state, tenant, &places) && self.paid(state, &places).is_ok())
+    }
+
+    fn paid(&self, state: &State, places: &[Placement]) -> Result<(), Over> {
+        let tenant = self.tenant(state);
+        match self.job {
+            Some(job) => judge::check(state, tenant, self.spec, &job.replicas, places),
+            None => judge::check_new(state, tenant, self.spec, places),
+        }
+    }
+
+    fn tenant(&self, state: &State) -> Option<TenantNo> {
+        state.tenant_named(&self.spec.tenant).map(|tenant| tenant.no)
+    }
+
+    /// Changes that need no hardware.
+    fn soft(&self, state: &State) -> Vec<Change> {
+        let (spec, tenant, times) = (self.spec, self.tenant(state), self.wanted.len() as u64);
+        let mut out = Vec::new();
+        if !quota::allows(state, tenant, &spec.resources, times) || !quota::types::some_open(state, tenant, spec, times)
+        {
+            out.extend(wider(state, tenant, spec, times));
+        }
+        out.extend(self.withheld(state).map(|refusal| Change::LetIn(refusal.detail)));
+        let ask = Ask::of(state, spec);
+        let away = |node: &Node| node.state != NodeState::Ready;
+        let (mut out_of_use, mut faulty): (Vec<&Arc<Node>>, Vec<Change>) = (Vec::new(), Vec::new());
+        for (class, nodes) in state.capacity().classes.iter() {
+            if !filter::may_ever_run(&class.flavor, &ask.accepted()) {
+                continue;
             }
-            other => other.clone(),
-        }]);
-    }
-    let pairs = soft.iter().enumerate().flat_map(|(i, a)| soft[i + 1..].iter().map(move |b| (a, b)));
-    for (a, b) in pairs {
-        if runs(&[a, b]) {
-            return Some(vec![a.clone(), b.clone()]);
+            // Equal nodes would do alike; as many as a gang may need.
+            let some = nodes.iter().take(self.wanted.len().clamp(2, NODES)).filter_map(|no| state.node(*no));
+            for node in some {
+                if faulty.len() < NODES {
+                    faulty.extend(heals(node));
+                }
+                if !class.takes_work() {
+                    out_of_use.push(node);
+                }
+            }
         }
-    }
-    // Hardware is the last resort: as few nodes as will do, with the quota where it is needed.
-    let quota = soft.iter().find(|change| matches!(change, Change::Quota { .. }));
-    for count in 1..=ADDED.min(wanted.len() as u16) {
-        let nodes = Change::AddNodes { count, spec: Box::new(node_for(spec)) };
-        if runs(&[&nodes]) {
-            return Some(vec![nodes]);
+        let cordoned = out_of_use.iter().filter(|node| node.cordon.is_some()).take(NODES);
+        out.extend(cordoned.map(|node| Change::Uncordon(node.name.clone())));
+        let away = out_of_use.iter().filter(|node| away(node)).take(NODES);
+        out.extend(away.map(|node| Change::Return(node.name.clone())));
+        out.extend(faulty);
+        // After what costs nobody a wall.
+        if matches!(spec.resources.gpu, Gpus::Milli(_)) && !ask.takes_any() {
+            out.push(Change::SoftSharing { tenant: spec.tenant.clone(), or_whole: false });
         }
-        if let Some(quota) = quota.filter(|quota| runs(&[&nodes, quota])) {
-            return Some(vec![quota.clone(), nodes]);
-        }
+        let budgets = self.budgets(state, &out);
+        out.splice(0..0, budgets);
+        out
     }
-    None
+
+    /// The budgets that are in the way once the other changes are made, each as large as it has to be.
+    fn budgets(&self, state: &State, others: &[Change]) -> Vec<Change> {
+        let mut scratch = state.speculative();
+        others.iter().for_each(|change| make(&mut scratch, change));
+        let mut out = Vec::new();
+        for _ in 0..BUDGETS {
+            let over = match self.places(&scratch) {
+                Some(places) => self.paid(&scratch, &places).err(),
+                None => self.job.and_then(|job| judge::blocks(&scratch, job, &[])),
+            };
+            let Some(over) = over else { break };
+            let used = if over.whole { 0 } else { over.used };
+            let needed = used.saturating_add(over.reserved).saturating_add(over.ask);
+            let Limit { kind, window, .. } = over.limit;
+            let change = Change::Budget { tenant: over.tenant, kind, window, most: kind.told(needed) };
+            make(&mut scratch, &change);
+            out.push(change);
+        }
+        out
+    }
 }
 
-fn runs(state: &State, spec: &JobSpec, wanted: &[u16]) -> bool {
-    let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
-    let limits = Limits { held: claim::nodes(state), ..Limits::default() };
-    quota::allows(state, tenant, &spec.resources, wanted.len() as u64)
-        && place(state, spec, wanted, limits).len() == wanted.len()
-}
-
-/// Changes that need no hardware.
-fn soft(state: &State, spec: &JobSpec, wanted: &[u16]) -> Vec<Change> {
-    let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
-    let mut out = Vec::new();
-    if !quota::allows(state, tenant, &spec.resources, wanted.len() as u64) {
-        out.extend(wider(state, tenant, spec, wanted.len() as u64));
-    }
-    let ask = Ask::of(state, spec);
-    let away = |node: &Node| node.state != NodeState::Ready;
-    let mut out_of_use: Vec<&Arc<Node>> = Vec::new();
-    for (class, nodes) in state.capacity().classes.iter() {
-        if class.takes_work() || !filter::may_ever_run(&class.flavor, &ask.accepted()) {
-            continue;
-        }
-        // Equal nodes would do alike; a few more for gangs.
-        out_of_use.extend(nodes.iter().take(2).filter_map(|no| state.node(*no)));
-    }
-    let cordoned = out_of_use.iter().filter(|node| node.cordon.is_some()).take(NODES);
-    out.extend(cordoned.map(|node| Change::Uncordon(node.name.clone())));
-    out.extend(out_of_use.iter().filter(|node| away(node)).take(NODES).map(|node| Change::Return(node.name.clone())));
-    // After what costs nobody a wall.
-    if matches!(spec.resources.gpu, Gpus::Milli(_)) && !ask.takes_any() {
-        out.push(Change::SoftSharing { tenant: spec.tenant.clone(), or_whole: false });
-    }
-    out
+/// The devices of a node that an operator may take back.
+fn heals(node: &Arc<Node>) -> impl Iterator<Item = Change> + '_ {
+    let left_alone = (0..node.spec.devices.len() as u16).filter(|device| node.quarantine_of(*device).is_some());
+    left_alone.map(|device| Change::Heal { node: node.name.clone(), device })
 }
 
 /// The quota with which so many replicas more are allowed.
@@ -167,11 +315,20 @@ fn wider(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) ->
         let sum = used.checked_add(each.checked_mul(times)?)?;
         Some(limit.map(|limit| if each > 0 { limit.max(sum) } else { limit }))
     };
+    let mut types = now.types.clone();
+    let closed = quota::types::closed(state, tenant, spec, times);
+    let short = |over: &tree::Over| over.demand.saturating_add(more).saturating_sub(over.limit);
+    // The type that lacks least.
+    if let Some((kind, over)) = closed.iter().min_by_key(|(_, over)| short(over)) {
+        let share = types.entry(kind.clone()).or_default();
+        share.gpu_milli = share.gpu_milli.checked_add(short(over))?;
+    }
     let quota = Quota {
         gpu_milli: if missing > 0 { Some(own.checked_add(missing)?) } else { now.gpu_milli },
         cpu_milli: at_least(now.cpu_milli, used.cpu_milli, ask.cpu_milli)?,
         memory: at_least(now.memory, used.memory, ask.memory)?,
         tpu: at_least(now.tpu, used.tpu, ask.tpu.into())?,
+        types,
         ..now
     };
     Some(Change::Quota { tenant: spec.tenant.clone(), quota: Box::new(quota) })
@@ -199,11 +356,30 @@ fn make(state: &mut State, change: &Change) {
     match change {
         Change::Quota { tenant, quota } => {
             let row = row(state, tenant);
-            state.put_tenant(Tenant { quota: (**quota).clone(), ..row });
+            // Budgets and walls are changes of their own.
+            let (budgets, soft_sharing) = (row.quota.budgets.clone(), row.quota.soft_sharing);
+            state.put_tenant(Tenant { quota: Quota { budgets, soft_sharing, ..(**quota).clone() }, ..row });
         }
         Change::SoftSharing { tenant, .. } => {
             let row = row(state, tenant);
             state.put_tenant(Tenant { quota: Quota { soft_sharing: true, ..row.quota.clone() }, ..row });
+        }
+        Change::Budget { tenant, kind, window, most } => {
+            let row = row(state, tenant);
+            let mut budgets = row.quota.budgets.as_deref().cloned().unwrap_or_default();
+            budgets.set(*kind, *window, *most);
+            state.put_tenant(Tenant { quota: Quota { budgets: budgets.some(), ..row.quota.clone() }, ..row });
+        }
+        // Nothing that the placer looks at.
+        Change::LetIn(_) => {}
+        Change::Heal { node, device } => {
+            if let Some(node) = find(state, node)
+                && let Some(uuid) = node.spec.devices.get(usize::from(*device)).map(|device| device.uuid.clone())
+            {
+                let mut quarantine = node.quarantine.clone();
+                quarantine.remove(&uuid);
+                state.put_node(Node { quarantine, ..node });
+            }
         }
         Change::Uncordon(name) => {
             if let Some(node) = find(state, name) {

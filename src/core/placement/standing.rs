@@ -49,7 +49,7 @@ impl Shape {
         let constraints =
             Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, stay: false, ..c.clone() };
         let priced = if c.max_cost_per_hour.is_some() { ask.most_replicas() } else { 1 };
-        let (takes_any, needs_engine) = (ask.takes_any(), filter::needs_engine(ask));
+        let (takes_any, needs_engine) = (ask.takes_any(), ask.needs_engine());
         Self { resources: ask.resources.clone(), constraints, priced, takes_any, needs_engine }
     }
 }

@@ -8,7 +8,7 @@ use crate::id::Digest16;
 use crate::job::JobSpec;
 use crate::placement::{Limits, Pick, explain, queue};
 use crate::reason::{Blocker, Reason};
-use crate::state::State;
+use crate::state::{State, WORKLOAD};
 
 /// The placer's answer on a job that does not exist yet.
 #[derive(Clone, Debug)]
@@ -60,8 +60,24 @@ impl Draft {
     }
 }
 
-/// Where the replicas of a new job would go now.
+/// Where the replicas of a new job would go now, and who would give way. By tables of scores that are made of nothing
+/// but the state, so that it comes out alike on every member, whenever it last made its own.
 pub fn draft(state: &State, spec: &JobSpec) -> Draft {
+    let mut state = state.speculative();
+    state.make_rules(WORKLOAD);
+    drafted(&state, spec, Victims::Named)
+}
+
+/// Whether others are looked for who would give way: a search of its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Victims {
+    Named,
+    /// A new job has to wait first all the same.
+    Left,
+}
+
+/// The same by the tables of the state, as they are made now and then.
+pub(super) fn drafted(state: &State, spec: &JobSpec, victims: Victims) -> Draft {
     let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
     let wanted = queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
     let held = queue::kept_nodes(state, spec.priority);
@@ -75,6 +91,7 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     // Also what the quota cut off: it may be in the hands of those who borrowed it. A job of which some replicas
     // have a place now waits for a pass: who borrowed is judged without them.
     let all: Vec<u16> = (0..spec.replicas).collect();
+    let ask = ask.filter(|_| victims == Victims::Named);
     let claim = ask.and_then(|ask| queue::claim_for(state, &ask, &all, &limits));
     let payable = |claim: &Claim| budget::judge::check_new(state, tenant, spec, &claim.placements).is_ok();
     let claim = claim.filter(payable);

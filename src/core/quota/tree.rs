@@ -6,14 +6,16 @@
 //! For each tenant, `nominal` is its own plus its children's, and `demand` is what it
 //! holds itself plus, for each child, the larger of the child's demand and the part of
 //! the child's nominal that is not lent. Demand stays within nominal at a root, and
-//! within nominal plus the borrowing limit below it. Which work is *borrowed* is a fact:
-//! of a subtree above its nominal, the jobs that came last, until the rest is within it.
+//! within nominal plus the borrowing limit below it. How much is *borrowed* is a fact; which
+//! work it is, is not: any of a borrower's gives way to the owner, the latest first where
+//! that is of as much use, until what is left is the borrower's own.
 //!
 //! Order among tenants: priority, then the smaller dominant share (`queue`), then age.
 //! Within a tree, priority makes only work of the same tenant give way; between tenants
 //! the quota alone decides, so what an owner was given back can't be taken by force.
 
 use crate::id::{DeviceType, JobNo, TenantId, TenantNo};
+use crate::job::{Allocation, Job};
 use crate::resources::Resources;
 use crate::state::State;
 use crate::tenant::Tenant;
@@ -160,13 +162,45 @@ pub fn check(state: &State, tenant: &Tenant, of: Of<'_>, more: u64) -> Result<()
     Ok(())
 }
 
+/// What was borrowed from a job's tenant by others, and may be had back: work of these tenants, whichever it is,
+/// that holds so much together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Debt {
+    /// Of all GPUs, or those of a type.
+    of: Option<DeviceType>,
+    tenants: BTreeSet<TenantNo>,
+    /// Thousandths of a GPU above their nominal ones.
+    pub excess: u64,
+}
+
+impl Debt {
+    fn new(of: Of<'_>, tenants: BTreeSet<TenantNo>, excess: u64) -> Self {
+        let of = match of {
+            Of::Gpus => None,
+            Of::Type(kind) => Some(kind.clone()),
+        };
+        Self { of, tenants, excess }
+    }
+
+    /// How much of it such a place of the job would pay, in thousandths of a GPU.
+    pub fn paid_by(&self, state: &State, job: &Job, alloc: &Allocation) -> u64 {
+        match &self.of {
+            _ if !self.tenants.contains(&job.tenant) => 0,
+            None => job.spec.resources.gpu.milli(),
+            Some(kind) => super::types::of_type(state, alloc, kind),
+        }
+    }
+}
+
 /// Whom a job may make give way, by the standing of its tenant in the tree.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
     /// Its tenant has others above or below it.
     in_tree: bool,
-    /// Jobs that hold what it may have back.
-    pub reclaimable: BTreeSet<JobNo>,
+    /// What its tenant may have back.
+    pub debts: Vec<Debt>,
+    /// Jobs that hold that and came last: they go before older ones.
+    pub latest: BTreeSet<JobNo>,
 }
 
 impl Standing {
@@ -176,6 +210,40 @@ impl Standing {
     pub fn reaches(&self, state: &State, victim: TenantNo) -> bool {
         !self.in_tree && state.tenant(victim).is_some_and(|tenant| is_flat(state, tenant))
     }
+
+    /// Whether less urgent work gives way only where it is its own tenant's.
+    pub fn in_tree(&self) -> bool {
+        self.in_tree
+    }
+
+    /// Whether the place pays some of what may be had back.
+    pub fn reclaims(&self, state: &State, job: &Job, alloc: &Allocation) -> bool {
+        self.debts.iter().any(|debt| debt.paid_by(state, job, alloc) > 0)
+    }
+
+    /// Tenants that hold what may be had back.
+    pub fn debtors(&self) -> BTreeSet<TenantNo> {
+        self.debts.iter().flat_map(|debt| debt.tenants.iter().copied()).collect()
+    }
+
+    /// The debt that these take more of than there is: without the smallest of them it is paid already. Each is what
+    /// gives way together.
+    pub fn overpaid(&self, state: &State, gone: &[Vec<(&Job, &Allocation)>]) -> Option<&Debt> {
+        self.debts.iter().find(|debt| {
+            let paid = |unit: &Vec<(&Job, &Allocation)>| {
+                unit.iter().map(|(job, alloc)| debt.paid_by(state, job, alloc)).sum::<u64>()
+            };
+            overpays(debt.excess, gone.iter().map(paid))
+        })
+    }
+}
+
+/// Whether parts that are paid come to more than the debt, rounded up to a part.
+pub fn overpays(excess: u64, parts: impl Iterator<Item = u64>) -> bool {
+    let (all, least) = parts
+        .filter(|part| *part > 0)
+        .fold((0u64, u64::MAX), |(all, least), part| (all.saturating_add(part), least.min(part)));
+    all > 0 && all - least >= excess
 }
 
 /// The standing of a job of which so many replicas more would hold something. A tenant that is not there
@@ -189,7 +257,7 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times:
         return Standing::default();
     };
     let above = path(state, tenant);
-    let mut out = Standing { in_tree: true, reclaimable: BTreeSet::new() };
+    let mut out = Standing { in_tree: true, ..Standing::default() };
     let more = ask.gpu.milli().saturating_mul(times);
     let Some(sums) = sums_of(state, tenant, ask).filter(|_| more > 0) else { return out };
     for pair in above.windows(2) {
@@ -203,31 +271,68 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times:
         }
         for of in sums.iter().copied() {
             for other in children(state, above).filter(|other| other.no != below.no) {
-                let Sum { nominal, demand, .. } = sum(state, other, of, (tenant.no, 0));
-                let excess = demand.saturating_sub(nominal);
-                latest(state, &subtree(state, other), of, excess, &mut out.reclaimable);
+                let borrowed = excess(state, other, of);
+                latest(state, &subtree(state, other), of, borrowed, &mut out.latest);
+                owed(state, other, of, &mut out.debts);
             }
-            let excess = held(state, above.no, of).saturating_sub(nominal(state, above, of));
-            latest(state, &[above.no], of, excess, &mut out.reclaimable);
+            let own = held(state, above.no, of).saturating_sub(nominal(state, above, of));
+            latest(state, &[above.no], of, own, &mut out.latest);
+            if own > 0 {
+                out.debts.push(Debt::new(of, BTreeSet::from([above.no]), own));
+            }
         }
     }
     out
+}
+
+/// How much a subtree takes above what is its own.
+fn excess(state: &State, tenant: &Tenant, of: Of<'_>) -> u64 {
+    let Sum { nominal, demand, .. } = sum(state, tenant, of, (tenant.no, 0));
+    demand.saturating_sub(nominal)
+}
+
+/// What a subtree owes as a whole, and what each in it does: who is within its own keeps that.
+fn owed(state: &State, tenant: &Tenant, of: Of<'_>, out: &mut Vec<Debt>) {
+    let all = excess(state, tenant, of);
+    if all == 0 {
+        return;
+    }
+    let own = held(state, tenant.no, of).saturating_sub(nominal(state, tenant, of));
+    let first = out.len();
+    if own > 0 {
+        out.push(Debt::new(of, BTreeSet::from([tenant.no]), own));
+    }
+    children(state, tenant).for_each(|child| owed(state, child, of, out));
+    let debtors: BTreeSet<TenantNo> = out[first..].iter().flat_map(|debt| debt.tenants.iter().copied()).collect();
+    if out[first..].iter().all(|debt| debt.excess != all || debt.tenants != debtors) {
+        out.push(Debt::new(of, debtors, all));
+    }
 }
 
 /// Whether a claim would let a subtree borrow more than it does: `without` is the state as if the victims were gone.
 /// What is taken by force comes out of what is the taker's own, or its tenant's: else two tenants take turns, each
 /// evicting its own less urgent work to borrow what the other then has back.
 pub fn borrows_more(state: &State, without: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
-    let Some(row) = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !is_flat(state, tenant)) else {
-        return false;
-    };
+    borrowed_more(state, without, tenant, ask, times).is_some()
+}
+
+/// The nearest subtree that would, and by how much.
+pub fn borrowed_more<'a>(
+    state: &'a State,
+    without: &State,
+    tenant: Option<TenantNo>,
+    ask: &'a Resources,
+    times: u64,
+) -> Option<(&'a Tenant, Of<'a>, u64)> {
+    let row = tenant.and_then(|no| state.tenant(no)).filter(|tenant| !is_flat(state, tenant))?;
     let more = ask.gpu.milli().saturating_mul(times);
     let sums = sums_of(state, row, ask).unwrap_or_else(|| vec![Of::Gpus]);
-    path(state, row).into_iter().any(|each| {
-        sums.iter().any(|of| {
+    path(state, row).into_iter().find_map(|each| {
+        sums.iter().find_map(|of| {
             let now = sum(state, each, *of, (row.no, 0));
             let then = sum(without, each, *of, (row.no, more));
-            then.demand > then.nominal.max(now.demand)
+            let beyond = then.demand.checked_sub(then.nominal.max(now.demand)).filter(|beyond| *beyond > 0)?;
+            Some((each, *of, beyond))
         })
     })
 }

@@ -24,7 +24,7 @@ fn by_type<'a>(state: &'a State, alloc: &'a Allocation) -> impl Iterator<Item = 
 }
 
 /// Those of one type.
-pub(super) fn of_type(state: &State, alloc: &Allocation, kind: &DeviceType) -> u64 {
+pub(crate) fn of_type(state: &State, alloc: &Allocation, kind: &DeviceType) -> u64 {
     by_type(state, alloc).filter(|(of, _)| *of == kind).map(|(_, milli)| milli).sum()
 }
 

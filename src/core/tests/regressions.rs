@@ -338,7 +338,7 @@ fn waiters_for_quota_do_not_hide_the_one_that_waits_for_room() {
     run(&mut state, quota("t2", 8));
     run(&mut state, schedule("a", job_spec("t2", Gpus::Whole(2))));
     // Never placeable, and first in the order, because their tenant uses nothing.
-    for i in 0..10 {
+    for i in 0..70 {
         run(&mut state, schedule(&format!("q{i}"), job_spec("t1", Gpus::Whole(5))));
     }
     run(&mut state, schedule("big", job_spec("t2", Gpus::Whole(4))));
@@ -431,4 +431,158 @@ fn an_entry_is_bounded_in_bytes() {
     let bytes = codec::encode(&entry.unwrap()).len();
     assert!(bytes < 1 << 20, "{bytes} bytes");
     assert!(proposer.queued() > 0);
+}
+
+fn waits(state: &State, request: &str) -> bool {
+    state.job_of(&RequestId::new(request).unwrap()).unwrap().wants_place()
+}
+
+/// Its only replica was stopped and is gone.
+fn stopped_and_gone(state: &mut State, request: &str) {
+    let request = RequestId::new(request).unwrap();
+    run(state, Intent::Stop { request: request.clone(), tenant: None, why: Reason::StoppedByUser });
+    let job = state.job_of(&request).unwrap().clone();
+    let (no, generation) = (job.no, job.replicas[0].generation);
+    let kind = ReportKind::Ended { ok: true, why: Reason::StoppedByUser };
+    let report = Report { job: no, replica: 0, generation, kind };
+    let node = job.replicas[0].allocation().unwrap().node;
+    one(state, Command::Reports { node, incarnation: Incarnation(1), reports: vec![report] }).unwrap();
+}
+
+#[test]
+fn nodes_that_no_waiter_could_use_protect_no_waiter_less() {
+    let mut state = with_nodes(&[4]);
+    run(&mut state, quota("t1", 1000));
+    run(&mut state, schedule("a", job_spec("t1", Gpus::Whole(2))));
+    // No node will ever hold these.
+    for i in 0..6 {
+        run(&mut state, schedule(&format!("never{i}"), job_spec("t1", Gpus::Whole(100 + i))));
+    }
+    run(&mut state, schedule("big", job_spec("t1", Gpus::Whole(4))));
+    run(&mut state, schedule("small", job_spec("t1", Gpus::Whole(1))));
+    assert!(waits(&state, "small"), "the node is kept for big");
+}
+
+#[test]
+fn one_pass_gives_equal_tenants_equal_shares() {
+    let mut state = State::new();
+    for tenant in ["a", "b"] {
+        run(&mut state, quota(tenant, 8));
+        for i in 0..4 {
+            run(&mut state, schedule(&format!("{tenant}{i}"), job_spec(tenant, Gpus::Whole(1))));
+        }
+    }
+    run(&mut state, register("n1", node_spec(4)));
+    run(&mut state, Intent::PlaceWaiting);
+    let held = |tenant: &str| {
+        let tenant = state.tenant_named(&TenantId::new(tenant).unwrap()).unwrap().no;
+        state.ledger().tenant(tenant).gpu_milli
+    };
+    assert_eq!((held("a"), held("b")), (2_000, 2_000));
+}
+
+fn typed(tenant: &str, kind: &str, cpu_milli: u64) -> JobSpec {
+    let mut spec = job_spec(tenant, Gpus::Whole(1));
+    spec.resources.device_types = vec![nf_core::id::DeviceType::new(kind).unwrap()];
+    spec.resources.cpu_milli = cpu_milli;
+    spec
+}
+
+/// A node with one T4 that somebody holds.
+fn with_a_t4() -> State {
+    let mut state = State::new();
+    let mut node = node_spec(1);
+    node.devices[0].device_type = nf_core::id::DeviceType::new("T4").unwrap();
+    run(&mut state, register("n1", node));
+    run(&mut state, schedule("holds", typed("t2", "T4", 0)));
+    state
+}
+
+#[test]
+fn equal_asks_of_a_tenant_with_a_budget_do_not_hide_another_of_its_asks() {
+    let mut state = with_a_t4();
+    let mut budgets = nf_core::budget::Budgets::default();
+    budgets.gpu_hours[nf_core::budget::Window::Month as usize] = Some(1_000_000_000);
+    let quota = Quota { gpu_milli: Some(1_000_000), budgets: budgets.some(), ..Quota::default() };
+    run(&mut state, Intent::SetQuota { tenant: TenantId::new("t1").unwrap(), quota });
+    for i in 0..70 {
+        run(&mut state, schedule(&format!("h{i}"), typed("t1", "H100-80G", 0)));
+    }
+    run(&mut state, schedule("t4", typed("t1", "T4", 0)));
+    stopped_and_gone(&mut state, "holds");
+    run(&mut state, Intent::PlaceWaiting);
+    assert!(!waits(&state, "t4"));
+}
+
+#[test]
+fn of_many_different_asks_that_fail_each_has_its_turn() {
+    let mut state = with_a_t4();
+    run(&mut state, quota("t1", 1000));
+    for i in 0..300 {
+        run(&mut state, schedule(&format!("h{i}"), typed("t1", "H100-80G", i)));
+    }
+    run(&mut state, schedule("t4", typed("t1", "T4", 0)));
+    stopped_and_gone(&mut state, "holds");
+    let mut passes = 0;
+    while waits(&state, "t4") {
+        passes += 1;
+        assert!(passes < 400, "it never has its turn");
+        let at_ms = state.meta().now_ms + 5_000;
+        nf_core::testing::try_run_at(&mut state, Intent::PlaceWaiting, at_ms).unwrap();
+    }
+}
+
+#[test]
+fn a_plan_is_judged_by_the_clock_like_the_run_that_follows() {
+    let mut state = with_nodes(&[1]);
+    let mut chosen = state.meta().placement;
+    (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (60_000, 0);
+    run(&mut state, Intent::SetPlacement { chosen, seen: None });
+    let mut low = job_spec("t1", Gpus::Whole(1));
+    low.constraints.preemptible = true;
+    run(&mut state, schedule("low", low));
+    let mut high = job_spec("t1", Gpus::Whole(1));
+    high.priority = 5;
+    // Nothing happens for two minutes: the victim may be taken now, and the state does not know yet.
+    let draft = nf_core::plan::draft(&state.at(120_000), &high);
+    assert!(draft.claim.is_some());
+    let mut proposer = Proposer::new(&state);
+    let Intent::Schedule { submission, queueing, .. } = schedule("high", high) else { unreachable!() };
+    assert!(proposer.offer(1, Intent::Schedule { submission, queueing, check_plan: Some(draft.digest()) }));
+    let (entry, _) = proposer.next_entry(120_000);
+    let BatchOutcome::Applied(answers) = apply_batch(&mut state, &entry.unwrap()) else { panic!("superseded") };
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert!(state.job_of(&RequestId::new("high").unwrap()).unwrap().claim.is_some());
+}
+
+#[test]
+fn a_plan_says_the_same_on_a_member_that_has_just_loaded_the_state() {
+    let mut rng = nf_core::sim::Rng::new(5);
+    let mut state = State::new();
+    for i in 0..24u16 {
+        run(&mut state, register(&format!("n{i}"), node_spec(1 + i % 8)));
+    }
+    run(&mut state, quota("t1", 10_000));
+    let ask = |rng: &mut nf_core::sim::Rng| {
+        let gpu = if rng.chance(500) { Gpus::Milli(100 * rng.between(1, 9) as u16) } else { Gpus::Whole(1) };
+        let mut spec = job_spec("t1", gpu);
+        spec.resources.cpu_milli = 1_000 * rng.below(8);
+        spec
+    };
+    for i in 0..400 {
+        let spec = ask(&mut rng);
+        run(&mut state, schedule(&format!("r{i}"), spec));
+        if i % 2 == 1 {
+            let no = JobNo(rng.between(1, i));
+            let Some(job) = state.job(no).filter(|job| !job.wants_place()).cloned() else { continue };
+            stopped_and_gone(&mut state, job.request.as_str());
+        }
+    }
+    state.take_changes();
+    let loaded = State::from_rows(state.live_rows()).unwrap();
+    for _ in 0..50 {
+        let spec = ask(&mut rng);
+        let digest = |state: &State| nf_core::plan::draft(state, &spec).digest();
+        assert_eq!(digest(&state), digest(&loaded), "{spec:?}");
+    }
 }

@@ -3,11 +3,12 @@
 
 use super::*;
 use crate::command::{Report, ReportKind};
+use crate::disruption;
 use crate::invariants;
-use crate::job::Stage;
-use crate::job::{JobState, Restart};
+use crate::job::{JobState, Phase, Restart, Stage};
 use crate::placement::{Chosen, Policy};
 use crate::plan::{Intent, plan};
+use crate::quota::tree::Standing;
 use crate::resources::Gpus;
 use crate::sim::Rng;
 use crate::tenant::Quota;
@@ -18,8 +19,12 @@ fn at_once(state: &mut State) {
     let mut chosen = Chosen::from(Policy::Fragmentation);
     (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
     testing::run(state, Intent::SetPlacement { chosen, seen: None });
-    let quota = Quota { gpu_milli: Some(10_000_000), ..Quota::default() };
-    let tenant = crate::id::TenantId::new("t1").unwrap();
+    set_quota(state, "t1", 10_000_000);
+}
+
+fn set_quota(state: &mut State, tenant: &str, gpu_milli: u64) {
+    let quota = Quota { gpu_milli: Some(gpu_milli), ..Quota::default() };
+    let tenant = crate::id::TenantId::new(tenant).unwrap();
     testing::run(state, Intent::SetQuota { tenant, quota });
 }
 
@@ -32,8 +37,22 @@ fn ask(rng: &mut Rng) -> Gpus {
 
 /// Four nodes that are nearly full of work of several priorities, some of it in gangs.
 fn full(rng: &mut Rng, gangs: bool) -> State {
+    full_of(rng, gangs, &["t1"])
+}
+
+/// The same with the work of several tenants, of which the first holds nearly all that it may.
+fn at_quota(rng: &mut Rng) -> State {
+    let mut state = full_of(rng, false, &["t1", "t2"]);
+    let own = state.tenant_named(&crate::id::TenantId::new("t1").unwrap()).unwrap().no;
+    let used = state.ledger().tenant(own).gpu_milli;
+    set_quota(&mut state, "t1", used + 500 * rng.below(5));
+    state
+}
+
+fn full_of(rng: &mut Rng, gangs: bool, tenants: &[&str]) -> State {
     let mut state = State::new();
     at_once(&mut state);
+    set_quota(&mut state, "t2", 10_000_000);
     for i in 0..4 {
         let mut spec = testing::node_spec(rng.between(1, 4) as u16);
         spec.devices.iter_mut().enumerate().for_each(|(i, device)| device.island = i as u16 / 2);
@@ -41,6 +60,9 @@ fn full(rng: &mut Rng, gangs: bool) -> State {
     }
     for i in 0..rng.between(4, 10) {
         let mut spec = testing::job_spec("t1", ask(rng));
+        if tenants.len() > 1 {
+            spec.tenant = crate::id::TenantId::new(rng.pick::<&str>(tenants)).unwrap();
+        }
         spec.priority = rng.below(4) as i16 * 5;
         spec.constraints.preemptible = rng.chance(800);
         spec.constraints.restart = if rng.chance(100) { Restart::Never } else { Restart::Always };
@@ -71,7 +93,9 @@ fn brute(state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<u64> {
         let mut scratch = state.speculative();
         let gone = units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1);
         gone.flat_map(|(_, unit)| &unit.members).for_each(|(job, replica)| scratch.give_back(job, *replica));
-        place(&scratch, spec, wanted, Limits::default()).len() == wanted.len()
+        let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
+        allows(state, &scratch, tenant, spec, wanted.len() as u64)
+            && place(&scratch, spec, wanted, Limits::default()).len() == wanted.len()
     };
     let cost = |set: u32| units.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, u)| u.cost).sum();
     (0..1u32 << units.len()).filter(|set| allowed(*set) && fits(*set)).map(cost).min()
@@ -145,6 +169,60 @@ fn victims_cost_what_the_cheapest_of_all_sets_costs() {
         if found.is_some() { met += 1 } else { none += 1 }
     }
     assert!(met > 300 && none > 50, "{met} with victims, {none} without: the cases say little");
+}
+
+#[test]
+fn where_quota_is_lacking_too_victims_cost_what_the_cheapest_of_all_sets_costs() {
+    let (mut met, mut none, mut bound) = (0, 0, 0);
+    for seed in 60_000..61_000 {
+        let mut rng = Rng::new(seed);
+        let state = at_quota(&mut rng);
+        let spec = rival(&mut rng, 3);
+        let wanted: Vec<u16> = (0..spec.replicas).collect();
+        let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
+        if allows(&state, &state, tenant, &spec, wanted.len() as u64) {
+            continue;
+        }
+        let claim = claim(&state, &spec, &wanted, &Limits::default());
+        let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
+        assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
+        if found.is_some() {
+            met += 1
+        } else {
+            none += 1
+        }
+        let has_room = place(&state, &spec, &wanted, Limits::default()).len() == wanted.len();
+        bound += u32::from(has_room && claim.is_some());
+    }
+    assert!(met > 200 && none > 20 && bound > 10, "{met} with victims, {none} without, {bound} for quota alone");
+}
+
+/// A tenant with a quota of ten holds twenty tenths and one job of eight, and a node is idle.
+fn tenths_and_one_large() -> (State, JobSpec) {
+    let mut state = State::new();
+    at_once(&mut state);
+    set_quota(&mut state, "t1", 10_000);
+    for i in 0..3 {
+        testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(8)));
+    }
+    let mut work = |name: String, gpu: Gpus, priority: i16| {
+        let mut spec = testing::job_spec("t1", gpu);
+        (spec.priority, spec.constraints.preemptible) = (priority, true);
+        testing::run(&mut state, testing::schedule(&name, spec));
+    };
+    (0..20).for_each(|i| work(format!("tenth{i}"), Gpus::Milli(100), 0));
+    work("large".into(), Gpus::Whole(8), 1);
+    let mut rival = testing::job_spec("t1", Gpus::Whole(8));
+    rival.priority = 5;
+    (state, rival)
+}
+
+#[test]
+fn one_large_job_gives_its_quota_and_not_twenty_small_ones_with_it() {
+    let (state, rival) = tenths_and_one_large();
+    let claim = claim(&state, &rival, &[0], &Limits::default()).unwrap();
+    let gone: Vec<&str> = claim.victims.iter().map(|v| state.job(v.job).unwrap().request.as_str()).collect();
+    assert_eq!(gone, ["large"]);
 }
 
 #[test]

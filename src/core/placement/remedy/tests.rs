@@ -2,27 +2,114 @@
 //! the remedy names, and nothing else, lets the job run.
 
 use super::*;
+use crate::command::DeviceFault;
 use crate::job::JobState;
-use crate::node::Cordon;
+use crate::node::{Cordon, Drain};
 use crate::plan::{Intent, draft};
 use crate::reason::Reason;
 use crate::sim::Rng;
 use crate::testing;
 use std::collections::BTreeSet;
 
-/// Something that is in the way of a job that asks for two GPUs, and its token.
+/// Something that is in the way of a job that asks for two GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Quota,
+    QuotaOfType,
+    QuotaOfCpu,
+    QuotaOfMemory,
+    DayBudget,
+    MonthBudget,
     Cordoned,
+    Draining,
+    Suspect,
+    Unknown,
     Down,
+    Quarantine,
+}
+
+impl Fault {
+    const ALL: [Fault; 12] = [
+        Fault::Quota,
+        Fault::QuotaOfType,
+        Fault::QuotaOfCpu,
+        Fault::QuotaOfMemory,
+        Fault::DayBudget,
+        Fault::MonthBudget,
+        Fault::Cordoned,
+        Fault::Draining,
+        Fault::Suspect,
+        Fault::Unknown,
+        Fault::Down,
+        Fault::Quarantine,
+    ];
+
+    /// Its token, how many nodes it is about, and which change undoes it: faults of one number are undone together.
+    fn told(self) -> (Reason, u32, u8) {
+        match self {
+            Fault::Quota | Fault::QuotaOfType | Fault::QuotaOfCpu | Fault::QuotaOfMemory => {
+                (Reason::ExceedsMaxQuota, 0, 0)
+            }
+            Fault::DayBudget => (Reason::BudgetExhausted, 0, 1),
+            Fault::MonthBudget => (Reason::BudgetExhausted, 0, 2),
+            Fault::Cordoned | Fault::Draining => (Reason::NodeCordoned, 1, 3),
+            Fault::Suspect | Fault::Unknown | Fault::Down => (Reason::NodeDown, 1, 4),
+            Fault::Quarantine => (Reason::DeviceFault, 1, 5),
+        }
+    }
+
+    /// What it makes of the tenant's quota.
+    fn limits(self, quota: &mut Quota) {
+        let mut budgets = quota.budgets.as_deref().cloned().unwrap_or_default();
+        let h100 = crate::id::DeviceType::new("H100-80G").unwrap();
+        match self {
+            Fault::Quota => quota.gpu_milli = Some(1_000),
+            Fault::QuotaOfType => {
+                quota.types.insert(h100, crate::tenant::Share { gpu_milli: 1_000, ..Default::default() });
+            }
+            Fault::QuotaOfCpu => quota.cpu_milli = Some(500),
+            Fault::QuotaOfMemory => quota.memory = Some(1 << 20),
+            Fault::DayBudget => budgets.set(Kind::GpuHours, Window::Day, 1_000),
+            Fault::MonthBudget => budgets.set(Kind::GpuHours, Window::Month, 1_000),
+            _ => {}
+        }
+        quota.budgets = budgets.some();
+    }
+
+    /// What happens to the node.
+    fn happens(self, state: &mut State, on: &Node) {
+        let cordon = |drain| Intent::Cordon {
+            node: on.name.clone(),
+            cordon: Some(Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain }),
+        };
+        let becomes = |to| Intent::NodeStates(vec![(on.no, on.incarnation, to)]);
+        let broken = |device: &Device| DeviceFault {
+            uuid: device.uuid.clone(),
+            fault: crate::fault::Fault::Xid(79),
+            simulated: true,
+        };
+        let intent = match self {
+            Fault::Cordoned => cordon(None),
+            Fault::Draining => cordon(Some(Drain { within_ms: None, force: false })),
+            Fault::Suspect => becomes(NodeState::Suspect),
+            Fault::Unknown => becomes(NodeState::Unknown),
+            Fault::Down => becomes(NodeState::Down),
+            // All but one.
+            Fault::Quarantine => {
+                let faults = on.spec.devices[1..].iter().map(broken).collect();
+                Intent::Faults { node: on.name.clone(), incarnation: None, faults }
+            }
+            _ => return,
+        };
+        testing::run(state, intent);
+    }
 }
 
 fn node(name: &str) -> NodeName {
     NodeName::new(name).unwrap()
 }
 
-/// Two nodes that could run the job and, with both faults, don't.
+/// A node that could run the job and, with both faults, doesn't.
 fn broken(rng: &mut Rng, faults: [Fault; 2]) -> (State, JobSpec) {
     let mut state = State::new();
     let gpus = rng.between(2, 8) as u16;
@@ -37,70 +124,91 @@ fn broken(rng: &mut Rng, faults: [Fault; 2]) -> (State, JobSpec) {
         testing::run(&mut state, Intent::SetQuota { tenant: spec.tenant.clone(), quota });
         testing::run(&mut state, testing::schedule(&name, spec));
     }
-    let spec = testing::job_spec("t1", Gpus::Whole(2));
+    let mut spec = testing::job_spec("t1", Gpus::Whole(2));
+    (spec.resources.cpu_milli, spec.resources.memory) = (1_000, 1 << 30);
+    let mut quota = Quota { gpu_milli: Some(100_000), ..Quota::default() };
+    faults.iter().for_each(|fault| fault.limits(&mut quota));
+    testing::run(&mut state, Intent::SetQuota { tenant: spec.tenant.clone(), quota });
     for fault in faults {
         let on = state.node_named(&node("n1")).unwrap().clone();
-        let intent = match fault {
-            Fault::Quota => Intent::SetQuota {
-                tenant: spec.tenant.clone(),
-                quota: Quota { gpu_milli: Some(1_000), ..Quota::default() },
-            },
-            Fault::Cordoned => Intent::Cordon {
-                node: on.name.clone(),
-                cordon: Some(Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain: None }),
-            },
-            Fault::Down => Intent::NodeStates(vec![(on.no, on.incarnation, NodeState::Down)]),
-        };
-        testing::run(&mut state, intent);
+        fault.happens(&mut state, &on);
     }
     (state, spec)
 }
 
 fn undo(state: &mut State, change: &Change) {
+    let now = |state: &State, tenant: &TenantId| state.tenant_named(tenant).unwrap().quota.clone();
     let intent = match change {
-        Change::Quota { tenant, quota } => Intent::SetQuota { tenant: tenant.clone(), quota: (**quota).clone() },
+        Change::Quota { tenant, quota } => {
+            let budgets = now(state, tenant).budgets;
+            Intent::SetQuota { tenant: tenant.clone(), quota: Quota { budgets, ..(**quota).clone() } }
+        }
+        Change::Budget { tenant, kind, window, most } => {
+            let mut quota = now(state, tenant);
+            let mut budgets = quota.budgets.as_deref().cloned().unwrap_or_default();
+            budgets.set(*kind, *window, *most);
+            quota.budgets = budgets.some();
+            Intent::SetQuota { tenant: tenant.clone(), quota }
+        }
         Change::Uncordon(node) => Intent::Cordon { node: node.clone(), cordon: None },
         Change::Return(name) => {
             let node = state.node_named(name).unwrap();
             Intent::NodeStates(vec![(node.no, node.incarnation, NodeState::Ready)])
         }
-        Change::SoftSharing { .. } | Change::AddNodes { .. } => {
-            unreachable!("no hardware is missing, and whole GPUs are asked for")
+        Change::Heal { node, device } => {
+            let uuid = state.node_named(node).unwrap().spec.devices[usize::from(*device)].uuid.clone();
+            Intent::Heal { node: node.clone(), uuid, by: "operator".into() }
+        }
+        Change::LetIn(_) | Change::SoftSharing { .. } | Change::AddNodes { .. } => {
+            unreachable!("no hardware is missing, whole GPUs are asked for, and nobody has to approve")
         }
     };
     testing::run(state, intent);
 }
 
 #[test]
-fn two_faults_come_back_as_reasons_and_as_what_to_do() {
-    let kinds = [
-        (Fault::Quota, Reason::ExceedsMaxQuota),
-        (Fault::Cordoned, Reason::NodeCordoned),
-        (Fault::Down, Reason::NodeDown),
-    ];
-    for seed in 0..120 {
-        let mut rng = Rng::new(seed);
-        let (a, b) = (*rng.pick(&kinds), *rng.pick(&kinds));
-        let (mut state, spec) = broken(&mut rng, [a.0, b.0]);
+fn twelve_faults_two_at_a_time_come_back_as_reasons_and_as_what_to_do() {
+    let pairs = Fault::ALL.iter().flat_map(|a| Fault::ALL.map(|b| [*a, b]));
+    for (seed, faults) in pairs.enumerate() {
+        let mut rng = Rng::new(seed as u64);
+        let (mut state, spec) = broken(&mut rng, faults);
         testing::run(&mut state, testing::schedule("r1", spec.clone()));
         let job = state.jobs().values().next_back().unwrap().clone();
-        assert_eq!(job.state(), JobState::Pending, "seed {seed}");
+        assert_eq!(job.state(), JobState::Pending, "{faults:?}");
         let reasons = super::super::explain::blockers(&state, &job);
-        for (fault, reason) in [a, b] {
+        for (reason, nodes, _) in faults.map(Fault::told) {
             let said = reasons.iter().find(|blocker| blocker.reason == reason);
-            let count = said.unwrap_or_else(|| panic!("seed {seed}: {fault:?} is not in {reasons:?}")).nodes;
-            assert_eq!(count, u32::from(fault != Fault::Quota), "seed {seed}");
+            let count = said.unwrap_or_else(|| panic!("{faults:?}: {reason} is not in {reasons:?}")).nodes;
+            assert_eq!(count, nodes, "{faults:?}");
         }
-        let changes = remedy(&state, &spec, &[0]).unwrap();
-        let faults: BTreeSet<Reason> = [a.1, b.1].into();
-        assert_eq!(changes.len(), faults.len(), "seed {seed}: {changes:?}");
+        let changes = for_job(&state, &job, &[0]).unwrap_or_else(|| panic!("{faults:?}: nothing helps"));
+        let needed: BTreeSet<u8> = faults.iter().map(|fault| fault.told().2).collect();
+        assert_eq!(changes.len(), needed.len(), "{faults:?}: {changes:?}");
         for change in &changes {
-            assert!(draft(&state, &spec).picks.is_empty(), "seed {seed}: {change} was not needed");
+            assert!(draft(&state, &spec).picks.is_empty(), "{faults:?}: {change} was not needed");
             undo(&mut state, change);
         }
         testing::run(&mut state, Intent::PlaceWaiting);
-        assert_eq!(state.job(job.no).unwrap().state(), JobState::Admitted, "seed {seed}: {changes:?}");
+        assert_eq!(state.job(job.no).unwrap().state(), JobState::Admitted, "{faults:?}: {changes:?}");
     }
+}
+
+#[test]
+fn a_gang_is_told_of_as_many_nodes_as_it_needs() {
+    let mut state = State::new();
+    for i in 0..6 {
+        let name = format!("n{i}");
+        testing::run(&mut state, testing::register(&name, testing::node_spec(1)));
+        let cordon = Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain: None };
+        testing::run(&mut state, Intent::Cordon { node: node(&name), cordon: Some(cordon) });
+    }
+    let mut spec = JobSpec { replicas: 4, gang: true, ..testing::job_spec("t1", Gpus::Whole(1)) };
+    spec.tenant = TenantId::new("t1").unwrap();
+    let quota = Quota { gpu_milli: Some(100_000), ..Quota::default() };
+    testing::run(&mut state, Intent::SetQuota { tenant: spec.tenant.clone(), quota });
+    let changes = remedy(&state, &spec, &[0, 1, 2, 3]).unwrap();
+    assert_eq!(changes.len(), 4, "{changes:?}");
+    assert!(changes.iter().all(|change| matches!(change, Change::Uncordon(_))), "{changes:?}");
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use super::super::{place_one, scan};
 use super::*;
-use crate::id::NodeNo;
-use crate::node::{Cordon, Node, NodeState};
+use crate::id::{Label, NodeNo};
+use crate::job::Runtime;
+use crate::node::{Cordon, ENGINE_LABEL, Node, NodeSpec, NodeState};
 use crate::resources::Gpus;
 use crate::sim::Rng;
 use crate::testing;
@@ -19,6 +20,18 @@ fn asks(rng: &mut Rng) -> JobSpec {
     if rng.below(3) == 0 {
         spec.constraints.arrangement = Arrangement::Spread;
     }
+    if rng.below(3) == 0 {
+        spec.runtime = Runtime::Docker;
+    }
+    spec
+}
+
+/// A node, of which one in two reaches a container engine.
+fn node(rng: &mut Rng) -> NodeSpec {
+    let mut spec = testing::node_spec(rng.between(1, 8) as u16);
+    if rng.chance(500) {
+        spec.labels.insert(Label::new(ENGINE_LABEL).unwrap(), Label::new("docker").unwrap());
+    }
     spec
 }
 
@@ -28,7 +41,7 @@ fn happen(state: &mut State, rng: &mut Rng, taken: &mut Vec<(JobSpec, crate::job
     match rng.below(12) {
         0 => {
             let name = format!("later-{}", state.nodes().len());
-            testing::run(state, testing::register(&name, testing::node_spec(rng.between(1, 8) as u16)));
+            testing::run(state, testing::register(&name, node(rng)));
         }
         1 => {
             let node = (**state.node(some).unwrap()).clone();
@@ -66,11 +79,14 @@ fn a_ranking_finds_what_a_scan_finds() {
         let mut rng = Rng::new(seed);
         let mut state = State::new();
         for i in 0..24 {
-            testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(rng.between(1, 8) as u16)));
+            testing::run(&mut state, testing::register(&format!("n{i}"), node(&mut rng)));
         }
         state.mix.add(&asks(&mut rng).resources, 40);
         state.make_rules(1);
-        let known: Vec<JobSpec> = (0..4).map(|_| asks(&mut rng)).collect();
+        let mut known: Vec<JobSpec> = (0..3).map(|_| asks(&mut rng)).collect();
+        // The same but for its program.
+        let runtime = if known[0].needs_engine() { Runtime::Process } else { Runtime::Docker };
+        known.push(JobSpec { runtime, ..known[0].clone() });
         let mut taken = Vec::new();
         for step in 0..120 {
             happen(&mut state, &mut rng, &mut taken);

@@ -2,11 +2,15 @@
 //! rest, and owners get back what is theirs.
 
 use super::*;
+use crate::apply::apply;
+use crate::claim::Victim;
+use crate::command::Command;
 use crate::invariants;
 use crate::job::JobSpec;
 use crate::placement::preempt::tests::to_rest;
 use crate::placement::{Chosen, Policy};
 use crate::plan::Intent;
+use crate::reason::Reason;
 use crate::resources::Gpus;
 use crate::sim::Rng;
 use crate::tenant::Quota;
@@ -198,6 +202,57 @@ fn an_owner_gets_its_own_back_and_a_borrower_keeps_what_is_its_own() {
         }
     }
     assert!(reclaimed > 300, "{reclaimed}");
+}
+
+#[test]
+fn an_owner_gets_its_own_back_in_one_piece_wherever_the_latest_jobs_are() {
+    let mut state = group(0);
+    for i in 0..2 {
+        testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(8)));
+    }
+    set(&mut state, "org", None, 0, None, None);
+    set(&mut state, "a", Some("org"), 8, None, None);
+    set(&mut state, "b", Some("org"), 8, None, None);
+    for i in 0..16 {
+        let mut spec = testing::job_spec("b", Gpus::Whole(1));
+        spec.constraints.node = Some(crate::id::NodeName::new(&format!("n{}", i % 2)).unwrap());
+        testing::run(&mut state, testing::schedule(&format!("b{i}"), spec));
+    }
+    testing::run(&mut state, testing::schedule("a", testing::job_spec("a", Gpus::Whole(8))));
+    let evictions = to_rest(&mut state, &mut BTreeSet::new(), 0);
+    let job = state.job_of(&crate::id::RequestId::new("a").unwrap()).unwrap();
+    assert_eq!((job.state(), evictions), (crate::job::JobState::Admitted, 8));
+    let rest = state.tenant_named(&id("b")).map(|b| state.ledger().tenant(b.no).gpu_milli);
+    assert_eq!(rest, Some(8_000), "what is its own stays");
+}
+
+#[test]
+fn no_claim_takes_more_back_than_was_borrowed() {
+    let mut state = group(4);
+    let mut chosen = state.meta().placement;
+    chosen.preemption.delay_ms = 1_000;
+    testing::run(&mut state, Intent::SetPlacement { chosen, seen: None });
+    set(&mut state, "org", None, 0, None, None);
+    set(&mut state, "a", Some("org"), 1, None, None);
+    set(&mut state, "b", Some("org"), 3, None, None);
+    for i in 0..4 {
+        testing::run(&mut state, testing::schedule(&format!("b{i}"), testing::job_spec("b", Gpus::Whole(1))));
+    }
+    testing::run(&mut state, testing::schedule("a", testing::job_spec("a", Gpus::Whole(1))));
+    testing::try_run_at(&mut state, Intent::Tick, 1_000).unwrap();
+    let commands = crate::plan::plan(&state, &Intent::PlaceWaiting).unwrap().commands;
+    let [Command::Preempt { job, claim }] = &commands[..] else { panic!("{commands:?}") };
+    assert_eq!(claim.victims.len(), 1);
+    // With one victim more, as no planner would have it, it is refused.
+    let mut greedy = claim.clone();
+    let spared = state.jobs().values().find(|other| other.no != *job && claim.victims[0].job != other.no).unwrap();
+    let generation = spared.replicas[0].generation;
+    greedy.victims.push(Victim { job: spared.no, replica: 0, generation, why: Reason::QuotaReclaimed });
+    greedy.victims.sort_unstable();
+    let no = *job;
+    let refused = apply(&mut state.speculative(), &Command::Preempt { job: no, claim: greedy }).unwrap_err();
+    assert!(refused.detail.contains("more back than was borrowed"), "{refused}");
+    assert!(apply(&mut state, &commands[0]).is_ok());
 }
 
 #[test]

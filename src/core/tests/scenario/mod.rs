@@ -199,16 +199,17 @@ impl Player {
     fn pass(&mut self) -> Vec<String> {
         self.apply(Vec::new());
         let planned = plan(&self.state, &Intent::PlaceWaiting).unwrap();
-        let jobs: Vec<_> = planned
+        let mut jobs: Vec<_> = planned
             .commands
             .iter()
             .filter_map(|command| match command {
-                Command::Place { job, .. } | Command::Preempt { job, .. } => {
+                Command::Place { job, .. } | Command::Preempt { job, .. } | Command::Evict { job, .. } => {
                     Some(self.state.job(*job)?.request.clone())
                 }
                 _ => None,
             })
             .collect();
+        jobs.dedup();
         for answer in self.apply(planned.commands) {
             answer.unwrap();
         }

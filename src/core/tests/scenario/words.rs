@@ -4,7 +4,7 @@
 use nf_core::budget::{Budgets, Window};
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, NodeName, RequestId, TenantId};
-use nf_core::job::{Arrangement, JobSpec, Restart, Stage};
+use nf_core::job::{Arrangement, JobSpec, Restart, Runtime, Stage};
 use nf_core::node::{DeviceKind, NodeSpec, PortRange};
 use nf_core::placement::{Chosen, Policy};
 use nf_core::plan::{Intent, Queueing};
@@ -199,6 +199,11 @@ impl<'a> Words<'a> {
         spec.replicas = self.number("replicas", 1) as u16;
         spec.gang = self.flag("gang");
         spec.self_limiting = self.flag("self_limiting");
+        spec.runtime = match () {
+            () if self.flag("docker") => Runtime::Docker,
+            () if self.flag("process") => Runtime::Process,
+            () => Runtime::Simulated,
+        };
         spec.scaling = self.get("scale").and_then(|text| text.split_once("..")).map(|(min, max)| Scaling {
             min: min.parse().unwrap(),
             max: max.parse().unwrap(),

@@ -1,0 +1,230 @@
+//! Nodes that are kept for the first waiters, so that later and smaller work can't starve them.
+//! Kept is where the room that a waiter needs will really come: the nodes on which it has place
+//! once all that ends by itself has ended. Where services that nobody ends are in its way, a
+//! node is kept for a while only, or GPUs would idle for a waiter that never comes.
+
+use super::order::Order;
+use super::preempt;
+use super::queue::{Asker, Shape, askers, fill, waits_for_room};
+use super::{devices, filter};
+use crate::budget::afford::Offer;
+use crate::budget::judge;
+use crate::capacity::{Class, DeviceFlavor, Flavor};
+use crate::claim;
+use crate::id::{NodeNo, TenantNo};
+use crate::job::{Job, JobSpec, MAX_REPLICAS, Next, Phase, Replica};
+use crate::ledger::Ledger;
+use crate::node::{Device, DeviceKind, Node};
+use crate::resources::WHOLE;
+use crate::sharing::Ask;
+use crate::state::State;
+use crate::trust;
+use std::borrow::Cow;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// How many of the first waiters keep room for themselves.
+pub const KEPT: usize = 4;
+/// Among how many waiters they are looked for, where some wait for their quota or get no place at all.
+const LOOKED_AT: usize = 4096;
+/// Of one tenant, so that nobody hides the others behind what can't run.
+const LOOKED_AT_OF_ONE: u32 = 1024;
+/// Nodes that are looked at closely for one waiter; for a gang more, if it needs more.
+const LOOKS: usize = 64;
+/// Waiters for whom nodes are looked for; some can be held by none.
+const TRIES: usize = 16;
+/// For so long a waiter keeps a node that it can only have when a service there is ended, which nobody has to.
+const LONGEST_MS: u64 = 60 * 60 * 1000;
+
+/// The nodes kept for those of the first waiters that go before `priority`
+/// (equal priority included: they came first).
+pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
+    let mut keepers = Keepers::new(state);
+    if !state.has_waiters() {
+        return keepers.kept;
+    }
+    let mut order = Order::new(state);
+    let mut looked: BTreeMap<TenantNo, u32> = BTreeMap::new();
+    for _ in 0..LOOKED_AT {
+        let next = if keepers.are_enough() { None } else { order.next(state) };
+        let Some(job) = next.filter(|job| job.spec.priority >= priority) else { break };
+        let of_one = looked.entry(job.tenant).or_default();
+        *of_one += 1;
+        if *of_one == LOOKED_AT_OF_ONE {
+            order.leave_out(job.tenant);
+        }
+        // One that gets no place keeps none from others, however far ahead it is.
+        if !waits_for_room(state, &job) || trust::withheld(state, &job).is_some() {
+            continue;
+        }
+        for asker in askers(state, &job) {
+            // What it can't pay is not kept for it.
+            let ask = match judge::concerns(state, job.tenant) {
+                true => fill(state, &asker, &keepers.kept),
+                false => Offer::NoRoom(Cow::Borrowed(&**asker.spec)),
+            };
+            if let Offer::NoRoom(ask) = ask {
+                keepers.keep(state, &asker, &ask);
+            }
+        }
+    }
+    keepers.kept
+}
+
+/// The first waiters and the nodes that are kept for them.
+pub(super) struct Keepers {
+    /// With those that are claimed.
+    pub kept: Vec<NodeNo>,
+    count: usize,
+    tries: usize,
+    /// What no node will hold.
+    in_vain: BTreeSet<Shape>,
+}
+
+impl Keepers {
+    pub fn new(state: &State) -> Self {
+        Self { kept: claim::nodes(state), count: 0, tries: 0, in_vain: BTreeSet::new() }
+    }
+
+    pub fn are_enough(&self) -> bool {
+        self.count == KEPT || self.tries == TRIES
+    }
+
+    /// Keeps what the asker needs, which asks for `ask` now, if it is one of the first.
+    pub fn keep(&mut self, state: &State, asker: &Asker<'_>, ask: &JobSpec) {
+        let shape = Shape::of(state, asker);
+        if self.are_enough() || self.in_vain.contains(&shape) {
+            return;
+        }
+        let found = targets(state, asker.job, ask, asker.wanted.len(), &self.kept);
+        self.tries += 1;
+        if found.is_empty() {
+            self.in_vain.insert(shape);
+        }
+        self.count += usize::from(!found.is_empty());
+        self.kept.extend(found);
+    }
+}
+
+/// The nodes to keep for a waiter that asks for `spec`: one, or for a gang as many as hold it.
+/// None for a gang that all nodes together could not hold.
+pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
+    // Devices of which its tenant may have no more are no room for it.
+    let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
+    let ask = &Ask::of(state, &spec);
+    let mut missing = if ask.gang { wanted } else { 1 };
+    let mut out = Vec::new();
+    let mut held = Vec::new();
+    for node in candidates(state, ask, taken, missing.min(MAX_REPLICAS.into())) {
+        let Some(node) = state.node(node) else { continue };
+        match room_later(state, node, ask, missing) {
+            0 => held.push((state.staying.get(&node.no).map_or(0, |(count, _)| *count), held.len(), node)),
+            some => {
+                missing = missing.saturating_sub(some);
+                out.push(node.no);
+            }
+        }
+        if missing == 0 {
+            return out;
+        }
+    }
+    let since = job.waits_since().unwrap_or(0);
+    if state.meta().now_ms.saturating_sub(since) >= LONGEST_MS {
+        return Vec::new();
+    }
+    // The least of what nobody ends first, then in the order of the candidates.
+    held.sort_unstable_by_key(|(stays, place, _)| (*stays, *place));
+    for (_, _, node) in held {
+        let room = room_beside(state, node, ask, missing, |_| false);
+        missing = missing.saturating_sub(room);
+        out.extend((room > 0).then_some(node.no));
+        if missing == 0 {
+            return out;
+        }
+    }
+    Vec::new()
+}
+
+/// How many replicas, up to `most`, the node holds once all that ends by itself has ended. What only a scratch copy has
+/// booked ends like the jobs that it stands for.
+fn room_later(state: &State, node: &Node, ask: &Ask<'_>, most: usize) -> usize {
+    let (_, gpu_milli) = state.staying.get(&node.no).copied().unwrap_or_default();
+    let is_gpu = |device: &&Device| device.kind == DeviceKind::Gpu;
+    let all = node.spec.devices.iter().filter(is_gpu).count() as u64 * u64::from(WHOLE);
+    // Mostly this is enough to say no.
+    if all.saturating_sub(gpu_milli) < ask.resources.gpu.milli() {
+        return 0;
+    }
+    room_beside(state, node, ask, most, |job| job.spec.stays())
+}
+
+/// The same beside the replicas of those jobs.
+fn room_beside(state: &State, node: &Node, ask: &Ask<'_>, most: usize, stays: impl Fn(&Job) -> bool) -> usize {
+    let mut books = Ledger::default();
+    books.resize(node.no, node.spec.devices.len());
+    let goes = |replica: &Replica| matches!(replica.phase, Phase::Stopping { then: Next::Again | Next::End, .. });
+    for (job, no, replica) in state.replicas_on(node.no).filter(|(job, _, replica)| stays(job) && !goes(replica)) {
+        let Some((_, alloc, _)) = replica.copy_on(node.no) else { continue };
+        books.hold(TenantNo(0), (job.no, no), &job.spec.resources, alloc, &node.spec);
+    }
+    preempt::slots(state, node, ask, books, most)
+}
+
+/// What is free of what the job needs: suitable devices, then CPU. Who needs no device leaves those nodes to the
+/// others that have most of them.
+type Room = (u64, u64, Reverse<NodeNo>);
+
+/// Nodes that could hold the job when they are empty, the one with the most room now first: all of them, or so many
+/// that it takes no time to look at each.
+fn candidates(state: &State, ask: &Ask<'_>, taken: &[NodeNo], wanted: usize) -> Vec<NodeNo> {
+    let taken: BTreeSet<NodeNo> = taken.iter().copied().collect();
+    if let Some(name) = &ask.constraints.node {
+        let node = state.node_named(name).map(|node| node.no).filter(|node| !taken.contains(node));
+        let class = node.and_then(|node| state.capacity().class(node));
+        let could = |class: &Arc<Class>| class.takes_work() && filter::may_ever_run(&class.flavor, ask);
+        return node.filter(|_| class.is_some_and(could)).into_iter().collect();
+    }
+    let looks = LOOKS.max(2 * wanted);
+    let mut all: Vec<Room> = Vec::new();
+    // Classes come in the order of their flavors, so one verdict serves many.
+    let mut judged: Option<(&Arc<Flavor>, Option<Vec<bool>>)> = None;
+    for (class, nodes) in state.capacity().classes.iter().filter(|(class, _)| class.takes_work()) {
+        if !judged.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &class.flavor)) {
+            let may = filter::may_ever_run(&class.flavor, ask);
+            judged = Some((&class.flavor, may.then(|| counted(&class.flavor, ask))));
+        }
+        let Some((_, Some(counted))) = &judged else { continue };
+        let room = match counted.contains(&true) {
+            true => class.devices.iter().zip(counted).filter(|(_, is)| **is).map(|(d, _)| u64::from(d.milli)).sum(),
+            false => u64::MAX - class.devices.len() as u64,
+        };
+        let free = nodes.iter().filter(|node| !taken.contains(node)).take(looks);
+        all.extend(free.map(|node| (room, class.cpu_milli, Reverse(*node))));
+    }
+    if all.len() > looks {
+        all = thinned(all, looks);
+    }
+    all.sort_unstable_by(|a, b| b.cmp(a));
+    all.into_iter().map(|(.., Reverse(node))| node).collect()
+}
+
+/// Which devices of such a node are room for the job; none where it needs none.
+fn counted(flavor: &Flavor, ask: &Ask<'_>) -> Vec<bool> {
+    let counts = |device: &DeviceFlavor| match (ask.resources.gpu.milli(), ask.resources.tpu) {
+        (0, 0) => false,
+        (0, _) => device.kind == DeviceKind::Tpu,
+        _ => devices::suits(device, ask),
+    };
+    flavor.devices.iter().map(counts).collect()
+}
+
+/// The half with the most room, and of the others some all over the group.
+fn thinned(mut all: Vec<Room>, looks: usize) -> Vec<Room> {
+    let (most, rest) = (looks / 2, all.len() - looks / 2);
+    all.select_nth_unstable_by(most, |a, b| b.cmp(a));
+    let mut others = all.split_off(most);
+    others.sort_unstable_by_key(|(.., node)| Reverse(*node));
+    all.extend(others.into_iter().step_by(rest.div_ceil(looks - most)));
+    all
+}
