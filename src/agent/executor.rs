@@ -3,7 +3,9 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+mod earlier;
 mod purge;
+mod strays;
 
 use super::Execute;
 use super::engine::{Engine, EngineConfig};
@@ -11,12 +13,13 @@ use super::guard::Tie;
 use super::logs;
 use super::post::{Asked, Places, Post};
 use super::probe::Probe;
-use super::record::{self, End, Launch, Record};
+use super::record::{self, End, Launch, Record, Unread};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
 use super::runtimes::users::{self, Giver, Users};
 use super::runtimes::vacancy::Vacancy;
 use super::scrape::Said;
+use super::troubles::Troubles;
 use crate::exchange::TOLD;
 use crate::exchange::life::Life;
 use crate::models::{Cache, Manifest, Store};
@@ -30,7 +33,7 @@ use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, Purge, ReplicaId, Want};
 use nf_core::view::stage_name;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -78,6 +81,10 @@ pub struct ExecutorConfig {
     pub guard: PathBuf,
     /// What runs containers here.
     pub engine: EngineConfig,
+    /// No earlier start of this process is known: what its nodes' records say may not be all there was.
+    pub anew: bool,
+    /// Who is told what needs a person.
+    pub troubles: Arc<Troubles>,
 }
 
 pub(super) type Key = (ReplicaId, Generation);
@@ -86,6 +93,8 @@ pub(super) type Key = (ReplicaId, Generation);
 struct Slot {
     request: RequestId,
     holding: Holding,
+    /// It must never run twice.
+    exclusive: bool,
     condition: Condition,
     stage: Stage,
     /// What its metrics said last.
@@ -112,6 +121,7 @@ pub(super) struct Shared {
     /// Users for replicas, or what is missing for them.
     pub users: Result<Giver, String>,
     purges: purge::Purges,
+    earlier: earlier::Earlier,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
@@ -156,6 +166,12 @@ impl Shared {
     /// The trace that a launch's program may go on with.
     pub(super) fn traceparent(&self, key: Key) -> Option<String> {
         held(&self.slots).get(&key).and_then(|slot| slot.trace.carried())
+    }
+
+    fn never_twice(&self, key: Key, exclusive: bool) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            slot.exclusive = exclusive;
+        }
     }
 
     pub(super) fn said(&self, key: Key, said: Option<Said>) {
@@ -249,6 +265,8 @@ impl Executor {
         let lock = Some(Arc::new(lock_file(&places)?));
         let cache = Cache::open(&places.cache(), config.model_cache)?;
         let records = record::load_all(&places.records)?;
+        let unread = record::unread(&places.records)?;
+        let earlier = earlier::Earlier::open(&places.records, config.anew)?;
         let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
         let users = open_users(&config, &places)?;
         tell_limits(&config.node, &cgroups, &users);
@@ -264,6 +282,7 @@ impl Executor {
             engine: Engine::new(config.engine.clone()),
             users,
             purges: purge::Purges::default(),
+            earlier,
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -272,23 +291,24 @@ impl Executor {
             config,
         });
         let executor = Self { shared };
-        executor.sweep(&records)?;
+        executor.sweep(&records, &unread)?;
+        let keys = records.iter().map(|record| record.key.clone()).collect();
         records.into_iter().try_for_each(|record| executor.recall(record))?;
+        executor.take_up_strays(&keys, unread)?;
         runtimes::docker::sweep(&executor.shared);
         Ok(executor)
     }
 
     /// Removes directories of replicas that have no record: their processes never started.
     /// Those of records that cannot be read stay: their processes may live there.
-    fn sweep(&self, records: &[Record]) -> io::Result<()> {
+    fn sweep(&self, records: &[Record], unread: &[Unread]) -> io::Result<()> {
         let places = &self.shared.places;
         let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
-        let unread = record::set_aside(&places.records)?;
         for entry in fs::read_dir(&places.replicas)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if !known.contains(&path)
-                && !unread.iter().any(|end| name.ends_with(end.as_str()))
+                && !unread.iter().any(|unread| name.ends_with(&unread.directory_end()))
                 && let Err(error) = fs::remove_dir_all(&path)
             {
                 // It costs room, and nothing else: the next start tries again.
@@ -342,6 +362,7 @@ impl Executor {
                 }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
                 let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
+                self.shared.never_twice((id, launch.generation), record.exclusive);
                 self.launch(launch, async move { runtimes::process::adopt(post, record, process).await });
                 Ok(())
             }
@@ -354,7 +375,8 @@ impl Executor {
         let mut life = Life { generation: launch.generation.0, ..life };
         life.step(stage_name(stage), now_ms(), None);
         let trace = traces::Launch::default();
-        let slot = Slot { request, holding, condition, stage, said: None, life, stop, task: None, trace };
+        let slot =
+            Slot { request, holding, exclusive: false, condition, stage, said: None, life, stop, task: None, trace };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -407,6 +429,7 @@ impl Execute for Executor {
         }
         let (want, launch) = (want.clone(), Launch::of(id, want));
         let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
+        self.shared.never_twice((id, want.generation), want.spec.constraints.exclusive);
         self.shared.trace(&launch);
         self.launch(launch, async move {
             match want.spec.runtime {
@@ -421,12 +444,22 @@ impl Execute for Executor {
         {
             let mut slots = held(&self.shared.slots);
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
-            if slot.condition != Condition::Alive {
-                return;
+            match slot.condition {
+                Condition::Alive => {
+                    slot.condition = Condition::Stopping;
+                    slot.life.step("Draining", now_ms(), Some(why.token()));
+                    slot.stop.send_replace(Some(Asked { why, grace }));
+                }
+                // No lease covers it any more: whatever time it was given is over.
+                Condition::Stopping if slot.exclusive && why == Reason::NodeFailure => {
+                    slot.stop.send_if_modified(|asked| match asked {
+                        Some(Asked { why: Reason::NodeFailure, .. }) => false,
+                        _ => asked.replace(Asked { why, grace }).is_some(),
+                    });
+                    return;
+                }
+                _ => return,
             }
-            slot.condition = Condition::Stopping;
-            slot.life.step("Draining", now_ms(), Some(why.token()));
-            slot.stop.send_replace(Some(Asked { why, grace }));
         }
         self.shared.changed();
     }
@@ -470,10 +503,27 @@ impl Execute for Executor {
         ready.filter_map(told).take(TOLD).collect()
     }
 
+    fn exclusive(&self) -> BTreeSet<Key> {
+        held(&self.shared.slots).iter().filter(|(_, slot)| slot.exclusive).map(|(key, _)| *key).collect()
+    }
+
+    fn remembers(&self) -> bool {
+        self.shared.earlier.is_settled()
+    }
+
+    fn settle(&self) {
+        self.shared.settle();
+    }
+
+    fn hold_back(&self, id: ReplicaId, want: &Want, until_ms: Option<u64>) {
+        self.shared.hold_back(id, want, until_ms);
+    }
+
     fn lives(&self, request: &RequestId, replica: u16) -> Vec<Life> {
         let slots = held(&self.shared.slots);
         let of = |(key, slot): &(&Key, &Slot)| slot.request == *request && key.0.replica == replica;
-        slots.iter().filter(of).map(|(_, slot)| slot.life.clone()).collect()
+        let here = slots.iter().filter(of).map(|(_, slot)| slot.life.clone());
+        here.chain(self.shared.earlier.lives(request, replica)).collect()
     }
 
     fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {

@@ -6,6 +6,7 @@
 //! placement, and keeps replicas running while no member answers.
 
 pub mod doctor;
+mod earlier;
 pub mod engine;
 pub mod executor;
 pub mod faults;
@@ -23,6 +24,7 @@ mod probe;
 mod record;
 mod runtimes;
 mod scrape;
+pub mod troubles;
 pub mod virtual_nodes;
 
 #[cfg(test)]
@@ -33,6 +35,7 @@ pub use node::Standing;
 pub use runtimes::mps::Daemon;
 pub use runtimes::users::Users;
 pub use runtimes::vacancy::{Alarm, Sensor, Vacancy};
+pub use troubles::Troubles;
 
 use crate::exchange::life::{self, Life};
 use crate::exchange::{Beat, BeatAnswer, Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
@@ -60,7 +63,8 @@ pub trait Execute: Send + Sync + 'static {
     /// Does nothing when that generation is known already.
     fn start(&self, id: ReplicaId, want: &Want);
     /// Begins to stop a replica after `grace`, in which its program may save its state. One that is not here, is
-    /// stopping or is gone stays as it is.
+    /// stopping or is gone stays as it is; but one that must never run twice loses its grace when no lease covers it
+    /// any more (`NodeFailure`).
     fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration);
     /// Removes what is left of a replica that is gone: its record and its directory.
     fn forget(&self, id: ReplicaId, generation: Generation);
@@ -82,6 +86,20 @@ pub trait Execute: Send + Sync + 'static {
     fn guarded_until(&self) -> Option<u64> {
         None
     }
+    /// Those here that must never run twice, whatever the group says of them now.
+    fn exclusive(&self) -> BTreeSet<(ReplicaId, Generation)> {
+        BTreeSet::new()
+    }
+    /// Whether it knows what earlier starts of this node left behind. One that found no records of theirs does not,
+    /// until [`Execute::settle`].
+    fn remembers(&self) -> bool {
+        true
+    }
+    /// The last lease of every earlier start is over: nothing of them that must never run twice lives.
+    fn settle(&self) {}
+    /// A launch that must never run twice is not started yet, since an earlier start may have it, until then by
+    /// CLOCK_BOOTTIME. None: not known yet.
+    fn hold_back(&self, _id: ReplicaId, _want: &Want, _until_ms: Option<u64>) {}
     /// What the launches of a replica that are here have been through, older ones first.
     fn lives(&self, _request: &RequestId, _replica: u16) -> Vec<Life> {
         Vec::new()
@@ -427,7 +445,7 @@ impl Agent {
                 continue;
             }
             match answer {
-                Registered::At(index) => node.registered(index),
+                Registered::At(index) => node.registered(index, lease::boot_ms()),
                 Registered::Superseded => supersede(node),
                 Registered::Refused(refusal) => {
                     tracing::error!(node = %node.registration.node, %refusal, "the group refuses this node");

@@ -22,6 +22,7 @@ use nf_core::state::State;
 use nf_core::testing;
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -32,12 +33,16 @@ struct Fake {
     disk: Mutex<BTreeSet<[u8; 32]>>,
     of: Mutex<BTreeMap<ReplicaId, [u8; 32]>>,
     changes: watch::Sender<u64>,
+    /// The records of earlier starts are lost.
+    forgot: AtomicBool,
+    /// Why each was stopped, in order.
+    stops: Mutex<Vec<(ReplicaId, Reason)>>,
 }
 
 impl Fake {
     fn new() -> Arc<Self> {
-        let (disk, of) = Default::default();
-        Arc::new(Self { there: Mutex::default(), disk, of, changes: watch::channel(0).0 })
+        let (disk, of, forgot, stops) = Default::default();
+        Arc::new(Self { there: Mutex::default(), disk, of, changes: watch::channel(0).0, forgot, stops })
     }
 
     /// The n-th entry that is so becomes what `to` says.
@@ -69,7 +74,14 @@ impl Execute for Fake {
         }
         self.assert_one_generation_each();
     }
-    fn stop(&self, id: ReplicaId, generation: Generation, _: Reason, _: Duration) {
+    fn remembers(&self) -> bool {
+        !self.forgot.load(Ordering::SeqCst)
+    }
+    fn settle(&self) {
+        self.forgot.store(false, Ordering::SeqCst);
+    }
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, _: Duration) {
+        self.stops.lock().unwrap().push((id, why));
         if let Some(condition) = self.there.lock().unwrap().get_mut(&(id, generation))
             && *condition == Condition::Alive
         {
@@ -225,7 +237,7 @@ impl World {
     fn register(&mut self) {
         let r = self.node.registration.clone();
         self.commit(Intent::Register { name: r.node, kind: r.kind, incarnation: r.incarnation, spec: r.spec }).unwrap();
-        self.node.registered(self.index);
+        self.node.registered(self.index, self.now_ms);
     }
 
     fn tell(&mut self, back: usize) {

@@ -8,7 +8,7 @@ use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Daemon, Execute, NodeRegistration, Sensor, Users, Vacancy};
+use crate::agent::{Daemon, Execute, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
 use crate::config::{Error as ConfigError, Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
@@ -170,16 +170,38 @@ pub fn artefact_key(settings: &Settings) -> Result<Option<PrivateKey>, ConfigErr
     key.map_err(|text| ConfigError::Clash(format!("NF_ARTEFACT_KEY: {text}")))
 }
 
+/// What is the same for all executors of this process.
+#[derive(Clone)]
+pub struct Here {
+    /// No earlier start of it is known. To be asked before this one is counted.
+    anew: bool,
+    troubles: Arc<Troubles>,
+}
+
+impl Here {
+    pub fn of(me: &Me, metrics: &Metrics) -> Self {
+        let metrics = metrics.clone();
+        let tell = move |kind, text: Option<&str>| match text {
+            Some(text) => metrics.alarms.raise(kind, text),
+            None => metrics.alarms.clear(kind),
+        };
+        Self { anew: !incarnation::is_known(&me.data.join("node")), troubles: Arc::new(Troubles::new(tell)) }
+    }
+}
+
 /// What an executor of this process is opened with.
 pub fn executor_config(
     settings: &Settings,
     data: &Path,
+    here: &Here,
     node: &NodeName,
     store: Option<Store>,
     trust: Option<&Trust>,
     vacancy: Vacancy,
 ) -> ExecutorConfig {
     ExecutorConfig {
+        anew: here.anew,
+        troubles: here.troubles.clone(),
         vacancy: Arc::new(vacancy),
         mps_pipes: settings.mps_pipe_directory.value.clone(),
         judge: trust.map(Trust::for_node),
@@ -238,11 +260,17 @@ pub fn watched(me: &Me, incarnation: Incarnation, spec: &NodeSpec) -> (NodeStart
 }
 
 /// Opens executors for nodes that this member plays.
-pub fn opener(settings: &Settings, data: &Path, store: Option<Store>, trust: Option<Trust>) -> OpenExecutor {
-    let (settings, data) = (settings.clone(), data.to_owned());
+pub fn opener(
+    settings: &Settings,
+    data: &Path,
+    here: &Here,
+    store: Option<Store>,
+    trust: Option<Trust>,
+) -> OpenExecutor {
+    let (settings, data, here) = (settings.clone(), data.to_owned(), here.clone());
     Arc::new(move |name| {
         let vacancy = Vacancy::new(played_devices(&data, name), settings.device_wait.value, None, None);
-        let config = executor_config(&settings, &data, name, store.clone(), trust.as_ref(), vacancy);
+        let config = executor_config(&settings, &data, &here, name, store.clone(), trust.as_ref(), vacancy);
         let executor = Executor::open(config)?;
         Ok(Arc::new(executor) as Arc<dyn Execute>)
     })

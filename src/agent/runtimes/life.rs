@@ -13,7 +13,9 @@ use crate::agent::post::Post;
 use crate::agent::probe::Probe;
 use crate::agent::record::{End, Launch, Record, Stopping};
 use crate::agent::scrape::{Said, Scrape};
+use crate::agent::troubles::PROCESS_STUCK;
 use crate::models::Drain;
+use futures::FutureExt;
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::view::stage_name;
@@ -32,8 +34,10 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// What tells a program that asked for it to save its state: the one that trainers under Slurm listen for, too.
 const WARNING: Signal = Signal::SIGUSR1;
-/// Between two looks at processes that are not children of ours, or should go away.
+/// Between two looks at a process that is not a child of ours.
 const LOOK: Duration = Duration::from_millis(50);
+/// First and longest pause between two looks at all processes, for those that should go away.
+const LOOK_AT_ALL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// What a program runs as: processes of this machine, or a container of an engine.
 pub(super) trait Body: Send {
@@ -43,8 +47,8 @@ pub(super) trait Body: Send {
     fn warn(&mut self) -> impl Future<Output = ()> + Send;
     /// Tells all of it to end, and waits until nothing of it is left.
     fn end(&mut self) -> impl Future<Output = ()> + Send;
-    /// Kills until nothing of it is left, however long that takes; says so every `alarm`.
-    fn clear(&mut self, alarm: Duration) -> impl Future<Output = ()> + Send;
+    /// Kills until nothing of it is left, however long that takes.
+    fn clear(&mut self, stuck: &Stuck) -> impl Future<Output = ()> + Send;
     /// Removes what held it, once nothing of it is left.
     fn let_go(&mut self, shared: &Arc<Shared>, record: &Record) -> impl Future<Output = ()> + Send;
 }
@@ -89,8 +93,8 @@ impl Body for Processes {
         tokio::join!(self.leader.gone(), gone(&self.family));
     }
 
-    async fn clear(&mut self, alarm: Duration) {
-        tokio::join!(self.leader.gone(), clear(&self.family, alarm));
+    async fn clear(&mut self, stuck: &Stuck) {
+        tokio::join!(self.leader.gone(), clear(&self.family, stuck));
     }
 
     async fn let_go(&mut self, shared: &Arc<Shared>, record: &Record) {
@@ -272,7 +276,7 @@ impl<B: Body> Running<B> {
 
     /// The first process ended by itself: what it left behind goes, too.
     async fn exited(&mut self, Ended { end, text }: Ended) -> End {
-        self.body.clear(self.post.shared.config.kill_after).await;
+        self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch)).await;
         if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
             self.post.note("killed by the guard: no lease covered it any more").await;
             return End::failed(Reason::NodeFailure);
@@ -283,22 +287,52 @@ impl<B: Body> Running<B> {
 
     /// Drain, TERM, a while, KILL; returns when nothing of it is left.
     async fn stop(&mut self, end: End) -> End {
-        let (grace, kill_after) = (self.post.shared.config.stop_grace, self.post.shared.config.kill_after);
+        let grace = self.post.shared.config.stop_grace;
         let plan = self.plan(end).await;
         let most = Duration::from_millis(plan.term_ms.saturating_sub(boot_ms()));
-        match plan.saves {
-            _ if most.is_zero() => {}
-            true => self.save_state(most).await,
-            false => self.drain(most).await,
+        let fence = self.fence().boxed().shared();
+        let gently = async {
+            match plan.saves {
+                _ if most.is_zero() => {}
+                true => self.save_state(most).await,
+                false => self.drain(most).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = gently => {}
+            () = fence.clone() => self.post.note("no lease covers it any more: its time is over").await,
         }
         let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
         self.told(Stopping { term_ms: boot_ms(), kill_ms: boot_ms() + ms(left), ..plan });
         self.post.note(&format!("TERM, and KILL at {} ({left:?})", at(left))).await;
-        if tokio::time::timeout(left, self.body.end()).await.is_err() {
+        let (guard, key) = (self.post.shared.guard.clone(), self.record.key.clone());
+        let fenced = async {
+            fence.await;
+            let left = Duration::from_millis(guard.ends_ms(&key).saturating_sub(boot_ms()));
+            tokio::time::sleep(left).await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = tokio::time::timeout(left, self.body.end()) => ended.is_ok(),
+            () = fenced => false,
+        };
+        if !ended {
             self.post.note("did not end in time, KILL").await;
-            self.body.clear(kill_after).await;
+            self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch)).await;
         }
         end
+    }
+
+    /// Is over when it must be dead soon, whatever time it was given; never for one that may run twice.
+    fn fence(&self) -> impl Future<Output = ()> + Send + use<B> {
+        let fence = self.record.exclusive.then(|| self.post.fence());
+        async move {
+            match fence {
+                Some(fence) => fence.await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Both deadlines, on disk: an agent that starts meanwhile keeps to them.
@@ -320,8 +354,8 @@ impl<B: Body> Running<B> {
         let term_ms = boot_ms() + ms(drain);
         let mut kill_ms = term_ms.saturating_add(ms(grace));
         // Its guard would not wait longer, and should that be gone, we don't either.
-        if let Some(until_ms) = self.post.shared.guard.until().filter(|_| end.why == Reason::NodeFailure) {
-            kill_ms = kill_ms.min(until_ms.max(term_ms));
+        if end.why == Reason::NodeFailure && self.record.exclusive {
+            kill_ms = kill_ms.min(self.post.shared.guard.ends_ms(&self.record.key).max(term_ms));
         }
         let plan = Stopping { why: end.why, term_ms, kill_ms, saves };
         self.record.stopping = Some(plan);
@@ -403,30 +437,76 @@ async fn signal(family: &Family, signal: Signal) -> usize {
     tokio::task::spawn_blocking(move || family.signal(signal)).await.unwrap_or(0)
 }
 
+/// Whether no process of the family lives.
+pub(in crate::agent) async fn is_gone(family: &Family) -> bool {
+    let look = family.clone();
+    matches!(tokio::task::spawn_blocking(move || look.members().len()).await, Ok(0))
+}
+
 /// Waits until no process of the family lives.
 async fn gone(family: &Family) {
-    loop {
-        let look = family.clone();
-        if let Ok(0) = tokio::task::spawn_blocking(move || look.members().len()).await {
-            return;
-        }
-        tokio::time::sleep(LOOK).await;
+    let mut pause = LOOK_AT_ALL.0;
+    while !is_gone(family).await {
+        tokio::time::sleep(pause).await;
+        pause = LOOK_AT_ALL.1.min(pause * 2);
     }
 }
 
-/// Kills until none is left. A process that the kernel does not let go of keeps
-/// its devices, so this waits as long as it takes and says so every `alarm`.
-pub(super) async fn clear(family: &Family, alarm: Duration) {
-    let mut next = Instant::now() + alarm;
+/// TERM, a while, KILL; returns when nothing of it is left.
+pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launch, family: &Family) {
+    signal(family, Signal::SIGTERM).await;
+    if tokio::time::timeout(shared.config.stop_grace, gone(family)).await.is_err() {
+        clear(family, &Stuck::of(shared, launch)).await;
+    }
+}
+
+/// Kills until none is left. A process that the kernel does not let go of keeps its devices,
+/// so this waits as long as it takes.
+pub(super) async fn clear(family: &Family, stuck: &Stuck) {
+    let mut pause = LOOK_AT_ALL.0;
     loop {
         let left = signal(family, Signal::SIGKILL).await;
         if left == 0 {
             return;
         }
-        if Instant::now() >= next {
-            tracing::error!(left, "processes of a replica survive KILL; its devices stay held");
-            next += alarm.max(Duration::from_secs(1));
+        stuck.look(|| format!("{left} processes survive KILL"));
+        tokio::time::sleep(pause).await;
+        pause = LOOK_AT_ALL.1.min(pause * 2);
+    }
+}
+
+/// Raises the alarm that something of a launch survives KILL, once that has taken too long, and ends it when it is
+/// dropped: nothing is left then, or the agent goes down.
+pub(super) struct Stuck {
+    shared: Arc<Shared>,
+    launch: Launch,
+    since: Instant,
+}
+
+impl Stuck {
+    pub(super) fn of(shared: &Arc<Shared>, launch: &Launch) -> Self {
+        Self { shared: shared.clone(), launch: launch.clone(), since: Instant::now() }
+    }
+
+    fn who(&self) -> String {
+        let Launch { id, generation, .. } = &self.launch;
+        format!("{}.{}.{}.{generation}", self.shared.config.node, id.job, id.replica)
+    }
+
+    /// Something of it is left still.
+    pub(super) fn look(&self, what: impl Fn() -> String) {
+        if self.since.elapsed() < self.shared.config.kill_after {
+            return;
         }
-        tokio::time::sleep(LOOK).await;
+        let request = &self.launch.request;
+        let text = format!("replica {} of {request}: {}; its devices stay held", self.launch.id.replica, what());
+        self.shared.config.troubles.raise(PROCESS_STUCK, &self.who(), &text);
+        self.shared.live((self.launch.id, self.launch.generation), |life| life.waits = Some(text));
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.shared.config.troubles.clear(PROCESS_STUCK, &self.who());
     }
 }

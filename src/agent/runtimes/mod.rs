@@ -7,6 +7,7 @@ pub(super) mod cgroup;
 pub(super) mod docker;
 mod drain;
 mod life;
+pub(super) mod marks;
 pub(super) mod mps;
 pub(super) mod process;
 pub(super) mod processes;
@@ -14,6 +15,8 @@ pub(super) mod session;
 pub(super) mod simulated;
 pub(super) mod users;
 pub(super) mod vacancy;
+
+pub(super) use life::{is_gone, put_down};
 
 use super::post::Post;
 use super::record::End;

@@ -2,11 +2,11 @@
 //! of its own, a cleared environment, its own directory, output into a file. It outlives
 //! the agent; the next agent finds it by its record. `life` has what follows.
 
-use super::life::{Leader, Processes, Running, clear};
+use super::life::{Leader, Processes, Running, Stuck, clear};
 use super::processes::{Identity, KEY, Owner};
 use super::session::{self, Confinement};
 use super::users::{self, Giver};
-use super::{cgroup, docker, model_dir, mps, port_is_taken, port_taken, prepare, vacancy};
+use super::{cgroup, docker, marks, model_dir, mps, port_is_taken, port_taken, prepare, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -107,7 +107,7 @@ pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) 
             docker::put_down(shared, &record).await;
         }
         let family = record.family(record.process.filter(Identity::lives));
-        clear(&family, shared.config.kill_after).await;
+        clear(&family, &Stuck::of(shared, launch)).await;
         let_go(shared, &record).await;
         record.ended = Some(end);
         save(shared, &record).await;
@@ -168,7 +168,7 @@ async fn spawn(
     record.exclusive = want.spec.constraints.exclusive;
     if let Ok(groups) = &shared.cgroups {
         // Without its limits it would run wild where limits were promised.
-        let made = groups.make(&format!("nf-{}", record.key), &want.spec.resources);
+        let made = groups.make(&cgroup::name_of(&record.key), &want.spec.resources);
         record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
     }
     let mut failed = record.clone();
@@ -269,7 +269,9 @@ fn explained(error: io::Error, owner: Option<Owner>) -> io::Error {
 
 /// Nothing of it is left: its guard and its control group are not needed any more.
 pub(super) async fn let_go(shared: &Arc<Shared>, record: &Record) {
-    shared.guard.release(&record.key);
+    if record.exclusive {
+        shared.guard.release(&record.key);
+    }
     let Some(group) = &record.cgroup else { return };
     let mut last = None;
     for _ in 0..EMPTYING {
@@ -300,7 +302,7 @@ fn command(
     let mut command = std::process::Command::new(program);
     command.args(arguments).current_dir(dir).env_clear().envs(&process.env);
     command.env("PATH", PATH).env("LANG", "C.UTF-8").env("HOME", dir).env("TMPDIR", dir.join("tmp"));
-    command.env(KEY, &record.key);
+    command.env(KEY, &record.key).env(marks::DIR, marks::of(dir)?);
     command.env("NF_MODEL", manifest.model_id.as_str()).env("NF_MODEL_VERSION", manifest.version.as_str());
     command.env("NF_MODEL_DIR", model).env("NF_HOST", &*want.host);
     command.env("NF_RANK", record.launch.id.replica.to_string()).env("NF_SIZE", want.spec.replicas.to_string());

@@ -202,8 +202,18 @@ fn send(pid: u32, signal: Signal, how: fn(Pid, Signal) -> nix::Result<()>) {
 }
 
 fn carries(pid: u32, key: &str) -> bool {
+    let wanted = format!("{KEY}={key}");
+    environ(pid).split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+}
+
+/// The environment that a process began with; nothing of one that is gone or another user's.
+pub(super) fn environ(pid: u32) -> Vec<u8> {
     let mut environ = Vec::new();
     let read = File::open(format!("/proc/{pid}/environ")).and_then(|f| f.take(MAX_ENVIRON).read_to_end(&mut environ));
-    let wanted = format!("{KEY}={key}");
-    read.is_ok() && environ.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+    read.map_or_else(|_| Vec::new(), |_| environ)
+}
+
+/// Whether it is the first process of its session.
+pub(super) fn leads_session(process: &Identity) -> bool {
+    stat(process.pid).is_some_and(|stat| stat.session == process.pid)
 }

@@ -76,3 +76,28 @@ async fn without_a_grace_nobody_is_told() {
     assert_eq!(executor.gone().await, stopped());
     assert!(!dir.join("told").exists());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_must_never_run_twice_loses_its_grace_with_its_lease() {
+    let w = World::new();
+    let (dir, now) = (w.path("data/guard/n1"), crate::agent::lease::boot_ms);
+    let guard = dir.clone();
+    std::thread::spawn(move || crate::agent::guard::run(&guard).unwrap());
+    eventually("the guard listens", || dir.join("socket").exists()).await;
+    let executor = w.open();
+    executor.guard_until(Some(now() + 120_000), now() + 120_000);
+    let mut want = w.publish(TRAINER, &["{python}", "{model}", "{host}", "{port}", "ignores"], 30).await;
+    Arc::make_mut(&mut want.spec).constraints.checkpoint_ms = Some(100_000);
+    Arc::make_mut(&mut want.spec).constraints.exclusive = true;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    assert_eq!(executor.exclusive(), [(ID, want.generation)].into());
+    let told = w.path("data/replicas/n1/r1.0.j1.g1/told");
+    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(100));
+    eventually("it saves its state", || told.exists()).await;
+    executor.stop(ID, want.generation, Reason::NodeFailure);
+    let begun = Instant::now();
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(log(&executor, 12).await.contains("no lease covers it any more"));
+}
