@@ -16,6 +16,7 @@ use super::probe::Probe;
 use super::record::{self, End, Launch, Record, Unread};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
+use super::runtimes::marks::Found;
 use super::runtimes::users::{self, Giver, Users};
 use super::runtimes::vacancy::Vacancy;
 use super::scrape::Said;
@@ -83,6 +84,8 @@ pub struct ExecutorConfig {
     pub engine: EngineConfig,
     /// No earlier start of this process is known: what its nodes' records say may not be all there was.
     pub anew: bool,
+    /// Launches that had a process when this one began.
+    pub found: Arc<Found>,
     /// Who is told what needs a person.
     pub troubles: Arc<Troubles>,
 }
@@ -93,8 +96,8 @@ pub(super) type Key = (ReplicaId, Generation);
 struct Slot {
     request: RequestId,
     holding: Holding,
-    /// It must never run twice.
-    exclusive: bool,
+    /// It must never run twice; None: not known.
+    exclusive: Option<bool>,
     condition: Condition,
     stage: Stage,
     /// What its metrics said last.
@@ -170,7 +173,7 @@ impl Shared {
 
     fn never_twice(&self, key: Key, exclusive: bool) {
         if let Some(slot) = held(&self.slots).get_mut(&key) {
-            slot.exclusive = exclusive;
+            slot.exclusive = Some(exclusive);
         }
     }
 
@@ -195,6 +198,17 @@ impl Shared {
     /// None once the executor was shut down: nothing may be started any more.
     pub(super) fn lock(&self) -> Option<Arc<File>> {
         held(&self.lock).clone()
+    }
+
+    /// Something of it survives KILL. One that must never run twice is waited for all the same.
+    pub(super) fn stuck(&self, key: Key, end: End, text: String) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            slot.life.waits = Some(text);
+            if slot.exclusive == Some(false) {
+                slot.condition = Condition::Stuck { ok: end.ok, why: end.why };
+            }
+        }
+        self.changed();
     }
 
     fn end(&self, key: Key, end: End) {
@@ -333,10 +347,11 @@ impl Executor {
             // Its engine says what has become of it, when it answers; until then it counts as there.
             let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
             let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
+            self.shared.never_twice((id, launch.generation), record.exclusive);
             self.launch(launch, async move { runtimes::docker::adopt(post, record).await });
             return Ok(());
         }
-        match runtimes::process::recall(&record, &self.shared.boot) {
+        match runtimes::process::recall(&record, &self.shared.places.replica(&launch), &self.shared.boot) {
             runtimes::process::Recalled::Never if is_empty(&record) => {
                 record::remove(&self.shared.places.records, id, launch.generation)?;
                 let dir = self.shared.places.replica(&launch);
@@ -351,6 +366,7 @@ impl Executor {
             runtimes::process::Recalled::Never | runtimes::process::Recalled::Left => {
                 tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
                 self.insert(&launch, Condition::Stopping, Stage::Starting, record.life);
+                self.shared.never_twice((id, launch.generation), record.exclusive);
                 let (shared, left) = (self.shared.clone(), launch.clone());
                 self.launch(launch, async move { runtimes::process::put_down(&shared, &left).await });
                 Ok(())
@@ -376,7 +392,7 @@ impl Executor {
         life.step(stage_name(stage), now_ms(), None);
         let trace = traces::Launch::default();
         let slot =
-            Slot { request, holding, exclusive: false, condition, stage, said: None, life, stop, task: None, trace };
+            Slot { request, holding, exclusive: None, condition, stage, said: None, life, stop, task: None, trace };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -451,7 +467,7 @@ impl Execute for Executor {
                     slot.stop.send_replace(Some(Asked { why, grace }));
                 }
                 // No lease covers it any more: whatever time it was given is over.
-                Condition::Stopping if slot.exclusive && why == Reason::NodeFailure => {
+                Condition::Stopping if slot.exclusive == Some(true) && why == Reason::NodeFailure => {
                     slot.stop.send_if_modified(|asked| match asked {
                         Some(Asked { why: Reason::NodeFailure, .. }) => false,
                         _ => asked.replace(Asked { why, grace }).is_some(),
@@ -504,7 +520,7 @@ impl Execute for Executor {
     }
 
     fn exclusive(&self) -> BTreeSet<Key> {
-        held(&self.shared.slots).iter().filter(|(_, slot)| slot.exclusive).map(|(key, _)| *key).collect()
+        held(&self.shared.slots).iter().filter(|(_, slot)| slot.exclusive == Some(true)).map(|(key, _)| *key).collect()
     }
 
     fn remembers(&self) -> bool {

@@ -32,6 +32,7 @@ mod tests;
 
 pub use link::{Link, LocalLink, RemoteLink};
 pub use node::Standing;
+pub use runtimes::marks::Found;
 pub use runtimes::mps::Daemon;
 pub use runtimes::users::Users;
 pub use runtimes::vacancy::{Alarm, Sensor, Vacancy};
@@ -47,6 +48,7 @@ use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
 use nf_core::id::{Digest16, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
+use nf_core::node::NodeSpec;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Actual, Purge, ReplicaId, Want};
 use node::Node;
@@ -141,6 +143,8 @@ pub struct AgentConfig {
     pub nodes: Vec<NodeRegistration>,
     /// Nodes that come and go while it runs.
     pub changes: Option<mpsc::Receiver<Change>>,
+    /// Other descriptions of the first node: more of its devices answer.
+    pub described: Option<mpsc::Receiver<Arc<NodeSpec>>>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
     /// How long before its lease ends a node's guard kills its exclusive replicas, and how
@@ -150,7 +154,7 @@ pub struct AgentConfig {
 
 impl AgentConfig {
     pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
-        Self { nodes, changes: None, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
+        Self { nodes, changes: None, described: None, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
     }
 }
 
@@ -248,6 +252,7 @@ struct Agent {
     nodes: Vec<Node>,
     by_name: BTreeMap<NodeName, usize>,
     changes: Option<mpsc::Receiver<Change>>,
+    described: Option<mpsc::Receiver<Arc<NodeSpec>>>,
     touched: Arc<Touched>,
     /// Watches the executors for as long as the agent runs.
     watchers: JoinSet<()>,
@@ -277,6 +282,7 @@ impl Agent {
             nodes: Vec::with_capacity(config.nodes.len()),
             by_name: BTreeMap::new(),
             changes: config.changes,
+            described: config.described,
             touched: Arc::default(),
             watchers: JoinSet::new(),
             registering: None,
@@ -332,6 +338,16 @@ impl Agent {
         }
     }
 
+    fn describe(&mut self, spec: Option<Arc<NodeSpec>>) {
+        match (spec, self.nodes.first_mut()) {
+            (Some(spec), Some(node)) => {
+                node.describe(spec);
+                self.register_at = Instant::now();
+            }
+            _ => self.described = None,
+        }
+    }
+
     fn in_standing(&self, test: fn(Standing) -> bool) -> impl Iterator<Item = usize> + '_ {
         self.nodes.iter().enumerate().filter(move |(_, node)| test(node.standing())).map(|(at, _)| at)
     }
@@ -355,6 +371,7 @@ impl Agent {
                 (sent, nodes, answer) = settled(&mut self.beating) => self.answered(sent, &nodes, answer),
                 (nodes, answers) = settled(&mut self.registering) => self.registered(&nodes, answers),
                 change = next_of(&mut self.changes) => self.change(change),
+                spec = next_of(&mut self.described) => self.describe(spec),
                 slices = next_of(&mut self.slices) => self.take_slices(slices),
                 (told, outcome) = settled(&mut self.reporting) => self.reported(told, outcome),
                 error = settled(&mut self.logs) => {
@@ -445,7 +462,7 @@ impl Agent {
                 continue;
             }
             match answer {
-                Registered::At(index) => node.registered(index, lease::boot_ms()),
+                Registered::At { index, new } => node.registered(index, new, lease::boot_ms()),
                 Registered::Superseded => supersede(node),
                 Registered::Refused(refusal) => {
                     tracing::error!(node = %node.registration.node, %refusal, "the group refuses this node");

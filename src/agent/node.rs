@@ -9,6 +9,7 @@ use crate::exchange::{BeatAnswer, NodeReports, NodeStart, Registration, Slice};
 use nf_core::command::{Report, ReportKind};
 use nf_core::id::{Digest16, Generation};
 use nf_core::job::Stage;
+use nf_core::node::NodeSpec;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{self, Action, Actual, Condition, Desired, ReplicaId};
 use std::collections::BTreeMap;
@@ -105,8 +106,11 @@ impl Node {
     }
 
     /// The group knows this start since `index`. Reports are made again: it may have forgotten.
-    pub fn registered(&mut self, index: u64, now_ms: u64) {
-        if let Some(earlier) = &mut self.earlier {
+    /// `new`: it knew no earlier one either, so there is none that could run anything.
+    pub fn registered(&mut self, index: u64, new: bool, now_ms: u64) {
+        if new && self.earlier.is_some() {
+            self.outlived();
+        } else if let Some(earlier) = &mut self.earlier {
             earlier.registered(now_ms);
         }
         self.standing = Standing::Registered(index);
@@ -117,6 +121,14 @@ impl Node {
     /// The group does not know this start (any more).
     pub fn unknown(&mut self) {
         self.standing = Standing::Unregistered;
+    }
+
+    /// It has more than it said before, and says so.
+    pub fn describe(&mut self, spec: Arc<NodeSpec>) {
+        self.registration.spec = spec;
+        if matches!(self.standing, Standing::Registered(_)) {
+            self.standing = Standing::Unregistered;
+        }
     }
 
     pub fn superseded(&mut self) {
@@ -179,9 +191,7 @@ impl Node {
         for action in reconcile::diff(&self.desired, &actual) {
             match action {
                 // What an earlier start may still have neither starts nor counts as gone.
-                Action::Start(id, generation) | Action::Report(id, generation, ..)
-                    if self.earlier_may_have(id, generation, &actual) =>
-                {
+                Action::Start(id, _) | Action::Report(id, ..) if self.earlier_may_have(id) => {
                     self.executor.hold_back(id, &self.desired.replicas[&id], self.over_ms());
                 }
                 Action::Start(id, _) if self.lease.covers_start(now_ms) => {
@@ -236,19 +246,22 @@ impl Node {
     /// Once the last lease of any earlier start is over, nothing of them lives.
     fn outlive(&mut self, now_ms: u64) {
         if self.over_ms().is_some_and(|over| now_ms >= over) {
-            self.earlier = None;
-            self.executor.settle();
+            self.outlived();
         }
+    }
+
+    fn outlived(&mut self) {
+        self.earlier = None;
+        self.executor.settle();
     }
 
     fn over_ms(&self) -> Option<u64> {
         self.earlier.as_ref()?.over_ms(self.kill_budget_ms)
     }
 
-    fn earlier_may_have(&self, id: ReplicaId, generation: Generation, actual: &Actual) -> bool {
-        let known = actual.replicas.get(&id).is_some_and(|here| here.contains_key(&generation));
+    fn earlier_may_have(&self, id: ReplicaId) -> bool {
         let exclusive = self.desired.replicas.get(&id).is_some_and(|want| want.spec.constraints.exclusive);
-        !known && exclusive && self.earlier.as_ref().is_some_and(|earlier| earlier.may_have(id))
+        exclusive && self.earlier.as_ref().is_some_and(|earlier| earlier.may_have(id))
     }
 
     /// Stops the replicas that must never run twice, once the group may soon give up this

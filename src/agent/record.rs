@@ -44,13 +44,16 @@ pub(super) struct Launch {
     pub port: Option<u16>,
     /// Indexes of its devices; None in records of builds that did not write them.
     pub devices: Option<Vec<u16>>,
+    /// The same by uuid.
+    #[serde(default)]
+    pub uuids: Vec<Arc<str>>,
 }
 
 impl Launch {
     pub(super) fn of(id: ReplicaId, want: &Want) -> Self {
         let (request, host) = (want.request.clone(), want.host.clone());
         let Holding { devices, port } = Holding::of(want);
-        Self { request, id, generation: want.generation, host, port, devices }
+        Self { request, id, generation: want.generation, host, port, devices, uuids: want.uuids.clone() }
     }
 
     pub(super) fn holding(&self) -> Holding {
@@ -95,6 +98,9 @@ pub(super) struct Record {
     /// The port in its own network, where that is another than the machine's.
     #[serde(default)]
     pub listens: Option<u16>,
+    /// Its first process is a shell that waits for the program and keeps its exit status.
+    #[serde(default)]
+    pub kept: bool,
     #[serde(default)]
     pub stopping: Option<Stopping>,
     /// The name of its container; None for processes of this machine.
@@ -138,6 +144,7 @@ impl Record {
             drain: None,
             metrics: None,
             listens: None,
+            kept: false,
             stopping: None,
             container: None,
             life: Life::default(),
@@ -227,7 +234,7 @@ pub(super) struct Remains {
     pub process: Option<Identity>,
     pub cgroup: Option<PathBuf>,
     pub owner: Option<Owner>,
-    pub exclusive: bool,
+    pub exclusive: Option<bool>,
 }
 
 impl Remains {
@@ -243,7 +250,7 @@ impl Remains {
             process: part(&all, "process"),
             cgroup: part(&all, "cgroup"),
             owner: part(&all, "owner"),
-            exclusive: part(&all, "exclusive").unwrap_or(false),
+            exclusive: part(&all, "exclusive"),
         }
     }
 }

@@ -237,7 +237,7 @@ impl World {
     fn register(&mut self) {
         let r = self.node.registration.clone();
         self.commit(Intent::Register { name: r.node, kind: r.kind, incarnation: r.incarnation, spec: r.spec }).unwrap();
-        self.node.registered(self.index, self.now_ms);
+        self.node.registered(self.index, false, self.now_ms);
     }
 
     fn tell(&mut self, back: usize) {
@@ -561,7 +561,7 @@ async fn a_worker_speaks_for_itself_only() {
     let refused = link.register(vec![registration("w2", NodeKind::Worker)]).await.unwrap_err();
     assert!(matches!(&refused, Error::Refused(r) if r.reason == Reason::NodeIdentityMismatch), "{refused}");
     let welcome = link.register(vec![registration("w1", NodeKind::Worker)]).await.unwrap();
-    assert_eq!(welcome, [Registered::At(1)]);
+    assert_eq!(welcome, [Registered::At { index: 1, new: true }]);
     let other = crate::exchange::NodeStart { node: NodeName::new("w2").unwrap(), incarnation: Incarnation(2) };
     assert_eq!(link.watch(vec![other]).recv().await, None, "no slice of another node");
     server.abort();

@@ -1,15 +1,10 @@
 //! What is wrong with this process' nodes and needs a person, by kind, as alarms show it. An alarm is on while anybody
 //! has that trouble. It does not know what the kinds mean.
 
+pub use crate::telemetry::alarms::{EXCLUSIVE_WAITS, PROCESS_STUCK, RECORD_UNREADABLE};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// A process of a replica survives KILL.
-pub const PROCESS_STUCK: &str = "process_stuck";
-/// A replica's record can't be read, so that its place is held.
-pub const RECORD_UNREADABLE: &str = "record_unreadable";
-/// Exclusive replicas wait until nothing of an earlier start can live.
-pub const EXCLUSIVE_WAITS: &str = "exclusive_waits";
 
 /// Raises an alarm of that kind with a text, or, with None, ends it.
 type Tell = Box<dyn Fn(&'static str, Option<&str>) + Send + Sync>;

@@ -89,6 +89,8 @@ reasons! {
     // Voluntary disruption.
     /// A service has as many replicas missing as it lets be missing at once.
     DisruptionBudget,
+    /// The group counts this launch no more: another took its place, or its job was over, while its node was away.
+    Replaced,
 }
 
 impl fmt::Display for Reason {

@@ -332,9 +332,10 @@ impl Part<'_> {
         form::introduce(replica, me, settings).await?;
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
-        let watched = nodes::watched(me, incarnation, &spec);
+        let (watched, described) = (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, &spec));
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
+            described: Some(described),
             beat_every: settings.beat.value,
             kill_budget: settings.kill_budget.value,
             ..AgentConfig::new(vec![node], Arc::new(LocalLink((*hub).clone())))

@@ -8,7 +8,7 @@ use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Daemon, Execute, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
+use crate::agent::{Daemon, Execute, Found, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
 use crate::config::{Error as ConfigError, Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
@@ -16,6 +16,7 @@ use crate::models::Store;
 use crate::raft::Replica;
 use crate::sealed::{self, PrivateKey};
 use crate::telemetry::Metrics;
+use crate::telemetry::alarms::DEVICE_OCCUPIED;
 use anyhow::{Context as _, Result, anyhow};
 use nf_core::id::{Incarnation, Label, NodeName};
 use nf_core::node::{Device, DeviceKind, ENGINE_LABEL, NodeKind, NodeSpec, PortRange};
@@ -25,12 +26,11 @@ use nf_core::sharing::Sharing;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// Times that ports are chosen for a node, and the pause for this member to see who was quicker.
 const PORT_TRIES: u32 = 16;
 const PORT_PAUSE: Duration = Duration::from_millis(50);
-/// The kind of the alarm that a device did not become free.
-const DEVICE_OCCUPIED: &str = "device_occupied";
 /// One registration's time.
 const REGISTER: Duration = Duration::from_secs(10);
 
@@ -129,8 +129,10 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => {
-            let found =
-                own_devices(&me.name, &me.data, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
+            let (name, data) = (me.name.clone(), me.data.clone());
+            // A driver with a broken GPU may take its time.
+            let found = tokio::task::spawn_blocking(move || own_devices(&name, &data, simulation)).await?;
+            let found = found.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
             let (mut devices, simulated) = found;
             shared(settings, &mut devices, simulated);
             (devices, simulated)
@@ -143,6 +145,17 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let ports = Some(played::own_ports(range(settings)));
     let spec = placed(settings, inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated));
     labelled(settings, spec).await
+}
+
+/// What this process' own node has, said again when GPUs answer that did not at its start.
+pub fn described(settings: &Settings, me: &Me, spec: &NodeSpec) -> mpsc::Receiver<Arc<NodeSpec>> {
+    let (to, described) = mpsc::channel(1);
+    let (settings, me, spec) = (settings.clone(), me.clone(), spec.clone());
+    tokio::spawn(async move {
+        let look = async || own_spec(&settings, &me).await.map_err(|error| error.to_string());
+        inventory::follow(spec, look, to, inventory::LATE).await;
+    });
+    described
 }
 
 /// The store that model versions come from.
@@ -175,6 +188,7 @@ pub fn artefact_key(settings: &Settings) -> Result<Option<PrivateKey>, ConfigErr
 pub struct Here {
     /// No earlier start of it is known. To be asked before this one is counted.
     anew: bool,
+    found: Arc<Found>,
     troubles: Arc<Troubles>,
 }
 
@@ -185,7 +199,11 @@ impl Here {
             Some(text) => metrics.alarms.raise(kind, text),
             None => metrics.alarms.clear(kind),
         };
-        Self { anew: !incarnation::is_known(&me.data.join("node")), troubles: Arc::new(Troubles::new(tell)) }
+        Self {
+            anew: !incarnation::is_known(&me.data.join("node")),
+            found: Arc::default(),
+            troubles: Arc::new(Troubles::new(tell)),
+        }
     }
 }
 
@@ -201,6 +219,7 @@ pub fn executor_config(
 ) -> ExecutorConfig {
     ExecutorConfig {
         anew: here.anew,
+        found: here.found.clone(),
         troubles: here.troubles.clone(),
         vacancy: Arc::new(vacancy),
         mps_pipes: settings.mps_pipe_directory.value.clone(),

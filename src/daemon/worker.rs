@@ -6,7 +6,7 @@ use super::trust::Trust;
 use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
-use crate::api::service::cluster::{Component, HealthBody, keys};
+use crate::api::service::cluster::{self, Component, HealthBody, keys};
 use crate::api::service::gauges::fill_models;
 use crate::api::service::links::LinksBody;
 use crate::config::{Settings, parse::Mode};
@@ -57,10 +57,11 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
     let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
     let served = serve(port, listener, about, ended.clone())?;
-    let watched = nodes::watched(&me, incarnation, &spec);
+    let (watched, described) = (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, &spec));
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
     let config = AgentConfig {
+        described: Some(described),
         beat_every: settings.beat.value,
         kill_budget: settings.kill_budget.value,
         ..AgentConfig::new(vec![node], link.clone())
@@ -132,7 +133,7 @@ impl About {
             version: crate::cli::VERSION.into(),
             commit: crate::cli::COMMIT.into(),
             components: [
-                ("agent".to_owned(), part(agent)),
+                ("agent".to_owned(), cluster::agent(&self.metrics, part(agent))),
                 ("model_store".to_owned(), part(store)),
                 ("keys".to_owned(), keys(&self.metrics)),
             ]

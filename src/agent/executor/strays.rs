@@ -5,7 +5,7 @@
 use super::{Condition, End, Executor, Shared, held, runtimes};
 use crate::agent::post::Post;
 use crate::agent::record::{Launch, Unread};
-use crate::agent::runtimes::marks::{self, Marked};
+use crate::agent::runtimes::marks::Marked;
 use crate::agent::runtimes::processes::{Family, Identity};
 use crate::agent::runtimes::users;
 use crate::agent::troubles::RECORD_UNREADABLE;
@@ -38,7 +38,7 @@ pub(super) fn booted_since(records: &Path, boot: &str) -> io::Result<bool> {
 impl Executor {
     /// Takes up what no readable record tells of.
     pub(super) fn take_up_strays(&self, recorded: &BTreeSet<String>, unread: Vec<Unread>) -> io::Result<()> {
-        let marked = marks::find(&self.shared.places.replicas);
+        let marked = self.shared.config.found.below(&self.shared.places.replicas);
         for marked in marked.iter().filter(|marked| !recorded.contains(&marked.key)) {
             if !unread.iter().any(|unread| is_of(unread, marked)) {
                 self.end_lost(marked);
@@ -64,12 +64,13 @@ impl Executor {
         tracing::warn!(job = %id.job, replica = id.replica, %generation, "a replica that an earlier agent left, whose record is lost, is ended");
         let launch = launch(request, id, generation, Default::default());
         let (shared, ends) = (self.shared.clone(), launch.clone());
+        let end = End::failed(Reason::NodeFailure);
         let ended = async move {
-            runtimes::put_down(&shared, &ends, &family).await;
+            runtimes::put_down(&shared, &ends, &family, end).await;
             if let Some(group) = &family.cgroup {
                 let _ = runtimes::cgroup::remove(group);
             }
-            End::failed(Reason::NodeFailure)
+            end
         };
         if held(&self.shared.slots).contains_key(&(id, generation)) {
             // Another launch has a record in its name; that one's place is its own.
@@ -91,7 +92,7 @@ impl Executor {
             (None, Some(marked)) => Some(self.family_of(marked)),
             (None, None) => None,
         };
-        if let Some(family) = family.as_ref().filter(|_| remains.exclusive) {
+        if let Some(family) = family.as_ref().filter(|_| remains.exclusive == Some(true)) {
             self.shared.guard.knows(family.clone());
         }
         let request = remains.request.or_else(|| self.request_of(&unread)).unwrap_or_else(nobody);
@@ -102,7 +103,9 @@ impl Executor {
         };
         let launch = launch(request, unread.id, unread.generation, holding);
         let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
-        self.shared.never_twice((unread.id, unread.generation), remains.exclusive);
+        if let Some(exclusive) = remains.exclusive {
+            self.shared.never_twice((unread.id, unread.generation), exclusive);
+        }
         self.launch(launch, async move { hold(post, unread, family).await });
         Ok(())
     }
@@ -146,6 +149,7 @@ fn launch(request: RequestId, id: ReplicaId, generation: Generation, holding: nf
         host: "".into(),
         port: holding.port,
         devices: holding.devices.or(Some(Vec::new())),
+        uuids: Vec::new(),
     }
 }
 
@@ -171,7 +175,7 @@ async fn hold(post: Post, unread: Unread, family: Option<Family>) -> End {
         if !path.exists() {
             // Whoever did that wants its place free; what is known to be left of it goes.
             if let Some(family) = &family {
-                runtimes::put_down(&post.shared, &post.launch, family).await;
+                runtimes::put_down(&post.shared, &post.launch, family, End::failed(Reason::RuntimeFailed)).await;
             }
             break (End::failed(Reason::RuntimeFailed), "somebody removed its record");
         }
@@ -184,7 +188,7 @@ async fn hold(post: Post, unread: Unread, family: Option<Family>) -> End {
             () = tokio::time::sleep(pause) => pause = LOOK.1.min(pause * 2),
             why = post.stop_asked(), if family.is_some() => {
                 if let Some(family) = &family {
-                    runtimes::put_down(&post.shared, &post.launch, family).await;
+                    runtimes::put_down(&post.shared, &post.launch, family, End { ok: true, why }).await;
                 }
                 break (End { ok: true, why }, "it was ended, since it was to stop");
             }

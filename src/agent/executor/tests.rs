@@ -2,6 +2,7 @@
 //! `World::drop` kills by key whatever is left, and `clear` asserts that nothing is.
 
 mod draining;
+mod ended;
 mod escapes;
 mod owned;
 mod parts;
@@ -99,6 +100,7 @@ impl World {
             guard: self.path("no-such-program"),
             engine: Default::default(),
             anew: false,
+            found: Arc::default(),
             troubles: Arc::new(Troubles::new(|_, _| {})),
         }
     }

@@ -4,6 +4,8 @@
 //! runs as.
 
 use super::drain::Leaving;
+use super::ending::{Stuck, clear, gone, signal};
+use super::exit;
 use super::process::{let_go, save};
 use super::processes::{Family, Identity};
 use crate::agent::executor::{Shared, now_ms};
@@ -13,7 +15,6 @@ use crate::agent::post::Post;
 use crate::agent::probe::Probe;
 use crate::agent::record::{End, Launch, Record, Stopping};
 use crate::agent::scrape::{Said, Scrape};
-use crate::agent::troubles::PROCESS_STUCK;
 use crate::models::Drain;
 use futures::FutureExt;
 use nf_core::job::Stage;
@@ -21,10 +22,12 @@ use nf_core::reason::Reason;
 use nf_core::view::stage_name;
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::Child;
+use tokio::task::JoinSet;
 
 /// First and longest pause between two questions to a program that is not ready yet.
 const PROBE_STARTING: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -34,10 +37,10 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// What tells a program that asked for it to save its state: the one that trainers under Slurm listen for, too.
 const WARNING: Signal = Signal::SIGUSR1;
+/// How often a log is looked at while its replica stops.
+const ROTATE: Duration = Duration::from_secs(2);
 /// Between two looks at a process that is not a child of ours.
 const LOOK: Duration = Duration::from_millis(50);
-/// First and longest pause between two looks at all processes, for those that should go away.
-const LOOK_AT_ALL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// What a program runs as: processes of this machine, or a container of an engine.
 pub(super) trait Body: Send {
@@ -65,11 +68,21 @@ pub(super) struct Ended {
 pub(super) struct Processes {
     pub leader: Leader,
     pub family: Family,
+    /// The launch's own directory, where its first process is a shell that keeps the program's exit status there.
+    pub kept: Option<PathBuf>,
 }
 
 impl Body for Processes {
     async fn gone(&mut self) -> Ended {
-        let (end, text) = match self.leader.gone().await {
+        let status = self.leader.gone().await;
+        if let Some(dir) = self.kept.clone() {
+            // What the shell itself returned is as good, and all there is where it could not write.
+            let read = tokio::task::spawn_blocking(move || exit::read(&dir)).await.ok().flatten();
+            if let Some(ended) = read.or(status.and_then(|status| status.code()).map(exit::of)) {
+                return ended;
+            }
+        }
+        let (end, text) = match status {
             Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
             Some(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
@@ -82,9 +95,14 @@ impl Body for Processes {
 
     async fn warn(&mut self) {
         // Others of its processes may know nothing of the signal, and would end by it.
-        if let Some(leader) = self.family.leader.filter(Identity::lives) {
-            leader.signal(WARNING);
+        let Some(leader) = self.family.leader.filter(Identity::lives) else { return };
+        if self.kept.is_none() {
+            return leader.signal(WARNING);
         }
+        let family = self.family.clone();
+        let told = move || family.children().iter().for_each(|program| program.signal(WARNING));
+        // If the runtime goes down, so do we.
+        let _ = tokio::task::spawn_blocking(told).await;
     }
 
     async fn end(&mut self) {
@@ -274,9 +292,23 @@ impl<B: Body> Running<B> {
         }
     }
 
+    /// Bounds the log for as long as the answer is kept.
+    fn rotates(&self) -> JoinSet<()> {
+        let (mut task, path) = (JoinSet::new(), self.post.log());
+        task.spawn(async move {
+            loop {
+                tokio::time::sleep(ROTATE).await;
+                let path = path.clone();
+                // An error is said when it is rotated next, or it is over.
+                let _ = tokio::task::spawn_blocking(move || logs::rotate(&path)).await;
+            }
+        });
+        task
+    }
+
     /// The first process ended by itself: what it left behind goes, too.
     async fn exited(&mut self, Ended { end, text }: Ended) -> End {
-        self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch)).await;
+        self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch, end)).await;
         if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
             self.post.note("killed by the guard: no lease covered it any more").await;
             return End::failed(Reason::NodeFailure);
@@ -287,6 +319,8 @@ impl<B: Body> Running<B> {
 
     /// Drain, TERM, a while, KILL; returns when nothing of it is left.
     async fn stop(&mut self, end: End) -> End {
+        // Until it is over: what it says meanwhile has a bound, too.
+        let _rotates = self.rotates();
         let grace = self.post.shared.config.stop_grace;
         let plan = self.plan(end).await;
         let most = Duration::from_millis(plan.term_ms.saturating_sub(boot_ms()));
@@ -319,7 +353,7 @@ impl<B: Body> Running<B> {
         };
         if !ended {
             self.post.note("did not end in time, KILL").await;
-            self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch)).await;
+            self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch, end)).await;
         }
         end
     }
@@ -429,84 +463,4 @@ fn ms(time: Duration) -> u64 {
 fn at(wait: Duration) -> String {
     let then = jiff::Timestamp::now() + wait;
     then.strftime("%FT%TZ").to_string()
-}
-
-async fn signal(family: &Family, signal: Signal) -> usize {
-    let family = family.clone();
-    // If the runtime goes down, so do we; the processes stay for the next agent.
-    tokio::task::spawn_blocking(move || family.signal(signal)).await.unwrap_or(0)
-}
-
-/// Whether no process of the family lives.
-pub(in crate::agent) async fn is_gone(family: &Family) -> bool {
-    let look = family.clone();
-    matches!(tokio::task::spawn_blocking(move || look.members().len()).await, Ok(0))
-}
-
-/// Waits until no process of the family lives.
-async fn gone(family: &Family) {
-    let mut pause = LOOK_AT_ALL.0;
-    while !is_gone(family).await {
-        tokio::time::sleep(pause).await;
-        pause = LOOK_AT_ALL.1.min(pause * 2);
-    }
-}
-
-/// TERM, a while, KILL; returns when nothing of it is left.
-pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launch, family: &Family) {
-    signal(family, Signal::SIGTERM).await;
-    if tokio::time::timeout(shared.config.stop_grace, gone(family)).await.is_err() {
-        clear(family, &Stuck::of(shared, launch)).await;
-    }
-}
-
-/// Kills until none is left. A process that the kernel does not let go of keeps its devices,
-/// so this waits as long as it takes.
-pub(super) async fn clear(family: &Family, stuck: &Stuck) {
-    let mut pause = LOOK_AT_ALL.0;
-    loop {
-        let left = signal(family, Signal::SIGKILL).await;
-        if left == 0 {
-            return;
-        }
-        stuck.look(|| format!("{left} processes survive KILL"));
-        tokio::time::sleep(pause).await;
-        pause = LOOK_AT_ALL.1.min(pause * 2);
-    }
-}
-
-/// Raises the alarm that something of a launch survives KILL, once that has taken too long, and ends it when it is
-/// dropped: nothing is left then, or the agent goes down.
-pub(super) struct Stuck {
-    shared: Arc<Shared>,
-    launch: Launch,
-    since: Instant,
-}
-
-impl Stuck {
-    pub(super) fn of(shared: &Arc<Shared>, launch: &Launch) -> Self {
-        Self { shared: shared.clone(), launch: launch.clone(), since: Instant::now() }
-    }
-
-    fn who(&self) -> String {
-        let Launch { id, generation, .. } = &self.launch;
-        format!("{}.{}.{}.{generation}", self.shared.config.node, id.job, id.replica)
-    }
-
-    /// Something of it is left still.
-    pub(super) fn look(&self, what: impl Fn() -> String) {
-        if self.since.elapsed() < self.shared.config.kill_after {
-            return;
-        }
-        let request = &self.launch.request;
-        let text = format!("replica {} of {request}: {}; its devices stay held", self.launch.id.replica, what());
-        self.shared.config.troubles.raise(PROCESS_STUCK, &self.who(), &text);
-        self.shared.live((self.launch.id, self.launch.generation), |life| life.waits = Some(text));
-    }
-}
-
-impl Drop for Stuck {
-    fn drop(&mut self) {
-        self.shared.config.troubles.clear(PROCESS_STUCK, &self.who());
-    }
 }

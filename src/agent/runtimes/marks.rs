@@ -6,6 +6,7 @@ use super::processes::{Identity, KEY, environ, leads_session, users_of};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The launch's own directory, absolute.
 pub(in crate::agent) const DIR: &str = "NF_REPLICA_DIR";
@@ -26,9 +27,21 @@ pub(in crate::agent) fn of(dir: &Path) -> std::io::Result<PathBuf> {
     std::path::absolute(dir)
 }
 
-/// All launches below `replicas` that have a process. Reads all of /proc: not for a runtime thread that others wait for.
-pub(in crate::agent) fn find(replicas: &Path) -> Vec<Marked> {
-    let Ok(replicas) = std::path::absolute(replicas) else { return Vec::new() };
+/// All launches that have a process here, whosever they are. Looked for once: what an earlier agent left was here before
+/// this process began, and a process may run a thousand nodes.
+#[derive(Default)]
+pub struct Found(OnceLock<Vec<Marked>>);
+
+impl Found {
+    /// Those whose directories are in `replicas`. The first time it reads all of /proc.
+    pub(in crate::agent) fn below(&self, replicas: &Path) -> Vec<Marked> {
+        let Ok(replicas) = std::path::absolute(replicas) else { return Vec::new() };
+        let all = self.0.get_or_init(find);
+        all.iter().filter(|marked| marked.dir.parent() == Some(&replicas)).cloned().collect()
+    }
+}
+
+fn find() -> Vec<Marked> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     // Where another view of the files is, the same path is another directory.
     let view = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
@@ -36,10 +49,7 @@ pub(in crate::agent) fn find(replicas: &Path) -> Vec<Marked> {
     let mut found: BTreeMap<(PathBuf, String), Marked> = BTreeMap::new();
     for pid in entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()) {
         let Some((dir, key)) = mark(&environ(pid)) else { continue };
-        let Some(process) = Identity::of(pid).filter(|_| dir.parent() == Some(&replicas)) else { continue };
-        if view(&pid.to_string()) != own {
-            continue;
-        }
+        let Some(process) = Identity::of(pid).filter(|_| view(&pid.to_string()) == own) else { continue };
         let uid = users_of(pid).first().copied().unwrap_or(0);
         let one = Marked { dir: dir.clone(), key: key.clone(), leader: None, uid };
         let known = found.entry((dir, key)).or_insert(one);

@@ -6,6 +6,8 @@ mod answers;
 pub(super) mod cgroup;
 pub(super) mod docker;
 mod drain;
+mod ending;
+mod exit;
 mod life;
 pub(super) mod marks;
 pub(super) mod mps;
@@ -16,7 +18,7 @@ pub(super) mod simulated;
 pub(super) mod users;
 pub(super) mod vacancy;
 
-pub(super) use life::{is_gone, put_down};
+pub(super) use ending::{is_gone, put_down};
 
 use super::post::Post;
 use super::record::End;

@@ -53,6 +53,7 @@ impl Identity {
 }
 
 struct Stat {
+    parent: u32,
     group: u32,
     session: u32,
     start: u64,
@@ -66,6 +67,7 @@ fn stat(pid: u32) -> Option<Stat> {
     match *fields.first()? {
         "Z" | "X" | "x" => None,
         _ => Some(Stat {
+            parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
@@ -183,6 +185,13 @@ impl Family {
         if let Some(leader) = self.leader.filter(Identity::lives) {
             send(leader.pid, Signal::SIGKILL, killpg);
         }
+    }
+
+    /// Those that its first process has started itself.
+    pub(in crate::agent) fn children(&self) -> Vec<Identity> {
+        let Some(leader) = self.leader else { return Vec::new() };
+        let of = self.look().into_iter().filter(|(_, stat)| stat.parent == leader.pid);
+        of.map(|(pid, stat)| Identity { pid, start: stat.start }).collect()
     }
 
     /// The first process by its key, after a crash between spawn and record. A

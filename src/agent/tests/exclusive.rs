@@ -158,3 +158,17 @@ fn one_that_is_stopping_already_has_no_grace_beyond_its_lease() {
     world.run(Op::Step);
     assert_eq!(world.fake.stops.lock().unwrap().last(), Some(&(only, Reason::NodeFailure)));
 }
+
+#[test]
+fn a_node_that_the_group_never_knew_has_no_earlier_start_to_wait_for() {
+    let mut world = World::new();
+    world.schedule_exclusive();
+    world.fake.forgot.store(true, Ordering::SeqCst);
+    world.node = World::agent(2, &world.fake);
+    world.node.registered(world.index, true, world.now_ms);
+    world.tell(0);
+    world.beat(1);
+    world.run(Op::Step);
+    assert_eq!(world.conditions(), [Condition::Alive, Condition::Alive]);
+    assert!(world.fake.remembers());
+}

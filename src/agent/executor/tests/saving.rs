@@ -101,3 +101,20 @@ async fn one_that_must_never_run_twice_loses_its_grace_with_its_lease() {
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert!(log(&executor, 12).await.contains("no lease covers it any more"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_has_its_bound_also_while_its_replica_stops() {
+    let w = World::new();
+    let executor = w.open();
+    let script = "trap 'head -c 20000000 /dev/zero | tr \"\\0\" x' USR1; while :; do sleep 0.05; done";
+    let want = w.shell(script).await;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    // The trap is set once it sleeps.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(60));
+    let log = w.path("data/logs/n1/r1.0.log");
+    let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    eventually("it is cut", || size(&log.with_extension("log.1")) > 0 && size(&log) < logs::ROTATE_AT).await;
+    assert_eq!(executor.actual().replicas[&ID][&want.generation], Condition::Stopping, "its grace is not over");
+}

@@ -10,7 +10,7 @@ impl World {
     }
 
     fn here(&self) -> Vec<marks::Marked> {
-        marks::find(&self.path("data/replicas/n1"))
+        marks::Found::default().below(&self.path("data/replicas/n1"))
     }
 
     /// A replica of an agent that is gone.
