@@ -3,7 +3,9 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+mod earlier;
 mod purge;
+mod strays;
 
 use super::Execute;
 use super::engine::{Engine, EngineConfig};
@@ -11,12 +13,14 @@ use super::guard::Tie;
 use super::logs;
 use super::post::{Asked, Places, Post};
 use super::probe::Probe;
-use super::record::{self, End, Launch, Record};
+use super::record::{self, End, Launch, Record, Unread};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
+use super::runtimes::marks::Found;
 use super::runtimes::users::{self, Giver, Users};
 use super::runtimes::vacancy::Vacancy;
 use super::scrape::Said;
+use super::troubles::Troubles;
 use crate::exchange::TOLD;
 use crate::exchange::life::Life;
 use crate::models::{Cache, Manifest, Store};
@@ -30,7 +34,7 @@ use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, Purge, ReplicaId, Want};
 use nf_core::view::stage_name;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::panic::AssertUnwindSafe;
@@ -78,6 +82,12 @@ pub struct ExecutorConfig {
     pub guard: PathBuf,
     /// What runs containers here.
     pub engine: EngineConfig,
+    /// No earlier start of this process is known: what its nodes' records say may not be all there was.
+    pub anew: bool,
+    /// Launches that had a process when this one began.
+    pub found: Arc<Found>,
+    /// Who is told what needs a person.
+    pub troubles: Arc<Troubles>,
 }
 
 pub(super) type Key = (ReplicaId, Generation);
@@ -86,6 +96,8 @@ pub(super) type Key = (ReplicaId, Generation);
 struct Slot {
     request: RequestId,
     holding: Holding,
+    /// It must never run twice; None: not known.
+    exclusive: Option<bool>,
     condition: Condition,
     stage: Stage,
     /// What its metrics said last.
@@ -112,6 +124,7 @@ pub(super) struct Shared {
     /// Users for replicas, or what is missing for them.
     pub users: Result<Giver, String>,
     purges: purge::Purges,
+    earlier: earlier::Earlier,
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
@@ -158,6 +171,12 @@ impl Shared {
         held(&self.slots).get(&key).and_then(|slot| slot.trace.carried())
     }
 
+    fn never_twice(&self, key: Key, exclusive: bool) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            slot.exclusive = Some(exclusive);
+        }
+    }
+
     pub(super) fn said(&self, key: Key, said: Option<Said>) {
         if let Some(slot) = held(&self.slots).get_mut(&key) {
             slot.said = said;
@@ -179,6 +198,17 @@ impl Shared {
     /// None once the executor was shut down: nothing may be started any more.
     pub(super) fn lock(&self) -> Option<Arc<File>> {
         held(&self.lock).clone()
+    }
+
+    /// Something of it survives KILL. One that must never run twice is waited for all the same.
+    pub(super) fn stuck(&self, key: Key, end: End, text: String) {
+        if let Some(slot) = held(&self.slots).get_mut(&key) {
+            slot.life.waits = Some(text);
+            if slot.exclusive == Some(false) {
+                slot.condition = Condition::Stuck { ok: end.ok, why: end.why };
+            }
+        }
+        self.changed();
     }
 
     fn end(&self, key: Key, end: End) {
@@ -246,6 +276,8 @@ impl Executor {
         let lock = Some(Arc::new(lock_file(&places)?));
         let cache = Cache::open(&places.cache(), config.model_cache)?;
         let records = record::load_all(&places.records)?;
+        let unread = record::unread(&places.records)?;
+        let earlier = earlier::Earlier::open(&places.records, config.anew)?;
         let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
         let users = open_users(&config, &places)?;
         tell_limits(&config.node, &cgroups, &users);
@@ -261,6 +293,7 @@ impl Executor {
             engine: Engine::new(config.engine.clone()),
             users,
             purges: purge::Purges::default(),
+            earlier,
             runtime,
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -269,23 +302,24 @@ impl Executor {
             config,
         });
         let executor = Self { shared };
-        executor.sweep(&records)?;
+        executor.sweep(&records, &unread)?;
+        let keys = records.iter().map(|record| record.key.clone()).collect();
         records.into_iter().try_for_each(|record| executor.recall(record))?;
+        executor.take_up_strays(&keys, unread)?;
         runtimes::docker::sweep(&executor.shared);
         Ok(executor)
     }
 
     /// Removes directories of replicas that have no record: their processes never started.
     /// Those of records that cannot be read stay: their processes may live there.
-    fn sweep(&self, records: &[Record]) -> io::Result<()> {
+    fn sweep(&self, records: &[Record], unread: &[Unread]) -> io::Result<()> {
         let places = &self.shared.places;
         let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
-        let unread = record::set_aside(&places.records)?;
         for entry in fs::read_dir(&places.replicas)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if !known.contains(&path)
-                && !unread.iter().any(|end| name.ends_with(end.as_str()))
+                && !unread.iter().any(|unread| name.ends_with(&unread.directory_end()))
                 && let Err(error) = fs::remove_dir_all(&path)
             {
                 // It costs room, and nothing else: the next start tries again.
@@ -310,10 +344,11 @@ impl Executor {
             // Its engine says what has become of it, when it answers; until then it counts as there.
             let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
             let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
+            self.shared.never_twice((id, launch.generation), record.exclusive);
             self.launch(launch, async move { runtimes::docker::adopt(post, record).await });
             return Ok(());
         }
-        match runtimes::process::recall(&record, &self.shared.boot) {
+        match runtimes::process::recall(&record, &self.shared.places.replica(&launch), &self.shared.boot) {
             runtimes::process::Recalled::Never if is_empty(&record) => {
                 record::remove(&self.shared.places.records, id, launch.generation)?;
                 let dir = self.shared.places.replica(&launch);
@@ -328,6 +363,7 @@ impl Executor {
             runtimes::process::Recalled::Never | runtimes::process::Recalled::Left => {
                 tracing::info!(job = %id.job, replica = id.replica, "replica ended while no agent was here");
                 self.insert(&launch, Condition::Stopping, Stage::Starting, record.life);
+                self.shared.never_twice((id, launch.generation), record.exclusive);
                 let (shared, left) = (self.shared.clone(), launch.clone());
                 self.launch(launch, async move { runtimes::process::put_down(&shared, &left).await });
                 Ok(())
@@ -339,6 +375,7 @@ impl Executor {
                 }
                 let stage = if record.was_ready { Stage::Ready } else { Stage::Starting };
                 let post = self.insert(&launch, Condition::Alive, stage, record.life.clone());
+                self.shared.never_twice((id, launch.generation), record.exclusive);
                 self.launch(launch, async move { runtimes::process::adopt(post, record, process).await });
                 Ok(())
             }
@@ -351,7 +388,8 @@ impl Executor {
         let mut life = Life { generation: launch.generation.0, ..life };
         life.step(stage_name(stage), now_ms(), None);
         let trace = traces::Launch::default();
-        let slot = Slot { request, holding, condition, stage, said: None, life, stop, task: None, trace };
+        let slot =
+            Slot { request, holding, exclusive: None, condition, stage, said: None, life, stop, task: None, trace };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
         Post::new(self.shared.clone(), launch.clone(), asked)
     }
@@ -404,6 +442,7 @@ impl Execute for Executor {
         }
         let (want, launch) = (want.clone(), Launch::of(id, want));
         let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
+        self.shared.never_twice((id, want.generation), want.spec.constraints.exclusive);
         self.shared.trace(&launch);
         self.launch(launch, async move {
             match want.spec.runtime {
@@ -420,16 +459,25 @@ impl Execute for Executor {
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
             let saves = |asked: &Option<Asked>| asked.is_some_and(|asked| !asked.grace.is_zero());
             match slot.condition {
-                Condition::Alive => {}
+                Condition::Alive => {
+                    slot.condition = Condition::Stopping;
+                    slot.life.step("Draining", now_ms(), Some(why.token()));
+                    slot.stop.send_replace(Some(Asked { why, grace }));
+                }
+                // No lease covers it any more: whatever time it was given is over.
+                Condition::Stopping if slot.exclusive == Some(true) && why == Reason::NodeFailure => {
+                    slot.stop.send_if_modified(|asked| match asked {
+                        Some(Asked { why: Reason::NodeFailure, .. }) => false,
+                        _ => asked.replace(Asked { why, grace }).is_some(),
+                    });
+                    return;
+                }
                 Condition::Stopping if grace.is_zero() && saves(&slot.stop.borrow()) => {
                     slot.stop.send_replace(Some(Asked { why, grace }));
                     return;
                 }
                 _ => return,
             }
-            slot.condition = Condition::Stopping;
-            slot.life.step("Draining", now_ms(), Some(why.token()));
-            slot.stop.send_replace(Some(Asked { why, grace }));
         }
         self.shared.changed();
     }
@@ -473,9 +521,26 @@ impl Execute for Executor {
         ready.filter_map(told).take(TOLD).collect()
     }
 
+    fn exclusive(&self) -> BTreeSet<Key> {
+        held(&self.shared.slots).iter().filter(|(_, slot)| slot.exclusive == Some(true)).map(|(key, _)| *key).collect()
+    }
+
+    fn remembers(&self) -> bool {
+        self.shared.earlier.is_settled()
+    }
+
+    fn settle(&self) {
+        self.shared.settle();
+    }
+
+    fn hold_back(&self, id: ReplicaId, want: &Want, until_ms: Option<u64>) {
+        self.shared.hold_back(id, want, until_ms);
+    }
+
     fn lives(&self, id: ReplicaId) -> Vec<Life> {
         let slots = held(&self.shared.slots);
-        slots.iter().filter(|(key, _)| key.0 == id).map(|(_, slot)| slot.life.clone()).collect()
+        let here = slots.iter().filter(|(key, _)| key.0 == id).map(|(_, slot)| slot.life.clone());
+        here.chain(self.shared.earlier.lives(id)).collect()
     }
 
     fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {

@@ -10,6 +10,11 @@ use std::time::SystemTime;
 
 const FILE: &str = "incarnation";
 
+/// Whether earlier starts are known in `dir`: if not, this is the first one, or the data directory was lost.
+pub fn is_known(dir: &Path) -> bool {
+    dir.join(FILE).exists()
+}
+
 /// Counts this start in `dir`, durably. Blocks; call it before the runtime is busy.
 ///
 /// # Errors
@@ -46,7 +51,9 @@ mod tests {
     fn it_rises_with_each_start_whatever_the_clock_does() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node");
+        assert!(!is_known(&path));
         assert_eq!(next_at(&path, 1_000).unwrap(), Incarnation(1_000));
+        assert!(is_known(&path));
         assert_eq!(next_at(&path, 5).unwrap(), Incarnation(1_001), "the clock was set back");
         assert_eq!(next_at(&path, 2_000).unwrap(), Incarnation(2_000));
     }

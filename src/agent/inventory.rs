@@ -9,6 +9,8 @@ use nf_core::played;
 use nf_core::resources::MAX_BYTES;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// GPUs of a simulated node of which nothing is said.
 const SIMULATED_GPUS: u16 = 8;
@@ -53,15 +55,21 @@ fn total_memory(meminfo: &str) -> Option<u64> {
 /// # Errors
 /// When there is a driver that does not answer, and no earlier start has seen its GPUs.
 pub fn own_devices(node: &NodeName, data_dir: &Path, simulation: bool) -> Result<(Vec<Device>, bool), String> {
+    devices_of(nvml::gpus(), node, data_dir, simulation)
+}
+
+fn devices_of(
+    found: Result<Option<Vec<Device>>, String>,
+    node: &NodeName,
+    data_dir: &Path,
+    simulation: bool,
+) -> Result<(Vec<Device>, bool), String> {
     let known = known(data_dir);
-    let found = match nvml::gpus() {
+    let found = match found {
         Ok(found) => found.unwrap_or_default(),
         Err(error) if known.is_empty() => return Err(error),
         Err(error) => {
-            tracing::error!(
-                error,
-                "the GPU driver does not answer: this node's GPUs count as broken until nf starts again"
-            );
+            tracing::error!(error, "the GPU driver does not answer: this node's GPUs count as broken until it does");
             Vec::new()
         }
     };
@@ -136,10 +144,69 @@ pub fn node_spec(
     }
 }
 
+/// First and longest pause between two looks for GPUs that did not answer.
+pub const LATE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+
+/// Looks again for GPUs that did not answer at the start, as those of a driver that is late at boot, until all do or
+/// nobody listens. Tells each description in which more of them answer.
+pub async fn follow<F>(
+    spec: NodeSpec,
+    look: impl Fn() -> F,
+    to: mpsc::Sender<Arc<NodeSpec>>,
+    (first, longest): (Duration, Duration),
+) where
+    F: Future<Output = Result<NodeSpec, String>>,
+{
+    let unseen = |spec: &NodeSpec| spec.devices.iter().filter(|device| !device.healthy).count();
+    let (mut left, mut pause) = (unseen(&spec), first);
+    while left > 0 && !to.is_closed() {
+        tokio::time::sleep(pause).await;
+        pause = longest.min(pause * 2);
+        match look().await {
+            Ok(now) if unseen(&now) < left => {
+                left = unseen(&now);
+                tracing::info!(left, "GPUs that did not answer at the start do now");
+                pause = first;
+                if to.send(Arc::new(now)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(error, "GPUs do not answer still"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use nf_core::testing;
+    use std::sync::Mutex;
+
+    /// The driver's answers, one a look; the last one stands.
+    #[tokio::test]
+    async fn a_driver_that_is_late_is_asked_again_until_all_gpus_answer() {
+        let (tmp, node) = (tempfile::tempdir().unwrap(), NodeName::new("n1").unwrap());
+        let gpu = |uuid: &str| Device { uuid: uuid.into(), ..testing::node_spec(1).devices.remove(0) };
+        let (some, all) = (vec![gpu("a")], vec![gpu("a"), gpu("b")]);
+        remember(tmp.path(), &all);
+        let answers = [Err("booting".to_owned()), Ok(None), Ok(Some(some)), Ok(Some(all))];
+        let answers = Mutex::new(answers.into_iter().collect::<std::collections::VecDeque<_>>());
+        let look = || {
+            let answer = answers.lock().unwrap().pop_front().expect("nobody looks once all answer");
+            let (devices, simulated) = devices_of(answer, &node, tmp.path(), false).unwrap();
+            node_spec("h", None, Machine { cpu_milli: 1, memory: 1, disk: 1 }, devices, simulated)
+        };
+        let first = look();
+        assert!(first.devices.len() == 2 && first.devices.iter().all(|device| !device.healthy), "{first:?}");
+        let (to, mut told) = mpsc::channel(4);
+        follow(first, async || Ok(look()), to, (Duration::from_millis(1), Duration::from_millis(4))).await;
+        let mut healthy = Vec::new();
+        while let Some(spec) = told.recv().await {
+            healthy.push(spec.devices.iter().map(|device| device.healthy).collect::<Vec<_>>());
+        }
+        assert_eq!(healthy, [[true, false], [true, true]]);
+    }
 
     #[test]
     fn a_gpu_that_does_not_answer_keeps_its_place_and_the_others_theirs() {

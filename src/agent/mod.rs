@@ -6,6 +6,7 @@
 //! placement, and keeps replicas running while no member answers.
 
 pub mod doctor;
+mod earlier;
 pub mod engine;
 pub mod executor;
 pub mod faults;
@@ -23,6 +24,7 @@ mod probe;
 mod record;
 mod runtimes;
 mod scrape;
+pub mod troubles;
 pub mod virtual_nodes;
 pub mod vitals;
 
@@ -31,9 +33,11 @@ mod tests;
 
 pub use link::{Link, LocalLink, RemoteLink};
 pub use node::Standing;
+pub use runtimes::marks::Found;
 pub use runtimes::mps::Daemon;
 pub use runtimes::users::Users;
 pub use runtimes::vacancy::{Alarm, Sensor, Vacancy};
+pub use troubles::Troubles;
 
 use crate::exchange::life::{self, Life};
 use crate::exchange::{Beat, BeatAnswer, Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
@@ -45,6 +49,7 @@ use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
 use nf_core::id::{Digest16, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
+use nf_core::node::NodeSpec;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{Actual, Purge, ReplicaId, Want};
 use node::Node;
@@ -61,7 +66,8 @@ pub trait Execute: Send + Sync + 'static {
     /// Does nothing when that generation is known already.
     fn start(&self, id: ReplicaId, want: &Want);
     /// Begins to stop a replica after `grace`, in which its program may save its state. One that is stopping has no
-    /// more time for that when `grace` is nothing; one that is not here, or is gone, stays as it is.
+    /// more time for that when `grace` is nothing, and one that must never run twice none when no lease covers it any
+    /// more (`NodeFailure`); one that is not here, or is gone, stays as it is.
     fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration);
     /// Removes what is left of a replica that is gone: its record and its directory.
     fn forget(&self, id: ReplicaId, generation: Generation);
@@ -83,6 +89,20 @@ pub trait Execute: Send + Sync + 'static {
     fn guarded_until(&self) -> Option<u64> {
         None
     }
+    /// Those here that must never run twice, whatever the group says of them now.
+    fn exclusive(&self) -> BTreeSet<(ReplicaId, Generation)> {
+        BTreeSet::new()
+    }
+    /// Whether it knows what earlier starts of this node left behind. One that found no records of theirs does not,
+    /// until [`Execute::settle`].
+    fn remembers(&self) -> bool {
+        true
+    }
+    /// The last lease of every earlier start is over: nothing of them that must never run twice lives.
+    fn settle(&self) {}
+    /// A launch that must never run twice is not started yet, since an earlier start may have it, until then by
+    /// CLOCK_BOOTTIME. None: not known yet.
+    fn hold_back(&self, _id: ReplicaId, _want: &Want, _until_ms: Option<u64>) {}
     /// What the launches of a replica that are here have been through, older ones first.
     fn lives(&self, _id: ReplicaId) -> Vec<Life> {
         Vec::new()
@@ -124,6 +144,8 @@ pub struct AgentConfig {
     pub nodes: Vec<NodeRegistration>,
     /// Nodes that come and go while it runs.
     pub changes: Option<mpsc::Receiver<Change>>,
+    /// Other descriptions of the first node: more of its devices answer.
+    pub described: Option<mpsc::Receiver<Arc<NodeSpec>>>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
     /// How long before its lease ends a node's guard kills its exclusive replicas, and how
@@ -133,7 +155,7 @@ pub struct AgentConfig {
 
 impl AgentConfig {
     pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
-        Self { nodes, changes: None, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
+        Self { nodes, changes: None, described: None, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
     }
 }
 
@@ -231,6 +253,7 @@ struct Agent {
     nodes: Vec<Node>,
     by_name: BTreeMap<NodeName, usize>,
     changes: Option<mpsc::Receiver<Change>>,
+    described: Option<mpsc::Receiver<Arc<NodeSpec>>>,
     touched: Arc<Touched>,
     /// Watches the executors for as long as the agent runs.
     watchers: JoinSet<()>,
@@ -260,6 +283,7 @@ impl Agent {
             nodes: Vec::with_capacity(config.nodes.len()),
             by_name: BTreeMap::new(),
             changes: config.changes,
+            described: config.described,
             touched: Arc::default(),
             watchers: JoinSet::new(),
             registering: None,
@@ -315,6 +339,16 @@ impl Agent {
         }
     }
 
+    fn describe(&mut self, spec: Option<Arc<NodeSpec>>) {
+        match (spec, self.nodes.first_mut()) {
+            (Some(spec), Some(node)) => {
+                node.describe(spec);
+                self.register_at = Instant::now();
+            }
+            _ => self.described = None,
+        }
+    }
+
     fn in_standing(&self, test: fn(Standing) -> bool) -> impl Iterator<Item = usize> + '_ {
         self.nodes.iter().enumerate().filter(move |(_, node)| test(node.standing())).map(|(at, _)| at)
     }
@@ -338,6 +372,7 @@ impl Agent {
                 (sent, nodes, answer) = settled(&mut self.beating) => self.answered(sent, &nodes, answer),
                 (nodes, answers) = settled(&mut self.registering) => self.registered(&nodes, answers),
                 change = next_of(&mut self.changes) => self.change(change),
+                spec = next_of(&mut self.described) => self.describe(spec),
                 slices = next_of(&mut self.slices) => self.take_slices(slices),
                 (told, outcome) = settled(&mut self.reporting) => self.reported(told, outcome),
                 error = settled(&mut self.logs) => {
@@ -428,7 +463,7 @@ impl Agent {
                 continue;
             }
             match answer {
-                Registered::At(index) => node.registered(index),
+                Registered::At { index, new } => node.registered(index, new, lease::boot_ms()),
                 Registered::Superseded => supersede(node),
                 Registered::Refused(refusal) => {
                     tracing::error!(node = %node.registration.node, %refusal, "the group refuses this node");

@@ -3,11 +3,13 @@
 //! step looks at everything again, so a step that was lost costs nothing.
 
 use super::Execute;
+use super::earlier::Earlier;
 use super::lease::Lease;
 use crate::exchange::{BeatAnswer, NodeReports, NodeStart, Registration, Slice};
 use nf_core::command::{Report, ReportKind};
 use nf_core::id::{Digest16, Generation};
 use nf_core::job::Stage;
+use nf_core::node::NodeSpec;
 use nf_core::reason::Reason;
 use nf_core::reconcile::{self, Action, Actual, Condition, Desired, ReplicaId};
 use std::collections::BTreeMap;
@@ -37,6 +39,8 @@ pub struct Node {
     known: Option<u64>,
     revision: u64,
     lease: Lease,
+    /// Set until nothing can be left of earlier starts that the executor does not remember.
+    earlier: Option<Earlier>,
     /// How long before the lease's end exclusive replicas are killed, and before that told to stop.
     kill_budget_ms: u64,
     /// Set while an exclusive replica lives here: when it has to be stopped.
@@ -57,9 +61,11 @@ enum Told {
 
 impl Node {
     pub fn new(registration: Registration, executor: Arc<dyn Execute>, kill_budget: Duration) -> Self {
+        let earlier = (!executor.remembers()).then(Earlier::default);
         Self {
             registration,
             executor,
+            earlier,
             standing: Standing::Unregistered,
             desired: Arc::default(),
             known: None,
@@ -100,7 +106,13 @@ impl Node {
     }
 
     /// The group knows this start since `index`. Reports are made again: it may have forgotten.
-    pub fn registered(&mut self, index: u64) {
+    /// `new`: it knew no earlier one either, so there is none that could run anything.
+    pub fn registered(&mut self, index: u64, new: bool, now_ms: u64) {
+        if new && self.earlier.is_some() {
+            self.outlived();
+        } else if let Some(earlier) = &mut self.earlier {
+            earlier.registered(now_ms);
+        }
         self.standing = Standing::Registered(index);
         self.told.clear();
         self.purged.clear();
@@ -109,6 +121,14 @@ impl Node {
     /// The group does not know this start (any more).
     pub fn unknown(&mut self) {
         self.standing = Standing::Unregistered;
+    }
+
+    /// It has more than it said before, and says so.
+    pub fn describe(&mut self, spec: Arc<NodeSpec>) {
+        self.registration.spec = spec;
+        if matches!(self.standing, Standing::Registered(_)) {
+            self.standing = Standing::Unregistered;
+        }
     }
 
     pub fn superseded(&mut self) {
@@ -123,6 +143,9 @@ impl Node {
             return false;
         }
         self.desired = slice.desired.clone();
+        if let Some(earlier) = &mut self.earlier {
+            earlier.told(&slice.desired);
+        }
         self.revision = slice.revision;
         self.knows(slice.index);
         true
@@ -145,6 +168,9 @@ impl Node {
     /// A beat sent at `sent_ms` was answered, and not with a word against this node.
     pub fn take_lease(&mut self, sent_ms: u64, answer: &BeatAnswer) {
         self.lease.granted(sent_ms, answer, self.known.unwrap_or(0));
+        if let Some(earlier) = &mut self.earlier {
+            earlier.granted(answer.lease_ms);
+        }
     }
 
     /// Does what is to be done now. Safe at any time and any number of times.
@@ -160,9 +186,14 @@ impl Node {
         let held = self.stop_exclusive(&actual, now_ms, exclusive_until);
         self.exclusive_until = held.then_some(exclusive_until);
         let (Some(_), Standing::Registered(_)) = (self.known, self.standing) else { return reports };
-        self.waits = false;
+        self.outlive(now_ms);
+        self.waits = self.earlier.is_some();
         for action in reconcile::diff(&self.desired, &actual) {
             match action {
+                // What an earlier start may still have neither starts nor counts as gone.
+                Action::Start(id, _) | Action::Report(id, ..) if self.earlier_may_have(id) => {
+                    self.executor.hold_back(id, &self.desired.replicas[&id], self.over_ms());
+                }
                 Action::Start(id, _) if self.lease.covers_start(now_ms) => {
                     let Some(want) = self.desired.replicas.get(&id) else { continue };
                     if !want.spec.constraints.exclusive {
@@ -212,19 +243,47 @@ impl Node {
         reports
     }
 
+    /// Once the last lease of any earlier start is over, nothing of them lives.
+    fn outlive(&mut self, now_ms: u64) {
+        if self.over_ms().is_some_and(|over| now_ms >= over) {
+            self.outlived();
+        }
+    }
+
+    fn outlived(&mut self) {
+        self.earlier = None;
+        self.executor.settle();
+    }
+
+    fn over_ms(&self) -> Option<u64> {
+        self.earlier.as_ref()?.over_ms(self.kill_budget_ms)
+    }
+
+    fn earlier_may_have(&self, id: ReplicaId) -> bool {
+        let exclusive = self.desired.replicas.get(&id).is_some_and(|want| want.spec.constraints.exclusive);
+        exclusive && self.earlier.as_ref().is_some_and(|earlier| earlier.may_have(id))
+    }
+
     /// Stops the replicas that must never run twice, once the group may soon give up this
     /// node. Says whether one of them lives on here.
     fn stop_exclusive(&self, actual: &Actual, now_ms: u64, until_ms: u64) -> bool {
-        let exclusive = self.desired.replicas.iter().filter(|(_, want)| want.spec.constraints.exclusive);
+        let wanted = |id| self.desired.replicas.get(id).is_some_and(|want| want.spec.constraints.exclusive);
+        let known = self.executor.exclusive();
         let mut held = false;
-        for (id, _) in exclusive {
-            let here = actual.replicas.get(id).into_iter().flatten();
-            for (generation, _) in here.filter(|(_, condition)| **condition == Condition::Alive) {
-                if now_ms >= until_ms {
-                    tracing::warn!(job = %id.job, replica = id.replica, "no lease: an exclusive replica is stopped");
-                    self.executor.stop(*id, *generation, Reason::NodeFailure, Duration::ZERO);
-                } else {
-                    held = true;
+        for (id, here) in &actual.replicas {
+            for (generation, condition) in here {
+                let exclusive = known.contains(&(*id, *generation)) || wanted(id);
+                match condition {
+                    Condition::Gone { .. } => {}
+                    _ if !exclusive => {}
+                    _ if now_ms < until_ms => held = true,
+                    // One that stops already may have a grace that is longer than the lease.
+                    condition => {
+                        if *condition == Condition::Alive {
+                            tracing::warn!(job = %id.job, replica = id.replica, "no lease: an exclusive replica is stopped");
+                        }
+                        self.executor.stop(*id, *generation, Reason::NodeFailure, Duration::ZERO);
+                    }
                 }
             }
         }

@@ -48,6 +48,7 @@ pub async fn run(config: PlayedConfig, mut stop: watch::Receiver<bool>) {
     let agent = AgentConfig {
         nodes: Vec::new(),
         changes: Some(changes),
+        described: None,
         link: Arc::new(LocalLink(config.hub.clone())),
         beat_every: config.beat_every,
         kill_budget: config.kill_budget,

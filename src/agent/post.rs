@@ -136,6 +136,16 @@ impl Post {
         }
     }
 
+    /// Is over when it must be gone at once, whatever it was given before: no lease covers it any more.
+    pub(super) fn fence(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut stop = self.stop.clone();
+        async move {
+            if stop.wait_for(|asked| matches!(asked, Some(Asked { why: Reason::NodeFailure, .. }))).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// How long it may save its state first; nothing where it was not told to stop, or has no time for that.
     pub(super) fn grace(&self) -> Duration {
         self.stop.borrow().map_or(Duration::ZERO, |asked| asked.grace)

@@ -44,13 +44,16 @@ pub(super) struct Launch {
     pub port: Option<u16>,
     /// Indexes of its devices; None in records of builds that did not write them.
     pub devices: Option<Vec<u16>>,
+    /// The same by uuid.
+    #[serde(default)]
+    pub uuids: Vec<Arc<str>>,
 }
 
 impl Launch {
     pub(super) fn of(id: ReplicaId, want: &Want) -> Self {
         let (request, host) = (want.request.clone(), want.host.clone());
         let Holding { devices, port } = Holding::of(want);
-        Self { request, id, generation: want.generation, host, port, devices }
+        Self { request, id, generation: want.generation, host, port, devices, uuids: want.uuids.clone() }
     }
 
     pub(super) fn holding(&self) -> Holding {
@@ -95,6 +98,9 @@ pub(super) struct Record {
     /// The port in its own network, where that is another than the machine's.
     #[serde(default)]
     pub listens: Option<u16>,
+    /// Its first process is a shell that waits for the program and keeps its exit status.
+    #[serde(default)]
+    pub kept: bool,
     #[serde(default)]
     pub stopping: Option<Stopping>,
     /// The name of its container; None for processes of this machine.
@@ -138,6 +144,7 @@ impl Record {
             drain: None,
             metrics: None,
             listens: None,
+            kept: false,
             stopping: None,
             container: None,
             life: Life::default(),
@@ -202,22 +209,84 @@ pub(super) fn load_all(dir: &Path) -> io::Result<Vec<Record>> {
     Ok(out)
 }
 
-/// What the names of directories end in whose records were set aside: a process may live there.
-pub(super) fn set_aside(dir: &Path) -> io::Result<Vec<String>> {
+/// A record that was set aside, since it can't be read: what it tells of may still run.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub path: PathBuf,
+    pub id: ReplicaId,
+    pub generation: Generation,
+    pub remains: Remains,
+}
+
+impl Unread {
+    /// What the name of its launch's directory ends in.
+    pub(super) fn directory_end(&self) -> String {
+        format!(".{}.{}.{}", self.id.replica, self.id.job, self.generation)
+    }
+}
+
+/// What can be told of one that can't be read as a whole: of another build's, nearly all; of half a file, nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Remains {
+    pub request: Option<RequestId>,
+    pub holding: Holding,
+    pub key: Option<String>,
+    pub process: Option<Identity>,
+    pub cgroup: Option<PathBuf>,
+    pub owner: Option<Owner>,
+    pub exclusive: Option<bool>,
+}
+
+impl Remains {
+    fn of(bytes: &[u8]) -> Self {
+        let Ok(all) = serde_json::from_slice::<serde_json::Value>(bytes) else { return Self::default() };
+        let launch = all.get("launch");
+        let holding =
+            Holding { devices: launch.and_then(|l| part(l, "devices")), port: launch.and_then(|l| part(l, "port")) };
+        Self {
+            request: launch.and_then(|launch| part(launch, "request")),
+            holding,
+            key: part(&all, "key").filter(|key: &String| !key.is_empty()),
+            process: part(&all, "process"),
+            cgroup: part(&all, "cgroup"),
+            owner: part(&all, "owner"),
+            exclusive: part(&all, "exclusive"),
+        }
+    }
+}
+
+fn part<T: serde::de::DeserializeOwned>(of: &serde_json::Value, name: &str) -> Option<T> {
+    serde_json::from_value(of.get(name)?.clone()).ok()
+}
+
+/// All records that were set aside.
+pub(super) fn unread(dir: &Path) -> io::Result<Vec<Unread>> {
     let mut out = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "bad") {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let mut numbers = name.split('.').map(str::parse::<u64>);
-            if let (Some(Ok(job)), Some(Ok(replica)), Some(Ok(generation))) =
-                (numbers.next(), numbers.next(), numbers.next())
-            {
-                out.push(format!(".{replica}.{}.{}", JobNo(job), Generation(generation as u32)));
-            }
+        if path.extension().is_none_or(|e| e != "bad") {
+            continue;
         }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let Some((id, generation)) = named(&name) else {
+            tracing::error!(path = %path.display(), "a record that can't be read, not even whose it is; remove it");
+            continue;
+        };
+        let mut bytes = Vec::new();
+        // What can't be read at all tells nothing, and holds its place by its name.
+        let read = File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
+        let remains = read.map_or_else(|_| Remains::default(), |_| Remains::of(&bytes));
+        out.push(Unread { path, id, generation, remains });
     }
     Ok(out)
+}
+
+/// `job.replica.generation`, as [`path`] names it.
+fn named(name: &str) -> Option<(ReplicaId, Generation)> {
+    let mut numbers = name.split('.').map(|number| number.parse::<u64>().ok());
+    let (job, replica, generation) = (numbers.next()??, numbers.next()??, numbers.next()??);
+    let id = ReplicaId { job: JobNo(job), replica: u16::try_from(replica).ok()? };
+    numbers.next().is_none().then_some((id, Generation(u32::try_from(generation).ok()?)))
 }
 
 fn read(path: &Path) -> io::Result<Record> {

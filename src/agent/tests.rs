@@ -23,6 +23,7 @@ use nf_core::state::State;
 use nf_core::testing;
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_stream::wrappers::TcpListenerStream;
 
@@ -33,12 +34,16 @@ struct Fake {
     disk: Mutex<BTreeSet<[u8; 32]>>,
     of: Mutex<BTreeMap<ReplicaId, [u8; 32]>>,
     changes: watch::Sender<u64>,
+    /// The records of earlier starts are lost.
+    forgot: AtomicBool,
+    /// Why each was stopped, in order.
+    stops: Mutex<Vec<(ReplicaId, Reason)>>,
 }
 
 impl Fake {
     fn new() -> Arc<Self> {
-        let (disk, of) = Default::default();
-        Arc::new(Self { there: Mutex::default(), disk, of, changes: watch::channel(0).0 })
+        let (disk, of, forgot, stops) = Default::default();
+        Arc::new(Self { there: Mutex::default(), disk, of, changes: watch::channel(0).0, forgot, stops })
     }
 
     /// The n-th entry that is so becomes what `to` says.
@@ -70,7 +75,14 @@ impl Execute for Fake {
         }
         self.assert_one_generation_each();
     }
-    fn stop(&self, id: ReplicaId, generation: Generation, _: Reason, _: Duration) {
+    fn remembers(&self) -> bool {
+        !self.forgot.load(Ordering::SeqCst)
+    }
+    fn settle(&self) {
+        self.forgot.store(false, Ordering::SeqCst);
+    }
+    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, _: Duration) {
+        self.stops.lock().unwrap().push((id, why));
         if let Some(condition) = self.there.lock().unwrap().get_mut(&(id, generation))
             && *condition == Condition::Alive
         {
@@ -226,7 +238,7 @@ impl World {
     fn register(&mut self) {
         let r = self.node.registration.clone();
         self.commit(Intent::Register { name: r.node, kind: r.kind, incarnation: r.incarnation, spec: r.spec }).unwrap();
-        self.node.registered(self.index);
+        self.node.registered(self.index, false, self.now_ms);
     }
 
     fn tell(&mut self, back: usize) {
@@ -550,7 +562,7 @@ async fn a_worker_speaks_for_itself_only() {
     let refused = link.register(vec![registration("w2", NodeKind::Worker)]).await.unwrap_err();
     assert!(matches!(&refused, Error::Refused(r) if r.reason == Reason::NodeIdentityMismatch), "{refused}");
     let welcome = link.register(vec![registration("w1", NodeKind::Worker)]).await.unwrap();
-    assert_eq!(welcome, [Registered::At(1)]);
+    assert_eq!(welcome, [Registered::At { index: 1, new: true }]);
     let other = crate::exchange::NodeStart { node: NodeName::new("w2").unwrap(), incarnation: Incarnation(2) };
     assert_eq!(link.watch(vec![other]).recv().await, None, "no slice of another node");
     server.abort();

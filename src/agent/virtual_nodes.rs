@@ -178,7 +178,7 @@ async fn beat_only(
         }
         if !known {
             let answers = link.register(nodes.clone()).await.unwrap_or_default();
-            known = !answers.is_empty() && answers.iter().all(|answer| matches!(answer, Registered::At(_)));
+            known = !answers.is_empty() && answers.iter().all(|answer| matches!(answer, Registered::At { .. }));
         }
         match link.beat(beats.clone()).await {
             Ok(answer) if answer.superseded.len() == nodes.len() => return Outcome::Superseded,

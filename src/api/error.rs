@@ -85,7 +85,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::DeviceFault | R::NoGuard | R::LivenessFailed => (500, Code::Internal, 1),
         R::EngineUnavailable | R::ImageMissing | R::ImagePullFailed => (500, Code::Internal, 1),
         R::NodeDrain | R::Preempted | R::QuotaReclaimed | R::ScaledDown | R::Defragmentation => (409, Code::Aborted, 1),
-        R::MaxRunTime | R::StoppedByUser | R::Completed => (409, Code::Aborted, 1),
+        R::MaxRunTime | R::StoppedByUser | R::Completed | R::Replaced => (409, Code::Aborted, 1),
         R::VersionTooOld | R::LatencyBudgetExceeded | R::MemoryBudgetExceeded => (422, Code::FailedPrecondition, 6),
         R::Rollout | R::PromiseBroken => (409, Code::Aborted, 1),
     };

@@ -97,6 +97,8 @@ reasons! {
     VersionTooOld,
     /// More was asked for than the version's manifest says that it may take (P6).
     LatencyBudgetExceeded, MemoryBudgetExceeded,
+    /// The group counts this launch no more: another took its place, or its job was over, while its node was away.
+    Replaced,
 }
 
 impl fmt::Display for Reason {

@@ -84,6 +84,9 @@ pub enum Condition {
     Alive,
     /// Told to stop, not gone yet.
     Stopping,
+    /// It was told to stop, or ended, and something of it survives KILL: the group need not wait for it, and yet what
+    /// it used is not free. Never one that must not run twice.
+    Stuck { ok: bool, why: Reason },
     /// Gone, and what it used is free again.
     Gone { ok: bool, why: Reason },
 }
@@ -186,13 +189,15 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
                 }
                 (Condition::Alive, Some(_)) => {}
                 // Not wanted at this generation: an older launch, or a job that is gone.
-                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::StoppedByUser, 0)),
+                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::Replaced, 0)),
                 // It had time to save its state perhaps, and has none any more.
                 (Condition::Stopping, Some(Want { stop: Some(why), grace_ms: 0, .. })) => {
                     out.push(Action::Stop(*id, *generation, *why, 0))
                 }
-                (Condition::Stopping, _) => {}
-                (Condition::Gone { ok, why }, Some(_)) => out.push(Action::Report(*id, *generation, *ok, *why)),
+                (Condition::Stopping, _) | (Condition::Stuck { .. }, None) => {}
+                (Condition::Gone { ok, why } | Condition::Stuck { ok, why }, Some(_)) => {
+                    out.push(Action::Report(*id, *generation, *ok, *why));
+                }
                 (Condition::Gone { .. }, None) => out.push(Action::Forget(*id, *generation)),
             }
         }
@@ -201,8 +206,9 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
     for (id, want) in &desired.replicas {
         let here = actual.replicas.get(id);
         let known = here.is_some_and(|generations| generations.contains_key(&want.generation));
-        // An older generation must be gone first: it may hold the port and the devices.
-        let lingers = here.is_some_and(|g| g.values().any(|c| !matches!(c, Condition::Gone { .. })));
+        // An older generation must be gone first: it may hold the port and the devices. (What a stuck one holds is left
+        // over, as another job's would be.)
+        let lingers = here.is_some_and(|g| g.values().any(|c| matches!(c, Condition::Alive | Condition::Stopping)));
         match (known, want.stop) {
             (true, _) => {}
             // Never started here, and not wanted any more.
@@ -220,7 +226,7 @@ fn leftovers<'a>(desired: &Desired, actual: &'a Actual) -> Vec<&'a Holding> {
     let counted = |id: &ReplicaId, generation| desired.replicas.get(id).is_some_and(|w| w.generation == generation);
     let here = |(id, generation): &(ReplicaId, Generation)| {
         let condition = actual.replicas.get(id).and_then(|generations| generations.get(generation));
-        matches!(condition, Some(Condition::Alive | Condition::Stopping))
+        matches!(condition, Some(Condition::Alive | Condition::Stopping | Condition::Stuck { .. }))
     };
     let left = actual.holdings.iter().filter(|(key, _)| here(key) && !counted(&key.0, key.1));
     left.map(|(_, holding)| holding).collect()
@@ -255,7 +261,7 @@ mod tests {
     fn an_older_generation_goes_before_the_new_one_comes() {
         let (mut desired, id) = one_job();
         desired.replicas.get_mut(&id).unwrap().generation = Generation(2);
-        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser, 0);
+        let stop = Action::Stop(id, Generation(1), Reason::Replaced, 0);
         assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), [stop]);
         assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), []);
         let gone = Condition::Gone { ok: true, why: Reason::StoppedByUser };
@@ -278,7 +284,8 @@ mod tests {
         ];
         let start = Action::Start(id, Generation(1));
         for (holding, starts) in in_the_way.into_iter().map(|h| (h, false)).chain([(elsewhere, true)]) {
-            for condition in [Condition::Alive, Condition::Stopping] {
+            let stuck = Condition::Stuck { ok: true, why: Reason::NodeDrain };
+            for condition in [Condition::Alive, Condition::Stopping, stuck] {
                 let mut actual = actual(other, 1, condition);
                 actual.holdings.insert((other, Generation(1)), holding.clone());
                 assert_eq!(diff(&desired, &actual).contains(&start), starts, "{holding:?} {condition:?}");
@@ -324,9 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_survives_kill_is_told_as_ended_and_holds_what_it_has() {
+        let (mut desired, id) = one_job();
+        let stuck = Condition::Stuck { ok: true, why: Reason::NodeDrain };
+        let mut here = actual(id, 1, stuck);
+        here.holdings.insert((id, Generation(1)), Holding::of(&desired.replicas[&id]));
+        assert_eq!(diff(&desired, &here), [Action::Report(id, Generation(1), true, Reason::NodeDrain)]);
+        assert_eq!(diff(&Desired::default(), &here), [], "neither stopped again nor forgotten");
+        // Its next launch waits for what it holds, and for nothing else.
+        desired.replicas.get_mut(&id).unwrap().generation = Generation(2);
+        assert_eq!(diff(&desired, &here), []);
+        here.holdings.insert((id, Generation(1)), Holding { devices: Some(vec![7]), port: Some(1) });
+        assert_eq!(diff(&desired, &here), [Action::Start(id, Generation(2))]);
+    }
+
+    #[test]
     fn what_nobody_wants_is_stopped_and_forgotten() {
         let (_, id) = one_job();
-        let stop = Action::Stop(id, Generation(1), Reason::StoppedByUser, 0);
+        let stop = Action::Stop(id, Generation(1), Reason::Replaced, 0);
         assert_eq!(diff(&Desired::default(), &actual(id, 1, Condition::Alive)), [stop]);
         let gone = Condition::Gone { ok: false, why: Reason::RuntimeFailed };
         assert_eq!(diff(&Desired::default(), &actual(id, 1, gone)), [Action::Forget(id, Generation(1))]);

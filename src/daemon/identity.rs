@@ -10,6 +10,7 @@ use crate::storage;
 use anyhow::{Context as _, Result, bail};
 use nf_core::id::{MemberId, NodeName};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// This process, as the group knows it.
@@ -43,6 +44,7 @@ impl Me {
     pub fn new(settings: &Settings, id: MemberId, public: SocketAddr, peer: SocketAddr) -> Result<Self> {
         let (name, cluster, data) = (settings.name(), settings.cluster.value.clone(), settings.data());
         same_group(&data, &cluster)?;
+        make_own(&data)?;
         let founders = founders(settings, peer);
         let member = settings.role.value == Role::Member;
         let alone = member && founders.len() == 1 && settings.join.value.is_empty();
@@ -73,6 +75,21 @@ impl Me {
     pub fn links(&self) -> Vec<Links> {
         vec![self.tls.links().clone(), Links::outside().clone()]
     }
+}
+
+/// A data directory that is not there yet is its owner's alone: keys, state and logs lie below it. One that is there stays as
+/// it is, since users of running replicas may have to pass through it.
+fn make_own(data: &Path) -> Result<()> {
+    if data.exists() {
+        return Ok(());
+    }
+    let make = || {
+        if let Some(above) = data.parent() {
+            std::fs::create_dir_all(above)?;
+        }
+        std::fs::DirBuilder::new().mode(0o700).create(data)
+    };
+    make().with_context(|| format!("NF_DATA_DIR {}", data.display()))
 }
 
 /// Another group's data is not touched, not even its keys.
@@ -138,4 +155,23 @@ fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alon
     made.write(&dir).with_context(|| dir.display().to_string())?;
     authority.issuer(cluster)?.write(&dir)?;
     Ok((made, dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{Permissions, metadata, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_new_data_directory_is_its_owner_s_alone_and_one_that_is_there_stays_as_it_is() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (above, data) = (tmp.path().join("above"), tmp.path().join("above/data"));
+        let mode = |path: &Path| metadata(path).unwrap().permissions().mode() & 0o777;
+        make_own(&data).unwrap();
+        assert_eq!((mode(&data), mode(&above) & 0o700), (0o700, 0o700));
+        set_permissions(&data, Permissions::from_mode(0o711)).unwrap();
+        make_own(&data).unwrap();
+        assert_eq!(mode(&data), 0o711, "replicas' users pass through it");
+    }
 }

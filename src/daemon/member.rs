@@ -316,6 +316,15 @@ impl Part<'_> {
     /// Forms or joins the group, then runs the agent. Returns only with an error.
     async fn take(&self, founders: &[crate::config::parse::Member], extras: &Extras) -> Result<()> {
         let Self { settings, me, replica, hub, .. } = self;
+        // What runs here is adopted whether or not the group answers: that may take as long as a quorum is away.
+        let here = nodes::Here::of(me, &self.metrics);
+        let spec = nodes::own_spec(settings, me).await?;
+        let faults = agent::faults::channel();
+        let vacancy = nodes::vacancy(settings, me, &spec, &faults.0, &self.metrics);
+        let (store, trust) = (self.store.clone(), self.trust.as_ref());
+        let executor =
+            Executor::open(nodes::executor_config(settings, &me.data, &here, &me.name, store, trust, vacancy))?;
+        tokio::spawn(keep_replicas(self.ended.clone(), executor.clone()));
         match founders.is_empty() {
             false => form::initialize(replica, me, founders).await?,
             true if replica.status().members.is_empty() => form::join(settings, me).await?,
@@ -324,15 +333,11 @@ impl Part<'_> {
         form::introduce(replica, me, settings).await?;
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
-        let spec = nodes::own_spec(settings, me).await?;
-        let faults = agent::faults::channel();
-        let vacancy = nodes::vacancy(settings, me, &spec, &faults.0, &self.metrics);
-        let (store, trust) = (self.store.clone(), self.trust.as_ref());
-        let executor = Executor::open(nodes::executor_config(settings, &me.data, &me.name, store, trust, vacancy))?;
-        let watched = nodes::watched(me, incarnation, &spec);
+        let (watched, described) = (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, &spec));
         agent::vitals::follow(me.name.as_str(), watched.1.clone(), &self.metrics, self.ended.clone())?;
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
+            described: Some(described),
             beat_every: settings.beat.value,
             kill_budget: settings.kill_budget.value,
             ..AgentConfig::new(vec![node], Arc::new(LocalLink((*hub).clone())))
@@ -341,7 +346,7 @@ impl Part<'_> {
             me: me.id,
             incarnation,
             hub: (*hub).clone(),
-            open: nodes::opener(settings, &me.data, self.store.clone(), self.trust.clone()),
+            open: nodes::opener(settings, &me.data, &here, self.store.clone(), self.trust.clone()),
             beat_every: settings.beat.value,
             kill_budget: settings.kill_budget.value,
         };
@@ -349,8 +354,6 @@ impl Part<'_> {
         let link = Arc::new(LocalLink((*hub).clone()));
         tokio::spawn(agent::faults::run(watched.0, watched.1, faults, link, self.ended.clone()));
         let agent = tokio::spawn(agent::run(config, self.ended.clone()));
-        let keep = self.ended.clone();
-        tokio::spawn(keep_replicas(keep, executor));
         nodes::register_played(settings, me, replica, incarnation).await?;
         write_ready(extras.ready_file.as_ref(), &me.api)?;
         tracing::info!(api = me.api, peer = me.peer, id = me.id.0, "serving");

@@ -9,7 +9,7 @@ use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
 use crate::agent::nvml;
 use crate::agent::played::OpenExecutor;
-use crate::agent::{Daemon, Execute, NodeRegistration, Sensor, Users, Vacancy};
+use crate::agent::{Daemon, Execute, Found, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
 use crate::config::{Error as ConfigError, Origin, Settings};
 use crate::exchange::{NodeStart, Registration};
@@ -17,6 +17,7 @@ use crate::models::Store;
 use crate::raft::Replica;
 use crate::sealed::{self, PrivateKey};
 use crate::telemetry::Metrics;
+use crate::telemetry::alarms::DEVICE_OCCUPIED;
 use anyhow::{Context as _, Result, anyhow};
 use nf_core::id::{Incarnation, Label, NodeName};
 use nf_core::node::{Device, DeviceKind, ENGINE_LABEL, NodeKind, NodeSpec, PortRange};
@@ -26,12 +27,11 @@ use nf_core::sharing::Sharing;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// Times that ports are chosen for a node, and the pause for this member to see who was quicker.
 const PORT_TRIES: u32 = 16;
 const PORT_PAUSE: Duration = Duration::from_millis(50);
-/// The kind of the alarm that a device did not become free.
-const DEVICE_OCCUPIED: &str = "device_occupied";
 /// One registration's time.
 const REGISTER: Duration = Duration::from_secs(10);
 
@@ -128,8 +128,10 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => {
-            let found =
-                own_devices(&me.name, &me.data, simulation).map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
+            let (name, data) = (me.name.clone(), me.data.clone());
+            // A driver with a broken GPU may take its time.
+            let found = tokio::task::spawn_blocking(move || own_devices(&name, &data, simulation)).await?;
+            let found = found.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
             let (mut devices, simulated) = found;
             shared(settings, &me.data, &mut devices, simulated);
             (devices, simulated)
@@ -142,6 +144,17 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
     let ports = Some(played::own_ports(range(settings)));
     let spec = placed(settings, inventory::node_spec(&me.host, ports, machine(&me.data), devices, simulated));
     labelled(settings, spec).await
+}
+
+/// What this process' own node has, said again when GPUs answer that did not at its start.
+pub fn described(settings: &Settings, me: &Me, spec: &NodeSpec) -> mpsc::Receiver<Arc<NodeSpec>> {
+    let (to, described) = mpsc::channel(1);
+    let (settings, me, spec) = (settings.clone(), me.clone(), spec.clone());
+    tokio::spawn(async move {
+        let look = async || own_spec(&settings, &me).await.map_err(|error| error.to_string());
+        inventory::follow(spec, look, to, inventory::LATE).await;
+    });
+    described
 }
 
 /// The store that model versions come from.
@@ -169,16 +182,44 @@ pub fn artefact_key(settings: &Settings) -> Result<Option<PrivateKey>, ConfigErr
     key.map_err(|text| ConfigError::Clash(format!("NF_ARTEFACT_KEY: {text}")))
 }
 
+/// What is the same for all executors of this process.
+#[derive(Clone)]
+pub struct Here {
+    /// No earlier start of it is known. To be asked before this one is counted.
+    anew: bool,
+    found: Arc<Found>,
+    troubles: Arc<Troubles>,
+}
+
+impl Here {
+    pub fn of(me: &Me, metrics: &Metrics) -> Self {
+        let metrics = metrics.clone();
+        let tell = move |kind, text: Option<&str>| match text {
+            Some(text) => metrics.alarms.raise(kind, text),
+            None => metrics.alarms.clear(kind),
+        };
+        Self {
+            anew: !incarnation::is_known(&me.data.join("node")),
+            found: Arc::default(),
+            troubles: Arc::new(Troubles::new(tell)),
+        }
+    }
+}
+
 /// What an executor of this process is opened with.
 pub fn executor_config(
     settings: &Settings,
     data: &Path,
+    here: &Here,
     node: &NodeName,
     store: Option<Store>,
     trust: Option<&Trust>,
     vacancy: Vacancy,
 ) -> ExecutorConfig {
     ExecutorConfig {
+        anew: here.anew,
+        found: here.found.clone(),
+        troubles: here.troubles.clone(),
         vacancy: Arc::new(vacancy),
         mps_pipes: settings.mps_pipe_directory.value.clone(),
         judge: trust.map(Trust::for_node),
@@ -239,11 +280,17 @@ pub fn watched(me: &Me, incarnation: Incarnation, spec: &NodeSpec) -> (NodeStart
 }
 
 /// Opens executors for nodes that this member plays.
-pub fn opener(settings: &Settings, data: &Path, store: Option<Store>, trust: Option<Trust>) -> OpenExecutor {
-    let (settings, data) = (settings.clone(), data.to_owned());
+pub fn opener(
+    settings: &Settings,
+    data: &Path,
+    here: &Here,
+    store: Option<Store>,
+    trust: Option<Trust>,
+) -> OpenExecutor {
+    let (settings, data, here) = (settings.clone(), data.to_owned(), here.clone());
     Arc::new(move |name| {
         let vacancy = Vacancy::new(played_devices(&data, name), settings.device_wait.value, None, None);
-        let config = executor_config(&settings, &data, name, store.clone(), trust.as_ref(), vacancy);
+        let config = executor_config(&settings, &data, &here, name, store.clone(), trust.as_ref(), vacancy);
         let executor = Executor::open(config)?;
         Ok(Arc::new(executor) as Arc<dyn Execute>)
     })

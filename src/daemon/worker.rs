@@ -6,7 +6,7 @@ use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
-use crate::api::service::cluster::{Component, HealthBody, keys};
+use crate::api::service::cluster::{self, Component, HealthBody, keys};
 use crate::api::service::gauges::fill_models;
 use crate::api::service::links::LinksBody;
 use crate::config::{Error as ConfigError, Settings, parse::Mode};
@@ -47,16 +47,17 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         );
         return Err(ConfigError::Clash(text).into());
     }
-    let dir = me.data.join("node");
-    let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     let store = nodes::store(settings, &me.data)?;
     let spec = nodes::own_spec(settings, &me).await?;
     let about = About::new(settings, &me, spec.simulated, begun);
     let trust = Trust::open(settings, store.as_ref(), trust::alarm(&about.metrics))?;
     let faults = agent::faults::channel();
     let vacancy = nodes::vacancy(settings, &me, &spec, &faults.0, &about.metrics);
-    let config = nodes::executor_config(settings, &me.data, &me.name, store, trust.as_ref(), vacancy);
+    let here = nodes::Here::of(&me, &about.metrics);
+    let config = nodes::executor_config(settings, &me.data, &here, &me.name, store, trust.as_ref(), vacancy);
     let executor = Executor::open(config)?;
+    let dir = me.data.join("node");
+    let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     follow::certificates(&me, about.metrics.clone())?;
     about.metrics.publish(Box::new(Families::new(me.links())?))?;
     let (end, ended) = watch::channel(false);
@@ -67,11 +68,12 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
     let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
     let served = serve(port, listener, about, ended.clone())?;
-    let watched = nodes::watched(&me, incarnation, &spec);
+    let (watched, described) = (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, &spec));
     agent::vitals::follow(me.name.as_str(), watched.1.clone(), &vitals, ended.clone())?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
     let config = AgentConfig {
+        described: Some(described),
         beat_every: settings.beat.value,
         kill_budget: settings.kill_budget.value,
         ..AgentConfig::new(vec![node], link.clone())
@@ -143,7 +145,7 @@ impl About {
             version: crate::cli::VERSION.into(),
             commit: crate::cli::COMMIT.into(),
             components: [
-                ("agent".to_owned(), part(agent)),
+                ("agent".to_owned(), cluster::agent(&self.metrics, part(agent))),
                 ("model_store".to_owned(), part(store)),
                 ("keys".to_owned(), keys(&self.metrics)),
             ]

@@ -49,8 +49,11 @@ pub struct Registration {
 /// What became of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Registered {
-    /// Committed at this index; older knowledge of the node is void.
-    At(u64),
+    /// Committed at this index; older knowledge of the node is void. `new`: the group knew no node of that name.
+    At {
+        index: u64,
+        new: bool,
+    },
     /// A later start of the node has registered. This one has no say any more.
     Superseded,
     Refused(Refusal),

@@ -35,7 +35,7 @@ use beats::{Loads, Rounds};
 use client::Peers;
 use feed::Feed;
 use futures::stream::{self, StreamExt};
-use nf_core::command::DeviceFault;
+use nf_core::command::{Answer, DeviceFault};
 use nf_core::id::{MemberId, NodeName};
 use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
@@ -139,7 +139,7 @@ impl Hub {
         let intent = Intent::Register { name, kind, incarnation, spec };
         let reply = self.submit(intent).await?;
         Ok(match reply.result {
-            Ok(_) => Registered::At(reply.index),
+            Ok(answer) => Registered::At { index: reply.index, new: matches!(answer, Answer::Node { new: true, .. }) },
             Err(refusal) if refusal.field.as_deref() == Some("incarnation") => Registered::Superseded,
             Err(refusal) => Registered::Refused(refusal),
         })

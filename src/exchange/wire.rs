@@ -163,7 +163,7 @@ pub fn registration(message: pb::NodeRegistration) -> Result<Registration, Error
 pub fn put_registered(registered: &Registered) -> pb::NodeRegistered {
     use pb::node_registered::Result as R;
     let result = match registered {
-        Registered::At(index) => R::Index(*index),
+        Registered::At { index, .. } => R::Index(*index),
         Registered::Superseded => R::Superseded(true),
         Registered::Refused(refusal) => R::Refused(pb::NodeRefusal {
             reason: refusal.reason.token().into(),
@@ -171,13 +171,13 @@ pub fn put_registered(registered: &Registered) -> pb::NodeRegistered {
             field: refusal.field.clone().unwrap_or_default(),
         }),
     };
-    pb::NodeRegistered { result: Some(result) }
+    pb::NodeRegistered { result: Some(result), new_node: matches!(registered, Registered::At { new: true, .. }) }
 }
 
 pub fn registered(message: pb::NodeRegistered) -> Result<Registered, Error> {
     use pb::node_registered::Result as R;
     match message.result {
-        Some(R::Index(index)) => Ok(Registered::At(index)),
+        Some(R::Index(index)) => Ok(Registered::At { index, new: message.new_node }),
         Some(R::Superseded(_)) => Ok(Registered::Superseded),
         Some(R::Refused(refusal)) => Ok(Registered::Refused(Refusal {
             reason: reason(&refusal.reason).unwrap_or(Reason::Internal),
@@ -364,7 +364,8 @@ mod tests {
         };
         assert_eq!(registration(put_registration(&sent)), Ok(sent));
         for one in [
-            Registered::At(9),
+            Registered::At { index: 9, new: true },
+            Registered::At { index: 9, new: false },
             Registered::Superseded,
             Registered::Refused(Refusal::field(Reason::Conflict, "devices", "in use")),
         ] {

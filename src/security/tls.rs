@@ -250,7 +250,7 @@ fn file_error(path: &Path, source: io::Error) -> Error {
 
 pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     let write = || -> io::Result<()> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
@@ -258,6 +258,8 @@ pub(super) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error
         let mut options = std::fs::OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(mode);
         let mut file = options.open(path)?;
+        // One that was there keeps its rights when it is opened, and a key may follow what everybody could read.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
@@ -545,6 +547,17 @@ mod tests {
         assert_eq!(holder(&cert(&credentials), "green"), None);
         assert!(authority.issue("blue", "N1").is_err());
         assert!(authority.issue("blue", "").is_err());
+    }
+
+    #[test]
+    fn a_key_is_its_owner_s_alone_also_where_another_file_was() {
+        use std::os::unix::fs::PermissionsExt;
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("member.key");
+        std::fs::write(&path, "for all").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        write_file(&path, "a key", 0o600).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

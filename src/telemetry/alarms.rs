@@ -5,6 +5,17 @@ use prometheus::{IntCounterVec, IntGaugeVec};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+/// A device did not become free in time.
+pub const DEVICE_OCCUPIED: &str = "device_occupied";
+/// A process of a replica survives KILL.
+pub const PROCESS_STUCK: &str = "process_stuck";
+/// A replica's record can't be read, so that its place is held.
+pub const RECORD_UNREADABLE: &str = "record_unreadable";
+/// Exclusive replicas wait until nothing of an earlier start can live.
+pub const EXCLUSIVE_WAITS: &str = "exclusive_waits";
+/// Kinds that are about what runs on this process' nodes.
+pub const OF_AGENTS: [&str; 4] = [DEVICE_OCCUPIED, PROCESS_STUCK, RECORD_UNREADABLE, EXCLUSIVE_WAITS];
+
 /// Those that are on. Kinds are few and our own, so they bound the series, too.
 pub struct Alarms {
     on: Mutex<BTreeSet<&'static str>>,

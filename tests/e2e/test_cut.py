@@ -11,6 +11,7 @@ import threading
 import time
 
 from nf import eventually, free_port
+from wire import Wire
 from worker import Asker, Stream, address, lab
 
 LONG = bool(os.environ.get("NF_LONG"))
@@ -19,45 +20,6 @@ TIMES = {} if LONG else {"NF_SUSPECT_AFTER": "2s", "NF_UNKNOWN_AFTER": "5s", "NF
 # Seconds that the second cut takes, and within which the node is Unknown and Down.
 CUT, UNKNOWN, DOWN = (600, 25, 75) if LONG else (60, 20, 60)
 ANSWER = 15  # seconds that an answer under way takes when the worker comes back
-
-
-class Wire:
-    """Passes bytes on between a port and another, or, while it is cut, none at all."""
-
-    def __init__(self, to):
-        self.to, self.port = to, free_port()
-        self.whole = threading.Event()
-        self.whole.set()
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        self.sockets = []
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                here, _ = self.listener.accept()
-                there = socket.create_connection(("127.0.0.1", self.to))
-            except OSError:
-                return
-            self.sockets += [here, there]
-            for pair in ((here, there), (there, here)):
-                threading.Thread(target=self.pump, args=pair, daemon=True).start()
-
-    def pump(self, source, target):
-        try:
-            while data := source.recv(65536):
-                # What was sent into the cut arrives when it heals, as TCP would have it.
-                self.whole.wait()
-                target.sendall(data)
-        except OSError:
-            pass
-        for end in (source, target):
-            end.close()
-
-    def close(self):
-        self.whole.set()
-        for end in (self.listener, *self.sockets):
-            end.close()
 
 
 def test_a_cut_moves_nothing_until_it_is_long(tmp_path):

@@ -2,12 +2,14 @@
 //! `World::drop` kills by key whatever is left, and `clear` asserts that nothing is.
 
 mod draining;
+mod ended;
 mod escapes;
 mod owned;
 mod parts;
 mod personal;
 mod saving;
 mod simulated;
+mod strays;
 mod vacant;
 
 use super::*;
@@ -97,6 +99,9 @@ impl World {
             users: Users { range: self.users, required: self.users.is_some(), home: self.path("data") },
             guard: self.path("no-such-program"),
             engine: Default::default(),
+            anew: false,
+            found: Arc::default(),
+            troubles: Arc::new(Troubles::new(|_, _| {})),
         }
     }
 
@@ -538,7 +543,7 @@ async fn a_directory_stays_while_its_record_cannot_be_read() {
     fs::write(w.path("data/records/n1/1.0.3.json"), b"{ cut sho").unwrap();
     for _ in 0..2 {
         // Set aside at the first start, remembered at the next.
-        drop(eventually_open(&w).await);
+        eventually_open(&w).await.shutdown_keeping_replicas();
         assert!(dirs[0].exists() && !dirs[1].exists());
         assert!(w.path("data/records/n1/1.0.3.bad").exists());
     }

@@ -32,6 +32,8 @@ struct Entry {
     family: Family,
     until_ms: u64,
     fired: bool,
+    /// The last order named it: an agent may be on its way to starting it.
+    named: bool,
     /// When it is looked at next, once fired or without an agent.
     look_ms: u64,
 }
@@ -154,15 +156,17 @@ impl Guard {
         stream.write_all(&line)
     }
 
-    /// Makes the table what the agent says, but takes back no time that was given and
-    /// revives nobody whose time is over.
+    /// Takes in what the agent says, but takes back no time that was given, revives nobody
+    /// whose time is over, and lets go of nobody who was not said to be gone.
     fn obey(&self, order: Order) {
         let mut table = self.table();
-        table.entries.retain(|key, _| order.holds.iter().any(|hold| hold.key == *key));
+        table.entries.retain(|key, _| !order.gone.contains(key));
+        table.entries.values_mut().for_each(|entry| entry.named = false);
         for Hold { key, leader, cgroup, owner, until_ms, else_ms } in order.holds.into_iter().take(MAX_HOLDS) {
             let family = Family { key: key.clone(), leader, cgroup, owner };
             match table.entries.get_mut(&key) {
                 Some(entry) => {
+                    entry.named = true;
                     let known = entry.family.leader;
                     entry.family = Family { leader: leader.or(known), ..family };
                     if !entry.fired {
@@ -171,7 +175,7 @@ impl Guard {
                 }
                 None => {
                     let until_ms = until_ms.unwrap_or(else_ms);
-                    table.entries.insert(key, Entry { family, until_ms, fired: false, look_ms: 0 });
+                    table.entries.insert(key, Entry { family, until_ms, fired: false, named: true, look_ms: 0 });
                 }
             }
         }
@@ -228,8 +232,8 @@ impl Guard {
             (_, true) => now_ms,
             (_, false) => now_ms + ALONE_MS,
         };
-        // Without an agent nobody can start it late.
-        if left == 0 && alone {
+        // Nobody can start it late where no agent is, nor one that speaks of it: what it forked looks at the clock.
+        if left == 0 && (alone || (fired && !entry.named)) {
             table.entries.remove(key);
         }
     }

@@ -22,10 +22,14 @@ const MAX_LINE: u64 = 1 << 20;
 /// The most replicas that one guard holds.
 const MAX_HOLDS: usize = 1024;
 
-/// All that the guard should hold from now on, as one line of JSON. What is not listed is released.
+/// What the guard should hold and what it may forget, as one line of JSON. What is in neither list stays held until its
+/// time: an agent that lost its records must not free what it does not know of.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Order {
     holds: Vec<Hold>,
+    /// Keys of which no process is left.
+    #[serde(default)]
+    gone: Vec<String>,
 }
 
 /// One replica.

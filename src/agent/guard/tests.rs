@@ -40,6 +40,14 @@ impl World {
         UnixStream::connect(short).ok()
     }
 
+    /// The keys that it says it holds.
+    fn held(&self) -> Vec<String> {
+        let mut line = String::new();
+        BufReader::new(self.connect().unwrap()).read_line(&mut line).unwrap();
+        let word: super::Word = serde_json::from_str(&line).unwrap();
+        word.held.into_iter().map(|held| held.key).collect()
+    }
+
     /// A replica: a shell and its children, one of them in a session of its own.
     fn replica(&mut self, key: &str) -> Identity {
         self.run("(setsid sleep 300 &); sleep 300 & sleep 300", key, None)
@@ -156,6 +164,35 @@ async fn what_it_holds_outlives_the_agent_and_is_found_by_the_next() {
     next.release(&key);
     eventually("let go", || next.until().is_none());
     assert!(leader.lives());
+}
+
+/// An agent that lost its records, or can't read one, speaks of others only: whoever it does not name is held until its
+/// time as before, and is neither freed nor given more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_let_go_only_when_it_is_said_to_be_gone() {
+    let mut world = World::new();
+    let (known, forgotten) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
+    let first = world.tie();
+    let until = boot_ms() + 1_500;
+    first.extend(Some(until), 1);
+    first.hold(family(&known, None)).await.unwrap();
+    first.hold(family(&forgotten, None)).await.unwrap();
+    let leader = world.replica(&forgotten);
+    eventually("all have started", || members(&forgotten) >= 4);
+    drop(first);
+    let next = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
+    next.extend(Some(boot_ms() + 60_000), 1);
+    next.knows(family(&known, None));
+    eventually("it knows the one", || next.until().is_some_and(|at| at > until));
+    assert!(leader.lives() && boot_ms() < until);
+    eventually("the other is dead", || members(&forgotten) == 0);
+    assert!(boot_ms() >= until, "at its time");
+    eventually("reaped", || world.ended(0));
+    // Fired, gone and named by nobody: forgotten in the end.
+    eventually("and forgotten", || !world.held().contains(&forgotten));
+    assert!(world.held().contains(&known));
+    next.release(&known);
+    eventually("told that it is gone", || !world.held().contains(&known));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

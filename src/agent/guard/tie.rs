@@ -37,6 +37,8 @@ struct Wanted {
     else_ms: u64,
     /// By key.
     replicas: BTreeMap<String, Family>,
+    /// Keys of those that are gone, each with the version that first said so, until a guard has heard it.
+    gone: BTreeMap<String, u64>,
 }
 
 /// What the guard last said.
@@ -68,10 +70,12 @@ impl Tie {
 
     fn change(&self, change: impl FnOnce(&mut Wanted)) -> u64 {
         let mut version = 0;
+        let heard = self.seen.borrow().version;
         self.wanted.send_modify(|wanted| {
-            change(wanted);
             wanted.version += 1;
             version = wanted.version;
+            wanted.gone.retain(|_, said| *said > heard);
+            change(wanted);
         });
         version
     }
@@ -100,6 +104,7 @@ impl Tie {
             return Err("no lease covers it".into());
         }
         let version = self.change(|wanted| {
+            wanted.gone.remove(key);
             wanted.replicas.insert(key.to_owned(), family);
         });
         let mut seen = self.seen.clone();
@@ -124,20 +129,34 @@ impl Tie {
 
     /// Its first process is known now; or, after a start of the agent, it is known at all.
     pub(in crate::agent) fn knows(&self, family: Family) {
-        self.change(|wanted| drop(wanted.replicas.insert(family.key.clone(), family)));
+        self.change(|wanted| {
+            wanted.gone.remove(&family.key);
+            wanted.replicas.insert(family.key.clone(), family);
+        });
     }
 
-    /// It is gone.
+    /// It is gone: no process of it is left. Nothing else frees a key that a guard holds.
     pub(in crate::agent) fn release(&self, key: &str) {
-        if self.wanted.borrow().replicas.contains_key(key) {
-            self.change(|wanted| drop(wanted.replicas.remove(key)));
-        }
+        self.change(|wanted| {
+            wanted.replicas.remove(key);
+            // So many that nobody has heard of: there is no guard that could hold them.
+            if wanted.gone.len() < MAX_HOLDS {
+                wanted.gone.insert(key.to_owned(), wanted.version);
+            }
+        });
     }
 
     /// Whether its time was over. Asks the clock, too: the guard's word may be on its way.
     pub(in crate::agent) fn fired(&self, key: &str) -> bool {
         let seen = self.seen.borrow();
         seen.held.get(key).is_some_and(|(until, fired)| *fired || crate::agent::lease::boot_ms() >= *until)
+    }
+
+    /// By when one of them must be dead: as the guard said, or, where none answered, as it would have been told.
+    pub(in crate::agent) fn ends_ms(&self, key: &str) -> u64 {
+        let held = self.seen.borrow().held.get(key).map(|(until, _)| *until);
+        let wanted = self.wanted.borrow();
+        held.or(wanted.until_ms).unwrap_or(wanted.else_ms)
     }
 
     /// The earliest time at which one of them is killed; None when the guard holds nothing.
@@ -166,7 +185,6 @@ struct Wire {
 impl Line {
     /// Runs until the tie is gone; the guard goes on without it.
     async fn tend(mut self) {
-        // Not before the agent has adopted what it finds: what an order does not list is released.
         if self.order.wait_for(|wanted| wanted.else_ms > 0 && !wanted.replicas.is_empty()).await.is_err() {
             return;
         }
@@ -258,7 +276,7 @@ fn order_of(wanted: &Wanted) -> Order {
         until_ms: wanted.until_ms,
         else_ms: wanted.else_ms,
     };
-    Order { holds: wanted.replicas.values().map(hold).collect() }
+    Order { holds: wanted.replicas.values().map(hold).collect(), gone: wanted.gone.keys().cloned().collect() }
 }
 
 impl Wire {

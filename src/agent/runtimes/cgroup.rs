@@ -30,6 +30,11 @@ pub(in crate::agent) struct Cgroups {
     pub kill: bool,
 }
 
+/// The group of the launch with that key.
+pub(in crate::agent) fn name_of(key: &str) -> String {
+    format!("nf-{key}")
+}
+
 impl Cgroups {
     /// Looks where this process is, and makes what can be made there.
     ///
@@ -60,12 +65,17 @@ impl Cgroups {
         CONTROLLERS.into_iter().filter(|name| !self.limits.contains(name)).collect()
     }
 
+    /// Where the group of one launch is, or would be.
+    pub(in crate::agent) fn path(&self, name: &str) -> PathBuf {
+        self.base.join(name)
+    }
+
     /// Makes the group of one launch, with its limits.
     ///
     /// # Errors
     /// When it can't be made, or a limit that was enabled is refused.
     pub(in crate::agent) fn make(&self, name: &str, resources: &Resources) -> io::Result<PathBuf> {
-        let group = self.base.join(name);
+        let group = self.path(name);
         fs::create_dir(&group)?;
         let set = |file: &str, value: String| {
             let path = group.join(file);

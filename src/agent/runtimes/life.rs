@@ -4,6 +4,8 @@
 //! runs as.
 
 use super::drain::Leaving;
+use super::ending::{Stuck, clear, gone, signal};
+use super::exit;
 use super::process::{let_go, save};
 use super::processes::{Family, Identity};
 use crate::agent::executor::{Shared, now_ms};
@@ -14,15 +16,18 @@ use crate::agent::probe::Probe;
 use crate::agent::record::{End, Launch, Record, Stopping};
 use crate::agent::scrape::{Said, Scrape};
 use crate::models::Drain;
+use futures::FutureExt;
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::view::stage_name;
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::Child;
+use tokio::task::JoinSet;
 
 /// First and longest pause between two questions to a program that is not ready yet.
 const PROBE_STARTING: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -32,7 +37,9 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// What tells a program that asked for it to save its state: the one that trainers under Slurm listen for, too.
 const WARNING: Signal = Signal::SIGUSR1;
-/// Between two looks at processes that are not children of ours, or should go away.
+/// How often a log is looked at while its replica stops.
+const ROTATE: Duration = Duration::from_secs(2);
+/// Between two looks at a process that is not a child of ours.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What a program runs as: processes of this machine, or a container of an engine.
@@ -43,8 +50,8 @@ pub(super) trait Body: Send {
     fn warn(&mut self) -> impl Future<Output = ()> + Send;
     /// Tells all of it to end, and waits until nothing of it is left.
     fn end(&mut self) -> impl Future<Output = ()> + Send;
-    /// Kills until nothing of it is left, however long that takes; says so every `alarm`.
-    fn clear(&mut self, alarm: Duration) -> impl Future<Output = ()> + Send;
+    /// Kills until nothing of it is left, however long that takes.
+    fn clear(&mut self, stuck: &Stuck) -> impl Future<Output = ()> + Send;
     /// Removes what held it, once nothing of it is left.
     fn let_go(&mut self, shared: &Arc<Shared>, record: &Record) -> impl Future<Output = ()> + Send;
 }
@@ -61,11 +68,21 @@ pub(super) struct Ended {
 pub(super) struct Processes {
     pub leader: Leader,
     pub family: Family,
+    /// The launch's own directory, where its first process is a shell that keeps the program's exit status there.
+    pub kept: Option<PathBuf>,
 }
 
 impl Body for Processes {
     async fn gone(&mut self) -> Ended {
-        let (end, text) = match self.leader.gone().await {
+        let status = self.leader.gone().await;
+        if let Some(dir) = self.kept.clone() {
+            // What the shell itself returned is as good, and all there is where it could not write.
+            let read = tokio::task::spawn_blocking(move || exit::read(&dir)).await.ok().flatten();
+            if let Some(ended) = read.or(status.and_then(|status| status.code()).map(exit::of)) {
+                return ended;
+            }
+        }
+        let (end, text) = match status {
             Some(status) if status.success() => (End { ok: true, why: Reason::Completed }, "exit 0".to_string()),
             Some(status) => match (status.code(), status.signal()) {
                 (Some(code), _) => (End::failed(Reason::ExitedNonZero), format!("exit {code}")),
@@ -78,9 +95,14 @@ impl Body for Processes {
 
     async fn warn(&mut self) {
         // Others of its processes may know nothing of the signal, and would end by it.
-        if let Some(leader) = self.family.leader.filter(Identity::lives) {
-            leader.signal(WARNING);
+        let Some(leader) = self.family.leader.filter(Identity::lives) else { return };
+        if self.kept.is_none() {
+            return leader.signal(WARNING);
         }
+        let family = self.family.clone();
+        let told = move || family.children().iter().for_each(|program| program.signal(WARNING));
+        // If the runtime goes down, so do we.
+        let _ = tokio::task::spawn_blocking(told).await;
     }
 
     async fn end(&mut self) {
@@ -89,8 +111,8 @@ impl Body for Processes {
         tokio::join!(self.leader.gone(), gone(&self.family));
     }
 
-    async fn clear(&mut self, alarm: Duration) {
-        tokio::join!(self.leader.gone(), clear(&self.family, alarm));
+    async fn clear(&mut self, stuck: &Stuck) {
+        tokio::join!(self.leader.gone(), clear(&self.family, stuck));
     }
 
     async fn let_go(&mut self, shared: &Arc<Shared>, record: &Record) {
@@ -270,9 +292,23 @@ impl<B: Body> Running<B> {
         }
     }
 
+    /// Bounds the log for as long as the answer is kept.
+    fn rotates(&self) -> JoinSet<()> {
+        let (mut task, path) = (JoinSet::new(), self.post.log());
+        task.spawn(async move {
+            loop {
+                tokio::time::sleep(ROTATE).await;
+                let path = path.clone();
+                // An error is said when it is rotated next, or it is over.
+                let _ = tokio::task::spawn_blocking(move || logs::rotate(&path)).await;
+            }
+        });
+        task
+    }
+
     /// The first process ended by itself: what it left behind goes, too.
     async fn exited(&mut self, Ended { end, text }: Ended) -> End {
-        self.body.clear(self.post.shared.config.kill_after).await;
+        self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch, end)).await;
         if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
             self.post.note("killed by the guard: no lease covered it any more").await;
             return End::failed(Reason::NodeFailure);
@@ -283,22 +319,54 @@ impl<B: Body> Running<B> {
 
     /// Drain, TERM, a while, KILL; returns when nothing of it is left.
     async fn stop(&mut self, end: End) -> End {
-        let (grace, kill_after) = (self.post.shared.config.stop_grace, self.post.shared.config.kill_after);
+        // Until it is over: what it says meanwhile has a bound, too.
+        let _rotates = self.rotates();
+        let grace = self.post.shared.config.stop_grace;
         let plan = self.plan(end).await;
         let most = Duration::from_millis(plan.term_ms.saturating_sub(boot_ms()));
-        match plan.saves {
-            _ if most.is_zero() => {}
-            true => self.save_state(most).await,
-            false => self.drain(most).await,
+        let fence = self.fence().boxed().shared();
+        let gently = async {
+            match plan.saves {
+                _ if most.is_zero() => {}
+                true => self.save_state(most).await,
+                false => self.drain(most).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = gently => {}
+            () = fence.clone() => self.post.note("no lease covers it any more: its time is over").await,
         }
         let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
         self.told(Stopping { term_ms: boot_ms(), kill_ms: boot_ms() + ms(left), ..plan });
         self.post.note(&format!("TERM, and KILL at {} ({left:?})", at(left))).await;
-        if tokio::time::timeout(left, self.body.end()).await.is_err() {
+        let (guard, key) = (self.post.shared.guard.clone(), self.record.key.clone());
+        let fenced = async {
+            fence.await;
+            let left = Duration::from_millis(guard.ends_ms(&key).saturating_sub(boot_ms()));
+            tokio::time::sleep(left).await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = tokio::time::timeout(left, self.body.end()) => ended.is_ok(),
+            () = fenced => false,
+        };
+        if !ended {
             self.post.note("did not end in time, KILL").await;
-            self.body.clear(kill_after).await;
+            self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch, end)).await;
         }
         end
+    }
+
+    /// Is over when it must be dead soon, whatever time it was given; never for one that may run twice.
+    fn fence(&self) -> impl Future<Output = ()> + Send + use<B> {
+        let fence = self.record.exclusive.then(|| self.post.fence());
+        async move {
+            match fence {
+                Some(fence) => fence.await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Both deadlines, on disk: an agent that starts meanwhile keeps to them.
@@ -320,8 +388,8 @@ impl<B: Body> Running<B> {
         let term_ms = boot_ms() + ms(drain);
         let mut kill_ms = term_ms.saturating_add(ms(grace));
         // Its guard would not wait longer, and should that be gone, we don't either.
-        if let Some(until_ms) = self.post.shared.guard.until().filter(|_| end.why == Reason::NodeFailure) {
-            kill_ms = kill_ms.min(until_ms.max(term_ms));
+        if end.why == Reason::NodeFailure && self.record.exclusive {
+            kill_ms = kill_ms.min(self.post.shared.guard.ends_ms(&self.record.key).max(term_ms));
         }
         let plan = Stopping { why: end.why, term_ms, kill_ms, saves };
         self.record.stopping = Some(plan);
@@ -396,38 +464,4 @@ fn ms(time: Duration) -> u64 {
 fn at(wait: Duration) -> String {
     let then = jiff::Timestamp::now() + wait;
     then.strftime("%FT%TZ").to_string()
-}
-
-async fn signal(family: &Family, signal: Signal) -> usize {
-    let family = family.clone();
-    // If the runtime goes down, so do we; the processes stay for the next agent.
-    tokio::task::spawn_blocking(move || family.signal(signal)).await.unwrap_or(0)
-}
-
-/// Waits until no process of the family lives.
-async fn gone(family: &Family) {
-    loop {
-        let look = family.clone();
-        if let Ok(0) = tokio::task::spawn_blocking(move || look.members().len()).await {
-            return;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Kills until none is left. A process that the kernel does not let go of keeps
-/// its devices, so this waits as long as it takes and says so every `alarm`.
-pub(super) async fn clear(family: &Family, alarm: Duration) {
-    let mut next = Instant::now() + alarm;
-    loop {
-        let left = signal(family, Signal::SIGKILL).await;
-        if left == 0 {
-            return;
-        }
-        if Instant::now() >= next {
-            tracing::error!(left, "processes of a replica survive KILL; its devices stay held");
-            next += alarm.max(Duration::from_secs(1));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
 }

@@ -6,7 +6,10 @@ mod answers;
 pub(super) mod cgroup;
 pub(super) mod docker;
 mod drain;
+mod ending;
+mod exit;
 mod life;
+pub(super) mod marks;
 pub(super) mod mps;
 pub(super) mod process;
 pub(super) mod processes;
@@ -15,6 +18,8 @@ pub(super) mod simulated;
 pub(super) mod slices;
 pub(super) mod users;
 pub(super) mod vacancy;
+
+pub(super) use ending::{is_gone, put_down};
 
 use super::post::Post;
 use super::record::End;

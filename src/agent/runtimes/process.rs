@@ -2,11 +2,12 @@
 //! of its own, a cleared environment, its own directory, output into a file. It outlives
 //! the agent; the next agent finds it by its record. `life` has what follows.
 
-use super::life::{Leader, Processes, Running, clear};
+use super::ending::{Stuck, clear};
+use super::life::{Leader, Processes, Running};
 use super::processes::{Identity, KEY, Owner};
 use super::session::{self, Confinement};
 use super::users::{self, Giver};
-use super::{cgroup, docker, model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
+use super::{cgroup, docker, exit, marks, model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
 use crate::agent::post::Post;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 
 /// How much sooner than others a replica is chosen when memory runs out, of 1000.
-const OOM_SCORE: &str = "300";
+pub(super) const OOM_SCORE: &str = "300";
 /// Looks at a control group that should be empty, and the pause between them.
 const EMPTYING: u32 = 50;
 const EMPTY: Duration = Duration::from_millis(20);
@@ -44,12 +45,14 @@ pub(in crate::agent) enum Recalled {
 }
 
 /// Looks for the process that a record tells of.
-pub(in crate::agent) fn recall(record: &Record, boot: &str) -> Recalled {
+pub(in crate::agent) fn recall(record: &Record, own_dir: &Path, boot: &str) -> Recalled {
     if let Some(end) = record.ended {
         return Recalled::Gone(end);
     }
     if record.boot != boot {
-        return Recalled::Gone(End::failed(Reason::NodeFailure));
+        // It may have ended before the machine did.
+        let ended = record.kept.then(|| exit::read(own_dir)).flatten();
+        return Recalled::Gone(ended.map_or(End::failed(Reason::NodeFailure), |ended| ended.end));
     }
     match record.process {
         Some(process) if process.lives() => Recalled::Alive(process),
@@ -75,8 +78,8 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
     // From here on a stop waits its turn: a spawn is never abandoned half way.
     match spawn(&post, want, manifest, process).await {
         Ok((record, child, leader)) => {
-            let family = record.family(Some(leader));
-            Running { post, record, body: Processes { leader: Leader::Child(child), family } }.live().await
+            let body = Processes { leader: Leader::Child(child), ..processes(&post, &record, leader) };
+            Running { post, record, body }.live().await
         }
         Err((why, text)) => {
             post.note(&format!("can't start: {why}: {text}")).await;
@@ -92,22 +95,34 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record, process: Ide
     post.note(&format!("adopted by a new agent, pid {}", process.pid)).await;
     record.process = Some(process);
     save(&post.shared, &record).await;
-    let family = record.family(Some(process));
-    Running { post, record, body: Processes { leader: Leader::Adopted(process), family } }.live().await
+    let body = processes(&post, &record, process);
+    Running { post, record, body }.live().await
+}
+
+fn processes(post: &Post, record: &Record, leader: Identity) -> Processes {
+    let kept = record.kept.then(|| post.dir());
+    Processes { leader: Leader::Adopted(leader), family: record.family(Some(leader)), kept }
 }
 
 /// For a replica that nobody watches (its first process ended while no agent was
 /// here, or its task panicked): whatever of it runs is killed.
 pub(in crate::agent) async fn put_down(shared: &Arc<Shared>, launch: &Launched) -> End {
     let (records, id, generation) = (shared.places.records.clone(), launch.id, launch.generation);
-    let end = End::failed(Reason::RuntimeFailed);
+    let mut end = End::failed(Reason::RuntimeFailed);
+    let own = shared.places.replica(launch);
     let found = tokio::task::spawn_blocking(move || record::load(&records, id, generation)).await;
     if let Ok(Some(mut record)) = found {
+        if record.kept
+            && let Ok(Some(ended)) = tokio::task::spawn_blocking(move || exit::read(&own)).await
+        {
+            tracing::info!(request = %launch.request, how = ended.text, "a program ended by itself while no agent was here");
+            end = ended.end;
+        }
         if record.container.is_some() {
             docker::put_down(shared, &record).await;
         }
         let family = record.family(record.process.filter(Identity::lives));
-        clear(&family, shared.config.kill_after).await;
+        clear(&family, &Stuck::of(shared, launch, end)).await;
         let_go(shared, &record).await;
         record.ended = Some(end);
         save(shared, &record).await;
@@ -167,9 +182,10 @@ async fn spawn(
     (record.live, record.drain, record.metrics) =
         (process.live.clone(), process.drain.clone(), process.metrics.clone());
     record.exclusive = want.spec.constraints.exclusive;
+    record.kept = exit::counts(want.spec.constraints.restart);
     if let Ok(groups) = &shared.cgroups {
         // Without its limits it would run wild where limits were promised.
-        let made = groups.make(&format!("nf-{}", record.key), &want.spec.held_to());
+        let made = groups.make(&cgroup::name_of(&record.key), &want.spec.held_to());
         record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
     }
     let mut failed = record.clone();
@@ -270,7 +286,9 @@ fn explained(error: io::Error, owner: Option<Owner>) -> io::Error {
 
 /// Nothing of it is left: its guard and its control group are not needed any more.
 pub(super) async fn let_go(shared: &Arc<Shared>, record: &Record) {
-    shared.guard.release(&record.key);
+    if record.exclusive {
+        shared.guard.release(&record.key);
+    }
     let Some(group) = &record.cgroup else { return };
     let mut last = None;
     for _ in 0..EMPTYING {
@@ -297,11 +315,12 @@ fn command(
     let python = std::env::var("NF_PYTHON").ok().filter(|p| !p.is_empty()).unwrap_or_else(|| "python3".into());
     let slots = Slots { host: &want.host, port: want.port, dir: model, python: &python, part: want.part };
     let argv = manifest.argv(process, &slots).map_err(io::Error::other)?;
+    let argv = if record.kept { exit::kept(argv) } else { argv };
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("an empty command line"))?;
     let mut command = std::process::Command::new(program);
     command.args(arguments).current_dir(dir).env_clear().envs(&process.env);
     command.env("PATH", PATH).env("LANG", "C.UTF-8").env("HOME", dir).env("TMPDIR", dir.join("tmp"));
-    command.env(KEY, &record.key);
+    command.env(KEY, &record.key).env(marks::DIR, marks::of(dir)?);
     command.env("NF_MODEL", manifest.model_id.as_str()).env("NF_MODEL_VERSION", manifest.version.as_str());
     command.env("NF_MODEL_DIR", model).env("NF_HOST", &*want.host);
     command.env("NF_RANK", record.launch.id.replica.to_string()).env("NF_SIZE", want.spec.replicas.to_string());

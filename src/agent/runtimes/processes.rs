@@ -53,6 +53,7 @@ impl Identity {
 }
 
 struct Stat {
+    parent: u32,
     group: u32,
     session: u32,
     start: u64,
@@ -66,6 +67,7 @@ fn stat(pid: u32) -> Option<Stat> {
     match *fields.first()? {
         "Z" | "X" | "x" => None,
         _ => Some(Stat {
+            parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
             start: fields.get(19)?.parse().ok()?,
@@ -185,6 +187,13 @@ impl Family {
         }
     }
 
+    /// Those that its first process has started itself.
+    pub(in crate::agent) fn children(&self) -> Vec<Identity> {
+        let Some(leader) = self.leader else { return Vec::new() };
+        let of = self.look().into_iter().filter(|(_, stat)| stat.parent == leader.pid);
+        of.map(|(pid, stat)| Identity { pid, start: stat.start }).collect()
+    }
+
     /// The first process by its key, after a crash between spawn and record. A
     /// session's leader is preferred to what it started.
     pub(in crate::agent) fn find_leader(&self) -> Option<Identity> {
@@ -202,8 +211,18 @@ fn send(pid: u32, signal: Signal, how: fn(Pid, Signal) -> nix::Result<()>) {
 }
 
 fn carries(pid: u32, key: &str) -> bool {
+    let wanted = format!("{KEY}={key}");
+    environ(pid).split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+}
+
+/// The environment that a process began with; nothing of one that is gone or another user's.
+pub(super) fn environ(pid: u32) -> Vec<u8> {
     let mut environ = Vec::new();
     let read = File::open(format!("/proc/{pid}/environ")).and_then(|f| f.take(MAX_ENVIRON).read_to_end(&mut environ));
-    let wanted = format!("{KEY}={key}");
-    read.is_ok() && environ.split(|b| *b == 0).any(|entry| entry == wanted.as_bytes())
+    read.map_or_else(|_| Vec::new(), |_| environ)
+}
+
+/// Whether it is the first process of its session.
+pub(super) fn leads_session(process: &Identity) -> bool {
+    stat(process.pid).is_some_and(|stat| stat.session == process.pid)
 }

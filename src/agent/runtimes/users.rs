@@ -133,6 +133,20 @@ impl Giver {
     }
 }
 
+/// Whether a user is that launch's.
+pub(in crate::agent) fn is_claimed(uid: u32, key: &str) -> bool {
+    read(uid).is_some_and(|claim| claim.key == key)
+}
+
+impl Giver {
+    /// The user of a launch whose process runs as `uid`, if that is one of those that are given: none is given that has
+    /// a process, so it is nobody else's.
+    pub(in crate::agent) fn owner(&self, uid: u32) -> Option<Owner> {
+        let (hand, end) = self.range;
+        (hand + 1..=end).contains(&uid).then_some(Owner { uid, hand })
+    }
+}
+
 /// Whether a user that a record names is still that launch's; one that nobody claims any
 /// more is claimed again. What is another's must never be killed in its name.
 ///

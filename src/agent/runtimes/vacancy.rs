@@ -38,6 +38,9 @@ pub enum Sensor {
     /// A JSON object in this file: by uuid, `used` (bytes) and `pids`. Who is not in it is
     /// free, and so are all while there is no file.
     Played(PathBuf),
+    /// The same with a file for each device in a directory, so that one can hang.
+    #[cfg(test)]
+    Each(PathBuf),
 }
 
 /// What keeps a device from being free.
@@ -53,6 +56,11 @@ impl Sensor {
     fn look(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Result<Option<Look>, String>)> {
         match self {
             Sensor::Driver => nvml::looks(uuids),
+            #[cfg(test)]
+            Sensor::Each(dir) => {
+                let one = |uuid: &Arc<str>| Sensor::Played(dir.join(&**uuid)).look(std::slice::from_ref(uuid));
+                uuids.iter().flat_map(one).collect()
+            }
             Sensor::Played(path) => {
                 let mut known = played(path).map_err(|error| format!("{}: {error}", path.display()));
                 let mut one = |uuid: &Arc<str>| match &mut known {
@@ -87,8 +95,9 @@ pub struct Vacancy {
     bases: Mutex<BTreeMap<Arc<str>, Base>>,
     /// Those that somebody waited for in vain and that were not seen free since.
     in_vain: Mutex<BTreeSet<Arc<str>>>,
-    /// Held by the one look that is under way: those behind a driver that hangs must not pile up.
-    looking: Arc<Semaphore>,
+    /// By device, held by the one look at it that is under way: those behind a driver that hangs must not pile up, and
+    /// what hangs for one device must not hold up the others.
+    looking: Mutex<BTreeMap<Arc<str>, Arc<Semaphore>>>,
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,7 +114,17 @@ impl Vacancy {
             alarm,
             bases: Mutex::default(),
             in_vain: Mutex::default(),
-            looking: Arc::new(Semaphore::new(1)),
+            looking: Mutex::default(),
+        }
+    }
+
+    /// Tells the group that somebody is on these devices.
+    pub(in crate::agent) fn tell(&self, uuids: &[Arc<str>]) {
+        for uuid in uuids {
+            let simulated = self.sensor != Sensor::Driver;
+            let fault = DeviceFault { uuid: uuid.clone(), fault: Fault::Occupied, simulated };
+            // A full queue has enough to tell; the replica's own end says the same.
+            let _ = self.sees.as_ref().map(|sees| sees.try_send(fault));
         }
     }
 
@@ -179,28 +198,29 @@ pub(in crate::agent) async fn wait(post: &Post, want: &Want) -> Result<(), End> 
 }
 
 async fn look(vacancy: &Arc<Vacancy>, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Taken)> {
-    let (here, asked) = (vacancy.clone(), uuids.to_vec());
+    let looks = futures::future::join_all(uuids.iter().map(|uuid| look_at(vacancy.clone(), uuid.clone()))).await;
+    looks.into_iter().flatten().collect()
+}
+
+async fn look_at(vacancy: Arc<Vacancy>, uuid: Arc<str>) -> Vec<(Arc<str>, Taken)> {
+    let alone = held(&vacancy.looking).entry(uuid.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+    let asked = uuid.clone();
     let one = async move {
-        let alone = here.looking.clone().acquire_owned().await.ok()?;
-        let looks = tokio::task::spawn_blocking(move || (here.occupied(&asked), alone).0);
+        let alone = alone.acquire_owned().await.ok()?;
+        let looks = tokio::task::spawn_blocking(move || (vacancy.occupied(&[asked]), alone).0);
         looks.await.ok()
     };
-    let unseen = |uuid: &Arc<str>| (uuid.clone(), Taken::Unseen(format!("its driver does not answer within {LOOK:?}")));
     match tokio::time::timeout(LOOK, one).await {
         Ok(Some(looks)) => looks,
-        _ => uuids.iter().map(unseen).collect(),
+        _ => vec![(uuid, Taken::Unseen(format!("its driver does not answer within {LOOK:?}")))],
     }
 }
 
 /// Tells the group and the alarms, and looks until the devices are free after all.
 fn give_up(vacancy: &Arc<Vacancy>, occupied: &[(Arc<str>, Taken)], text: &str) {
-    let simulated = vacancy.sensor != Sensor::Driver;
     // Of one that can't be seen nothing is known: its driver's own faults are told by whoever watches it.
-    for (uuid, _) in occupied.iter().filter(|(_, taken)| matches!(taken, Taken::By(_))) {
-        let fault = DeviceFault { uuid: uuid.clone(), fault: Fault::Occupied, simulated };
-        // A full queue has enough to tell; the replica's own end says the same.
-        let _ = vacancy.sees.as_ref().map(|sees| sees.try_send(fault));
-    }
+    let taken = occupied.iter().filter(|(_, taken)| matches!(taken, Taken::By(_)));
+    vacancy.tell(&taken.map(|(uuid, _)| uuid.clone()).collect::<Vec<_>>());
     let Some(alarm) = vacancy.alarm.clone() else { return };
     alarm(Some(text));
     let mut in_vain = held(&vacancy.in_vain);
@@ -283,6 +303,21 @@ mod tests {
         }
         // The look that is under way ends with the test.
         fs::write(&path, "{}").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_device_whose_look_hangs_holds_up_no_other() {
+        let tmp = tempfile::tempdir().unwrap();
+        let hangs = tmp.path().join("SIM-0");
+        nix::unistd::mkfifo(&hangs, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let vacancy = Arc::new(Vacancy::new(Sensor::Each(tmp.path().into()), Duration::ZERO, None, None));
+        let uuids: [Arc<str>; 2] = ["SIM-0".into(), "SIM-1".into()];
+        let looks = look(&vacancy, &uuids).await;
+        assert_eq!(looks.iter().map(|(uuid, _)| &**uuid).collect::<Vec<_>>(), ["SIM-0"], "the other is seen free");
+        let begun = Instant::now();
+        assert!(look(&vacancy, &uuids[1..]).await.is_empty() && begun.elapsed() < LOOK / 2);
+        // The look that is under way ends with the test.
+        fs::write(&hangs, "{}").unwrap();
     }
 
     /// Only where there is a GPU: with nobody on it, it is free.

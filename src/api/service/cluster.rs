@@ -6,6 +6,7 @@ use super::{Call, Service};
 use crate::api::convert::node::{NewMember, Promote, Target, member_matches};
 use crate::api::error::Failure;
 use crate::raft::{MemberStatus, Role, Status};
+use crate::telemetry::alarms::OF_AGENTS;
 use nf_core::audit::Action;
 use nf_core::command::Mode;
 use nf_core::id::MemberId;
@@ -129,9 +130,19 @@ fn name_of(status: &Status, id: MemberId) -> String {
 
 /// Whether certificates and token keys on disk are of use; old ones go on meanwhile, and the log says what is wrong.
 pub fn keys(metrics: &crate::telemetry::Metrics) -> Component {
-    match metrics.alarms.on().join(", ") {
+    let on: Vec<&str> = metrics.alarms.on().into_iter().filter(|kind| !OF_AGENTS.contains(kind)).collect();
+    match on.join(", ") {
         none if none.is_empty() => Component { status: "ok".into(), detail: None },
         on => Component { status: "degraded".into(), detail: Some(format!("of no use, old ones are kept: {on}")) },
+    }
+}
+
+/// How what runs on this process' nodes does: `well`, or what of it needs a person.
+pub fn agent(metrics: &crate::telemetry::Metrics, well: Component) -> Component {
+    let on: Vec<&str> = metrics.alarms.on().into_iter().filter(|kind| OF_AGENTS.contains(kind)).collect();
+    match on.join(", ") {
+        none if none.is_empty() => well,
+        on => Component { status: "degraded".into(), detail: Some(format!("its log says which and why: {on}")) },
     }
 }
 
@@ -176,7 +187,7 @@ impl Service {
             NodeKind::Worker => false,
         };
         let nodes = state.nodes().values().filter(|node| own(node)).count();
-        let agent = match simulation {
+        let here = match simulation {
             true => Component { status: "simulated".into(), detail: Some(format!("{nodes} nodes here")) },
             false => ok(Some(format!("{nodes} nodes here"))),
         };
@@ -189,7 +200,7 @@ impl Service {
             ("scheduler", scheduler),
             ("resource_manager", self.resource_manager(state)),
             ("model_store", store),
-            ("agent", agent),
+            ("agent", agent(&self.metrics, here)),
             ("placement", ok(Some(defragmentation))),
             ("autoscaler", autoscaler),
             ("keys", keys(&self.metrics)),

@@ -92,3 +92,45 @@ async fn what_saves_its_state_stops_at_once_when_its_time_is_taken_back() {
     assert!(begun.elapsed() < Duration::from_secs(15), "it did not wait for the end of the grace");
     assert!(log(&executor, 12).await.contains("its time for that was taken back"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_must_never_run_twice_loses_its_grace_with_its_lease() {
+    let w = World::new();
+    let (dir, now) = (w.path("data/guard/n1"), crate::agent::lease::boot_ms);
+    let guard = dir.clone();
+    std::thread::spawn(move || crate::agent::guard::run(&guard).unwrap());
+    eventually("the guard listens", || dir.join("socket").exists()).await;
+    let executor = w.open();
+    executor.guard_until(Some(now() + 120_000), now() + 120_000);
+    let mut want = w.publish(TRAINER, &["{python}", "{model}", "{host}", "{port}", "ignores"], 30).await;
+    Arc::make_mut(&mut want.spec).constraints.checkpoint_ms = Some(100_000);
+    Arc::make_mut(&mut want.spec).constraints.exclusive = true;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    assert_eq!(executor.exclusive(), [(ID, want.generation)].into());
+    let told = w.path("data/replicas/n1/r1.0.j1.g1/told");
+    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(100));
+    eventually("it saves its state", || told.exists()).await;
+    executor.stop(ID, want.generation, Reason::NodeFailure);
+    let begun = Instant::now();
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(log(&executor, 12).await.contains("no lease covers it any more"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_has_its_bound_also_while_its_replica_stops() {
+    let w = World::new();
+    let executor = w.open();
+    let script = "trap 'head -c 20000000 /dev/zero | tr \"\\0\" x' USR1; while :; do sleep 0.05; done";
+    let want = w.shell(script).await;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    // The trap is set once it sleeps.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(60));
+    let log = w.path("data/logs/n1/r1.0.j1.log");
+    let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    eventually("it is cut", || size(&log.with_extension("log.1")) > 0 && size(&log) < logs::ROTATE_AT).await;
+    assert_eq!(executor.actual().replicas[&ID][&want.generation], Condition::Stopping, "its grace is not over");
+}

@@ -7,6 +7,7 @@ use crate::agent::engine::Fault;
 use crate::agent::executor::Shared;
 use crate::agent::post::Post;
 use crate::agent::record::{End, Record};
+use crate::agent::runtimes::ending::Stuck;
 use crate::agent::runtimes::life::{Body, Ended};
 use crate::agent::runtimes::processes::Identity;
 use bollard::Docker;
@@ -89,17 +90,14 @@ impl Body for Container {
         self.gone().await;
     }
 
-    async fn clear(&mut self, alarm: Duration) {
-        let alarm = alarm.max(Duration::from_secs(1));
-        let mut next = Instant::now() + alarm;
+    async fn clear(&mut self, stuck: &Stuck) {
         while self.ended.borrow().is_none() && !self.watcher.is_empty() {
             let killed = self.signal("SIGKILL").await;
             let _ = tokio::time::timeout(AGAIN, self.gone()).await;
-            if Instant::now() >= next {
-                let why = killed.err().map(|fault| fault.text);
-                tracing::error!(container = self.name, why, "a container survives KILL; its devices stay held");
-                next += alarm;
-            }
+            stuck.look(|| match &killed {
+                Err(fault) => format!("container {} can't be killed: {}", self.name, fault.text),
+                Ok(()) => format!("container {} survives KILL", self.name),
+            });
             while self.watcher.try_join_next().is_some() {}
         }
     }

@@ -7,7 +7,8 @@ use nf_core::id::{NodeName, RequestId};
 fn record(dir: &Path) -> Record {
     let id = ReplicaId { job: JobNo(7), replica: 2 };
     let request = RequestId::new("r1").unwrap();
-    let launch = Launch { request, id, generation: Generation(3), host: "h".into(), port: None, devices: None };
+    let launch =
+        Launch { request, id, generation: Generation(3), host: "h".into(), port: None, devices: None, uuids: vec![] };
     let record = Record::new(NodeName::new("n1").unwrap(), launch, "boot".into(), "/health".into(), 30);
     record.save(dir).unwrap();
     record

@@ -1,0 +1,131 @@
+//! How programs end that nobody watches, and those that do not end at all.
+
+use super::*;
+use crate::agent::runtimes::processes::KEY;
+use crate::agent::troubles::PROCESS_STUCK;
+use nf_core::job::Restart;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Goes on until its directory has a file `go`, which is a script then.
+const WAITS: &str = "while [ ! -e go ]; do sleep 0.05; done; . ./go";
+
+/// A job that is over when its program says so.
+async fn batch(w: &World) -> (Executor, Want, PathBuf) {
+    let (executor, mut want) = (w.open(), w.shell(WAITS).await);
+    Arc::make_mut(&mut want.spec).constraints.restart = Restart::OnFailure;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    (executor, want, w.path("data/replicas/n1/r1.0.j1.g1"))
+}
+
+async fn say(dir: &Path, script: &str) {
+    fs::write(dir.join("new"), script).unwrap();
+    fs::rename(dir.join("new"), dir.join("go")).unwrap();
+}
+
+const DONE: End = End { ok: true, why: Reason::Completed };
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_ended_well_while_no_agent_was_here_has_ended_well() {
+    let w = World::new();
+    let (executor, want, dir) = batch(&w).await;
+    executor.shutdown_keeping_replicas();
+    let process = w.record(&want).process.unwrap();
+    say(&dir, "(sleep 300 &); exit 0").await;
+    eventually("it has ended", || !process.lives()).await;
+    let executor = eventually_open(&w).await;
+    assert_eq!(executor.gone().await, DONE);
+    assert_eq!(w.living(), 0, "what it left behind goes, too");
+    executor.shutdown_keeping_replicas();
+
+    // The machine went down after it: it need not run again. Nobody had written down its end.
+    let mut record = w.record(&want);
+    (record.ended, record.boot) = (None, "another".into());
+    record.save(&w.path("data/records/n1")).unwrap();
+    assert_eq!(eventually_open(&w).await.gone().await, DONE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_an_adopted_program_ended_is_known() {
+    for (script, end) in [
+        ("exit 0", DONE),
+        ("exit 7", End::failed(Reason::ExitedNonZero)),
+        ("kill -KILL $$", End::failed(Reason::RuntimeFailed)),
+    ] {
+        let w = World::new();
+        let (executor, _, dir) = batch(&w).await;
+        executor.shutdown_keeping_replicas();
+        let executor = eventually_open(&w).await;
+        assert_eq!(executor.stages(), [(ID, Generation(1), Stage::Ready)]);
+        say(&dir, script).await;
+        assert_eq!(executor.gone().await, end, "{script}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_whose_end_counts_is_warned_and_told_to_end_itself() {
+    let w = World::new();
+    let script = "trap 'echo saved > saved; exit 0' USR1; while :; do sleep 0.05; done";
+    let (executor, mut want) = (w.open(), w.shell(script).await);
+    Arc::make_mut(&mut want.spec).constraints.restart = Restart::Never;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    // The trap is set once it sleeps.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(20));
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::Preempted });
+    assert_eq!(fs::read_to_string(w.path("data/replicas/n1/r1.0.j1.g1/saved")).unwrap(), "saved\n");
+    executor.forget(ID, want.generation);
+
+    want.generation = Generation(2);
+    executor.start(ID, &want);
+    executor.stage_is(2, Stage::Ready).await;
+    let begun = Instant::now();
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    executor
+        .until("gone", |e| matches!(e.actual().replicas[&ID][&Generation(2)], Condition::Gone { .. }).then_some(()))
+        .await;
+    assert!(begun.elapsed() < w.grace, "by TERM, not by KILL");
+    assert_eq!(w.living(), 0);
+}
+
+/// Played by somebody who starts another process of the replica as soon as one was killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::disallowed_methods, reason = "a thread of its own")]
+async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
+    let mut w = World::new();
+    w.grace = Duration::from_millis(200);
+    let told: Arc<Mutex<Vec<(&'static str, bool)>>> = Arc::default();
+    let to = told.clone();
+    let troubles = Troubles::new(move |kind, text: Option<&str>| held(&to).push((kind, text.is_some())));
+    let (troubles, kill_after) = (Arc::new(troubles), Duration::from_millis(300));
+    let executor = Executor::open(ExecutorConfig { troubles, kill_after, ..w.config() }).unwrap();
+    let want = w.shell("while :; do sleep 1; done").await;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let (key, hangs) = (w.record(&want).key, Arc::new(AtomicBool::new(true)));
+    let on = hangs.clone();
+    let undead = std::thread::spawn(move || {
+        while on.load(Ordering::SeqCst) {
+            let mut one = std::process::Command::new("sleep").arg("300").env(KEY, &key).spawn().unwrap();
+            one.wait().unwrap();
+        }
+    });
+    eventually("another one is there", || w.living() >= 3).await;
+    executor.stop(ID, want.generation, Reason::NodeDrain);
+    let condition = |e: &Executor| e.actual().replicas[&ID][&want.generation];
+    let stuck = Condition::Stuck { ok: true, why: Reason::NodeDrain };
+    executor.until("stuck", |e| (condition(e) == stuck).then_some(())).await;
+    assert_eq!(*held(&told), [(PROCESS_STUCK, true)]);
+    executor.forget(ID, want.generation);
+    assert_eq!(condition(&executor), stuck, "it is there still, and holds what it has");
+    assert!(
+        Execute::lives(&executor, &want.request, 0)[0].waits.as_ref().is_some_and(|text| text.contains("survive KILL"))
+    );
+    let fault = w.sees.1.recv().await.unwrap();
+    assert_eq!((&*fault.uuid, fault.fault), ("GPU-7", nf_core::fault::Fault::Occupied));
+    hangs.store(false, Ordering::SeqCst);
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
+    assert_eq!(*held(&told), [(PROCESS_STUCK, true), (PROCESS_STUCK, false)]);
+    undead.join().unwrap();
+}

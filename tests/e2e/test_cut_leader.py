@@ -1,0 +1,138 @@
+"""Three members, each a process of its own behind a door that can be cut. The leader is cut off from
+both others, together with the exclusive replica on its node, which clients still reach: it ends
+before the two place it anew, and never do two generations answer, as their own request logs show.
+And a member that begins while no other is there takes up what runs on its node all the same.
+"""
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+
+import pytest
+from nf import Process, Serve, eventually, free_port
+from wire import Door
+from worker import BUDGET, DOWN, LEASE, SHORT, Asker, address, processes, publish
+
+NAMES = ("node-1", "node-2", "node-3")
+
+
+def started(folder, stack):
+    """Three members, each behind a door, and the doors."""
+    listens = [free_port() for _ in NAMES]
+    doors = [Door(port) for port in listens]
+    told = [f"{name}=127.0.0.1:{door.port}" for name, door in zip(NAMES, doors)]
+    made = Process(folder / "made", ["cluster", "init", "--open", "--dir", str(folder / "lab"), "--members", ",".join(told)])
+    assert made.wait(20) == 0, made.output
+    store = folder / "store"
+    store.mkdir()
+    members = []
+    for n, (name, port) in enumerate(zip(NAMES, listens)):
+        member = Serve(folder / name, {
+            "NF_PEER_LISTEN": f"127.0.0.1:{port}", "NF_NODE_NAME": name, "NF_MEMBERS": ",".join(told),
+            "NF_TLS_DIR": folder / "lab" / name / "tls", "MODEL_STORE_URL": f"file://{store}", "SIMULATION_MODE": "true",
+            "NF_PORT_RANGE": f"{17200 + 100 * n}-{17299 + 100 * n}", "NF_STOP_GRACE": "2s", **SHORT})
+        stack.callback(ended, member)
+        members.append(member)
+    for member in members:
+        member.wait_ready()
+    return members, doors
+
+
+def ended(member):
+    member.child.kill()
+    member.child.wait()
+
+
+@pytest.fixture
+def group(tmp_path):
+    with ExitStack() as stack:
+        stack.callback(lambda: [os.kill(pid, signal.SIGKILL) for pid in processes(f"{tmp_path}/")])
+        members, doors = started(tmp_path, stack)
+        for door in doors:
+            stack.callback(door.close)
+        first = members[0]
+        eventually("all nodes are there", lambda: len([n for n in first.get("/nodes")["items"] if n["state"] == "Ready"]) == 3)
+        yield members, doors
+
+
+def schedule(member, request_id, **constraints):
+    body = {"tenant_id": "t1", "model_id": "m", "model_version": "v1", "resources": {"gpu": 0.1}, "request_id": request_id,
+            "constraints": constraints}
+    answer = member.call("POST", "/schedule", body)
+    assert answer.status_code in (201, 202), answer.text
+
+
+def ready(member, request_id, generation=1):
+    (replica,) = member.job(request_id)["replicas"]
+    assert replica["status"] == "Ready" and replica["generation"] >= generation, replica
+    return replica
+
+
+def test_a_member_adopts_its_replicas_while_no_other_is_there(group, tmp_path):
+    members, _ = group
+    publish(members[0], tmp_path)
+    schedule(members[0], "one", node=NAMES[0])
+    replica = eventually("it is ready", lambda: ready(members[0], "one"), 30)
+    asker = Asker(address(replica))
+    eventually("it answers", lambda: asker.answers > 5)
+    for member in members:
+        ended(member)
+    again = Process(tmp_path / NAMES[0], ["serve"], {
+        key: value for key, value in members[0].environment.items() if key not in os.environ}, "again")
+    try:
+        eventually("adopted", lambda: "adopted a running replica" in again.output, 20)
+        assert "serving" not in again.output.split("adopted a running replica")[-1], "nobody has answered it"
+    finally:
+        ended(again)
+    assert asker.end() == []
+
+
+def test_the_old_leader_is_cut_off_together_with_its_node(group, tmp_path):
+    members, doors = group
+    first = members[0]
+    roles = lambda: [member.get("/health")["role"] for member in members]
+    lead = eventually("somebody leads", lambda: [n for n, role in enumerate(roles()) if role == "leader"])[0]
+    log = tmp_path / "requests"
+    publish(first, tmp_path, env={"REQUESTS": str(log)})
+    others = [n for n in range(3) if n != lead]
+    for n in others:
+        first.nf("node", "cordon", NAMES[n])
+    schedule(first, "only", exclusive=True)
+    old = eventually("it is ready", lambda: ready(first, "only"), 30)
+    for n in others:
+        first.nf("node", "uncordon", NAMES[n])
+    asker = Asker(address(old))
+    eventually("it answers", lambda: asker.answers > 5)
+    pid = members[lead].child.pid
+    # Both ways: what comes in to it, and what it sends to the others.
+    cut = time.monotonic()
+    doors[lead].whole.clear()
+    for n in others:
+        doors[n].closed_to = pid
+    eventually("another leads", lambda: any(members[n].get("/health")["role"] == "leader" for n in others), 15)
+    seen = asker.answers
+    eventually("the old one goes on under its lease", lambda: asker.answers > seen + 20)
+    new = eventually("it runs elsewhere", lambda: ready(members[others[0]], "only", old["generation"] + 1), DOWN + 15)
+    assert address(new) != address(old)
+    last = asker.last - cut
+    assert LEASE - 2 * BUDGET - 3 < last < LEASE, f"the old one answered until {last:.1f} s after the cut"
+    second = Asker(address(new))
+    eventually("the new one answers", lambda: second.answers > 20)
+    doors[lead].whole.set()
+    for n in others:
+        doors[n].closed_to = None
+    eventually("the old leader follows", lambda: members[lead].get("/health")["leader"] == members[others[0]].get("/health")["leader"], 20)
+    seen = second.answers
+    eventually("the new one goes on", lambda: second.answers > seen + 20)
+    asker.end()
+    assert second.end() == []
+    # Each replica's own word.
+    times = {}
+    for line in log.read_text().splitlines():
+        who, at = line.split()
+        times.setdefault(who, []).append(float(at))
+    assert set(times) == {asker.first, second.first}, "two processes in all"
+    gap = times[second.first][0] - times[asker.first][-1]
+    print(f"the old one answered for {last:.1f} s after the cut, the new one {gap:.1f} s later")
+    assert gap > 0
