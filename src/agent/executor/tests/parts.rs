@@ -106,7 +106,7 @@ async fn a_slice_that_no_driver_has_made_is_no_place_to_start_in() {
             assert_eq!(executor.gone().await, End::failed(Reason::FractionNotEnforced));
             assert!(w.record_there(&want).is_none(), "no process was spawned");
         }
-        let log = fs::read_to_string(w.path("data/logs/n1/r1.0.log")).unwrap();
+        let log = fs::read_to_string(w.path("data/logs/n1/r1.0.j1.log")).unwrap();
         let said = if starts {
             "its slice 3g.40gb of GPU-sim-n1-0, from part 4, is only played"
         } else {
