@@ -119,9 +119,7 @@ async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
     assert_eq!(*held(&told), [(PROCESS_STUCK, true)]);
     executor.forget(ID, want.generation);
     assert_eq!(condition(&executor), stuck, "it is there still, and holds what it has");
-    assert!(
-        Execute::lives(&executor, &want.request, 0)[0].waits.as_ref().is_some_and(|text| text.contains("survive KILL"))
-    );
+    assert!(Execute::lives(&executor, ID)[0].waits.as_ref().is_some_and(|text| text.contains("survive KILL")));
     let fault = w.sees.1.recv().await.unwrap();
     assert_eq!((&*fault.uuid, fault.fault), ("GPU-7", nf_core::fault::Fault::Occupied));
     hangs.store(false, Ordering::SeqCst);

@@ -44,7 +44,7 @@ async fn a_record_that_cant_be_read_keeps_its_place_while_its_process_lives() {
     assert_eq!(executor.stages(), [(ID, want.generation, Stage::Scheduled)], "the group's own word stands");
     executor.start(ID, &want);
     eventually("it says why", || {
-        let lives = Execute::lives(&executor, &want.request, 0);
+        let lives = Execute::lives(&executor, ID);
         lives.iter().any(|life| life.waits.as_ref().is_some_and(|text| text.contains("1.0.1.bad")))
     })
     .await;
