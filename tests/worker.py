@@ -65,6 +65,13 @@ def alive(pid):
         return False
 
 
+def session(pid):
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
 def processes(*texts):
     """Who has these texts in the command line, by the kernel's word."""
     found = []
@@ -187,15 +194,19 @@ class Lab:
             return replicas
         return eventually(f"{request_id} is ready", look, 60)
 
-    def pids(self):
+    def processes(self):
         return processes(f"{self.folder}/worker/data/nodes/w1/replicas/")
+
+    def pids(self):
+        """Each replica's first process; a shell that keeps its exit status has the program below it."""
+        return [pid for pid in self.processes() if session(pid) == pid]
 
     def stop(self, *request_ids):
         """They end as they are told to, and leave no process."""
         for request_id in request_ids:
             self.member.nf("stop", request_id, "--yes")
             self.member.wait_state(request_id, "Cancelled")
-        eventually("none is left", lambda: self.pids() == [], 10)
+        eventually("none is left", lambda: self.processes() == [], 10)
 
     def guards(self):
         return processes(f"guard --dir {self.folder}/worker/data")

@@ -4,9 +4,11 @@
 //! decide what should run: `core::reconcile` does.
 
 mod earlier;
+mod open;
 mod purge;
 mod strays;
 
+use self::open::{lock_file, open_users, tell_limits};
 use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
@@ -573,51 +575,9 @@ impl Execute for Executor {
     }
 }
 
-/// Users for replicas, with the way to their directories.
-fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giver, String>> {
-    let paved = |giver| {
-        users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string())
-    };
-    match Giver::find(&config.users).and_then(paved) {
-        Err(why) if config.users.required => {
-            let text = format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user");
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
-        }
-        found => Ok(found),
-    }
-}
-
 /// The time of day, for people: nothing is decided by it.
 pub(super) fn now_ms() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
-}
-
-/// What holds replicas' programs within bounds here, said once at start.
-fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, users: &Result<Giver, String>) {
-    match users {
-        Ok(_) => tracing::info!(%node, "each replica runs as a user of its own"),
-        Err(why) => tracing::info!(%node, why, "replicas run as this process' user; see nf doctor"),
-    }
-    match cgroups {
-        Ok(groups) if groups.missing().is_empty() => tracing::info!(%node, "replicas get control groups"),
-        Ok(groups) => {
-            let missing = groups.missing().join(", ");
-            tracing::info!(%node, missing, "replicas get control groups without these limits; see nf doctor");
-        }
-        Err(why) => tracing::info!(%node, why, "replicas get no control groups; see nf doctor"),
-    }
-}
-
-fn lock_file(places: &Places) -> io::Result<File> {
-    let path = places.records.join("lock");
-    let file = File::create(&path)?;
-    file.try_lock().map_err(|e| match e {
-        fs::TryLockError::WouldBlock => {
-            io::Error::new(io::ErrorKind::ResourceBusy, format!("{}: another agent of this node runs", path.display()))
-        }
-        fs::TryLockError::Error(e) => e,
-    })?;
-    Ok(file)
 }
 
 /// Nobody is in the launch's control group, and nobody is its user; the group is removed then.

@@ -9,31 +9,29 @@ use crate::budget;
 use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, Submission};
 use crate::consent::{self, Consent};
 use crate::defrag;
-use crate::disruption;
 use crate::fault::{Rule, rule};
-use crate::floor;
 use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
 use crate::job::{Job, JobSpec};
 use crate::join::{self, Shown};
-use crate::model_budget;
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{Chosen, Why, queue};
-use crate::reason::{Blocker, Reason, Refusal};
+use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Next, Strategy, Turn};
 use crate::scaling::Target;
 use crate::state::State;
 use crate::tenant::Quota;
 use crate::view::JobView;
 pub use draft::{Draft, draft};
-use draft::{Victims, drafted};
 use production::{nothing_simulated, nothing_unproven};
+use schedule::{admitted, same_plan, schedule};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 mod draft;
 mod production;
 mod rollouts;
+mod schedule;
 
 /// What to do with a job that can't run now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -442,33 +440,6 @@ pub fn rehearse(state: &State, intent: &Intent) -> Result<(Arc<JobSpec>, Draft),
     Ok((spec, draft))
 }
 
-/// The job as it is let in: who approved it is named.
-fn admitted(state: &State, spec: &Arc<JobSpec>, actor: Option<&Actor>) -> Result<Arc<JobSpec>, Refusal> {
-    consent::judge(state, spec)?;
-    floor::judge(state, spec)?;
-    model_budget::judge(spec)?;
-    disruption::judge(spec, &state.meta().placement.preemption)?;
-    let approved = approval::judge_for(state, spec, actor)?;
-    let mut spec = spec.clone();
-    if approved.is_some() {
-        let named = Arc::make_mut(&mut spec);
-        named.approved_by = approved;
-        named.asked_by = actor.map(Actor::person);
-    }
-    Ok(spec)
-}
-
-/// Refuses when planning has come out otherwise than the caller has seen.
-fn same_plan(draft: &Draft, seen: Option<Digest16>) -> Result<(), Refusal> {
-    match seen.filter(|seen| draft.digest() != *seen) {
-        None => Ok(()),
-        Some(seen) => {
-            let detail = format!("planning again gives {}, not {seen}; run nf plan again", draft.digest());
-            Err(Refusal::field(Reason::PlanChanged, "check_plan", detail))
-        }
-    }
-}
-
 fn named(state: &State, name: &NodeName) -> Result<NodeNo, Refusal> {
     let missing = || Refusal::field(Reason::NotFound, "node_id", format!("no node {name}; nf get nodes lists them"));
     state.node_named(name).map(|node| node.no).ok_or_else(missing)
@@ -579,46 +550,6 @@ fn wake(state: &State, request: &RequestId) -> Planned {
     let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None, seen: Some(0) };
     let commands = state.job_of(request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
     Planned { commands: commands.into_iter().collect(), why: Vec::new() }
-}
-
-fn schedule(
-    state: &State,
-    submission: &Submission,
-    queueing: Queueing,
-    check: Option<Digest16>,
-    actor: Option<&Actor>,
-) -> Result<Planned, Refusal> {
-    // A retry: apply answers with the job that the first one made, or with a conflict.
-    if state.request(&submission.request).is_some() {
-        return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
-    }
-    let spec = admitted(state, &submission.spec, actor)?;
-    let submission = Submission { spec, ..submission.clone() };
-    // One that has to wait first makes somebody give way in a later pass, if there is need still.
-    let at_once = state.meta().placement.preemption.delay_ms == 0;
-    let draft = match check {
-        Some(_) => draft(state, &submission.spec),
-        None => drafted(state, &submission.spec, if at_once { Victims::Named } else { Victims::Left }),
-    };
-    same_plan(&draft, check)?;
-    if queueing == Queueing::Never && draft.picks.len() < usize::from(submission.spec.replicas) {
-        return Err(refuse_waiting(&draft.blockers(state, &submission.spec)));
-    }
-    let why = draft.picks.iter().map(|(replica, pick)| (*replica, pick.why.clone())).collect();
-    let placements = draft.picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
-    let claim = draft.claim.filter(|_| at_once).map(Box::new);
-    Ok(Planned { commands: vec![Command::Submit { submission, placements, claim }], why })
-}
-
-/// `queue: never`: 429 when the quota is in the way, else 503.
-fn refuse_waiting(blockers: &[Blocker]) -> Refusal {
-    let quota = [Reason::WaitingForQuota, Reason::ExceedsMaxQuota, Reason::BudgetExhausted];
-    let text = |b: &Blocker| format!("{}: {}", b.reason, b.detail);
-    let detail = blockers.iter().map(text).collect::<Vec<_>>().join("; ");
-    match blockers.iter().any(|b| quota.contains(&b.reason)) {
-        true => Refusal::new(Reason::QuotaExceeded, detail),
-        false => Refusal::new(Reason::NoCapacity, detail),
-    }
 }
 
 #[cfg(test)]

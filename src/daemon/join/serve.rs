@@ -351,7 +351,7 @@ mod tests {
     async fn a_question_that_does_not_end_is_let_go() {
         let (begun, never) = (Instant::now(), futures::stream::pending::<Result<Vec<u8>, std::io::Error>>());
         let told = read::<JoinRequest>(Request::new(Body::from_stream(never))).await;
-        assert_eq!(told.err().unwrap().refusal.reason, Reason::Timeout);
+        assert_eq!(told.err().unwrap().refusal.reason, Reason::BodyTimeout);
         assert!(begun.elapsed() < PATIENCE / 2);
     }
 }

@@ -1,0 +1,52 @@
+//! What an executor has before it runs anything: its node for itself, users for replicas, and a word of what
+//! the machine does not give.
+
+use super::ExecutorConfig;
+use crate::agent::post::Places;
+use crate::agent::runtimes::cgroup::Cgroups;
+use crate::agent::runtimes::users::{self, Giver};
+use nf_core::id::NodeName;
+use std::fs::{self, File};
+use std::io;
+
+/// Users for replicas, with the way to their directories.
+pub(super) fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result<Result<Giver, String>> {
+    let paved = |giver| {
+        users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string())
+    };
+    match Giver::find(&config.users).and_then(paved) {
+        Err(why) if config.users.required => {
+            let text = format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user");
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+        }
+        found => Ok(found),
+    }
+}
+
+/// What holds replicas' programs within bounds here, said once at start.
+pub(super) fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, users: &Result<Giver, String>) {
+    match users {
+        Ok(_) => tracing::info!(%node, "each replica runs as a user of its own"),
+        Err(why) => tracing::info!(%node, why, "replicas run as this process' user; see nf doctor"),
+    }
+    match cgroups {
+        Ok(groups) if groups.missing().is_empty() => tracing::info!(%node, "replicas get control groups"),
+        Ok(groups) => {
+            let missing = groups.missing().join(", ");
+            tracing::info!(%node, missing, "replicas get control groups without these limits; see nf doctor");
+        }
+        Err(why) => tracing::info!(%node, why, "replicas get no control groups; see nf doctor"),
+    }
+}
+
+pub(super) fn lock_file(places: &Places) -> io::Result<File> {
+    let path = places.records.join("lock");
+    let file = File::create(&path)?;
+    file.try_lock().map_err(|e| match e {
+        fs::TryLockError::WouldBlock => {
+            io::Error::new(io::ErrorKind::ResourceBusy, format!("{}: another agent of this node runs", path.display()))
+        }
+        fs::TryLockError::Error(e) => e,
+    })?;
+    Ok(file)
+}
