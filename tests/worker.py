@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import requests
@@ -70,6 +70,13 @@ def session(pid):
         return os.getsid(pid)
     except ProcessLookupError:
         return None
+
+
+def end_all(folder):
+    """Replicas outlive their agents; those below a test's folder must not outlive the test."""
+    for pid in processes(f"{folder}/", "/replicas/"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def processes(*texts):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 from nf import ROOT, Dev, eventually, holds
+from worker import end_all
 
 EXAMPLE = ROOT / "docs/examples/onnx"
 SCALING = {"min": 0, "max": 4, "concurrency": 2, "max_wait": "2s", "cold_start": "5s", "idle": "5s"}
@@ -24,13 +25,20 @@ def group(tmp_path_factory):
     told = subprocess.run(["sh", str(ROOT / "tests/e2e/fetch_magika.sh")], capture_output=True, text=True, check=True)
     magika = {key: Path(value) for key, value in (line.split("=", 1) for line in told.stdout.splitlines())}
     folder = tmp_path_factory.mktemp("scale")
-    with Dev(folder, {"NF_PYTHON": magika["python"]}, ["--set", "scale_every=500ms"]) as group:
-        files = group.folder / "magika"
-        files.mkdir()
-        for file in (magika["model"], magika["config"], EXAMPLE / "onnx_server.py"):
-            shutil.copy(file, files)
-        group.nf("model", "publish", str(files), "--model", "magika", "--version", "v1", "--profile", "onnx-example")
-        yield group
+    try:
+        with Dev(folder, {"NF_PYTHON": magika["python"]}, ["--set", "scale_every=500ms"]) as group:
+            publish(group, magika)
+            yield group
+    finally:
+        end_all(folder)
+
+
+def publish(group, magika):
+    files = group.folder / "magika"
+    files.mkdir()
+    for file in (magika["model"], magika["config"], EXAMPLE / "onnx_server.py"):
+        shutil.copy(file, files)
+    group.nf("model", "publish", str(files), "--model", "magika", "--version", "v1", "--profile", "onnx-example")
 
 
 class Clients:

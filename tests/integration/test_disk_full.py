@@ -8,7 +8,7 @@ import subprocess
 import nf
 import pytest
 import requests
-from worker import processes
+from worker import end_all, processes
 
 SIZE, ROOM = 40 << 20, 8 << 20  # of the disk, and what is left of it when the member starts
 
@@ -52,7 +52,14 @@ def ask(group):
     return answer.json()["request_id"]
 
 
-def test_a_member_whose_disk_is_full_ends_and_starts_again(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
+    yield tmp_path
+    end_all(tmp_path)
+
+
+def test_a_member_whose_disk_is_full_ends_and_starts_again(folder):
+    tmp_path = folder
     store = tmp_path / "store"
     publish(tmp_path, store)
     data = tmp_path / "data"

@@ -333,9 +333,10 @@ impl<B: Body> Running<B> {
             }
         };
         tokio::select! {
+            // Who loses its lease loses its time with it: that is what its log shall say.
             biased;
-            () = gently => {}
             () = fence.clone() => self.post.note("no lease covers it any more: its time is over").await,
+            () = gently => {}
         }
         let left = Duration::from_millis(plan.kill_ms.saturating_sub(boot_ms())).min(grace);
         self.told(Stopping { term_ms: boot_ms(), kill_ms: boot_ms() + ms(left), ..plan });

@@ -104,13 +104,18 @@ async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
     executor.start(ID, &want);
     executor.stage_is(1, Stage::Ready).await;
     let (key, hangs) = (w.record(&want).key, Arc::new(AtomicBool::new(true)));
-    let on = hangs.clone();
-    let undead = std::thread::spawn(move || {
-        while on.load(Ordering::SeqCst) {
-            let mut one = std::process::Command::new("sleep").arg("300").env(KEY, &key).spawn().unwrap();
-            one.wait().unwrap();
-        }
-    });
+    // Several, so that one at least is there whenever somebody looks, on a loaded machine, too.
+    let undead: Vec<_> = (0..4)
+        .map(|_| {
+            let (on, key) = (hangs.clone(), key.clone());
+            std::thread::spawn(move || {
+                while on.load(Ordering::SeqCst) {
+                    let mut one = std::process::Command::new("sleep").arg("300").env(KEY, &key).spawn().unwrap();
+                    one.wait().unwrap();
+                }
+            })
+        })
+        .collect();
     eventually("another one is there", || w.living() >= 3).await;
     executor.stop(ID, want.generation, Reason::NodeDrain);
     let condition = |e: &Executor| e.actual().replicas[&ID][&want.generation];
@@ -125,5 +130,5 @@ async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
     hangs.store(false, Ordering::SeqCst);
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
     assert_eq!(*held(&told), [(PROCESS_STUCK, true), (PROCESS_STUCK, false)]);
-    undead.join().unwrap();
+    undead.into_iter().for_each(|one| one.join().unwrap());
 }
