@@ -26,10 +26,7 @@ impl From<Mode> for nf_core::command::Mode {
 
 impl Mode {
     pub fn name(self) -> &'static str {
-        match self {
-            Mode::Production => "production",
-            Mode::Simulation => "simulation",
-        }
+        nf_core::command::Mode::from(self).name()
     }
 }
 

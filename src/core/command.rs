@@ -65,6 +65,15 @@ pub enum Mode {
     Simulation,
 }
 
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Production => "production",
+            Mode::Simulation => "simulation",
+        }
+    }
+}
+
 /// A schedule request as the first member prepared it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submission {

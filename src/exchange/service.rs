@@ -106,11 +106,8 @@ impl Service {
         if own == mode {
             return Ok(());
         }
-        let word = |mode| match mode {
-            Mode::Production => "production",
-            Mode::Simulation => "simulation",
-        };
-        let detail = format!("this group is in {}, and the node in {}: see NEURAL_FABRIC_MODE", word(own), word(mode));
+        let detail =
+            format!("this group is in {}, and the node in {}: see NEURAL_FABRIC_MODE", own.name(), mode.name());
         Err(refused(Reason::Forbidden, "NEURAL_FABRIC_MODE", detail))
     }
 

@@ -102,6 +102,14 @@ impl Shared {
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 
+    /// Whether the member of that number has this name; None: there is none. Asked for each message of a stream, so
+    /// nothing is copied.
+    pub fn is_named(&self, id: u64, name: &str) -> Option<bool> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&id).map(|peer| peer.name == name)
+    }
+
     /// Whether a member of this name is in the group, under any number.
     pub fn lists(&self, name: &str) -> bool {
         let metrics = self.raft.metrics();

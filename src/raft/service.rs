@@ -72,11 +72,9 @@ impl Service {
             return Err(Status::permission_denied(text));
         }
         let info = info.ok_or_else(|| Status::unauthenticated("no connection info"))?;
-        match self.0.peer(route.from) {
-            Some(peer) if peer.name != route.name => {
-                return Err(Status::permission_denied("another member has this id"));
-            }
-            Some(_) => {}
+        match self.0.is_named(route.from, &route.name) {
+            Some(false) => return Err(Status::permission_denied("another member has this id")),
+            Some(true) => {}
             None if newcomer == Newcomer::Heard && self.may_be_new(route) => {}
             None => {
                 return Err(Status::permission_denied(format!("member {} is not in this group", route.from)));

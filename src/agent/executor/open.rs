@@ -4,7 +4,7 @@
 use super::ExecutorConfig;
 use crate::agent::post::Places;
 use crate::agent::runtimes::cgroup::Cgroups;
-use crate::agent::runtimes::users::{self, Giver};
+use crate::agent::runtimes::users::{self, Giver, Users};
 use nf_core::id::NodeName;
 use std::fs::{self, File};
 use std::io;
@@ -15,10 +15,7 @@ pub(super) fn open_users(config: &ExecutorConfig, places: &Places) -> io::Result
         users::pave(&config.users.home, &config.data_dir, &places.replicas).map(|()| giver).map_err(|e| e.to_string())
     };
     match Giver::find(&config.users).and_then(paved) {
-        Err(why) if config.users.required => {
-            let text = format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user");
-            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
-        }
+        Err(why) if config.users.required => Err(io::Error::new(io::ErrorKind::PermissionDenied, Users::refusal(&why))),
         found => Ok(found),
     }
 }

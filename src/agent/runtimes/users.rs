@@ -50,11 +50,14 @@ impl Users {
     /// A text that says what is missing and what would give it.
     pub fn check(&self) -> Result<(), String> {
         match Giver::find(self) {
-            Err(why) if self.required => {
-                Err(format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user"))
-            }
+            Err(why) if self.required => Err(Self::refusal(&why)),
             _ => Ok(()),
         }
+    }
+
+    /// What is said where users are required and can't be given.
+    pub(in crate::agent) fn refusal(why: &str) -> String {
+        format!("NF_REPLICA_USERS: {why}; off runs replicas as this process' own user")
     }
 
     /// Whether replicas get users of their own on this machine: they are wanted, and can be given.

@@ -3,6 +3,15 @@
 use super::*;
 
 impl World {
+    /// One that must never run twice runs beside another, and its node has a lease.
+    fn with_exclusive() -> Self {
+        let mut world = World::new();
+        world.schedule_exclusive();
+        world.beat(1);
+        world.run(Op::Step);
+        world
+    }
+
     fn schedule_exclusive(&mut self) {
         let mut spec = testing::job_spec("t1", Gpus::Milli(400));
         (spec.constraints.exclusive, spec.constraints.restart) = (true, nf_core::job::Restart::OnFailure);
@@ -63,10 +72,7 @@ fn an_exclusive_replica_ends_before_its_lease_and_runs_again_after_it() {
 
 #[test]
 fn an_exclusive_replica_ends_though_the_group_forgot_the_node() {
-    let mut world = World::new();
-    world.schedule_exclusive();
-    world.beat(1);
-    world.run(Op::Step);
+    let mut world = World::with_exclusive();
     world.node.unknown();
     world.now_ms += 40_000;
     world.run(Op::Step);
@@ -75,10 +81,7 @@ fn an_exclusive_replica_ends_though_the_group_forgot_the_node() {
 
 #[test]
 fn a_new_start_gives_itself_a_moment_for_its_first_lease() {
-    let mut world = World::new();
-    world.schedule_exclusive();
-    world.beat(1);
-    world.run(Op::Step);
+    let mut world = World::with_exclusive();
     world.run(Op::Restart { adopts: true });
     world.tell(0);
     world.run(Op::Step);
@@ -94,10 +97,7 @@ fn a_new_start_gives_itself_a_moment_for_its_first_lease() {
 fn a_start_that_lost_its_records_waits_a_lease_before_it_starts_what_must_not_run_twice() {
     const LEASE: u64 = 45_000;
     let budget = KILL_BUDGET.as_millis() as u64;
-    let mut world = World::new();
-    world.schedule_exclusive();
-    world.beat(1);
-    world.run(Op::Step);
+    let mut world = World::with_exclusive();
     world.fake.forgot.store(true, Ordering::SeqCst);
     world.run(Op::Restart { adopts: false });
     let registered = world.now_ms;
@@ -146,10 +146,7 @@ fn after_that_lease_it_starts() {
 
 #[test]
 fn one_that_is_stopping_already_has_no_grace_beyond_its_lease() {
-    let mut world = World::new();
-    world.schedule_exclusive();
-    world.beat(1);
-    world.run(Op::Step);
+    let mut world = World::with_exclusive();
     let (only, generation) = (ReplicaId { job: JobNo(1), replica: 0 }, Generation(1));
     world.fake.stop(only, generation, Reason::NodeDrain, Duration::from_secs(600));
     world.run(Op::Step);

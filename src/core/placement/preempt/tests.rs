@@ -171,6 +171,14 @@ fn victims_cost_what_the_cheapest_of_all_sets_costs() {
     assert!(met > 300 && none > 50, "{met} with victims, {none} without: the cases say little");
 }
 
+/// The claim, whose victims cost what those of the cheapest of all sets cost.
+fn claimed_as_by_brute_force(seed: u64, state: &State, spec: &JobSpec, wanted: &[u16]) -> Option<Claim> {
+    let claim = claim(state, spec, wanted, &Limits::default());
+    let found = claim.as_ref().map(|claim| cost_of(state, spec, claim));
+    assert_eq!(found, brute(state, spec, wanted), "seed {seed}: {spec:?}");
+    claim
+}
+
 #[test]
 fn where_quota_is_lacking_too_victims_cost_what_the_cheapest_of_all_sets_costs() {
     let (mut met, mut none, mut bound) = (0, 0, 0);
@@ -183,14 +191,8 @@ fn where_quota_is_lacking_too_victims_cost_what_the_cheapest_of_all_sets_costs()
         if allows(&state, &state, tenant, &spec, wanted.len() as u64) {
             continue;
         }
-        let claim = claim(&state, &spec, &wanted, &Limits::default());
-        let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
-        assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
-        if found.is_some() {
-            met += 1
-        } else {
-            none += 1
-        }
+        let claim = claimed_as_by_brute_force(seed, &state, &spec, &wanted);
+        *(if claim.is_some() { &mut met } else { &mut none }) += 1;
         let has_room = place(&state, &spec, &wanted, Limits::default()).len() == wanted.len();
         bound += u32::from(has_room && claim.is_some());
     }
@@ -232,16 +234,12 @@ fn with_budgets_too_victims_cost_what_the_cheapest_allowed_set_costs() {
         if units(&state, &spec, &Standing::default(), Budgets::Ignored).0.len() > 12 {
             continue;
         }
-        let claim = claim(&state, &spec, &wanted, &Limits::default());
-        let found = claim.as_ref().map(|claim| cost_of(&state, &spec, claim));
-        assert_eq!(found, brute(&state, &spec, &wanted), "seed {seed}: {spec:?}");
-        if found.is_some() {
-            met += 1
-        } else {
-            none += 1
-        }
+        let claim = claimed_as_by_brute_force(seed, &state, &spec, &wanted);
+        *(if claim.is_some() { &mut met } else { &mut none }) += 1;
         let free = claim_by(&state, &spec, &wanted, &Limits::default(), Budgets::Ignored);
-        bound += u32::from(free.map(|claim| cost_of(&state, &spec, &claim)) != found);
+        bound += u32::from(
+            free.map(|claim| cost_of(&state, &spec, &claim)) != claim.map(|claim| cost_of(&state, &spec, &claim)),
+        );
     }
     assert!(met > 200 && none > 100 && bound > 100, "{met} with victims, {none} without, {bound} bound by budgets");
 }
