@@ -1,6 +1,7 @@
-//! Speaks REST to any member. It tries them all, waits out an election, and sends
-//! each changing call with one Idempotency-Key, so that a second try can't do it
-//! twice. It does not know what the calls mean.
+//! Speaks REST to any member. It tries them all and waits out an election. A call that
+//! may have been done is asked again only where that can't do it twice: a read, or a
+//! schedule call, which its key or its name tells apart. It does not know what else the
+//! calls mean.
 
 use super::context::Context;
 use super::exit::{Exit, fail, problem};
@@ -44,8 +45,12 @@ pub struct Listing {
 /// What one try brought.
 enum Try {
     Answer(StatusCode, Value),
-    /// Worth another try, elsewhere or later.
+    /// A member spoke, and did nothing.
     Again(String),
+    /// Nobody is there: nothing was sent.
+    Away(String),
+    /// It was sent, and nobody says what became of it.
+    Unknown(String),
 }
 
 impl Client {
@@ -136,13 +141,14 @@ impl Client {
             for addr in &self.addrs {
                 let left = end.saturating_duration_since(Instant::now()).min(ONE_TRY);
                 match self.once(&method, addr, path, body.as_ref(), (key, seen), left).await {
-                    Ok(Try::Answer(status, body)) if status.is_success() => return Ok((status, body)),
-                    Ok(Try::Answer(status, body)) => return Err(problem(status.as_u16(), &body)),
-                    Ok(Try::Again(why)) => {
+                    Try::Answer(status, body) if status.is_success() => return Ok((status, body)),
+                    Try::Answer(status, body) => return Err(problem(status.as_u16(), &body)),
+                    Try::Unknown(why) if !may_repeat(&method, path) => return Err(unknown(addr, &why)),
+                    Try::Again(why) => {
                         spoke = true;
                         said.push(format!("{addr}: {why}"));
                     }
-                    Err(text) => said.push(format!("{addr}: {text}")),
+                    Try::Away(why) | Try::Unknown(why) => said.push(format!("{addr}: {why}")),
                 }
             }
             rounds += 1;
@@ -166,23 +172,19 @@ impl Client {
         body: Option<&Value>,
         (key, seen): (Option<&str>, Option<&str>),
         left: Duration,
-    ) -> Result<Try, String> {
+    ) -> Try {
         let seen = seen.map(|seen| format!("\"{seen}\""));
         let extra = [("idempotency-key", key), ("if-match", seen.as_deref())];
         let asked = async {
             let response = self.ask(method.clone(), addr, path, body, &extra).await?;
             let status = response.status();
-            let body = response.into_body().collect().await.map_err(|e| root(&e))?.to_bytes();
-            Ok::<_, String>((status, body))
+            let body = response.into_body().collect().await.map_err(|e| Try::Unknown(root(&e)))?.to_bytes();
+            Ok::<_, Try>((status, body))
         };
-        let left = left.max(Duration::from_millis(1));
-        let (status, body) = tokio::time::timeout(left, asked).await.map_err(|_| "operation timed out")??;
-        let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        let reason = body.get("reason").and_then(Value::as_str).unwrap_or_default();
-        let again = matches!(status.as_u16(), 502..=504) && matches!(reason, "NoLeader" | "Timeout" | "Draining" | "");
-        match again {
-            true => Ok(Try::Again(if reason.is_empty() { status.to_string() } else { reason.to_owned() })),
-            false => Ok(Try::Answer(status, body)),
+        let answered = tokio::time::timeout(left.max(Duration::from_millis(1)), asked).await;
+        match answered.unwrap_or_else(|_| Err(Try::Unknown("operation timed out".to_owned()))) {
+            Ok((status, body)) => told(status, serde_json::from_slice(&body).unwrap_or(Value::Null)),
+            Err(end) => end,
         }
     }
 
@@ -201,7 +203,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
         extra: &[(&'static str, Option<&str>)],
-    ) -> Result<Response<Incoming>, String> {
+    ) -> Result<Response<Incoming>, Try> {
         let mut request = Request::builder().method(method).uri(format!("{addr}{path}"));
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
@@ -212,12 +214,15 @@ impl Client {
         let body = match body {
             Some(body) => {
                 request = request.header(CONTENT_TYPE, "application/json");
-                serde_json::to_vec(body).map_err(|e| e.to_string())?
+                serde_json::to_vec(body).map_err(|e| Try::Away(e.to_string()))?
             }
             None => Vec::new(),
         };
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|e| e.to_string())?;
-        self.http.send(request).await.map_err(|e| root(&*e))
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|e| Try::Away(e.to_string()))?;
+        self.http.send(request).await.map_err(|e| {
+            let sent = !outgoing::never_came(&*e);
+            if sent { Try::Unknown(root(&*e)) } else { Try::Away(root(&*e)) }
+        })
     }
 
     /// A body that is read as it comes, from the first member that answers.
@@ -232,11 +237,42 @@ impl Client {
                     let body = body.ok().and_then(|body| serde_json::from_slice(&body).ok());
                     return Err(problem(status, &body.unwrap_or(Value::Null)));
                 }
-                Err(text) => said.push(format!("{addr}: {text}")),
+                Err(Try::Away(text) | Try::Unknown(text)) => said.push(format!("{addr}: {text}")),
+                Err(_) => {}
             }
         }
         Err(fail(Exit::Unreachable, format!("no member answered: {}\n  try: nf get members", said.join("; "))))
     }
+}
+
+/// What an answer is: an end, or worth another try.
+fn told(status: StatusCode, body: Value) -> Try {
+    let reason = body.get("reason").and_then(Value::as_str).unwrap_or_default();
+    match (status.as_u16(), reason) {
+        (502..=504, "NoLeader" | "Draining") => Try::Again(reason.to_owned()),
+        (502..=504, "Timeout") => {
+            let detail = body.get("detail").and_then(Value::as_str);
+            Try::Unknown(detail.map_or_else(|| reason.to_owned(), |detail| format!("{reason}: {detail}")))
+        }
+        // A proxy spoke.
+        (502..=504, "") => Try::Unknown(status.to_string()),
+        _ => Try::Answer(status, body),
+    }
+}
+
+/// Whether doing it twice is doing it once: a job has a name, or the call's key gives it one, and stays stopped.
+fn may_repeat(method: &Method, path: &str) -> bool {
+    match *method {
+        Method::GET => true,
+        Method::POST => matches!(path, "/schedule" | "/node/launch"),
+        Method::DELETE => path.starts_with("/schedule/"),
+        _ => false,
+    }
+}
+
+fn unknown(addr: &str, why: &str) -> anyhow::Error {
+    let text = format!("{addr}: {why}\n  it may have been done: look with nf get before you ask again");
+    fail(Exit::Unreachable, text)
 }
 
 /// The innermost cause, which is what helps: "connection refused".
@@ -252,4 +288,67 @@ fn root(error: &(dyn std::error::Error + 'static)) -> String {
 pub fn escape(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
     text.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::exit;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// A member that answers each request with `answer` and ends the connection; and how many it had.
+    async fn member(answer: String) -> (String, Arc<AtomicUsize>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = format!("http://{}", listener.local_addr().unwrap());
+        let had = Arc::new(AtomicUsize::new(0));
+        let counted = had.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                counted.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        (addr, had)
+    }
+
+    fn says(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    /// How a call ends where the first member answers with `first`, and how often the second one was asked.
+    async fn ends(method: Method, path: &str, first: String) -> (Result<StatusCode, Option<Exit>>, usize) {
+        let (broken, _) = member(first).await;
+        let (whole, had) = member(says("200 OK", "{}")).await;
+        let context = Context { addrs: vec![broken, whole], ..Context::default() };
+        let ended = Client::new(&context).unwrap().change(method, path, Value::Null).await;
+        (ended.map(|(status, _)| status).map_err(|e| exit::of(&e)), had.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test]
+    async fn what_may_have_been_done_is_not_done_again() {
+        let dies = String::new;
+        let waited = || says("504 Gateway Timeout", r#"{"reason":"Timeout"}"#);
+        for first in [dies, waited] {
+            let unknown = (Err(Some(Exit::Unreachable)), 0);
+            assert_eq!(ends(Method::DELETE, "/tenants/t1", first()).await, unknown);
+            assert_eq!(ends(Method::POST, "/node/register", first()).await, unknown);
+            // A job has a name.
+            assert_eq!(ends(Method::POST, "/schedule", first()).await, (Ok(StatusCode::OK), 1));
+            assert_eq!(ends(Method::DELETE, "/schedule/r1", first()).await, (Ok(StatusCode::OK), 1));
+        }
+        let leaderless = says("503 Service Unavailable", r#"{"reason":"NoLeader"}"#);
+        assert_eq!(ends(Method::DELETE, "/tenants/t1", leaderless).await, (Ok(StatusCode::OK), 1), "it did nothing");
+    }
+
+    #[tokio::test]
+    async fn where_nobody_is_nothing_was_done() {
+        let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let (whole, had) = member(says("200 OK", "{}")).await;
+        let context = Context { addrs: vec![format!("http://{gone}"), whole], ..Context::default() };
+        let done = Client::new(&context).unwrap().change(Method::DELETE, "/tenants/t1", Value::Null).await;
+        assert_eq!((done.unwrap().0, had.load(Ordering::SeqCst)), (StatusCode::OK, 1));
+    }
 }

@@ -82,6 +82,12 @@ impl Fault {
     }
 }
 
+/// Whether a request that failed can't have reached anybody: no connection was made for it.
+pub fn never_came(error: &(dyn Error + 'static)) -> bool {
+    let connecting = error.downcast_ref::<legacy::Error>().is_some_and(legacy::Error::is_connect);
+    connecting || Fault::below(error).is_some_and(|fault| !matches!(fault, Fault::Redirect { .. } | Fault::NoRange))
+}
+
 /// Asks servers. Cloning shares its connections.
 #[derive(Clone, Debug)]
 pub struct Client<B> {

@@ -15,8 +15,8 @@ use super::{Error, NO_LEADER, wire};
 
 pub async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Reply, Error> {
     let mut encoded = None;
-    let mut sent = false;
-    let mut lost = false;
+    // An earlier try may have been written.
+    let mut taken = false;
     let mut pause = RETRY.0;
     let mut hint = None;
     loop {
@@ -27,39 +27,37 @@ pub async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Resul
                 proposed.map(Try::Reply)
             }
             Some(id) => {
-                sent = true;
                 let bytes = encoded.get_or_insert_with(|| codec::encode(&intent).into());
                 shared.forward(id, bytes, deadline).await
             }
             None => Err(Lost::default()),
         };
         match tried {
-            Ok(Try::Reply(reply)) => return answer(&intent, reply, lost),
+            Ok(Try::Reply(reply)) => return answer(&intent, reply, taken),
             Ok(Try::Refused(reason)) => {
                 return Err(Error::Refused(Refusal::new(Reason::FeatureLevel, reason)));
             }
             Err(elsewhere) => {
-                sent |= leader == Some(shared.me.id.0);
-                lost |= sent;
+                taken |= elsewhere.taken;
                 hint = elsewhere.leader.filter(|id| Some(*id) != leader);
             }
         }
         if *shared.stop.borrow() {
-            return Err(if sent { Error::Timeout } else { Error::Stopping });
+            return Err(if taken { Error::Timeout } else { Error::Stopping });
         }
         if left(deadline) <= pause {
-            return Err(if sent { Error::Timeout } else { NO_LEADER });
+            return Err(if taken { Error::Timeout } else { NO_LEADER });
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY.1);
     }
 }
 
-/// What to make of a reply. `lost`: an earlier try of the same call may have been committed, so that a refusal may only
+/// What to make of a reply. `taken`: an earlier try of the same call may have been committed, so that a refusal may only
 /// say that it was: the tenant is gone, the rollout has turned, the quota is another now.
-fn answer(intent: &Intent, reply: Reply, lost: bool) -> Result<Reply, Error> {
+fn answer(intent: &Intent, reply: Reply, taken: bool) -> Result<Reply, Error> {
     match &reply.result {
-        Err(refusal) if lost && depends_on_state(refusal) && intent.is_refused_once_done() => {
+        Err(refusal) if taken && depends_on_state(refusal) && intent.is_refused_once_done() => {
             let detail = format!(
                 "the leader changed before it answered, so this may have been done; its successor said: {refusal}. Look \
                  before you ask again"

@@ -77,7 +77,7 @@ impl<RT: AsyncRuntime> Lead<RT> {
         if of_this_term && self.proposer.offer(ticket, call.intent) {
             self.callers.insert(ticket, call.reply);
         } else {
-            let _ = call.reply.send(Err(Lost { leader: None }));
+            let _ = call.reply.send(Err(Lost::default()));
         }
     }
 
@@ -108,7 +108,7 @@ impl<RT: AsyncRuntime> Lead<RT> {
         }
         for ticket in self.proposer.take_exhausted() {
             if let Some(caller) = self.callers.remove(&ticket) {
-                let _ = caller.send(Err(Lost { leader: None }));
+                let _ = caller.send(Err(Lost::TAKEN));
             }
         }
     }
@@ -116,7 +116,7 @@ impl<RT: AsyncRuntime> Lead<RT> {
     fn part(mut self) {
         for (ticket, _) in self.proposer.into_calls() {
             if let Some(caller) = self.callers.remove(&ticket) {
-                let _ = caller.send(Err(Lost { leader: None }));
+                let _ = caller.send(Err(Lost::TAKEN));
             }
         }
     }
@@ -143,7 +143,7 @@ impl<RT: AsyncRuntime, T: Tables> Shell<RT, T> {
             changed = self.term.changed() => changed.is_ok(),
             call = self.calls.recv() => match call {
                 Some(call) => {
-                    let _ = call.reply.send(Err(Lost { leader: None }));
+                    let _ = call.reply.send(Err(Lost::default()));
                     true
                 }
                 None => false,
@@ -219,8 +219,15 @@ impl<RT: AsyncRuntime, T: Tables> Shell<RT, T> {
             if batch.is_some() {
                 (self.hooks.plan)(begun.elapsed());
             }
+            let answered = !replies.is_empty();
             lead.answer(replies);
-            let Some(batch) = batch else { return true };
+            let Some(batch) = batch else {
+                // What was answered without an entry made room for what waits behind it, and nobody else would wake us.
+                if answered && lead.proposer.queued() > 0 {
+                    continue;
+                }
+                return true;
+            };
             let (responder, written) = ProgressResponder::complete_only();
             let write = self.raft.write(Payload::new(batch)).with_leader(term).responder(responder);
             if write.await.is_err() {

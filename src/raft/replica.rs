@@ -47,9 +47,16 @@ const SNAPSHOT: Duration = Duration::from_secs(60);
 const ESTABLISH: Duration = Duration::from_millis(200);
 
 /// The one asked does not lead, or no longer; ask again, perhaps `leader`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Lost {
     pub leader: Option<u64>,
+    /// What was asked may have been written before, and so may still be done.
+    pub taken: bool,
+}
+
+impl Lost {
+    /// Nobody says what became of it.
+    pub const TAKEN: Self = Self { leader: None, taken: true };
 }
 
 /// Who this member is.
@@ -141,10 +148,10 @@ impl Shared {
         let call = Call { intent, term, reply };
         let proposed = tokio::time::timeout(left(deadline), async {
             self.calls.send(call).await.map_err(|_| Lost::default())?;
-            answer.await.unwrap_or_else(|_| Err(Lost::default()))
+            answer.await.unwrap_or(Err(Lost::TAKEN))
         });
         let proposed = proposed.instrument(span.clone());
-        let result = proposed.await.unwrap_or_else(|_| Err(Lost::default()));
+        let result = proposed.await.unwrap_or(Err(Lost::TAKEN));
         if let Ok(reply) = &result {
             (self.hooks.propose)(begun.elapsed());
             traces::number(&span, "index", reply.index);
@@ -161,14 +168,14 @@ impl Shared {
         }
         let leader = self.leader();
         if leader != Some(self.me.id.0) {
-            return Err(Lost { leader });
+            return Err(Lost { leader, taken: false });
         }
         let mut term = self.term.clone();
         let wait = left(deadline).min(ESTABLISH);
         let established = tokio::time::timeout(wait, term.wait_for(Option::is_some)).await;
         match established {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(Lost { leader: self.leader() }),
+            _ => Err(Lost { leader: self.leader(), taken: false }),
         }
     }
 
@@ -177,7 +184,10 @@ impl Shared {
         let ask = self.raft.get_read_log_id(ReadPolicy::ReadIndex);
         match tokio::time::timeout(left(deadline), ask).await {
             Ok(Ok((id, _))) => Ok(id.index()),
-            Ok(Err(error)) => Err(Lost { leader: error.forward_to_leader().and_then(|to| to.leader_id) }),
+            Ok(Err(error)) => {
+                let leader = error.forward_to_leader().and_then(|to| to.leader_id);
+                Err(Lost { leader, taken: false })
+            }
             Err(_) => Err(Lost::default()),
         }
     }
@@ -199,7 +209,7 @@ impl Shared {
         };
         match reply.into_inner().result {
             Some(R::Index(index)) => Ok(index),
-            Some(R::NotLeader(to)) => Err(Lost { leader: Some(to.leader).filter(|id| *id != 0) }),
+            Some(R::NotLeader(to)) => Err(lost(to)),
             None => Err(Lost::default()),
         }
     }
@@ -232,11 +242,11 @@ impl Shared {
             reply = client.forward(request).instrument(span.clone()) => reply,
             () = self.leader_is_not(to) => {
                 traces::failed(&span, "NotTheLeader");
-                return Err(Lost::default());
+                return Err(Lost::TAKEN);
             }
             () = tokio::time::sleep(left(deadline)) => {
                 traces::failed(&span, "DeadlineExceeded");
-                return Err(Lost::default());
+                return Err(Lost::TAKEN);
             }
         };
         if reply.is_err() {
@@ -248,15 +258,25 @@ impl Shared {
                     Ok(reply) => Try::Reply(reply),
                     Err(e) => Try::Refused(format!("the leader's reply: {e}")),
                 }),
-                Some(R::NotLeader(to)) => Err(Lost { leader: Some(to.leader).filter(|id| *id != 0) }),
-                None => Err(Lost::default()),
+                Some(R::NotLeader(to)) => Err(lost(to)),
+                None => Err(Lost::TAKEN),
             },
             Err(status) if status.code() == tonic::Code::InvalidArgument => {
                 Ok(Try::Refused(format!("the leader: {}", status.message())))
             }
-            Err(_) => Err(Lost::default()),
+            Err(status) => Err(Lost { leader: None, taken: !never_came(&status) }),
         }
     }
+}
+
+fn lost(to: pb::NotLeader) -> Lost {
+    Lost { leader: Some(to.leader).filter(|id| *id != 0), taken: to.taken }
+}
+
+/// Whether a call ended before it could have reached anybody.
+fn never_came(status: &tonic::Status) -> bool {
+    let first: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source()).any(|error| error.is::<tonic::ConnectError>())
 }
 
 /// What the one asked said, if it leads.

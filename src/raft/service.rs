@@ -45,8 +45,8 @@ fn until(wait_ms: u32) -> Instant {
     Instant::now() + Duration::from_millis(wait_ms.into()).min(MAX_WAIT)
 }
 
-fn not_leader(leader: Option<u64>) -> pb::NotLeader {
-    pb::NotLeader { leader: leader.unwrap_or(0) }
+fn not_leader(Lost { leader, taken }: Lost) -> pb::NotLeader {
+    pb::NotLeader { leader: leader.unwrap_or(0), taken }
 }
 
 /// Whether a call may come from a member of which this one has not heard.
@@ -264,7 +264,7 @@ impl PeerService for Service {
         let proposed = self.0.propose(intent, None, until(request.deadline_ms)).instrument(span);
         let result = match proposed.await {
             Ok(reply) => R::Reply(codec::encode(&reply).into()),
-            Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
+            Err(lost) => R::NotLeader(not_leader(lost)),
         };
         Ok(Response::new(pb::ForwardReply { result: Some(result) }))
     }
@@ -274,7 +274,7 @@ impl PeerService for Service {
         let request = self.open(request, Newcomer::Refused, |r| r.route.as_ref())?;
         let result = match self.0.read_index_here(until(request.deadline_ms)).await {
             Ok(index) => R::Index(index),
-            Err(Lost { leader }) => R::NotLeader(not_leader(leader)),
+            Err(lost) => R::NotLeader(not_leader(lost)),
         };
         Ok(Response::new(pb::ReadIndexReply { result: Some(result) }))
     }
@@ -295,7 +295,7 @@ impl PeerService for Service {
         let deadline = until(request.deadline_ms);
         let result = match self.0.change_here(&change, deadline).await {
             Ok(()) => R::Done(pb::Done {}),
-            Err(Failure::NotLeader(leader)) => R::NotLeader(not_leader(leader)),
+            Err(Failure::NotLeader(leader)) => R::NotLeader(not_leader(Lost { leader, taken: false })),
             Err(Failure::Error(Error::Refused(refusal))) => {
                 R::Refused(pb::Refusal { reason: refusal.reason.token().to_owned(), detail: refusal.detail })
             }
