@@ -3,7 +3,7 @@
 //! stays half full. Only placed calls count.
 
 use crate::load::Client;
-use crate::wire;
+use crate::wire::{self, Shown};
 use anyhow::Result;
 use std::collections::VecDeque;
 use tonic::transport::Channel;
@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 #[derive(Debug)]
 pub struct Scheduler {
     channel: Channel,
+    shown: Shown,
     tenant: String,
     /// Distinguishes this client's request ids.
     prefix: String,
@@ -60,12 +61,21 @@ struct StopRequest {
 #[derive(Clone, PartialEq, prost::Message)]
 struct StopResponse {}
 
-/// `clients` clients on `connections` connections to `urls`; each holds on to `share` jobs.
-pub async fn clients(urls: &[String], clients: usize, connections: usize, share: usize) -> Result<Vec<Scheduler>> {
+/// `clients` clients on `connections` connections to `urls`; each holds on to `share` jobs. With a token, they are
+/// of its tenant.
+pub async fn clients(
+    urls: &[String],
+    clients: usize,
+    connections: usize,
+    share: usize,
+    token: Option<&str>,
+) -> Result<Vec<Scheduler>> {
     let channels = wire::channels(urls, connections).await?;
+    let shown = token.map(|token| format!("Bearer {token}").parse()).transpose()?;
     let client = |n: usize| Scheduler {
         channel: channels[n % channels.len()].clone(),
-        tenant: format!("bench-{}", n % 16),
+        shown: shown.clone(),
+        tenant: if token.is_some() { "demo".to_owned() } else { format!("bench-{}", n % 16) },
         prefix: format!("b-{n}"),
         count: 0,
         held: VecDeque::new(),
@@ -78,6 +88,14 @@ impl Scheduler {
     /// The same with other names for its jobs.
     pub fn named(self, prefix: String) -> Self {
         Self { prefix, ..self }
+    }
+
+    /// Its share, so that from then on it stops a job for each one it schedules.
+    pub async fn take_share(mut self) -> Result<Self, String> {
+        while self.held.len() <= self.share {
+            self.call().await?;
+        }
+        Ok(self)
     }
 }
 
@@ -93,7 +111,7 @@ impl Client for Scheduler {
         };
         let path = "/neuralfabric.v1.SchedulerService/Schedule";
         let answer: ScheduleResponse =
-            wire::unary(&self.channel, path, request).await.map_err(|status| status.to_string())?;
+            wire::unary(&self.channel, &self.shown, path, request).await.map_err(|status| status.to_string())?;
         self.held.push_back(answer.request_id);
         match answer.status.as_str() {
             "scheduled" => Ok(()),
@@ -108,7 +126,7 @@ impl Client for Scheduler {
         let Some(request_id) = self.held.pop_front() else { return Ok(0) };
         let request = StopRequest { request_id, tenant_id: self.tenant.clone() };
         let path = "/neuralfabric.v1.SchedulerService/Stop";
-        let answer: Result<StopResponse, _> = wire::unary(&self.channel, path, request).await;
+        let answer: Result<StopResponse, _> = wire::unary(&self.channel, &self.shown, path, request).await;
         answer.map(|_| 1).map_err(|status| status.to_string())
     }
 }

@@ -31,6 +31,8 @@ pub struct Cluster {
     dir: PathBuf,
     nf: PathBuf,
     pub http: reqwest::Client,
+    /// What callers show, where the members ask for it: a token of all roles in tenant "demo".
+    pub token: Option<String>,
 }
 
 /// What `nf dev` writes down about its members.
@@ -49,11 +51,17 @@ struct Told {
 impl Cluster {
     /// Starts `nf dev` with its data below `dir`, and waits until it is ready.
     pub async fn start(nf: &Path, dir: &Path, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(nf, dir, settings, false).await
+    }
+
+    /// As [`Cluster::start`]; `auth`: every caller is asked for a token.
+    pub async fn start_with(nf: &Path, dir: &Path, settings: &[(&str, &str)], auth: bool) -> Result<Self> {
         let ready = dir.join("ready.json");
         let port = ports::free(1)?[0].min(60_000);
         let mut args = vec!["dev".to_owned(), "--no-context".into(), "--port".into(), port.to_string()];
         args.extend(["--data-dir".into(), dir.join("data").display().to_string()]);
         args.extend(["--ready-file".into(), ready.display().to_string()]);
+        args.extend(auth.then(|| "--auth".to_owned()));
         let runs = dir.join("runs").display().to_string();
         for (key, value) in settings.iter().chain(&[("run_dir", runs.as_str())]) {
             args.extend(["--set".into(), format!("{key}={value}")]);
@@ -72,9 +80,15 @@ impl Cluster {
         if let Err(error) = started.await {
             bail!("{error:#}; ended: {}; its output:\n{}", dev.has_ended(), dev.tail());
         }
-        let http = reqwest::Client::builder().pool_max_idle_per_host(512).timeout(Duration::from_secs(60)).build()?;
+        let token = auth.then(|| told_token(&dir.join("dev.log"))).transpose()?;
+        let mut headers = reqwest::header::HeaderMap::new();
+        if let Some(token) = &token {
+            headers.insert(reqwest::header::AUTHORIZATION, format!("Bearer {token}").parse()?);
+        }
+        let http = reqwest::Client::builder().default_headers(headers).pool_max_idle_per_host(512);
+        let http = http.timeout(Duration::from_secs(60)).build()?;
         let (nf, dir) = (nf.to_owned(), dir.to_owned());
-        let mut cluster = Self { dev, members: vec![], extra: vec![], dir, nf, http };
+        let mut cluster = Self { dev, members: vec![], extra: vec![], dir, nf, http, token };
         cluster.learn()?;
         cluster.wait_ready().await?;
         Ok(cluster)
@@ -164,6 +178,7 @@ impl Cluster {
         let urls: Vec<_> = self.members.iter().map(|m| m.url.clone()).collect();
         let mut env = surroundings(&self.dir);
         env.insert("NF_ADDR".to_owned(), urls.join(","));
+        env.extend(self.token.clone().map(|token| ("NF_TOKEN".to_owned(), token)));
         env.insert("NF_RUN_DIR".to_owned(), self.dir.join("runs").display().to_string());
         let log = self.dir.join(format!("{name}.log"));
         let args = args.iter().map(|a| (*a).to_owned()).collect();
@@ -192,4 +207,11 @@ impl Cluster {
 fn surroundings(dir: &Path) -> BTreeMap<String, String> {
     let at = |name: &str, folder: &str| (name.to_owned(), dir.join(folder).display().to_string());
     [at("XDG_CONFIG_HOME", "config"), at("XDG_STATE_HOME", "state"), at("XDG_DATA_HOME", "share")].into()
+}
+
+/// The token that `nf dev` tells once it is ready.
+fn told_token(log: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(log)?;
+    let told = text.lines().find_map(|line| line.trim().strip_prefix("NF_TOKEN="));
+    told.map(str::to_owned).with_context(|| format!("{}: no token", log.display()))
 }

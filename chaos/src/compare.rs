@@ -21,6 +21,8 @@ pub struct Plan {
     pub nodes: usize,
     /// Nodes whose agents start and stop what is placed; without, they only beat.
     pub agents: bool,
+    /// Every call shows a token, which is checked.
+    pub auth: bool,
     /// Measure etcd alone.
     pub only_etcd: bool,
 }
@@ -145,32 +147,61 @@ enum Target {
 
 /// One measurement on a cluster of its own: one that another has filled is another cluster.
 async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, target: Target, column: &mut Column) -> Result<()> {
-    let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
+    let quota = (plan.nodes * GPUS).to_string();
+    let mut cluster = Cluster::start_with(nf, dir, &[("max_tenant_gpus", &quota)], plan.auth).await?;
     play(&mut cluster, dir, plan.nodes, plan.agents).await?;
-    // Half of the thousandths of all GPUs would be millions of jobs; what matters is
-    // that the fill is steady, so each client holds a fixed share of a modest number.
-    let share = (4000 / clients).max(4);
+    fill(&cluster, plan.nodes * GPUS / 2).await?;
     let urls = match target {
         Target::Leader => vec![cluster.leader().await?.url],
         Target::Any => cluster.members.iter().map(|m| m.url.clone()).collect(),
     };
-    let load = bench::clients(&urls, clients, connections(clients), share).await?;
+    let load = bench::clients(&urls, clients, connections(clients), HELD, cluster.token.as_deref()).await?;
+    let taking: Vec<_> = load.into_iter().map(|client| tokio::spawn(client.take_share())).collect();
+    let mut load = Vec::new();
+    for client in taking {
+        load.push(client.await?.map_err(|error| anyhow::anyhow!("before the measurement: {error}"))?);
+    }
     let (figures, cpu) = measure(load, plan, || cluster.cpu()).await?;
     column.add(figures, cpu);
     cluster.stop().await
 }
 
-/// Nodes of 8 GPUs, in a process of their own; its processor time is not counted.
-pub async fn play(cluster: &mut Cluster, dir: &Path, nodes: usize, agents: bool) -> Result<()> {
-    let list = dir.join("nodes.csv");
-    let rows: String = (0..nodes).map(|n| format!("b{n},128000,1048576,8,A100\n")).collect();
-    std::fs::write(&list, format!("sn,cpu_milli,memory_mib,gpu,model\n{rows}"))?;
-    let (list, data) = (list.display().to_string(), dir.join("data").display().to_string());
-    let mut args = vec!["sim", "nodes", "--from", &list, "--data-dir", &data];
-    if !agents {
-        args.push("--beats-only");
+/// Takes so many whole GPUs, so that placement chooses on a cluster that is half full.
+async fn fill(cluster: &Cluster, gpus: usize) -> Result<()> {
+    let url = format!("{}/schedule", cluster.members[0].url);
+    for first in (0..gpus).step_by(FILLING) {
+        let replicas = FILLING.min(gpus - first);
+        let body = serde_json::json!({ "tenant_id": "demo", "model_id": "filling", "model_version": "v1",
+            "request_id": format!("filling-{first}"), "resources": { "gpu": 1 }, "replicas": replicas });
+        let answer = cluster.http.post(&url).json(&body).send().await?;
+        ensure!(answer.status() == 201, "{}: {}", answer.status(), answer.text().await?);
     }
-    cluster.also("nodes", &args)?;
+    Ok(())
+}
+
+/// Of a node.
+const GPUS: usize = 8;
+/// Jobs that each client holds on to: as many calls as that have no stop between them, before the measurement.
+const HELD: usize = 16;
+/// Replicas of a job that fills.
+const FILLING: usize = 500;
+/// Nodes that one process plays.
+const PLAYED: usize = 2_500;
+
+/// Nodes of 8 GPUs, in processes of their own; their processor time is not counted.
+pub async fn play(cluster: &mut Cluster, dir: &Path, nodes: usize, agents: bool) -> Result<()> {
+    for first in (0..nodes).step_by(PLAYED) {
+        let list = dir.join(format!("nodes-{first}.csv"));
+        let rows: String =
+            (first..nodes.min(first + PLAYED)).map(|n| format!("b{n},128000,1048576,{GPUS},A100\n")).collect();
+        std::fs::write(&list, format!("sn,cpu_milli,memory_mib,gpu,model\n{rows}"))?;
+        let (list, data) = (list.display().to_string(), dir.join(format!("data-{first}")).display().to_string());
+        let mut args = vec!["sim", "nodes", "--from", &list, "--data-dir", &data];
+        if !agents {
+            args.push("--beats-only");
+        }
+        cluster.also(&format!("nodes-{first}"), &args)?;
+    }
     // The members' own nodes have agents, which would be measured, too.
     for member in &cluster.members {
         let answer = cluster.http.post(format!("{}/node/{}/cordon", member.url, member.name));

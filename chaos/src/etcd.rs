@@ -100,7 +100,7 @@ impl Client for Putter {
         self.count += 1;
         let key = format!("bench/{}/{}", self.n, self.count).into_bytes();
         let request = PutRequest { key, value: vec![b'x'; 256] };
-        let answer: Result<PutResponse, _> = wire::unary(&self.channel, "/etcdserverpb.KV/Put", request).await;
+        let answer: Result<PutResponse, _> = wire::unary(&self.channel, &None, "/etcdserverpb.KV/Put", request).await;
         answer.map(|_| ()).map_err(|status| status.to_string())
     }
 }

@@ -65,7 +65,7 @@ fn print_memory(name: &str, before: u64, after: u64, jobs: usize) {
 /// Places so many jobs, of which each client keeps `share`; `round` tells their names from others'.
 async fn schedule(cluster: &Cluster, jobs: usize, round: usize, share: usize) -> Result<()> {
     let urls: Vec<String> = cluster.members.iter().map(|m| m.url.clone()).collect();
-    let clients = bench::clients(&urls, CLIENTS, 16, share).await?;
+    let clients = bench::clients(&urls, CLIENTS, 16, share, None).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for (n, client) in clients.into_iter().enumerate() {
         let mut client = client.named(format!("fill-{round}-{n}"));

@@ -77,6 +77,9 @@ enum Drill {
         /// The nodes' agents start and stop what is placed; without, they only beat.
         #[arg(long)]
         agents: bool,
+        /// Every call shows a token, which is checked.
+        #[arg(long)]
+        auth: bool,
         #[arg(long)]
         only_etcd: bool,
     },
@@ -128,11 +131,11 @@ async fn drill(arguments: &Arguments, dir: &Path) -> Result<()> {
         Drill::Openb { requests } => openb::run(&nf?, dir, *requests).await,
         Drill::Failover { kills, freezes, strict } => failover::run(&nf?, dir, *kills, *freezes, *strict).await,
         Drill::Fill { jobs, nodes } => fill::run(&nf?, dir, *jobs, *nodes).await,
-        Drill::Compare { clients, rounds, seconds, nodes, agents, only_etcd } => {
+        Drill::Compare { clients, rounds, seconds, nodes, agents, auth, only_etcd } => {
             let (rounds, seconds, nodes) = (*rounds, *seconds, *nodes);
             let nf = if *only_etcd { PathBuf::new() } else { nf? };
-            let (agents, only_etcd) = (*agents, *only_etcd);
-            let plan = compare::Plan { clients: clients.clone(), rounds, seconds, nodes, agents, only_etcd };
+            let (agents, auth, only_etcd) = (*agents, *auth, *only_etcd);
+            let plan = compare::Plan { clients: clients.clone(), rounds, seconds, nodes, agents, auth, only_etcd };
             compare::run(&nf, dir, &plan).await
         }
         Drill::Gateway { clients, rounds, seconds, strict } => {

@@ -5,8 +5,11 @@
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
+/// What a caller shows with each call.
+pub type Shown = Option<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>;
+
 /// One unary call.
-pub async fn unary<Q, A>(channel: &Channel, path: &'static str, request: Q) -> Result<A, tonic::Status>
+pub async fn unary<Q, A>(channel: &Channel, shown: &Shown, path: &'static str, request: Q) -> Result<A, tonic::Status>
 where
     Q: prost::Message + Default + Send + Sync + 'static,
     A: prost::Message + Default + Send + Sync + 'static,
@@ -14,7 +17,11 @@ where
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.map_err(|e| tonic::Status::unavailable(e.to_string()))?;
     let codec = tonic_prost::ProstCodec::<Q, A>::default();
-    let answer = grpc.unary(tonic::Request::new(request), PathAndQuery::from_static(path), codec).await?;
+    let mut request = tonic::Request::new(request);
+    if let Some(shown) = shown {
+        request.metadata_mut().insert("authorization", shown.clone());
+    }
+    let answer = grpc.unary(request, PathAndQuery::from_static(path), codec).await?;
     Ok(answer.into_inner())
 }
 
