@@ -112,6 +112,7 @@ pub struct Families {
     /// For the raft module to observe.
     pub proposal_seconds: Histogram,
     pub fsync_seconds: Histogram,
+    pub log_bytes: IntCounter,
     pub leader_establish_seconds: Gauge,
     /// Entries whose outcome was not the expected one; always 0 unless there is a bug.
     pub divergences: IntCounter,
@@ -237,6 +238,10 @@ impl Metrics {
                 "Time from a proposal's arrival on the leader to its answer: waiting, planning, writing, applying.",
             ),
             fsync_seconds: times("nf_raft_fsync_duration_seconds", "Time of one sync of the log."),
+            log_bytes: add(
+                r,
+                IntCounter::new("nf_raft_log_bytes_total", "Bytes added to this member's log since it started."),
+            ),
             leader_establish_seconds: add(
                 r,
                 Gauge::new("nf_leader_establish_seconds", "Time this leader took from election to its first entry."),

@@ -8,9 +8,11 @@ use crate::load::Client as _;
 use crate::process;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const CLIENTS: usize = 64;
+/// How long nothing is asked, to see what is written then.
+const IDLE: Duration = Duration::from_secs(30);
 /// Jobs that come and go before the first look, so that connections, RocksDB's write buffers and
 /// the log's window are as full as they get: those are no job's.
 const WARM: usize = 60_000;
@@ -19,11 +21,17 @@ const WARM: usize = 60_000;
 pub async fn run(nf: &Path, dir: &Path, jobs: usize, nodes: usize) -> Result<()> {
     let mut cluster = Cluster::start(nf, dir, &[("max_tenant_gpus", "10000")]).await?;
     play(&mut cluster, dir, nodes, false).await?;
+    let quiet = log_bytes(&cluster).await?;
+    tokio::time::sleep(IDLE).await;
+    let an_hour = (log_bytes(&cluster).await? - quiet) as f64 * 3600.0 / IDLE.as_secs_f64();
+    println!("fill: {:.0} KiB of log in an hour in which nothing is asked (bar 1024)", an_hour / 1024.0);
     schedule(&cluster, WARM, 0, 0).await?;
     let before = resident(&cluster.members)?;
+    let empty = log_bytes(&cluster).await?;
     let began = Instant::now();
     schedule(&cluster, jobs, 1, usize::MAX).await?;
     println!("fill: {jobs} live jobs on {nodes} nodes, {:.0}/s", jobs as f64 / began.elapsed().as_secs_f64());
+    println!("fill: {} bytes of log for each job", (log_bytes(&cluster).await? - empty) / jobs.max(1) as u64);
     let leader = cluster.leader().await?.name;
     let after = resident(&cluster.members)?;
     for (member, (before, after)) in cluster.members.iter().zip(before.iter().zip(&after)) {
@@ -41,6 +49,15 @@ pub async fn run(nf: &Path, dir: &Path, jobs: usize, nodes: usize) -> Result<()>
         println!("fill: {}: {:.0} MiB in all after its restart", member.name, mebibytes(now));
     }
     cluster.stop().await
+}
+
+/// Bytes in the first member's log, ever.
+async fn log_bytes(cluster: &Cluster) -> Result<u64> {
+    // It counts them once a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let text = cluster.http.get(format!("{}/metrics", cluster.members[0].url)).send().await?.text().await?;
+    let line = text.lines().find_map(|line| line.strip_prefix("nf_raft_log_bytes_total "));
+    Ok(line.context("no nf_raft_log_bytes_total in /metrics")?.trim().parse()?)
 }
 
 fn resident(members: &[Member]) -> Result<Vec<u64>> {

@@ -31,6 +31,7 @@ const PAGES: usize = 200;
 pub struct Client {
     addrs: Vec<String>,
     token: Option<String>,
+    options: Options,
     http: outgoing::Client<Full<Bytes>>,
 }
 
@@ -60,7 +61,32 @@ impl Client {
         let (policy, authorities) = (Policy::default(), context.ca.clone());
         let options = Options { kind: Kind::Public, policy, plain: context.token.is_none(), allow: None, authorities };
         let http = outgoing::Client::new(&options).map_err(|text| fail(Exit::Usage, format!("NF_CA: {text}")))?;
-        Ok(Self { addrs: context.addrs.clone(), token: context.token.clone(), http })
+        Ok(Self { addrs: context.addrs.clone(), token: context.token.clone(), options, http })
+    }
+
+    /// A gRPC connection to one member.
+    pub fn channel(&self, addr: &str) -> Result<tonic::transport::Channel> {
+        outgoing::channel(&self.options, addr).map_err(|text| fail(Exit::Usage, text))
+    }
+
+    /// What a call shows besides its request.
+    pub fn bearer(&self) -> Option<String> {
+        self.token.as_ref().map(|token| format!("Bearer {token}"))
+    }
+
+    /// One try at one member, whatever it says.
+    pub async fn at(
+        &self,
+        method: Method,
+        addr: &str,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<(StatusCode, Value), String> {
+        match self.once(&method, addr, path, body, (None, None), limit).await {
+            Try::Answer(status, body) => Ok((status, body)),
+            Try::Again(why) | Try::Away(why) | Try::Unknown(why) => Err(why),
+        }
     }
 
     pub fn addrs(&self) -> &[String] {
@@ -205,8 +231,8 @@ impl Client {
         extra: &[(&'static str, Option<&str>)],
     ) -> Result<Response<Incoming>, Try> {
         let mut request = Request::builder().method(method).uri(format!("{addr}{path}"));
-        if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(bearer) = self.bearer() {
+            request = request.header(AUTHORIZATION, bearer);
         }
         for (name, value) in extra.iter().filter_map(|(name, value)| Some((*name, (*value)?))) {
             request = request.header(HeaderName::from_static(name), value);

@@ -314,11 +314,22 @@ fn report(error: &anyhow::Error) -> ExitCode {
         (None, Some(_)) => Exit::Usage,
         (None, None) => Exit::Failed,
     };
-    let text = chain(error);
+    let mut text = chain(error);
+    if let Some(token) = error.chain().find_map(token) {
+        text.push_str(&format!(" ({token})"));
+    }
     if !text.is_empty() {
         let _ = writeln!(std::io::stderr(), "nf: {text}");
     }
     exit.into()
+}
+
+/// The word by which a program tells what kept a process from starting.
+fn token(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    // An error of the operating system's kind hides what it was made of.
+    let made_of = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let stored = made_of.and_then(|e| e.downcast_ref()).or(cause.downcast_ref::<crate::storage::Error>());
+    stored.and_then(crate::storage::Error::token).or(cause.downcast_ref().map(crate::config::Error::token))
 }
 
 /// The error and its causes, each said once.

@@ -34,8 +34,21 @@ pub enum Error {
     File { path: String, why: String },
     #[error("{0}")]
     Clash(String),
+    /// The data directory is another group's.
+    #[error("{0}")]
+    OtherCluster(String),
     #[error("production needs {}: set {}, or run in simulation with SIMULATION_MODE=true", .0.join(", "), if .0.len() == 1 { "it" } else { "them" })]
     Missing(Vec<&'static str>),
+}
+
+impl Error {
+    /// What kind it is, in the word that programs go by.
+    pub fn token(&self) -> &'static str {
+        match self {
+            Error::OtherCluster(_) => "OtherCluster",
+            _ => "InvalidSetting",
+        }
+    }
 }
 
 /// Where the three layers are read from; tests hand in their own.

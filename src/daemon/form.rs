@@ -62,6 +62,13 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
                 "the group's mode was fixed when it was formed, and is not that of this process: see NEURAL_FABRIC_MODE"
             );
         }
+        if !known.is_empty() && state.meta().default_gpu_milli != settings.max_tenant_gpus.value {
+            tracing::warn!(
+                here = settings.max_tenant_gpus.value / 1000,
+                group = state.meta().default_gpu_milli / 1000,
+                "MAX_TENANT_GPUS counts when a group is formed; this one keeps its own. nf quota set gives one tenant another"
+            );
+        }
         let intent = match known.is_empty() {
             true => Intent::Init {
                 cluster: me.cluster.as_str().into(),

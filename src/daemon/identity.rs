@@ -95,7 +95,7 @@ fn make_own(data: &Path) -> Result<()> {
 /// Another group's data is not touched, not even its keys.
 fn same_group(data: &Path, cluster: &str) -> Result<()> {
     match storage::identity::read(&data.join("raft"))? {
-        Some(there) if there.cluster != cluster => Err(ConfigError::Clash(format!(
+        Some(there) if there.cluster != cluster => Err(ConfigError::OtherCluster(format!(
             "NF_DATA_DIR {} holds member {} of group {}, not of {cluster}: choose another --data-dir, or set --cluster {2}",
             data.display(),
             there.member,

@@ -182,9 +182,10 @@ fn hooks(metrics: &Metrics, wiped: String) -> raft::Hooks {
         let metrics = metrics.clone();
         Arc::new(move |took: Duration| observe(&metrics, took)) as Arc<dyn Fn(Duration) + Send + Sync>
     };
-    let (diverged, accepted) = (metrics.clone(), metrics.clone());
+    let (diverged, accepted, logged) = (metrics.clone(), metrics.clone(), metrics.clone());
     raft::Hooks {
         fsync: to(|m, took| m.fsync_seconds.observe(took.as_secs_f64())),
+        logged: Arc::new(move |bytes| logged.log_bytes.inc_by(bytes)),
         propose: to(|m, took| m.proposal_seconds.observe(took.as_secs_f64())),
         plan: to(|m, took| m.placement_seconds.observe(took.as_secs_f64())),
         established: to(|m, took| m.leader_establish_seconds.set(took.as_secs_f64())),

@@ -88,6 +88,15 @@ pub fn never_came(error: &(dyn Error + 'static)) -> bool {
     connecting || Fault::below(error).is_some_and(|fault| !matches!(fault, Fault::Redirect { .. } | Fault::NoRange))
 }
 
+/// A gRPC connection, made when it is needed first, and again when it is lost.
+///
+/// # Errors
+/// A sentence about the address, or the authorities.
+pub fn channel(options: &Options, addr: &str) -> Result<tonic::transport::Channel, String> {
+    let endpoint = tonic::transport::Endpoint::from_shared(addr.to_owned()).map_err(|e| format!("{addr}: {e}"))?;
+    Ok(endpoint.connect_with_connector_lazy(Connector::new(options, connect::system())?))
+}
+
 /// Asks servers. Cloning shares its connections.
 #[derive(Clone, Debug)]
 pub struct Client<B> {

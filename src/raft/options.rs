@@ -85,6 +85,8 @@ impl Default for Tuning {
 pub struct Hooks {
     /// Duration of each sync of the log.
     pub fsync: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// Bytes that were added to the log since the last time.
+    pub logged: Arc<dyn Fn(u64) + Send + Sync>,
     /// Duration of each local proposal, from the call to the answer.
     pub propose: Arc<dyn Fn(Duration) + Send + Sync>,
     /// Time to plan each entry.
@@ -103,6 +105,7 @@ impl Default for Hooks {
     fn default() -> Self {
         Self {
             fsync: Arc::new(|_| {}),
+            logged: Arc::new(|_| {}),
             propose: Arc::new(|_| {}),
             plan: Arc::new(|_| {}),
             established: Arc::new(|_| {}),

@@ -24,10 +24,12 @@ pub async fn run(shared: Arc<Shared>) {
     let tuning = shared.tuning;
     let mut flushed = (0, 0, 0, Instant::now());
     let mut asked = 0;
+    let mut told = 0;
     let mut handed_over = None;
     loop {
         tokio::time::sleep(TICK).await;
         let bytes = shared.log.appended_bytes();
+        (shared.hooks.logged)(bytes - std::mem::replace(&mut told, bytes));
         let commands = shared.commands.load(Ordering::Relaxed);
         let status = shared.status();
         if *shared.stop.borrow() {

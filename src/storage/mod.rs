@@ -44,6 +44,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// What kind it is, in the word that programs go by; an operating system's error has none of ours.
+    pub fn token(&self) -> Option<&'static str> {
+        match self {
+            Error::Io { .. } => None,
+            Error::Damaged { .. } => Some("DataDamaged"),
+            Error::UnknownFormat { .. } => Some("UnknownFormat"),
+            Error::OtherMember { .. } => Some("OtherMember"),
+        }
+    }
+
     /// Wraps an operating system error with the file it happened on.
     pub fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { path: path.into(), source }

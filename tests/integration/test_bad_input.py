@@ -178,7 +178,7 @@ STARTS = [
 ]
 
 
-def refuses(folder, settings, named, args=("serve",), codes=(2,)):
+def refuses(folder, settings, named, args=("serve",), codes=(2,), token="InvalidSetting"):
     port = free_port()
     own = {"SCHEDULER_PORT": port, "NF_DATA_DIR": folder / "data", **settings}
     process = Process(folder, list(args), own)
@@ -189,6 +189,7 @@ def refuses(folder, settings, named, args=("serve",), codes=(2,)):
         process.child.wait()
     assert code in codes, f"exit {code}:\n{process.output}"
     assert named in process.output and "panicked" not in process.output, process.output
+    assert f"({token})" in process.output, process.output
     return process.output
 
 
@@ -210,14 +211,13 @@ def test_port_taken(tmp_path):
         holder.listen()
         port = holder.getsockname()[1]
         # Nothing is wrong with the settings, so it is a failure (1), not a usage error (2).
-        output = refuses(tmp_path, {"SCHEDULER_PORT": port}, str(port), codes=(1,))
-        assert "PortTaken" in output
+        refuses(tmp_path, {"SCHEDULER_PORT": port}, str(port), codes=(1,), token="PortTaken")
 
 
 def test_data_of_another_cluster(tmp_path):
     with Serve(tmp_path, {"NF_CLUSTER": "ours"}):
         pass
-    refuses(tmp_path, {"NF_CLUSTER": "theirs"}, "ours")
+    refuses(tmp_path, {"NF_CLUSTER": "theirs"}, "choose another --data-dir", token="OtherCluster")
 
 
 def test_a_data_file_cut_short(tmp_path):
@@ -234,4 +234,5 @@ def test_a_data_file_cut_short(tmp_path):
         process.child.kill()
         process.child.wait()
     assert code != 0 and "panicked" not in process.output, process.output
-    assert victim.name in process.output or str(tmp_path / "data") in process.output, "it names what is damaged"
+    last = process.output.strip().splitlines()[-1]
+    assert victim.parent.name in last and "join under a new name" in last and "(DataDamaged)" in last, process.output

@@ -2,18 +2,22 @@
 //! It does not count or time them.
 
 use super::Protocol;
-use anyhow::{Context as _, Result};
+use crate::cli::client::{Client, escape};
+use crate::cli::exit::{Exit, fail};
+use anyhow::Result;
+use http::Method;
 use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use nf_proto::v1::{Resources, ScheduleRequest, StopRequest};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
 
 /// A connection to one member.
 #[derive(Clone)]
 pub enum Line {
-    Grpc(SchedulerServiceClient<Channel>),
-    Rest { http: reqwest::Client, addr: String },
+    Grpc { client: SchedulerServiceClient<Channel>, shown: Option<MetadataValue<Ascii>> },
+    Rest { client: Client, addr: String },
 }
 
 /// What a schedule call came to. Only `Placed` is a success.
@@ -37,61 +41,66 @@ pub struct Ask {
     pub request: String,
 }
 
-pub fn open(protocol: Protocol, addr: &str) -> Result<Line> {
-    match protocol {
+pub fn open(client: &Client, protocol: Protocol, addr: &str) -> Result<Line> {
+    Ok(match protocol {
         Protocol::Grpc => {
-            let endpoint = Endpoint::from_shared(addr.to_owned()).with_context(|| addr.to_owned())?;
-            let endpoint = endpoint.connect_timeout(Duration::from_millis(500)).tcp_nodelay(true);
-            Ok(Line::Grpc(SchedulerServiceClient::new(endpoint.connect_lazy())))
+            let shown = client.bearer().map(|bearer| bearer.parse()).transpose();
+            let shown = shown.map_err(|_| fail(Exit::Usage, "NF_TOKEN is no token"))?;
+            Line::Grpc { client: SchedulerServiceClient::new(client.channel(addr)?), shown }
         }
-        Protocol::Rest => {
-            let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_millis(500)).build()?;
-            Ok(Line::Rest { http, addr: addr.to_owned() })
-        }
-    }
+        Protocol::Rest => Line::Rest { client: client.clone(), addr: addr.to_owned() },
+    })
 }
 
 impl Line {
     pub async fn schedule(&mut self, ask: &Ask, limit: Duration) -> Outcome {
         match self {
-            Line::Grpc(client) => grpc(client, ask, limit).await,
-            Line::Rest { http, addr } => rest(http, addr, ask, limit).await,
+            Line::Grpc { client, shown } => grpc(client, shown.as_ref(), ask, limit).await,
+            Line::Rest { client, addr } => rest(client, addr, ask, limit).await,
         }
     }
 
     /// True when the stop was accepted.
     pub async fn stop(&mut self, ask: &Ask, limit: Duration) -> bool {
         match self {
-            Line::Grpc(client) => {
+            Line::Grpc { client, shown } => {
                 let stop = StopRequest { request_id: ask.request.clone(), tenant_id: ask.tenant.clone() };
-                let mut request = tonic::Request::new(stop);
-                request.set_timeout(limit);
-                client.stop(request).await.is_ok()
+                client.stop(with(stop, shown.as_ref(), limit)).await.is_ok()
             }
-            Line::Rest { http, addr } => {
-                let path = format!("{addr}/schedule/{}", ask.request);
-                let answer = http.delete(path).timeout(limit).send().await;
-                match answer {
-                    Ok(answer) => answer.status().is_success() && answer.bytes().await.is_ok(),
-                    Err(_) => false,
-                }
+            Line::Rest { client, addr } => {
+                let path = format!("/schedule/{}", escape(&ask.request));
+                let answer = client.at(Method::DELETE, addr, &path, None, limit).await;
+                answer.is_ok_and(|(status, _)| status.is_success())
             }
         }
     }
 }
 
-async fn grpc(client: &mut SchedulerServiceClient<Channel>, ask: &Ask, limit: Duration) -> Outcome {
+fn with<T>(message: T, shown: Option<&MetadataValue<Ascii>>, limit: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(limit);
+    if let Some(shown) = shown {
+        request.metadata_mut().insert("authorization", shown.clone());
+    }
+    request
+}
+
+async fn grpc(
+    client: &mut SchedulerServiceClient<Channel>,
+    shown: Option<&MetadataValue<Ascii>>,
+    ask: &Ask,
+    limit: Duration,
+) -> Outcome {
     let resources = Resources { gpu: f64::from(ask.gpu_milli) / 1000.0, ..Resources::default() };
-    let mut request = tonic::Request::new(ScheduleRequest {
+    let request = ScheduleRequest {
         tenant_id: ask.tenant.clone(),
         model_id: "bench".to_owned(),
         model_version: "v1".to_owned(),
         resources: Some(resources),
         request_id: ask.request.clone(),
         ..ScheduleRequest::default()
-    });
-    request.set_timeout(limit);
-    match client.schedule(request).await {
+    };
+    match client.schedule(with(request, shown, limit)).await {
         Ok(answer) => {
             let answer = answer.into_inner();
             match answer.status.as_str() {
@@ -112,29 +121,20 @@ async fn grpc(client: &mut SchedulerServiceClient<Channel>, ask: &Ask, limit: Du
     }
 }
 
-async fn rest(http: &reqwest::Client, addr: &str, ask: &Ask, limit: Duration) -> Outcome {
+async fn rest(client: &Client, addr: &str, ask: &Ask, limit: Duration) -> Outcome {
     let body = json!({ "tenant_id": ask.tenant, "model_id": "bench", "model_version": "v1",
         "resources": { "gpu": f64::from(ask.gpu_milli) / 1000.0 }, "request_id": ask.request });
-    let sent = http.post(format!("{addr}/schedule")).timeout(limit).json(&body).send().await;
-    let (status, text) = match sent {
-        Ok(answer) => (answer.status().as_u16(), answer.text().await),
-        Err(error) => return Outcome::Again(error.to_string()),
-    };
-    let text = match text {
-        Ok(text) => text,
-        Err(error) => return Outcome::Again(error.to_string()),
-    };
-    match status {
+    match client.at(Method::POST, addr, "/schedule", Some(&body), limit).await {
+        Err(text) => Outcome::Again(text),
         // A retry of a placed job is told as 200.
-        200..=202 => {
-            let answer: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Ok((status, answer)) if status.is_success() => {
             let id = answer["request_id"].as_str().unwrap_or_default().to_owned();
             match answer["status"].as_str() {
                 Some("scheduled") => Outcome::Placed(id),
                 _ => Outcome::Queued(id),
             }
         }
-        502..=504 => Outcome::Again(format!("{status}: {text}")),
-        _ => Outcome::Refused(format!("{status}: {text}")),
+        Ok((status, answer)) if status.is_server_error() => Outcome::Again(format!("{status}: {answer}")),
+        Ok((status, answer)) => Outcome::Refused(format!("{status}: {answer}")),
     }
 }

@@ -65,7 +65,7 @@ async fn trial(client: &Client, gap: &Gap, tenant: &str) -> Result<Trial> {
     let run = format!("gap-{}", uuid::Uuid::now_v7().simple());
     let mut lines: Vec<Vec<Line>> = Vec::new();
     for addr in client.addrs() {
-        lines.push((0..LINES).map(|_| calls::open(gap.protocol, addr)).collect::<Result<_>>()?);
+        lines.push((0..LINES).map(|_| calls::open(client, gap.protocol, addr)).collect::<Result<_>>()?);
     }
     let record = gap.kill_leader.then(|| dev::record(gap.data_dir.as_deref())).transpose()?;
     let begun = Instant::now();

@@ -73,7 +73,7 @@ pub async fn run(global: &Global, load: &Load) -> Result<()> {
     let mut lines = Vec::new();
     for addr in &addrs {
         for _ in 0..load.connections.clamp(1, load.clients) {
-            lines.push(calls::open(load.protocol, addr)?);
+            lines.push(calls::open(&client, load.protocol, addr)?);
         }
     }
     // Calls to several members alternate between them, not between connections of one.
