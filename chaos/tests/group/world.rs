@@ -32,6 +32,9 @@ pub type Raft = openraft::Raft<C, Machine>;
 
 /// Calls each client makes.
 const CALLS: u64 = 25;
+/// Calls that come at once now and then: enough for every place in flight that a leader has.
+const CROWD: u64 = 60;
+const CROWDS: u64 = 4;
 /// One in so many answers is followed, at once, by the power going out everywhere: what was
 /// answered before it was on disk is lost then, and at no other moment for sure.
 const POWER_CUT: u64 = 40;
@@ -51,6 +54,7 @@ struct Alive {
     raft: Raft,
     calls: mpsc::Sender<Call>,
     applied: watch::Receiver<Applied>,
+    paused: watch::Sender<bool>,
 }
 
 struct Inner {
@@ -68,6 +72,8 @@ struct Inner {
     crashes: usize,
     snapshots: usize,
     top_term: u64,
+    /// The most entries of one leader that were under way at once.
+    in_flight: usize,
     /// The time of faults is over.
     healing: bool,
     begun: SimInstant,
@@ -114,6 +120,7 @@ impl World {
             crashes: 0,
             snapshots: 0,
             top_term: 0,
+            in_flight: 0,
             healing: false,
             begun: SimInstant::now(),
         })))
@@ -179,10 +186,10 @@ impl World {
         SimRuntime::spawn(self.clone().sync(id, life, disk));
         let raft = Raft::new(id, config, net, log, machine).await;
         let raft = raft.unwrap_or_else(|e| panic!("seed {seed}: member {id}: {e}"));
-        let (calls, calls_out) = mpsc::channel(64);
+        let (calls, calls_out) = mpsc::channel(256);
         let (term_in, term) = watch::channel(None);
         let (paused_in, paused) = watch::channel(false);
-        let (in_flight, _) = watch::channel(0);
+        let (in_flight, mut under_way) = watch::channel(0);
         let world = self.clone();
         let clock = Arc::new(move |_, _| EPOCH_MS + world.lock().now_ms());
         let shell = Shell {
@@ -201,12 +208,17 @@ impl World {
             term_in,
             Hooks::default().established,
         ));
+        SimRuntime::spawn(shell.run());
+        let world = self.clone();
         SimRuntime::spawn(async move {
-            shell.run().await;
-            drop(paused_in);
+            while under_way.changed().await.is_ok() {
+                let now = *under_way.borrow();
+                let mut inner = world.lock();
+                inner.in_flight = inner.in_flight.max(now);
+            }
         });
         SimRuntime::spawn(self.clone().observe(id, life, raft.clone(), applied.clone()));
-        let alive = Alive { raft, calls, applied };
+        let alive = Alive { raft, calls, applied, paused: paused_in };
         let mut inner = self.lock();
         let seat = inner.seats.get_mut(&id).expect("a seat");
         seat.member = Some(alive);
@@ -325,26 +337,42 @@ impl World {
     /// Schedules jobs, one after the other, each until it is acknowledged.
     pub async fn client(self, client: u64) {
         for call in 0..CALLS {
-            let name = format!("c{client}-{call}");
-            let spec = testing::job_spec("tenant", Gpus::Whole(1));
-            let reply = self.insist(client, testing::schedule(&name, spec)).await;
-            let seed = self.seed();
-            match reply.result {
-                Ok(Answer::Job { no, .. }) => {
-                    let request = RequestId::new(&name).expect("valid");
-                    let mut inner = self.lock();
-                    let known = inner.acknowledged.insert(request, no);
-                    assert!(known.is_none(), "seed {seed}: {name} twice");
-                    let cut = !inner.healing && inner.random(POWER_CUT) == 0;
-                    drop(inner);
-                    if cut {
-                        self.power_cut();
-                    }
-                }
-                other => panic!("seed {seed}: {name}: {other:?}"),
+            self.clone().schedule(client, format!("c{client}-{call}")).await;
+            let cut = {
+                let mut inner = self.lock();
+                !inner.healing && inner.random(POWER_CUT) == 0
+            };
+            if cut {
+                self.power_cut();
             }
             let wait = self.random(3_000);
             pause(wait).await;
+        }
+    }
+
+    /// Schedules many jobs in the same moment, now and then, each until it is acknowledged.
+    pub async fn crowd(self) {
+        for crowd in 0..CROWDS {
+            let wait = 2_000 + self.random(8_000);
+            pause(wait).await;
+            let many = CROWD + self.random(2 * CROWD);
+            let one = |n: u64| SimRuntime::spawn(self.clone().schedule(n, format!("crowd{crowd}-{n}")));
+            for call in (0..many).map(one).collect::<Vec<_>>() {
+                call.await.unwrap_or_else(|e| panic!("seed {}: one of a crowd: {e}", self.seed()));
+            }
+        }
+    }
+
+    async fn schedule(self, client: u64, name: String) {
+        let spec = testing::job_spec("tenant", Gpus::Whole(1));
+        let reply = self.insist(client, testing::schedule(&name, spec)).await;
+        let seed = self.seed();
+        match reply.result {
+            Ok(Answer::Job { no, .. }) => {
+                let known = self.lock().acknowledged.insert(RequestId::new(&name).expect("valid"), no);
+                assert!(known.is_none(), "seed {seed}: {name} twice");
+            }
+            other => panic!("seed {seed}: {name}: {other:?}"),
         }
     }
 
@@ -356,7 +384,7 @@ impl World {
             pause(wait).await;
             let ids = self.ids();
             let pick = ids[usize::try_from(self.random(ids.len() as u64)).expect("few")];
-            match self.random(10) {
+            match self.random(12) {
                 0..=2 => self.crash_for_a_while(pick),
                 3 | 4 => {
                     let others: Vec<u64> = ids.iter().copied().filter(|id| *id != pick).collect();
@@ -383,6 +411,20 @@ impl World {
                 8 => {
                     let tables = self.lock().seats[&pick].tables.clone();
                     tables.flush().expect("the model flushes");
+                }
+                // Nothing is written for a while, as before leadership is handed over.
+                9 => {
+                    let Some(alive) = self.alive(pick) else { continue };
+                    let _ = alive.paused.send(true);
+                    let wait = self.random(400);
+                    pause(wait).await;
+                    let _ = alive.paused.send(false);
+                }
+                10 => {
+                    if let Some(alive) = self.alive(pick) {
+                        let to = ids[usize::try_from(self.random(ids.len() as u64)).expect("few")];
+                        let _ = alive.raft.trigger().transfer_leader(to).await;
+                    }
                 }
                 _ => self.lock().cut.clear(),
             }
@@ -443,6 +485,7 @@ impl World {
             crashes: inner.crashes,
             terms: inner.top_term,
             snapshots: inner.snapshots,
+            in_flight: inner.in_flight,
         }
     }
 }
