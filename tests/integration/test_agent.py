@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+from follower import Follower
 from nf import eventually
 from worker import BUDGET, LEASE, Asker, address, alive, lab
 
@@ -19,20 +20,26 @@ def test_eight_replicas_are_adopted_after_a_stop_and_after_a_kill(tmp_path):
         pids, guards = group.pids(), group.guards()
         assert len(pids) == 8 and len(guards) == 1, (pids, guards)
         askers = [Asker(address(replica)) for replica in replicas]
-        for how in (signal.SIGINT, signal.SIGKILL):
-            seen = [asker.answers for asker in askers]
-            group.worker.child.send_signal(how)
-            group.worker.child.wait(20)
-            eventually("they answer without an agent",
-                       lambda: all(a.answers > s + 10 for a, s in zip(askers, seen)))
-            group.start()
-            eventually("the worker is back", lambda: group.node("w1")["state"] == "Ready")
-            group.replicas("seven")
-            group.replicas("one")
-            assert group.pids() == pids, "the same processes"
-            assert group.guards() == guards, "and the same guard"
-        failures = [failure for asker in askers for failure in asker.end()]
-        assert failures == [], f"{len(failures)} failed: {failures[:3]}"
+        with Follower(group.member, "m", quiet=True) as client:
+            eventually("a client that follows the watch knows all eight", lambda: len(client.ready) == 8)
+            for how in (signal.SIGINT, signal.SIGKILL):
+                seen, served = [asker.answers for asker in askers], client.served
+                group.worker.child.send_signal(how)
+                group.worker.child.wait(20)
+                eventually("they answer without an agent",
+                           lambda: all(a.answers > s + 10 for a, s in zip(askers, seen)) and client.served > served + 100)
+                assert len(client.ready) == 8, "and are said to"
+                group.start()
+                eventually("the worker is back", lambda: group.node("w1")["state"] == "Ready")
+                group.replicas("seven")
+                group.replicas("one")
+                assert group.pids() == pids, "the same processes"
+                assert group.guards() == guards, "and the same guard"
+            failures = [failure for asker in askers for failure in asker.end()]
+            assert failures == [], f"{len(failures)} failed: {failures[:3]}"
+            assert client.failed == [] and client.served > 500, (client.served, client.failed[:3])
+            takes = [{e["address"] for e in items if e["traffic"]} for items in client.sets]
+            assert all(len(all_) == 8 for all_ in takes), takes
         now = group.replicas("seven") + group.replicas("one")
         assert [r["generation"] for r in now] == [r["generation"] for r in replicas], "none was started again"
         group.stop("seven", "one")
@@ -97,3 +104,27 @@ def test_a_guard_that_is_killed_is_replaced(tmp_path):
         group.member.wait_state("only", "Cancelled")
         group.worker.stop()
         eventually("nothing to guard, no agent: no guard", lambda: group.guards() == [], 20)
+
+
+def test_leftovers_of_a_job_that_was_deleted_meanwhile_end_when_their_worker_is_back(tmp_path):
+    with lab(tmp_path) as group:
+        group.schedule("deleted", constraints={"node": "w1"})
+        group.schedule("kept", constraints={"node": "w1"})
+        (deleted,), (kept,) = group.replicas("deleted"), group.replicas("kept")
+        pids = group.pids()
+        assert len(pids) == 2
+        group.end(signal.SIGKILL)
+        group.member.nf("stop", "deleted", "--yes")
+        # The node is given up: the job is over, and nobody waits for a word of its replica.
+        group.member.wait_state("deleted", "Cancelled", limit=60)
+        assert all(alive(pid) for pid in pids), "they serve on"
+        lived = Asker(address(kept))
+        eventually("it serves", lambda: lived.answers > 5)
+        group.start()
+        (again,) = group.replicas("kept")
+        eventually("what nobody wants any more is gone, and what was replaced",
+                   lambda: len(group.pids()) == 1 and not any(alive(pid) for pid in pids), 30)
+        assert again["generation"] == kept["generation"] + 1
+        lived.end()
+        group.stop("kept")
+        assert deleted["generation"] == 1
