@@ -505,6 +505,18 @@ mod tests {
     use nf_core::testing::{register, run};
 
     #[test]
+    fn each_gpu_has_its_own_vitals_and_none_where_nobody_says() {
+        let mut state = State::new();
+        run(&mut state, register("n1", nf_core::testing::node_spec(2)));
+        let node = state.node(NodeNo(1)).unwrap();
+        let told = |uuid: &str| Vitals { uuid: uuid.into(), busy_milli: Some(250), used: 7, ..Vitals::default() };
+        let body = NodeBody::new(&state, node, true).with(Some(&vec![told("GPU-0001"), told("gone")]));
+        let seen =
+            |device: usize| body.devices[device].vitals.as_ref().map(|v| (v.utilization, v.memory_used, v.processes));
+        assert_eq!((seen(0), seen(1)), (None, Some((Some(0.25), 7, None))));
+    }
+
+    #[test]
     fn played_nodes_on_one_host_get_ports_of_their_own() {
         let mut state = State::new();
         let mut seen = BTreeSet::new();
