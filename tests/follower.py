@@ -30,8 +30,9 @@ def job(group, name, model="m1", gpu=1, wanted="Running", **more):
 class Follower:
     """Sends requests to whatever the endpoint watch says takes traffic, or through the gateway, and counts."""
 
-    def __init__(self, group, model, gateway=False):
-        self.group, self.model, self.gateway = group, model, gateway
+    def __init__(self, group, model, gateway=False, quiet=False):
+        """`quiet`: its end makes no job, and takes until the stream's next heartbeat."""
+        self.group, self.model, self.gateway, self.quiet = group, model, gateway, quiet
         self.ready, self.sets, self.served, self.failed = [], [], 0, []
         self.over = threading.Event()
         self.threads = [threading.Thread(target=self.follow), *(threading.Thread(target=self.ask) for _ in range(4))]
@@ -71,7 +72,8 @@ class Follower:
     def __exit__(self, *_):
         self.over.set()
         # The stream says something: the follower sees that it is over.
-        self.group.call("POST", "/schedule", {"tenant_id": "t1", "model_id": self.model, "model_version": "v1",
-                                              "resources": {"gpu": 0.001}})
+        if not self.quiet:
+            self.group.call("POST", "/schedule", {"tenant_id": "t1", "model_id": self.model, "model_version": "v1",
+                                                  "resources": {"gpu": 0.001}})
         for thread in self.threads:
             thread.join(15)

@@ -33,10 +33,10 @@ pub trait Execute: Send + Sync + 'static {
     }
     /// Rises when `actual` or `stages` may have changed.
     fn changes(&self) -> watch::Receiver<u64>;
-    /// Until when, by CLOCK_BOOTTIME, replicas that must never run twice may live: as a
-    /// lease proves, or else for those of whom nobody knows more. A runtime whose replicas
-    /// end with the agent needs nobody to end them.
-    fn guard_until(&self, _proven_ms: Option<u64>, _else_ms: u64) {}
+    /// Until when, by CLOCK_BOOTTIME, replicas that must never run twice may live, as a lease
+    /// proves. Before there is one, an earlier agent's counts. A runtime whose replicas end
+    /// with the agent needs nobody to end them.
+    fn guard_until(&self, _proven_ms: Option<u64>) {}
     /// The earliest time at which one of them is killed by whoever guards them.
     fn guarded_until(&self) -> Option<u64> {
         None

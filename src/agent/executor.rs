@@ -5,6 +5,7 @@
 
 mod earlier;
 mod open;
+mod past;
 mod purge;
 mod strays;
 
@@ -130,6 +131,7 @@ pub(super) struct Shared {
     slots: Mutex<BTreeMap<Key, Slot>>,
     changes: watch::Sender<u64>,
     ended_run_files: Mutex<VecDeque<PathBuf>>,
+    past: past::Past,
     /// Keeps a second agent from adopting the same processes.
     lock: Mutex<Option<Arc<File>>>,
 }
@@ -300,6 +302,7 @@ impl Executor {
             slots: Mutex::default(),
             changes: watch::Sender::new(0),
             ended_run_files: Mutex::default(),
+            past: past::Past::default(),
             lock: Mutex::new(lock),
             config,
         });
@@ -492,6 +495,7 @@ impl Execute for Executor {
                 return;
             }
             let Some(slot) = slots.remove(&key) else { return };
+            self.shared.past.note(id, slot.life);
             slot.request
         };
         purge::leave(&self.shared, request, key);
@@ -542,11 +546,11 @@ impl Execute for Executor {
     fn lives(&self, id: ReplicaId) -> Vec<Life> {
         let slots = held(&self.shared.slots);
         let here = slots.iter().filter(|(key, _)| key.0 == id).map(|(_, slot)| slot.life.clone());
-        here.chain(self.shared.earlier.lives(id)).collect()
+        self.shared.past.lives(id).into_iter().chain(here).chain(self.shared.earlier.lives(id)).collect()
     }
 
-    fn guard_until(&self, proven_ms: Option<u64>, else_ms: u64) {
-        self.shared.guard.extend(proven_ms, else_ms);
+    fn guard_until(&self, proven_ms: Option<u64>) {
+        self.shared.guard.extend(proven_ms);
     }
 
     fn guarded_until(&self) -> Option<u64> {
@@ -566,7 +570,7 @@ impl Execute for Executor {
     ) -> BoxStream<'static, io::Result<Bytes>> {
         let shared = Arc::downgrade(&self.shared);
         let path = self.shared.places.log(request, id);
-        let lives = move || shared.upgrade().is_some_and(|s| s.lives(id));
+        let lives = move || shared.upgrade().map(|shared| shared.lives(id));
         logs::stream(&self.shared.runtime, path, tail, follow, lives).boxed()
     }
 

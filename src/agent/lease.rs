@@ -62,7 +62,7 @@ impl Lease {
         let proven_ms = (self.until_ms > 0).then(|| self.until_ms.saturating_sub(budget_ms));
         let else_ms = since.saturating_add(budget_ms.saturating_mul(2));
         let kill_ms = proven_ms.or(held_ms).unwrap_or(0).max(else_ms);
-        Exclusive { stop_ms: kill_ms.saturating_sub(budget_ms), proven_ms, else_ms }
+        Exclusive { stop_ms: kill_ms.saturating_sub(budget_ms), proven_ms }
     }
 }
 
@@ -73,8 +73,6 @@ pub struct Exclusive {
     pub stop_ms: u64,
     /// From then on they are killed, as a lease of this start proves.
     pub proven_ms: Option<u64>,
-    /// The same for those of whom nobody knows what they were granted.
-    pub else_ms: u64,
 }
 
 /// Milliseconds since the machine started, also those that it slept (CLOCK_BOOTTIME).
@@ -117,15 +115,15 @@ mod tests {
     #[test]
     fn what_must_not_run_twice_ends_before_it_does() {
         let mut lease = Lease::default();
-        let nothing = Exclusive { stop_ms: 1_005, proven_ms: None, else_ms: 1_010 };
+        let nothing = Exclusive { stop_ms: 1_005, proven_ms: None };
         assert_eq!(lease.exclusive(1_000, 5, None), nothing, "a moment for the first lease");
         assert_eq!(lease.exclusive(2_000, 5, None), nothing, "counted from the start, not from now");
-        let held = Exclusive { stop_ms: 1_045, ..nothing };
+        let held = Exclusive { stop_ms: 1_045, proven_ms: None };
         assert_eq!(lease.exclusive(2_000, 5, Some(1_050)), held, "what the guard still holds was granted before");
         lease.granted(1_002, &answer(1, 5), 4);
         assert_eq!(lease.exclusive(1_003, 5, None), nothing, "its commit index is not known yet");
         lease.known(5);
-        let proven = Exclusive { stop_ms: 1_092, proven_ms: Some(1_097), ..nothing };
+        let proven = Exclusive { stop_ms: 1_092, proven_ms: Some(1_097) };
         assert_eq!(lease.exclusive(1_003, 5, Some(1_050)), proven);
     }
 

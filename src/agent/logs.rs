@@ -194,14 +194,14 @@ fn chunk(file: &mut File, at: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The end of a log and, while `lives` says so, what is added to it. Ends when
-/// the reader goes away, too.
+/// The end of a log and, while `lives` says so, what is added to it; with an error when that can't be said any more.
+/// Ends when the reader goes away, too.
 pub(super) fn stream(
     runtime: &Handle,
     path: PathBuf,
     lines: usize,
     follow: bool,
-    lives: impl Fn() -> bool + Send + 'static,
+    lives: impl Fn() -> Option<bool> + Send + 'static,
 ) -> ReceiverStream<io::Result<Bytes>> {
     let (to, from) = mpsc::channel(AHEAD);
     runtime.spawn(async move {
@@ -224,12 +224,13 @@ async fn pump(
     path: PathBuf,
     lines: usize,
     follow: bool,
-    lives: impl Fn() -> bool,
+    lives: impl Fn() -> Option<bool>,
 ) -> io::Result<()> {
+    let lives = move || lives().ok_or_else(|| io::Error::other("the agent ends; the replica may live on"));
     let file = path.clone();
     let (bytes, mut place) = match blocking(move || tail(&file, lines)).await {
         // Its task has only just begun; it will write a line soon.
-        Err(e) if e.kind() == io::ErrorKind::NotFound && follow && lives() => (Vec::new(), Place::default()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && follow && lives()? => (Vec::new(), Place::default()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(io::Error::new(e.kind(), "this node has no log of that replica"));
         }
@@ -245,7 +246,7 @@ async fn pump(
     }
     loop {
         // Asked before reading: what was written before the end is then still seen.
-        let alive = lives();
+        let alive = lives()?;
         let file = path.clone();
         let look = blocking(move || {
             let bytes = place.added(&file);

@@ -82,6 +82,8 @@ pub struct AgentConfig {
     pub changes: Option<mpsc::Receiver<Change>>,
     /// Other descriptions of the first node: more of its devices answer.
     pub described: Option<mpsc::Receiver<Arc<NodeSpec>>>,
+    /// How the first node's GPUs do, where it has real ones.
+    pub vitals: Option<vitals::Latest>,
     pub link: Arc<dyn Link>,
     pub beat_every: Duration,
     /// How long before its lease ends a node's guard kills its exclusive replicas, and how
@@ -91,7 +93,15 @@ pub struct AgentConfig {
 
 impl AgentConfig {
     pub fn new(nodes: Vec<NodeRegistration>, link: Arc<dyn Link>) -> Self {
-        Self { nodes, changes: None, described: None, link, beat_every: BEAT_EVERY, kill_budget: KILL_BUDGET }
+        Self {
+            nodes,
+            changes: None,
+            described: None,
+            vitals: None,
+            link,
+            beat_every: BEAT_EVERY,
+            kill_budget: KILL_BUDGET,
+        }
     }
 }
 
@@ -190,6 +200,7 @@ struct Agent {
     by_name: BTreeMap<NodeName, usize>,
     changes: Option<mpsc::Receiver<Change>>,
     described: Option<mpsc::Receiver<Arc<NodeSpec>>>,
+    vitals: Option<vitals::Latest>,
     touched: Arc<Touched>,
     /// Watches the executors for as long as the agent runs.
     watchers: JoinSet<()>,
@@ -220,6 +231,7 @@ impl Agent {
             by_name: BTreeMap::new(),
             changes: config.changes,
             described: config.described,
+            vitals: config.vitals,
             touched: Arc::default(),
             watchers: JoinSet::new(),
             registering: None,
@@ -430,12 +442,13 @@ impl Agent {
         }
         let beat = |(at, incarnation): &(usize, Incarnation)| {
             let node = &self.nodes[*at];
-            let told = node.executor().told();
+            let first = self.vitals.as_ref().filter(|_| *at == 0);
             Beat {
                 node: node.registration.node.clone(),
                 incarnation: *incarnation,
                 revision_seen: node.revision(),
-                told,
+                told: node.executor().told(),
+                vitals: first.map(|vitals| vitals.borrow().to_vec()).unwrap_or_default(),
             }
         };
         let beats: Vec<Beat> = alive.iter().map(beat).collect();

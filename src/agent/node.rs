@@ -181,7 +181,7 @@ impl Node {
         let actual = self.executor.actual();
         // Whatever the group thinks of this node, and even when it says nothing at all.
         let exclusive = self.lease.exclusive(now_ms, self.kill_budget_ms, self.executor.guarded_until());
-        self.executor.guard_until(exclusive.proven_ms, exclusive.else_ms);
+        self.executor.guard_until(exclusive.proven_ms);
         let exclusive_until = exclusive.stop_ms;
         let held = self.stop_exclusive(&actual, now_ms, exclusive_until);
         self.exclusive_until = held.then_some(exclusive_until);

@@ -2,13 +2,13 @@
 //! machine without a driver has no GPUs, which is not an error. It does not decide
 //! what is simulated.
 
-use super::vitals::Vitals;
+use crate::exchange::Vitals;
 use nf_core::id::DeviceType;
 use nf_core::node::{Device, DeviceKind};
 use nf_core::sharing::Sharing;
 use nf_core::vacancy::Look;
 use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -145,9 +145,12 @@ pub fn vitals(uuids: &[Arc<str>]) -> Vec<(Arc<str>, Option<Vitals>)> {
     let of = |uuid: &Arc<str>| {
         let gpu = nvml.device_by_uuid(uuid.as_ref()).ok()?;
         Some(Vitals {
-            busy: gpu.utilization_rates().ok().map(|rates| f64::from(rates.gpu.min(100)) / 100.0),
+            uuid: uuid.clone(),
+            busy_milli: gpu.utilization_rates().ok().map(|rates| rates.gpu.min(100) as u16 * 10),
             used: gpu.memory_info().ok()?.used,
             celsius: gpu.temperature(TemperatureSensor::Gpu).ok(),
+            processes: gpu.running_compute_processes().ok().map(|all| all.len() as u32),
+            ecc_errors: gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok(),
         })
     };
     uuids.iter().map(|uuid| (uuid.clone(), of(uuid))).collect()

@@ -49,6 +49,7 @@ pub async fn run(config: PlayedConfig, mut stop: watch::Receiver<bool>) {
         nodes: Vec::new(),
         changes: Some(changes),
         described: None,
+        vitals: None,
         link: Arc::new(LocalLink(config.hub.clone())),
         beat_every: config.beat_every,
         kill_budget: config.kill_budget,

@@ -1,7 +1,9 @@
 //! The agent against lost, repeated and reordered messages, and end to end on a
 //! group in memory, both inside a member and over the network.
 
+mod beats;
 mod exclusive;
+mod leftovers;
 mod played_nodes;
 
 use super::link::{Link, LocalLink, RemoteLink};
@@ -525,33 +527,6 @@ async fn workers_are_served_over_the_network_by_whichever_member_answers() {
     }
     assert!(String::from_utf8_lossy(&line.unwrap()).contains("SIMULATED"));
     running.task.abort();
-    server.abort();
-}
-
-#[tokio::test]
-async fn a_follower_passes_beats_on_and_one_confirmation_serves_many() {
-    let leader = Memory::new();
-    leader.run(testing::register("n1", testing::node_spec(1)));
-    let (address, server) = serve(Hub::new(leader.clone(), Default::default()), Caller::Member).await;
-    let follower = Memory::new();
-    follower.lead(None);
-    follower.leader_at(address);
-    let hub = Hub::new(follower, Default::default());
-    let beat = |name: &str, incarnation| Beat {
-        node: NodeName::new(name).unwrap(),
-        incarnation: Incarnation(incarnation),
-        revision_seen: 0,
-        told: vec![],
-    };
-    let calls = (0..200).map(|_| hub.beat(vec![beat("n1", 1)]));
-    let answers: Vec<_> = futures::future::join_all(calls).await;
-    assert!(answers.iter().all(|a| a.as_ref().is_ok_and(|a| a.term == 1 && a.unknown.is_empty())), "{answers:?}");
-    assert!(leader.confirmations() <= 10, "{} rounds for 200 beats", leader.confirmations());
-    let answer = hub.beat(vec![beat("n1", 0), beat("n2", 1)]).await.unwrap();
-    assert_eq!((answer.superseded.len(), answer.unknown.len()), (1, 1));
-    // Without a quorum there is no lease.
-    leader.confirm(false);
-    assert!(matches!(hub.beat(vec![beat("n1", 1)]).await, Err(Error::Unavailable(_))));
     server.abort();
 }
 

@@ -165,8 +165,13 @@ async fn beat_only(
     every: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> Outcome {
-    let beat =
-        |n: &Registration| Beat { node: n.node.clone(), incarnation: n.incarnation, revision_seen: 0, told: vec![] };
+    let beat = |n: &Registration| Beat {
+        node: n.node.clone(),
+        incarnation: n.incarnation,
+        revision_seen: 0,
+        told: vec![],
+        vitals: vec![],
+    };
     let beats: Vec<Beat> = nodes.iter().map(beat).collect();
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

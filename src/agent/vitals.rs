@@ -1,7 +1,8 @@
-//! How the GPUs of this machine do, for `/metrics`: how busy and how warm they are, and what of
-//! their memory is in use, looked at every few seconds. A GPU that is not answered for has no
-//! numbers, rather than old ones. Nothing is decided by them.
+//! How the GPUs of this machine do, for `/metrics` and for the group's members: how busy and how warm they are, what
+//! of their memory is in use and by how many programs, and its errors, looked at every few seconds. A GPU that is not
+//! answered for has no numbers, rather than old ones. Nothing is decided by them.
 
+use crate::exchange::{Vitals, vitals};
 use crate::telemetry::Metrics;
 use prometheus::{GaugeVec, Opts};
 use std::sync::Arc;
@@ -14,18 +15,10 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// A driver that takes longer to answer hangs.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// How one GPU does.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Vitals {
-    /// Part of the last moment in which something ran on it, from 0 to 1; None where its driver can't say (MIG).
-    pub busy: Option<f64>,
-    /// Bytes of its memory.
-    pub used: u64,
-    pub celsius: Option<u32>,
-}
-
 /// Each GPU's, where it was answered for.
 type Seen = Vec<(Arc<str>, Option<Vitals>)>;
+/// The last look's, of those that were answered for.
+pub type Latest = watch::Receiver<Arc<[Vitals]>>;
 
 /// The families.
 #[derive(Clone)]
@@ -33,6 +26,8 @@ struct Gauges {
     busy: GaugeVec,
     used: GaugeVec,
     celsius: GaugeVec,
+    processes: GaugeVec,
+    ecc_errors: GaugeVec,
     node: String,
 }
 
@@ -49,6 +44,11 @@ impl Gauges {
             )?,
             used: gauge("nf_gpu_memory_used_bytes", "Memory of a GPU that is in use, as its driver says.")?,
             celsius: gauge("nf_gpu_temperature_celsius", "How warm a GPU is, as its driver says.")?,
+            processes: gauge("nf_gpu_processes", "Programs that compute on a GPU, as its driver says.")?,
+            ecc_errors: gauge(
+                "nf_gpu_ecc_errors",
+                "Memory errors of a GPU since its driver was loaded that could not be corrected.",
+            )?,
             node: node.to_owned(),
         })
     }
@@ -63,14 +63,18 @@ impl Gauges {
                     None => drop(gauge.remove_label_values(&labels)),
                 }
             };
-            of(&self.busy, vitals.and_then(|v| v.busy));
+            let vitals = vitals.as_ref();
+            of(&self.busy, vitals.and_then(|v| v.busy_milli).map(|milli| f64::from(milli) / 1000.0));
             of(&self.used, vitals.map(|v| v.used as f64));
             of(&self.celsius, vitals.and_then(|v| v.celsius).map(f64::from));
+            of(&self.processes, vitals.and_then(|v| v.processes).map(f64::from));
+            of(&self.ecc_errors, vitals.and_then(|v| v.ecc_errors).map(|errors| errors as f64));
         }
     }
 }
 
-/// Looks at `uuids`, the node's real GPUs, until `ended` is true. Must be called on a runtime.
+/// Looks at `uuids`, the node's real GPUs, until `ended` is true, and lets others have what it saw last. Must be called
+/// on a runtime.
 ///
 /// # Errors
 /// When the families are there already.
@@ -79,7 +83,7 @@ pub fn follow(
     uuids: Vec<Arc<str>>,
     metrics: &Metrics,
     ended: watch::Receiver<bool>,
-) -> prometheus::Result<()> {
+) -> prometheus::Result<Latest> {
     follow_by(node, uuids, metrics, ended, super::nvml::vitals)
 }
 
@@ -89,11 +93,16 @@ fn follow_by(
     metrics: &Metrics,
     mut ended: watch::Receiver<bool>,
     look: impl Fn(&[Arc<str>]) -> Seen + Send + Sync + 'static,
-) -> prometheus::Result<()> {
+) -> prometheus::Result<Latest> {
     let gauges = Gauges::publish(node, metrics)?;
+    let (latest, last) = watch::channel(Arc::from([]));
     if uuids.is_empty() {
-        return Ok(());
+        return Ok(last);
     }
+    let saw = move |seen: Seen| {
+        gauges.set(&seen);
+        latest.send_replace(seen.into_iter().filter_map(|(_, vitals)| vitals).take(vitals::GPUS).collect());
+    };
     let (uuids, look) = (Arc::<[_]>::from(uuids), Arc::new(look));
     tokio::spawn(async move {
         loop {
@@ -105,9 +114,9 @@ fn follow_by(
                 seen = tokio::time::timeout(LIMIT, &mut looked) => seen,
             };
             match seen {
-                Ok(seen) => gauges.set(&seen.unwrap_or(none)),
+                Ok(seen) => saw(seen.unwrap_or(none)),
                 Err(_) => {
-                    gauges.set(&none);
+                    saw(none);
                     // A driver that hangs has one thread of ours, and no second look.
                     tokio::select! {
                         _ = ended.wait_for(|ended| *ended) => return,
@@ -121,7 +130,7 @@ fn follow_by(
             }
         }
     });
-    Ok(())
+    Ok(last)
 }
 
 #[cfg(test)]
@@ -131,10 +140,18 @@ mod tests {
     #[tokio::test]
     async fn a_gpu_that_is_not_answered_for_has_no_numbers() {
         let metrics = Metrics::new("1", "x");
-        let vitals = Vitals { busy: Some(0.25), used: 3 << 30, celsius: None };
+        let vitals = Vitals {
+            uuid: "GPU-1".into(),
+            busy_milli: Some(250),
+            used: 3 << 30,
+            celsius: None,
+            processes: Some(2),
+            ecc_errors: Some(0),
+        };
         let (_end, ended) = watch::channel(false);
-        let look = move |uuids: &[Arc<str>]| vec![(uuids[0].clone(), Some(vitals)), (uuids[1].clone(), None)];
-        follow_by("n1", vec!["GPU-1".into(), "GPU-2".into()], &metrics, ended, look).unwrap();
+        let seen = vitals.clone();
+        let look = move |uuids: &[Arc<str>]| vec![(uuids[0].clone(), Some(seen.clone())), (uuids[1].clone(), None)];
+        let last = follow_by("n1", vec!["GPU-1".into(), "GPU-2".into()], &metrics, ended, look).unwrap();
         let there = async {
             while !metrics.render().contains("nf_gpu_memory_used_bytes{gpu=\"GPU-1\",node=\"n1\"} 3221225472") {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -143,14 +160,17 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(30), there).await.unwrap();
         let text = metrics.render();
         assert!(text.contains("nf_gpu_utilization_ratio{gpu=\"GPU-1\",node=\"n1\"} 0.25"), "{text}");
+        assert!(text.contains("nf_gpu_processes{gpu=\"GPU-1\",node=\"n1\"} 2"), "{text}");
+        assert!(text.contains("nf_gpu_ecc_errors{gpu=\"GPU-1\",node=\"n1\"} 0"), "{text}");
         assert!(!text.contains("GPU-2") && !text.contains("nf_gpu_temperature_celsius{"), "{text}");
+        assert_eq!(**last.borrow(), [vitals], "and the group is told the same");
     }
 
     #[test]
     fn numbers_of_a_gpu_that_fell_silent_go() {
         let metrics = Metrics::new("1", "x");
         let gauges = Gauges::publish("n1", &metrics).unwrap();
-        let warm = Vitals { busy: None, used: 1, celsius: Some(61) };
+        let warm = Vitals { used: 1, celsius: Some(61), ..Vitals::default() };
         gauges.set(&[("GPU-1".into(), Some(warm))]);
         assert!(metrics.render().contains("nf_gpu_temperature_celsius{gpu=\"GPU-1\",node=\"n1\"} 61"));
         gauges.set(&[("GPU-1".into(), None)]);

@@ -10,7 +10,7 @@ pub mod grpc;
 pub mod rest;
 pub mod service;
 
-use crate::exchange::{LogQuery, Panorama};
+use crate::exchange::{LogQuery, Panorama, Vitals};
 use crate::pqc::{Links, Policy};
 use crate::raft::Replica;
 use crate::security::checkpoint::Sign;
@@ -22,7 +22,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use nf_core::control::NetworkFault;
-use nf_core::id::TenantId;
+use nf_core::id::{NodeNo, TenantId};
 use nf_core::node::PortRange;
 use nf_core::reason::Refusal;
 use std::sync::Arc;
@@ -37,6 +37,9 @@ pub type LogSource = Arc<dyn Fn(LogQuery) -> BoxStream<'static, Result<Bytes, St
 
 /// What all members' gateways see now. The member wires `exchange::Hub::sights` in here.
 pub type Sights = Arc<dyn Fn() -> BoxFuture<'static, Panorama> + Send + Sync>;
+
+/// How nodes' GPUs do; None: nobody says now. The member wires `exchange::Hub::vitals` in here.
+pub type GpuVitals = Arc<dyn Fn() -> BoxFuture<'static, Option<Vec<(NodeNo, Vec<Vitals>)>>> + Send + Sync>;
 
 /// Verifies a tenant's signed statement by that tenant's keys; may block. The member wires its keys in here.
 pub type Consenting = Arc<dyn Fn(&TenantId, &[u8]) -> Result<consent::Verified, Refusal> + Send + Sync>;
@@ -74,6 +77,8 @@ pub struct ApiState {
     pub logs: Option<LogSource>,
     /// None where there is no gateway to ask.
     pub sights: Option<Sights>,
+    /// None where there is nobody to ask.
+    pub vitals: Option<GpuVitals>,
     pub models: Option<Resolve>,
     pub info: Info,
     pub metrics: Metrics,

@@ -63,9 +63,10 @@ impl Get {
         }
     }
 
-    fn path(&self, reasons: bool) -> String {
+    fn path(&self, more: bool) -> String {
         let mut query = Vec::new();
-        query.extend((reasons && self.kind == Kind::Jobs).then(|| "reasons=true".to_owned()));
+        query.extend((more && self.kind == Kind::Jobs).then(|| "reasons=true".to_owned()));
+        query.extend((more && self.kind == Kind::Gpus).then(|| "vitals=true".to_owned()));
         query.extend(self.tenant.iter().map(|t| format!("tenant_id={}", escape(t))));
         query.extend(self.state.iter().map(|s| format!("state={}", escape(s))));
         query.extend(self.all.then(|| "finished=true".to_owned()));
@@ -76,9 +77,9 @@ impl Get {
     }
 
     async fn items(&self, global: &Global, client: &Client) -> anyhow::Result<Listing> {
-        // Members look for the reasons only where somebody will read them.
-        let reasons = global.style().format != Format::Table;
-        let mut list = client.listing(&self.path(reasons)).await?;
+        // Members look for reasons, and ask how GPUs do, only where somebody will read that.
+        let more = global.style().format != Format::Table;
+        let mut list = client.listing(&self.path(more)).await?;
         if self.kind == Kind::Gpus {
             list.items = kinds::gpus(&list.items);
         }
@@ -144,7 +145,7 @@ impl Describe {
 /// A job, with what its replicas have been through as far as their agents tell.
 async fn with_lives(client: &Client, mut job: Value) -> Value {
     let id = (Kind::Jobs.id())(&job);
-    // A job that is over has no agent to ask, and an older member no answer.
+    // Of a job that is long over no agent tells any more, and an older member has no answer.
     if let Ok(told) = client.get(&format!("/schedule/{}/life", escape(&id))).await
         && let Some(fields) = job.as_object_mut()
     {
@@ -187,10 +188,10 @@ fn left_s(at: jiff::Timestamp) -> i64 {
 
 /// The one object that an id or its prefix names.
 async fn one(client: &Client, kind: Kind, prefix: &str) -> anyhow::Result<Value> {
-    let mut items = client.list(kind.path()).await?;
-    if kind == Kind::Gpus {
-        items = kinds::gpus(&items);
-    }
+    let items = match kind {
+        Kind::Gpus => kinds::gpus(&client.list("/nodes?vitals=true").await?),
+        kind => client.list(kind.path()).await?,
+    };
     let id = kind.id();
     pick(kind, prefix, items, id)
 }

@@ -122,6 +122,16 @@ const GPUS: &[Column] = &[
     col("HEALTH", health),
     col("SLICES", slices),
     wide("SHARING", |v| at(v, "sharing")),
+    wide("BUSY", |v| {
+        v["vitals"]["utilization"].as_f64().map_or_else(|| "-".to_owned(), |part| format!("{:.0}%", part * 100.0))
+    }),
+    wide("IN USE", |v| size(v, "vitals.memory_used")),
+    wide("TEMP", |v| match at(v, "vitals.temperature_celsius").as_str() {
+        "-" => "-".to_owned(),
+        celsius => format!("{celsius}°C"),
+    }),
+    wide("PROCS", |v| at(v, "vitals.processes")),
+    wide("ECC", |v| at(v, "vitals.ecc_errors")),
     wide("UUID", |v| at(v, "uuid")),
 ];
 const TENANTS: &[Column] = &[

@@ -306,13 +306,15 @@ pub struct Replica {
     pub choice: Option<Arc<Why>>,
     /// What it runs, or will when it starts.
     pub revision: Revision,
+    /// Where its last launch was that is over: its log is there.
+    pub last: Option<NodeNo>,
 }
 
 impl Replica {
     pub fn waiting(revision: Revision, now_ms: u64) -> Self {
         let phase = Phase::Waiting { since_ms: now_ms, not_before_ms: 0, last: None };
         let (generation, newest) = (Generation(0), Generation(0));
-        Self { generation, newest, restarts: 0, phase, moving: None, choice: None, revision }
+        Self { generation, newest, restarts: 0, phase, moving: None, choice: None, revision, last: None }
     }
 
     /// The allocation of the replica itself, while one is held; [`Replica::allocations`] has those of its move, too.

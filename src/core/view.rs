@@ -60,6 +60,8 @@ pub struct ReplicaView {
     /// Why it ended, or why its last run did.
     pub why: Option<Reason>,
     pub place: Option<PlaceView>,
+    /// Where its last launch was, while it has no place: whoever runs that node has its log.
+    pub last_node: Option<NodeName>,
     /// Why that place; None while it has none.
     pub choice: Option<ChoiceView>,
     /// Its second copy, while it moves: the replacement, or what was replaced.
@@ -177,6 +179,7 @@ fn replica(state: &State, job: &Job, no: u16, r: &Replica) -> ReplicaView {
         Phase::Cancelled => ("Stopped", None),
     };
     let place = r.allocation().and_then(|alloc| place(state, alloc));
+    let last = r.last.filter(|_| place.is_none()).and_then(|last| state.node(last));
     let other = match &r.moving {
         Some(Move::Coming { generation, alloc, stage, why, .. }) => Some(CopyView {
             generation: generation.0,
@@ -205,6 +208,7 @@ fn replica(state: &State, job: &Job, no: u16, r: &Replica) -> ReplicaView {
         status: status.into(),
         why,
         place,
+        last_node: last.map(|node| node.name.clone()),
         choice,
         other,
         saves_until_ms: r.notice_of(r.generation).map(Notice::until_ms),

@@ -247,6 +247,11 @@ fn api_state(
         let eyes = eyes.clone();
         async move { eyes.sights().await }.boxed()
     });
+    let heard = hub.clone();
+    let vitals: api::GpuVitals = Arc::new(move || {
+        let heard = heard.clone();
+        async move { heard.vitals().await.ok() }.boxed()
+    });
     let logs: api::LogSource =
         Arc::new(move |query| hub.logs(query).map(|piece| piece.map_err(|e| e.to_string())).boxed());
     let info = Info {
@@ -267,6 +272,7 @@ fn api_state(
         replica: replica.clone(),
         logs: Some(logs),
         sights: Some(sights),
+        vitals: Some(vitals),
         models,
         info,
         metrics,
@@ -335,10 +341,11 @@ impl Part<'_> {
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
         let (watched, described) = (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, &spec));
-        agent::vitals::follow(me.name.as_str(), watched.1.clone(), &self.metrics, self.ended.clone())?;
+        let vitals = agent::vitals::follow(me.name.as_str(), watched.1.clone(), &self.metrics, self.ended.clone())?;
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {
             described: Some(described),
+            vitals: Some(vitals),
             beat_every: settings.beat.value,
             kill_budget: settings.kill_budget.value,
             ..AgentConfig::new(vec![node], Arc::new(LocalLink((*hub).clone())))

@@ -28,18 +28,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     nodes::users(settings, &settings.data()).check().map_err(ConfigError::Clash)?;
     let mut stop = Stop::new(extras.stop_with_parent)?;
     let listener = bind(settings.public(), "--listen")?;
-    let told = join::told(settings);
-    let members = match told {
-        Some(group) => group.members,
-        None => form::group(settings).await?.members,
-    };
     // A worker has no number, and members never call it: its peer address is a name only.
     let me = Me::new(settings, MemberId(0), listener.local_addr()?, settings.peer())?;
-    let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
-    let peers: Vec<String> = members.iter().map(|(.., peer)| peer.clone()).collect();
-    let dial = TlsDial { tls: me.tls.clone(), names };
-    let link =
-        RemoteLink::new(&me.cluster, settings.mode().into(), &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
     if tls::holder(&me.tls.cert(), &me.cluster).is_some_and(|(_, role)| role == Role::Server) {
         let text = format!(
             "NF_TLS_DIR holds a member's certificate; a worker's is made by nf tls cert create --role node --name {}",
@@ -55,7 +45,18 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let vacancy = nodes::vacancy(settings, &me, &spec, &faults.0, &about.metrics);
     let here = nodes::Here::of(&me, &about.metrics);
     let config = nodes::executor_config(settings, &me.data, &here, &me.name, store, trust.as_ref(), vacancy);
+    // What runs here is adopted, and what is exclusive guarded, whether or not any member answers.
     let executor = Executor::open(config)?;
+    let told = join::told(settings);
+    let members = match told {
+        Some(group) => group.members,
+        None => form::group(settings).await?.members,
+    };
+    let names = members.iter().map(|(_, name, peer)| (peer.clone(), name.clone())).collect();
+    let peers: Vec<String> = members.iter().map(|(.., peer)| peer.clone()).collect();
+    let dial = TlsDial { tls: me.tls.clone(), names };
+    let link =
+        RemoteLink::new(&me.cluster, settings.mode().into(), &peers, &dial).map_err(|e| anyhow!("{e}; see NF_JOIN"))?;
     let dir = me.data.join("node");
     let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
     follow::certificates(&me, about.metrics.clone())?;
@@ -69,11 +70,12 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
     let served = serve(port, listener, about, ended.clone())?;
     let (watched, described) = (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, &spec));
-    agent::vitals::follow(me.name.as_str(), watched.1.clone(), &vitals, ended.clone())?;
+    let vitals = agent::vitals::follow(me.name.as_str(), watched.1.clone(), &vitals, ended.clone())?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
     let config = AgentConfig {
         described: Some(described),
+        vitals: Some(vitals),
         beat_every: settings.beat.value,
         kill_budget: settings.kill_budget.value,
         ..AgentConfig::new(vec![node], link.clone())

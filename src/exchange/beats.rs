@@ -6,6 +6,7 @@
 use super::client::Peers;
 use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error};
+use super::vitals;
 use nf_core::autoscaler::source::{Told, Word};
 use nf_core::id::NodeNo;
 use nf_core::state::State;
@@ -81,9 +82,15 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    pub fn start(group: Arc<dyn Group>, peers: Peers, heard: Heard, loads: Loads, lease: Duration) -> Self {
+    pub fn start(
+        group: Arc<dyn Group>,
+        peers: Peers,
+        heard: Heard,
+        (loads, vitals): (Loads, vitals::Told),
+        lease: Duration,
+    ) -> Self {
         let (calls, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(run(Desk { group, peers, heard, loads, lease }, waiting));
+        tokio::spawn(run(Desk { group, peers, heard, loads, vitals, lease }, waiting));
         Self { calls }
     }
 
@@ -105,6 +112,7 @@ struct Desk {
     peers: Peers,
     heard: Heard,
     loads: Loads,
+    vitals: vitals::Told,
     lease: Duration,
 }
 
@@ -128,7 +136,10 @@ impl Desk {
         for call in &calls {
             for beat in &call.beats {
                 let node = state.node_named(&beat.node).filter(|node| node.incarnation == beat.incarnation);
-                node.iter().for_each(|node| self.loads.note(node.no, call.arrived, &beat.told));
+                if let Some(node) = node {
+                    self.loads.note(node.no, call.arrived, &beat.told);
+                    self.vitals.note(node.no, call.arrived, &beat.vitals);
+                }
             }
         }
         drop(state);
@@ -220,8 +231,13 @@ mod tests {
         let index = group.run(testing::register("n1", testing::node_spec(1))).index;
         group.confirm_ahead(3);
         let hub = Hub::new(group, Default::default());
-        let beat =
-            Beat { node: NodeName::new("n1").unwrap(), incarnation: Incarnation(1), revision_seen: 0, told: vec![] };
+        let beat = Beat {
+            node: NodeName::new("n1").unwrap(),
+            incarnation: Incarnation(1),
+            revision_seen: 0,
+            told: vec![],
+            vitals: vec![],
+        };
         assert_eq!(hub.beat(vec![beat]).await.unwrap().commit_index, index + 3);
     }
 }

@@ -5,13 +5,14 @@ use super::dial::{Address, Dial};
 use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slices};
 use super::sights::Seen;
+use super::vitals::Vitals;
 use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use nf_core::command::DeviceFault;
 use nf_core::command::Mode;
-use nf_core::id::MemberId;
+use nf_core::id::{MemberId, NodeNo};
 use nf_proto::internal as pb;
 use pb::node_service_client::NodeServiceClient;
 use std::collections::BTreeMap;
@@ -93,6 +94,11 @@ impl Client {
         let message = wire::put_query(&self.cluster, query);
         let stream = self.inner.clone().read_logs(message).await.map_err(failed)?.into_inner();
         Ok(stream.map_ok(|chunk| chunk.data).map_err(failed).boxed())
+    }
+
+    pub async fn vitals(&self) -> Result<Vec<(NodeNo, Vec<Vitals>)>, Error> {
+        let message = pb::VitalsRequest { cluster: self.cluster.clone() };
+        wire::all_vitals(self.inner.clone().vitals(message).await.map_err(failed)?.into_inner())
     }
 
     pub async fn sights(&self) -> Result<Seen, Error> {

@@ -24,6 +24,8 @@ const ORDERS: usize = 64;
 const AHEAD: usize = 16;
 /// Bytes in one piece.
 const PIECE: usize = 32 << 10;
+/// What a reader is told whose log ends without a word of its end.
+const BROKEN: &str = "the way to the agent broke off; the replica may live on";
 
 /// Reads the log of a replica that runs in this process.
 pub type LogSource = Arc<dyn Fn(&LogQuery) -> BoxStream<'static, io::Result<Bytes>> + Send + Sync>;
@@ -91,7 +93,7 @@ impl Sources {
         S: Stream<Item = Result<pb::LogPiece, tonic::Status>> + Send + Unpin + 'static,
     {
         let (orders, to_agent) = mpsc::channel(ORDERS);
-        let desk = Arc::new(Desk { orders, open: Mutex::default(), next: AtomicU64::new(1) });
+        let desk = Arc::new(Desk { orders, open: Mutex::new(Some(BTreeMap::new())), next: AtomicU64::new(1) });
         let attached = {
             let desk = desk.clone();
             self.attach(nodes.into_iter().map(|n| n.node), Arc::new(move |query| desk.clone().order(&query)))
@@ -101,64 +103,84 @@ impl Sources {
             while let Some(Ok(piece)) = pieces.next().await {
                 desk.sort(piece);
             }
-            desk.open().clear();
+            // Whoever still reads sees no end, and takes it for none.
+            desk.open().take();
         };
         (to_agent, sorting)
     }
 }
 
+/// What comes to the reader of one log.
+enum Word {
+    Data(Bytes),
+    /// The last word. A log without it broke off.
+    End(Option<Error>),
+}
+
+/// By order.
+type Readers = BTreeMap<u64, mpsc::Sender<Word>>;
+
 /// A member's side of one agent's log stream.
 struct Desk {
     orders: mpsc::Sender<pb::LogOrder>,
-    open: Mutex<BTreeMap<u64, mpsc::Sender<Result<Bytes, Error>>>>,
+    /// None once the agent has gone.
+    open: Mutex<Option<Readers>>,
     next: AtomicU64,
 }
 
 impl Desk {
-    fn open(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, mpsc::Sender<Result<Bytes, Error>>>> {
+    fn open(&self) -> std::sync::MutexGuard<'_, Option<Readers>> {
         self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn order(self: Arc<Self>, query: &LogQuery) -> LogStream {
         let order = self.next.fetch_add(1, Ordering::Relaxed);
         // One more than the agent may send ahead, for the word that ends the log.
-        let (to_reader, pieces) = mpsc::channel(AHEAD + 1);
-        {
-            let mut open = self.open();
-            if open.len() >= ORDERS {
+        let (to_reader, words) = mpsc::channel(AHEAD + 1);
+        match &mut *self.open() {
+            None => return once_failed(BROKEN),
+            Some(open) if open.len() >= ORDERS => {
                 return once_failed("too many logs of this agent are being read; try again later");
             }
-            open.insert(order, to_reader);
+            Some(open) => drop(open.insert(order, to_reader)),
         }
         let what = Some(What::Read(wire::put_query("", query)));
-        let reading = Reading { desk: self.clone(), order, pieces };
+        let reading = Reading { desk: self.clone(), order, words };
         if self.orders.try_send(pb::LogOrder { order, what }).is_err() {
             return once_failed("the agent does not take orders now; try again later");
         }
-        futures::stream::unfold(reading, |mut reading| async move {
-            let piece = reading.pieces.recv().await?;
-            let more = pb::LogOrder { order: reading.order, what: Some(What::More(1)) };
-            // Without credit the agent would only pause; it is gone when this fails.
-            let _ = reading.desk.orders.send(more).await;
-            Some((piece, reading))
+        futures::stream::unfold(Some(reading), |reading| async move {
+            let mut reading = reading?;
+            match reading.words.recv().await {
+                Some(Word::Data(bytes)) => {
+                    let more = pb::LogOrder { order: reading.order, what: Some(What::More(1)) };
+                    // Without credit the agent would only pause; it is gone when this fails.
+                    let _ = reading.desk.orders.send(more).await;
+                    Some((Ok(bytes), Some(reading)))
+                }
+                Some(Word::End(error)) => error.map(|error| (Err(error), None)),
+                None => Some((Err(Error::Unavailable(BROKEN.to_owned())), None)),
+            }
         })
         .boxed()
     }
 
-    /// Hands a piece to its reader. Pieces beyond the credit end that log, not the others.
+    /// Hands a piece to its reader. Pieces beyond the credit break that log off, not the others.
     fn sort(&self, piece: pb::LogPiece) {
+        let mut open = self.open();
+        let Some(open) = &mut *open else { return };
         match piece.piece {
             Some(Piece::Data(data)) => {
-                let to = self.open().get(&data.order).cloned();
-                if to.is_some_and(|to| to.try_send(Ok(data.data)).is_err()) {
-                    self.open().remove(&data.order);
+                let to = open.get(&data.order);
+                if to.is_some_and(|to| to.try_send(Word::Data(data.data)).is_err()) {
+                    open.remove(&data.order);
                 }
             }
             Some(Piece::End(end)) => {
-                let to = self.open().remove(&end.order);
-                if let Some(to) = to.filter(|_| !end.error.is_empty()) {
+                if let Some(to) = open.remove(&end.order) {
+                    let error = (!end.error.is_empty()).then(|| Error::not_found(end.error));
                     // A reader that has gone does not need to know.
-                    let _ = to.try_send(Err(Error::not_found(end.error)));
+                    let _ = to.try_send(Word::End(error));
                 }
             }
             Some(Piece::Hello(_)) | None => {}
@@ -170,12 +192,13 @@ impl Desk {
 struct Reading {
     desk: Arc<Desk>,
     order: u64,
-    pieces: mpsc::Receiver<Result<Bytes, Error>>,
+    words: mpsc::Receiver<Word>,
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        if self.desk.open().remove(&self.order).is_some() {
+        let left = self.desk.open().as_mut().is_some_and(|open| open.remove(&self.order).is_some());
+        if left {
             let cancel = pb::LogOrder { order: self.order, what: Some(What::Cancel(true)) };
             // When it can't be told, the agent runs out of credit and stops there.
             let _ = self.desk.orders.try_send(cancel);
@@ -271,4 +294,88 @@ async fn read_for(
     // Nobody waits for it when the stream is gone.
     let _ = pieces.send(end).await;
     order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nf_core::id::{Incarnation, JobNo, RequestId};
+    use nf_core::reconcile::ReplicaId;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    /// An agent's end of a log that somebody reads.
+    struct Agent {
+        pieces: mpsc::Sender<Result<pb::LogPiece, tonic::Status>>,
+        orders: mpsc::Receiver<pb::LogOrder>,
+    }
+
+    impl Agent {
+        fn new(sources: &Sources) -> Self {
+            let (pieces, come) = mpsc::channel(64);
+            let start = NodeStart { node: NodeName::new("w1").unwrap(), incarnation: Incarnation(1) };
+            let (orders, sorting) = sources.serve_agent(vec![start], ReceiverStream::new(come));
+            tokio::spawn(sorting);
+            Self { pieces, orders }
+        }
+
+        async fn asked(&mut self) -> u64 {
+            self.orders.recv().await.unwrap().order
+        }
+
+        async fn say(&self, piece: Piece) {
+            self.pieces.send(Ok(pb::LogPiece { piece: Some(piece) })).await.unwrap();
+        }
+
+        async fn data(&self, order: u64, text: &str) {
+            self.say(Piece::Data(pb::LogData { order, data: text.to_owned().into() })).await;
+        }
+    }
+
+    fn query() -> LogQuery {
+        let id = ReplicaId { job: JobNo(1), replica: 0 };
+        let (node, request) = (NodeName::new("w1").unwrap(), RequestId::new("r1").unwrap());
+        LogQuery { node, request, id, follow: true, tail: 10, life: false }
+    }
+
+    fn broken<T>(word: &Option<Result<T, Error>>) -> bool {
+        matches!(word, Some(Err(Error::Unavailable(_))))
+    }
+
+    #[tokio::test]
+    async fn a_log_whose_agent_goes_breaks_off_and_one_that_ended_does_not() {
+        let sources = Sources::default();
+        let mut agent = Agent::new(&sources);
+        let (mut ended, mut broke) = (sources.read(&query()).unwrap(), sources.read(&query()).unwrap());
+        let (first, second) = (agent.asked().await, agent.asked().await);
+        for order in [first, second] {
+            agent.data(order, "a line\n").await;
+        }
+        agent.say(Piece::End(pb::LogEnd { order: first, error: String::new() })).await;
+        assert_eq!(ended.next().await, Some(Ok("a line\n".into())));
+        assert_eq!(ended.next().await, None);
+        drop(agent);
+        assert_eq!(broke.next().await, Some(Ok("a line\n".into())));
+        let word = broke.next().await;
+        assert!(broken(&word), "{word:?}");
+        assert_eq!(broke.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn who_is_sent_more_than_it_may_is_told_that_something_is_missing() {
+        let sources = Sources::default();
+        let mut agent = Agent::new(&sources);
+        let (mut log, mut other) = (sources.read(&query()).unwrap(), sources.read(&query()).unwrap());
+        let (order, next) = (agent.asked().await, agent.asked().await);
+        for n in 0..AHEAD + 5 {
+            agent.data(order, &n.to_string()).await;
+        }
+        agent.data(next, "fine").await;
+        agent.say(Piece::End(pb::LogEnd { order, error: String::new() })).await;
+        assert_eq!(other.next().await, Some(Ok("fine".into())));
+        for n in 0..=AHEAD {
+            assert_eq!(log.next().await, Some(Ok(n.to_string().into())));
+        }
+        let word = log.next().await;
+        assert!(broken(&word), "{word:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! The messages between agents and members, as types. Both ends use them; how they
 //! travel is the business of `wire`, `service` and `client`.
 
+use super::vitals::Vitals;
 use nf_core::autoscaler::source::Told;
 use nf_core::command::Report;
 use nf_core::id::{Digest16, Incarnation, NodeName, RequestId};
@@ -67,6 +68,8 @@ pub struct Beat {
     pub revision_seen: u64,
     /// What its replicas' own metrics say, at most [`TOLD`] of them.
     pub told: Vec<Told>,
+    /// How its GPUs do, at most [`super::vitals::GPUS`] of them.
+    pub vitals: Vec<Vitals>,
 }
 
 /// Replicas of one node whose metrics go with a beat.

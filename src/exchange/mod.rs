@@ -18,6 +18,7 @@ mod service;
 pub mod sights;
 #[cfg(test)]
 pub mod testing;
+pub mod vitals;
 pub mod wire;
 
 pub use beats::Heard;
@@ -29,6 +30,7 @@ pub use message::{
 };
 pub use service::{Caller, Identify};
 pub use sights::{Advice, Lookout, Panorama, Seen, Sight};
+pub use vitals::Vitals;
 pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
 
 use beats::{Loads, Rounds};
@@ -36,7 +38,7 @@ use client::Peers;
 use feed::Feed;
 use futures::stream::{self, StreamExt};
 use nf_core::command::{Answer, DeviceFault};
-use nf_core::id::{MemberId, NodeName};
+use nf_core::id::{MemberId, NodeName, NodeNo};
 use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
@@ -80,6 +82,7 @@ pub struct Hub {
     group: Arc<dyn Group>,
     heard: Heard,
     loads: Loads,
+    vitals: vitals::Told,
     rounds: Rounds,
     peers: Peers,
     sources: logs::Sources,
@@ -97,12 +100,14 @@ impl Hub {
     pub fn on(group: Arc<dyn Group>, options: Options) -> Self {
         let heard = Heard::default();
         let peers = Peers::new(options.dial);
-        let loads = Loads::default();
-        let rounds = Rounds::start(group.clone(), peers.clone(), heard.clone(), loads.clone(), options.lease);
+        let (loads, vitals) = (Loads::default(), vitals::Told::default());
+        let told = (loads.clone(), vitals.clone());
+        let rounds = Rounds::start(group.clone(), peers.clone(), heard.clone(), told, options.lease);
         Self {
             group,
             heard,
             loads,
+            vitals,
             rounds,
             peers,
             sources: logs::Sources::default(),
@@ -232,6 +237,21 @@ impl Hub {
         let client = self.peers.member(&*self.group, member)?;
         let late = |_| Error::Unavailable("no answer in time".into());
         tokio::time::timeout(LOOK, client.sights()).await.map_err(late)?
+    }
+
+    /// How nodes' GPUs do, by the leader's word.
+    ///
+    /// # Errors
+    /// When it is not known or does not answer.
+    pub async fn vitals(&self) -> Result<Vec<(NodeNo, Vec<Vitals>)>, Error> {
+        let status = self.group.status();
+        let leader = status.leader.ok_or_else(|| Error::Unavailable("no leader is known".into()))?;
+        if leader == status.id {
+            return Ok(self.vitals.fresh());
+        }
+        let client = self.peers.member(&*self.group, leader)?;
+        let late = |_| Error::Unavailable("no answer in time".into());
+        tokio::time::timeout(LOOK, client.vitals()).await.map_err(late)?
     }
 
     /// The slices of `nodes`: all of them first, then what changes. Ends when the receiver is dropped.

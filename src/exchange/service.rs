@@ -190,6 +190,15 @@ impl NodeService for Service {
         Ok(Response::new(wire::put_seen(self.hub.post.look().map_err(fail)?)))
     }
 
+    async fn vitals(&self, request: Request<pb::VitalsRequest>) -> Result<Response<pb::VitalsReply>, Status> {
+        let caller = self.caller(&request, &request.get_ref().cluster)?;
+        if matches!(caller, Caller::Node(_)) {
+            let detail = "how other nodes' GPUs do is for members".to_owned();
+            return Err(refused(Reason::Forbidden, "certificate", detail));
+        }
+        Ok(Response::new(wire::put_all_vitals(self.hub.vitals.fresh())))
+    }
+
     type AnswerLogsStream = BoxStream<'static, Result<pb::LogOrder, Status>>;
 
     async fn answer_logs(

@@ -5,11 +5,12 @@ use super::message::{
     Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices, TOLD,
 };
 use super::sights::{self, Seen};
+use super::vitals::{self, Vitals};
 use crate::telemetry::traces;
 use nf_core::autoscaler::source::Told;
 use nf_core::codec::{self, Framed};
 use nf_core::command::{DeviceFault, Report};
-use nf_core::id::{Digest16, Incarnation, JobNo, NodeName, RequestId};
+use nf_core::id::{Digest16, Incarnation, JobNo, NodeName, NodeNo, RequestId};
 use nf_core::node::{NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Desired, MAX_PURGES, ReplicaId};
@@ -35,6 +36,10 @@ struct ReportsBody(Vec<Report>);
 struct SeenBody(Seen);
 #[derive(Serialize, Deserialize)]
 struct ToldBody(Vec<Told>);
+#[derive(Serialize, Deserialize)]
+struct VitalsBody(Vec<Vitals>);
+#[derive(Serialize, Deserialize)]
+struct AllVitalsBody(Vec<(NodeNo, Vec<Vitals>)>);
 #[derive(Serialize, Deserialize)]
 struct PurgedBody(Vec<(Digest16, u64)>);
 #[derive(Serialize, Deserialize)]
@@ -64,6 +69,8 @@ numbered! {
     DesiredBody = 40,
     ToldBody = 41,
     SeenBody = 42,
+    VitalsBody = 43,
+    AllVitalsBody = 44,
 }
 
 fn bad(field: &str, text: impl std::fmt::Display) -> Error {
@@ -196,7 +203,11 @@ pub fn put_beat(beat: &Beat) -> pb::NodeBeat {
         [] => Default::default(),
         told => codec::encode(&ToldBody(told.to_vec())).into(),
     };
-    pb::NodeBeat { node: Some(node), revision_seen: beat.revision_seen, told }
+    let vitals = match &beat.vitals[..] {
+        [] => Default::default(),
+        vitals => codec::encode(&VitalsBody(vitals.to_vec())).into(),
+    };
+    pb::NodeBeat { node: Some(node), revision_seen: beat.revision_seen, told, vitals }
 }
 
 pub fn beats(list: Vec<pb::NodeBeat>) -> Result<Vec<Beat>, Error> {
@@ -209,7 +220,13 @@ pub fn beats(list: Vec<pb::NodeBeat>) -> Result<Vec<Beat>, Error> {
             false => codec::decode::<ToldBody>(&beat.told).map(|ToldBody(told)| told).unwrap_or_default(),
         };
         at_most("told", told.len(), TOLD)?;
-        Ok(Beat { node, incarnation, revision_seen: beat.revision_seen, told })
+        let mut vitals = match beat.vitals.is_empty() {
+            true => Vec::new(),
+            false => codec::decode::<VitalsBody>(&beat.vitals).map(|VitalsBody(all)| all).unwrap_or_default(),
+        };
+        vitals.retain(|gpu| gpu.uuid.len() <= vitals::MAX_UUID);
+        at_most("vitals", vitals.len(), vitals::GPUS)?;
+        Ok(Beat { node, incarnation, revision_seen: beat.revision_seen, told, vitals })
     };
     list.into_iter().map(one).collect()
 }
@@ -234,6 +251,17 @@ pub fn answer(reply: pb::BeatReply) -> Result<BeatAnswer, Error> {
         superseded: names(reply.superseded)?,
         unknown: names(reply.unknown)?,
     })
+}
+
+// ---- vitals ----
+
+pub fn put_all_vitals(all: Vec<(NodeNo, Vec<Vitals>)>) -> pb::VitalsReply {
+    pb::VitalsReply { vitals: codec::encode(&AllVitalsBody(all)).into() }
+}
+
+pub fn all_vitals(reply: pb::VitalsReply) -> Result<Vec<(NodeNo, Vec<Vitals>)>, Error> {
+    let AllVitalsBody(all) = body("vitals", &reply.vitals)?;
+    Ok(all)
 }
 
 // ---- sights ----
@@ -409,7 +437,9 @@ mod tests {
                 let _ = reports(pb::NodeReports { node: node.clone(), reports: bytes.clone(), purged: Default::default() });
                 let _ = faults(pb::FaultsRequest { cluster: String::new(), node: node.clone(), faults: bytes.clone() });
                 let _ = seen(pb::SightsReply { seen: bytes.clone() });
-                let _ = beats(vec![pb::NodeBeat { node: node.clone(), revision_seen: 0, told: bytes.clone() }]);
+                let _ = all_vitals(pb::VitalsReply { vitals: bytes.clone() });
+                let (told, vitals) = (bytes.clone(), bytes.clone());
+                let _ = beats(vec![pb::NodeBeat { node: node.clone(), revision_seen: 0, told, vitals }]);
                 let slice = pb::NodeSlice { node: "n1".into(), revision: 0, index: 0, desired: bytes, traces: vec![] };
                 let _ = slices(pb::SlicesReply { slices: vec![slice], index: 1 });
             }

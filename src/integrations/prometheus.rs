@@ -43,13 +43,15 @@ impl Questions {
             plain.map(|name| format!("{name}{end}")).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join("|")
         };
         let (waiting, running) = (names(|m| m.waiting.as_ref(), ""), names(|m| m.running.as_ref(), ""));
-        let sum = |names: &str| format!("sum by (tenant, model) ({{__name__=~\"{names}\"}} >= 0)");
+        // What drains answers its last requests, and is none of the replicas that the sums should be of.
+        let sum = |names: &str| format!("sum by (tenant, model) ({{__name__=~\"{names}\",draining=\"\"}} >= 0)");
         let of = |names: &str| {
-            format!("count by (tenant, model) (count by (tenant, model, instance) ({{__name__=~\"{names}\"}} >= 0))")
+            let one = format!("{{__name__=~\"{names}\",draining=\"\"}} >= 0");
+            format!("count by (tenant, model) (count by (tenant, model, instance) ({one}))")
         };
         // The time of a sample has no name: one metric at a time, or two of one replica would be the same series.
         let both: BTreeSet<&str> = waiting.split('|').chain(running.split('|')).filter(|n| !n.is_empty()).collect();
-        let times: Vec<String> = both.iter().map(|name| format!("timestamp({name})")).collect();
+        let times: Vec<String> = both.iter().map(|name| format!("timestamp({name}{{draining=\"\"}})")).collect();
         let latency = names(|m| m.latency.as_ref(), "_bucket");
         Self {
             p95: format!(
@@ -192,7 +194,11 @@ mod tests {
             assert!(questions.waiting.contains(name), "{}", questions.waiting);
         }
         assert!(questions.p95.contains("vllm:e2e_request_latency_seconds_bucket"));
-        assert!(questions.age.contains("timestamp(llamacpp:requests_processing) or timestamp("), "{}", questions.age);
+        assert!(
+            questions.age.contains("timestamp(llamacpp:requests_processing{draining=\"\"}) or timestamp("),
+            "{}",
+            questions.age
+        );
         assert!(questions.running_of.contains("instance"), "{}", questions.running_of);
     }
 }

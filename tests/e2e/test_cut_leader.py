@@ -88,6 +88,32 @@ def test_a_member_adopts_its_replicas_while_no_other_is_there(group, tmp_path):
     assert asker.end() == []
 
 
+def test_an_exclusive_replica_ends_with_its_lease_though_agent_and_guard_were_killed(group, tmp_path):
+    """All members end at once, which is a cut for good; one begins again and finds no guard either."""
+    members, _ = group
+    publish(members[0], tmp_path)
+    schedule(members[0], "only", node=NAMES[0], exclusive=True)
+    asker = Asker(address(eventually("it is ready", lambda: ready(members[0], "only"), 30)))
+    eventually("it answers", lambda: asker.answers > 5)
+    (guard,) = processes("guard --dir", f"{tmp_path}/{NAMES[0]}/")
+    for member in members:
+        ended(member)
+    os.kill(guard, signal.SIGKILL)
+    cut, seen = time.monotonic(), asker.answers
+    again = Process(tmp_path / NAMES[0], ["serve"], {
+        key: value for key, value in members[0].environment.items() if key not in os.environ}, "again")
+    try:
+        eventually("adopted", lambda: "adopted a running replica" in again.output, 20)
+        eventually("it goes on under the lease that was proven", lambda: asker.answers > seen + 100, 20)
+        eventually("it is over", lambda: asker.failures, LEASE + 10)
+        last = asker.last - cut
+        print(f"it answered until {last:.1f} s after the cut; its lease had {LEASE} s")
+        assert LEASE - BUDGET - 4 < last < LEASE, last
+    finally:
+        ended(again)
+        asker.end()
+
+
 def test_the_old_leader_is_cut_off_together_with_its_node(group, tmp_path):
     members, doors = group
     first = members[0]

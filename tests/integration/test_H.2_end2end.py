@@ -185,7 +185,8 @@ def test_running_replicas_are_targets_for_prometheus(group):
     assert answer.status_code == 201, answer.text
     job = group.wait_state(answer.json()["request_id"], "Running")
     targets = group.get("/sd/prometheus?tenant_id=scraped", last(group))
-    labels = {"tenant": "scraped", "model": "m1", "version": "v1", "node": job["placement"]["node"]}
+    labels = {"tenant": "scraped", "model": "m1", "version": "v1", "node": job["placement"]["node"],
+              "__meta_nf_state": "Ready", "__meta_nf_traffic": "true"}
     assert targets == [{"targets": [job["placement"]["address"]], "labels": labels}]
     deploys = r'^nf_model_deploys_total\{model="m1",tenant="scraped"\} 1$'
     # A scrape is at most a second old.

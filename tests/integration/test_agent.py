@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+from follower import Follower
 from nf import eventually
 from worker import BUDGET, LEASE, Asker, address, alive, lab
 
@@ -19,20 +20,26 @@ def test_eight_replicas_are_adopted_after_a_stop_and_after_a_kill(tmp_path):
         pids, guards = group.pids(), group.guards()
         assert len(pids) == 8 and len(guards) == 1, (pids, guards)
         askers = [Asker(address(replica)) for replica in replicas]
-        for how in (signal.SIGINT, signal.SIGKILL):
-            seen = [asker.answers for asker in askers]
-            group.worker.child.send_signal(how)
-            group.worker.child.wait(20)
-            eventually("they answer without an agent",
-                       lambda: all(a.answers > s + 10 for a, s in zip(askers, seen)))
-            group.start()
-            eventually("the worker is back", lambda: group.node("w1")["state"] == "Ready")
-            group.replicas("seven")
-            group.replicas("one")
-            assert group.pids() == pids, "the same processes"
-            assert group.guards() == guards, "and the same guard"
-        failures = [failure for asker in askers for failure in asker.end()]
-        assert failures == [], f"{len(failures)} failed: {failures[:3]}"
+        with Follower(group.member, "m", quiet=True) as client:
+            eventually("a client that follows the watch knows all eight", lambda: len(client.ready) == 8)
+            for how in (signal.SIGINT, signal.SIGKILL):
+                seen, served = [asker.answers for asker in askers], client.served
+                group.worker.child.send_signal(how)
+                group.worker.child.wait(20)
+                eventually("they answer without an agent",
+                           lambda: all(a.answers > s + 10 for a, s in zip(askers, seen)) and client.served > served + 100)
+                assert len(client.ready) == 8, "and are said to"
+                group.start()
+                eventually("the worker is back", lambda: group.node("w1")["state"] == "Ready")
+                group.replicas("seven")
+                group.replicas("one")
+                assert group.pids() == pids, "the same processes"
+                assert group.guards() == guards, "and the same guard"
+            failures = [failure for asker in askers for failure in asker.end()]
+            assert failures == [], f"{len(failures)} failed: {failures[:3]}"
+            assert client.failed == [] and client.served > 500, (client.served, client.failed[:3])
+            takes = [{e["address"] for e in items if e["traffic"]} for items in client.sets]
+            assert all(len(all_) == 8 for all_ in takes), takes
         now = group.replicas("seven") + group.replicas("one")
         assert [r["generation"] for r in now] == [r["generation"] for r in replicas], "none was started again"
         group.stop("seven", "one")

@@ -110,6 +110,7 @@ async fn virtual_nodes_on_a_real_group_run_every_job_through_the_loss_of_the_lea
         incarnation: Incarnation(1),
         revision_seen: 0,
         told: vec![],
+        vitals: vec![],
     };
     let answer = sides[survivor].hub.beat(vec![beat]).await.unwrap();
     assert!(answer.lease_ms == 45_000 && answer.unknown.is_empty() && answer.superseded.is_empty());

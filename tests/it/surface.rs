@@ -47,6 +47,7 @@ impl Surface {
                 replica,
                 logs: None,
                 sights: None,
+                vitals: None,
                 models: None,
                 info,
                 metrics,

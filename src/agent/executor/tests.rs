@@ -4,6 +4,7 @@
 mod draining;
 mod ended;
 mod escapes;
+mod granted;
 mod owned;
 mod parts;
 mod personal;

@@ -3,6 +3,7 @@
 //! holds what the two say to one another over a socket in the guard's own directory. It
 //! does not know leases: the agent tells it until when each replica may live.
 
+mod granted;
 mod keeper;
 mod tie;
 
@@ -46,7 +47,7 @@ struct Hold {
     owner: Option<Owner>,
     /// By CLOCK_BOOTTIME, as a lease of this agent proves; never takes back what was given before.
     until_ms: Option<u64>,
-    /// For a replica that the guard does not know, and no lease of this agent covers.
+    /// For a replica that the guard does not know, and no lease of this agent covers: as one of an earlier agent proved.
     else_ms: u64,
 }
 
@@ -84,6 +85,10 @@ impl Room {
 
     fn socket(&self) -> PathBuf {
         self.0.join("socket")
+    }
+
+    fn granted(&self) -> PathBuf {
+        self.0.join("granted")
     }
 
     fn log(&self) -> PathBuf {

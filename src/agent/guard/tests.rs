@@ -71,7 +71,7 @@ impl World {
 
     fn tie(&self) -> Tie {
         let tie = Tie::new(&tokio::runtime::Handle::current(), self.dir(), "/nonexistent/nf".into());
-        tie.extend(Some(boot_ms() + 60_000), boot_ms() + 60_000);
+        tie.extend(Some(boot_ms() + 60_000));
         tie
     }
 }
@@ -118,7 +118,7 @@ async fn it_kills_at_the_time_and_not_before_though_its_agent_does_nothing() {
     eventually("all have started", || members(&key) >= 4 && members(&other) >= 4);
     tie.knows(family(&key, Some(leader)));
     // No order takes back what was given.
-    tie.extend(Some(boot_ms() + 100), 0);
+    tie.extend(Some(boot_ms() + 100));
     tie.release(&other);
     eventually("the guard has heard it", || tie.until() == Some(first));
     assert!(leader.lives() && !tie.fired(&key));
@@ -126,7 +126,7 @@ async fn it_kills_at_the_time_and_not_before_though_its_agent_does_nothing() {
     // Another one, whose time is soon over.
     let short = uuid::Uuid::now_v7().to_string();
     let until = boot_ms() + 400;
-    tie.extend(Some(until), 1);
+    tie.extend(Some(until));
     assert_eq!(tie.hold(family(&short, None)).await.unwrap(), until);
     let doomed = world.replica(&short);
     tie.knows(family(&short, Some(doomed)));
@@ -138,7 +138,7 @@ async fn it_kills_at_the_time_and_not_before_though_its_agent_does_nothing() {
     assert!(leader.lives() && members(&other) >= 4, "who has time, or was released, lives");
 
     // Whoever starts late under that key is found, and no order brings it back.
-    tie.extend(Some(boot_ms() + 60_000), 1);
+    tie.extend(Some(boot_ms() + 60_000));
     world.replica(&short);
     eventually("the late one is dead, too", || world.ended(3));
     assert!(leader.lives());
@@ -157,7 +157,7 @@ async fn what_it_holds_outlives_the_agent_and_is_found_by_the_next() {
     // The next agent has no lease yet, and would give it no time by itself.
     let next = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
     next.knows(family(&key, Some(leader)));
-    next.extend(None, 1);
+    next.extend(None);
     eventually("it is known", || next.until() == Some(until));
     assert!(leader.lives());
     assert!(next.hold(family("new", None)).await.unwrap_err().contains("no lease"));
@@ -174,14 +174,14 @@ async fn a_key_is_let_go_only_when_it_is_said_to_be_gone() {
     let (known, forgotten) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
     let first = world.tie();
     let until = boot_ms() + 1_500;
-    first.extend(Some(until), 1);
+    first.extend(Some(until));
     first.hold(family(&known, None)).await.unwrap();
     first.hold(family(&forgotten, None)).await.unwrap();
     let leader = world.replica(&forgotten);
     eventually("all have started", || members(&forgotten) >= 4);
     drop(first);
     let next = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
-    next.extend(Some(boot_ms() + 60_000), 1);
+    next.extend(Some(boot_ms() + 60_000));
     next.knows(family(&known, None));
     eventually("it knows the one", || next.until().is_some_and(|at| at > until));
     assert!(leader.lives() && boot_ms() < until);
@@ -201,7 +201,7 @@ async fn it_kills_at_the_time_though_no_agent_is_there_any_more() {
     let key = uuid::Uuid::now_v7().to_string();
     let until = boot_ms() + 1_500;
     let tie = Tie::new(&tokio::runtime::Handle::current(), world.dir(), "/nonexistent/nf".into());
-    tie.extend(Some(until), until);
+    tie.extend(Some(until));
     tie.hold(family(&key, None)).await.unwrap();
     let leader = world.replica(&key);
     // Gone before it could say who the first process is.
@@ -224,7 +224,7 @@ async fn it_kills_all_of_a_user_and_nobody_else() {
     let script = "(env -i setsid sh -c 'exec sleep 120' &); exec sleep 120";
     let (key, stranger) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().to_string());
     let tie = world.tie();
-    tie.extend(Some(boot_ms() + 3_000), 1);
+    tie.extend(Some(boot_ms() + 3_000));
     tie.hold(Family { owner: Some(owner), ..family(&key, None) }).await.unwrap();
     let leader = world.run(script, &key, Some(owner));
     let spared = world.run("exec sleep 120", &stranger, Some(other));

@@ -3,6 +3,7 @@
 //! hold. One task owns the line; what is wanted is a value that it reads, so nothing
 //! queues up and nothing can be lost.
 
+use super::granted::Granted;
 use super::{Hold, MAX_HOLDS, MAX_LINE, Order, Room, Word};
 use crate::agent::runtimes::processes::Family;
 use crate::agent::runtimes::session::{Confinement, lead_session};
@@ -34,11 +35,19 @@ struct Wanted {
     /// Rises with every change.
     version: u64,
     until_ms: Option<u64>,
+    /// What a lease of an earlier agent proved; over already, where none is known.
     else_ms: u64,
     /// By key.
     replicas: BTreeMap<String, Family>,
     /// Keys of those that are gone, each with the version that first said so, until a guard has heard it.
     gone: BTreeMap<String, u64>,
+}
+
+impl Wanted {
+    /// What is worth to be known by the next agent.
+    fn proven(&self) -> Option<u64> {
+        self.until_ms.filter(|_| !self.replicas.is_empty())
+    }
 }
 
 /// What the guard last said.
@@ -60,9 +69,11 @@ pub(in crate::agent) struct Tie {
 }
 
 impl Tie {
-    /// Says nothing to anybody before something is to be held. `program` is `nf` itself.
+    /// Says nothing to anybody before something is to be held. `program` is `nf` itself. Reads a small file.
     pub(in crate::agent) fn new(runtime: &Handle, dir: PathBuf, program: PathBuf) -> Self {
-        let (wanted, order) = watch::channel(Wanted::default());
+        let granted = Granted::new(&dir);
+        let (wanted, order) = watch::channel(Wanted { else_ms: granted.read().unwrap_or(0), ..Wanted::default() });
+        runtime.spawn(granted.keep(order.clone(), Wanted::proven));
         let (tell, seen) = watch::channel(Seen::default());
         runtime.spawn(Line { dir, program, order, tell, guard: None }.tend());
         Self { wanted: Arc::new(wanted), seen }
@@ -80,14 +91,11 @@ impl Tie {
         version
     }
 
-    /// Until when replicas may live: by a lease, or else for those that the guard does not know.
-    pub(in crate::agent) fn extend(&self, until_ms: Option<u64>, else_ms: u64) {
-        let new = {
-            let wanted = self.wanted.borrow();
-            (wanted.until_ms, wanted.else_ms) != (until_ms, else_ms)
-        };
+    /// Until when replicas may live by a lease of this agent, once it has one.
+    pub(in crate::agent) fn extend(&self, until_ms: Option<u64>) {
+        let new = self.wanted.borrow().until_ms != until_ms;
         if new {
-            self.change(|wanted| (wanted.until_ms, wanted.else_ms) = (until_ms, else_ms));
+            self.change(|wanted| wanted.until_ms = until_ms);
         }
     }
 
@@ -185,7 +193,7 @@ struct Wire {
 impl Line {
     /// Runs until the tie is gone; the guard goes on without it.
     async fn tend(mut self) {
-        if self.order.wait_for(|wanted| wanted.else_ms > 0 && !wanted.replicas.is_empty()).await.is_err() {
+        if self.order.wait_for(|wanted| !wanted.replicas.is_empty()).await.is_err() {
             return;
         }
         let mut pause = PAUSE.0;

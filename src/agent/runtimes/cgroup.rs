@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub(in crate::agent) const MAX_TASKS: u32 = 16_384;
 /// How long a period of CPU time is, in microseconds; the kernel's own default.
 const PERIOD_US: u64 = 100_000;
+/// The kernel takes no smaller quota: a hundredth of a CPU.
+const LEAST_QUOTA_US: u64 = 1_000;
 /// What we want to limit.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Groups inside a replica's own that are looked into.
@@ -91,13 +93,18 @@ impl Cgroups {
                 set("memory.oom.group", "1".into())?;
             }
             if self.limits.contains(&"cpu") && resources.cpu_milli > 0 {
-                set("cpu.max", format!("{} {PERIOD_US}", resources.cpu_milli.saturating_mul(PERIOD_US / 1000)))?;
+                set("cpu.max", cpu_max(resources.cpu_milli))?;
             }
             Ok(())
         };
         limited().inspect_err(|_| drop(fs::remove_dir(&group)))?;
         Ok(group)
     }
+}
+
+/// The quota, as the kernel reads it.
+fn cpu_max(cpu_milli: u64) -> String {
+    format!("{} {PERIOD_US}", cpu_milli.saturating_mul(PERIOD_US / 1000).max(LEAST_QUOTA_US))
 }
 
 /// Whether systemd started this process as a service, or below one.
@@ -208,6 +215,17 @@ mod tests {
         assert_eq!(place(hybrid, "4:pids:/a\n0::/\n"), Some("/sys/fs/cgroup/unified/".into()));
         assert_eq!(place("cgroup /sys/fs/cgroup/pids cgroup rw,pids 0 0\n", "4:pids:/a\n"), None);
         assert_eq!(place("", ""), None);
+    }
+
+    #[test]
+    fn a_quota_is_one_that_the_kernel_takes() {
+        assert_eq!((cpu_max(1_500).as_str(), cpu_max(1).as_str()), ("150000 100000", "1000 100000"));
+        let Ok(groups) = Cgroups::find() else {
+            return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
+        };
+        let least = Resources { cpu_milli: 1, ..Resources::default() };
+        let group = groups.make(&format!("nf-test-least-{}", std::process::id()), &least).unwrap();
+        remove(&group).unwrap();
     }
 
     #[test]

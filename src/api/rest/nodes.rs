@@ -114,6 +114,7 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
 /// All nodes with their devices.
 #[utoipa::path(get, path = "/nodes", tag = "nodes",
     params(("state" = Option<String>, Query, description = "Only in this state"),
+           ("vitals" = Option<bool>, Query, description = "Say how GPUs do now, where their drivers answer"),
            ("per_page" = Option<u64>, Query, description = "Rows of a page, 1 to 1000"),
            ("next_token" = Option<String>, Query, description = "Where the page before ended"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale"),
@@ -123,9 +124,9 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
 pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     let only = ask.text("state")?.map(|text| node_state(&text)).transpose()?;
-    let page = ask.page()?;
+    let (page, vitals) = (ask.page()?, ask.flag("vitals")?);
     ask.finish()?;
-    let body = service.nodes(&call, only, page).await?;
+    let body = service.nodes(&call, only, page, vitals).await?;
     Ok(fresh(&body, &body.read))
 }
 

@@ -69,17 +69,22 @@ impl Wanted {
     /// The endpoints in a state.
     pub fn look(&self, state: &State) -> Vec<EndpointBody> {
         let mut out = Vec::new();
-        let mut add = |job: &Job| {
-            for (no, replica) in job.replicas.iter().enumerate() {
-                of_replica(state, job, no as u16, replica, &mut out);
-            }
-        };
+        let mut add = |job: &Job| out.extend(of_job(state, job));
         match &self.request {
             Some(request) => state.job_of(request).filter(|job| self.matches(job)).iter().for_each(|job| add(job)),
             None => state.jobs().values().filter(|job| self.matches(job)).for_each(|job| add(job)),
         }
         out
     }
+}
+
+/// All of a job.
+pub(super) fn of_job(state: &State, job: &Job) -> Vec<EndpointBody> {
+    let mut out = Vec::new();
+    for (no, replica) in job.replicas.iter().enumerate() {
+        of_replica(state, job, no as u16, replica, &mut out);
+    }
+    out
 }
 
 /// At most two: the replica itself, and its other copy while it moves.

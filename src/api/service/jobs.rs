@@ -199,7 +199,7 @@ impl Service {
         Ok(Some(Box::new(view::job(&self.replica.applied().state, &job))))
     }
 
-    /// A replica's log, from whichever process runs it.
+    /// A replica's log, from whichever process runs it, or ran its last launch.
     pub async fn logs(
         &self,
         call: &Call,
@@ -213,22 +213,21 @@ impl Service {
             let detail = format!("job {request} has {} replicas, counted from 0", found.job.replicas.len());
             return Err(Refusal::field(Reason::NotFound, "replica", detail).into());
         };
-        let Some(place) = &one.place else {
-            let detail =
-                format!("replica {replica} of {request} is {} and on no node, so it has no log now", one.status);
+        let Some(node) = one.place.as_ref().map(|place| &place.node).or(one.last_node.as_ref()) else {
+            let text = "was on no node that is still known, so it has no log";
+            let detail = format!("replica {replica} of {request} is {} and {text}", one.status);
             return Err(Refusal::new(Reason::NotFound, detail).into());
         };
         let Some(source) = &self.logs else {
             return Err(Failure::new(Reason::NotSupported, "this process serves no logs; ask a member"));
         };
         let id = ReplicaId { job: found.job.no, replica };
-        let query = LogQuery { node: place.node.clone(), request: request.clone(), id, follow, tail, life: false };
+        let query = LogQuery { node: node.clone(), request: request.clone(), id, follow, tail, life: false };
         let mut lines = Box::pin(source(query).peekable());
         // An agent that can't be reached says so at once; after the first byte nothing could be said any more.
         let first = tokio::time::timeout(FIRST_LINE, lines.as_mut().peek()).await;
         if let Ok(Some(Err(why))) = first {
-            let detail =
-                format!("the log of replica {replica} of {request} can't be read on node {}: {why}", place.node);
+            let detail = format!("the log of replica {replica} of {request} can't be read on node {node}: {why}");
             return Err(Failure::new(Reason::NodeDown, detail));
         }
         Ok(lines.boxed())

@@ -23,7 +23,7 @@ const ASKED: usize = 16;
 /// Replicas of one job that are asked about; the first ones.
 const REPLICAS: usize = 256;
 
-/// What a job's replicas have been through on the nodes where they are.
+/// What a job's replicas have been through on the nodes where they are, or were last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LifeList {
     pub items: Vec<LifeBody>,
@@ -98,7 +98,7 @@ impl LifeBody {
 }
 
 impl Service {
-    /// What the job's replicas have been through where they are now.
+    /// What the job's replicas have been through where they are now; of one that has no place, where it was last.
     pub async fn lives(&self, call: &Call, request: &RequestId) -> Result<LifeList, Failure> {
         let found = self.get(call, request).await?;
         let Some(source) = &self.logs else {
@@ -106,7 +106,8 @@ impl Service {
         };
         let places = found.job.replicas.iter().take(REPLICAS).flat_map(|replica| {
             let other = replica.other.as_ref().and_then(|copy| copy.place.as_ref());
-            replica.place.iter().chain(other).map(|place| (replica.no, place.node.clone()))
+            let nodes = replica.place.iter().chain(other).map(|place| &place.node).chain(&replica.last_node);
+            nodes.map(|node| (replica.no, node.clone()))
         });
         let id = |replica| ReplicaId { job: found.job.no, replica };
         let asked: Vec<BoxFuture<'static, Told>> =

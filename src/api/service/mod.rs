@@ -105,6 +105,7 @@ pub struct Inner {
     models: model::Models,
     pub(super) logs: Option<super::LogSource>,
     sights: Option<slo::Shared>,
+    vitals: Option<super::GpuVitals>,
     sign: Option<crate::security::checkpoint::Sign>,
     consents: Option<super::Consenting>,
     authority: Option<super::Authority>,
@@ -126,7 +127,7 @@ impl std::ops::Deref for Service {
 
 impl Service {
     pub fn new(state: ApiState) -> Self {
-        let ApiState { replica, logs, sights, models, info, metrics, auth, sign, consents, authority } = state;
+        let ApiState { replica, logs, sights, vitals, models, info, metrics, auth, sign, consents, authority } = state;
         let marks = watch::Marks::follow(&replica);
         Self(Arc::new(Inner {
             tenants: gauges::TenantCounters::new(metrics.clone()),
@@ -139,6 +140,7 @@ impl Service {
             models: model::Models::new(models),
             logs,
             sights: sights.map(slo::Shared::new),
+            vitals,
             sign,
             consents,
             authority,

@@ -6,6 +6,7 @@ use crate::api::convert::amounts::{Amounts, Sum};
 use crate::api::convert::answer::{Freshness, time, whole};
 use crate::api::convert::node::Registration;
 use crate::api::error::Failure;
+use crate::exchange::Vitals;
 use nf_core::command::{Answer, Mode};
 use nf_core::etag;
 use nf_core::id::{Digest16, Incarnation, NodeName, NodeNo};
@@ -18,7 +19,7 @@ use nf_core::sharing::Sharing;
 use nf_core::state::State;
 use nf_core::view;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -65,6 +66,35 @@ pub struct DeviceBody {
     pub quarantine: Option<super::devices::QuarantineBody>,
     /// Thousandths that are held.
     pub used_milli: u16,
+    /// How it does now; only where that was asked for, and where its driver answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vitals: Option<VitalsBody>,
+}
+
+/// How a device does, as its driver says; null where it does not say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VitalsBody {
+    /// Part of the last moment in which something ran on it, 0 to 1.
+    pub utilization: Option<f64>,
+    /// Bytes.
+    pub memory_used: u64,
+    pub temperature_celsius: Option<u32>,
+    /// Programs that compute on it.
+    pub processes: Option<u32>,
+    /// Memory errors since its driver was loaded that could not be corrected.
+    pub ecc_errors: Option<u64>,
+}
+
+impl From<Vitals> for VitalsBody {
+    fn from(vitals: Vitals) -> Self {
+        Self {
+            utilization: vitals.busy_milli.map(|milli| f64::from(milli) / 1000.0),
+            memory_used: vitals.used,
+            temperature_celsius: vitals.celsius,
+            processes: vitals.processes,
+            ecc_errors: vitals.ecc_errors,
+        }
+    }
 }
 
 /// A node.
@@ -202,6 +232,7 @@ impl NodeBody {
             health: super::devices::health(node, i as u16).into(),
             quarantine: node.quarantine_of(i as u16).map(Into::into),
             used_milli: used.devices.get(i).map_or(0, |held| held.milli),
+            vitals: None,
         };
         Self {
             node_id: node.name.to_string(),
@@ -239,6 +270,18 @@ impl NodeBody {
             },
             simulation: None,
         }
+    }
+}
+
+impl NodeBody {
+    /// With how its devices do.
+    fn with(mut self, vitals: Option<&Vec<Vitals>>) -> Self {
+        for told in vitals.into_iter().flatten() {
+            if let Some(device) = self.devices.iter_mut().find(|device| *device.uuid == *told.uuid) {
+                device.vitals = Some(told.clone().into());
+            }
+        }
+        self
     }
 }
 
@@ -303,13 +346,19 @@ impl Service {
         Ok(answer)
     }
 
-    /// All nodes with their devices.
+    /// All nodes with their devices, and with `vitals` how those do.
     pub async fn nodes(
         &self,
         call: &Call,
         only: Option<nf_core::node::NodeState>,
         page: super::list::NumberPage,
+        vitals: bool,
     ) -> Result<NodeList, Failure> {
+        let told = match self.vitals.as_ref().filter(|_| vitals) {
+            Some(ask) => ask().await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let told: BTreeMap<NodeNo, Vec<Vitals>> = told.into_iter().collect();
         let view = self.read(call).await?;
         let fault = self.network_fault(&view.state);
         let make = move || {
@@ -324,7 +373,10 @@ impl Service {
                 next_token: nodes.last().filter(|_| more).map(|n| page.token(u64::from(n.no.0))),
                 items: nodes
                     .into_iter()
-                    .map(|n| NodeBody { state_reason: silence(n, &fault), ..NodeBody::new(state, n, true) })
+                    .map(|n| {
+                        NodeBody { state_reason: silence(n, &fault), ..NodeBody::new(state, n, true) }
+                            .with(told.get(&n.no))
+                    })
                     .collect(),
                 simulation: state.meta().mode == Mode::Simulation,
                 read: freshness(&view),
@@ -451,6 +503,18 @@ fn free_ports(state: &State, host: &str, range: Option<PortRange>, unused: impl 
 mod tests {
     use super::*;
     use nf_core::testing::{register, run};
+
+    #[test]
+    fn each_gpu_has_its_own_vitals_and_none_where_nobody_says() {
+        let mut state = State::new();
+        run(&mut state, register("n1", nf_core::testing::node_spec(2)));
+        let node = state.node(NodeNo(1)).unwrap();
+        let told = |uuid: &str| Vitals { uuid: uuid.into(), busy_milli: Some(250), used: 7, ..Vitals::default() };
+        let body = NodeBody::new(&state, node, true).with(Some(&vec![told("GPU-0001"), told("gone")]));
+        let seen =
+            |device: usize| body.devices[device].vitals.as_ref().map(|v| (v.utilization, v.memory_used, v.processes));
+        assert_eq!((seen(0), seen(1)), (None, Some((Some(0.25), 7, None))));
+    }
 
     #[test]
     fn played_nodes_on_one_host_get_ports_of_their_own() {

@@ -329,6 +329,9 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
                 }
                 Copy::Coming(_) | Copy::Going(_) => moving::other_ended(replica, *why, now),
             };
+            if let Copy::Own(_) = copy {
+                next.last = Some(node);
+            }
             (Some((report.generation, *ok)), Some(*why))
         }
     };
@@ -447,6 +450,9 @@ fn release_from(state: &mut State, node: NodeNo, which: impl Fn(&Job, Copy<'_>) 
         for replica in job.replicas.iter_mut().filter(|r| lost(&old, r)) {
             let own = replica.allocation().is_some_and(|alloc| alloc.node == node);
             *replica = moving::lost(&old, replica, own, state.meta.now_ms);
+            if own {
+                replica.last = Some(node);
+            }
         }
         save(state, job, before, Some(Reason::NodeFailure));
     }

@@ -122,7 +122,7 @@ async fn what_must_not_run_twice_does_not_start_without_a_guard() {
     let mut want = w.shell("sleep 300").await;
     Arc::make_mut(&mut want.spec).constraints.exclusive = true;
     let soon = crate::agent::lease::boot_ms() + 60_000;
-    executor.guard_until(Some(soon), soon);
+    executor.guard_until(Some(soon));
     executor.start(ID, &want);
     assert_eq!(executor.gone().await, End::failed(Reason::NoGuard));
     assert_eq!(w.living(), 0);

@@ -101,7 +101,7 @@ async fn one_that_must_never_run_twice_loses_its_grace_with_its_lease() {
     std::thread::spawn(move || crate::agent::guard::run(&guard).unwrap());
     eventually("the guard listens", || dir.join("socket").exists()).await;
     let executor = w.open();
-    executor.guard_until(Some(now() + 120_000), now() + 120_000);
+    executor.guard_until(Some(now() + 120_000));
     let mut want = w.publish(TRAINER, &["{python}", "{model}", "{host}", "{port}", "ignores"], 30).await;
     Arc::make_mut(&mut want.spec).constraints.checkpoint_ms = Some(100_000);
     Arc::make_mut(&mut want.spec).constraints.exclusive = true;

@@ -35,6 +35,8 @@ const SCRATCH: &str = "/tmp";
 const SCRATCH_OPTIONS: &str = "rw,exec,nosuid,nodev,mode=1777,uid=65532,gid=65532,size=1g";
 /// Bytes that the processes of one server may share, counted as its memory.
 const SHARED: i64 = 1 << 30;
+/// Docker takes no less: a hundredth of a CPU.
+const LEAST_NANO_CPUS: i64 = 10_000_000;
 /// What the engine keeps of its output; the agent has a log of its own.
 const ENGINE_LOG: [(&str, &str); 2] = [("max-size", "8m"), ("max-file", "2")];
 /// The longest name.
@@ -138,7 +140,7 @@ impl Order<'_> {
             memory: bytes,
             // As much as without swap: what is promised is memory.
             memory_swap: bytes,
-            nano_cpus: nanos.filter(|nanos| *nanos > 0),
+            nano_cpus: nanos.filter(|nanos| *nanos > 0).map(|nanos| nanos.max(LEAST_NANO_CPUS)),
             pids_limit: Some(i64::from(MAX_TASKS)),
             // Open files are as many as the engine allows: it may not have the right to allow more.
             ulimits: Some(vec![core]),

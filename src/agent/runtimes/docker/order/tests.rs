@@ -63,6 +63,14 @@ fn body(want: &Want, giving: Giving) -> Result<Value, String> {
 }
 
 #[test]
+fn what_the_engine_would_refuse_as_too_little_is_the_least_it_takes() {
+    let mut want = want(&[]);
+    Arc::make_mut(&mut want.spec).resources.cpu_milli = 1;
+    let body = body(&want, Giving::Cdi).unwrap();
+    assert_eq!(body["HostConfig"]["NanoCpus"], json!(10_000_000));
+}
+
+#[test]
 fn a_container_is_confined() {
     let body = body(&want(&["GPU-sim-n1-0"]), Giving::Cdi).unwrap();
     let host = &body["HostConfig"];
