@@ -90,6 +90,7 @@ pub struct Families {
     pub gateway_requests: IntCounterVec,
     pub gateway_waiting: IntGauge,
     pub gateway_running: IntGauge,
+    pub gateway_refused: IntCounterVec,
     pub gateway_wait_seconds: Histogram,
     pub fetch_bytes: IntCounterVec,
     pub verify_failures: IntCounterVec,
@@ -194,6 +195,11 @@ impl Metrics {
                 "nf_model_verify_failures_total",
                 "Model files refused: size, digest, missing or link; and versions: signature.",
                 &["kind"],
+            ),
+            gateway_refused: counts(
+                "nf_gateway_refused_total",
+                "Requests to models that this member's gateway refused itself, by reason.",
+                &["reason"],
             ),
             tls_connections: counts(
                 "nf_tls_connections_total",
