@@ -521,8 +521,9 @@ impl Execute for Executor {
         let slots = held(&self.shared.slots);
         let ready = slots.iter().filter(|(_, s)| s.condition == Condition::Alive && s.stage == Stage::Ready);
         let told = |((id, generation), slot): (&Key, &Slot)| {
-            let Said { running_m, waiting_m, answered, p95_ms } = slot.said?;
-            Some(Told { id: *id, generation: *generation, running_m, waiting_m, answered, p95_ms })
+            let Said { running_m, waiting_m, answered, p95_ms, kv_m, first_token_ms } = slot.said?;
+            let (id, generation) = (*id, *generation);
+            Some(Told { id, generation, running_m, waiting_m, answered, p95_ms, kv_m, first_token_ms })
         };
         ready.filter_map(told).take(TOLD).collect()
     }

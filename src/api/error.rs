@@ -76,7 +76,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::ConsentRequired | R::ConsentRevoked => (403, Code::PermissionDenied, 6),
         R::QuotaExceeded | R::QueueFull => (429, Code::ResourceExhausted, 6),
         R::NoCapacity => (503, Code::ResourceExhausted, 3),
-        R::TooManyRequests => (429, Code::ResourceExhausted, 7),
+        R::TooManyRequests | R::TenantLimit => (429, Code::ResourceExhausted, 7),
         R::Internal => (500, Code::Internal, 1),
         // Why a replica ended; told in views, and as an error only by `nf run --wait`.
         R::RuntimeFailed | R::ReadyTimeout | R::ExitedNonZero | R::PortTaken | R::NodeFailure => {
@@ -262,7 +262,8 @@ impl From<Failure> for tonic::Status {
         if let Some(field) = refusal.field.filter(|_| code == Code::InvalidArgument) {
             details.add_bad_request_violation(field, refusal.detail.clone());
         }
-        if matches!(refusal.reason, Reason::QuotaExceeded | Reason::QueueFull | Reason::TooManyRequests) {
+        let quota = [Reason::QuotaExceeded, Reason::QueueFull, Reason::TooManyRequests, Reason::TenantLimit];
+        if quota.contains(&refusal.reason) {
             details.add_quota_failure_violation(refusal.reason.token(), refusal.detail.clone());
         }
         if let Some(ms) = retry_after_ms {

@@ -85,7 +85,7 @@ struct Publish {
     /// simulated when absent
     #[arg(long, value_name = "FILE")]
     runtime: Option<PathBuf>,
-    /// How it is run, by the name of a model server: vllm, sglang, triton, tgi, llama-cpp, ollama, onnx-example
+    /// How it is run, by the name of a model server: vllm, sglang, tensorrt-llm, triton, tgi, llama-cpp, ollama, onnx-example
     #[arg(long, value_name = "NAME", conflicts_with = "runtime")]
     profile: Option<String>,
     /// The profile's server in a container of this image, NAME@sha256:DIGEST or NAME:TAG; {port} is 8000 there

@@ -30,6 +30,8 @@ const COLUMNS: &[Column] = &[
     col("WOULD DO", would_do),
     wide("QUEUE", |v| at(v, "queue")),
     wide("RUNNING", |v| at(v, "running")),
+    wide("KV CACHE", |v| share(v.get("autoscaler").and_then(|a| a.get("kv_cache_usage")))),
+    wide("FIRST TOKEN", |v| with_unit(v, "autoscaler.first_token_ms")),
 ];
 
 const WINDOWS: &[Column] = &[
@@ -129,8 +131,9 @@ fn page(global: &Global, value: &Value) -> String {
     let gap = value.get("autoscaler").and_then(|a| a.get("gap")?.as_str());
     let gap = gap.map(|gap| format!(" ({gap})")).unwrap_or_default();
     let because = if why.is_empty() { String::new() } else { format!(": {}{gap}", why.join(", ")) };
+    let tokens = tokens(value);
     format!(
-        "{}  {}  {} of {} ready\npromised      {objective} within {} ms, {stated}\np95           {} in the last 5 minutes\nnow           {} wait, {} run\nbudget left   {} of three days'\nwould do      {}{because}\n\n{table}",
+        "{}  {}  {} of {} ready\npromised      {objective} within {} ms, {stated}\np95           {} in the last 5 minutes\nnow           {} wait, {} run\n{tokens}budget left   {} of three days'\nwould do      {}{because}\n\n{table}",
         name(value),
         at(value, "state"),
         at(value, "ready"),
@@ -142,6 +145,15 @@ fn page(global: &Global, value: &Value) -> String {
         share(value.get("error_budget_left")),
         would_do(value),
     )
+}
+
+/// What language models alone tell.
+fn tokens(value: &Value) -> String {
+    let cache = share(value.get("autoscaler").and_then(|advice| advice.get("kv_cache_usage")));
+    match (cache.as_str(), with_unit(value, "autoscaler.first_token_ms").as_str()) {
+        ("-", "-") => String::new(),
+        (cache, first) => format!("tokens        first after {first} (p95), {cache} of the KV cache in use\n"),
+    }
 }
 
 #[cfg(test)]
@@ -156,5 +168,8 @@ mod tests {
         assert_eq!((would_do(&nothing), with_unit(&nothing, "p95_ms")), ("-".to_owned(), "-".to_owned()));
         let known = json!({ "windows": [{ "attainment": 0.9512 }], "autoscaler": { "current": 1, "desired": 2, "advisory": true } });
         assert_eq!((percent(&known, 0), would_do(&known)), ("95.12 %".to_owned(), "1 to 2 (advice)".to_owned()));
+        assert_eq!((tokens(&nothing), tokens(&known)), (String::new(), String::new()));
+        let told = json!({ "autoscaler": { "kv_cache_usage": 0.91, "first_token_ms": null } });
+        assert_eq!(tokens(&told), "tokens        first after - (p95), 91.00 % of the KV cache in use\n");
     }
 }

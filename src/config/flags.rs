@@ -72,6 +72,7 @@ const HIDDEN: &[&str] = &[
     "stop_grace",
     "calls_hold",
     "calls_held",
+    "calls_of_tenant",
     "kill_after",
     "mps_pipe_directory",
     "prom_url",

@@ -231,6 +231,8 @@ settings! {
         "how long a request to a model waits for a replica, one that is only being started included";
     calls_held: u32 = "256", "NF_CALLS_HELD", parse::held,
         "requests for one model that wait like that at one member; more are told to come again";
+    calls_of_tenant: u32 = "2048", "NF_CALLS_OF_TENANT", parse::held,
+        "requests of one tenant at one member at a time, waiting or with a replica; more are told to come again";
     device_wait: Duration = "30s", "NF_DEVICE_WAIT", parse::duration,
         "how long a replica waits for its devices to be seen free before it is started elsewhere, with an alarm";
     kill_after: Duration = "5s", "NF_KILL_AFTER", parse::duration,

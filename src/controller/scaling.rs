@@ -69,6 +69,8 @@ impl Look {
             why: self.why().token().to_owned(),
             gap: self.signals.gap.map(|gap| gap.to_string()),
             age_ms: self.signals.age_ms,
+            kv_m: self.signals.kv_cache.known(),
+            first_token_ms: self.signals.first_token_ms.known().map(|m| m / 1000),
             advisory: self.advisory,
         }
     }
@@ -260,6 +262,10 @@ fn signals(job: &Job, at_ms: u64, (sum, unheard): (Sum, Option<Gap>), share: u64
         running: Reading::of_milli(load.running_m),
         arrivals: Reading::of(load.arrived),
         p95_ms: Reading::of(load.p95_ms),
+        kv_cache: heard.kv_m.map_or(Reading::Missing, Reading::of_milli),
+        first_token_ms: heard.first_token_ms.map_or(Reading::Missing, Reading::of),
+        // An answer can't be there in time whose first token is not.
+        first_token_within_ms: job.spec.latency_ms().map(u64::from),
         gap: unheard.or(heard.gap),
         age_ms: heard.age_ms,
     }

@@ -99,6 +99,9 @@ reasons! {
     LatencyBudgetExceeded, MemoryBudgetExceeded,
     /// The group counts this launch no more: another took its place, or its job was over, while its node was away.
     Replaced,
+    // Refusals, continued.
+    /// One tenant has as much of a gateway as one may: requests, or memory for their bodies.
+    TenantLimit,
 }
 
 impl fmt::Display for Reason {

@@ -15,7 +15,7 @@ pub struct Scaling {
     /// 0 lets it sleep when nobody asks.
     pub min: u16,
     pub max: u16,
-    /// Requests that one replica serves at once.
+    /// Requests that one replica serves at once; each gateway gives it so many at most.
     pub concurrency: u16,
     /// Bound on the time until a request starts to be served, in milliseconds.
     pub wait_ms: u32,

@@ -221,7 +221,9 @@ fn controller_options(settings: &Settings, data: &Path, metrics: &Metrics) -> co
 }
 
 fn gateway_options(settings: &Settings) -> gateway::Options {
-    gateway::Options { held: settings.calls_held.value, hold: settings.calls_hold.value }
+    let (held, hold, of_tenant) =
+        (settings.calls_held.value, settings.calls_hold.value, settings.calls_of_tenant.value);
+    gateway::Options { held, hold, of_tenant, ..gateway::Options::default() }
 }
 
 fn network_fault(settings: &Settings) -> NetworkFault {

@@ -5,6 +5,7 @@
 use crate::controller::Look;
 use crate::telemetry::{MAX_MODELS, Metrics, OTHER};
 use nf_core::autoscaler::Why;
+use prometheus::GaugeVec;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -18,6 +19,9 @@ struct Sum {
     recommended: i64,
     /// Of the oldest signal.
     age_ms: Option<u64>,
+    /// Of language models: the part of their caches in use, and the time to a first token.
+    kv_m: Option<u64>,
+    first_token_ms: Option<u64>,
 }
 
 /// See the module.
@@ -45,6 +49,8 @@ impl Scaled {
             sum.current += i64::from(look.current);
             sum.recommended += i64::from(look.decision.desired);
             sum.age_ms = sum.age_ms.max(look.signals.age_ms);
+            sum.kv_m = sum.kv_m.max(look.signals.kv_cache.known());
+            sum.first_token_ms = sum.first_token_ms.max(look.signals.first_token_ms.known().map(|m| m / 1000));
             let counted = (direction(look), look.why());
             known.entry(name.clone()).or_default().insert(counted);
             self.metrics.autoscale_decisions.with_label_values(&decision(&name, counted)).inc();
@@ -54,10 +60,11 @@ impl Scaled {
             let replicas = |kind| self.metrics.autoscale_replicas.with_label_values(&[tenant, model, kind]);
             replicas("current").set(sum.current);
             replicas("recommended").set(sum.recommended);
-            let age = &self.metrics.autoscale_signal_age;
-            match sum.age_ms {
-                Some(ms) => age.with_label_values(&[tenant, model]).set(ms as f64 / 1e3),
-                None => drop(age.remove_label_values(&[tenant, model])),
+            for (family, milli) in self.levels().into_iter().zip([sum.age_ms, sum.kv_m, sum.first_token_ms]) {
+                match milli {
+                    Some(milli) => family.with_label_values(&[tenant, model]).set(milli as f64 / 1e3),
+                    None => drop(family.remove_label_values(&[tenant, model])),
+                }
             }
         }
         known.retain(|name, counted| {
@@ -69,12 +76,20 @@ impl Scaled {
         });
     }
 
+    /// What is known of services, in thousandths: the age of signals, caches in use, times to first tokens.
+    fn levels(&self) -> [&GaugeVec; 3] {
+        let metrics = &self.metrics;
+        [&metrics.autoscale_signal_age, &metrics.autoscale_kv_cache, &metrics.autoscale_first_token]
+    }
+
     fn forget(&self, name: &Name, counted: &BTreeSet<(&'static str, Why)>) {
         let (tenant, model) = (name.0.as_str(), name.1.as_str());
         for kind in ["current", "recommended"] {
             let _ = self.metrics.autoscale_replicas.remove_label_values(&[tenant, model, kind]);
         }
-        let _ = self.metrics.autoscale_signal_age.remove_label_values(&[tenant, model]);
+        for family in self.levels() {
+            let _ = family.remove_label_values(&[tenant, model]);
+        }
         for counted in counted {
             let _ = self.metrics.autoscale_decisions.remove_label_values(&decision(name, *counted));
         }
@@ -97,7 +112,7 @@ fn decision<'a>((tenant, model): &'a Name, (direction, why): (&'static str, Why)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nf_core::autoscaler::{Decision, Inputs, Signals};
+    use nf_core::autoscaler::{Decision, Inputs, Reading, Signals};
     use nf_core::id::{ModelId, TenantId};
 
     fn look(model: &str, current: u16, desired: u32, age_ms: Option<u64>) -> Look {
@@ -134,6 +149,24 @@ mod tests {
         // It leads again, and counts from nothing.
         scaled.tell(&[look("m1", 1, 3, None)]);
         assert!(told(&metrics).iter().any(|line| line.ends_with("\"t1\"} 1")));
+    }
+
+    #[test]
+    fn what_language_models_tell_is_shown_for_as_long_as_they_do() {
+        let metrics = Metrics::new("test", "test");
+        let scaled = Scaled::new(&metrics);
+        let mut first = look("m1", 1, 2, None);
+        (first.signals.kv_cache, first.signals.first_token_ms) = (Reading::of_milli(910), Reading::of(340));
+        scaled.tell(&[first]);
+        let all = told(&metrics);
+        for line in [
+            r#"nf_autoscale_kv_cache_usage_ratio{model="m1",tenant="t1"} 0.91"#,
+            r#"nf_autoscale_first_token_seconds{model="m1",tenant="t1"} 0.34"#,
+        ] {
+            assert!(all.contains(&line.to_owned()), "{all:?}");
+        }
+        scaled.tell(&[look("m1", 2, 2, None)]);
+        assert!(told(&metrics).iter().all(|line| !line.contains("kv_cache") && !line.contains("first_token")));
     }
 
     #[test]

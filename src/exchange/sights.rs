@@ -70,6 +70,10 @@ pub struct Advice {
     pub gap: Option<String>,
     /// How old the oldest signal was, in milliseconds; None where none has an age.
     pub age_ms: Option<u64>,
+    /// Part of the replicas' KV caches that is in use, in thousandths.
+    pub kv_m: Option<u64>,
+    /// 95th percentile of the time to a first token, in milliseconds.
+    pub first_token_ms: Option<u64>,
     /// It is told and not carried out.
     pub advisory: bool,
 }
@@ -271,6 +275,8 @@ mod tests {
             why: "Load".into(),
             gap: None,
             age_ms: Some(5),
+            kv_m: None,
+            first_token_ms: None,
             advisory: false,
         };
         post.advise(Some(vec![advice.clone()]));

@@ -3,6 +3,7 @@
 //! beyond its slots. Counts everything it sees. It knows no HTTP.
 
 use super::line::{Line, Ticket};
+use super::shares::Place;
 use super::table::{Endpoint, Who};
 use super::trip::{Record, Trip};
 use crate::exchange::Sight;
@@ -111,9 +112,9 @@ impl Desk {
     }
 
     /// Somebody has come, to whom an answer is promised within `promised`.
-    pub fn arrive(self: &Arc<Self>, promised: Duration) -> Waiting {
+    pub fn arrive(self: &Arc<Self>, promised: Duration, place: Option<Place>) -> Waiting {
         let ticket = self.counts().line.arrive();
-        Waiting { trip: Arc::new(Trip::new(self.clone(), promised)), ticket, counted: AtomicBool::new(false) }
+        Waiting { trip: Arc::new(Trip::new(self.clone(), promised, place)), ticket, counted: AtomicBool::new(false) }
     }
 
     /// A request ended now. `latency` is None where no answer came.
@@ -457,7 +458,7 @@ mod tests {
         let metrics = Metrics::new("test", "test");
         let desk = Arc::new(Desk::default());
         let endpoints = [endpoint(0, 1, None)];
-        let come = || desk.arrive(Duration::from_secs(1));
+        let come = || desk.arrive(Duration::from_secs(1), None);
         let take = |waiting: &Waiting| waiting.take(&endpoints, 0, &[], &metrics);
         let seat = take(&come()).unwrap();
         let (first, second) = (come(), come());
@@ -476,7 +477,7 @@ mod tests {
         let desk = Arc::new(Desk::default());
         let endpoints = [endpoint(0, 1, None), endpoint(1, 1, None)];
         let take = |waiting: &Waiting, tried: &[Who]| waiting.take(&endpoints, 0, tried, &metrics);
-        let come = || desk.arrive(Duration::from_secs(1));
+        let come = || desk.arrive(Duration::from_secs(1), None);
         let seats = [take(&come(), &[]).unwrap(), take(&come(), &[]).unwrap()];
         let tried = [endpoints[0].who];
         let (first, second) = (come(), come());
@@ -498,7 +499,7 @@ mod tests {
     fn who_is_refused_at_once_is_no_load() {
         let metrics = Metrics::new("test", "test");
         let desk = Arc::new(Desk::default());
-        let come = || desk.arrive(Duration::from_secs(1));
+        let come = || desk.arrive(Duration::from_secs(1), None);
         let held: Vec<Held> = (0..5).filter_map(|_| come().hold(3, &[], &metrics)).collect();
         let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
         let sight = desk.sight(tenant, model);
@@ -511,7 +512,7 @@ mod tests {
         let desk = Arc::new(Desk::default());
         let endpoints = [endpoint(0, 8, None)];
         let pause = || desk.counts().shunned.get(&endpoints[0].who).map(|shun| shun.pause.as_secs());
-        let waiting = desk.arrive(Duration::from_secs(1));
+        let waiting = desk.arrive(Duration::from_secs(1), None);
         let seat = waiting.take(&endpoints, 0, &[], &metrics).unwrap();
         let mut seen = Vec::new();
         for _ in 0..6 {

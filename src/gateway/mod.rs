@@ -4,48 +4,44 @@
 //! replica wakes, and counts what the autoscaler wants to know. It keeps nothing
 //! beyond the process, and it does not decide how many replicas there are.
 
+mod body;
 mod desk;
 mod forward;
 mod line;
 mod listing;
 mod promises;
 mod refusal;
+mod shares;
 mod table;
+mod tenants;
 mod trip;
 
 use crate::exchange::{Group, Seen};
 use crate::telemetry::{MAX_MODELS, Metrics, traces};
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody as _};
+use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use bytes::BytesMut;
 use desk::{Desk, Others, Waiting};
-use futures::StreamExt;
 use nf_core::audit::Actor;
 use nf_core::id::{ModelId, RequestId, TenantId};
 use nf_core::plan::Intent;
 use nf_core::slo::LATENCY_MS;
 use refusal::Refused;
 use serde::Deserialize;
+use shares::{Payer, Shares};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use table::{Entry, Table, Who};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tracing::Instrument;
 
 /// Models that are counted; beyond it those that are gone are forgotten.
 const DESKS: usize = 4096;
-/// The largest body of a request.
-const MAX_BODY: usize = 16 << 20;
-/// How long a body may take to come.
-const BODY_TIME: Duration = Duration::from_secs(30);
-/// Bodies that are held at a time, all together, in KiB.
-const BODIES_KIB: u32 = 256 << 10;
 /// So much of a body tells which conversation it goes on with.
 const PREFIX: usize = 512;
 /// How long a model that this member has not heard of may still be news from another one.
@@ -62,11 +58,15 @@ pub struct Options {
     pub held: u32,
     /// How long one is held.
     pub hold: Duration,
+    /// Requests of one tenant at a time, held or with a replica.
+    pub of_tenant: u32,
+    /// Memory for bodies that are held or sent on, all together, in KiB.
+    pub bodies_kib: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { held: 256, hold: Duration::from_secs(60) }
+        Self { held: 256, hold: Duration::from_secs(60), of_tenant: 2_048, bodies_kib: 256 << 10 }
     }
 }
 
@@ -98,7 +98,7 @@ struct Inner {
     replicas: forward::Client,
     metrics: Metrics,
     options: Options,
-    bodies: Arc<Semaphore>,
+    shares: Arc<Shares>,
     epoch: u64,
 }
 
@@ -114,10 +114,11 @@ impl Gateway {
         let tables = table::follow(group.watch());
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let replicas = forward::client();
-        let bodies = Arc::new(Semaphore::new(BODIES_KIB as usize));
+        let shares = Shares::new(options.bodies_kib, options.of_tenant);
         let desks = Arc::<Desks>::default();
         promises::publish(&metrics, &desks);
-        Self(Arc::new(Inner { group, tables, desks, replicas, metrics, options, bodies, epoch }))
+        tenants::publish(&metrics, &shares);
+        Self(Arc::new(Inner { group, tables, desks, replicas, metrics, options, shares, epoch }))
     }
 
     pub fn router(&self) -> Router {
@@ -141,8 +142,7 @@ impl Gateway {
 
     /// Whether there are requests that have begun to come and have no whole answer yet.
     pub fn is_busy(&self) -> bool {
-        let coming = self.0.bodies.available_permits() < BODIES_KIB as usize;
-        coming || self.0.desks.of().values().any(|desk| desk.is_busy())
+        self.0.shares.has_bodies() || self.0.desks.of().values().any(|desk| desk.is_busy())
     }
 
     /// The desk of a model that exists.
@@ -179,8 +179,12 @@ impl Gateway {
         let Some(promised) = self.heard(promised).await else {
             return self.refuse(Refused::NoModel(model.clone()));
         };
+        let place = match self.0.shares.request(tenant) {
+            Ok(place) => place,
+            Err(refused) => return self.refuse(refused),
+        };
         let desk = self.desk(tenant, model);
-        let waiting = desk.arrive(Duration::from_millis(promised.into()));
+        let waiting = desk.arrive(Duration::from_millis(promised.into()), Some(place));
         let until = Instant::now() + self.0.options.hold;
         let hint = affinity(&body);
         let mut tried = Vec::new();
@@ -262,6 +266,7 @@ impl Gateway {
     }
 
     fn refuse(&self, refused: Refused) -> Response {
+        self.0.metrics.gateway_refused.with_label_values(&[refused.reason().token()]).inc();
         let response = refused.into_response();
         self.count(response.status());
         response
@@ -283,9 +288,8 @@ impl Gateway {
 
     /// Whose model it is: as the header says, else the only tenant that has it.
     async fn tenant(&self, headers: &HeaderMap, model: &ModelId) -> Result<TenantId, Refused> {
-        if let Some(value) = headers.get(TENANT) {
-            let text = value.to_str().unwrap_or_default();
-            return TenantId::new(text).map_err(|e| Refused::Bad { field: TENANT, detail: e.to_string() });
+        if let Some(tenant) = named(headers)? {
+            return Ok(tenant);
         }
         let owners = |table: &Table| {
             let owners: Vec<TenantId> = table.owners(model).take(2).cloned().collect();
@@ -300,6 +304,13 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Whose model the header says that it is.
+fn named(headers: &HeaderMap) -> Result<Payer, Refused> {
+    let Some(value) = headers.get(TENANT) else { return Ok(None) };
+    let tenant = TenantId::new(value.to_str().unwrap_or_default());
+    tenant.map(Some).map_err(|e| Refused::Bad { field: TENANT, detail: e.to_string() })
 }
 
 async fn wake(group: &dyn Group, request: RequestId, by: Option<Actor>) {
@@ -320,39 +331,6 @@ fn affinity(body: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// A body, and its part of the memory that all bodies may take.
-type Read = (Bytes, OwnedSemaphorePermit);
-
-async fn read(gateway: &Gateway, body: Body) -> Result<Read, Refused> {
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(Refused::TooLarge(MAX_BODY));
-    }
-    let gathered = gather(&gateway.0.bodies, body);
-    tokio::time::timeout(BODY_TIME, gathered).await.unwrap_or(Err(Refused::Slow(BODY_TIME)))
-}
-
-/// Takes room as the pieces come: what somebody only says that he will send keeps nobody out.
-async fn gather(room: &Arc<Semaphore>, body: Body) -> Result<Read, Refused> {
-    let take = |kib: usize| {
-        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
-        room.clone().try_acquire_many_owned(kib).map_err(|_| Refused::Crowded)
-    };
-    let (mut permit, mut out) = (take(1)?, BytesMut::new());
-    let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|error| Refused::Bad { field: "body", detail: error.to_string() })?;
-        if out.len() + piece.len() > MAX_BODY {
-            return Err(Refused::TooLarge(MAX_BODY));
-        }
-        let due = (out.len() + piece.len()) / 1024 + 1;
-        if due > permit.num_permits() {
-            permit.merge(take(due - permit.num_permits())?);
-        }
-        out.extend_from_slice(&piece);
-    }
-    Ok((out.freeze(), permit))
-}
-
 async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
     // The path is one of three.
     let span = traces::call(request.method().as_str(), request.uri().path(), request.headers());
@@ -364,14 +342,16 @@ async fn openai(State(gateway): State<Gateway>, request: Request) -> Response {
 async fn openai_within(gateway: Gateway, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let asked = async {
-        let (body, permit) = read(&gateway, body).await?;
+        let (body, mut part) = body::read(&gateway.0.shares, named(&parts.headers)?, body).await?;
         let bad = |detail: String| Refused::Bad { field: "model", detail };
         let named: Named = serde_json::from_slice(&body).map_err(|e| bad(e.to_string()))?;
         let model = ModelId::new(&named.model).map_err(|e| bad(e.to_string()))?;
-        Ok((gateway.tenant(&parts.headers, &model).await?, model, body, permit))
+        let tenant = gateway.tenant(&parts.headers, &model).await?;
+        part.pay_by(&tenant)?;
+        Ok((tenant, model, body, part))
     };
     match asked.await {
-        Ok((tenant, model, body, _permit)) => {
+        Ok((tenant, model, body, _part)) => {
             let path = parts.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
             let by = parts.extensions.get::<Actor>();
             let head = forward::Head { method: parts.method, path, headers: parts.headers };
@@ -399,11 +379,11 @@ async fn passthrough_within(gateway: Gateway, path: BTreeMap<String, String>, re
         let bad = |field, detail: String| Refused::Bad { field, detail };
         let tenant = TenantId::new(part("tenant")).map_err(|e| bad("tenant", e.to_string()))?;
         let model = ModelId::new(part("model")).map_err(|e| bad("model", e.to_string()))?;
-        let (body, permit) = read(&gateway, body).await?;
-        Ok((tenant, model, body, permit))
+        let (body, part) = body::read(&gateway.0.shares, Some(tenant.clone()), body).await?;
+        Ok((tenant, model, body, part))
     };
     match asked.await {
-        Ok((tenant, model, body, _permit)) => {
+        Ok((tenant, model, body, _part)) => {
             let by = parts.extensions.get::<Actor>();
             let head = forward::Head { method: parts.method, path: rest_of(&parts.uri), headers: parts.headers };
             gateway.serve(&tenant, &model, head, body, by).await

@@ -25,6 +25,14 @@ pub enum Refused {
     },
     /// The bodies of other requests take all the memory that they may.
     Crowded,
+    /// Those of the same tenant take as much as is left for others.
+    TenantBodies {
+        kib: u32,
+    },
+    /// The same tenant has as many requests here as it may.
+    TenantCalls {
+        most: u32,
+    },
     /// The body did not come in time.
     Slow(Duration),
     /// It waited for as long as one may.
@@ -37,6 +45,10 @@ pub enum Refused {
 }
 
 impl Refused {
+    pub fn reason(&self) -> Reason {
+        self.told().1
+    }
+
     fn told(&self) -> (StatusCode, Reason, String) {
         match self {
             Refused::Bad { field, detail } => {
@@ -56,6 +68,16 @@ impl Refused {
             Refused::Crowded => {
                 let detail = "other requests' bodies take all the memory that this member has for them; come again";
                 (StatusCode::TOO_MANY_REQUESTS, Reason::TooManyRequests, detail.to_owned())
+            }
+            Refused::TenantBodies { kib } => {
+                let detail = format!(
+                    "bodies of this tenant's requests take {kib} KiB here, as much as is left for all others; come again"
+                );
+                (StatusCode::TOO_MANY_REQUESTS, Reason::TenantLimit, detail)
+            }
+            Refused::TenantCalls { most } => {
+                let detail = format!("this tenant has {most} requests at this member, as many as it may; come again");
+                (StatusCode::TOO_MANY_REQUESTS, Reason::TenantLimit, detail)
             }
             Refused::Slow(time) => {
                 let detail = format!("the body did not come within {} s", time.as_secs());

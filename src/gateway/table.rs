@@ -34,7 +34,8 @@ pub struct Endpoint {
     pub who: Who,
     /// `host:port`.
     pub address: Arc<str>,
-    /// Requests that it serves at once; the gateway gives it no more.
+    /// Requests that it serves at once. This gateway gives it no more, and knows nothing of what others give it: the
+    /// rest waits in the replica (ADR 68).
     pub slots: u32,
     /// What it runs, while its job goes from one version to another: then both are counted apart.
     pub trial: Option<Revision>,

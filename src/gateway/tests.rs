@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
-use axum::body::to_bytes;
+use axum::body::{Body, to_bytes};
 use axum::http::header;
 use nf_core::command::{Report, ReportKind};
 use nf_core::id::{Incarnation, NodeName};
@@ -221,23 +221,81 @@ async fn whose_model_it_is_must_be_clear() {
 
 #[tokio::test]
 async fn a_body_takes_room_as_it_comes() {
-    let room = Arc::new(Semaphore::new(64));
+    let room = Shares::new(128, 9);
+    let gather = |body: Body| body::gather(&room, None, body);
     let mut held = Vec::new();
     for _ in 0..20 {
-        held.push(gather(&room, Body::empty()).await.expect("who brings nothing takes next to nothing"));
+        held.push(gather(Body::empty()).await.expect("who brings nothing takes next to nothing"));
     }
     // Says that sixteen MiB will come, and sends none of it.
     let (slow, at) = (Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>()), room.clone());
-    let slow = tokio::spawn(async move { gather(&at, slow).await });
+    let slow = tokio::spawn(async move { body::gather(&at, None, slow).await });
     let kib = |n: usize| Body::from(vec![0; n << 10]);
-    assert_eq!(gather(&room, kib(30)).await.expect("there is room beside it").0.len(), 30 << 10);
-    assert!(matches!(gather(&room, kib(64)).await, Err(Refused::Crowded)));
-    assert!(matches!(gather(&room, kib((MAX_BODY >> 10) + 1)).await, Err(Refused::TooLarge(_))));
+    assert_eq!(gather(kib(30)).await.expect("there is room beside it").0.len(), 30 << 10);
+    assert!(matches!(gather(kib(120)).await, Err(Refused::Crowded)));
+    assert!(matches!(gather(kib((body::MAX_BODY >> 10) + 1)).await, Err(Refused::TooLarge(_))));
     slow.abort();
     let _ = slow.await;
     held.clear();
-    assert_eq!(gather(&room, kib(63)).await.expect("all of it is free again").1.num_permits(), 64);
-    assert_eq!(room.available_permits(), 64);
+    gather(kib(63)).await.expect("all of it is free again");
+    assert!(!room.has_bodies());
+}
+
+/// A replica that takes requests and never answers.
+async fn silent() -> u16 {
+    let router = Router::new().fallback(|_: Bytes| std::future::pending::<Response>());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    port
+}
+
+/// Model m1 of t1, which never answers, and m2 of t2, which does.
+async fn one_silent(group: &Memory) {
+    node(group, "n1", silent().await);
+    node(group, "n2", replica().await.1);
+    for (tenant, model) in [("t1", "m1"), ("t2", "m2")] {
+        let spec = JobSpec { model: ModelId::new(model).unwrap(), ..spec(tenant, 1, None) };
+        group.run(testing::schedule(tenant, spec));
+        ready(group);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_fills_a_gateway_keeps_no_other_out() {
+    let bodies = Options { bodies_kib: 64, ..Options::default() };
+    let calls = Options { of_tenant: 3, ..Options::default() };
+    for (options, size) in [(bodies, 20 << 10), (calls, 16)] {
+        let (group, metrics) = (Memory::new(), Metrics::new("test", "test"));
+        one_silent(&group).await;
+        let gateway = Gateway::new(Arc::new(group.clone()), metrics.clone(), options);
+        let post = |path: &str, size: usize| {
+            let request = axum::http::Request::post(path).body(Body::from(vec![b'x'; size])).unwrap();
+            gateway.router().oneshot(request)
+        };
+        let mut stuck = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            stuck.spawn(post("/serve/t1/m1/x", size));
+        }
+        // Those that may come in stay; the others are told so.
+        let mut refused = 0;
+        while let Ok(Some(answer)) = tokio::time::timeout(Duration::from_millis(500), stuck.join_next()).await {
+            let response = answer.unwrap().unwrap();
+            assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+            assert!(response.headers().contains_key(header::RETRY_AFTER));
+            assert_eq!(response.extensions().get(), Some(&Reason::TenantLimit));
+            refused += 1;
+        }
+        assert!((1..=3).contains(&stuck.len()), "{} are with the replica", stuck.len());
+        let page = metrics.render();
+        let calls = format!("nf_gateway_tenant_requests{{tenant=\"t1\"}} {}", stuck.len());
+        let told = format!("nf_gateway_refused_total{{reason=\"TenantLimit\"}} {refused}");
+        assert!(page.contains(&calls) && page.contains(&told), "{calls}, {told}: {page}");
+        assert_eq!(post("/serve/t2/m2/x", size).await.unwrap().status(), StatusCode::OK);
+        stuck.shutdown().await;
+        eventually("what they had is free again", || !gateway.is_busy()).await;
+        assert!(!metrics.render().contains("nf_gateway_tenant_requests"));
+    }
 }
 
 #[tokio::test]
@@ -280,7 +338,7 @@ async fn who_came_first_keeps_its_series_and_the_others_never_fall() {
     eventually("all are known", || known("c")).await;
     let serve = |model: &str| {
         let desk = gateway.desk(&tenant, &ModelId::new(model).unwrap());
-        trip::Trip::new(desk, Duration::from_secs(3600)).answered();
+        trip::Trip::new(desk, Duration::from_secs(3600), None).answered();
     };
     let told = |model: &str, tenant: &str| {
         let name = format!("nf_slo_requests_total{{model=\"{model}\",result=\"good\",tenant=\"{tenant}\"}} ");

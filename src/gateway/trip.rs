@@ -3,6 +3,7 @@
 //! decides nothing.
 
 use super::desk::Desk;
+use super::shares::Place;
 use crate::exchange::sights::{BUCKETS, bucket_of};
 use nf_core::id::{JobNo, Revision};
 use nf_core::slo::{Count, History, Verdict, Windows};
@@ -84,11 +85,13 @@ pub struct Trip {
     arrived: Instant,
     promised: Duration,
     course: Mutex<Course>,
+    /// It is one of its tenant's for as long as it lasts.
+    _place: Option<Place>,
 }
 
 impl Trip {
-    pub fn new(desk: Arc<Desk>, promised: Duration) -> Self {
-        Self { desk, arrived: Instant::now(), promised, course: Mutex::default() }
+    pub fn new(desk: Arc<Desk>, promised: Duration, place: Option<Place>) -> Self {
+        Self { desk, arrived: Instant::now(), promised, course: Mutex::default(), _place: place }
     }
 
     /// A replica gets it, or another one after all.
@@ -145,7 +148,7 @@ mod tests {
 
     fn after(promised: Duration, what: impl FnOnce(&Trip)) -> Count {
         let desk = Arc::new(Desk::default());
-        what(&Trip::new(desk.clone(), promised));
+        what(&Trip::new(desk.clone(), promised, None));
         desk.kept().0
     }
 
@@ -179,7 +182,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_is_as_fast_as_its_beginning() {
         let desk = Arc::new(Desk::default());
-        let trip = Trip::new(desk.clone(), Duration::from_millis(200));
+        let trip = Trip::new(desk.clone(), Duration::from_millis(200), None);
         trip.answered();
         tokio::time::sleep(Duration::from_millis(250)).await;
         trip.answered();

@@ -29,7 +29,7 @@ pub use manifest::{Artifact, Container, FileName, Launch, MAX_FILES, MAX_MANIFES
 pub use profile::{profile, profiles};
 pub use publish::{Draft, Pulled, publish, pull};
 pub use remote::Patience;
-pub use serving::{Drain, Histogram, Live, Metrics, Ready, sum};
+pub use serving::{Drain, Histogram, Live, Metrics, Ready, most, sum};
 pub use store::Store;
 
 use nf_core::reason::Reason;

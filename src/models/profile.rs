@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn every_profile_is_a_sound_runtime() {
         let known: Vec<&str> = profiles().collect();
-        assert_eq!(known, ["llama-cpp", "ollama", "onnx-example", "sglang", "tgi", "triton", "vllm"]);
+        assert_eq!(known, ["llama-cpp", "ollama", "onnx-example", "sglang", "tensorrt-llm", "tgi", "triton", "vllm"]);
         for name in known {
             let process = profile(name).unwrap();
             let manifest = manifest(process);
@@ -58,9 +58,29 @@ mod tests {
             let half = Part { kept: Kept::Runtime, milli: 500, memory: 40 << 30, of: 80 << 30 };
             let argv = manifest.argv(process, &Slots { part: Some(half), ..slots }).unwrap().join(" ");
             assert_eq!(process.limits_gpu, argv.contains(" 0.5"), "{name}: {argv}");
-            let counts = process.metrics.as_ref().is_some_and(|m| m.running.is_some());
-            assert_eq!(process.drain.is_some(), counts, "{name}: who can be counted is waited for");
+            assert!(process.drain.as_ref().is_some_and(|drain| drain.timeout_s >= 30), "{name}");
         }
         assert!(profile("no-such").is_none());
+        // It would listen for them at a port of its own, 8002, which the node's second replica finds taken.
+        let triton = profile("triton").unwrap();
+        assert!(triton.argv.contains(&"--allow-metrics=false".to_owned()) && triton.metrics.is_none());
+    }
+
+    /// CONVENTIONS: the signals of language models, by runtime.
+    #[test]
+    fn language_models_tell_how_full_their_cache_is_and_when_the_first_token_comes() {
+        for (name, kv_caches, first_token) in [
+            (
+                "vllm",
+                &["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"][..],
+                "vllm:time_to_first_token_seconds",
+            ),
+            ("sglang", &["sglang:token_usage"], "sglang:time_to_first_token_seconds"),
+            ("tensorrt-llm", &["trtllm_kv_cache_utilization"], "trtllm_time_to_first_token_seconds"),
+        ] {
+            let metrics = profile(name).and_then(|profile| profile.metrics.as_ref()).unwrap();
+            assert_eq!(metrics.kv_caches().collect::<Vec<_>>(), kv_caches, "{name}");
+            assert_eq!(metrics.first_token.as_deref(), Some(first_token), "{name}");
+        }
     }
 }

@@ -87,7 +87,7 @@ impl Default for Drain {
 
 /// Where a replica's Prometheus metrics are, and what they are called: a name, or a name
 /// with labels such as `name{type="waiting"}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     pub path: String,
@@ -100,6 +100,25 @@ pub struct Metrics {
     /// A histogram of seconds from a request's arrival to its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<String>,
+    /// The part of a language model's KV cache that is in use, 0 to 1. Names of several releases of one program stand
+    /// beside one another, parted by `|`: the first that is there counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<String>,
+    /// A histogram of seconds from a request's arrival to the first token of its answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token: Option<String>,
+}
+
+impl Metrics {
+    /// Its names for the KV cache, the one that counts first.
+    pub fn kv_caches(&self) -> impl Iterator<Item = &str> {
+        self.kv_cache.iter().flat_map(|names| alternatives(names))
+    }
+}
+
+/// A label's value may have a `|` in it, so a name with labels is one alone.
+fn alternatives(names: &str) -> Vec<&str> {
+    if names.contains('{') { vec![names] } else { names.split('|').collect() }
 }
 
 /// All of it, as a program's manifest or profile has it.
@@ -130,14 +149,19 @@ impl Serving<'_> {
         }
         let Some(metrics) = self.metrics else { return Ok(()) };
         path("runtime.metrics.path", &metrics.path)?;
-        let names = [("running", &metrics.running), ("waiting", &metrics.waiting), ("latency", &metrics.latency)];
+        let Metrics { running, waiting, latency, kv_cache, first_token, .. } = metrics;
+        let names = [("running", running), ("waiting", waiting), ("latency", latency), ("first_token", first_token)];
+        let bad =
+            |field: &str| Err((format!("runtime.metrics.{field}"), "a metric's name, or name{label=\"value\"}".into()));
         for (field, name) in names {
             if name.as_ref().is_some_and(|name| !is_selector(name)) {
-                let text = "a metric's name, or name{label=\"value\"}".to_owned();
-                return Err((format!("runtime.metrics.{field}"), text));
+                return bad(field);
             }
         }
-        Ok(())
+        match kv_cache.as_ref().is_none_or(|names| names.len() <= MAX_NAME && metrics.kv_caches().all(is_selector)) {
+            true => Ok(()),
+            false => bad("kv_cache"),
+        }
     }
 }
 
@@ -159,6 +183,15 @@ fn is_selector(text: &str) -> bool {
 /// The sum of all series of a metric in a Prometheus text; None when it has none. A
 /// selector's labels must be among the series' own.
 pub fn sum(text: &str, selector: &str) -> Option<f64> {
+    values(text, selector).into_iter().reduce(|a, b| a + b)
+}
+
+/// The largest of all series of a metric in a Prometheus text; None when it has none.
+pub fn most(text: &str, selector: &str) -> Option<f64> {
+    values(text, selector).into_iter().reduce(f64::max)
+}
+
+fn values(text: &str, selector: &str) -> Vec<f64> {
     let (name, labels) = selector.split_once('{').unwrap_or((selector, ""));
     let wanted = wanted(labels);
     let value = |line: &str| {
@@ -170,7 +203,7 @@ pub fn sum(text: &str, selector: &str) -> Option<f64> {
         wanted.iter().all(|label| own.contains(label)).then_some(())?;
         rest.split_ascii_whitespace().next()?.parse::<f64>().ok()
     };
-    text.lines().filter_map(value).fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    text.lines().filter_map(value).collect()
 }
 
 /// A Prometheus histogram, all of its series summed.
@@ -294,7 +327,7 @@ mod tests {
         let live = |period_s, failures| Some(Live { path: "/health".into(), period_s, failures });
         let drain = |path: Option<&str>| Some(Drain { path: path.map(Into::into), timeout_s: 30 });
         let counts = |running: &str| {
-            Some(Metrics { path: "/metrics".into(), running: Some(running.into()), waiting: None, latency: None })
+            Some(Metrics { path: "/metrics".into(), running: Some(running.into()), ..Metrics::default() })
         };
         assert_eq!(check(live(10, 3), drain(None), counts("vllm:num_requests_running")), None);
         assert_eq!(check(live(0, 3), None, None).as_deref(), Some("runtime.live.period_s"));

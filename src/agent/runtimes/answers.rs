@@ -87,7 +87,7 @@ impl Doing {
             running_m: milli(&self.0.running),
             waiting_m: milli(&self.0.waiting),
             answered: Some(self.0.duration.get_sample_count()),
-            p95_ms: None,
+            ..Said::default()
         }
     }
 }

@@ -449,7 +449,7 @@ pub struct JobBody {
 pub struct ScalingBody {
     pub min: u16,
     pub max: u16,
-    /// Requests that one replica serves at once.
+    /// Requests that one replica serves at once; each member's gateway gives it so many at most.
     pub concurrency: u16,
     /// Bound on the time until a request starts to be served.
     pub max_wait_ms: u32,

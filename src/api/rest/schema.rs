@@ -60,7 +60,7 @@ pub struct ScalingRequest {
     pub min: Option<u32>,
     #[schema(minimum = 1, maximum = 1024)]
     pub max: u32,
-    /// Requests that one replica serves at once; 8 unless said.
+    /// Requests that one replica serves at once; each member's gateway gives it so many at most. 8 unless said.
     pub concurrency: Option<u32>,
     /// Bound on the time until a request starts to be served: seconds, or a span; 2s unless said.
     #[schema(inline)]

@@ -80,7 +80,7 @@ pub struct WindowBody {
 }
 
 /// What the leader's last look came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AdviceBody {
     /// Replicas that were wanted then.
     pub current: u32,
@@ -92,6 +92,10 @@ pub struct AdviceBody {
     pub gap: Option<String>,
     /// How old the oldest number was; null where none has an age.
     pub signal_age_ms: Option<u64>,
+    /// Part of a language model's KV cache that is in use, 0 to 1, the mean of its replicas; null where none tells.
+    pub kv_cache_usage: Option<f64>,
+    /// 95th percentile of the time to an answer's first token, of the slowest replica; null where none tells.
+    pub first_token_ms: Option<u64>,
     /// It is told and not carried out.
     pub advisory: bool,
 }
@@ -241,6 +245,8 @@ fn advice(panorama: &Panorama, tenant: &TenantId, model: &ModelId) -> Option<Adv
         why: told.iter().map(|advice| advice.why.clone()).collect(),
         gap: told.iter().find_map(|advice| advice.gap.clone()),
         signal_age_ms: told.iter().filter_map(|advice| advice.age_ms).max(),
+        kv_cache_usage: told.iter().filter_map(|advice| advice.kv_m).max().map(|milli| milli as f64 / 1e3),
+        first_token_ms: told.iter().filter_map(|advice| advice.first_token_ms).max(),
         advisory: first.advisory,
     })
 }
@@ -280,6 +286,8 @@ mod tests {
             why: "Load".into(),
             gap: Some("signals of 2 of 5 replicas".into()),
             age_ms: Some(70),
+            kv_m: Some(910),
+            first_token_ms: Some(340),
             advisory: true,
         };
         let seen = |sights, advice| Seen { epoch: 1, sights, advice };
@@ -302,6 +310,7 @@ mod tests {
         let told = body.autoscaler.unwrap();
         assert_eq!((told.desired, told.why.as_slice(), told.advisory), (3, &["Load".to_owned()][..], true));
         assert_eq!((told.gap.as_deref(), told.signal_age_ms), (Some("signals of 2 of 5 replicas"), Some(70)));
+        assert_eq!((told.kv_cache_usage, told.first_token_ms), (Some(0.91), Some(340)));
     }
 
     #[tokio::test]

@@ -25,7 +25,8 @@ pub struct Autoscale {
     /// Speak text lines on stdin and stdout; the other side owns time and service
     #[arg(long, conflicts_with_all = ["arrivals", "load"])]
     online: bool,
-    /// CSV: seconds of each request, and if there is a second column the milliseconds it takes
+    /// CSV: when each request comes (seconds, Unix time or dates), and in a second column, if there is one, the
+    /// milliseconds it takes
     #[arg(long, value_name = "FILE", conflicts_with = "load")]
     arrivals: Option<PathBuf>,
     /// Made loads: steady, diurnal, ramp, bursts, random-bursts, on-off, random-on-off, conversation

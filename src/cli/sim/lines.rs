@@ -39,14 +39,26 @@ impl<R: BufRead> Lines<R> {
 
     /// None at the end of the input.
     pub fn next(&mut self) -> Result<Option<Line<'_>>, Fault> {
+        Ok(self.advance()?.then(|| self.line()))
+    }
+
+    /// Reads the next line; false at the end of the input.
+    pub fn advance(&mut self) -> Result<bool, Fault> {
         self.text.clear();
         self.number += 1;
         match self.input.by_ref().take(LINE_BYTES).read_line(&mut self.text) {
-            Ok(0) => Ok(None),
+            Ok(0) => Ok(false),
             Ok(read) if read as u64 == LINE_BYTES && !self.text.ends_with('\n') => Err(Fault::TooLong),
-            Ok(_) => Ok(Some(Line { number: self.number, text: &self.text })),
+            Ok(_) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(Fault::NotText),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// The line that was read last.
+    pub fn line(&self) -> Line<'_> {
+        // Some programs begin a text with a byte order mark.
+        let text = if self.number == 1 { self.text.trim_start_matches('\u{feff}') } else { &self.text };
+        Line { number: self.number, text }
     }
 }

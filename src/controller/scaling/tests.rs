@@ -289,6 +289,8 @@ fn replicas_that_say_nothing_any_more_are_not_idle() {
             waiting_m: Some(0),
             answered: Some(answered),
             p95_ms: None,
+            kv_m: None,
+            first_token_ms: None,
         };
         BTreeMap::from([(all[0].0, Word { age_ms: 700, told: all.iter().take(say).map(told).collect() })])
     };

@@ -152,7 +152,8 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
 
 /// Told to those who go on too fast, or repeat themselves; metrics count it.
 fn is_about_pace(reason: Reason) -> bool {
-    matches!(reason, Reason::QueueFull | Reason::TooManyRequests | Reason::IdempotencyConflict | Reason::PlanChanged)
+    use Reason::{IdempotencyConflict, PlanChanged, QueueFull, TenantLimit, TooManyRequests};
+    matches!(reason, QueueFull | TooManyRequests | TenantLimit | IdempotencyConflict | PlanChanged)
 }
 
 /// What agents see is bookkeeping, too; what an operator says of a device is not.

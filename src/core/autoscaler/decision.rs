@@ -15,6 +15,9 @@ pub struct Inputs {
     pub running_m: Option<u64>,
     pub arrivals_m: Option<u64>,
     pub p95_ms: Option<u64>,
+    /// Of language models: the part of their caches in use, thousandths, and the time to a first token.
+    pub kv_m: Option<u64>,
+    pub first_token_ms: Option<u64>,
     /// What comes now, and one cold start from now.
     pub rate_m: u64,
     pub ahead_m: u64,

@@ -119,6 +119,7 @@ mod tests {
                 p95_ms: Reading::of(rng.between(1_000, 3_000)),
                 gap: rng.chance(30).then_some(Gap::Replicas { told: 1, of: 2 }),
                 age_ms: Some(rng.below(2_000)),
+                ..Signals::default()
             };
             let limits = Limits { quota: rng.chance(100).then_some(5), budget: None };
             scaler.limit(limits);

@@ -22,6 +22,7 @@ pub mod shadow;
 pub mod signal;
 pub mod source;
 pub mod staffing;
+pub mod strain;
 pub mod trend;
 pub mod why;
 
@@ -70,6 +71,8 @@ pub struct Autoscaler {
     slow: u32,
     quickest_p95: u64,
     slow_until_ms: u64,
+    #[serde(default)]
+    strain: strain::Strain,
     clock_ms: u64,
     arrivals_m: u64,
     /// What came, thousandths a second, when the signals were whole last; None while they are.
@@ -98,6 +101,7 @@ impl Autoscaler {
             slow: 0,
             quickest_p95: u64::MAX,
             slow_until_ms: 0,
+            strain: strain::Strain::default(),
             clock_ms: 0,
             arrivals_m: 0,
             whole_m: None,
@@ -140,11 +144,13 @@ impl Autoscaler {
             waiting.map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
         let care = choice.index();
         let slow = self.slowness(now, &sight, outlook.service_ms);
-        let wanted = held.max(backlog).max(slow);
+        let strain = self.strained(now, &sight);
+        let wanted = held.max(backlog).max(slow).max(strain);
         let mut inputs = self.inputs(signals, &sight, &outlook);
         (inputs.need, inputs.held, inputs.backlog, inputs.wanted) = (need, held, backlog, wanted);
         inputs.care = care;
         let why = match driver {
+            _ if strain > held.max(backlog).max(slow) => strain::why(&sight),
             _ if slow > held.max(backlog) => Why::LatencyExceeded,
             _ if backlog > held => Why::QueueDepth,
             Driver::Now => Why::QueueDepth,
@@ -270,6 +276,8 @@ impl Autoscaler {
             running_m: sight.running_m,
             arrivals_m: sight.arrivals_m,
             p95_ms: sight.p95_ms,
+            kv_m: sight.kv_m,
+            first_token_ms: signals.first_token_ms.known().map(|m| m / 1000),
             rate_m: outlook.level.now_m,
             ahead_m: outlook.ahead_m,
             season_m: outlook.season_m.iter().copied().max().unwrap_or(0),

@@ -108,6 +108,15 @@ pub struct Signals {
     pub arrivals: Reading,
     /// 95th percentile of the time that requests took, milliseconds.
     pub p95_ms: Reading,
+    /// Part of language models' KV caches that is in use, 0 to 1.
+    #[serde(default)]
+    pub kv_cache: Reading,
+    /// 95th percentile of the time to an answer's first token, milliseconds.
+    #[serde(default)]
+    pub first_token_ms: Reading,
+    /// What that shall be at most; None where nobody says.
+    #[serde(default)]
+    pub first_token_within_ms: Option<u64>,
     /// What the numbers lack; None where everybody spoke.
     #[serde(default)]
     pub gap: Option<Gap>,
@@ -128,6 +137,10 @@ pub struct Sight {
     pub running_m: Option<u64>,
     pub arrivals_m: Option<u64>,
     pub p95_ms: Option<u64>,
+    /// In use, of a thousand.
+    pub kv_m: Option<u64>,
+    /// First tokens come later than they shall.
+    pub first_late: bool,
     /// Why nothing may go down on this sight.
     pub doubt: Option<Why>,
     /// The numbers are true as far as they go: there may be more, never less.
@@ -169,6 +182,7 @@ impl Intake {
         let dt_ms = passed.min(LONGEST_MS);
         self.last_ms = Some(signals.at_ms);
         let old = signals.age_ms.is_some_and(|age| age > OLD_MS);
+        let first = signals.first_token_ms.known().zip(signals.first_token_within_ms);
         let mut sight = Sight {
             dt_ms,
             partial: signals.gap.is_some() || old,
@@ -179,6 +193,9 @@ impl Intake {
             // More than a million a second is nobody's load, and what came over hours says nothing about now.
             arrivals_m: signals.arrivals.known().filter(|m| *m / dt_ms <= 1_000_000 && passed == dt_ms),
             p95_ms: signals.p95_ms.known().map(|m| m / 1000),
+            // What was so a minute ago asks for nothing.
+            kv_m: signals.kv_cache.known().filter(|m| *m <= 1000 && !old),
+            first_late: first.is_some_and(|(ms_m, most)| ms_m / 1000 > most && !old),
             doubt: None,
         };
         self.disbelieve(service, &mut sight);

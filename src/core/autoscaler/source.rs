@@ -21,6 +21,10 @@ pub struct Told {
     pub answered: Option<u64>,
     /// 95th percentile of the last requests, milliseconds.
     pub p95_ms: Option<u64>,
+    /// Part of a language model's KV cache that is in use, in thousandths.
+    pub kv_m: Option<u64>,
+    /// 95th percentile of the time to the first token of the last answers, milliseconds.
+    pub first_token_ms: Option<u64>,
 }
 
 /// The load of one service since the last look.
@@ -135,6 +139,10 @@ pub struct Heard {
     pub gap: Option<Gap>,
     /// Of the oldest number, in milliseconds.
     pub age_ms: Option<u64>,
+    /// Part of the KV caches that is in use, in thousandths: the mean of those that tell.
+    pub kv_m: Option<u64>,
+    /// Of the replica that takes longest to its first token, milliseconds.
+    pub first_token_ms: Option<u64>,
 }
 
 impl Ears {
@@ -143,7 +151,7 @@ impl Ears {
     pub fn listen(&mut self, ready: &[(NodeNo, ReplicaId, Generation)], told: &BTreeMap<NodeNo, Word>) -> Heard {
         self.voices.retain(|key, _| ready.iter().any(|(_, id, generation)| *key == (*id, *generation)));
         let mut heard = Heard::default();
-        let mut said = Vec::new();
+        let (mut said, mut caches) = (Vec::new(), Vec::new());
         for (node, id, generation) in ready {
             let key = (*id, *generation);
             let of = |told: &&Told| (told.id, told.generation) == key;
@@ -151,9 +159,12 @@ impl Ears {
             said.push(word.map_or_else(Fields::default, |(_, told)| Fields::of(told)));
             if let Some((age_ms, told)) = word {
                 heard.age_ms = heard.age_ms.max(Some(age_ms));
+                heard.first_token_ms = heard.first_token_ms.max(told.first_token_ms);
+                caches.extend(told.kv_m);
                 self.add(heard.load.get_or_insert_default(), key, told);
             }
         }
+        heard.kv_m = caches.iter().sum::<u64>().checked_div(caches.len() as u64);
         let expected = self.voices.values().fold(Fields::default(), |all, voice| all.and(voice.fields));
         let whole = said.iter().filter(|fields| fields.covers(expected)).count();
         if whole < ready.len() {
@@ -202,6 +213,7 @@ impl Ears {
             }),
             gap: gap.or(heard.gap),
             age_ms: heard.age_ms.max(series.age_ms),
+            ..heard
         }
     }
 }
@@ -224,7 +236,8 @@ mod tests {
     fn told(replica: u16, running: u64, waiting: u64, answered: u64) -> Told {
         let (running_m, waiting_m) = (Some(running * 1000), Some(waiting * 1000));
         let generation = Generation(1);
-        Told { id: id(replica), generation, running_m, waiting_m, answered: Some(answered), p95_ms: Some(40) }
+        let (answered, p95_ms) = (Some(answered), Some(40));
+        Told { id: id(replica), generation, running_m, waiting_m, answered, p95_ms, kv_m: None, first_token_ms: None }
     }
 
     #[test]
@@ -255,7 +268,7 @@ mod tests {
         assert_eq!((first.load.unwrap().arrived, first.gap), (0, one), "what one has told, the other should");
         let next = ears.listen(&ready, &say(vec![told(0, 1, 2, 130), told(1, 3, 0, 7)]));
         let load = Load { waiting_m: 2_000, running_m: 4_000, arrived: 30, p95_ms: 40 };
-        assert_eq!(next, Heard { load: Some(load), gap: None, age_ms: Some(300) });
+        assert_eq!(next, Heard { load: Some(load), age_ms: Some(300), ..Heard::default() });
         let silent = ears.listen(&ready, &say(vec![told(0, 1, 0, 131)]));
         assert_eq!((silent.load.unwrap().arrived, silent.gap), (1, one));
         // Whoever is not ready any more is not missed; another node's word is no word.
@@ -296,6 +309,25 @@ mod tests {
     }
 
     #[test]
+    fn caches_are_averaged_over_those_that_tell_and_the_slowest_first_token_counts() {
+        let ready = [(NODE, id(0), Generation(1)), (NODE, id(1), Generation(1)), (NODE, id(2), Generation(1))];
+        let of = |replica, kv_m, first_token_ms| Told { kv_m, first_token_ms, ..told(replica, 1, 0, 9) };
+        let said = say(vec![of(0, Some(900), Some(80)), of(1, Some(500), None), of(2, None, Some(700))]);
+        let mut ears = Ears::default();
+        let heard = ears.listen(&ready, &said);
+        assert_eq!((heard.kv_m, heard.first_token_ms, heard.gap), (Some(700), Some(700), None));
+        // A monitoring system says nothing of them, and takes nothing away.
+        let both = ears.with(
+            heard,
+            Monitor::Said(Some(Series { running_m: Some(1), replicas: 3, ..Series::default() })),
+            3,
+            1,
+        );
+        assert_eq!((both.kv_m, both.first_token_ms), (heard.kv_m, heard.first_token_ms));
+        assert_eq!(ears.listen(&ready, &BTreeMap::new()).kv_m, None);
+    }
+
+    #[test]
     fn a_monitoring_system_that_knows_a_part_has_a_gap() {
         let whole =
             Series { waiting_m: Some(4_000), running_m: Some(6_000), replicas: 5, age_ms: Some(9), p95_ms: None };
@@ -307,7 +339,7 @@ mod tests {
         assert_eq!(hear(&mut ears, Monitor::Silent).gap, Some(Gap::Monitor));
         let load = Load { waiting_m: 2_000, running_m: 3_000, ..Load::default() };
         let heard = hear(&mut ears, Monitor::Said(Some(whole)));
-        assert_eq!(heard, Heard { load: Some(load), gap: None, age_ms: Some(9) });
+        assert_eq!(heard, Heard { load: Some(load), age_ms: Some(9), ..Heard::default() });
         let part = Series { replicas: 2, ..whole };
         assert_eq!(hear(&mut ears, Monitor::Said(Some(part))).gap, of(2));
         for gone in [Series { running_m: None, ..whole }, Series { waiting_m: None, ..whole }] {

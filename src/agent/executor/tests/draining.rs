@@ -23,12 +23,8 @@ async fn ready(w: &World, executor: &Executor, timeout_s: u32) -> (Want, PathBuf
     let change = |process: &mut Process| {
         process.live = Some(Live { path: "/live".into(), period_s: 1, failures: 2 });
         process.drain = Some(Drain { path: None, timeout_s });
-        process.metrics = Some(Metrics {
-            path: "/metrics".into(),
-            running: Some("requests_running".into()),
-            waiting: None,
-            latency: None,
-        });
+        process.metrics =
+            Some(Metrics { path: "/metrics".into(), running: Some("requests_running".into()), ..Metrics::default() });
     };
     let want = w.publish_with(SERVER, &["{python}", "{model}", "{host}", "{port}"], 30, change).await;
     executor.start(ID, &want);
@@ -138,7 +134,7 @@ async fn a_server_with_too_much_to_do_to_count_its_requests_keeps_them() {
     let executor = w.open();
     let counted = |process: &mut Process| {
         let running = Some("requests_running".into());
-        process.metrics = Some(Metrics { path: "/metrics".into(), running, waiting: None, latency: None });
+        process.metrics = Some(Metrics { path: "/metrics".into(), running, ..Metrics::default() });
     };
     let want = w.publish_with(SLOW, &["{python}", "{model}", "{host}", "{port}"], 30, counted).await;
     executor.start(ID, &want);

@@ -4,6 +4,7 @@
 
 use super::super::lines::Lines;
 use crate::cli::exit::{Exit, fail};
+use nf_core::autoscaler::replay::When;
 use nf_core::autoscaler::{Autoscaler, Reading, Service, Signals};
 use std::io::{BufRead, Write};
 
@@ -12,6 +13,7 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let mut service = None;
     let mut scaler: Option<Autoscaler> = None;
     let mut lines = Lines::new(input);
+    let mut clock_ms = 0;
     loop {
         let number = lines.number() + 1;
         let wrong = |what: String| fail(Exit::Usage, format!("line {number}: {what}"));
@@ -27,7 +29,9 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
                 say(&mut output, "READY")?;
             }
             (Some("TICK"), Some(scaler)) => {
-                let decision = scaler.step(&parse_tick(words).map_err(wrong)?);
+                let signals = parse_tick(words, clock_ms).map_err(wrong)?;
+                clock_ms = clock_ms.max(signals.at_ms);
+                let decision = scaler.step(&signals);
                 say(&mut output, &format!("DESIRED {} {}", decision.desired, decision.why))?;
             }
             (Some("TICK"), None) => return Err(wrong("TICK before READY".to_owned())),
@@ -70,13 +74,16 @@ fn parse_service<'a>(words: impl Iterator<Item = &'a str>) -> Result<Service, St
     service.check().map_err(|e| e.to_string())
 }
 
-/// `t ready starting draining queue running arrivals p95_ms`.
-fn parse_tick<'a>(words: impl Iterator<Item = &'a str>) -> Result<Signals, String> {
+/// `t ready starting draining queue running arrivals p95_ms`. A time that is missing is no news, as an old one is not.
+fn parse_tick<'a>(words: impl Iterator<Item = &'a str>, clock_ms: u64) -> Result<Signals, String> {
     let words: Vec<&str> = words.collect();
     let [t, ready, starting, draining, queue, running, arrivals, p95, ..] = words[..] else {
         return Err(format!("TICK wants t ready starting draining queue running arrivals p95_ms, got {}", words.len()));
     };
-    let at_ms = Reading::parse(t).known().ok_or_else(|| format!("TICK at `{t}`: not a time in seconds"))?;
+    let at_ms = match When::parse(t).ok_or_else(|| format!("TICK at `{t}`: not a time in seconds"))? {
+        When::At(at_ms) => at_ms,
+        When::Never => clock_ms,
+    };
     Ok(Signals {
         at_ms,
         ready: Reading::parse(ready),
@@ -110,6 +117,56 @@ mod tests {
         ));
         assert!(result.is_ok(), "{result:?}");
         assert_eq!(out, "READY\nDESIRED 1 Stabilizing\nDESIRED 1 MissingSignal\nDESIRED 1 StaleSignal\n");
+    }
+
+    #[test]
+    fn the_other_sides_clock_and_lines_may_be_of_any_kind() {
+        let ticks = [
+            [0.0, 5.0, 12.5],
+            [1_790_000_000.0, 1_790_000_005.0, 1_790_000_012.5],
+            [1_790_000_000_000.0, 1_790_000_005_000.0, 1_790_000_012_500.0],
+        ];
+        for at in ticks {
+            let tick = |at: f64| format!("TICK {at} 1.0 0 0 0 8e0 +20 1900  ");
+            let [a, b, c] = at.map(tick);
+            let input = format!("\u{feff}{HELLO}\n{a}\n  \n\t{b}\n{c}").replace('\n', "\r\n");
+            let (out, result) = talk(&input);
+            assert!(result.is_ok(), "{result:?}");
+            assert_eq!(out, "READY\nDESIRED 1 Stabilizing\nDESIRED 1 Stabilizing\nDESIRED 1 Stabilizing\n", "{at:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_missing_ends_nothing() {
+        let mut input = HELLO.to_owned();
+        for t in ["1790000000", "nan", "-", "1790000004", "NaN", "-3", "inf", "1790000009"] {
+            input.push_str(&format!("TICK {t} 2 0 0 0 8 20 1900\n"));
+        }
+        let (out, result) = talk(&input);
+        assert!(result.is_ok(), "{result:?}");
+        let said: Vec<&str> = out.lines().skip(1).map(|line| line.rsplit(' ').next().unwrap()).collect();
+        let (news, none) = ("Stabilizing", "StaleSignal");
+        assert_eq!(said, [news, none, none, news, none, none, none, news]);
+        let (out, result) = talk(&format!("{HELLO}TICK - 2 0 0 0 8 20 1900\n"));
+        assert!(result.is_ok() && out.lines().count() == 2, "{out} {result:?}");
+    }
+
+    /// Whoever waits for an answer before the next question would wait for ever.
+    #[test]
+    fn each_answer_is_sent_at_once() {
+        struct Sent(Vec<u8>, usize);
+        impl Write for Sent {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.write(bytes)
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                self.1 += 1;
+                Ok(())
+            }
+        }
+        let mut sent = Sent(Vec::new(), 0);
+        run(format!("{HELLO}TICK 0 1 0 0 0 8 20 1900\nEND\n").as_bytes(), &mut sent).unwrap();
+        assert_eq!(sent.1, 2);
     }
 
     #[test]

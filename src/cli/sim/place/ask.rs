@@ -35,7 +35,7 @@ impl<'a> Fields<'a> {
 
     pub fn number(&mut self, field: &'static str, most: u64) -> Result<u64, BadLine> {
         let text = self.text(field)?;
-        let number = text.parse::<u64>().ok().filter(|number| *number <= most);
+        let number = text.parse::<u64>().ok().or_else(|| whole(text)).filter(|number| *number <= most);
         number.ok_or_else(|| self.bad(field, format!("a number from 0 to {most}, not \"{}\"", short(text))))
     }
 
@@ -60,6 +60,12 @@ impl<'a> Fields<'a> {
         let types = types.map_err(|e| self.bad("models", e.to_string()))?;
         Ok(Resources { gpu, cpu_milli, memory, device_types: device_types(types), ..Resources::default() })
     }
+}
+
+/// A whole number as programs write it that know only floats: 6.0, 8e3.
+fn whole(text: &str) -> Option<u64> {
+    let number = text.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && (0.0..=MAX_BYTES as f64).contains(n))?;
+    Some(number as u64)
 }
 
 /// Devices from their number and thousandths of each.

@@ -68,13 +68,21 @@ pub fn run(input: impl BufRead, output: impl Write, policy: Policy) -> Result<()
     Ok(())
 }
 
-/// The next line, or which one can't be read.
+/// The next line that has something in it, or which one can't be read.
 fn next<R: BufRead>(lines: &mut Lines<R>) -> Result<Option<Line<'_>>, Error> {
-    let line = lines.number() + 1;
-    lines.next().map_err(|fault| match fault {
-        Fault::Io(e) => e.into(),
-        fault => BadLine { line, field: "line", what: fault.to_string() }.into(),
-    })
+    loop {
+        let line = lines.number() + 1;
+        let more = lines.advance().map_err(|fault| match fault {
+            Fault::Io(e) => Error::Io(e),
+            fault => BadLine { line, field: "line", what: fault.to_string() }.into(),
+        })?;
+        if !more {
+            return Ok(None);
+        }
+        if !lines.line().text.trim().is_empty() {
+            return Ok(Some(lines.line()));
+        }
+    }
 }
 
 /// A line of a list whose length was said.
@@ -208,11 +216,25 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_other_programs_are_read() {
+        let plain = format!("{NODES}HISTORY 1\n5 1000 10 1 500 -\nREADY\nPOD 0 1000 10 2 1000 T4|V100\nOK\nEND");
+        let decimals = "NODES 2.0\na 8e3 16384.0 2.0 T4\nb 8000 16384 1 -\nHISTORY 1\n5.0 1000.0 10 1 5e2 -\nREADY\n\
+                        POD 0 1000.0 10.0 2.0 1000.0 T4|V100\nOK\nEND\n";
+        let blank = plain.replace('\n', "  \r\n \t\r\n\r\n");
+        for text in [plain, decimals.to_owned(), format!("\u{feff}{blank}")] {
+            assert_eq!(speak(&text).unwrap_or_else(|e| panic!("{text}: {e}")), "READY\na 0,1\n", "{text}");
+        }
+    }
+
+    #[test]
     fn a_bad_line_is_named_with_its_field() {
         for (text, expected) in [
             ("NODES x\n", "line 1: NODES: a number"),
             ("NODES 2\na 1 1 1 T4\n", "line 3: id: the list ends early"),
             ("NODES 1\na 1 1 -1 T4\n", "line 2: gpus: a number"),
+            ("NODES 1\n\na 1 1 1.5 T4\n", "line 3: gpus: a number"),
+            ("NODES 1\na 1e300 1 1 T4\n", "line 2: cpu_milli: a number"),
+            ("NODES 1\na nan 1 1 T4\n", "line 2: cpu_milli: a number"),
             ("NODES 1\na 1 1 1 T4 extra\n", "line 2: end of line:"),
             ("READY\n", "line 1: word: READY comes once, after NODES"),
             ("NODES 0\nREADY\nPOD 1 1 1 2 500 -\n", "line 3: milli: 500 thousandths of each of 2"),

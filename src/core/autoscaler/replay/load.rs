@@ -1,6 +1,8 @@
 //! Arrivals: made from a seed in the shapes that loads have, or read from a file.
 //! It does not know who serves them.
 
+use super::super::signal::Reading;
+use super::when::When;
 use crate::sim::Rng;
 
 /// A request: when it comes and how long it takes once it is served.
@@ -213,32 +215,62 @@ fn minus_ln_q32(u: u32) -> u64 {
     u64::try_from((u128::from(log2) * 2_977_044_472) >> 32).unwrap_or(u64::MAX)
 }
 
-/// A file of arrivals: a column of seconds, or of seconds and milliseconds that a request takes. Other
-/// columns are ignored; a first line without numbers is a heading.
+/// The longest replay, in days: between two times of one file that are further apart one is a slip of the pen.
+const LONGEST_DAYS: u64 = 366;
+
+/// A file of arrivals: a column of times (seconds, Unix time in any unit, or dates), or of times and the milliseconds
+/// that a request takes; what a heading calls tokens is no time. Other columns are ignored; a first line whose first
+/// column is neither number nor date is a heading.
+///
+/// # Errors
+/// A text that names the line.
 pub fn read(text: &str, seed: u64, service_ms: u64) -> Result<Load, String> {
     let mut rng = Rng::new(seed ^ 0x776f_726b);
-    let mut requests = Vec::new();
-    for (number, line) in text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())) {
+    let (mut requests, mut timed, mut begun) = (Vec::new(), true, false);
+    for (number, line) in text.trim_start_matches('\u{feff}').lines().enumerate().map(|(i, line)| (i + 1, line.trim()))
+    {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let mut cells = line.split([',', ';', '\t', ' ']).map(str::trim).filter(|c| !c.is_empty());
-        let milli = |cell: &str| super::super::signal::Reading::parse(cell).known();
-        match (cells.next().and_then(milli), cells.next().map(milli)) {
-            (Some(at_ms), takes) => {
+        let cells = cells(line);
+        let second = cells.get(1).copied().unwrap_or_default();
+        match cells.first().and_then(|cell| When::parse(cell)) {
+            Some(When::At(at_ms)) => {
                 let drawn = (service_ms / 2 + exponential(&mut rng, service_ms.div_ceil(2))).max(1);
-                let takes_ms = takes.flatten().map_or(drawn, |m| (m / 1000).max(1));
-                requests.push(Request { at_ms, takes_ms });
+                let told = Reading::parse(second).known().filter(|_| timed);
+                requests.push((Request { at_ms, takes_ms: told.map_or(drawn, |m| (m / 1000).max(1)) }, number));
             }
-            (None, _) if number == 1 => {}
-            (None, _) => return Err(format!("line {number}: `{line}` does not begin with a time in seconds")),
+            None if !begun => timed = !second.to_lowercase().contains("token"),
+            _ => return Err(format!("line {number}: `{line}` does not begin with a time")),
         }
+        begun = true;
     }
-    requests.sort_by_key(|r| r.at_ms);
-    let Some(first) = requests.first().map(|r| r.at_ms) else { return Err("no arrivals in it".to_owned()) };
-    requests.iter_mut().for_each(|r| r.at_ms -= first);
-    let length_ms = requests.last().map_or(0, |r| r.at_ms) + 1;
-    Ok(Load { requests, length_ms })
+    requests.sort_by_key(|(request, _)| request.at_ms);
+    let (Some(first), Some(last)) = (requests.first().copied(), requests.last().copied()) else {
+        return Err("no arrivals in it".to_owned());
+    };
+    let length_ms = last.0.at_ms - first.0.at_ms + 1;
+    let days = length_ms / (24 * HOUR);
+    if days >= LONGEST_DAYS {
+        let (first, last) = (first.1, last.1);
+        return Err(format!(
+            "lines {first} and {last} are {days} days apart, {LONGEST_DAYS} at most: is one of them wrong?"
+        ));
+    }
+    let since = |(request, _): (Request, usize)| Request { at_ms: request.at_ms - first.0.at_ms, ..request };
+    Ok(Load { requests: requests.into_iter().map(since).collect(), length_ms })
+}
+
+/// The columns of a line. A date may have a space in it where columns are parted by something else.
+fn cells(line: &str) -> Vec<&str> {
+    let by = |ends: &[char]| -> Vec<&str> {
+        line.split(ends).map(|cell| cell.trim().trim_matches('"').trim()).filter(|cell| !cell.is_empty()).collect()
+    };
+    let parted = by(&[',', ';', '\t']);
+    match parted.first().and_then(|cell| When::parse(cell)) {
+        Some(_) => parted,
+        None => by(&[',', ';', '\t', ' ']),
+    }
 }
 
 #[cfg(test)]
@@ -276,5 +308,32 @@ mod tests {
         assert_eq!((load.requests, load.length_ms), (expected.to_vec(), 501));
         assert!(read("a\nb\n", 1, 2_000).unwrap_err().starts_with("line 2"));
         assert!(read("", 1, 2_000).is_err());
+    }
+
+    #[test]
+    fn unix_time_dates_and_the_lines_of_other_programs_are_read_and_none_is_lost() {
+        let times = |text: &str| -> Vec<u64> {
+            read(text, 1, 2_000).unwrap_or_else(|e| panic!("{text:?}: {e}")).requests.iter().map(|r| r.at_ms).collect()
+        };
+        for text in [
+            "1790000000\n1790000001.5",
+            "1790000000.0,\r\n\r\n1790000001.5,\r\n",
+            "1.79e9\n1.7900000015e9\n",
+            "1790000000000\n1790000001500\n",
+            "\u{feff}\"at\";\"x\"\n\"1790000000\";\"\"\n\"1790000001.5\";\"\"",
+            "1790000001.5\n\n# later came first\n1790000000\n",
+            "TIMESTAMP,ContextTokens,GeneratedTokens\n2026-09-21 14:13:20.0000000,374,44\n2026-09-21 14:13:21.5000000,396,109",
+            "2026-09-21T14:13:20Z 300\n2026-09-21T14:13:21.5Z 300\n",
+        ] {
+            assert_eq!(times(text), [0, 1_500], "{text:?}");
+        }
+        let tokens = read("at,ContextTokens\n1790000000,7\n", 1, 2_000).unwrap();
+        assert!(tokens.requests[0].takes_ms >= 1_000, "tokens are no milliseconds: {tokens:?}");
+        for (text, line) in
+            [("nan\n5\n", "line 1"), ("-5\n5\n", "line 1"), ("5\nx\n", "line 2"), ("5\n1790000000", "lines 1 and 2")]
+        {
+            let error = read(text, 1, 2_000).unwrap_err();
+            assert!(error.starts_with(line), "{text:?}: {error}");
+        }
     }
 }

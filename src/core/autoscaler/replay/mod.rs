@@ -6,8 +6,10 @@
 pub mod load;
 pub mod rules;
 pub mod table;
+pub mod when;
 pub mod world;
 
 pub use load::{Load, Shape};
 pub use rules::{Policy, Product, Rule};
+pub use when::When;
 pub use world::{Outcome, run};
