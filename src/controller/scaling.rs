@@ -8,11 +8,11 @@ mod limits;
 
 use crate::exchange::sights::Measured;
 use crate::exchange::{Advice, Panorama};
-use gateways::{Gateways, Sum};
+use gateways::Gateways;
 use limits::{Wanting, limits};
 use nf_core::autoscaler::journal::{Life, Record};
 use nf_core::autoscaler::signal::Reading;
-use nf_core::autoscaler::source::{Ears, Heard, Load, Monitor};
+use nf_core::autoscaler::source::{Ears, Load, Monitor};
 use nf_core::autoscaler::{Autoscaler, Decision, Gap, Limits, Service, Signals, Why};
 use nf_core::id::{Generation, JobNo, ModelId, NodeNo, TenantId};
 use nf_core::job::{Job, Next, Phase, Replica, Stage};
@@ -147,7 +147,9 @@ impl Scaler {
             let Some(known) = self.known(job, scaling, &mut looked.records) else { continue };
             let heard = known.ears.listen(&ready(job), &told);
             let heard = known.ears.with(heard, monitor(&measured, &name), all.ready, all.jobs);
-            let signals = signals(job, at_ms, sums.of(&name), all.jobs, heard);
+            let (sum, unheard) = sums.of(&name);
+            let load = known.ears.join(sum.share(all.jobs), &heard, unheard.is_none());
+            let signals = signals(job, at_ms, load, unheard.or(heard.gap), heard.age_ms);
             known.scaler.stands_at(job.desired().into());
             wanting.push(Wanting { job, scaling, wish: known.scaler.wish(&signals) });
             seen.push(signals);
@@ -234,19 +236,10 @@ fn service(scaling: &Scaling, tick: Duration) -> Service {
 }
 
 /// What is seen of one service.
-fn signals(job: &Job, at_ms: u64, (sum, unheard): (Sum, Option<Gap>), share: u64, heard: Heard) -> Signals {
+fn signals(job: &Job, at_ms: u64, load: Load, gap: Option<Gap>, age_ms: Option<u64>) -> Signals {
     let count = |test: fn(&Phase) -> bool| {
         Reading::of(job.replicas.iter().filter(|r: &&Replica| test(&r.phase)).count() as u64)
     };
-    // Several jobs of one model share what gateways see; what replicas say is their own job's.
-    let part = |n: u64| n.div_ceil(share.max(1));
-    let gateways = Load {
-        waiting_m: part(sum.waiting).saturating_mul(1000),
-        running_m: part(sum.running).saturating_mul(1000),
-        arrived: part(sum.arrived),
-        p95_ms: sum.p95_ms(),
-    };
-    let load = gateways.with(heard.load);
     Signals {
         at_ms,
         ready: count(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })),
@@ -260,8 +253,8 @@ fn signals(job: &Job, at_ms: u64, (sum, unheard): (Sum, Option<Gap>), share: u64
         running: Reading::of_milli(load.running_m),
         arrivals: Reading::of(load.arrived),
         p95_ms: Reading::of(load.p95_ms),
-        gap: unheard.or(heard.gap),
-        age_ms: heard.age_ms,
+        gap,
+        age_ms,
     }
 }
 

@@ -5,6 +5,7 @@ use super::Name;
 use crate::exchange::sights::{BUCKETS, MODELS, p95_ms};
 use crate::exchange::{Seen, Sight};
 use nf_core::autoscaler::Gap;
+use nf_core::autoscaler::source::Load;
 use nf_core::id::MemberId;
 use nf_core::node::NodeState;
 use nf_core::state::State;
@@ -50,8 +51,19 @@ impl Sum {
         }
     }
 
+    /// The part of one of so many jobs that share what gateways see.
+    pub fn share(&self, jobs: u64) -> Load {
+        let part = |n: u64| n.div_ceil(jobs.max(1));
+        Load {
+            waiting_m: part(self.waiting).saturating_mul(1000),
+            running_m: part(self.running).saturating_mul(1000),
+            arrived: part(self.arrived),
+            p95_ms: self.p95_ms(),
+        }
+    }
+
     /// Of the requests that were answered since the last look; 0 when there were none.
-    pub fn p95_ms(&self) -> u64 {
+    fn p95_ms(&self) -> u64 {
         p95_ms(&self.answered).unwrap_or(0)
     }
 }

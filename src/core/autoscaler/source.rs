@@ -39,13 +39,13 @@ pub struct Load {
 impl Load {
     /// What gateways saw, and what replicas say of themselves. Requests that came through a
     /// gateway are in both, so of what is inside the replicas the larger number counts.
-    pub fn with(self, replicas: Option<Load>) -> Load {
-        let Some(replicas) = replicas else { return self };
+    /// `past`: so many came past the gateways.
+    fn with(self, replicas: Load, past: u64) -> Load {
         let inside = self.running_m.max(replicas.running_m.saturating_add(replicas.waiting_m));
         Load {
             waiting_m: self.waiting_m.saturating_add(replicas.waiting_m),
             running_m: inside - replicas.waiting_m.min(inside),
-            arrived: self.arrived.max(replicas.arrived),
+            arrived: self.arrived.saturating_add(past),
             p95_ms: self.p95_ms.max(replicas.p95_ms),
         }
     }
@@ -118,9 +118,52 @@ struct Voice {
     answered: Option<u64>,
 }
 
+/// A look forgets so much of what replicas fell behind by: requests that left a gateway without an answer, or whose
+/// replica went before it told of them. At a look every five seconds, half is forgotten in a quarter of an hour.
+const FORGETS: i64 = 256;
+
+/// Requests that reach replicas past the gateways: those that were answered beyond what left the gateways. Replicas
+/// tell late and in lumps, so single looks can't be compared, but sums can: what went through a gateway is answered
+/// there no later than a replica tells of it, and lifts no sum above its highest yet. All in thousandths.
+#[derive(Clone, Debug, Default)]
+struct Past {
+    /// Requests inside the gateways at the last look; None: what left since is not known.
+    inside: Option<i64>,
+    /// Answered by replicas, less those that left the gateways.
+    ahead: i64,
+    highest: i64,
+    /// Seen, and not counted yet.
+    due: i64,
+}
+
+impl Past {
+    /// How many came so since the last look.
+    fn came(&mut self, gateways: Load, answered: u64) -> u64 {
+        let milli = |n: u64| i64::try_from(n.saturating_mul(1000)).unwrap_or(i64::MAX);
+        let inside = i64::try_from(gateways.waiting_m.saturating_add(gateways.running_m)).unwrap_or(i64::MAX);
+        if let Some(before) = self.inside.replace(inside) {
+            let left = before.saturating_add(milli(gateways.arrived)).saturating_sub(inside);
+            self.ahead = self.ahead.saturating_add(milli(answered)).saturating_sub(left);
+        }
+        let above = self.ahead.saturating_sub(self.highest);
+        self.highest = if above > 0 { self.ahead } else { self.highest.saturating_add(above / FORGETS) };
+        self.due = self.due.saturating_add(above.max(0));
+        // A lump is of more than one look: half of it now.
+        let now = (self.due / 2).max(1000).min(self.due) / 1000;
+        self.due -= now * 1000;
+        now.unsigned_abs()
+    }
+
+    /// Somebody said nothing: the sums go on from the next look.
+    fn gap(&mut self) {
+        self.inside = None;
+    }
+}
+
 /// What the replicas of one service have told, from one look to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Ears {
+    past: Past,
     voices: BTreeMap<(ReplicaId, Generation), Voice>,
     /// What the monitoring system has told of the service.
     monitor: Fields,
@@ -160,6 +203,15 @@ impl Ears {
             heard.gap = Some(Gap::Replicas { told: count(whole), of: count(ready.len()) });
         }
         heard
+    }
+
+    /// What gateways saw and what was heard, as one; `whole`: all gateways spoke.
+    pub fn join(&mut self, gateways: Load, heard: &Heard, whole: bool) -> Load {
+        let Some(replicas) = heard.load else { return gateways };
+        if !whole || heard.gap.is_some() {
+            self.past.gap();
+        }
+        gateways.with(replicas, self.past.came(gateways, replicas.arrived))
     }
 
     fn add(&mut self, load: &mut Load, key: (ReplicaId, Generation), told: &Told) {
@@ -230,14 +282,57 @@ mod tests {
     #[test]
     fn requests_that_both_see_count_once() {
         let gateways = Load { waiting_m: 5_000, running_m: 8_000, arrived: 20, p95_ms: 300 };
-        assert_eq!(gateways.with(None), gateways);
         // All of the eight came through a gateway; two of them wait inside.
         let replicas = Load { waiting_m: 2_000, running_m: 6_000, arrived: 18, p95_ms: 200 };
         let both = Load { waiting_m: 7_000, running_m: 6_000, arrived: 20, p95_ms: 300 };
-        assert_eq!(gateways.with(Some(replicas)), both);
+        assert_eq!(gateways.with(replicas, 0), both);
         // Ten more came past them.
-        let more = Load { running_m: 16_000, arrived: 40, ..replicas };
-        assert_eq!(gateways.with(Some(more)), Load { running_m: 16_000, arrived: 40, ..both });
+        let more = Load { running_m: 16_000, ..replicas };
+        assert_eq!(gateways.with(more, 20), Load { running_m: 16_000, arrived: 40, ..both });
+    }
+
+    /// Looks at a service of which `through` requests arrive at gateways and `past` elsewhere between two looks,
+    /// `inside` of the former are in the gateways, and replicas tell what they answered at every third look.
+    fn arrivals(looks: u64, through: u64, past: u64, inside: impl Fn(u64) -> u64) -> u64 {
+        let mut ears = Ears::default();
+        let (mut sum, mut kept) = (0, 0);
+        for look in 0..looks {
+            let running_m = inside(look) * 1000;
+            let gateways = Load { running_m, arrived: through, ..Load::default() };
+            let left = if look == 0 { 0 } else { inside(look - 1) + through - inside(look) };
+            kept += if look == 0 { 0 } else { left + past };
+            let told = if look % 3 == 2 { std::mem::take(&mut kept) } else { 0 };
+            let replicas = Load { arrived: told, ..Load::default() };
+            let heard = Heard { load: Some(replicas), ..Heard::default() };
+            sum += ears.join(gateways, &heard, true).arrived;
+        }
+        sum
+    }
+
+    #[test]
+    fn what_came_through_a_gateway_counts_once_however_late_replicas_tell_of_it() {
+        let right = 3_000 * 15;
+        for inside in [|_: u64| 0, |look: u64| look % 7 * 2, |look: u64| if look < 1_500 { look.min(10) } else { 0 }] {
+            let seen = arrivals(3_000, 15, 0, inside);
+            assert!((right..=right + right / 50).contains(&seen), "{seen} of {right}");
+        }
+        for through in [0, 15] {
+            let (right, seen) = (3_000 * (through + 30), arrivals(3_000, through, 30, |_| through));
+            assert!(seen.abs_diff(right) <= right / 50, "{seen} of {right} with {through} a look by gateways");
+        }
+    }
+
+    #[test]
+    fn who_left_a_gateway_without_an_answer_hides_others_for_a_while_only() {
+        let mut past = Past::default();
+        let by = |arrived| Load { arrived, ..Load::default() };
+        // An hour in which all ten of a look are turned away by the replicas, uncounted.
+        (0..720).for_each(|_| assert_eq!(past.came(by(10), 0), 0));
+        let seen: u64 = (0..720).map(|_| past.came(by(0), 20)).sum();
+        assert!((10_000..=14_400).contains(&seen), "{seen} of 14,400 in the next");
+        // While somebody is silent nobody can say who left.
+        past.gap();
+        assert_eq!((past.came(by(0), 5_000), past.came(by(0), 0)), (10, 5), "what was due, and nothing else");
     }
 
     fn say(told: Vec<Told>) -> BTreeMap<NodeNo, Word> {
