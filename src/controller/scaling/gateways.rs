@@ -57,7 +57,8 @@ impl Sum {
         Load {
             waiting_m: part(self.waiting).saturating_mul(1000),
             running_m: part(self.running).saturating_mul(1000),
-            arrived: part(self.arrived),
+            arrived: Some(part(self.arrived)),
+            uncounted: false,
             p95_ms: self.p95_ms(),
         }
     }
@@ -150,8 +151,9 @@ impl Gateways {
     }
 }
 
-/// Whether a member that says nothing has been given up, and all that it had with it.
+/// Whether a member that says nothing has been given up, and all that it had with it. One that was drained and then
+/// switched off stays in Maintenance: that is what it was drained for.
 fn is_gone(state: &State, member: MemberId) -> bool {
     let node = state.members().get(&member).and_then(|member| state.node_named(&member.name));
-    node.is_some_and(|node| node.state == NodeState::Down)
+    node.is_some_and(|node| matches!(node.state, NodeState::Down | NodeState::Maintenance))
 }
