@@ -64,7 +64,7 @@ fn agent(state: &mut State) {
     agent_of(state, 1);
 }
 
-fn agent_of(state: &mut State, node: u64) {
+fn agent_of(state: &mut State, node: u32) {
     let report = |job: &Job, (replica, no): (&Replica, u16)| {
         let here = replica.allocation().is_some_and(|alloc| alloc.node == NodeNo(node));
         let kind = match &replica.phase {
@@ -76,7 +76,7 @@ fn agent_of(state: &mut State, node: u64) {
     };
     let of = |job: &Arc<Job>| job.replicas.iter().zip(0..).filter_map(|one| report(job, one)).collect::<Vec<_>>();
     let reports = state.services().flat_map(of).collect();
-    let (node, incarnation) = (NodeName::new(format!("n{node}")).unwrap(), Incarnation(1));
+    let (node, incarnation) = (NodeName::new(&format!("n{node}")).unwrap(), Incarnation(1));
     testing::run(state, Intent::Reports { node, incarnation, reports });
     testing::run(state, Intent::PlaceWaiting);
 }

@@ -78,7 +78,7 @@ fn services_of_one_budget_take_its_rest_once() {
     testing::run(&mut state, Intent::SetQuota { tenant: tenant("t1"), quota });
     for i in 1..30 {
         let Looked { intents, looks, .. } = scaler.look(&state, both_busy(i), i * TICK);
-        assert!(i < 2 || looks.iter().all(|look| look.decision.why == Why::BudgetLimit), "{looks:?}");
+        assert!(i < 10 || looks.iter().all(|look| look.decision.why == Why::BudgetLimit), "{looks:?}");
         run(&mut state, intents);
         assert!(desired(&state).iter().sum::<u16>() <= 5, "at look {i}: {:?}", desired(&state));
     }

@@ -2,7 +2,7 @@
 //! applied as in a group.
 
 use super::*;
-use nf_core::budget::{Budgets, HOUR_MS, Kind, Window};
+use nf_core::budget::{Budgets, Kind, Window};
 use nf_core::invariants;
 use nf_core::placement::explain::blockers;
 use nf_core::reason::Reason;
@@ -37,7 +37,7 @@ impl Group {
         group.run(Intent::SetQuota { tenant: TenantId::new("t1").unwrap(), quota });
         for i in 0..SERVICES {
             let scaling = Scaling { min: 1, max: 6, concurrency: 4, cold_start_ms: 60_000, ..Scaling::default() };
-            let model = ModelId::new(format!("m{i}")).unwrap();
+            let model = ModelId::new(&format!("m{i}")).unwrap();
             let priority = (i % 3) as i16;
             let plain = testing::job_spec("t1", Gpus::Milli(500));
             group
@@ -147,5 +147,4 @@ fn fifty_services_spike_together_on_forty_gpus_with_a_budget_for_the_day() {
         assert_eq!(group.floors(), SERVICES as usize);
     }
     assert!(Kind::GpuHours.told(group.used()) > GPU_HOURS - 20_000, "nearly all was of use");
-    let _ = HOUR_MS;
 }
