@@ -66,6 +66,7 @@ const HIDDEN: &[&str] = &[
     "kill_budget",
     "down_after",
     "scale_every",
+    "scale_settle",
     "defrag_every",
     "network_fault_percent",
     "network_fault_down_after",

@@ -217,6 +217,8 @@ settings! {
         "silence after which a node is given up and its replicas start elsewhere";
     scale_every: Duration = "5s", "NF_SCALE_EVERY", parse::duration,
         "how often the leader looks at the load of services that scale";
+    scale_settle: Duration = "60s", "NF_SCALE_SETTLE", parse::duration,
+        "how long a new leader has to know a service before it takes a replica away; twelve looks at least";
     defrag_every: Option<Duration> = "", "NF_DEFRAG_EVERY", parse::span,
         "how often the leader moves the few replicas that win most idle GPU, such as 10m; never when not set";
     network_fault_percent: u32 = "50", "NF_NETWORK_FAULT_PERCENT", parse::percent,

@@ -7,7 +7,7 @@ pub mod journal;
 mod scaling;
 
 pub use journal::Journal;
-pub use scaling::Look;
+pub use scaling::{Look, Pace};
 
 use crate::exchange::{Group, Heard, Hub};
 use crate::raft;
@@ -29,8 +29,6 @@ const SUBMIT: Duration = Duration::from_secs(5);
 const INTENTS: usize = 256;
 /// A change of the state is looked at so long after the last step at the earliest.
 const COALESCE: Duration = Duration::from_millis(5);
-/// How often services are looked at, where the settings do not say.
-const SCALE_EVERY: Duration = Duration::from_secs(5);
 /// Pause after a pass over the queue that got no answer.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -43,8 +41,7 @@ pub struct Options {
     pub timeouts: Timeouts,
     /// A step is made at least this often.
     pub tick: Duration,
-    /// Services are looked at this often.
-    pub scale_every: Duration,
+    pub pace: Pace,
     /// How often replicas are moved to mend fragmentation; never when None.
     pub defrag_every: Option<Duration>,
     pub told: Told,
@@ -57,7 +54,7 @@ impl Default for Options {
         Self {
             timeouts: Timeouts::default(),
             tick: Duration::from_millis(250),
-            scale_every: SCALE_EVERY,
+            pace: Pace::default(),
             defrag_every: None,
             told: Arc::new(|_| ()),
             journal: None,
@@ -177,8 +174,8 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
 /// Looks at the services for one term. Returns when the group's handle stops.
 async fn scale(hub: &Hub, term: u64, options: &Options) {
     let group = &**hub.group();
-    let mut scaler = Scaler::new(term, options.scale_every);
-    let mut tick = tokio::time::interval(options.scale_every);
+    let mut scaler = Scaler::new(term, options.pace);
+    let mut tick = tokio::time::interval(options.pace.every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let origin = (Instant::now(), wall_ms());
     let applied = group.watch();
@@ -374,8 +371,8 @@ mod tests {
             let _ = told.send(looks.map(<[Look]>::len));
         });
         let timeouts = Timeouts::default();
-        let (_hub, task) =
-            started(&group, Options { timeouts, scale_every: Duration::from_millis(20), told, ..fast() });
+        let pace = Pace { every: Duration::from_millis(20), ..Pace::default() };
+        let (_hub, task) = started(&group, Options { timeouts, pace, told, ..fast() });
         eventually("it is told of", || *last.borrow() == Some(1)).await;
         group.lead(None);
         eventually("who leads no more tells nothing", || last.borrow().is_none()).await;

@@ -8,12 +8,12 @@ mod limits;
 
 use crate::exchange::sights::Measured;
 use crate::exchange::{Advice, Panorama};
-use gateways::{Gateways, Sum};
+use gateways::Gateways;
 use limits::{Wanting, limits};
 use nf_core::autoscaler::journal::{Life, Record};
 use nf_core::autoscaler::signal::Reading;
-use nf_core::autoscaler::source::{Ears, Heard, Load, Monitor};
-use nf_core::autoscaler::{Autoscaler, Decision, Gap, Limits, Service, Signals, Why};
+use nf_core::autoscaler::source::{Ears, Load, Monitor};
+use nf_core::autoscaler::{Autoscaler, Decision, Limits, Service, Signals, Why};
 use nf_core::id::{Generation, JobNo, ModelId, NodeNo, TenantId};
 use nf_core::job::{Job, Next, Phase, Replica, Stage};
 use nf_core::plan::Intent;
@@ -23,12 +23,26 @@ use nf_core::state::State;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Looks for which a new leader takes nothing away.
+/// Looks for which a new leader takes nothing away, however long it has known a service.
 const SETTLE: u32 = 12;
 /// What a request takes, until some were seen, in milliseconds: no job says it.
 const SERVICE_MS: u64 = 1_000;
 
 type Name = (TenantId, ModelId);
+
+/// How services are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    pub every: Duration,
+    /// How long a service is looked at before anything of it is taken away.
+    pub settle: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(5), settle: Duration::from_secs(60) }
+    }
+}
 
 /// What a look at one service came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,14 +113,14 @@ struct Known {
     ears: Ears,
     /// Whose it is, for the journal.
     life: Life,
-    /// What it said last.
-    said: Option<u16>,
+    /// What was wanted when it looked last, and what it said then.
+    said: Option<(u16, u16)>,
 }
 
 /// One term's autoscalers.
 pub struct Scaler {
     term: u64,
-    tick: Duration,
+    pace: Pace,
     /// Autoscalers made in the term.
     made: u32,
     scalers: BTreeMap<JobNo, Known>,
@@ -121,8 +135,8 @@ struct Whole {
 }
 
 impl Scaler {
-    pub fn new(term: u64, tick: Duration) -> Self {
-        Self { term, tick, made: 0, scalers: BTreeMap::new(), gateways: Gateways::default() }
+    pub fn new(term: u64, pace: Pace) -> Self {
+        Self { term, pace, made: 0, scalers: BTreeMap::new(), gateways: Gateways::default() }
     }
 
     /// What every autoscaler knows now, for the beginning of a journal.
@@ -149,7 +163,12 @@ impl Scaler {
             let Some(known) = self.known(job, scaling, &mut looked.records) else { continue };
             let heard = known.ears.listen(&ready(job), &told);
             let heard = known.ears.with(heard, monitor(&measured, &name), all.ready, all.jobs);
-            let signals = signals(job, at_ms, sums.of(&name), all.jobs, heard);
+            let (sum, unheard) = sums.of(&name);
+            let load = known.ears.join(sum.share(all.jobs), &heard, unheard.is_none());
+            let (gap, age_ms) = (unheard.or(heard.gap), heard.age_ms);
+            let kv_cache = heard.kv_m.map_or(Reading::Missing, Reading::of_milli);
+            let first_token_ms = heard.first_token_ms.map_or(Reading::Missing, Reading::of);
+            let signals = Signals { at_ms, gap, age_ms, kv_cache, first_token_ms, ..signals(job, load) };
             known.scaler.stands_at(job.desired().into());
             wanting.push(Wanting { job, scaling, wish: known.scaler.wish(&signals) });
             seen.push(signals);
@@ -166,12 +185,15 @@ impl Scaler {
     }
 
     /// Begins anew where the terms have changed, and where somebody asked for more than was said:
-    /// who begins takes nothing away for a while.
+    /// who begins takes nothing away for a while. As many as there were before mean that nobody asked, and what was
+    /// said was lost.
     fn known(&mut self, job: &Job, scaling: Scaling, records: &mut Vec<Record>) -> Option<&mut Known> {
-        let asked = |known: &Known| known.said.is_some_and(|said| job.desired() > said.max(1));
-        if self.scalers.get(&job.no).is_none_or(|known| known.scaling != scaling || asked(known)) {
+        let asked = |known: &Known| known.said.is_some_and(|(stood, said)| job.desired() > said.max(stood).max(1));
+        let service = service(job, &scaling, self.pace);
+        let other = |known: &Known| known.scaling != scaling || *known.scaler.service() != service;
+        if self.scalers.get(&job.no).is_none_or(|known| other(known) || asked(known)) {
             // What is stored was checked when it was accepted; what still can't be is left alone.
-            let scaler = Autoscaler::new(service(&scaling, self.tick)).ok()?;
+            let scaler = Autoscaler::new(service).ok()?;
             let ears = self.scalers.remove(&job.no).map(|known| known.ears).unwrap_or_default();
             let ((tenant, model), term) = (name(job), self.term);
             self.made += 1;
@@ -213,13 +235,14 @@ impl Known {
         let decision = self.scaler.decide(*wish);
         let (tenant, model) = name(job);
         let look = Look { tenant, model, current: job.desired(), decision, advisory: scaling.advisory, signals };
-        self.said = Some(if look.acts() { look.to() } else { look.current });
+        self.said = Some((look.current, if look.acts() { look.to() } else { look.current }));
         look
     }
 }
 
-fn service(scaling: &Scaling, tick: Duration) -> Service {
-    let tick_ms = u64::try_from(tick.as_millis()).unwrap_or(u64::MAX).max(1);
+fn service(job: &Job, scaling: &Scaling, pace: Pace) -> Service {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let tick_ms = ms(pace.every).max(1);
     Service {
         tick_ms,
         cold_start_ms: scaling.cold_start_ms.into(),
@@ -227,47 +250,37 @@ fn service(scaling: &Scaling, tick: Duration) -> Service {
         max: scaling.max.into(),
         slots: scaling.concurrency.into(),
         wait_ms: scaling.wait_ms.into(),
+        promise_ms: job.spec.latency_ms().unwrap_or(0).into(),
         service_ms: SERVICE_MS,
         service_guessed: true,
         gpus: 1,
         idle_ms: scaling.idle_ms.into(),
-        settle_ms: tick_ms.saturating_mul(SETTLE.into()),
+        settle_ms: tick_ms.saturating_mul(SETTLE.into()).max(ms(pace.settle)),
     }
 }
 
 /// What is seen of one service.
-fn signals(job: &Job, at_ms: u64, (sum, unheard): (Sum, Option<Gap>), share: u64, heard: Heard) -> Signals {
+fn signals(job: &Job, load: Load) -> Signals {
     let count = |test: fn(&Phase) -> bool| {
         Reading::of(job.replicas.iter().filter(|r: &&Replica| test(&r.phase)).count() as u64)
     };
-    // Several jobs of one model share what gateways see; what replicas say is their own job's.
-    let part = |n: u64| n.div_ceil(share.max(1));
-    let gateways = Load {
-        waiting_m: part(sum.waiting).saturating_mul(1000),
-        running_m: part(sum.running).saturating_mul(1000),
-        arrived: part(sum.arrived),
-        p95_ms: sum.p95_ms(),
-    };
-    let load = gateways.with(heard.load);
     Signals {
-        at_ms,
         ready: count(|p| matches!(p, Phase::Held { stage: Stage::Ready, .. })),
         starting: count(|p| {
             // What stops to start again elsewhere is on its way, too.
             matches!(p, Phase::Waiting { .. } | Phase::Stopping { then: Next::Again | Next::Here(_), .. })
                 || matches!(p, Phase::Held { stage, .. } if *stage != Stage::Ready)
         }),
+        unplaced: count(|p| matches!(p, Phase::Waiting { .. })),
         draining: count(|p| matches!(p, Phase::Stopping { then: Next::End, .. })),
         queue: Reading::of_milli(load.waiting_m),
         running: Reading::of_milli(load.running_m),
-        arrivals: Reading::of(load.arrived),
+        arrivals: load.arrived.map_or(Reading::Missing, Reading::of),
+        uncounted: load.uncounted,
         p95_ms: Reading::of(load.p95_ms),
-        kv_cache: heard.kv_m.map_or(Reading::Missing, Reading::of_milli),
-        first_token_ms: heard.first_token_ms.map_or(Reading::Missing, Reading::of),
         // An answer can't be there in time whose first token is not.
         first_token_within_ms: job.spec.latency_ms().map(u64::from),
-        gap: unheard.or(heard.gap),
-        age_ms: heard.age_ms,
+        ..Signals::default()
     }
 }
 

@@ -1,12 +1,13 @@
 //! Budgets over time: how many GPU-hours, and how much money, a tenant and those below
 //! it may use in a UTC day, week or month. Here: what a limit is and when its window
 //! begins and ends. What was used is `meter`'s, what may start `judge`'s, where it can be
-//! paid `afford`'s, what must stop before a limit is passed `keep`'s. See ADR 37.
+//! paid `afford`'s, what must stop before a limit is passed `keep`'s, what is left for many `rest`'s. See ADR 37.
 
 pub mod afford;
 pub mod judge;
 pub mod keep;
 pub mod meter;
+pub mod rest;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -212,12 +212,12 @@ fn controller_options(settings: &Settings, data: &Path, metrics: &Metrics) -> co
         down_ms: ms(settings.down_after.value),
         fault: network_fault(settings),
     };
-    let scale_every = settings.scale_every.value;
+    let pace = controller::Pace { every: settings.scale_every.value, settle: settings.scale_settle.value };
     let scaled = Scaled::new(metrics);
     let told = Arc::new(move |looks: Option<&[controller::Look]>| scaled.tell(looks.unwrap_or_default()));
     let journal = Some(controller::Journal::new(data.join("autoscale")));
     let defrag_every = settings.defrag_every.value;
-    controller::Options { timeouts, scale_every, defrag_every, told, journal, ..controller::Options::default() }
+    controller::Options { timeouts, pace, defrag_every, told, journal, ..controller::Options::default() }
 }
 
 fn gateway_options(settings: &Settings) -> gateway::Options {

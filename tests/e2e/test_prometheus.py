@@ -128,7 +128,7 @@ def load(group):
 
 def test_a_real_prometheus_answers_every_expression_that_we_ship(tmp_path, tools):
     scaling = {"min": 1, "max": 2, "concurrency": 2}
-    with Dev(tmp_path / "group", args=["--set", "scale_every=500ms"]) as group:
+    with Dev(tmp_path / "group", args=["--set", "scale_every=500ms", "--set", "scale_settle=6s"]) as group:
         for model, promise in (("kept", 60_000), ("late", 1)):
             job = {**BODY, "model_id": model, "resources": {"gpu": 0.1}, "scaling": scaling, "constraints": {"latency_ms": promise}}
             group.wait_state(group.call("POST", "/schedule", job).json()["request_id"], "Running")

@@ -26,7 +26,7 @@ def group(tmp_path_factory):
     magika = {key: Path(value) for key, value in (line.split("=", 1) for line in told.stdout.splitlines())}
     folder = tmp_path_factory.mktemp("scale")
     try:
-        with Dev(folder, {"NF_PYTHON": magika["python"]}, ["--set", "scale_every=500ms"]) as group:
+        with Dev(folder, {"NF_PYTHON": magika["python"]}, ["--set", "scale_every=500ms", "--set", "scale_settle=6s"]) as group:
             publish(group, magika)
             yield group
     finally:

@@ -91,7 +91,7 @@ def load(address, clients):
 def test_prometheus_scales_and_its_silence_takes_nothing_away(tmp_path, prometheus):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    args = ["--set", "scale_every=500ms", "--set", f"prom_url={url}"]
+    args = ["--set", "scale_every=500ms", "--set", "scale_settle=6s", "--set", f"prom_url={url}"]
     with Dev(tmp_path / "group", args=args) as group:
         with running(prometheus, tmp_path, port, group.urls):
             job = group.call("POST", "/schedule", JOB).json()["request_id"]

@@ -88,7 +88,8 @@ def test_of_a_thousand_calls_at_zero_replicas_as_many_are_held_as_may_and_the_re
     gate = tmp_path / "gate"
     gate.touch()
     with few_files():
-        group = Dev(tmp_path / "group", args=["--set", "scale_every=500ms", "--set", "stop_grace=2s"])
+        settings = ["--set", "scale_every=500ms", "--set", "scale_settle=6s", "--set", "stop_grace=2s"]
+        group = Dev(tmp_path / "group", args=settings)
     with group:
         files = group.folder / "model"
         files.mkdir()

@@ -41,7 +41,7 @@ HOW = {"window": f"{WINDOW}s", "ready_within": "60s"}
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory):
-    settings = ["--set", "scale_every=500ms", "--set", "stop_grace=5s"]
+    settings = ["--set", "scale_every=500ms", "--set", "scale_settle=6s", "--set", "stop_grace=5s"]
     with Dev(tmp_path_factory.mktemp("rollouts"), args=settings) as group:
         files = group.folder / "model"
         files.mkdir()

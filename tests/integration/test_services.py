@@ -19,7 +19,7 @@ BODY = {"model": "m1", "messages": [{"role": "user", "content": "hello"}]}
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory):
-    with Dev(tmp_path_factory.mktemp("services"), args=["--set", "scale_every=500ms"]) as group:
+    with Dev(tmp_path_factory.mktemp("services"), args=["--set", "scale_every=500ms", "--set", "scale_settle=6s"]) as group:
         yield group
 
 

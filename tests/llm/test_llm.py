@@ -33,7 +33,7 @@ def smollm2():
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory, smollm2):
-    with Dev(tmp_path_factory.mktemp("llm"), {"NF_PYTHON": smollm2["python"]}, ["--set", "scale_every=1s"]) as group:
+    with Dev(tmp_path_factory.mktemp("llm"), {"NF_PYTHON": smollm2["python"]}, ["--set", "scale_every=1s", "--set", "scale_settle=12s"]) as group:
         files = group.folder / "smollm2"
         files.mkdir()
         for file in (smollm2["model"], HERE / "llm_server.py"):

@@ -5,6 +5,7 @@ use super::Name;
 use crate::exchange::sights::{BUCKETS, MODELS, p95_ms};
 use crate::exchange::{Seen, Sight};
 use nf_core::autoscaler::Gap;
+use nf_core::autoscaler::source::Load;
 use nf_core::id::MemberId;
 use nf_core::node::NodeState;
 use nf_core::state::State;
@@ -50,8 +51,20 @@ impl Sum {
         }
     }
 
+    /// The part of one of so many jobs that share what gateways see.
+    pub fn share(&self, jobs: u64) -> Load {
+        let part = |n: u64| n.div_ceil(jobs.max(1));
+        Load {
+            waiting_m: part(self.waiting).saturating_mul(1000),
+            running_m: part(self.running).saturating_mul(1000),
+            arrived: Some(part(self.arrived)),
+            uncounted: false,
+            p95_ms: self.p95_ms(),
+        }
+    }
+
     /// Of the requests that were answered since the last look; 0 when there were none.
-    pub fn p95_ms(&self) -> u64 {
+    fn p95_ms(&self) -> u64 {
         p95_ms(&self.answered).unwrap_or(0)
     }
 }
@@ -138,8 +151,9 @@ impl Gateways {
     }
 }
 
-/// Whether a member that says nothing has been given up, and all that it had with it.
+/// Whether a member that says nothing has been given up, and all that it had with it. One that was drained and then
+/// switched off stays in Maintenance: that is what it was drained for.
 fn is_gone(state: &State, member: MemberId) -> bool {
     let node = state.members().get(&member).and_then(|member| state.node_named(&member.name));
-    node.is_some_and(|node| node.state == NodeState::Down)
+    node.is_some_and(|node| matches!(node.state, NodeState::Down | NodeState::Maintenance))
 }

@@ -1,13 +1,15 @@
-//! What quotas and budgets leave for services. Where a tenant's quota has not enough for
-//! all that its services want, they share it: the least of each, then the higher
-//! priorities, then who has less. It does not decide what a service wants.
+//! What quotas and budgets leave for services. Where there is not enough for all that the
+//! services of one tree of tenants want, they share it: the least of each, then who lives
+//! on its own, then the higher priorities, then who has less. It does not decide what a
+//! service wants.
 
-use nf_core::autoscaler::joint::{self, Means};
-use nf_core::autoscaler::{Limits, Wish};
-use nf_core::budget::judge::most_replicas;
-use nf_core::id::{JobNo, TenantNo};
+use nf_core::autoscaler::joint::{self, Source};
+use nf_core::autoscaler::{Limits, Why, Wish};
+use nf_core::budget::rest::{Payer, Rest};
+use nf_core::claim;
+use nf_core::id::TenantNo;
 use nf_core::job::Job;
-use nf_core::quota;
+use nf_core::quota::tree::{self, room::Room};
 use nf_core::scaling::Scaling;
 use nf_core::state::State;
 use std::collections::BTreeMap;
@@ -22,50 +24,42 @@ pub struct Wanting<'a> {
 
 /// The limits of each, in their order.
 pub fn limits(state: &State, services: &[Wanting<'_>]) -> Vec<Limits> {
-    let mut tenants: BTreeMap<TenantNo, Vec<&Wanting<'_>>> = BTreeMap::new();
-    // What nobody carries out takes part in nothing: its replicas are what they are.
-    for service in services.iter().filter(|s| !s.scaling.advisory && each(s.job) > 0) {
-        tenants.entry(service.job.tenant).or_default().push(service);
+    let mut trees: BTreeMap<TenantNo, Vec<usize>> = BTreeMap::new();
+    let mut out = vec![Limits::default(); services.len()];
+    for (i, service) in services.iter().enumerate() {
+        let path = state.tenant(service.job.tenant).map(|tenant| tree::path(state, tenant)).unwrap_or_default();
+        match path.last() {
+            // What nobody carries out takes part in nothing: its replicas are what they are.
+            Some(_) if service.scaling.advisory => out[i] = share(state, &[service])[0],
+            Some(root) => trees.entry(root.no).or_default().push(i),
+            None => {}
+        }
     }
-    let shares: BTreeMap<JobNo, u32> = tenants.into_iter().flat_map(|(no, of)| share(state, no, &of)).collect();
-    let limit = |service: &Wanting<'_>| {
-        let alone = || within_quota(state, service.job);
-        let quota = if service.scaling.advisory { alone() } else { shares.get(&service.job.no).copied() };
-        Limits { quota, budget: payable(state, service.job, service.scaling) }
-    };
-    services.iter().map(limit).collect()
+    for of in trees.into_values() {
+        let sharing: Vec<&Wanting<'_>> = of.iter().map(|i| &services[*i]).collect();
+        of.iter().zip(share(state, &sharing)).for_each(|(i, limits)| out[*i] = limits);
+    }
+    out
 }
 
-/// Thousandths of a GPU of one replica.
-fn each(job: &Job) -> u64 {
-    job.spec.resources.gpu.milli()
-}
-
-/// What the replicas of a service hold, thousandths of a GPU.
-fn held(job: &Job) -> u64 {
-    job.replicas.iter().filter(|r| r.allocation().is_some()).count() as u64 * each(job)
-}
-
-/// What the tenant's quota has room for beside all that is none of theirs; nothing where it is enough.
-fn share(state: &State, tenant: TenantNo, services: &[&Wanting<'_>]) -> Vec<(JobNo, u32)> {
-    let own: u64 = services.iter().map(|s| held(s.job)).sum();
-    let others = state.ledger().tenant(tenant).gpu_milli.saturating_sub(own);
-    let room = quota::gpu_limit(state, tenant).saturating_sub(others);
-    let sum = |of: &[joint::Wish], count: fn(&joint::Wish) -> u32| {
-        of.iter().map(|w| u64::from(count(w)).saturating_mul(w.gpu_milli)).fold(0, u64::saturating_add)
-    };
+/// What the tree of the services' tenants has for each, beside all that is none of theirs.
+fn share(state: &State, services: &[&Wanting<'_>]) -> Vec<Limits> {
+    let stock = Stock::of(state, services);
     // Whose signals are in doubt gives nothing up to others, as long as all that have something can keep it.
-    let least = |s: &&Wanting<'_>| if s.wish.may_fall() { s.scaling.min.into() } else { s.wish.before() };
-    let mut wishes: Vec<joint::Wish> = services.iter().map(|s| wish(s, least(s))).collect();
-    if sum(&wishes, |w| w.wanted) <= room {
-        return Vec::new();
+    let keeps = |s: &&Wanting<'_>| if s.wish.may_fall() { s.scaling.min.into() } else { s.wish.before() };
+    let mut wishes: Vec<joint::Wish> = services.iter().map(|s| wish(s, keeps(s))).collect();
+    if stock.has(&wishes, |wish| wish.wanted) {
+        return vec![Limits::default(); services.len()];
     }
-    if sum(&wishes, |w| w.floor) > room {
+    if !stock.has(&wishes, |wish| wish.floor) {
         wishes = services.iter().map(|s| wish(s, s.scaling.min.into())).collect();
     }
-    let means = Means { gpu_milli: room, budget_left: None, window_left_ms: 0, step_ms: 0 };
-    let grants = joint::share(&wishes, &means);
-    services.iter().zip(grants).map(|(s, grant)| (s.job.no, grant.replicas)).collect()
+    let limits = |grant: joint::Grant| match grant.cut {
+        Some(Why::BudgetLimit) => Limits { budget: Some(grant.replicas), quota: None },
+        Some(_) => Limits { quota: Some(grant.replicas), budget: None },
+        None => Limits::default(),
+    };
+    joint::share_from(&wishes, stock).into_iter().map(limits).collect()
 }
 
 fn wish(service: &Wanting<'_>, floor: u32) -> joint::Wish {
@@ -74,14 +68,67 @@ fn wish(service: &Wanting<'_>, floor: u32) -> joint::Wish {
     joint::Wish { service, wanted, floor: wanted.min(floor), gpu_milli, priority, weight: 1 }
 }
 
-/// Replicas that the tenant's GPU quota has room for, those of the job included; None where it needs no GPU.
-fn within_quota(state: &State, job: &Job) -> Option<u32> {
-    let others = state.ledger().tenant(job.tenant).gpu_milli.saturating_sub(held(job));
-    let room = quota::gpu_limit(state, job.tenant).saturating_sub(others);
-    room.checked_div(each(job)).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
+/// Thousandths of a GPU of one replica.
+fn each(job: &Job) -> u64 {
+    job.spec.resources.gpu.milli()
 }
 
-/// Replicas that the budgets pay for; its least are paid in any case.
-fn payable(state: &State, job: &Job, scaling: Scaling) -> Option<u32> {
-    most_replicas(state, job).map(|most| most.max(scaling.min.into()))
+/// What the service holds, and what its open claim will, thousandths of a GPU.
+fn held(state: &State, job: &Job) -> u64 {
+    let copies = job.replicas.iter().flat_map(|replica| replica.allocations()).count();
+    let claimed = claim::open(state).filter(|(of, _)| of.no == job.no).map(|(_, claim)| claim.placements.len());
+    (copies + claimed.sum::<usize>()) as u64 * each(job)
+}
+
+/// What the services of one tree share.
+#[derive(Clone)]
+struct Stock {
+    room: Option<Room>,
+    rest: Rest,
+    /// Whose, how much of a GPU each time, and who pays.
+    of: Vec<(TenantNo, u64, Payer, u32)>,
+}
+
+impl Stock {
+    fn of(state: &State, services: &[&Wanting<'_>]) -> Self {
+        let mut theirs: BTreeMap<TenantNo, u64> = BTreeMap::new();
+        services.iter().for_each(|s| *theirs.entry(s.job.tenant).or_default() += held(state, s.job));
+        let less = |no: TenantNo| theirs.get(&no).copied().unwrap_or(0);
+        let any = services.first().and_then(|s| state.tenant(s.job.tenant));
+        let mut rest = Rest::default();
+        let of = |s: &&Wanting<'_>| (s.job.tenant, each(s.job), rest.join(state, s.job), u32::from(s.scaling.min));
+        let of = services.iter().map(of).collect();
+        Self { room: any.map(|tenant| Room::of(state, tenant, less)), rest, of }
+    }
+
+    /// Whether there is enough for so many of each.
+    fn has(&self, wishes: &[joint::Wish], count: fn(&joint::Wish) -> u32) -> bool {
+        let mut stock = self.clone();
+        let mut all = wishes.iter().enumerate().flat_map(|(i, wish)| (0..count(wish)).map(move |granted| (i, granted)));
+        all.all(|(i, granted)| stock.least(i, granted).is_ok())
+    }
+}
+
+impl Source for Stock {
+    fn least(&mut self, wish: usize, granted: u32) -> Result<(), Why> {
+        let (tenant, each, payer, min) = &self.of[wish];
+        if self.room.as_ref().is_some_and(|room| !room.has(*tenant, *each)) {
+            return Err(Why::QuotaLimit);
+        }
+        if granted >= *min && !self.rest.pays(payer, granted) {
+            return Err(Why::BudgetLimit);
+        }
+        self.room.iter_mut().for_each(|room| room.take(*tenant, *each));
+        self.rest.pay(payer, granted);
+        Ok(())
+    }
+
+    fn more(&mut self, wish: usize, granted: u32) -> Result<(), Why> {
+        self.least(wish, granted)
+    }
+
+    fn borrowed(&self, wish: usize) -> u64 {
+        let (tenant, each, ..) = self.of[wish];
+        self.room.as_ref().map_or(0, |room| room.borrowed(tenant, each))
+    }
 }

@@ -1,5 +1,9 @@
 //! The leader's look at services, from sights to intents.
 
+mod doubts;
+mod shared;
+mod spike;
+
 use super::*;
 use crate::exchange::sights::BUCKETS;
 use crate::exchange::{Seen, Sight};
@@ -13,6 +17,7 @@ use nf_core::testing;
 use std::sync::Arc;
 
 const TICK: u64 = 1_000;
+const PACE: Pace = Pace { every: Duration::from_millis(TICK), settle: Duration::from_millis(12 * TICK) };
 
 fn world() -> State {
     let mut state = State::new();
@@ -54,12 +59,34 @@ fn run(state: &mut State, intents: Vec<Intent>) {
     }
 }
 
+/// The agent of n1 does what it should.
+fn agent(state: &mut State) {
+    agent_of(state, 1);
+}
+
+fn agent_of(state: &mut State, node: u32) {
+    let report = |job: &Job, (replica, no): (&Replica, u16)| {
+        let here = replica.allocation().is_some_and(|alloc| alloc.node == NodeNo(node));
+        let kind = match &replica.phase {
+            Phase::Held { stage, .. } if here && *stage != Stage::Ready => ReportKind::Stage(Stage::Ready),
+            Phase::Stopping { why, .. } if here => ReportKind::Ended { ok: true, why: *why },
+            _ => return None,
+        };
+        Some(Report { job: job.no, replica: no, generation: replica.generation, kind })
+    };
+    let of = |job: &Arc<Job>| job.replicas.iter().zip(0..).filter_map(|one| report(job, one)).collect::<Vec<_>>();
+    let reports = state.services().flat_map(of).collect();
+    let (node, incarnation) = (NodeName::new(&format!("n{node}")).unwrap(), Incarnation(1));
+    testing::run(state, Intent::Reports { node, incarnation, reports });
+    testing::run(state, Intent::PlaceWaiting);
+}
+
 #[test]
 fn load_on_two_members_scales_up_and_silence_never_down() {
     let mut state = world();
     testing::run(&mut state, testing::register("m2", testing::node_spec(1)));
     testing::run(&mut state, member(2, "m2"));
-    let (mut state, mut scaler) = (state, Scaler::new(1, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (state, Scaler::new(1, PACE));
     let mut at = 1_000_000;
     let mut came = 0;
     for _ in 0..30 {
@@ -102,7 +129,7 @@ fn advice_is_told_and_not_carried_out() {
     let scaling = Scaling { min: 1, max: 4, concurrency: 1, advisory: true, ..Scaling::default() };
     let spec = JobSpec { scaling: Some(scaling), ..testing::job_spec("t1", Gpus::Milli(100)) };
     testing::run(&mut state, testing::schedule("s1", spec));
-    let mut scaler = Scaler::new(1, Duration::from_millis(TICK));
+    let mut scaler = Scaler::new(1, PACE);
     let mut told = Vec::new();
     for i in 1..20 {
         let seen = vec![seen(1, 1, sight(i * 20, 30, 1))];
@@ -116,7 +143,7 @@ fn advice_is_told_and_not_carried_out() {
 
 #[test]
 fn a_decision_that_was_lost_is_made_again() {
-    let (state, mut scaler) = (world(), Scaler::new(1, Duration::from_millis(TICK)));
+    let (state, mut scaler) = (world(), Scaler::new(1, PACE));
     let said = (1..=300).map(|i| {
         let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], silent: vec![], ..Panorama::default() };
         // None of them is committed.
@@ -130,7 +157,7 @@ fn a_decision_that_was_lost_is_made_again() {
 
 #[test]
 fn a_new_leader_that_has_seen_nothing_takes_nothing_away() {
-    let (mut state, mut scaler) = (world(), Scaler::new(1, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (world(), Scaler::new(1, PACE));
     let target = Target { replicas: 4, why: Why::Asked, inputs: None, seen: None };
     let request = state.services().next().unwrap().request.clone();
     testing::run(&mut state, Intent::Scale { request, tenant: None, target });
@@ -154,7 +181,7 @@ fn a_service_that_prometheus_no_longer_tells_of_is_not_taken_for_idle() {
     let (idle, nothing) = (BTreeMap::from([(name(service), idle)]), BTreeMap::new());
     // For so many looks it tells of the service, then of none; the gateways see no request.
     for (tells, sleeps) in [(5, false), (0, true), (100, true)] {
-        let mut scaler = Scaler::new(1, Duration::from_millis(TICK));
+        let mut scaler = Scaler::new(1, PACE);
         let said = (1..=100).map(|i| {
             let measured = Measured::Said(if i <= tells { idle.clone() } else { nothing.clone() });
             let panorama = Panorama { seen: vec![seen(1, 1, sight(0, 0, 0))], measured, ..Panorama::default() };
@@ -175,11 +202,7 @@ fn two_services(priority: i16) -> State {
         testing::run(&mut state, Intent::Scale { request: RequestId::new(request).unwrap(), tenant: None, target });
     }
     testing::run(&mut state, Intent::PlaceWaiting);
-    let held = state.services().flat_map(|job| job.replicas.iter().zip(0..).map(|(r, no)| (job.no, no, r.generation)));
-    let stage = |(job, replica, generation)| Report { job, replica, generation, kind: ReportKind::Stage(Stage::Ready) };
-    let reports = held.map(stage).collect();
-    let (node, incarnation) = (NodeName::new("n1").unwrap(), Incarnation(1));
-    testing::run(&mut state, Intent::Reports { node, incarnation, reports });
+    agent(&mut state);
     assert_eq!(desired(&state), [4, 4]);
     state
 }
@@ -203,7 +226,7 @@ fn both_busy(i: u64) -> Panorama {
 #[test]
 fn a_quota_that_is_cut_is_shared_by_the_services_it_is_left_for() {
     for (priority, left) in [(0, [2, 2]), (9, [0, 4]), (-9, [4, 0])] {
-        let (mut state, mut scaler) = (two_services(priority), Scaler::new(1, Duration::from_millis(TICK)));
+        let (mut state, mut scaler) = (two_services(priority), Scaler::new(1, PACE));
         for i in 1..30 {
             let intents = scaler.look(&state, both_busy(i), i * TICK).intents;
             run(&mut state, intents);
@@ -223,7 +246,7 @@ fn a_quota_that_is_cut_is_shared_by_the_services_it_is_left_for() {
 
 #[test]
 fn a_new_leader_shares_what_is_left_as_well() {
-    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, PACE));
     quota(&mut state, 400);
     let intents = scaler.look(&state, both_busy(1), TICK).intents;
     run(&mut state, intents);
@@ -232,7 +255,7 @@ fn a_new_leader_shares_what_is_left_as_well() {
 
 #[test]
 fn who_grows_at_the_same_time_shares_what_there_is() {
-    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, PACE));
     for request in ["s1", "s2"] {
         let target = Target { replicas: 1, why: Why::Asked, inputs: None, seen: None };
         testing::run(&mut state, Intent::Scale { request: RequestId::new(request).unwrap(), tenant: None, target });
@@ -248,7 +271,7 @@ fn who_grows_at_the_same_time_shares_what_there_is() {
 
 #[test]
 fn a_silent_member_keeps_only_what_it_may_carry_and_nothing_from_growing() {
-    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, PACE));
     testing::run(&mut state, testing::register("m2", testing::node_spec(1)));
     testing::run(&mut state, member(2, "m2"));
     // Each member has requests of one of them.
@@ -279,7 +302,7 @@ fn a_silent_member_keeps_only_what_it_may_carry_and_nothing_from_growing() {
 
 #[test]
 fn replicas_that_say_nothing_any_more_are_not_idle() {
-    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (two_services(0), Scaler::new(1, PACE));
     let all: Vec<_> = state.services().next().map(|job| ready(job)).unwrap();
     let told = |say: usize, running: u64, answered: u64| {
         let told = |(_, id, generation): &(NodeNo, ReplicaId, Generation)| Told {
@@ -312,7 +335,7 @@ fn replicas_that_say_nothing_any_more_are_not_idle() {
 
 #[test]
 fn a_journal_of_looks_can_be_played_again() {
-    let (mut state, mut scaler) = (two_services(0), Scaler::new(7, Duration::from_millis(TICK)));
+    let (mut state, mut scaler) = (two_services(0), Scaler::new(7, PACE));
     let mut replay = nf_core::autoscaler::journal::Replay::default();
     for i in 1..120 {
         match i {

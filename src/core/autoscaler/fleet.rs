@@ -97,7 +97,7 @@ impl Fleet {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ColdStart {
     learned_ms: u64,
-    /// When replicas that are not ready yet were asked for, oldest first.
+    /// When replicas that are not ready yet were asked for, or had no place last, oldest first.
     asked: VecDeque<(u64, u32)>,
     last_ready: Option<u32>,
 }
@@ -117,15 +117,23 @@ impl ColdStart {
         }
     }
 
-    /// Some that were on their way are not wanted any more: the youngest.
-    pub fn given_up(&mut self, mut replicas: u32) {
-        while let Some(last) = self.asked.back_mut().filter(|_| replicas > 0) {
-            let gone = last.1.min(replicas);
-            (last.1, replicas) = (last.1 - gone, replicas - gone);
+    /// Some that were on their way are not wanted any more: the youngest. So many there were.
+    pub fn given_up(&mut self, replicas: u32) -> u32 {
+        let mut left = replicas;
+        while let Some(last) = self.asked.back_mut().filter(|_| left > 0) {
+            let gone = last.1.min(left);
+            (last.1, left) = (last.1 - gone, left - gone);
             if last.1 == 0 {
                 self.asked.pop_back();
             }
         }
+        replicas - left
+    }
+
+    /// So many have no place yet, the youngest: a wait for room is no start, however long it lasts.
+    pub fn unplaced(&mut self, at_ms: u64, replicas: u32) {
+        let waiting = self.given_up(replicas);
+        self.asked(at_ms, waiting);
     }
 
     /// Each replica that is newly ready is the oldest that was asked for.
@@ -189,5 +197,19 @@ mod tests {
         cold.given_up(2);
         cold.seen(60_000_000, 60);
         assert!(cold.ms() < 31_000);
+    }
+
+    #[test]
+    fn an_hour_in_the_queue_is_no_cold_start() {
+        let mut cold = ColdStart::new(30_000);
+        cold.seen(0, 2);
+        cold.asked(0, 3);
+        // One has a place and starts; two find one an hour later, and are ready half a minute after that.
+        for at in (5_000..3_600_000).step_by(5_000) {
+            cold.seen(at, if at < 30_000 { 2 } else { 3 });
+            cold.unplaced(at, 2);
+        }
+        cold.seen(3_625_000, 5);
+        assert_eq!(cold.ms(), 30_000);
     }
 }

@@ -1,8 +1,8 @@
 //! Many services, too few GPUs: who gets how many replicas. Floors come first, then
-//! the heavier priorities, then whoever has the smallest share of what it wants;
-//! never more than the GPUs there are, and never more than the budget has left when
-//! the floors' cost to the end of the window is put aside. It does not know why a
-//! service wants what it wants.
+//! whoever lives on its own, then the heavier priorities, then whoever has the smallest
+//! share of what it wants; never more than the GPUs there are, and never more than the
+//! budget has left when the floors' cost to the end of the window is put aside. It does
+//! not know why a service wants what it wants.
 
 use super::why::Why;
 
@@ -22,7 +22,25 @@ pub struct Wish {
     pub weight: u32,
 }
 
-/// What there is.
+/// What replicas are taken from, one by one. A wish is told by its place in the list of all.
+pub trait Source {
+    /// One more of its least, beside those that it has. What was spent already keeps no floor from running.
+    ///
+    /// # Errors
+    /// What there is too little of.
+    fn least(&mut self, wish: usize, granted: u32) -> Result<(), Why>;
+    /// One more than that.
+    ///
+    /// # Errors
+    /// What there is too little of.
+    fn more(&mut self, wish: usize, granted: u32) -> Result<(), Why>;
+    /// How far that one would live on what is others': who does so less goes first, whatever the priorities.
+    fn borrowed(&self, _wish: usize) -> u64 {
+        0
+    }
+}
+
+/// What there is, where all draw from the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Means {
     /// GPUs in thousandths.
@@ -44,50 +62,84 @@ pub struct Grant {
     pub cut: Option<Why>,
 }
 
+/// [`Means`], less what was granted.
+struct Pool<'a> {
+    wishes: &'a [Wish],
+    free: u64,
+    /// None is no limit.
+    spare: Option<u128>,
+    window_ms: u128,
+    step_ms: u128,
+}
+
+impl Pool<'_> {
+    fn take(&mut self, wish: usize, time_ms: u128, pays_always: bool) -> Result<(), Why> {
+        let gpu_milli = self.wishes[wish].gpu_milli;
+        let cost = u128::from(gpu_milli) * time_ms;
+        if gpu_milli > self.free {
+            return Err(Why::QuotaLimit);
+        }
+        if !pays_always && self.spare.is_some_and(|spare| cost > spare) {
+            return Err(Why::BudgetLimit);
+        }
+        self.free -= gpu_milli;
+        self.spare = self.spare.map(|spare| spare.saturating_sub(cost));
+        Ok(())
+    }
+}
+
+impl Source for Pool<'_> {
+    /// What floors will cost to the end is not for anybody else.
+    fn least(&mut self, wish: usize, _: u32) -> Result<(), Why> {
+        self.take(wish, self.window_ms, true)
+    }
+
+    /// What is left pays for one step of the rest.
+    fn more(&mut self, wish: usize, _: u32) -> Result<(), Why> {
+        self.take(wish, self.step_ms, false)
+    }
+}
+
 /// Shares out. Floors are granted even when the budget is spent, but never beyond the GPUs; grants are in the
 /// order of the wishes.
 pub fn share(wishes: &[Wish], means: &Means) -> Vec<Grant> {
+    let pool = Pool {
+        wishes,
+        free: means.gpu_milli,
+        spare: means.budget_left,
+        window_ms: means.window_left_ms.into(),
+        step_ms: means.step_ms.min(means.window_left_ms).max(1).into(),
+    };
+    share_from(wishes, pool)
+}
+
+/// The same, from whatever there is.
+pub fn share_from(wishes: &[Wish], mut source: impl Source) -> Vec<Grant> {
     let mut grants: Vec<Grant> = wishes.iter().map(|w| Grant { service: w.service, replicas: 0, cut: None }).collect();
-    let mut order: Vec<usize> = (0..wishes.len()).collect();
-    order.sort_by_key(|i| (std::cmp::Reverse(wishes[*i].priority), wishes[*i].service));
-    let mut free = means.gpu_milli;
-    for &i in &order {
-        let wish = &wishes[i];
-        let room = free.checked_div(wish.gpu_milli).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX));
-        grants[i].replicas = wish.floor.min(room);
-        free -= u64::from(grants[i].replicas) * wish.gpu_milli;
-        if grants[i].replicas < wish.floor {
-            grants[i].cut = Some(Why::QuotaLimit);
+    while let Some(i) = next(wishes, &grants, &source, |wish| wish.floor) {
+        match source.least(i, grants[i].replicas) {
+            Ok(()) => grants[i].replicas += 1,
+            cut => grants[i].cut = cut.err(),
         }
     }
-    // What floors will cost to the end is not for anybody else; what is left pays for one step of the rest.
-    let floors: u128 = wishes.iter().zip(&grants).map(|(w, g)| u128::from(w.gpu_milli) * u128::from(g.replicas)).sum();
-    let aside = floors * u128::from(means.window_left_ms);
-    let spare = means.budget_left.map(|left| left.saturating_sub(aside));
-    let step = u128::from(means.step_ms.min(means.window_left_ms).max(1));
-    let mut payable = spare.map_or(u128::MAX, |spare| spare / step);
-    while let Some(i) = next(wishes, &grants) {
-        let cost = wishes[i].gpu_milli;
-        if cost > free {
-            grants[i].cut = Some(Why::QuotaLimit);
-        } else if u128::from(cost) > payable {
-            grants[i].cut = Some(Why::BudgetLimit);
-        } else {
-            grants[i].replicas += 1;
-            free -= cost;
-            payable -= u128::from(cost);
+    while let Some(i) = next(wishes, &grants, &source, |wish| wish.wanted) {
+        match source.more(i, grants[i].replicas) {
+            Ok(()) => grants[i].replicas += 1,
+            cut => grants[i].cut = cut.err(),
         }
     }
     grants
 }
 
-/// Whose turn it is: the highest class, there the smallest share of its weight, then the lowest number.
-fn next(wishes: &[Wish], grants: &[Grant]) -> Option<usize> {
-    let open = |i: &usize| grants[*i].cut.is_none() && grants[*i].replicas < wishes[*i].wanted;
+/// Whose turn it is: who borrows least, there the highest class, there the smallest share of its weight, then the
+/// lowest number.
+fn next(wishes: &[Wish], grants: &[Grant], source: &impl Source, most: fn(&Wish) -> u32) -> Option<usize> {
+    let open = |i: &usize| grants[*i].cut.is_none() && grants[*i].replicas < most(&wishes[*i]);
     (0..wishes.len()).filter(open).min_by_key(|&i| {
         let wish = &wishes[i];
         let extra = u64::from(grants[i].replicas - grants[i].replicas.min(wish.floor)) * wish.gpu_milli.max(1);
-        (std::cmp::Reverse(wish.priority), extra * 1000 / u64::from(wish.weight.max(1)), wish.service)
+        let share = extra * 1000 / u64::from(wish.weight.max(1));
+        (source.borrowed(i), std::cmp::Reverse(wish.priority), share, wish.service)
     })
 }
 

@@ -111,7 +111,9 @@ mod tests {
             let signals = Signals {
                 at_ms: k * 5_000,
                 ready: Reading::of(u64::from(stands_at)),
-                starting: Reading::of(0),
+                starting: Reading::of(rng.below(3)),
+                unplaced: Reading::of(rng.below(2)),
+                uncounted: rng.chance(20),
                 draining: Reading::of(0),
                 queue: Reading::of(rng.below(4 * burst)),
                 running: Reading::of(rng.between(10, 20) * burst),

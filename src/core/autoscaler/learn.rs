@@ -57,7 +57,7 @@ impl ServiceTime {
         let waiting = (queue_m + queue) * 20 > both;
         // While it fills or empties, the mean of both ends says little about what was between.
         let moving = running.abs_diff(running_m) * 8 > both + 16_000;
-        if both == 0 || moving || (waiting && (leaving || queue == 0 || queue_m == 0)) {
+        if moving || (waiting && (leaving || queue == 0 || queue_m == 0)) {
             return;
         }
         let Some(done) = (running + queue + arrivals_m).checked_sub(running_m + queue_m) else { return };
@@ -159,6 +159,21 @@ mod tests {
         let mut told = ServiceTime::new(1_000, false);
         (0..240).for_each(|_| told.seen(5_000, 105_000, 0, 15_000, false));
         assert_eq!(told.ms(), 8_000, "what somebody said is not far off");
+    }
+
+    #[test]
+    fn short_requests_that_most_looks_miss_are_learned_too() {
+        for (real_ms, rate_m) in [(20, 3_000), (100, 3_000), (100, 400)] {
+            let mut time = ServiceTime::new(1_000, true);
+            let mut random = 7_u64;
+            for _ in 0..720 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // One runs at so many of a million looks.
+                let runs = (random >> 33) % 1_000_000 < rate_m * real_ms / 1000 * 1000;
+                time.seen(5_000, u64::from(runs) * 1000, 0, rate_m * 5, false);
+            }
+            assert!(time.ms().abs_diff(real_ms) <= real_ms / 2, "{real_ms} ms: {} in an hour", time.ms());
+        }
     }
 
     #[test]

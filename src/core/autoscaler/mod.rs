@@ -12,7 +12,9 @@ pub mod fleet;
 pub mod joint;
 pub mod journal;
 pub mod learn;
+mod past;
 pub mod plan;
+pub mod promise;
 pub mod recur;
 #[doc(hidden)]
 pub mod replay;
@@ -37,6 +39,7 @@ use day::Day;
 use fleet::{ColdStart, Fleet};
 use learn::{Leaving, ServiceTime};
 use plan::{Driver, Outlook};
+use promise::Promise;
 use recur::{Recurrence, WAYS};
 use serde::{Deserialize, Serialize};
 use shadow::Feed;
@@ -73,6 +76,7 @@ pub struct Autoscaler {
     slow_until_ms: u64,
     #[serde(default)]
     strain: strain::Strain,
+    promise: Promise,
     clock_ms: u64,
     arrivals_m: u64,
     /// What came, thousandths a second, when the signals were whole last; None while they are.
@@ -102,6 +106,7 @@ impl Autoscaler {
             quickest_p95: u64::MAX,
             slow_until_ms: 0,
             strain: strain::Strain::default(),
+            promise: Promise::default(),
             clock_ms: 0,
             arrivals_m: 0,
             whole_m: None,
@@ -144,6 +149,8 @@ impl Autoscaler {
             waiting.map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
         let care = choice.index();
         let slow = self.slowness(now, &sight, outlook.service_ms);
+        let slow =
+            slow.max(self.promise.wants(&self.service, &self.fleet, now, &sight, outlook.level.now_m, self.cold.ms()));
         let strain = self.strained(now, &sight);
         let wanted = held.max(backlog).max(slow).max(strain);
         let mut inputs = self.inputs(signals, &sight, &outlook);
@@ -177,8 +184,8 @@ impl Autoscaler {
         self.day.push(now, arrivals);
         self.arrivals_m = arrivals;
         self.leaving.seen(&self.service, self.time.ms(), sight);
-        match (sight.doubt, sight.running_m, sight.queue_m) {
-            (None, Some(running), Some(queue)) => {
+        match (sight.doubt.is_none() && !sight.uncounted, sight.running_m, sight.queue_m) {
+            (true, Some(running), Some(queue)) => {
                 self.time.seen(sight.dt_ms, running, queue, arrivals, self.leaving.told());
             }
             _ => self.time.gap(),
@@ -186,6 +193,7 @@ impl Autoscaler {
         self.staffing.follow(self.time.ms());
         if let (Some(ready), Some(starting)) = (sight.ready, sight.starting) {
             self.cold.seen(now, ready);
+            self.cold.unplaced(now, sight.unplaced);
             self.fleet.correct(ready, starting, now + self.cold.ms(), now);
         } else {
             self.fleet.arrive(now);
@@ -197,10 +205,13 @@ impl Autoscaler {
     }
 
     /// Thousandths of a request that came. Where nothing was heard, as many as before; where a part was heard,
-    /// no fewer than when it was all.
+    /// no fewer than when it was all. Where a part was not counted, as many as keep busy what runs: the load is
+    /// right then, however long one request takes.
     fn came(&mut self, sight: &Sight) -> u64 {
         let usual = |rate_m: u64| rate_m.saturating_mul(sight.dt_ms) / 1000;
-        match sight.arrivals_m {
+        let by_load = |running_m: u64| running_m.saturating_mul(sight.dt_ms) / self.time.ms().max(1);
+        let counted = |arrivals_m: u64| if sight.uncounted { sight.running_m.map(by_load) } else { Some(arrivals_m) };
+        match sight.arrivals_m.and_then(counted) {
             None => usual(self.trend.level().now_m),
             Some(seen) if sight.partial => {
                 let whole = *self.whole_m.get_or_insert(self.trend.level().now_m);

@@ -21,6 +21,9 @@ pub struct Service {
     pub slots: u32,
     /// Bound on the time until a request starts to be served.
     pub wait_ms: u64,
+    /// Bound on the 95th percentile of the time that requests take; 0: none was promised.
+    #[serde(default)]
+    pub promise_ms: u64,
     /// Typical time of one request; the real time is learned.
     pub service_ms: u64,
     /// Nobody said `service_ms`: it is a first guess, and what is learned counts however far it is from it.
@@ -43,6 +46,7 @@ impl Default for Service {
             max: 100,
             slots: 16,
             wait_ms: 2_000,
+            promise_ms: 0,
             service_ms: 2_000,
             service_guessed: false,
             gpus: 1,

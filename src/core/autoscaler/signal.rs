@@ -99,6 +99,9 @@ pub struct Signals {
     pub at_ms: u64,
     pub ready: Reading,
     pub starting: Reading,
+    /// Of those that start, so many wait for a place.
+    #[serde(default)]
+    pub unplaced: Reading,
     pub draining: Reading,
     /// Requests that wait for a slot.
     pub queue: Reading,
@@ -106,6 +109,9 @@ pub struct Signals {
     pub running: Reading,
     /// Requests that came since the last tick.
     pub arrivals: Reading,
+    /// Of what is inside, a part came past whoever counts arrivals: what runs tells how much comes.
+    #[serde(default)]
+    pub uncounted: bool,
     /// 95th percentile of the time that requests took, milliseconds.
     pub p95_ms: Reading,
     /// Part of language models' KV caches that is in use, 0 to 1.
@@ -132,10 +138,14 @@ pub struct Sight {
     pub dt_ms: u64,
     pub ready: Option<u32>,
     pub starting: Option<u32>,
+    /// Of those, without a place.
+    pub unplaced: u32,
     /// In thousandths, as all below.
     pub queue_m: Option<u64>,
     pub running_m: Option<u64>,
     pub arrivals_m: Option<u64>,
+    /// They are not all that came.
+    pub uncounted: bool,
     pub p95_ms: Option<u64>,
     /// In use, of a thousand.
     pub kv_m: Option<u64>,
@@ -188,6 +198,8 @@ impl Intake {
             partial: signals.gap.is_some() || old,
             ready: signals.ready.whole(),
             starting: signals.starting.whole(),
+            unplaced: signals.unplaced.whole().unwrap_or(0),
+            uncounted: signals.uncounted,
             queue_m: signals.queue.known(),
             running_m: signals.running.known(),
             // More than a million a second is nobody's load, and what came over hours says nothing about now.

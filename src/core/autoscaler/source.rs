@@ -2,6 +2,7 @@
 //! only requests that come through them; replicas' own metrics see every request that
 //! has reached one. Here both become one. It does not say how they were come by.
 
+use super::past::{Beyond, Past};
 use super::signal::Gap;
 use crate::id::{Generation, NodeNo};
 use crate::reconcile::ReplicaId;
@@ -34,23 +35,25 @@ pub struct Load {
     pub waiting_m: u64,
     /// Requests that are being worked on.
     pub running_m: u64,
-    /// Requests that came.
-    pub arrived: u64,
+    /// Requests that came, as far as anybody counted; None: others came that nobody knows anything of.
+    pub arrived: Option<u64>,
+    /// Some of those that run came where nobody counts.
+    pub uncounted: bool,
     /// 0 when none was answered.
     pub p95_ms: u64,
 }
 
 impl Load {
     /// What gateways saw, and what replicas say of themselves. Requests that came through a
-    /// gateway are in both, so of what is inside the replicas the larger number counts.
-    pub fn with(self, replicas: Option<Load>) -> Load {
-        let Some(replicas) = replicas else { return self };
+    /// gateway are in both, so of what is inside the replicas the larger number counts. Of what came,
+    /// it has the gateways' word alone.
+    fn with(self, replicas: Load) -> Load {
         let inside = self.running_m.max(replicas.running_m.saturating_add(replicas.waiting_m));
         Load {
             waiting_m: self.waiting_m.saturating_add(replicas.waiting_m),
             running_m: inside - replicas.waiting_m.min(inside),
-            arrived: self.arrived.max(replicas.arrived),
             p95_ms: self.p95_ms.max(replicas.p95_ms),
+            ..self
         }
     }
 }
@@ -125,6 +128,8 @@ struct Voice {
 /// What the replicas of one service have told, from one look to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Ears {
+    past: Past,
+    beyond: Beyond,
     voices: BTreeMap<(ReplicaId, Generation), Voice>,
     /// What the monitoring system has told of the service.
     monitor: Fields,
@@ -165,7 +170,7 @@ impl Ears {
             }
         }
         heard.kv_m = caches.iter().sum::<u64>().checked_div(caches.len() as u64);
-        let expected = self.voices.values().fold(Fields::default(), |all, voice| all.and(voice.fields));
+        let expected = self.expected();
         let whole = said.iter().filter(|fields| fields.covers(expected)).count();
         if whole < ready.len() {
             heard.gap = Some(Gap::Replicas { told: count(whole), of: count(ready.len()) });
@@ -173,13 +178,43 @@ impl Ears {
         heard
     }
 
+    /// What gateways saw and what was heard, as one; `whole`: all gateways spoke.
+    ///
+    /// Where no replica counts what it answers, what comes past the gateways is in no sum. What runs tells of it
+    /// then; where replicas don't say that either, nothing does, and a wait inside them is all that is seen of it.
+    pub fn join(&mut self, gateways: Load, heard: &Heard, whole: bool) -> Load {
+        let Some(replicas) = heard.load else { return gateways };
+        let whole = whole && heard.gap.is_none();
+        let (load, known) = (gateways.with(replicas), self.expected().and(self.monitor));
+        if known.answered {
+            if !whole {
+                self.past.gap();
+            }
+            let past = self.past.came(gateways, replicas.arrived.unwrap_or(0));
+            return Load { arrived: gateways.arrived.map(|came| came.saturating_add(past)), ..load };
+        }
+        if whole {
+            self.beyond.look(gateways, replicas);
+        }
+        match self.beyond.some() {
+            false => load,
+            true if known.running => Load { uncounted: true, ..load },
+            true => Load { arrived: None, ..load },
+        }
+    }
+
+    /// What each of the replicas should tell, since one of them has.
+    fn expected(&self) -> Fields {
+        self.voices.values().fold(Fields::default(), |all, voice| all.and(voice.fields))
+    }
+
     fn add(&mut self, load: &mut Load, key: (ReplicaId, Generation), told: &Told) {
         let voice = self.voices.entry(key).or_default();
         voice.fields = voice.fields.and(Fields::of(told));
         // A counter that is seen for the first time, or again, says nothing of what came since the last look.
         let before = std::mem::replace(&mut voice.answered, told.answered);
-        let came = told.answered.zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
-        load.arrived = load.arrived.saturating_add(came);
+        let came = told.answered.map(|now| now.saturating_sub(before.unwrap_or(now)));
+        load.arrived = came.map_or(load.arrived, |came| Some(load.arrived.unwrap_or(0).saturating_add(came)));
         load.waiting_m = load.waiting_m.saturating_add(told.waiting_m.unwrap_or(0));
         load.running_m = load.running_m.saturating_add(told.running_m.unwrap_or(0));
         load.p95_ms = load.p95_ms.max(told.p95_ms.unwrap_or(0));
@@ -209,6 +244,7 @@ impl Ears {
                 waiting_m: part(series.waiting_m).unwrap_or(agents.waiting_m),
                 running_m: part(series.running_m).unwrap_or(agents.running_m),
                 arrived: agents.arrived,
+                uncounted: false,
                 p95_ms: series.p95_ms.unwrap_or(0),
             }),
             gap: gap.or(heard.gap),
@@ -242,15 +278,80 @@ mod tests {
 
     #[test]
     fn requests_that_both_see_count_once() {
-        let gateways = Load { waiting_m: 5_000, running_m: 8_000, arrived: 20, p95_ms: 300 };
-        assert_eq!(gateways.with(None), gateways);
+        let gateways = Load { waiting_m: 5_000, running_m: 8_000, arrived: Some(20), uncounted: false, p95_ms: 300 };
         // All of the eight came through a gateway; two of them wait inside.
-        let replicas = Load { waiting_m: 2_000, running_m: 6_000, arrived: 18, p95_ms: 200 };
-        let both = Load { waiting_m: 7_000, running_m: 6_000, arrived: 20, p95_ms: 300 };
-        assert_eq!(gateways.with(Some(replicas)), both);
+        let replicas = Load { waiting_m: 2_000, running_m: 6_000, arrived: Some(18), p95_ms: 200, ..gateways };
+        let both = Load { waiting_m: 7_000, running_m: 6_000, ..gateways };
+        assert_eq!(gateways.with(replicas), both);
         // Ten more came past them.
-        let more = Load { running_m: 16_000, arrived: 40, ..replicas };
-        assert_eq!(gateways.with(Some(more)), Load { running_m: 16_000, arrived: 40, ..both });
+        let more = Load { running_m: 16_000, ..replicas };
+        assert_eq!(gateways.with(more), Load { running_m: 16_000, ..both });
+    }
+
+    /// Of replicas that count what they answer.
+    fn counting() -> Ears {
+        let mut ears = Ears::default();
+        ears.listen(&[(NODE, id(0), Generation(1))], &say(vec![told(0, 0, 0, 0)]));
+        ears
+    }
+
+    /// Looks at a service of which `through` requests arrive at gateways and `past` elsewhere between two looks,
+    /// `inside` of the former are in the gateways, and replicas tell what they answered at every third look.
+    fn arrivals(looks: u64, through: u64, past: u64, inside: impl Fn(u64) -> u64) -> u64 {
+        let mut ears = counting();
+        let (mut sum, mut kept) = (0, 0);
+        for look in 0..looks {
+            let running_m = inside(look) * 1000;
+            let gateways = Load { running_m, arrived: Some(through), ..Load::default() };
+            let left = if look == 0 { 0 } else { inside(look - 1) + through - inside(look) };
+            kept += if look == 0 { 0 } else { left + past };
+            let told = if look % 3 == 2 { std::mem::take(&mut kept) } else { 0 };
+            let replicas = Load { arrived: Some(told), ..Load::default() };
+            let heard = Heard { load: Some(replicas), ..Heard::default() };
+            sum += ears.join(gateways, &heard, true).arrived.unwrap();
+        }
+        sum
+    }
+
+    #[test]
+    fn what_came_through_a_gateway_counts_once_however_late_replicas_tell_of_it() {
+        let right = 3_000 * 15;
+        for inside in [|_: u64| 0, |look: u64| look % 7 * 2, |look: u64| if look < 1_500 { look.min(10) } else { 0 }] {
+            let seen = arrivals(3_000, 15, 0, inside);
+            assert!((right..=right + right / 50).contains(&seen), "{seen} of {right}");
+        }
+        for through in [0, 15] {
+            let (right, seen) = (3_000 * (through + 30), arrivals(3_000, through, 30, |_| through));
+            assert!(seen.abs_diff(right) <= right / 50, "{seen} of {right} with {through} a look by gateways");
+        }
+    }
+
+    #[test]
+    fn what_nobody_counted_is_not_taken_for_nothing() {
+        let ready = [(NODE, id(0), Generation(1))];
+        // Of replicas that don't count, and say what runs, or only what waits.
+        let listen = |ears: &mut Ears, running: Option<u64>, waiting: u64, through: u64| {
+            let milli = |n: u64| n * 1000;
+            let word = Told { answered: None, running_m: running.map(milli), ..told(0, 0, waiting, 0) };
+            let heard = ears.listen(&ready, &say(vec![word]));
+            let gateways = Load { running_m: through * 1000, arrived: Some(through), ..Load::default() };
+            let load = ears.join(gateways, &heard, true);
+            (load.arrived, load.uncounted)
+        };
+        let mut ears = Ears::default();
+        assert_eq!(listen(&mut ears, Some(8), 0, 0), (Some(0), true), "eight run that no gateway knows of");
+        assert_eq!(listen(&mut Ears::default(), None, 3, 0), (None, false), "three wait, and who knows how many run");
+        // All of them came through gateways, whatever a single look says.
+        let mut ears = Ears::default();
+        for look in 0..2_000_u64 {
+            let (then, now) = (look * 7 % 11, (look + 1) * 7 % 11);
+            assert_eq!(listen(&mut ears, Some(then), 0, now), (Some(now), false), "look {look}");
+        }
+        // Who is gone is forgotten.
+        let mut ears = Ears::default();
+        (0..200).for_each(|_| assert!(listen(&mut ears, Some(8), 2, 0).1));
+        (0..200).for_each(|_| assert_eq!(listen(&mut ears, Some(0), 0, 0).0, Some(0)));
+        assert_eq!(listen(&mut ears, Some(0), 0, 0), (Some(0), false));
     }
 
     fn say(told: Vec<Told>) -> BTreeMap<NodeNo, Word> {
@@ -265,19 +366,19 @@ mod tests {
         assert_eq!(ears.listen(&ready, &BTreeMap::new()), Heard::default());
         let first = ears.listen(&ready, &say(vec![told(0, 1, 0, 100)]));
         let one = Some(Gap::Replicas { told: 1, of: 2 });
-        assert_eq!((first.load.unwrap().arrived, first.gap), (0, one), "what one has told, the other should");
+        assert_eq!((first.load.unwrap().arrived, first.gap), (Some(0), one), "what one has told, the other should");
         let next = ears.listen(&ready, &say(vec![told(0, 1, 2, 130), told(1, 3, 0, 7)]));
-        let load = Load { waiting_m: 2_000, running_m: 4_000, arrived: 30, p95_ms: 40 };
+        let load = Load { waiting_m: 2_000, running_m: 4_000, arrived: Some(30), uncounted: false, p95_ms: 40 };
         assert_eq!(next, Heard { load: Some(load), age_ms: Some(300), ..Heard::default() });
         let silent = ears.listen(&ready, &say(vec![told(0, 1, 0, 131)]));
-        assert_eq!((silent.load.unwrap().arrived, silent.gap), (1, one));
+        assert_eq!((silent.load.unwrap().arrived, silent.gap), (Some(1), one));
         // Whoever is not ready any more is not missed; another node's word is no word.
         assert_eq!(ears.listen(&ready[..1], &say(vec![told(0, 0, 0, 131)])).gap, None);
         let elsewhere = BTreeMap::from([(NodeNo(2), Word { age_ms: 0, told: vec![told(0, 9, 9, 999)] })]);
         let none = Heard { gap: Some(Gap::Replicas { told: 0, of: 1 }), ..Heard::default() };
         assert_eq!(ears.listen(&ready[..1], &elsewhere), none);
         // A server that began anew has a lower count: nothing came, rather than very much.
-        assert_eq!(ears.listen(&ready[..1], &say(vec![told(0, 0, 0, 3)])).load.unwrap().arrived, 0);
+        assert_eq!(ears.listen(&ready[..1], &say(vec![told(0, 0, 0, 3)])).load.unwrap().arrived, Some(0));
     }
 
     #[test]
@@ -304,7 +405,7 @@ mod tests {
         let mut ears = Ears::default();
         for answered in [Some(100), None, Some(900)] {
             let heard = ears.listen(&ready[..1], &say(vec![Told { answered, ..told(0, 1, 0, 0) }]));
-            assert_eq!(heard.load.unwrap().arrived, 0);
+            assert_eq!(heard.load.unwrap().arrived, answered.map(|_| 0));
         }
     }
 
@@ -347,10 +448,12 @@ mod tests {
         }
         assert_eq!(hear(&mut ears, Monitor::Said(None)).gap, of(0), "it has told of it before");
         // What one that has none of a number lacks, agents may know.
-        let agents = Heard { load: Some(Load { waiting_m: 7_000, arrived: 3, ..Load::default() }), ..Heard::default() };
+        let agents =
+            Heard { load: Some(Load { waiting_m: 7_000, arrived: Some(3), ..Load::default() }), ..Heard::default() };
         let half = Series { waiting_m: None, ..whole };
         let heard = Ears::default().with(agents, Monitor::Said(Some(half)), 5, 1);
-        assert_eq!(heard.load, Some(Load { waiting_m: 7_000, running_m: 6_000, arrived: 3, p95_ms: 0 }));
+        let both = Load { waiting_m: 7_000, running_m: 6_000, arrived: Some(3), ..Load::default() };
+        assert_eq!(heard.load, Some(both));
         assert_eq!(heard.gap, None);
     }
 }

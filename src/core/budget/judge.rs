@@ -5,7 +5,7 @@
 //! explanations use the same arithmetic.
 
 use super::meter::{Rates, Two, prices};
-use super::{Kind, Limit, START_MS, Window, midnight};
+use super::{Kind, Limit, Window, midnight};
 use crate::command::Placement;
 use crate::id::{Revision, TenantId, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Replica};
@@ -203,7 +203,7 @@ pub fn blocks_new(
 }
 
 /// The lowest price of one replica on any node that could ever hold it.
-fn lowest(state: &State, spec: &JobSpec) -> u128 {
+pub(super) fn lowest(state: &State, spec: &JobSpec) -> u128 {
     let ask = Ask::of(state, spec);
     let mut last = None;
     let mut prices = Vec::new();
@@ -216,26 +216,6 @@ fn lowest(state: &State, spec: &JobSpec) -> u128 {
         last = Some(&class.flavor);
     }
     prices.into_iter().min().unwrap_or(0)
-}
-
-/// So many replicas of a service can be paid, those that run included; None: no limit.
-pub fn most_replicas(state: &State, job: &Job) -> Option<u32> {
-    let path = watched(state, Some(job.tenant))?;
-    let now = state.meta().now_ms;
-    let running: Vec<&Replica> = job.replicas.iter().filter(|r| super::meter::holds_and_is_wanted(r)).collect();
-    let prices = running.iter().filter_map(|r| Some(super::meter::price(state, r.allocation()?)));
-    let each = [job.spec.resources.gpu.milli().into(), prices.max().unwrap_or(0)];
-    let mut more = u32::MAX;
-    for tenant in path {
-        let (meter, Some(budgets)) = (state.meter(tenant.no), &tenant.quota.budgets) else { continue };
-        for Limit { kind, window, most } in budgets.limits().filter(|limit| each[limit.kind as usize] > 0) {
-            let left = window.end_ms(now) - now;
-            let spent = meter.used(kind, window).saturating_add(meter.rates.reserved(kind, left));
-            let one = each[kind as usize] * u128::from(left.clamp(1, START_MS));
-            more = more.min(u32::try_from(most.saturating_sub(spent) / one).unwrap_or(u32::MAX));
-        }
-    }
-    (more < u32::MAX).then(|| more.saturating_add(running.len() as u32))
 }
 
 impl Over {

@@ -14,6 +14,8 @@
 //! Within a tree, priority makes only work of the same tenant give way; between tenants
 //! the quota alone decides, so what an owner was given back can't be taken by force.
 
+pub mod room;
+
 use crate::id::{DeviceType, JobNo, TenantId, TenantNo};
 use crate::job::{Allocation, Job};
 use crate::resources::Resources;

@@ -221,6 +221,8 @@ fn signals() -> impl Strategy<Value = Signals> {
         running,
         arrivals,
         p95_ms,
+        unplaced: draining,
+        uncounted: at_ms % 3 == 0,
         ..Signals::default()
     })
 }

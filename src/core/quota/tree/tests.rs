@@ -33,7 +33,7 @@ fn set(state: &mut State, name: &str, above: Option<&str>, nominal: u64, borrow:
     testing::run(state, Intent::SetQuota { tenant: id(name), quota });
 }
 
-fn group(gpus: u64) -> State {
+pub(super) fn group(gpus: u64) -> State {
     let mut state = State::new();
     let mut chosen = Chosen::from(Policy::Fragmentation);
     (chosen.preemption.min_run_ms, chosen.preemption.delay_ms) = (0, 0);
@@ -46,7 +46,7 @@ fn group(gpus: u64) -> State {
 }
 
 /// Two or three teams, each with up to two groups below it. Returns the leaves and all nominal GPUs.
-fn random_tree(state: &mut State, rng: &mut Rng) -> (Vec<String>, u64) {
+pub(super) fn random_tree(state: &mut State, rng: &mut Rng) -> (Vec<String>, u64) {
     set(state, "org", None, 0, None, None);
     let (mut leaves, mut all) = (vec!["org".to_owned()], 0);
     let limits = |rng: &mut Rng| (rng.chance(300).then(|| rng.below(4)), rng.chance(300).then(|| rng.below(4)));
