@@ -193,6 +193,9 @@ class Group(Process):
     def job(self, request_id, member=0):
         return self.get(f"/schedule/{request_id}", member)
 
+    def explain(self, request_id, member=0):
+        return self.get(f"/schedule/{request_id}?explain=true", member)
+
     def wait_state(self, request_id, *states, limit=30, member=0):
         def look():
             job = self.job(request_id, member)

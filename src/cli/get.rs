@@ -131,7 +131,7 @@ impl Describe {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         let value = match self.kind {
-            Kind::Jobs => with_lives(&client, job(&client, &self.id).await?).await,
+            Kind::Jobs => with_lives(&client, explained(&client, &self.id).await?).await,
             Kind::Nodes => with_stops(&client, one(&client, Kind::Nodes, &self.id).await?).await?,
             kind => one(&client, kind, &self.id).await?,
         };
@@ -220,13 +220,22 @@ fn nothing(kind: Kind, prefix: &str) -> anyhow::Error {
 
 /// A job in full, by its id or a unique prefix.
 pub async fn job(client: &Client, prefix: &str) -> anyhow::Result<Value> {
-    let exact = client.get(&format!("/schedule/{}", escape(prefix))).await;
+    found(client, prefix, "").await
+}
+
+/// The same, with what takes the placer a search to find.
+pub async fn explained(client: &Client, prefix: &str) -> anyhow::Result<Value> {
+    found(client, prefix, "?explain=true").await
+}
+
+async fn found(client: &Client, prefix: &str, query: &str) -> anyhow::Result<Value> {
+    let exact = client.get(&format!("/schedule/{}{query}", escape(prefix))).await;
     match exact {
         Err(error) if super::exit::of(&error) == Some(Exit::NotFound) => {
             let rows = client.list("/schedule?finished=true").await?;
             let row = pick(Kind::Jobs, prefix, rows, Kind::Jobs.id())?;
             let id = (Kind::Jobs.id())(&row);
-            client.get(&format!("/schedule/{}", escape(&id))).await
+            client.get(&format!("/schedule/{}{query}", escape(&id))).await
         }
         other => other,
     }

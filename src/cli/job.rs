@@ -111,6 +111,17 @@ fn after_victims(plan: &Value) -> String {
     places.iter().map(line).collect()
 }
 
+/// What the digest does not promise.
+fn bound(plan: &Value) -> &'static str {
+    let named = plan.get("victims").and_then(Value::as_array).is_some_and(|victims| !victims.is_empty());
+    match named && at(plan, "victims_bound") != "true" {
+        true => {
+            "  who gives way is chosen when the job has waited for the preemption delay; the digest does not cover it\n"
+        }
+        false => "",
+    }
+}
+
 /// All reasons, one a line.
 fn reasons(value: &Value) -> String {
     let list = value.get("reasons").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -194,7 +205,7 @@ impl Plan {
         let digest = at(&plan, "digest");
         let people = || {
             let mut out = match at(&plan, "status").as_str() {
-                "queued" => format!("○ would wait\n{}{}", reasons(&plan), after_victims(&plan)),
+                "queued" => format!("○ would wait\n{}{}{}", reasons(&plan), after_victims(&plan), bound(&plan)),
                 _ => format!("● would be placed on {}\n", place(&plan)),
             };
             out.push_str(&format!(
@@ -218,7 +229,7 @@ pub struct Explain {
 
 impl Explain {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let job = get::job(&global.client()?, &self.job).await?;
+        let job = get::explained(&global.client()?, &self.job).await?;
         let id = at(&job, "request_id");
         output::put(&output::object(global.style(), &job, &id, || explain(&job))?);
         Ok(())

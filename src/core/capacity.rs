@@ -220,6 +220,19 @@ impl CapacityIndex {
         flavor
     }
 
+    /// Millionths an hour of the dearest GPU of any node.
+    pub fn dearest(&self) -> u64 {
+        let (mut most, mut last) = (0, None);
+        for class in self.classes.keys() {
+            // Classes come in the order of their flavors.
+            if last.is_none_or(|known| !Arc::ptr_eq(known, &class.flavor)) {
+                most = class.flavor.cost_per_hour.values().fold(most, |most, price| most.max(*price));
+            }
+            last = Some(&class.flavor);
+        }
+        most
+    }
+
     /// How many lists of devices are known. Never fewer than before.
     pub fn kinds_of_hardware(&self) -> usize {
         self.hardware.len()

@@ -5,7 +5,6 @@
 use crate::budget;
 use crate::consent;
 use crate::id::NodeNo;
-use crate::job::JobState;
 use crate::liveness::{self, Beats};
 use crate::moves;
 use crate::plan::Intent;
@@ -114,9 +113,7 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
 /// Jobs that have run for as long as they may.
 fn overdue(state: &State, now: u64) -> Vec<Intent> {
     let over = |job: &&std::sync::Arc<crate::job::Job>| {
-        let since = job.history.iter().find(|t| t.state == JobState::Running).map(|t| t.at_ms);
-        let limit = job.spec.constraints.max_run_ms;
-        !job.stopped && limit.zip(since).is_some_and(|(limit, since)| now.saturating_sub(since) >= limit)
+        !job.stopped && job.began_ms().is_some() && job.over_at(now).is_some_and(|at| at <= now)
     };
     let limited = state.limited.iter().filter_map(|no| state.job(*no));
     let stop = |job: &std::sync::Arc<crate::job::Job>| Intent::Stop {

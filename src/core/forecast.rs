@@ -5,7 +5,7 @@
 //! and decides nothing.
 
 use crate::id::{JobNo, ModelId, NodeNo, TenantNo};
-use crate::job::{Allocation, Job, JobSpec, JobState, Phase};
+use crate::job::{Allocation, Job, JobSpec, Phase};
 use crate::placement::{Limits, devices, filter, place, place_one, queue};
 use crate::quota;
 use crate::sharing::Ask;
@@ -40,7 +40,7 @@ pub struct RunTimes(OrdMap<(TenantNo, ModelId), Arc<Vec<u64>>>);
 impl RunTimes {
     /// A job has ended.
     pub(crate) fn learn(&mut self, job: &Job) {
-        let Some(began) = began(job) else { return };
+        let Some(began) = job.began_ms() else { return };
         let key = (job.tenant, job.spec.model.clone());
         if self.0.len() >= MODELS && !self.0.contains_key(&key) {
             return;
@@ -57,11 +57,6 @@ impl RunTimes {
     }
 }
 
-/// When it began to run.
-fn began(job: &Job) -> Option<u64> {
-    job.history.iter().find(|t| t.state == JobState::Running).map(|t| t.at_ms)
-}
-
 /// From when until when the job, which waits, will start: milliseconds since the epoch.
 pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
     let now = state.meta().now_ms;
@@ -73,8 +68,9 @@ pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
     let line = &line[..=at];
     let running = running(state);
     // What never says when it ends may end at once, and make room.
-    let silent =
-        |(job, _): &&(Arc<Job>, u16)| lasts(state, job, began(job).map_or(0, |b| now.saturating_sub(b)), 0).is_none();
+    let silent = |(job, _): &&(Arc<Job>, u16)| {
+        lasts(state, job, job.began_ms().map_or(0, |b| now.saturating_sub(b)), 0).is_none()
+    };
     let unknown = running.iter().any(|one| silent(&one));
     let mut starts = Vec::new();
     for future in 0..FUTURES {
@@ -151,7 +147,7 @@ impl<'a> Future<'a> {
             no,
         };
         for (job, replica) in running {
-            let age = began(job).map_or(0, |began| now.saturating_sub(began));
+            let age = job.began_ms().map_or(0, |began| now.saturating_sub(began));
             out.until(job, age, u64::from(*replica), now, |job| End::Runs(job.clone(), *replica));
         }
         out

@@ -30,10 +30,11 @@ pub const LONGEST_TORN_MS: u64 = 60_000;
 /// How many transitions a job remembers; older ones are in the events.
 pub const HISTORY: usize = 16;
 
-/// Spread over nodes, or pack onto few.
+/// Spread over nodes, or pack onto few; where nothing is said, as the policy has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Arrangement {
     #[default]
+    Any,
     Pack,
     Spread,
 }
@@ -74,6 +75,54 @@ pub struct Constraints {
     pub checkpoint_ms: Option<u32>,
     /// So many of its replicas may be missing at once by others' will; None: any number.
     pub max_unavailable: Option<u16>,
+}
+
+/// What of a job's constraints decides where it may go.
+pub type Whereabouts<'a> =
+    ([Option<&'a Label>; 3], &'a BTreeMap<Label, Label>, Option<&'a NodeName>, (Arrangement, bool, Option<u64>));
+
+impl Constraints {
+    /// What of them decides where a replica may go. All else is about how it runs there, for how long, and how it ends:
+    /// jobs that differ in nothing but that find the same places.
+    pub fn whereabouts(&self) -> Whereabouts<'_> {
+        // Every field is named, so that a new one is thought of.
+        let Self {
+            region,
+            zone,
+            rack,
+            labels,
+            arrangement,
+            same_island,
+            max_cost_per_hour,
+            node,
+            latency_ms: _,
+            exclusive: _,
+            preemptible: _,
+            restart: _,
+            max_run_ms: _,
+            stay: _,
+            checkpoint_ms: _,
+            max_unavailable: _,
+        } = self;
+        let place = [region.as_ref(), zone.as_ref(), rack.as_ref()];
+        (place, labels, node.as_ref(), (*arrangement, *same_island, *max_cost_per_hour))
+    }
+
+    /// The same as constraints of their own.
+    pub fn of_place(&self) -> Self {
+        let ([region, zone, rack], labels, node, (arrangement, same_island, max_cost_per_hour)) = self.whereabouts();
+        Self {
+            region: region.cloned(),
+            zone: zone.cloned(),
+            rack: rack.cloned(),
+            labels: labels.clone(),
+            arrangement,
+            same_island,
+            max_cost_per_hour,
+            node: node.cloned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// Which program runs the model.
@@ -541,6 +590,18 @@ impl Job {
         let long = self.waits_since().is_some_and(|since| since.saturating_add(LONGEST_TORN_MS) <= now_ms);
         let holds = |r: &Replica| matches!(r.phase, Phase::Held { .. });
         long && self.spec.gang && !self.stopped && self.claim.is_none() && self.replicas.iter().any(holds)
+    }
+
+    /// When it began to run.
+    pub fn began_ms(&self) -> Option<u64> {
+        self.history.iter().find(|t| t.state == JobState::Running).map(|t| t.at_ms)
+    }
+
+    /// Log time at which it will have run for as long as it may, were it to begin now if it has not; None where nothing
+    /// says so.
+    pub fn over_at(&self, now_ms: u64) -> Option<u64> {
+        let most = self.spec.constraints.max_run_ms?;
+        Some(self.began_ms().unwrap_or(now_ms).saturating_add(most))
     }
 
     /// Appends to the history when the state changed.

@@ -198,6 +198,21 @@ impl Ledger {
         totals.memory -= ask.memory;
     }
 
+    /// Counts so many replicas for the tenant that hold nothing anywhere, or no more; on a scratch copy.
+    pub(crate) fn count(&mut self, tenant: TenantNo, ask: &Resources, times: u64, change: fn(u64, u64) -> u64) {
+        let totals = self.tenant_mut(tenant);
+        totals.gpu_milli = change(totals.gpu_milli, ask.gpu.milli().saturating_mul(times));
+        totals.tpu = change(totals.tpu, u64::from(ask.tpu).saturating_mul(times));
+        totals.cpu_milli = change(totals.cpu_milli, ask.cpu_milli.saturating_mul(times));
+        totals.memory = change(totals.memory, ask.memory.saturating_mul(times));
+        // Of which type it would be is known only where one is named.
+        if let [only] = ask.device_types.as_slice() {
+            let types = Arc::make_mut(self.types.entry(tenant).or_default());
+            let now = types.entry(only.clone()).or_default();
+            *now = change(*now, ask.gpu.milli().saturating_mul(times));
+        }
+    }
+
     /// What an agent should do on the node may have changed without a change of what is held.
     pub fn touch(&mut self, node: NodeNo) {
         Arc::make_mut(self.nodes.entry(node).or_default()).revision = self.version;

@@ -174,6 +174,28 @@ pub fn lacks(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u6
     over.filter_map(short).find(|(_, short)| *short > 0)
 }
 
+/// Whose limit so many replicas wait for, of the tenant or one above it; None where none is in the way, or one that
+/// they can never be within.
+pub(crate) fn waits_for(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) -> Option<TenantNo> {
+    let (own, ask) = (tenant?, &spec.resources);
+    let lines = lines(&quota(state, own), flat_gpu(state, tenant), used(state, own), ask, times);
+    let is_never = |line: &Line| {
+        let uncounted = line.ask.is_none_or(|ask| line.used.checked_add(ask).is_none());
+        uncounted || line.ask.zip(line.limit).is_some_and(|(ask, limit)| ask > limit)
+    };
+    let over: Vec<&Line> = lines.iter().filter(|line| line.is_over()).collect();
+    let (tree, closed) = (over_tree(state, tenant, ask, times), types::closed(state, tenant, spec, times));
+    let never = over.iter().any(|line| is_never(line))
+        || tree.as_ref().is_some_and(|over| over.never)
+        || !closed.is_empty() && closed.iter().all(|(_, over)| over.never);
+    if never {
+        return None;
+    }
+    let of_type = || closed.iter().find(|(_, over)| !over.never).map(|(_, over)| &over.tenant);
+    let above = || tree.as_ref().map(|over| &over.tenant).or_else(of_type);
+    if over.is_empty() { Some(state.tenant_named(above()?)?.no) } else { Some(own) }
+}
+
 /// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.
 pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting: u64) -> Vec<Blocker> {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();

@@ -368,7 +368,8 @@ impl State {
             Policy::Fragmentation if self.mix.total() >= least => Arc::new(Worth::new(&self.mix, &self.capacity)),
             _ => Arc::default(),
         };
-        self.rules = Arc::new(Rules { chosen, worth });
+        let dearest = self.capacity.dearest();
+        self.rules = Arc::new(Rules { chosen, dearest, worth });
         // Soon while little is known, then every now and then.
         let latest = RULES_EVERY.max(self.mix.total() / RULES_PART);
         self.until_rules = (self.mix.total() / 4).clamp(1, latest);

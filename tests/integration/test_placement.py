@@ -110,7 +110,8 @@ def test_a_waiting_job_says_what_would_let_it_run(group):
     group.nf("quota", "set", "t9", "--gpus", "1")
     group.nf("node", "cordon", node)
     waits = schedule(group, "t9", 2, 202)["request_id"]
-    remedy = group.job(waits)["remedy"]
+    assert group.job(waits)["remedy"] == [], "whoever only polls makes nobody search"
+    remedy = group.explain(waits)["remedy"]
     assert len(remedy) == 2 and any("nf quota set t9 --gpus 2" in r for r in remedy)
     assert any(f"nf node uncordon {node}" in r for r in remedy)
     group.nf("node", "uncordon", node)
@@ -126,7 +127,7 @@ def test_what_would_be_is_told_and_nothing_changes(group):
     waits = schedule(group, "t1", 8, 202)["request_id"]
     group.wait_state(runs, "Running")
     assert group.job(runs)["constraints"]["stay"] is True
-    soon = group.job(waits)["expected_start"]
+    soon = group.explain(waits)["expected_start"]
     assert soon["earliest"] <= soon["latest"], soon
     assert "will start between" in group.nf("explain", waits)
     assert group.job(runs)["expected_start"] is None
@@ -251,7 +252,7 @@ def test_who_has_to_go_may_save_its_state_and_who_waits_has_to_wait_first(group)
     low = schedule(group, "t1", 8, 201, constraints={"preemptible": True, "checkpoint_grace": "3s"})["request_id"]
     group.wait_state(low, "Running")
     high = schedule(group, "t1", 8, 202, priority=50)["request_id"]
-    job = group.job(high)
+    job = group.explain(high)
     assert job["may_preempt_from"] > job["history"][0]["at"], job
     waits = job["reasons"][-1]
     assert waits["reason"] == "PreemptionDelayNotElapsed" and low in waits["detail"], waits
@@ -278,7 +279,7 @@ def test_no_more_of_a_service_is_taken_than_it_lets_be_missing(group):
     group.wait_state(first, "Running")
     second = schedule(group, "t1", 2, 202, priority=50)["request_id"]
     said = eventually("it is said whose budget it is",
-                      lambda: [r for r in group.job(second)["reasons"] if r["reason"] == "DisruptionBudget"])
+                      lambda: [r for r in group.explain(second)["reasons"] if r["reason"] == "DisruptionBudget"])
     assert service in said[0]["detail"] and "max_unavailable" in said[0]["detail"]
     assert group.job(service)["ready"] == 3
     group.nf("node", "drain", "big", "--reason", "fans", "--deadline", "1s", "--yes")

@@ -190,6 +190,9 @@ pub struct PlanBody {
     pub placements: Vec<PlacementBody>,
     /// Jobs that would be made to give way; empty when none has to.
     pub victims: Vec<String>,
+    /// Whether a run with `digest` makes exactly those give way: only where the policy's preemption delay is 0. Otherwise
+    /// they are chosen when the job has waited so long, from who is there then, and the digest does not cover them.
+    pub victims_bound: bool,
     /// Where the replicas would go that wait for those.
     pub after_victims: Vec<PlacementBody>,
     pub quota: QuotaEffect,
@@ -286,6 +289,7 @@ impl From<&Constraints> for ConstraintsBody {
             rack: text(&c.rack),
             labels: c.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             arrangement: match c.arrangement {
+                Arrangement::Any => "any".into(),
                 Arrangement::Pack => "pack".into(),
                 Arrangement::Spread => "spread".into(),
             },
@@ -421,11 +425,11 @@ pub struct JobBody {
     /// Of the first replica that has a place.
     pub placement: Option<PlacementBody>,
     pub reasons: Vec<ReasonBody>,
-    /// The smallest set of changes that lets it run; empty where it was not looked for or is not known.
+    /// The smallest set of changes that lets it run; empty where it is not known, or not looked for (`explain=true`).
     pub remedy: Vec<String>,
     pub position: Option<u32>,
     /// While it waits: when it will start, by how long jobs like those that run now ran or may run; null
-    /// where that is not known.
+    /// where that is not known, or not looked for (`explain=true`).
     pub expected_start: Option<ExpectedStartBody>,
     /// While it waits: from when on it may make others give way, where that is still to come.
     #[serde(default, skip_serializing_if = "Option::is_none")]

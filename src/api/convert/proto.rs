@@ -153,7 +153,8 @@ fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
         rack: maybe("constraints.rack", &m.rack, Label::new)?,
         labels: labels("constraints.labels", &m.labels)?,
         arrangement: match enumeration("constraints.arrangement", m.arrangement, arrangement)? {
-            v1::Arrangement::Unspecified | v1::Arrangement::Pack => Arrangement::Pack,
+            v1::Arrangement::Unspecified => Arrangement::Any,
+            v1::Arrangement::Pack => Arrangement::Pack,
             v1::Arrangement::Spread => Arrangement::Spread,
         },
         same_island: m.same_island,
@@ -319,6 +320,7 @@ fn resources_out(r: &Resources) -> v1::Resources {
 fn constraints_out(c: &Constraints) -> v1::Constraints {
     let text = |label: &Option<Label>| label.as_ref().map(ToString::to_string).unwrap_or_default();
     let arrangement = match c.arrangement {
+        Arrangement::Any => v1::Arrangement::Unspecified,
         Arrangement::Pack => v1::Arrangement::Pack,
         Arrangement::Spread => v1::Arrangement::Spread,
     };

@@ -210,7 +210,7 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
 
 /// `"arrangement": "spread"`, or the short `"spread": true`.
 fn arrangement(o: &mut Object<'_>, field: &Field<'_>) -> Result<Arrangement, Refusal> {
-    let words = [("pack", Arrangement::Pack), ("spread", Arrangement::Spread)];
+    let words = [("any", Arrangement::Any), ("pack", Arrangement::Pack), ("spread", Arrangement::Spread)];
     let named = o.get("arrangement").map(|f| f.word(&words)).transpose()?;
     let spread = o.boolean("spread")?.unwrap_or(false).then_some(Arrangement::Spread);
     let pack = o.boolean("pack")?.unwrap_or(false).then_some(Arrangement::Pack);

@@ -64,6 +64,7 @@ impl SchedulerService for Scheduler {
             placements: placed.map(|(no, place, why)| proto::placement(*no, place, Some(why))).collect(),
             reasons: planned.blockers.iter().map(proto::blocker).collect(),
             victims: planned.victims.clone(),
+            victims_bound: planned.binds_victims,
             after_victims: planned
                 .claimed
                 .iter()
@@ -80,7 +81,11 @@ impl SchedulerService for Scheduler {
         let message = request.into_inner();
         call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
         call.consistency = consistency(message.consistency)?;
-        let Found { job, simulation, read } = self.0.get(&call, &request_id(&message.request_id)?).await?;
+        let request = request_id(&message.request_id)?;
+        let Found { job, simulation, read } = match message.explain {
+            true => self.0.explain(&call, &request).await?,
+            false => self.0.get(&call, &request).await?,
+        };
         let job = Some(proto::job(&job, simulation));
         Ok(Response::new(v1::GetResponse { job, read: Some(proto::read(&read)) }))
     }

@@ -109,6 +109,7 @@ pub fn plan_body(planned: &Planned, spec: &JobSpec) -> PlanBody {
         placement: placements.first().cloned(),
         placements,
         victims: planned.victims.clone(),
+        victims_bound: planned.binds_victims,
         after_victims: planned
             .claimed
             .iter()
@@ -172,12 +173,19 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
            ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale"),
            ("index" = Option<u64>, Query, description = "Answer once the log is past this index"),
-           ("wait" = Option<String>, Query, description = "How long to wait for that, such as 10s")),
+           ("wait" = Option<String>, Query, description = "How long to wait for that, such as 10s"),
+           ("explain" = Option<bool>, Query, description = "Also look for what would let it run, when it will \
+             start and who would give way, which takes the placer many tries")),
     responses((status = 200, description = "The job", body = JobBody)))]
 pub async fn get(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
+    let explain = ask.flag("explain")?;
     ask.finish()?;
-    let found = service.get(&call, &path("request_id", &id, RequestId::new)?).await?;
+    let request = path("request_id", &id, RequestId::new)?;
+    let found = match explain {
+        true => service.explain(&call, &request).await?,
+        false => service.get(&call, &request).await?,
+    };
     Ok(job(found))
 }
 

@@ -81,7 +81,7 @@ impl Service {
         let before = self.read(call).await?;
         let (state, read) = (before.now(), freshness(&before));
         let look = move || defrag::plan(&state).map(|plan| DefragBody::new(&state, plan, read));
-        let planned = super::off_thread(look).await??;
+        let planned = self.search(call, look).await??;
         if dry_run {
             return Ok(planned);
         }

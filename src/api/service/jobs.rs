@@ -42,6 +42,8 @@ pub struct Planned {
     pub placements: Vec<(u16, PlaceView, WhyBody)>,
     /// Jobs that would be made to give way.
     pub victims: Vec<String>,
+    /// A run with the digest makes exactly those give way.
+    pub binds_victims: bool,
     /// Places that they would leave.
     pub claimed: Vec<(u16, PlaceView, WhyBody)>,
     pub blockers: Vec<Blocker>,
@@ -136,11 +138,21 @@ impl Service {
         if replicas <= PLANNED_INLINE {
             return timed();
         }
-        super::off_thread(timed).await?
+        self.search(call, timed).await?
     }
 
-    /// The job of that request, live or finished.
+    /// The job of that request, live or finished. Costs no search, so it may be asked again and again.
     pub async fn get(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
+        self.found(call, request, false).await
+    }
+
+    /// The same, and of one that waits what takes a search to find: what would let it run, when it will start, and who
+    /// would give way.
+    pub async fn explain(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
+        self.found(call, request, true).await
+    }
+
+    async fn found(&self, call: &Call, request: &RequestId, explain: bool) -> Result<Found, Failure> {
         let view = self.read(call).await?;
         let simulation = view.state.meta().mode == Mode::Simulation;
         let read = freshness(&view);
@@ -152,8 +164,11 @@ impl Service {
                 return Ok(Found { job: Box::new(view::job(&view.state, job)), simulation, read });
             }
             let (state, job) = (view.now(), job.clone());
-            let explained = move || Box::new(view::explained(&state, &job));
-            return Ok(Found { job: super::off_thread(explained).await?, simulation, read });
+            let job = match explain {
+                true => self.search(call, move || Box::new(view::explained(&state, &job))).await?,
+                false => super::off_thread(move || Box::new(view::job(&state, &job))).await?,
+            };
+            return Ok(Found { job, simulation, read });
         }
         let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;
         Ok(Found { job: Box::new(view::job(&view.state, &job)), simulation, read })
@@ -274,6 +289,7 @@ fn plan_on(view: &View, wanted: &Intent) -> Result<Planned, Failure> {
     victims.dedup();
     Ok(Planned {
         victims: victims.iter().filter_map(|no| Some(state.job(*no)?.request.to_string())).collect(),
+        binds_victims: draft.binds_victims,
         claimed: claimed.collect(),
         placements: placements.collect(),
         blockers: draft.blockers(state, spec),

@@ -112,6 +112,7 @@ pub struct Inner {
     calls: Semaphore,
     waits: Semaphore,
     streams: Arc<Semaphore>,
+    searches: Arc<Semaphore>,
     tenants: gauges::TenantCounters,
     deploys: deploys::Deploys,
     marks: Arc<watch::Marks>,
@@ -147,6 +148,7 @@ impl Service {
             calls: Semaphore::new(MAX_CALLS),
             waits: Semaphore::new(MAX_WAITS),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            searches: Arc::new(Semaphore::new(searches_at_once())),
             marks,
             rendered: gauges::Rendered::default(),
         }))
@@ -266,6 +268,36 @@ pub fn freshness(view: &View) -> Freshness {
         last_contact_ms: view.last_contact_ms,
         event_index: view.state.meta().next_event.saturating_sub(1),
     }
+}
+
+impl Service {
+    /// Runs a search for a caller off the runtime's threads. Few run at once: who only asks leaves the others their
+    /// processors. One that has begun goes on though its caller hangs up, and counts until it is done.
+    ///
+    /// # Errors
+    /// `TooManyRequests` when the call's time is over before it is its turn.
+    pub(super) async fn search<T: Send + 'static>(
+        &self,
+        call: &Call,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let busy =
+            || Failure::new(Reason::TooManyRequests, "other searches keep this member busy; retry, or ask another");
+        let turn = Arc::clone(&self.searches).acquire_owned();
+        let turn = tokio::time::timeout_at(call.deadline.into(), turn).await;
+        let permit = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
+        off_thread(move || {
+            let done = work();
+            drop(permit);
+            done
+        })
+        .await
+    }
+}
+
+/// Half of the processors.
+fn searches_at_once() -> usize {
+    std::thread::available_parallelism().map_or(1, |all| all.get().div_ceil(2))
 }
 
 /// Runs long reading off the runtime's threads.

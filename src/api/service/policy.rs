@@ -127,7 +127,7 @@ impl Service {
     pub async fn try_placement_policy(&self, call: &Call, chosen: Chosen) -> Result<TriedBody, Failure> {
         let view = self.read(call).await?;
         let (state, read) = (view.now(), freshness(&view));
-        let seen = super::off_thread(move || hindsight::compare(&state, chosen)).await?;
+        let seen = self.search(call, move || hindsight::compare(&state, chosen)).await?;
         let meta = view.state.meta();
         Ok(TriedBody {
             placements: seen.placements,

@@ -72,7 +72,7 @@ impl Service {
             }
             whatif::with_nodes(&state, nodes)
         };
-        let seen = super::off_thread(look).await??;
+        let seen = self.search(call, look).await??;
         Ok(WhatIfBody {
             waiting: seen.waiting,
             would_start: seen.would_start,

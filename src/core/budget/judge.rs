@@ -177,12 +177,23 @@ pub fn payable(
 /// prices in their order or, where they are not known, at the lowest there is.
 pub fn blocks(state: &State, job: &Job, known: &[u128]) -> Option<Over> {
     let path = watched(state, Some(job.tenant))?;
+    places(state, &path, &job.spec, &job.replicas, &first(state, &path, job, known)).err()
+}
+
+/// What the job uses now, and what with its next replica, or all of a gang, at the lowest prices there are.
+pub(crate) fn next(state: &State, job: &Job) -> (Rates, Rates) {
+    let path = watched(state, Some(job.tenant)).unwrap_or_default();
+    let placed = first(state, &path, job, &[]);
+    (Rates::of(state, &job.spec, &job.replicas), Rates::with(state, &job.spec, &job.replicas, &placed))
+}
+
+/// The replicas that would be placed next, and at what prices.
+fn first(state: &State, path: &[&Tenant], job: &Job, known: &[u128]) -> Vec<(u16, u128)> {
     let priced = path.iter().filter_map(|tenant| tenant.quota.budgets.as_deref());
     let priced = priced.flat_map(|budgets| budgets.money).any(|limit| limit.is_some());
     let lowest = if priced { lowest(state, &job.spec) } else { 0 };
     let next = job.placeable(state.meta().now_ms).take(if job.spec.gang { usize::MAX } else { 1 });
-    let placed: Vec<_> = next.zip(known.iter().copied().chain(std::iter::repeat(lowest))).collect();
-    places(state, &path, &job.spec, &job.replicas, &placed).err()
+    next.zip(known.iter().copied().chain(std::iter::repeat(lowest))).collect()
 }
 
 /// The same for one that is not there yet, of which some have places.

@@ -242,6 +242,17 @@ fn tightest(class: &Class, ask: &Ask<'_>, milli: u16) -> Option<(u16, usize)> {
     best
 }
 
+/// The device with the most left that holds the part: its free thousandths and its index.
+pub fn emptiest(class: &Class, ask: &Ask<'_>, milli: u16) -> Option<(u16, usize)> {
+    let mut best: Option<(u16, usize)> = None;
+    for (i, free) in class.devices.iter().enumerate() {
+        if best.is_none_or(|(most, _)| free.milli > most) && holds(class, i, ask, milli) {
+            best = Some((free.milli, i));
+        }
+    }
+    best
+}
+
 /// Whether the device can give the part now.
 pub fn holds(class: &Class, device: usize, ask: &Ask<'_>, milli: u16) -> bool {
     let (flavor, free) = (&class.flavor.devices[device], &class.devices[device]);

@@ -62,6 +62,9 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     // A job that nothing else stands in the way of is placed by the next look at the
     // queue, unless that keeps the room for those ahead.
     if out.is_empty() {
+        out.extend(super::reserve::blocker(state, job));
+    }
+    if out.is_empty() {
         let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
         out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
     }
@@ -119,7 +122,7 @@ pub fn claiming(state: &State, claim: &Claim) -> Blocker {
 pub fn patient(state: &State, claim: &Claim, left_ms: u64) -> Blocker {
     let (left, names, nodes) = victims(state, claim);
     let detail = format!(
-        "may preempt in {} s, when it has waited {} s, unless it finds a place by then: {left} replica(s) would give way: {names}",
+        "may preempt in {} s, when it has waited {} s, unless it finds a place by then: {left} replica(s) would give way, by who is there then: {names}",
         left_ms.div_ceil(1000),
         state.meta().placement.preemption.delay_ms.div_ceil(1000)
     );

@@ -85,7 +85,7 @@ fn place_again(scratch: &mut State, again: &[(Arc<Job>, u16)]) -> Vec<Option<Nod
     let mut places = Vec::new();
     for (job, replica) in again {
         let mut limits = Limits::default();
-        if job.spec.constraints.arrangement == Arrangement::Spread {
+        if job.spec.constraints.arrangement != Arrangement::Any {
             limits.siblings = siblings.get(&job.no).cloned().unwrap_or_default();
         }
         scratch.stand(&job.spec);

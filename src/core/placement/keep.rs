@@ -6,6 +6,7 @@
 use super::order::Order;
 use super::preempt;
 use super::queue::{Asker, Shape, askers, fill, waits_for_room};
+use super::reserve::Reserves;
 use super::{devices, filter};
 use crate::budget::afford::Offer;
 use crate::budget::judge;
@@ -35,14 +36,19 @@ const LOOKS: usize = 64;
 /// Waiters for whom nodes are looked for; some can be held by none.
 const TRIES: usize = 16;
 /// For so long a waiter keeps a node that it can only have when a service there is ended, which nobody has to.
-const LONGEST_MS: u64 = 60 * 60 * 1000;
+pub(super) const LONGEST_MS: u64 = 60 * 60 * 1000;
 
 /// The nodes kept for those of the first waiters that go before `priority`
 /// (equal priority included: they came first).
 pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
-    let mut keepers = Keepers::new(state);
+    kept_ahead(state, priority).0
+}
+
+/// The same, and the quota that those keep.
+pub(crate) fn kept_ahead(state: &State, priority: i16) -> (Vec<NodeNo>, Reserves) {
+    let (mut keepers, mut reserves) = (Keepers::new(state), Reserves::default());
     if !state.has_waiters() {
-        return keepers.kept;
+        return (keepers.kept, reserves);
     }
     let mut order = Order::new(state);
     let mut looked: BTreeMap<TenantNo, u32> = BTreeMap::new();
@@ -64,12 +70,14 @@ pub fn kept_nodes(state: &State, priority: i16) -> Vec<NodeNo> {
                 true => fill(state, &asker, &keepers.kept),
                 false => Offer::NoRoom(Cow::Borrowed(&**asker.spec)),
             };
-            if let Offer::NoRoom(ask) = ask {
-                keepers.keep(state, &asker, &ask);
+            if let Offer::NoRoom(ask) = ask
+                && keepers.keep(state, &asker, &ask)
+            {
+                reserves.add_for_room(state, &asker);
             }
         }
     }
-    keepers.kept
+    (keepers.kept, reserves)
 }
 
 /// The first waiters and the nodes that are kept for them.
@@ -91,19 +99,21 @@ impl Keepers {
         self.count == KEPT || self.tries == TRIES
     }
 
-    /// Keeps what the asker needs, which asks for `ask` now, if it is one of the first.
-    pub fn keep(&mut self, state: &State, asker: &Asker<'_>, ask: &JobSpec) {
+    /// Keeps what the asker needs, which asks for `ask` now, if it is one of the first. True if something is kept.
+    pub fn keep(&mut self, state: &State, asker: &Asker<'_>, ask: &JobSpec) -> bool {
         let shape = Shape::of(state, asker);
         if self.are_enough() || self.in_vain.contains(&shape) {
-            return;
+            return false;
         }
         let found = targets(state, asker.job, ask, asker.wanted.len(), &self.kept);
         self.tries += 1;
         if found.is_empty() {
             self.in_vain.insert(shape);
         }
-        self.count += usize::from(!found.is_empty());
+        let some = !found.is_empty();
+        self.count += usize::from(some);
         self.kept.extend(found);
+        some
     }
 }
 

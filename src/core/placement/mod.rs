@@ -17,6 +17,7 @@ pub mod policy;
 pub mod preempt;
 pub mod queue;
 pub mod remedy;
+pub(crate) mod reserve;
 pub mod score;
 pub mod standing;
 pub mod trial;
@@ -127,7 +128,8 @@ fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
         None => None,
     };
     let ask = Ask::of(state, spec);
-    let spread = spec.constraints.arrangement == Arrangement::Spread;
+    let arrangement = spec.constraints.arrangement;
+    let counts = arrangement != Arrangement::Any;
     let random = policy == Policy::Random;
     // Classes come in the order of their flavors, so one verdict serves many.
     let mut judged: Option<(Arc<Flavor>, bool)> = None;
@@ -145,7 +147,7 @@ fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
         candidates += all;
         // Without siblings to count, a class scores as one: most need no look at their nodes.
         let behind = |score: i64| runner_up.is_some_and(|(_, second)| score < second);
-        if !spread && !random && behind(terms.with_siblings(spec, 0).total(weights)) {
+        if !counts && !random && behind(terms.with_siblings(spec, 0).total(weights)) {
             return;
         }
         for node in nodes {
@@ -168,13 +170,23 @@ fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
         Some(node) => consider(state.capacity().class(node)?, 1, &mut std::iter::once(node)),
         None => {
             // All nodes of a class score alike, but for those that run a sibling or are held.
-            let odd = if spread { limits.siblings.len() } else { 0 } + limits.held.len();
+            let odd = if counts { limits.siblings.len() } else { 0 } + limits.held.len();
             // Two that are not odd are enough for the best and the runner-up.
             let enough = odd + 2;
             for (class, nodes) in &state.capacity().classes {
                 let held = limits.held.iter().filter(|node| nodes.contains(*node)).count();
                 let some = if random { nodes.len() } else { enough };
-                consider(class, (nodes.len() - held) as u32, &mut nodes.iter().copied().take(some));
+                let all = (nodes.len() - held) as u32;
+                match arrangement {
+                    // Those that run a sibling are the best of their class, wherever in it they are.
+                    Arrangement::Pack => {
+                        let with = limits.siblings.keys().filter(|node| nodes.contains(*node));
+                        let first = nodes.iter().take(some);
+                        let few: std::collections::BTreeSet<NodeNo> = with.chain(first).copied().collect();
+                        consider(class, all, &mut few.into_iter());
+                    }
+                    _ => consider(class, all, &mut nodes.iter().copied().take(some)),
+                }
             }
         }
     }
@@ -239,10 +251,10 @@ pub fn place(state: &State, spec: &JobSpec, wanted: &[u16], mut limits: Limits) 
     out
 }
 
-/// Nodes on which replicas of a job already are, for spreading the others.
+/// Nodes on which replicas of a job already are, for spreading the others, or packing them.
 pub fn siblings(replicas: &[crate::job::Replica], arrangement: Arrangement) -> BTreeMap<NodeNo, u32> {
     let mut out = BTreeMap::new();
-    if arrangement == Arrangement::Spread {
+    if arrangement != Arrangement::Any {
         for alloc in replicas.iter().filter_map(|r| r.allocation()) {
             *out.entry(alloc.node).or_default() += 1;
         }

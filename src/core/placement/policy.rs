@@ -128,6 +128,8 @@ impl Default for Chosen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub chosen: Chosen,
+    /// Millionths an hour of the dearest GPU that there is.
+    pub dearest: u64,
     /// For `fragmentation`; empty when nothing is known of the workload.
     pub worth: Arc<Worth>,
 }

@@ -39,7 +39,7 @@ const PRUNED: usize = MOST_VICTIMS;
 const MIXES: usize = 64;
 /// Looks at a node whose units are bound by budgets, before it is said to have no answer.
 const LOOKS: u32 = 4096;
-/// Of so few units all sets are tried, where the quota is in the way as well as room.
+/// Of so few units all sets are tried, where the quota is in the way as well as room, or a gang may have to go.
 const FEW: usize = 10;
 /// Gangs on several nodes of which it is tried what is won by taking each.
 const GANGS: usize = 16;
@@ -117,7 +117,11 @@ impl Want<'_> {
         let none = BTreeSet::new();
         let first = room(&none, None).and_then(|mut chosen| quota(&mut chosen).map(|()| chosen));
         let mut best = first.and_then(|chosen| self.needed(units, chosen));
-        if allows(self.state, self.state, self.tenant, self.spec, times) {
+        // A gang goes from several nodes at once, so what it gives on one is not all that it gives.
+        let gangs = units.iter().any(|unit| unit.members.len() > 1);
+        let few = units.len() <= FEW;
+        let has_quota = allows(self.state, self.state, self.tenant, self.spec, times);
+        if has_quota && !(gangs && few) {
             return best;
         }
         let cost = |chosen: &BTreeSet<usize>| chosen.iter().map(|unit| units[*unit].cost).sum::<u64>();
@@ -126,13 +130,15 @@ impl Want<'_> {
             let found = found.filter(|(new, _)| best.as_ref().is_none_or(|(old, _)| cost(new) < cost(old)));
             best = found.or(best.take());
         };
-        let mut freed = BTreeSet::new();
-        consider(quota(&mut freed).and_then(|()| room(&freed, None)));
-        let counted: BTreeSet<usize> = self.counted(units).collect();
-        if counted.len() < units.len() {
-            consider(room(&none, Some(&counted)).and_then(|mut chosen| quota(&mut chosen).map(|()| chosen)));
+        if !has_quota {
+            let mut freed = BTreeSet::new();
+            consider(quota(&mut freed).and_then(|()| room(&freed, None)));
+            let counted: BTreeSet<usize> = self.counted(units).collect();
+            if counted.len() < units.len() {
+                consider(room(&none, Some(&counted)).and_then(|mut chosen| quota(&mut chosen).map(|()| chosen)));
+            }
         }
-        if units.len() <= FEW {
+        if few {
             let all = self.all_sets(units, spares, best.as_ref().map_or(u64::MAX, |(chosen, _)| cost(chosen)));
             return all.or(best);
         }

@@ -5,13 +5,14 @@
 
 use super::keep::Keepers;
 use super::order::Order;
+use super::reserve::Reserves;
 use super::{Limits, preempt};
-use crate::budget::afford::{Offer, affordable};
+use crate::budget::afford::{Offer, affordable, affordable_claim};
 use crate::budget::{Rates, judge};
 use crate::claim::Claim;
 use crate::command::{Command, Placement};
 use crate::id::{NodeNo, TenantNo};
-use crate::job::{Constraints, Job, JobSpec, Phase, Replica};
+use crate::job::{Job, JobSpec, Phase, Replica, Whereabouts};
 use crate::quota;
 use crate::reason::Reason;
 use crate::resources::Resources;
@@ -23,8 +24,8 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub(crate) use super::keep::targets;
 pub use super::keep::{KEPT, kept_nodes};
+pub(crate) use super::keep::{kept_ahead, targets};
 
 /// How many waiters one pass looks at, so that a pass stays short. Most need no
 /// more than a look at their quota, so this is far more than it can place.
@@ -46,7 +47,7 @@ pub(super) struct Asker<'a> {
 }
 
 /// The job's replicas that could be placed now: in a rollout they may be of two versions, which ask apart.
-pub(super) fn askers<'a>(state: &State, job: &'a Job) -> impl Iterator<Item = Asker<'a>> {
+pub(super) fn askers<'a>(state: &State, job: &'a Job) -> impl Iterator<Item = Asker<'a>> + use<'a> {
     let versions = job.by_version(job.placeable(state.meta().now_ms));
     versions.into_iter().map(move |(spec, wanted)| Asker { job, spec, wanted })
 }
@@ -82,17 +83,8 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
         // Whoever was given something in this pass stands behind who has less now.
         let next = if pass.out.len() == limit { None } else { order.next(&pass.scratch) };
         let Some(job) = &next else { break };
-        // It may be let in again, or be paid for, and takes no room meanwhile.
-        if job.claim.is_some() || trust::withheld(state, job).is_some() || pass.is_blocked(job) {
-            continue;
-        }
-        for asker in askers(state, job) {
-            match pass.take(&asker) {
-                Next::Asker => {}
-                // Its replicas of another version are judged beside these, by the next pass.
-                Next::Job => break,
-                Next::Pass => return pass.out,
-            }
+        if pass.turn_of(job) {
+            return pass.out;
         }
     }
     match pass.out.is_empty() {
@@ -102,6 +94,44 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
     }
 }
 
+/// How things are when it is somebody's turn in a pass.
+pub(super) struct Turn {
+    /// With places for those ahead of it, and what is kept for them counted as held.
+    pub state: State,
+    /// Nodes that are kept for them.
+    pub kept: Vec<NodeNo>,
+    /// How many replicas ahead of it, of its own tenant too, found no place.
+    pub missing: usize,
+}
+
+/// The turn of a job, or of a new one that would ask for `spec`. Nobody is made to give way meanwhile.
+pub(super) fn turn(state: &State, spec: &JobSpec, job: Option<&Job>) -> Turn {
+    let mut pass = Pass { evicts: false, ..Pass::new(state) };
+    let mut order = Order::new(state);
+    let mut missing = 0;
+    for _ in 0..LOOKED_AT {
+        let Some(ahead) = order.next(&pass.scratch) else { break };
+        let is_ahead = match job {
+            Some(job) => ahead.no != job.no,
+            None => ahead.spec.priority >= spec.priority,
+        };
+        if !is_ahead {
+            break;
+        }
+        let found = pass.out.len();
+        pass.turn_of(&ahead);
+        if pass.out.len() == found {
+            missing += ahead.placeable(state.meta().now_ms).count();
+        }
+    }
+    let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
+    if let Some(tenant) = tenant {
+        let which = pass.reserves.against(&pass.scratch, tenant, spec, job.map(|job| job.no));
+        pass.reserves.count(&which, &mut pass.scratch);
+    }
+    Turn { state: pass.scratch, kept: pass.keepers.kept, missing }
+}
+
 /// How a pass goes on.
 enum Next {
     Asker,
@@ -109,11 +139,24 @@ enum Next {
     Pass,
 }
 
+/// What a look for places has come to.
+enum Looked<'a> {
+    Places(Vec<Placement>),
+    /// What it asks for now, and whether this look found that there is none.
+    NoRoom(Cow<'a, JobSpec>, bool),
+    /// Quota, not room.
+    Lacks,
+    Leave,
+}
+
 /// What a pass has come to.
 struct Pass {
     scratch: State,
     tried: Tried,
     keepers: Keepers,
+    reserves: Reserves,
+    /// Others are made to give way.
+    evicts: bool,
     /// Each (tenant, priority, ask) for which somebody was looked for who could give way.
     asked: BTreeSet<(TenantNo, i16, Shape)>,
     out: Vec<Command>,
@@ -125,9 +168,33 @@ impl Pass {
             scratch: state.speculative(),
             tried: Tried::default(),
             keepers: Keepers::new(state),
+            reserves: Reserves::default(),
+            evicts: true,
             asked: BTreeSet::new(),
             out: Vec::new(),
         }
+    }
+
+    /// Does what can be done for a waiter. True when that ends the pass.
+    fn turn_of(&mut self, job: &Job) -> bool {
+        // It may be let in again, and takes no room meanwhile.
+        if job.claim.is_some() || trust::withheld(&self.scratch, job).is_some() {
+            return false;
+        }
+        let unpaid = self.is_blocked(job);
+        for asker in askers(&self.scratch, job) {
+            if unpaid {
+                self.reserves.add(&self.scratch, &asker);
+                continue;
+            }
+            match self.take(&asker) {
+                Next::Asker => {}
+                // Its replicas of another version are judged beside these, by the next pass.
+                Next::Job => break,
+                Next::Pass => return true,
+            }
+        }
+        false
     }
 
     fn is_blocked(&self, job: &Job) -> bool {
@@ -138,40 +205,58 @@ impl Pass {
     fn take(&mut self, asker: &Asker<'_>) -> Next {
         let job = asker.job;
         let shape = Shape::of(&self.scratch, asker);
-        let mut ask = Cow::Borrowed(&**asker.spec);
-        let mut fails_now = false;
-        if waits_for_room(&self.scratch, job) {
-            match self.tried.verdict(&self.scratch, job, &shape) {
-                Verdict::Try => match self.fill(asker) {
-                    Offer::Places(picks) => {
-                        let placements = picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect();
-                        self.place(job, placements);
-                        return Next::Job;
-                    }
-                    // Nobody has to make room for it, and none is kept.
-                    Offer::TooDear => {
-                        self.tried.failed(&self.scratch, asker, shape, true);
-                        return Next::Asker;
-                    }
-                    Offer::NoRoom(narrower) => {
-                        ask = narrower;
-                        self.tried.failed(&self.scratch, asker, shape.clone(), false);
-                        fails_now = true;
-                    }
-                },
-                Verdict::NoRoom => {}
-                Verdict::Leave => return Next::Asker,
+        let ahead = self.reserves.against(&self.scratch, job.tenant, asker.spec, Some(job.no));
+        self.reserves.count(&ahead, &mut self.scratch);
+        let found = self.look(asker, &shape);
+        self.reserves.uncount(&ahead, &mut self.scratch);
+        let (ask, fails_now) = match found {
+            Looked::Places(placements) => {
+                self.place(job, placements);
+                return Next::Job;
             }
-        }
+            // Nobody has to make room for what is not there to be had: it can't be paid, or is kept for others.
+            Looked::Leave => return Next::Asker,
+            Looked::Lacks if !ahead.is_empty() && waits_for_room(&self.scratch, job) => return Next::Asker,
+            Looked::Lacks => {
+                self.reserves.add(&self.scratch, asker);
+                (Cow::Borrowed(&**asker.spec), false)
+            }
+            Looked::NoRoom(ask, now) => (ask, now),
+        };
         if let Some(claim) = self.room_of_others(asker, shape, &ask) {
             self.out.push(Command::Preempt { job: job.no, claim: Box::new(claim) });
             // What the victims held is neither free nor theirs any more: the next pass sees it.
             return Next::Pass;
         }
-        if fails_now {
-            self.keepers.keep(&self.scratch, asker, &ask);
+        if fails_now && self.keepers.keep(&self.scratch, asker, &ask) {
+            self.reserves.add_for_room(&self.scratch, asker);
         }
         Next::Asker
+    }
+
+    /// Looks for places, unless that was in vain before.
+    fn look<'a>(&mut self, asker: &Asker<'a>, shape: &Shape) -> Looked<'a> {
+        if !waits_for_room(&self.scratch, asker.job) {
+            return Looked::Lacks;
+        }
+        match self.tried.verdict(&self.scratch, asker.job, shape) {
+            Verdict::Try => {}
+            Verdict::NoRoom => return Looked::NoRoom(Cow::Borrowed(&**asker.spec), false),
+            Verdict::Leave => return Looked::Leave,
+        }
+        match self.fill(asker) {
+            Offer::Places(picks) => {
+                Looked::Places(picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect())
+            }
+            Offer::TooDear => {
+                self.tried.failed(&self.scratch, asker, shape.clone(), true);
+                Looked::Leave
+            }
+            Offer::NoRoom(narrower) => {
+                self.tried.failed(&self.scratch, asker, shape.clone(), false);
+                Looked::NoRoom(narrower, true)
+            }
+        }
     }
 
     fn fill<'a>(&mut self, asker: &Asker<'a>) -> Offer<'a> {
@@ -188,7 +273,7 @@ impl Pass {
     /// placed: who borrowed is judged on the state as it is; the next pass goes on.
     fn room_of_others(&mut self, asker: &Asker<'_>, shape: Shape, ask: &JobSpec) -> Option<Claim> {
         let job = asker.job;
-        if !self.out.is_empty() || self.asked.len() == TRIES || !preempt::may_help(&self.scratch, job) {
+        if !self.evicts || !self.out.is_empty() || self.asked.len() == TRIES || !preempt::may_help(&self.scratch, job) {
             return None;
         }
         // Who has not waited long enough uses up no try, and speaks for no other of its kind.
@@ -279,9 +364,9 @@ fn make_room(state: &State, asker: &Asker<'_>, ask: &JobSpec, kept: &[NodeNo]) -
     let (job, wanted) = (asker.job, patient(state, asker));
     let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
     let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
-    let claim = claim_for(state, ask, &wanted, &limits)?;
-    let paid = judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
-    paid.is_ok().then_some(claim)
+    let paid =
+        |claim: &Claim| judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements).is_ok();
+    affordable_claim(state, ask, |ask| claim_for(state, ask, &wanted, &limits), paid)
 }
 
 /// A claim for all of `wanted`, or, unless they are a gang, for the first of them.
@@ -307,11 +392,11 @@ impl Shape {
         Self { spec: Arc::clone(spec), at_once, takes_any: Ask::of(state, spec).takes_any() }
     }
 
-    fn key(&self) -> (&Resources, &Constraints, usize, u16, bool, bool) {
+    fn key(&self) -> (&Resources, Whereabouts<'_>, usize, u16, bool, bool) {
         let spec = &*self.spec;
         // A price is meant for all replicas.
         let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
-        (&spec.resources, &spec.constraints, self.at_once, priced, self.takes_any, spec.needs_engine())
+        (&spec.resources, spec.constraints.whereabouts(), self.at_once, priced, self.takes_any, spec.needs_engine())
     }
 }
 

@@ -2,13 +2,14 @@
 //! make, each tried on a copy of the state with the placer's own search. It changes
 //! nothing, and does not guess when something ends.
 
+use super::queue::{self, Turn};
 use super::{Limits, filter, place};
 use crate::budget::{Kind, Limit, Over, Window, judge};
 use crate::claim;
 use crate::command::Placement;
-use crate::id::{Incarnation, NodeName, NodeNo, TenantId, TenantNo};
-use crate::job::{Job, JobSpec};
-use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
+use crate::id::{Incarnation, JobNo, Label, NodeName, NodeNo, TenantId, TenantNo};
+use crate::job::{Job, JobSpec, Runtime};
+use crate::node::{Device, DeviceKind, DrainState, ENGINE_LABEL, Node, NodeKind, NodeSpec, NodeState, has_engine};
 use crate::quota::{self, milli, tree};
 use crate::reason::Refusal;
 use crate::resources::{Gpus, Resources};
@@ -16,6 +17,7 @@ use crate::sharing::{Ask, Sharing};
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
 use crate::trust;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,10 +25,14 @@ use std::sync::Arc;
 const NODES: usize = 12;
 /// Pairs of changes that are tried; of more changes than that all together are, and then fewer and fewer.
 const PAIRS: usize = 128;
+/// Waiters of its own tenant ahead of it for whose quota there would have to be enough, too.
+const AHEAD: usize = 1024;
 /// Budgets that may be in the way one behind the other.
 const BUDGETS: usize = 8;
-/// Most nodes that are proposed to be added.
+/// Most nodes that are proposed to be added for one job.
 const ADDED: u16 = 16;
+/// The same for it and those ahead of it, who have theirs first.
+const ADDED_FOR_ALL: u16 = 1024;
 
 /// Something that an operator can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,15 +59,18 @@ pub enum Change {
     },
     /// It is silent, down or in maintenance.
     Return(NodeName),
+    /// No container engine is there.
+    Engine(NodeName),
     /// Let the tenant's jobs have parts of devices that nothing keeps them to. `or_whole`: asking for a whole GPU
     /// instead would do as well.
     SoftSharing {
         tenant: TenantId,
         or_whole: bool,
     },
-    /// So many nodes that hold one replica each.
+    /// So many nodes that hold one replica each; of that name where it is asked for, then one.
     AddNodes {
         count: u16,
+        name: Option<NodeName>,
         spec: Box<NodeSpec>,
     },
 }
@@ -100,13 +109,19 @@ impl fmt::Display for Change {
                     "let the tenant accept parts of GPUs that nothing enforces: nf quota set {tenant} --soft-sharing{or}"
                 )
             }
-            Change::AddNodes { count, spec } => {
+            Change::Engine(node) => {
+                write!(f, "start a container engine (Docker or Podman) on node {node}, and nf serve there anew")
+            }
+            Change::AddNodes { count, name, spec } => {
                 let devices = spec
                     .devices
                     .first()
                     .map_or(String::new(), |device| format!(" with {} × {}", spec.devices.len(), device.device_type));
                 let nodes = if *count == 1 { "node" } else { "nodes" };
-                write!(f, "add {count} {nodes}{devices}")
+                match name {
+                    Some(name) => write!(f, "add node {name}{devices}"),
+                    None => write!(f, "add {count} {nodes}{devices}"),
+                }
             }
         }
     }
@@ -143,7 +158,40 @@ impl Waiter<'_> {
         }
         // Hardware is the last resort: as few nodes as will do, with what else is needed then.
         for count in 1..=ADDED.min(self.wanted.len() as u16) {
-            let nodes = Change::AddNodes { count, spec: Box::new(node_for(self.spec)) };
+            let nodes = self.added(count);
+            if self.runs_with(state, &[&nodes]) {
+                return Some(vec![nodes]);
+            }
+            let with: Vec<&Change> = soft.iter().chain([&nodes]).collect();
+            if let Some(few) = self.as_few(state, with) {
+                return Some(few);
+            }
+        }
+        self.added_for_all(state, &soft)
+    }
+
+    fn added(&self, count: u16) -> Change {
+        let name = self.spec.constraints.node.clone();
+        Change::AddNodes { count, name, spec: Box::new(node_for(self.spec)) }
+    }
+
+    /// So many nodes that those ahead may have theirs, with what else is needed then.
+    fn added_for_all(&self, state: &State, soft: &[Change]) -> Option<Vec<Change>> {
+        let most = queue::turn(state, self.spec, self.job).missing + self.wanted.len();
+        let most = u16::try_from(most).unwrap_or(u16::MAX).min(ADDED_FOR_ALL);
+        let mut scratch = state.speculative();
+        soft.iter().chain([&self.added(most)]).for_each(|change| make(&mut scratch, change));
+        let turn = queue::turn(&scratch, self.spec, self.job);
+        // Of so many, those count that are in use when it has its place.
+        let places = self.places(&turn.state, &turn.kept)?;
+        let is_added = |node: NodeNo| node.0 > u32::MAX - u32::from(most);
+        let mut used: BTreeSet<NodeNo> = places.iter().map(|place| place.alloc.node).collect();
+        used.extend(turn.kept.iter().copied());
+        let held = |node: &NodeNo| turn.state.ledger().node(*node).is_some_and(|used| !used.replicas.is_empty());
+        used.extend((0..most).map(|i| NodeNo(u32::MAX - u32::from(i))).filter(held));
+        let count = used.into_iter().filter(|node| is_added(*node)).count() as u16;
+        let fewer = (count.saturating_sub(1)..=count).chain([most]).map(|count| self.added(count));
+        for nodes in fewer {
             if self.runs_with(state, &[&nodes]) {
                 return Some(vec![nodes]);
             }
@@ -196,26 +244,34 @@ impl Waiter<'_> {
         let mut scratch = state.speculative();
         changes.iter().for_each(|change| make(&mut scratch, change));
         let let_in = changes.iter().any(|change| matches!(change, Change::LetIn(_)));
-        (let_in || self.withheld(&scratch).is_none()) && self.runs(&scratch)
+        let may = let_in || self.withheld(&scratch).is_none();
+        // Mostly there is no room or quota even if nobody were ahead, which is soon seen.
+        may && self.runs(&scratch, &claim::nodes(&scratch)) && self.runs_in_turn(&scratch)
+    }
+
+    /// Whether it would run when those ahead of it have had their turn.
+    fn runs_in_turn(&self, state: &State) -> bool {
+        let Turn { state, kept, .. } = queue::turn(state, self.spec, self.job);
+        self.runs(&state, &kept)
     }
 
     fn withheld(&self, state: &State) -> Option<Refusal> {
         self.job.and_then(|job| trust::withheld(state, job))
     }
 
-    /// The places that all of it would have.
-    fn places(&self, state: &State) -> Option<Vec<Placement>> {
-        let limits = Limits { held: claim::nodes(state), ..Limits::default() };
+    /// The places that all of it would have, but for nodes that others hold.
+    fn places(&self, state: &State, held: &[NodeNo]) -> Option<Vec<Placement>> {
+        let limits = Limits { held: held.to_vec(), ..Limits::default() };
         let picks = place(state, self.spec, self.wanted, limits);
         let all = picks.len() == self.wanted.len();
         all.then(|| picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect())
     }
 
     /// Whether it would run, by the rules that apply goes by.
-    fn runs(&self, state: &State) -> bool {
+    fn runs(&self, state: &State, held: &[NodeNo]) -> bool {
         let tenant = self.tenant(state);
         let allowed = quota::allows(state, tenant, &self.spec.resources, self.wanted.len() as u64);
-        let places = if allowed { self.places(state) } else { None };
+        let places = if allowed { self.places(state, held) } else { None };
         places.is_some_and(|places| quota::types::allows(state, tenant, &places) && self.paid(state, &places).is_ok())
     }
 
@@ -238,6 +294,10 @@ impl Waiter<'_> {
         if !quota::allows(state, tenant, &spec.resources, times) || !quota::types::some_open(state, tenant, spec, times)
         {
             out.extend(wider(state, tenant, spec, times));
+            for all in [false, true] {
+                let wider = wider(&self.ahead_of_tenant(state, all), tenant, spec, times);
+                out.extend(wider.filter(|wider| !out.contains(wider)));
+            }
         }
         out.extend(self.withheld(state).map(|refusal| Change::LetIn(refusal.detail)));
         let ask = Ask::of(state, spec);
@@ -258,6 +318,7 @@ impl Waiter<'_> {
                 }
             }
         }
+        out.extend(self.engines(state));
         let cordoned = out_of_use.iter().filter(|node| node.cordon.is_some()).take(NODES);
         out.extend(cordoned.map(|node| Change::Uncordon(node.name.clone())));
         let away = out_of_use.iter().filter(|node| away(node)).take(NODES);
@@ -278,7 +339,7 @@ impl Waiter<'_> {
         others.iter().for_each(|change| make(&mut scratch, change));
         let mut out = Vec::new();
         for _ in 0..BUDGETS {
-            let over = match self.places(&scratch) {
+            let over = match self.places(&scratch, &claim::nodes(&scratch)) {
                 Some(places) => self.paid(&scratch, &places).err(),
                 None => self.job.and_then(|job| judge::blocks(&scratch, job, &[])),
             };
@@ -291,6 +352,44 @@ impl Waiter<'_> {
             out.push(change);
         }
         out
+    }
+}
+
+impl Waiter<'_> {
+    /// Nodes that lack nothing but a container engine.
+    fn engines(&self, state: &State) -> Vec<Change> {
+        let without = JobSpec { runtime: Runtime::Process, ..self.spec.clone() };
+        let ask = Ask::of(state, &without);
+        let classes = state.capacity().classes.iter().filter(|_| self.spec.needs_engine());
+        let lacking = classes.filter(|(class, _)| {
+            class.takes_work() && !has_engine(&class.flavor.labels) && filter::may_ever_run(&class.flavor, &ask)
+        });
+        let some = lacking.flat_map(|(_, nodes)| nodes.iter().take(self.wanted.len().clamp(2, NODES)));
+        let names = some.filter_map(|no| state.node(*no)).map(|node| Change::Engine(node.name.clone()));
+        names.take(NODES).collect()
+    }
+
+    /// The state as if what its own tenant's waiters ahead of it ask for were held already: they have theirs first.
+    /// `all`: also those that can never be within the present quota, and may be within the one that is proposed.
+    fn ahead_of_tenant(&self, state: &State, all: bool) -> State {
+        let mut scratch = state.speculative();
+        let Some(tenant) = self.tenant(state) else { return scratch };
+        let last = match self.job {
+            Some(job) => (-i32::from(job.spec.priority), JobNo(job.no.0.saturating_sub(1))),
+            None => (-i32::from(self.spec.priority), JobNo(u64::MAX)),
+        };
+        let ahead = state.waiting.range((tenant, i32::MIN, JobNo(0))..=(tenant, last.0, last.1));
+        for job in ahead.take(AHEAD).filter_map(|(.., no)| state.job(*no)) {
+            let (ask, times) = (&job.spec.resources, job.placeable(state.meta().now_ms).count() as u64);
+            let at_once = if job.spec.gang { times } else { 1 };
+            let waits = all
+                || quota::allows(state, Some(tenant), ask, at_once)
+                || quota::waits_for(state, Some(tenant), &job.spec, at_once).is_some();
+            if waits {
+                scratch.ledger.count(tenant, ask, times, u64::saturating_add);
+            }
+        }
+        scratch
     }
 }
 
@@ -391,10 +490,19 @@ fn make(state: &mut State, change: &Change) {
                 state.put_node(Node { state: NodeState::Ready, ..node });
             }
         }
-        Change::AddNodes { count, spec } => {
+        Change::Engine(name) => {
+            if let Some(node) = find(state, name)
+                && let Some(labels) = with_engine(&node.spec.labels)
+            {
+                let spec = Arc::new(NodeSpec { labels, ..(*node.spec).clone() });
+                state.put_node(Node { spec, ..node });
+            }
+        }
+        Change::AddNodes { count, name, spec } => {
             for i in 0..u32::from(*count) {
                 let no = NodeNo(u32::MAX - i);
-                let Ok(name) = NodeName::new(&format!("added-{i}")) else { continue };
+                let named = name.clone().filter(|name| i == 0 && state.node_named(name).is_none());
+                let Some(name) = named.or_else(|| NodeName::new(&format!("added-{i}")).ok()) else { continue };
                 let node = Node {
                     no,
                     name,
@@ -411,6 +519,14 @@ fn make(state: &mut State, change: &Change) {
             }
         }
     }
+}
+
+/// The labels of such a node once a container engine is there.
+fn with_engine(labels: &BTreeMap<Label, Label>) -> Option<BTreeMap<Label, Label>> {
+    let (key, value) = (Label::new(ENGINE_LABEL).ok()?, Label::new("docker").ok()?);
+    let mut labels = labels.clone();
+    labels.insert(key, value);
+    Some(labels)
 }
 
 /// A node that holds just one replica.
@@ -442,7 +558,7 @@ fn node_for(spec: &JobSpec) -> NodeSpec {
         memory: ask.memory,
         disk: ask.disk,
         devices: gpu.chain(tpu).collect(),
-        labels: wish.labels.clone(),
+        labels: with_engine(&wish.labels).filter(|_| spec.needs_engine()).unwrap_or_else(|| wish.labels.clone()),
         region: wish.region.clone(),
         zone: wish.zone.clone(),
         rack: wish.rack.clone(),

@@ -71,7 +71,8 @@ impl Terms {
         let some = siblings.min(1000) as i32;
         self.arrangement = match spec.constraints.arrangement {
             Arrangement::Spread => 1000 - some,
-            Arrangement::Pack => 0,
+            Arrangement::Pack => some,
+            Arrangement::Any => 0,
         };
         self
     }
@@ -82,20 +83,25 @@ impl Terms {
 pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Option<u16>)> {
     let fit = devices::fit(class, ask)?;
     if let Some(cut) = fit.cut {
-        return Some((of_slice(class, ask, cut, rules.chosen.policy), None));
+        return Some((of_slice(class, ask, cut, rules), None));
     }
     let tight = tight(class, ask, fit.leftover);
     let policy = rules.chosen.policy;
-    let kept = if policy == Policy::Fragmentation { kept_usable(class, ask, rules) } else { None };
+    // A slice that is there already takes no room of others, as the least of a divided GPU's slices does.
+    let is_slice = ask.resources.mig_profile.is_some() && matches!(ask.resources.gpu, Gpus::Whole(_));
+    // What a job says of itself goes before what the policy would have.
+    let packs = ask.constraints.arrangement == Arrangement::Pack;
+    let kept = if policy == Policy::Fragmentation && !is_slice { kept_usable(class, ask, rules) } else { None };
     let (fragmentation, device) = match (kept, policy) {
         (Some(kept), _) => kept,
-        (None, Policy::Spread | Policy::Latency) => (1000 - node_fit(class, ask), fit.device),
+        (None, Policy::Spread | Policy::Latency) if !packs => emptiest(class, ask, policy),
         (None, Policy::Random) => (0, fit.device),
-        (None, Policy::Fragmentation | Policy::BestFit | Policy::Cost) => (tight, fit.device),
+        (None, _) if is_slice => (1000, None),
+        (None, _) => (tight, fit.device),
     };
-    let fit_term = if kept.is_some() { tight.min(999) } else { 0 };
+    let fit_term = if kept.is_some() || is_slice { tight.min(999) } else { 0 };
     let topology = 1000 / i32::from(fit.islands.max(1));
-    let cost = cheap(class, ask);
+    let cost = cheap(class, ask, rules);
     Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0 }, device))
 }
 
@@ -103,23 +109,53 @@ pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Opti
 const SLICE_POINTS: u32 = 20;
 
 /// The terms for a slice: what it leaves room for on its GPU.
-fn of_slice(class: &Class, ask: &Ask<'_>, cut: Cut, policy: Policy) -> Terms {
+fn of_slice(class: &Class, ask: &Ask<'_>, cut: Cut, rules: &Rules) -> Terms {
     let kept = 1000 - (cut.cost * SLICE_POINTS).min(1000) as i32;
     let tight = 999 - (cut.left * 100) as i32;
     let all_gpu = 1000 * class.flavor.devices.len().max(1) as u64;
     let left = class.free_gpu_milli().saturating_sub(cut.slice.shape.milli().into());
-    let (fragmentation, fit) = match policy {
+    let (fragmentation, fit) = match rules.chosen.policy {
         Policy::Fragmentation => (kept, tight),
         Policy::Spread | Policy::Latency => ((left * 1000 / all_gpu) as i32, 0),
         Policy::Random => (0, 0),
         Policy::BestFit | Policy::Cost => (tight, 0),
     };
-    Terms { fragmentation, fit, topology: 1000, cost: cheap(class, ask), arrangement: 0 }
+    Terms { fragmentation, fit, topology: 1000, cost: cheap(class, ask, rules), arrangement: 0 }
 }
 
-/// 100 currency units per hour or more is "as dear as it gets".
-fn cheap(class: &Class, ask: &Ask<'_>) -> i32 {
-    1000 - (filter::cost_per_hour(&class.flavor, ask) / 100_000).min(1000) as i32
+/// "As dear as it gets" is 100 currency units an hour or more; where the price is what counts, the dearest GPUs that
+/// there are, whatever the currency.
+fn cheap(class: &Class, ask: &Ask<'_>, rules: &Rules) -> i32 {
+    let price = u128::from(filter::cost_per_hour(&class.flavor, ask));
+    let dearest = match rules.chosen.policy {
+        Policy::Cost => u128::from(rules.dearest) * u128::from(ask.resources.gpu.milli()) / 1000,
+        _ => 100_000_000,
+    };
+    1000 - (price * 1000).checked_div(dearest).unwrap_or(0).min(1000) as i32
+}
+
+/// How much of the node is left free, and for a part the device with most left: who is to share as little as it can
+/// shares no device while another is idle.
+fn emptiest(class: &Class, ask: &Ask<'_>, policy: Policy) -> (i32, Option<u16>) {
+    let node = 1000 - node_fit(class, ask);
+    match ask.resources.gpu {
+        Gpus::Milli(milli) => match devices::emptiest(class, ask, milli) {
+            // Whose devices and links are shared least counts before whose node is.
+            Some((free, device)) if policy == Policy::Latency => {
+                ((9 * i32::from(free - milli) + node) / 10, Some(device as u16))
+            }
+            found => (node, found.map(|(_, device)| device as u16)),
+        },
+        Gpus::Whole(_) => (node, None),
+        // What it takes is none of the GPUs.
+        Gpus::None => {
+            let left =
+                |free: u64, ask: u64, all: u64| u128::from(free.saturating_sub(ask)) * 1000 / u128::from(all.max(1));
+            let cpu = left(class.cpu_milli, ask.resources.cpu_milli, class.flavor.cpu_milli);
+            let memory = left(class.memory, ask.resources.memory, class.flavor.memory);
+            (cpu.min(memory).min(1000) as i32, None)
+        }
+    }
 }
 
 /// Thousandths of the node's GPUs that are not free after the placement.

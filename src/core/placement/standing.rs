@@ -6,7 +6,7 @@
 use super::{Found, Limits, filter, score};
 use crate::capacity::{CapacityIndex, Class, Flavor};
 use crate::id::NodeNo;
-use crate::job::{Arrangement, Constraints, JobSpec, Restart};
+use crate::job::{Arrangement, Constraints, JobSpec};
 use crate::placement::{Policy, Rules, Term};
 use crate::resources::Resources;
 use crate::sharing::Ask;
@@ -17,8 +17,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Asks that are ranked for; of more the others are scanned for.
-const MOST: usize = 32;
+/// Asks that are ranked for; of more the others are scanned for. Fewer where there are many nodes: a ranking takes some
+/// 80 bytes of memory a node.
+const MOST: usize = 256;
+/// Places in all rankings together.
+const PLACES: usize = 2_560_000;
 /// An ask that did not come for so many turns gives its ranking up to one that did.
 const IDLE: u64 = 256;
 /// Fewer classes than this are scanned as quickly.
@@ -29,7 +32,7 @@ const MANY: usize = 512;
 /// are alike costs more to make than the scans that it saves.
 const ALIKE: usize = 4;
 /// A ranking that more nodes have left behind than this is not looked at, and made anew.
-const BEHIND: usize = 256;
+const BEHIND: usize = 1024;
 
 /// What decides where a job may go and what a place is worth to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,10 +48,8 @@ struct Shape {
 
 impl Shape {
     fn of(ask: &Ask<'_>) -> Self {
-        let c = &ask.constraints;
-        let constraints =
-            Constraints { max_run_ms: None, restart: Restart::default(), preemptible: false, stay: false, ..c.clone() };
-        let priced = if c.max_cost_per_hour.is_some() { ask.most_replicas() } else { 1 };
+        let constraints = ask.constraints.of_place();
+        let priced = if constraints.max_cost_per_hour.is_some() { ask.most_replicas() } else { 1 };
         let (takes_any, needs_engine) = (ask.takes_any(), ask.needs_engine());
         Self { resources: ask.resources.clone(), constraints, priced, takes_any, needs_engine }
     }
@@ -99,7 +100,7 @@ impl State {
             }
             return;
         }
-        if standings.asked.len() >= MOST {
+        if standings.asked.len() >= MOST.min(PLACES / nodes.max(1)).max(1) {
             let oldest = standings.asked.iter().min_by_key(|(_, asked)| asked.turn);
             let Some((idle, _)) = oldest.filter(|(_, asked)| asked.turn + IDLE < turn) else { return };
             let idle = idle.clone();
@@ -208,8 +209,13 @@ impl Ranking {
     fn best(&self, ask: &Ask<'_>, index: &CapacityIndex, limits: &Limits) -> Option<Option<Found>> {
         let behind = self.left_behind(index)?;
         let held: BTreeSet<NodeNo> = limits.held.iter().copied().collect();
-        let spread = ask.constraints.arrangement == Arrangement::Spread;
-        let siblings = |node: &NodeNo| if spread { limits.siblings.get(node).copied().unwrap_or(0) } else { 0 };
+        // What each sibling on a node is worth, in points of the term.
+        let worth = match ask.constraints.arrangement {
+            Arrangement::Any => 0,
+            Arrangement::Pack => 1,
+            Arrangement::Spread => -1,
+        };
+        let siblings = |node: &NodeNo| if worth == 0 { 0 } else { limits.siblings.get(node).copied().unwrap_or(0) };
         let apart: BTreeSet<NodeNo> =
             behind.iter().chain(limits.siblings.keys().filter(|node| siblings(node) > 0)).copied().collect();
         // These are as they were ranked; two of them are enough for the best and the runner-up.
@@ -218,10 +224,10 @@ impl Ranking {
         let gone = |node: &&NodeNo| self.scores.contains_key(*node);
         let mut candidates = self.order.len() - held.union(&apart).filter(gone).count();
         let mut judge = Judge::new(ask, &self.rules);
-        let each = self.rules.chosen.weights.of(Term::Arrangement);
+        let each = worth * self.rules.chosen.weights.of(Term::Arrangement);
         for node in apart.difference(&held) {
             let Some(score) = index.class(*node).and_then(|class| judge.score(class)) else { continue };
-            top.push((Reverse(score - each * i64::from(siblings(node).min(1000))), *node));
+            top.push((Reverse(score + each * i64::from(siblings(node).min(1000))), *node));
             candidates += 1;
         }
         top.sort_unstable();

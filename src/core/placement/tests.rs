@@ -8,6 +8,7 @@ use crate::sharing::Ask;
 use crate::sim::Rng;
 use crate::testing;
 
+mod policies;
 mod slices;
 
 /// Four nodes with some of their devices held, and a workload that is known.

@@ -2,11 +2,11 @@
 //! schedule call and by `nf plan` alike. It commits nothing.
 
 use crate::budget;
-use crate::budget::afford::{Offer, affordable};
+use crate::budget::afford::{Offer, affordable, affordable_claim};
 use crate::claim::Claim;
-use crate::id::Digest16;
+use crate::id::{Digest16, RequestId};
 use crate::job::JobSpec;
-use crate::placement::{Limits, Pick, explain, queue};
+use crate::placement::{Limits, Pick, explain, queue, reserve};
 use crate::reason::{Blocker, Reason};
 use crate::state::{State, WORKLOAD};
 
@@ -17,18 +17,23 @@ pub struct Draft {
     /// Others who would give way, once the job has waited for so long as the policy says, and the places that they
     /// would leave.
     pub claim: Option<Claim>,
+    /// Those who give way do so with the call itself, so the digest covers them. Otherwise they are chosen when the job
+    /// has waited for so long as the policy says, from who is there then.
+    pub binds_victims: bool,
     /// Waiters ahead keep nodes, or quota cut the number of replicas.
     kept: bool,
+    /// For whom the quota or budget is kept that it could have.
+    kept_for: Option<RequestId>,
 }
 
 impl Draft {
-    /// Names the outcome: the same places and devices give the same digest.
+    /// Names what a run does at once: the same places and devices, and the same who give way then, give the same digest.
     pub fn digest(&self) -> Digest16 {
         let mut text = String::new();
         for (replica, pick) in &self.picks {
             text.push_str(&format!("{replica}@{}:{:?};", pick.alloc.node, pick.alloc.shares));
         }
-        if let Some(claim) = &self.claim {
+        if let Some(claim) = self.claim.as_ref().filter(|_| self.binds_victims) {
             for placement in &claim.placements {
                 let alloc = &placement.alloc;
                 text.push_str(&format!("{}@{}:{:?} after ", placement.replica, alloc.node, alloc.shares));
@@ -44,14 +49,17 @@ impl Draft {
         if waiting == 0 {
             return Vec::new();
         }
-        let delay_ms = state.meta().placement.preemption.delay_ms;
-        if let Some(claim) = self.claim.as_ref().filter(|_| delay_ms == 0) {
+        if let Some(claim) = self.claim.as_ref().filter(|_| self.binds_victims) {
             return vec![explain::claiming(state, claim)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
         let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
+        let delay_ms = state.meta().placement.preemption.delay_ms;
         out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, delay_ms)));
+        if out.is_empty() {
+            out.extend(self.kept_for.as_ref().map(reserve::kept_for));
+        }
         if out.is_empty() && self.kept {
             let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
             out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
@@ -68,6 +76,11 @@ pub fn draft(state: &State, spec: &JobSpec) -> Draft {
     drafted(&state, spec, Victims::Named)
 }
 
+/// Whether a new job makes others give way with the call that brings it, and not some time later.
+pub(super) fn binds_victims(state: &State) -> bool {
+    state.meta().placement.preemption.delay_ms == 0
+}
+
 /// Whether others are looked for who would give way: a search of its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Victims {
@@ -79,12 +92,22 @@ pub(super) enum Victims {
 /// The same by the tables of the state, as they are made now and then.
 pub(super) fn drafted(state: &State, spec: &JobSpec, victims: Victims) -> Draft {
     let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
-    let wanted = queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
-    let held = queue::kept_nodes(state, spec.priority);
+    let within = |state: &State| queue::within_quota(state, tenant, spec, (0..spec.replicas).collect());
+    let (held, mut ahead) = queue::kept_ahead(state, spec.priority);
     let kept = !held.is_empty();
     let limits = Limits { held, ..Limits::default() };
-    let (picks, ask) = match affordable(state, tenant, spec, &[], &wanted, &limits) {
+    let free = within(state);
+    if !free.is_empty() {
+        ahead.look_for_new(state, spec);
+    }
+    let counted = ahead.counted(state, spec);
+    let (on, kept_for) = counted.as_ref().map_or((state, None), |(counted, first)| (counted, Some(first.clone())));
+    let wanted = within(on);
+    let found = affordable(on, tenant, spec, &[], &wanted, &limits);
+    let (picks, ask) = match found {
         Offer::Places(picks) => (picks, None),
+        // Nobody gives way to who is not next.
+        Offer::NoRoom(_) if wanted.is_empty() && !free.is_empty() => (Vec::new(), None),
         Offer::NoRoom(ask) => (Vec::new(), Some(ask)),
         Offer::TooDear => (Vec::new(), None),
     };
@@ -92,8 +115,9 @@ pub(super) fn drafted(state: &State, spec: &JobSpec, victims: Victims) -> Draft 
     // have a place now waits for a pass: who borrowed is judged without them.
     let all: Vec<u16> = (0..spec.replicas).collect();
     let ask = ask.filter(|_| victims == Victims::Named);
-    let claim = ask.and_then(|ask| queue::claim_for(state, &ask, &all, &limits));
-    let payable = |claim: &Claim| budget::judge::check_new(state, tenant, spec, &claim.placements).is_ok();
-    let claim = claim.filter(payable);
-    Draft { picks, claim, kept }
+    let find = |ask: &JobSpec| queue::claim_for(state, ask, &all, &limits);
+    let paid = |claim: &Claim| budget::judge::check_new(state, tenant, spec, &claim.placements).is_ok();
+    let claim = ask.and_then(|ask| affordable_claim(state, &ask, find, paid));
+    let binds_victims = binds_victims(state);
+    Draft { picks, claim, binds_victims, kept, kept_for }
 }

@@ -1,6 +1,6 @@
 //! What becomes of a schedule call: whether the job is let in, and where it goes now.
 
-use super::draft::{Draft, Victims, draft, drafted};
+use super::draft::{Draft, Victims, binds_victims, draft, drafted};
 use super::{Planned, Queueing};
 use crate::approval;
 use crate::audit::Actor;
@@ -53,7 +53,7 @@ pub(super) fn schedule(
     let spec = admitted(state, &submission.spec, actor)?;
     let submission = Submission { spec, ..submission.clone() };
     // One that has to wait first makes somebody give way in a later pass, if there is need still.
-    let at_once = state.meta().placement.preemption.delay_ms == 0;
+    let at_once = binds_victims(state);
     let draft = match check {
         Some(_) => draft(state, &submission.spec),
         None => drafted(state, &submission.spec, if at_once { Victims::Named } else { Victims::Left }),

@@ -288,7 +288,7 @@ fn job(nodes: usize, rng: &mut Rng) -> JobSpec {
     let restart = *rng.pick(&[Restart::Always, Restart::Always, Restart::OnFailure, Restart::Never]);
     let pinned = rng.chance(60).then(|| id(NodeName::new(&format!("n{}", rng.below(nodes as u64) + 1))));
     let constraints = Constraints {
-        arrangement: if rng.chance(300) { Arrangement::Spread } else { Arrangement::Pack },
+        arrangement: if rng.chance(300) { Arrangement::Spread } else { Arrangement::Any },
         same_island: rng.chance(100),
         node: pinned,
         restart,

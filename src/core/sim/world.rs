@@ -440,6 +440,7 @@ pub fn unplaced(state: &State) -> Option<String> {
     if crate::claim::open(state).next().is_some() {
         return None;
     }
+    let mut behind = false;
     for job in queue::waiters(state, usize::MAX) {
         let reasons: Vec<Reason> = explain::blockers(state, &job).iter().map(|b| b.reason).collect();
         let own = [Reason::ExceedsMaxQuota, Reason::BudgetExhausted, Reason::ConsentRevoked, Reason::Backoff];
@@ -450,8 +451,10 @@ pub fn unplaced(state: &State) -> Option<String> {
         };
         match reasons.as_slice() {
             [] => return Some(format!("{} waits without a reason", job.request)),
+            // What one that waits for its quota will have is kept for it.
+            [Reason::Priority] if behind => {}
             [Reason::Priority] => return Some(format!("{} waits behind nobody who waits for room", job.request)),
-            some if quota || some.iter().any(|reason| own.contains(reason)) => {}
+            some if quota || some.iter().any(|reason| own.contains(reason)) => behind = true,
             _ => return None,
         }
     }

@@ -37,7 +37,9 @@ impl State {
         }
         let known = self.capacity.kinds_of_hardware();
         self.reclass(no);
-        if self.capacity.kinds_of_hardware() != known {
+        let prices = self.nodes.get(&no).into_iter().flat_map(|node| node.spec.cost_per_hour.values());
+        let dearer = prices.max().is_some_and(|most| *most > self.rules.dearest);
+        if self.capacity.kinds_of_hardware() != known || dearer {
             self.make_rules(WORKLOAD);
         }
         self.room += 1;

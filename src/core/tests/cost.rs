@@ -173,13 +173,18 @@ fn diverse(state: &mut State, nodes: usize) {
     state.take_changes();
 }
 
-/// Bars (PLACEMENT, 2): p50 20, 50 and 200 µs, p99 1 ms, and 10,000 nodes at most ten times what
-/// 100 cost. The bound here is looser, for machines that are shared.
+/// How many different asks come, one after the other.
+const ASKS: [u64; 3] = [16, 32, 200];
+
+/// Bars (PLACEMENT, 2), in a release build on a quiet machine: p50 20, 50 and 200 µs, p99 1 ms, and 10,000 nodes at most
+/// ten times what 100 cost. Machines are shared and this build may be another, so what is held here is how it grows, by
+/// the better half, and that no decision is far from its bound.
 #[test]
 fn one_decision_costs_microseconds() {
     type Filler = fn(&mut State, usize);
     let fillers: [(&str, Filler); 2] = [("half full", half_full), ("diverse", diverse)];
     for (filled, fill) in fillers {
+        let mut of_few = [Duration::MAX; ASKS.len()];
         for nodes in [100, 1_000, 10_000] {
             let mut state = cluster(nodes);
             fill(&mut state, nodes);
@@ -190,23 +195,33 @@ fn one_decision_costs_microseconds() {
                 let (p50, p99) = percentiles(times.collect());
                 println!("{what} at {nodes} nodes, {filled}, {classes} classes, scanned: p50 {p50:?}, p99 {p99:?}");
             }
-            let (p50, p99) = percentiles(decisions(state));
-            println!("any of 16 asks at {nodes} nodes, {filled}, {classes} classes: p50 {p50:?}, p99 {p99:?}");
-            assert!(p50 < Duration::from_millis(1), "{nodes} nodes, {filled}: {p50:?}");
+            for (asks, few) in ASKS.into_iter().zip(&mut of_few) {
+                let (p50, p99) = percentiles(decisions(state.clone(), asks));
+                println!("any of {asks} asks at {nodes} nodes, {filled}, {classes} classes: p50 {p50:?}, p99 {p99:?}");
+                *few = if nodes == 100 { p50.max(Duration::from_micros(5)) } else { *few };
+                let growth = p50.as_nanos() as f64 / few.as_nanos() as f64;
+                assert!(growth < 30.0, "{asks} asks at {nodes} nodes, {filled}: {growth:.1} times what 100 cost");
+                assert!(p50 < Duration::from_millis(2), "{asks} asks at {nodes} nodes, {filled}: {p50:?}");
+            }
         }
     }
 }
 
-/// As the proposer decides: one call after the other, of sixteen asks, each of which takes a place, while others end.
-fn decisions(state: State) -> Vec<Duration> {
+/// As the proposer decides: one call after the other, of so many asks, each of which takes a place, while others end.
+fn decisions(state: State, count: u64) -> Vec<Duration> {
     let mut rng = Rng::new(2);
-    let asks: Vec<Gpus> = (0..16).map(|i| if i < 4 { Gpus::Whole(1 << i) } else { Gpus::Milli(60 * i) }).collect();
+    let ask = |i: u64| {
+        let gpu = if i % 16 < 4 { Gpus::Whole(1 << (i % 16)) } else { Gpus::Milli(60 * (i % 16) as u16) };
+        let mut spec = testing::job_spec("t1", gpu);
+        spec.resources.cpu_milli = 500 * gpu.milli() / 1000 + i / 16;
+        spec
+    };
+    let asks: Vec<_> = (0..count).map(ask).collect();
     let mut state = state.speculative();
     let mut live = std::collections::VecDeque::new();
     let mut times = Vec::new();
     for i in 0..3_000 {
-        let mut spec = testing::job_spec("t1", *rng.pick(&asks));
-        spec.resources.cpu_milli = 500 * spec.resources.gpu.milli() / 1000;
+        let spec = rng.pick(&asks).clone();
         let intent = testing::schedule(&format!("call-{i}"), spec.clone());
         let mut found = None;
         times.push(timed(|| {
@@ -223,7 +238,7 @@ fn decisions(state: State) -> Vec<Duration> {
         }
     }
     // By then each ask came often enough.
-    times.split_off(500)
+    times.split_off(1_000)
 }
 
 /// Asked to stop, and gone.
@@ -260,15 +275,100 @@ fn explaining_among_a_thousand_waiters_is_quick() {
     let mut times = Vec::new();
     for job in waiting.iter().step_by(5) {
         let started = Instant::now();
-        let view = nf_core::view::job(&state, job);
-        let remedy = nf_core::placement::explain::remedy(&state, job);
+        let view = nf_core::view::explained(&state, job);
         times.push(started.elapsed());
-        assert!(!view.blockers.is_empty() && view.position.is_some() && !remedy.is_empty(), "{:?}", view.blockers);
+        assert!(!view.blockers.is_empty() && view.position.is_some() && !view.remedy.is_empty(), "{:?}", view.blockers);
     }
     times.sort();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100];
     println!("to explain one of 1,000 waiting at 1,000 nodes: p50 {:?}, p99 {:?}", at(50), at(99));
     assert!(at(99).as_millis() < 1000);
+}
+
+/// A job that waits for one reason of its own, and what makes it: all that an operator may meet.
+fn with_fault(state: &mut State, no: usize) -> String {
+    use nf_core::command::DeviceFault;
+    use nf_core::fault::Fault;
+    use nf_core::node::{Cordon, Drain, NodeState};
+    let request = format!("fault-{no}");
+    let tenant = TenantId::new(&format!("f{no}")).unwrap();
+    let mut spec = testing::job_spec(tenant.as_str(), Gpus::Whole(2));
+    (spec.resources.cpu_milli, spec.resources.memory) = (1_000, 1 << 30);
+    // Nobody is ahead of it who would take what is mended.
+    spec.priority = 10;
+    let mut quota = Quota { gpu_milli: Some(64_000), ..Quota::default() };
+    let mut budgets = nf_core::budget::Budgets::default();
+    let budget =
+        |budgets: &mut nf_core::budget::Budgets, window| budgets.set(nf_core::budget::Kind::GpuHours, window, 1_000);
+    match no {
+        0 => quota.gpu_milli = Some(1_000),
+        1 => drop(quota.types.insert(
+            nf_core::id::DeviceType::new("H100-80G").unwrap(),
+            nf_core::tenant::Share { gpu_milli: 1_000, ..Default::default() },
+        )),
+        2 => quota.cpu_milli = Some(500),
+        3 => quota.memory = Some(1 << 20),
+        4 => budget(&mut budgets, nf_core::budget::Window::Day),
+        5 => budget(&mut budgets, nf_core::budget::Window::Month),
+        _ => {}
+    }
+    quota.budgets = budgets.some();
+    testing::run(state, Intent::SetQuota { tenant, quota });
+    if no > 5 {
+        let name = nf_core::id::NodeName::new(&format!("broken-{no}")).unwrap();
+        testing::run(state, testing::register(name.as_str(), testing::node_spec(8)));
+        let node = state.node_named(&name).unwrap().clone();
+        let cordon = |drain| Intent::Cordon {
+            node: name.clone(),
+            cordon: Some(Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain }),
+        };
+        let becomes = |to| Intent::NodeStates(vec![(node.no, node.incarnation, to)]);
+        let broken = |device: &nf_core::node::Device| DeviceFault {
+            uuid: device.uuid.clone(),
+            fault: Fault::Xid(79),
+            simulated: true,
+        };
+        let intent = match no {
+            6 => cordon(None),
+            7 => cordon(Some(Drain { within_ms: None, force: false })),
+            8 => becomes(NodeState::Suspect),
+            9 => becomes(NodeState::Unknown),
+            10 => becomes(NodeState::Down),
+            _ => {
+                let faults = node.spec.devices[1..].iter().map(broken).collect();
+                Intent::Faults { node: name.clone(), incarnation: None, faults }
+            }
+        };
+        testing::run(state, intent);
+        spec.constraints.node = Some(name);
+    }
+    testing::run(state, testing::schedule(&request, spec));
+    request
+}
+
+/// Bar: p99 50 ms with 1,000 waiting, by the very path of `GET /schedule/ID?explain=true`.
+#[test]
+fn twelve_faults_are_explained_among_a_thousand_waiters() {
+    let mut state = cluster(1000);
+    half_full(&mut state, 1000);
+    wait_in_line(&mut state, 1000, |i| 8 + (i % 2) as u16);
+    let requests: Vec<String> = (0..12).map(|no| with_fault(&mut state, no)).collect();
+    let mut times = Vec::new();
+    for request in requests.iter().cycle().take(120) {
+        let job = state.job_of(&RequestId::new(request).unwrap()).unwrap().clone();
+        let started = Instant::now();
+        let view = nf_core::view::explained(&state, &job);
+        times.push(started.elapsed());
+        assert!(
+            !view.blockers.is_empty() && !view.remedy.is_empty(),
+            "{request}: {:?}, {:?}",
+            view.blockers,
+            view.remedy
+        );
+    }
+    let (p50, p99) = percentiles(times);
+    println!("to explain one of twelve faults, 1,000 waiting at 1,000 nodes: p50 {p50:?}, p99 {p99:?}");
+    assert!(p99.as_millis() < 500);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::*;
 use crate::command::DeviceFault;
 use crate::job::JobState;
 use crate::node::{Cordon, Drain};
-use crate::plan::{Intent, draft};
+use crate::plan::{Intent, draft, plan};
 use crate::reason::Reason;
 use crate::sim::Rng;
 use crate::testing;
@@ -159,6 +159,11 @@ fn undo(state: &mut State, change: &Change) {
             let uuid = state.node_named(node).unwrap().spec.devices[usize::from(*device)].uuid.clone();
             Intent::Heal { node: node.clone(), uuid, by: "operator".into() }
         }
+        Change::Engine(name) => {
+            let mut spec = (*state.node_named(name).unwrap().spec).clone();
+            spec.labels = with_engine(&spec.labels).unwrap();
+            testing::register(name.as_str(), spec)
+        }
         Change::LetIn(_) | Change::SoftSharing { .. } | Change::AddNodes { .. } => {
             unreachable!("no hardware is missing, whole GPUs are asked for, and nobody has to approve")
         }
@@ -240,4 +245,94 @@ fn in_a_tree_the_quota_is_raised_by_what_is_missing_above() {
     let spec = testing::job_spec("t1", Gpus::Whole(4));
     let changes = remedy(&state, &spec, &[0]).unwrap();
     assert_eq!(changes, [Change::Quota { tenant: id("t1"), quota: Box::new(quota(2, Some("org"))) }]);
+}
+
+/// What `explain` proposes for a job.
+fn told(state: &State, request: &str) -> Vec<Change> {
+    let job = state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap();
+    let wanted: Vec<u16> = (0..job.spec.replicas).collect();
+    for_job(state, job, &wanted).unwrap_or_else(|| panic!("{request}: nothing known would do"))
+}
+
+/// One node of eight GPUs with a service of so many on it, and these jobs behind it.
+fn behind(held: u16, quota: u64, asks: &[(&str, u16)]) -> State {
+    let mut state = State::new();
+    testing::run(&mut state, testing::register("n1", testing::node_spec(8)));
+    for (tenant, gpus) in [("t1", quota), ("other", 64)] {
+        let quota = Quota { gpu_milli: Some(gpus * 1000), ..Quota::default() };
+        testing::run(&mut state, Intent::SetQuota { tenant: TenantId::new(tenant).unwrap(), quota });
+    }
+    if held > 0 {
+        testing::run(&mut state, testing::schedule("held", testing::job_spec("other", Gpus::Whole(held))));
+    }
+    for (request, gpus) in asks {
+        testing::run(&mut state, testing::schedule(request, testing::job_spec("t1", Gpus::Whole(*gpus))));
+    }
+    state
+}
+
+/// Does what was told, and nothing else; the job runs then.
+fn helps(mut state: State, request: &str) {
+    for change in told(&state, request) {
+        match &change {
+            Change::AddNodes { count, name, spec } => (0..*count).for_each(|i| {
+                let name = name.as_ref().map_or_else(|| format!("added{i}"), ToString::to_string);
+                testing::run(&mut state, testing::register(&name, (**spec).clone()));
+            }),
+            change => undo(&mut state, change),
+        }
+    }
+    while !plan(&state, &Intent::PlaceWaiting).unwrap().commands.is_empty() {
+        testing::run(&mut state, Intent::PlaceWaiting);
+    }
+    let job = state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap();
+    assert!(job.replicas.iter().all(|replica| replica.allocation().is_some()), "{request} waits still");
+}
+
+#[test]
+fn who_is_behind_others_is_told_what_helps_all_of_them() {
+    let count = |state: &State, request| match &told(state, request)[..] {
+        [Change::AddNodes { count, .. }] => *count,
+        other => panic!("{request}: {other:?}"),
+    };
+    let state = behind(1, 64, &[("first", 8), ("second", 8), ("third", 8)]);
+    assert_eq!([count(&state, "first"), count(&state, "second"), count(&state, "third")], [1, 2, 3]);
+    ["first", "second", "third"].iter().for_each(|request| helps(state.clone(), request));
+}
+
+#[test]
+fn where_only_kept_room_is_in_the_way_it_is_told_so() {
+    let state = behind(4, 64, &[("large", 8), ("small", 2)]);
+    let [Change::AddNodes { count: 1, spec, .. }] = &told(&state, "small")[..] else {
+        panic!("{:?}", told(&state, "small"))
+    };
+    // Too small for the one ahead, which would have it otherwise.
+    assert_eq!(spec.devices.len(), 2);
+    helps(state, "small");
+}
+
+#[test]
+fn a_quota_is_to_be_raised_for_those_ahead_too() {
+    let mut state = behind(0, 1, &[("first", 1), ("second", 3), ("third", 2)]);
+    testing::run(&mut state, testing::register("n2", testing::node_spec(8)));
+    let raised = |request| match &told(&state, request)[..] {
+        [Change::Quota { quota, .. }] => quota.gpu_milli,
+        other => panic!("{request}: {other:?}"),
+    };
+    assert_eq!((raised("second"), raised("third")), (Some(4_000), Some(6_000)));
+    ["second", "third"].iter().for_each(|request| helps(state.clone(), request));
+}
+
+#[test]
+fn a_container_engine_and_a_node_that_is_named_are_told_of() {
+    let mut state = behind(0, 64, &[]);
+    let docker = JobSpec { runtime: Runtime::Docker, ..testing::job_spec("t1", Gpus::Whole(1)) };
+    testing::run(&mut state, testing::schedule("docker", docker));
+    assert_eq!(told(&state, "docker"), [Change::Engine(node("n1"))]);
+    helps(state.clone(), "docker");
+    let mut pinned = testing::job_spec("t1", Gpus::Whole(1));
+    pinned.constraints.node = Some(node("n7"));
+    testing::run(&mut state, testing::schedule("pinned", pinned));
+    assert_eq!(told(&state, "pinned")[0].to_string(), "add node n7 with 1 × GPU");
+    helps(state, "pinned");
 }

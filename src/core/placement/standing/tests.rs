@@ -3,6 +3,7 @@
 use super::super::{place_one, scan};
 use super::*;
 use crate::id::{Label, NodeNo};
+use crate::job::Restart;
 use crate::job::Runtime;
 use crate::node::{Cordon, ENGINE_LABEL, Node, NodeSpec, NodeState};
 use crate::resources::Gpus;
@@ -17,9 +18,7 @@ fn asks(rng: &mut Rng) -> JobSpec {
     };
     let mut spec = testing::job_spec("t1", gpu);
     spec.resources.cpu_milli = 1000 * rng.below(3);
-    if rng.below(3) == 0 {
-        spec.constraints.arrangement = Arrangement::Spread;
-    }
+    spec.constraints.arrangement = *rng.pick(&[Arrangement::Any, Arrangement::Pack, Arrangement::Spread]);
     if rng.below(3) == 0 {
         spec.runtime = Runtime::Docker;
     }
@@ -126,11 +125,40 @@ fn asks_that_do_not_come_again_give_their_place_up_and_others_keep_it() {
     for _ in 0..IDLE {
         state.stand(&ask(999));
     }
-    state.stand(&ask(500));
+    state.stand(&ask(900));
     assert_eq!(state.standings.asked.len(), MOST);
     let ranked = |milli| {
         let spec = ask(milli);
         state.standings.asked.get(&Shape::of(&Ask::of(&state, &spec))).map(|asked| asked.ranking.is_some())
     };
-    assert_eq!((ranked(999), ranked(500), ranked(1)), (Some(true), Some(false), None));
+    assert_eq!((ranked(999), ranked(900), ranked(1)), (Some(true), Some(false), None));
+}
+
+#[test]
+fn how_a_job_runs_and_ends_makes_no_ask_of_its_own() {
+    let state = State::new();
+    let plain = testing::job_spec("t1", Gpus::Whole(1));
+    let shape = |change: fn(&mut JobSpec)| {
+        let mut spec = plain.clone();
+        change(&mut spec);
+        Shape::of(&Ask::of(&state, &spec))
+    };
+    let same: [fn(&mut JobSpec); 8] = [
+        |spec| spec.constraints.max_run_ms = Some(5),
+        |spec| spec.constraints.latency_ms = Some(5),
+        |spec| spec.constraints.checkpoint_ms = Some(5),
+        |spec| spec.constraints.max_unavailable = Some(5),
+        |spec| spec.constraints.exclusive = true,
+        |spec| spec.constraints.stay = true,
+        |spec| spec.constraints.preemptible = true,
+        |spec| spec.constraints.restart = Restart::Never,
+    ];
+    assert!(same.iter().all(|change| shape(*change) == shape(|_| ())));
+    let another: [fn(&mut JobSpec); 4] = [
+        |spec| spec.constraints.arrangement = Arrangement::Spread,
+        |spec| spec.constraints.same_island = true,
+        |spec| spec.constraints.max_cost_per_hour = Some(5),
+        |spec| spec.resources.cpu_milli = 5,
+    ];
+    assert!(another.iter().all(|change| shape(*change) != shape(|_| ())));
 }

@@ -139,10 +139,10 @@ fn ten_thousand_arrivals_in_random_trees_pass_no_limit_and_come_to_rest() {
     assert!(arrivals >= 10_000 && evictions > 500, "{arrivals} arrivals, {evictions} evictions");
 }
 
-/// How many trees: few in every run, PROPTEST_CASES for more.
+/// How many trees: few in every run, NF_TREES for more.
 #[allow(clippy::disallowed_methods, reason = "tests have an environment; the core has not")]
 fn trees() -> u64 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+    std::env::var("NF_TREES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
 
 #[test]

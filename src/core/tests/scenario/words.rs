@@ -221,7 +221,11 @@ impl<'a> Words<'a> {
         let c = &mut spec.constraints;
         (c.region, c.zone, c.rack) = (self.label("region"), self.label("zone"), self.label("rack"));
         c.labels = self.labels();
-        c.arrangement = if self.flag("spread") { Arrangement::Spread } else { Arrangement::Pack };
+        c.arrangement = match (self.flag("spread"), self.flag("pack")) {
+            (true, _) => Arrangement::Spread,
+            (_, true) => Arrangement::Pack,
+            _ => Arrangement::Any,
+        };
         c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.exclusive = self.flag("exclusive");

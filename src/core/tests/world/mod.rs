@@ -513,7 +513,7 @@ fn job(rng: &mut Rng) -> JobSpec {
     };
     let constraints = Constraints {
         zone: zone(rng),
-        arrangement: if rng.chance(300) { Arrangement::Spread } else { Arrangement::Pack },
+        arrangement: *rng.pick(&[Arrangement::Any, Arrangement::Pack, Arrangement::Spread]),
         same_island: rng.chance(200),
         max_cost_per_hour: rng.chance(100).then(|| rng.below(100_000_000)),
         node: rng.chance(100).then(|| node_name(rng)),
