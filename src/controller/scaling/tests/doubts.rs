@@ -14,6 +14,8 @@ fn uncounted(state: &State, running: u64, waiting: u64) -> BTreeMap<NodeNo, Word
         waiting_m: Some(waiting * 1000),
         answered: None,
         p95_ms: None,
+        kv_m: None,
+        first_token_ms: None,
     };
     BTreeMap::from([(NodeNo(1), Word { age_ms: 700, told: ready.iter().map(told).collect() })])
 }
