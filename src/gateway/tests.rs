@@ -252,9 +252,9 @@ async fn silent() -> u16 {
 
 /// Model m1 of t1, which never answers, and m2 of t2, which does.
 async fn one_silent(group: &Memory) {
-    node(group, "n1", silent().await);
-    node(group, "n2", replica().await.1);
-    for (tenant, model) in [("t1", "m1"), ("t2", "m2")] {
+    let of = [("t1", "m1", "n1", silent().await), ("t2", "m2", "n2", replica().await.1)];
+    for (tenant, model, name, port) in of {
+        node(group, name, port);
         let spec = JobSpec { model: ModelId::new(model).unwrap(), ..spec(tenant, 1, None) };
         group.run(testing::schedule(tenant, spec));
         ready(group);
@@ -283,7 +283,7 @@ async fn a_tenant_that_fills_a_gateway_keeps_no_other_out() {
             let response = answer.unwrap().unwrap();
             assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
             assert!(response.headers().contains_key(header::RETRY_AFTER));
-            assert_eq!(response.extensions().get(), Some(&Reason::TenantLimit));
+            assert_eq!(response.extensions().get::<Reason>(), Some(&Reason::TenantLimit));
             refused += 1;
         }
         assert!((1..=3).contains(&stuck.len()), "{} are with the replica", stuck.len());
