@@ -6,6 +6,7 @@ use super::context::Context;
 use super::exit::{Exit, fail, problem};
 use crate::outgoing::{self, Options};
 use crate::pqc::{Kind, Policy};
+use crate::security::Secret;
 use anyhow::Result;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
@@ -29,7 +30,7 @@ const PAGES: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Client {
     addrs: Vec<String>,
-    token: Option<String>,
+    token: Option<Secret>,
     http: outgoing::Client<Full<Bytes>>,
 }
 
@@ -204,7 +205,7 @@ impl Client {
     ) -> Result<Response<Incoming>, String> {
         let mut request = Request::builder().method(method).uri(format!("{addr}{path}"));
         if let Some(token) = &self.token {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.reveal()));
         }
         for (name, value) in extra.iter().filter_map(|(name, value)| Some((*name, (*value)?))) {
             request = request.header(HeaderName::from_static(name), value);
