@@ -11,6 +11,7 @@ mod cli;
 mod commands;
 mod documents;
 mod exchange;
+mod floods;
 mod harness;
 mod layers;
 mod model_signing;
