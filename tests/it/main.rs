@@ -16,6 +16,7 @@ mod harness;
 mod layers;
 mod model_signing;
 mod parsers;
+mod proof;
 mod raft_group;
 mod raft_members;
 mod raft_voters;

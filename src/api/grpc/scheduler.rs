@@ -44,7 +44,7 @@ impl SchedulerService for Scheduler {
             placements: placed.collect(),
             reasons: job.blockers.iter().map(proto::blocker).collect(),
             position: job.position.unwrap_or(0),
-            policies: answer::policies(&job.spec, done.simulation).into_iter().collect(),
+            policies: answer::policies(&job.checks).into_iter().collect(),
             index: done.index,
         }))
     }
@@ -64,6 +64,7 @@ impl SchedulerService for Scheduler {
             placements: placed.map(|(no, place, why)| proto::placement(*no, place, Some(why))).collect(),
             reasons: planned.blockers.iter().map(proto::blocker).collect(),
             victims: planned.victims.clone(),
+            victims_of_others: planned.victims_of_others,
             after_victims: planned
                 .claimed
                 .iter()
@@ -201,7 +202,7 @@ fn messages(service: Service, feed: Feed) -> impl Stream<Item = Result<v1::Watch
         let simulation = service.simulation();
         match feed.next().await? {
             Ok(Item::Event(event)) => {
-                let message = EventBody::new(&event, simulation).into_proto(event.at_ms);
+                let message = EventBody::new(&event, simulation, feed.tenant()).into_proto(event.at_ms);
                 Some((Ok(message), Some((service, feed))))
             }
             Ok(Item::Heartbeat { next }) => {

@@ -46,12 +46,12 @@ impl Draft {
         }
         let delay_ms = state.meta().placement.preemption.delay_ms;
         if let Some(claim) = self.claim.as_ref().filter(|_| delay_ms == 0) {
-            return vec![explain::claiming(state, claim)];
+            return vec![explain::claiming(state, claim, &spec.tenant)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
         let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
-        out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, delay_ms)));
+        out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, &spec.tenant, delay_ms)));
         if out.is_empty() && self.kept {
             let detail = "the room that is left is kept for jobs that are ahead in the queue".to_owned();
             out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
