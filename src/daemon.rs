@@ -9,7 +9,7 @@ pub(crate) mod join;
 mod links;
 mod member;
 mod nodes;
-mod public;
+pub mod public;
 mod scaled;
 mod signers;
 mod trail;

@@ -2,6 +2,7 @@
 //! numbers are put in by those who know them; this module knows none of them.
 
 pub mod alarms;
+mod scrub;
 pub mod traces;
 
 pub use alarms::Alarms;
@@ -31,7 +32,7 @@ const DEFAULT_FILTER: &str = "warn,neural_fabric=info,nf=info";
 /// Starts logging to stderr: text for people on a terminal, else JSON. `wanted` wins
 /// over `NF_LOG` and `RUST_LOG`. A second call changes nothing, so that tests can call it, too.
 pub fn init_logs(wanted: Option<&str>) {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter(wanted)).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(wanted)).with_writer(scrub::Scrubbed);
     let _ = if std::io::stderr().is_terminal() { builder.try_init() } else { builder.json().try_init() };
 }
 
@@ -45,7 +46,7 @@ pub fn init(
     runtime: &Handle,
 ) -> Result<traces::Exporting, String> {
     let (spans, exporting) = collector.layer(runtime)?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(scrub::Scrubbed);
     let lines = if std::io::stderr().is_terminal() { lines.boxed() } else { lines.json().boxed() };
     let spans_too = format!("{}=info", traces::TARGET).parse().map_err(|_| "no filter for spans".to_owned())?;
     let lines = lines.with_filter(filter(wanted).add_directive(spans_too));

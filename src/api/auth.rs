@@ -11,8 +11,8 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use nf_core::audit::{Actor, Receipt};
-use nf_core::command::Mode;
+use nf_core::audit::{Action, Actor, Receipt};
+use nf_core::command::{Mode, Note};
 use nf_core::id::{NodeName, TenantId};
 use nf_core::reason::{Reason, Refusal};
 use std::sync::{Arc, OnceLock};
@@ -173,16 +173,27 @@ pub enum Who {
     Known(Arc<Identity>),
 }
 
-/// Where a call that changes something leaves its receipt for the answer's head.
+/// What a call leaves for its gate: of each the first, which is the one of what was asked.
 #[derive(Clone, Debug, Default)]
-pub struct Slot(Arc<OnceLock<Receipt>>);
+pub struct Slot(Arc<Left>);
+
+#[derive(Debug, Default)]
+struct Left {
+    receipt: OnceLock<Receipt>,
+    stopped: OnceLock<Box<Note>>,
+}
 
 impl Slot {
-    /// Keeps the first: it is the one of what was asked.
+    /// The receipt of what it changed, for the answer's head.
     pub fn put(&self, receipt: Option<Receipt>) {
         if let Some(receipt) = receipt {
-            let _ = self.0.set(receipt);
+            let _ = self.0.receipt.set(receipt);
         }
+    }
+
+    /// What a policy stopped, for the trail.
+    pub fn stopped(&self, note: Note) {
+        let _ = self.0.stopped.set(Box::new(note));
     }
 }
 
@@ -388,10 +399,13 @@ pub async fn guard(State(service): State<Service>, mut request: Request, next: N
     request.extensions_mut().insert(who.clone());
     request.extensions_mut().insert(slot.clone());
     let mut response = next.run(request).await;
-    if let Some(reason) = refusal(&response) {
-        tell(&service, &who, &what, reason);
+    match (slot.0.stopped.get(), refusal(&response)) {
+        // Which version, and by which policy, also where nobody is asked who they are.
+        (Some(note), _) => service.denials.tell(actor(&service, &who), Note::clone(note)),
+        (None, Some(reason)) => tell(&service, &who, &what, reason),
+        (None, None) => {}
     }
-    if let Some(value) = slot.0.get().and_then(|receipt| HeaderValue::from_str(&receipt.to_string()).ok()) {
+    if let Some(value) = slot.0.receipt.get().and_then(|receipt| HeaderValue::from_str(&receipt.to_string()).ok()) {
         response.headers_mut().insert(RECEIPT, value);
     }
     response
@@ -461,10 +475,14 @@ pub async fn guard_models(service: Service, name: &'static str, mut request: Req
 
 /// Refusals of somebody known are in the audit trail.
 fn tell(service: &Service, who: &Who, what: &str, reason: Reason) {
-    let cluster = service.replica.applied().state.meta().cluster.clone();
-    if let Some(actor) = who.actor(&cluster, &service.info.node_name) {
-        service.denials.tell(actor, what, reason);
+    if let Some(actor) = actor(service, who) {
+        service.denials.tell(Some(actor), Note::refused(Action::Call, what, reason));
     }
+}
+
+fn actor(service: &Service, who: &Who) -> Option<Actor> {
+    let cluster = service.replica.applied().state.meta().cluster.clone();
+    who.actor(&cluster, &service.info.node_name)
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 //! the two shapes in which a failed call is told: problem+json (RFC 9457) and
 //! google.rpc details. It does not know why a call failed.
 
+use super::convert::answer::{Policies, policies};
 use crate::raft;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use nf_core::audit::Check;
 use nf_core::reason::{Reason, Refusal};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -99,6 +101,8 @@ pub struct Failure {
     pub retry_after_ms: Option<u64>,
     /// Public address of the leader, when another member answered.
     pub leader_hint: Option<String>,
+    /// What P1 to P7 said, where one of them is why.
+    pub checks: Option<Box<[Check; 7]>>,
 }
 
 impl Failure {
@@ -115,7 +119,7 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let busy = matches!(codes(refusal.reason).http, 429 | 503 | 504);
         // A second: what is full or absent now is rarely so for longer, and few callers make no herd.
-        Self { refusal, retry_after_ms: busy.then_some(1000), leader_hint: None }
+        Self { refusal, retry_after_ms: busy.then_some(1000), leader_hint: None, checks: None }
     }
 }
 
@@ -163,6 +167,9 @@ pub struct Problem {
     /// Where the leader can be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader_hint: Option<String>,
+    /// What P1 to P7 said of what was refused, where one of them stopped it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policies: Option<Policies>,
 }
 
 /// A new name for a call.
@@ -186,7 +193,7 @@ impl From<Failure> for Problem {
         log(&failure, &call_id);
         let status = failure.codes().http;
         let title = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
-        let Failure { refusal, retry_after_ms, leader_hint } = failure;
+        let Failure { refusal, retry_after_ms, leader_hint, checks } = failure;
         Self {
             kind: format!("urn:neural-fabric:reason:{}", refusal.reason),
             title: title.to_owned(),
@@ -198,6 +205,7 @@ impl From<Failure> for Problem {
             field: refusal.field,
             retry_after_ms,
             leader_hint,
+            policies: checks.as_deref().map(policies),
         }
     }
 }
@@ -254,10 +262,11 @@ impl From<Failure> for tonic::Status {
         let call_id = call_id();
         log(&failure, &call_id);
         let code = failure.codes().grpc;
-        let Failure { refusal, retry_after_ms, leader_hint } = failure;
+        let Failure { refusal, retry_after_ms, leader_hint, checks } = failure;
         let mut metadata = std::collections::HashMap::from([("call_id".to_owned(), call_id)]);
         metadata.extend(refusal.field.clone().map(|field| ("field".to_owned(), field)));
         metadata.extend(leader_hint.map(|hint| ("leader_hint".to_owned(), hint)));
+        metadata.extend(checks.as_deref().map(policies).unwrap_or_default());
         let mut details = ErrorDetails::with_error_info(refusal.reason.token(), DOMAIN, metadata);
         if let Some(field) = refusal.field.filter(|_| code == Code::InvalidArgument) {
             details.add_bad_request_violation(field, refusal.detail.clone());

@@ -7,6 +7,7 @@ use super::context::Context;
 use super::exit::{Exit, fail, problem};
 use crate::outgoing::{self, Options};
 use crate::pqc::{Kind, Policy};
+use crate::security::Secret;
 use anyhow::Result;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
@@ -30,7 +31,7 @@ const PAGES: usize = 200;
 #[derive(Clone, Debug)]
 pub struct Client {
     addrs: Vec<String>,
-    token: Option<String>,
+    token: Option<Secret>,
     options: Options,
     http: outgoing::Client<Full<Bytes>>,
 }
@@ -71,7 +72,7 @@ impl Client {
 
     /// What a call shows besides its request.
     pub fn bearer(&self) -> Option<String> {
-        self.token.as_ref().map(|token| format!("Bearer {token}"))
+        self.token.as_ref().map(|token| format!("Bearer {}", token.reveal()))
     }
 
     /// One try at one member, whatever it says.

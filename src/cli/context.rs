@@ -3,6 +3,7 @@
 //! know how the group is spoken to.
 
 use super::exit::{Exit, fail};
+use crate::security::{Secret, kept};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -14,8 +15,8 @@ use std::path::PathBuf;
 pub struct Context {
     /// Public addresses of members, as URLs.
     pub addrs: Vec<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "kept")]
+    pub token: Option<Secret>,
     /// Authorities (PEM) that vouch for https addresses; the system's when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -105,7 +106,7 @@ pub fn resolve(addr: Option<&str>, name: Option<&str>) -> Result<Context> {
         (_, _, None, Some(name)) => read(&name)?,
         (_, _, None, None) => Context { addrs: vec![DEFAULT_ADDR.to_owned()], ..Context::default() },
     };
-    context.token = env("NF_TOKEN").or(context.token);
+    context.token = env("NF_TOKEN").map(Secret::new).or(context.token);
     context.ca = env("NF_CA").map(PathBuf::from).or(context.ca);
     match context.addrs.is_empty() {
         true => Err(fail(Exit::Usage, "no address: give --addr http://127.0.0.1:8600")),

@@ -7,6 +7,7 @@ use super::exit::{Exit, fail};
 use super::output::{self, at, state};
 use super::{Global, confirm, get, say};
 use clap::Args;
+use nf_core::claim::ANOTHERS;
 use request::Request;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -279,8 +280,11 @@ fn explain(job: &Value) -> String {
     }
     if at(job, "gave_way.to") != "-" {
         out.push_str(&format!(
-            "  gave way to job {} of priority {} (its own is {}) at {}\n",
-            at(job, "gave_way.to"),
+            "  gave way to {} of priority {} (its own is {}) at {}\n",
+            match at(job, "gave_way.to").as_str() {
+                ANOTHERS => format!("{ANOTHERS} job"),
+                own => format!("job {own}"),
+            },
             at(job, "gave_way.priority"),
             at(job, "priority"),
             at(job, "gave_way.at")

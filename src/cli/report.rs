@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 const ROWS: usize = 50;
 /// Characters of an answer that are repeated as a snippet.
 const SNIPPET: usize = 400;
+/// Actions of which each policy is asked (SPEC section 7).
+const JUDGED: [&str; 5] = ["JobSchedule", "ModelDeploy", "ServiceScale", "RolloutStart", "ModelRollback"];
 /// Manifests that are looked up in the store.
 const MANIFESTS: usize = 1000;
 
@@ -129,12 +131,14 @@ impl Trail {
             let cells = ["object", "action", "actor.sub", "refs.approval", "refs.manifest"].map(|key| at(entry, key));
             self.approvals.push(cells.to_vec());
         }
-        if entry["action"] != "JobSchedule" {
+        if !JUDGED.iter().any(|action| entry["action"] == *action) {
             return;
         }
+        // Refusals of one kind within a minute are one entry.
+        let times = entry["count"].as_u64().unwrap_or(1);
         for policy in &POLICIES {
             let verdict = entry["checks"][policy.name]["verdict"].as_str().unwrap_or("na");
-            *self.verdicts.entry((policy.name.to_owned(), verdict.to_owned())).or_default() += 1;
+            *self.verdicts.entry((policy.name.to_owned(), verdict.to_owned())).or_default() += times;
         }
     }
 
@@ -142,11 +146,11 @@ impl Trail {
     fn says(&self, policy: &str) -> (&'static str, String) {
         let count = |verdict: &str| self.verdicts.get(&(policy.to_owned(), verdict.to_owned())).copied().unwrap_or(0);
         let found = ["block", "simulated", "waived", "pass"].into_iter().find(|verdict| count(verdict) > 0);
-        let shown = match (policy, found) {
-            // What was only simulated is no signature.
-            ("P2", Some("simulated")) if count("pass") == 0 => "BLOCKED",
-            (_, Some(verdict)) => verdict,
-            (_, None) => "na",
+        let shown = match found {
+            // What was only simulated is no signature, whatever else was stopped for want of one.
+            _ if policy == "P2" && count("simulated") > 0 && count("pass") == 0 => "BLOCKED",
+            Some(verdict) => verdict,
+            None => "na",
         };
         let all = ["pass", "block", "na", "simulated", "waived"];
         let counts: Vec<String> = all.iter().map(|verdict| format!("{verdict} {}", count(verdict))).collect();
@@ -248,7 +252,7 @@ fn summary(settings: &Settings, checks: &[Check], asked: &[Asked], trail: &Trail
         let (shown, counts) = trail.says(policy.name);
         vec![policy.name.to_owned(), shown.to_owned(), policy.rule.to_owned(), counts]
     });
-    out.push_str(&table(&["policy", "says", "rule", "admissions"], said));
+    out.push_str(&table(&["policy", "says", "rule", "verdicts"], said));
     out.push_str("\n## Approvals\n\n");
     let heads = ["version", "action", "by", "approval", "manifest"];
     out.push_str(&table(&heads, trail.approvals.iter().rev().cloned()));
@@ -398,5 +402,11 @@ mod tests {
         assert_eq!(trail(&["pass", "simulated"]).says("P2").0, "simulated");
         assert_eq!((trail(&[]).says("P2").0, trail(&["simulated"]).says("P4").0), ("na", "pass"));
         assert_eq!(trail(&["simulated"]).manifests.len(), 1);
+        assert_eq!(trail(&["simulated", "block"]).says("P2").0, "BLOCKED");
+        let mut stopped = trail(&["pass"]);
+        let checks = json!({ "P2": { "code": "SignatureRequired", "verdict": "block" } });
+        stopped.take(&json!({ "entry": { "action": "RolloutStart", "checks": checks, "count": 3 } }));
+        let (shown, counts) = stopped.says("P2");
+        assert!(shown == "block" && counts.contains("pass 1, block 3"), "{counts}");
     }
 }

@@ -105,6 +105,8 @@ actions! {
     CopyPurge,
     RolloutResume, RolloutPromote,
     JoinTokenRevoke,
+    // A version first became Ready in a job or rollout, or was not what its manifest says.
+    ModelDeploy,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.

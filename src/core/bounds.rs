@@ -80,7 +80,10 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
             next.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
         }
         Intent::SetPlacement { chosen, .. } => placement(chosen),
-        Intent::Note(Note { object, .. }) => text("object", object, MAX_TEXT),
+        Intent::Note(Note { object, refs, .. }) => {
+            text("refs.key_id", refs.key_id.as_deref().unwrap_or_default(), MAX_TEXT)?;
+            text("object", object, MAX_TEXT)
+        }
         Intent::By { actor, intent } => {
             text("actor", &actor.subject, MAX_TEXT)?;
             text("actor", actor.issuer.as_deref().unwrap_or_default(), MAX_TEXT)?;

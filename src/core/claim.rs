@@ -17,7 +17,7 @@
 
 use crate::command::Placement;
 use crate::disruption::Notice;
-use crate::id::{Generation, JobNo, NodeNo, RequestId};
+use crate::id::{Generation, JobNo, NodeNo, RequestId, TenantId};
 use crate::job::{Job, JobSpec, Phase, Replica, Restart};
 use crate::quota::tree::Standing;
 use crate::reason::Reason;
@@ -54,8 +54,18 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GaveWay {
     pub to: RequestId,
+    /// Whose job that is.
+    pub of: TenantId,
     pub priority: i16,
     pub at_ms: u64,
+}
+
+/// What a tenant is told instead of the name of a job that is none of its own.
+pub const ANOTHERS: &str = "another tenant's";
+
+/// The name of a job, for those who read of it. None: who sees every tenant's.
+pub fn named<'a>(job: &'a RequestId, of: &TenantId, reader: Option<&TenantId>) -> &'a str {
+    if reader.is_none_or(|reader| reader == of) { job.as_str() } else { ANOTHERS }
 }
 
 impl Claim {

@@ -2,7 +2,7 @@
 //! number that apply needs, because apply reads nothing but its arguments.
 
 use crate::approval::{Approval, Version};
-use crate::audit::{Action, Actor, Person};
+use crate::audit::{Action, Actor, Check, Person, Refs};
 use crate::claim::Claim;
 use crate::consent::Consent;
 use crate::fault::Fault;
@@ -309,6 +309,21 @@ pub struct Note {
     pub refused: Option<Reason>,
     /// How often within the minute.
     pub count: u32,
+    /// What P1 to P7 said of it, and by what evidence; na and nothing where no policy was asked.
+    pub checks: [Check; 7],
+    pub refs: Refs,
+}
+
+impl Note {
+    pub fn new(action: Action, object: impl Into<Arc<str>>) -> Self {
+        let (checks, refs) = Default::default();
+        Self { action, object: object.into(), refused: None, count: 1, checks, refs }
+    }
+
+    /// Of something that was refused.
+    pub fn refused(action: Action, object: impl Into<Arc<str>>, reason: Reason) -> Self {
+        Self { refused: Some(reason), ..Self::new(action, object) }
+    }
 }
 
 impl Command {
@@ -354,7 +369,7 @@ impl Command {
             | Command::SetDrain { .. }
             | Command::RevokeToken { .. }
             | Command::DropJoinToken { .. } => 24,
-            Command::Note(note) => 16 + note.object.len(),
+            Command::Note(note) => 160 + note.object.len() + note.refs.key_id.as_ref().map_or(0, |id| id.len()),
             Command::Approve(approval) => 64 + weight_of_version(&approval.of) + weight_of_person(&approval.by),
             Command::Disapprove(of) => 16 + weight_of_version(of),
             Command::Consent(consent) => weight_of_consent(consent),

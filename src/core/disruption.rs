@@ -4,6 +4,7 @@
 //! it needs to save what it has done. A fault, a lost node or a lease that ends asks nobody.
 //! It reads one job at a time; who is to go is decided elsewhere. See ADR 53.
 
+use crate::id::TenantId;
 use crate::job::{Job, JobSpec, Phase, Replica, Stage};
 use crate::placement::policy::Preemption;
 use crate::reason::{Blocker, Reason, Refusal};
@@ -118,21 +119,26 @@ pub fn taken(job: &Job) -> u16 {
     job.replicas.iter().filter(out).count() as u16
 }
 
-/// Says whose budget stands in the way.
-pub fn blocker(job: &Job) -> Blocker {
+/// Says whose budget stands in the way, to a tenant: of another one's job nothing but that there is one.
+pub fn blocker(job: &Job, reader: &TenantId) -> Blocker {
     let (most, missing) = (budget(&job.spec).unwrap_or(0), missing(job));
     let goes_on = match most {
         0 => "none of them gives way: it goes on when the job ends, or needs fewer",
         _ => "it goes on when they serve again",
     };
-    let detail = format!(
-        "job {} (model {} of {}) lets {most} of its replicas be missing at once (max_unavailable), and {missing} of {} are; \
-         {goes_on}",
-        job.request,
-        job.spec.model,
-        job.spec.tenant,
-        job.desired()
-    );
+    let detail = match job.spec.tenant == *reader {
+        true => format!(
+            "job {} (model {} of {}) lets {most} of its replicas be missing at once (max_unavailable), and {missing} of {} \
+             are; {goes_on}",
+            job.request,
+            job.spec.model,
+            job.spec.tenant,
+            job.desired()
+        ),
+        false => format!(
+            "a job of another tenant lets no more of its replicas be missing at once (max_unavailable); {goes_on}"
+        ),
+    };
     // Jobs end, and services become smaller: no budget stands in the way for good.
     Blocker { reason: Reason::DisruptionBudget, detail, nodes: 0, permanent: false }
 }

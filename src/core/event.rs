@@ -102,6 +102,8 @@ pub enum EventKind {
         priority: i16,
         node: NodeName,
         to: RequestId,
+        /// Whose job that is: the other may be another tenant's.
+        of: TenantId,
         to_priority: i16,
         /// `Preempted` or `QuotaReclaimed`.
         why: Reason,

@@ -511,6 +511,8 @@ pub struct Job {
     pub revision: Revision,
     /// The change of its version that is open, or the last one.
     pub rollout: Option<Box<Rollout>>,
+    /// The newest revision that was ever Ready; 0 before the first.
+    pub deployed: Revision,
 }
 
 impl Job {

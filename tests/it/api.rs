@@ -67,6 +67,35 @@ async fn nodes_registered_at_once_get_ports_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_hundred_at_once_one_gets_the_last_gpu_of_the_quota() {
+    let group = Surface::start(3, || None).await;
+    group.post(0, "/node/register", json!({"node_id": "n1", "gpus": 64})).await;
+    let (code, answer) = group.call(0, Method::PUT, "/tenants/t1/quota", Some(json!({"gpu": 4}))).await;
+    assert_eq!(code, 200, "{answer}");
+    let deploy = |i: usize| {
+        let (group, mut body) = (&group, job("t1", 1.0));
+        (body["request_id"], body["queue"]) =
+            (json!(format!("r{i}")), json!(if i % 2 == 0 { "never" } else { "wait" }));
+        async move {
+            let (code, answer) = group.post(i % 3, "/schedule", body).await;
+            (code, answer["reason"].as_str().or(answer["reasons"][0]["reason"].as_str()).unwrap_or("").to_owned())
+        }
+    };
+    for i in 0..3 {
+        assert_eq!(deploy(1000 + i).await.0, 201);
+    }
+    let answers = futures::future::join_all((0..200).map(deploy)).await;
+    let count = |wanted: &str| answers.iter().filter(|(code, reason)| format!("{code} {reason}") == wanted).count();
+    let (placed, refused, queued) = (count("201 "), count("429 QuotaExceeded"), count("202 WaitingForQuota"));
+    assert_eq!((placed, refused + queued), (1, 199), "{answers:?}");
+    assert!(refused >= 99 && queued >= 99, "{refused} {queued}");
+    let state = group.cluster.replica(0).applied().state;
+    let tenant = state.tenant_named(&"t1".parse().unwrap()).unwrap().no;
+    assert_eq!(state.ledger().tenant(tenant).gpu_milli, 4000, "not one thousandth more");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_member_takes_each_call() {
     let group = Surface::start(3, || None).await;
     let node = json!({"node_id": "gpu-1", "gpus": 4});

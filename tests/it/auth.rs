@@ -4,6 +4,7 @@
 
 use crate::surface::Surface;
 use futures::StreamExt;
+use neural_fabric::api::Resolve;
 use neural_fabric::security::jwt::issuer::ISSUER;
 use neural_fabric::security::jwt::{Grant, Keys, Mint, Role, Verifier};
 use neural_fabric::security::{audit, checkpoint};
@@ -19,7 +20,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 /// A group that asks who calls.
-struct Group {
+pub struct Group {
     surface: Surface,
     mint: Mint,
 }
@@ -37,18 +38,22 @@ fn now() -> u64 {
 }
 
 impl Group {
-    async fn start(members: u64) -> Self {
+    pub async fn start(members: u64) -> Self {
+        Self::with_models(members, None).await
+    }
+
+    pub async fn with_models(members: u64, models: Option<Resolve>) -> Self {
         let mint = Mint::generate(ISSUER).unwrap();
         let keys = || Keys::parse("test", mint.jwks().to_string().as_bytes()).unwrap();
-        let surface = Surface::start(members, || Some(Verifier::new(keys(), Some(ISSUER.into())))).await;
+        let surface = Surface::with_models(members, || Some(Verifier::new(keys(), Some(ISSUER.into()))), models).await;
         Self { surface, mint }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.surface.stop().await;
     }
 
-    fn token(&self, tenant: &str, roles: &[Role]) -> String {
+    pub fn token(&self, tenant: &str, roles: &[Role]) -> String {
         self.token_of(tenant, roles, "", 600)
     }
 
@@ -59,7 +64,7 @@ impl Group {
         self.mint.token(&Grant { subject, tenant, roles, id, lifetime_s }, now()).unwrap()
     }
 
-    async fn call(&self, token: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
+    pub async fn call(&self, token: &str, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
         let mut request = self.http.request(method, format!("{}{path}", self.urls[0])).bearer_auth(token);
         if let Some(body) = body {
             request = request.json(&body);
@@ -69,11 +74,11 @@ impl Group {
         (code, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    async fn get(&self, token: &str, path: &str) -> (u16, Value) {
+    pub async fn get(&self, token: &str, path: &str) -> (u16, Value) {
         self.call(token, Method::GET, path, None).await
     }
 
-    async fn grpc(&self) -> tonic::transport::Channel {
+    pub async fn grpc(&self) -> tonic::transport::Channel {
         tonic::transport::Endpoint::from_shared(self.urls[0].clone()).unwrap().connect().await.unwrap()
     }
 }
@@ -82,7 +87,7 @@ fn job(tenant: &str, id: &str) -> Value {
     json!({"tenant_id": tenant, "model_id": "m1", "model_version": "v1", "request_id": id, "resources": {"gpu": 0.5}})
 }
 
-fn with<T>(token: &str, message: T) -> tonic::Request<T> {
+pub fn with<T>(token: &str, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
@@ -314,7 +319,7 @@ async fn a_revoked_token_is_refused_on_every_member_and_its_streams_end() {
 }
 
 /// The whole trail, in pages of three lines.
-async fn trail(group: &Group, token: &str) -> String {
+pub async fn trail(group: &Surface, token: &str) -> String {
     let (mut from, mut out) = (1_u64, String::new());
     loop {
         let url = format!("{}/audit?from={from}&per_page=3", group.urls[0]);

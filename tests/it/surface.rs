@@ -2,13 +2,16 @@
 //! or without asking who calls. What is asked of it is its users' business.
 
 use crate::harness::Cluster;
-use neural_fabric::api::{self, ApiState, Info};
+use neural_fabric::api::{self, ApiState, Info, Resolve};
+use neural_fabric::daemon::public::{self, Port};
+use neural_fabric::pqc::Links;
 use neural_fabric::security::checkpoint;
 use neural_fabric::security::jwt::Verifier;
 use neural_fabric::telemetry::Metrics;
 use reqwest::Client;
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub struct Surface {
@@ -17,13 +20,20 @@ pub struct Surface {
     pub urls: Vec<String>,
     pub http: Client,
     servers: Vec<JoinHandle<()>>,
+    end: watch::Sender<bool>,
 }
 
 impl Surface {
     /// `auth` makes a verifier for each member, which then asks for a token.
     pub async fn start(members: u64, auth: impl Fn() -> Option<Verifier>) -> Self {
+        Self::with_models(members, auth, None).await
+    }
+
+    /// The same with somebody who knows versions of models.
+    pub async fn with_models(members: u64, auth: impl Fn() -> Option<Verifier>, models: Option<Resolve>) -> Self {
         let cluster = Cluster::start(members).await;
         let (mut urls, mut servers) = (Vec::new(), Vec::new());
+        let (end, _) = watch::channel(false);
         for seat in &cluster.seats {
             let info = Info {
                 version: "1.2.3".into(),
@@ -48,7 +58,7 @@ impl Surface {
                 logs: None,
                 sights: None,
                 vitals: None,
-                models: None,
+                models: models.clone(),
                 info,
                 metrics,
                 auth,
@@ -59,12 +69,20 @@ impl Surface {
             let router = api::router(state);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             urls.push(format!("http://{}", listener.local_addr().expect("bound")));
-            servers.push(tokio::spawn(async move { axum::serve(listener, router).await.expect("serves") }));
+            // The product's own port, with all its bounds.
+            let port = Port::new(None, Links::default(), Arc::new(|_| {}));
+            servers.push(tokio::spawn(public::serve(port, listener, router, end.subscribe())));
         }
-        Self { cluster, urls, http: Client::builder().no_proxy().build().expect("a client"), servers }
+        Self { cluster, urls, http: Client::builder().no_proxy().build().expect("a client"), servers, end }
+    }
+
+    /// Where the first member's port is.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.urls[0]["http://".len()..].parse().expect("an address")
     }
 
     pub async fn stop(mut self) {
+        self.end.send_replace(true);
         self.servers.iter().for_each(JoinHandle::abort);
         self.cluster.stop().await;
     }

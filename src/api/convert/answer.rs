@@ -2,8 +2,9 @@
 //! their schema the OpenAPI document. It does not decide anything.
 
 use crate::models::Checksum;
-use nf_core::command::Mode;
-use nf_core::job::{Arrangement, Constraints, Job, JobSpec, JobState, Restart};
+use nf_core::audit::Check;
+use nf_core::claim;
+use nf_core::job::{Arrangement, Constraints, Job, JobState, Restart};
 use nf_core::placement::Why;
 use nf_core::policy;
 use nf_core::reason::Blocker;
@@ -144,13 +145,10 @@ impl PlacementBody {
 /// Values of the compliance policies P1 to P7: pass, block, na, simulated or waived.
 pub type Policies = BTreeMap<String, String>;
 
-/// The matrix of an admission, as the audit trail has it, too.
-pub fn policies(spec: &JobSpec, simulation: bool) -> Policies {
-    let mode = if simulation { Mode::Simulation } else { Mode::Production };
-    let matrix = policy::admission(spec, mode, policy::Faults::default());
-    let said =
-        policy::POLICIES.iter().zip(matrix).map(|(p, check)| (p.name.to_owned(), check.verdict.token().to_owned()));
-    said.collect()
+/// A matrix, as the audit trail has it, too.
+pub fn policies(checks: &[Check; 7]) -> Policies {
+    let of = |(policy, check): (&policy::Policy, &Check)| (policy.name.to_owned(), check.verdict.token().to_owned());
+    policy::POLICIES.iter().zip(checks).map(of).collect()
 }
 
 /// The answer to a schedule call.
@@ -188,8 +186,10 @@ pub struct PlanBody {
     pub simulation: bool,
     pub placement: Option<PlacementBody>,
     pub placements: Vec<PlacementBody>,
-    /// Jobs that would be made to give way; empty when none has to.
+    /// Jobs of the tenant's own that would be made to give way; empty when none has to.
     pub victims: Vec<String>,
+    /// So many jobs of other tenants would be, too.
+    pub victims_of_others: u32,
     /// Whether a run with `digest` makes exactly those give way: only where the policy's preemption delay is 0. Otherwise
     /// they are chosen when the job has waited so long, from who is there then, and the digest does not cover them.
     pub victims_bound: bool,
@@ -380,10 +380,11 @@ pub struct TransitionBody {
     pub why: Option<String>,
 }
 
-/// A job of higher priority that was given the place.
+/// A job that was given the place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GaveWayBody {
     pub at: String,
+    /// Its `request_id`, or `another tenant's`.
     pub to: String,
     /// Of that job.
     pub priority: i16,
@@ -517,13 +518,13 @@ impl JobBody {
             history: view.history.iter().map(line).collect(),
             gave_way: view.gave_way.as_ref().map(|g| GaveWayBody {
                 at: time(g.at_ms),
-                to: g.to.to_string(),
+                to: claim::named(&g.to, &g.of, Some(&view.tenant)).to_owned(),
                 priority: g.priority,
             }),
             rollout: view.rollout.as_deref().map(Into::into),
             created_at: time(view.created_ms),
             changed_at: time(view.changed_ms),
-            policies: policies(spec, simulation),
+            policies: policies(&view.checks),
             read,
         }
     }

@@ -2,7 +2,9 @@
 //! needs no union. It does not know where events come from.
 
 use super::answer::{JobRow, time};
+use nf_core::claim;
 use nf_core::event::{Event, EventKind, TenantEvent};
+use nf_core::id::TenantId;
 use nf_proto::v1;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -43,7 +45,8 @@ pub struct EventBody {
 }
 
 impl EventBody {
-    pub fn new(event: &Event, simulation: bool) -> Self {
+    /// As it is told to a tenant; None: to somebody who sees every tenant's.
+    pub fn new(event: &Event, simulation: bool, reader: Option<&TenantId>) -> Self {
         let blank = Self { seq: event.seq, at: time(event.at_ms), simulation, ..Self::default() };
         match &event.kind {
             EventKind::Job { request, tenant, from, to, why, .. } => Self {
@@ -93,13 +96,13 @@ impl EventBody {
             EventKind::Member { name, version } => {
                 Self { kind: "member".into(), node: Some(name.to_string()), to: Some(version.to_string()), ..blank }
             }
-            EventKind::GaveWay { request, tenant, replica, priority, node, to, to_priority, why } => Self {
+            EventKind::GaveWay { request, tenant, replica, priority, node, to, of, to_priority, why } => Self {
                 kind: "gave_way".into(),
                 request_id: Some(request.to_string()),
                 tenant_id: Some(tenant.to_string()),
                 node: Some(node.to_string()),
                 replica: Some(*replica),
-                to: Some(to.to_string()),
+                to: Some(claim::named(to, of, reader).to_owned()),
                 why: Some(format!("{why}: priority {priority} gives way to {to_priority}")),
                 ..blank
             },

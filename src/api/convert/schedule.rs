@@ -310,6 +310,18 @@ pub struct ModelFacts {
     pub budget: ModelBudget,
 }
 
+impl ModelFacts {
+    /// Says in the spec what the version is.
+    pub fn put(self, spec: &mut JobSpec) {
+        spec.runtime = self.runtime;
+        spec.manifest = Some(self.manifest);
+        spec.evidence = self.evidence;
+        spec.data_classes = self.data_classes;
+        spec.self_limiting = self.self_limiting;
+        spec.budget = self.budget;
+    }
+}
+
 impl Schedule {
     /// The intent. The digest covers what the caller said and not what the store
     /// adds, so that publishing a model between two tries makes no conflict.
@@ -321,12 +333,7 @@ impl Schedule {
         if let Intent::Schedule { submission, .. } = &mut intent {
             submission.body = digest;
             if let (Some(facts), Some(spec)) = (facts, Arc::get_mut(&mut submission.spec)) {
-                spec.runtime = facts.runtime;
-                spec.manifest = Some(facts.manifest);
-                spec.evidence = facts.evidence;
-                spec.data_classes = facts.data_classes;
-                spec.self_limiting = facts.self_limiting;
-                spec.budget = facts.budget;
+                facts.put(spec);
             }
         }
         intent

@@ -1,5 +1,6 @@
 //! gRPC: the same use cases as REST, plus health and reflection. No JSON here.
 
+mod bounds;
 mod endpoint;
 mod resource;
 mod scheduler;
@@ -57,7 +58,9 @@ pub fn router(service: Service) -> Router {
         routes = routes.add_service(v1).add_service(alpha);
     }
     let guard = axum::middleware::from_fn_with_state(service, super::auth::guard);
-    routes.prepare().into_axum_router().reset_fallback().layer(guard).layer(axum::middleware::from_fn(traced))
+    let bounded = axum::middleware::from_fn_with_state(bounds::Bounds::default(), bounds::bounded);
+    let router = routes.prepare().into_axum_router().reset_fallback();
+    router.layer(bounded).layer(guard).layer(axum::middleware::from_fn(traced))
 }
 
 /// The call as a part of its caller's trace; its path names the method, if it is one of ours.

@@ -44,7 +44,7 @@ impl SchedulerService for Scheduler {
             placements: placed.collect(),
             reasons: job.blockers.iter().map(proto::blocker).collect(),
             position: job.position.unwrap_or(0),
-            policies: answer::policies(&job.spec, done.simulation).into_iter().collect(),
+            policies: answer::policies(&job.checks).into_iter().collect(),
             index: done.index,
         }))
     }
@@ -65,6 +65,7 @@ impl SchedulerService for Scheduler {
             reasons: planned.blockers.iter().map(proto::blocker).collect(),
             victims: planned.victims.clone(),
             victims_bound: planned.binds_victims,
+            victims_of_others: planned.victims_of_others,
             after_victims: planned
                 .claimed
                 .iter()
@@ -206,7 +207,7 @@ fn messages(service: Service, feed: Feed) -> impl Stream<Item = Result<v1::Watch
         let simulation = service.simulation();
         match feed.next().await? {
             Ok(Item::Event(event)) => {
-                let message = EventBody::new(&event, simulation).into_proto(event.at_ms);
+                let message = EventBody::new(&event, simulation, feed.tenant()).into_proto(event.at_ms);
                 Some((Ok(message), Some((service, feed))))
             }
             Ok(Item::Heartbeat { next }) => {

@@ -120,7 +120,7 @@ pub async fn events(State(service): State<Service>, mut ask: Ask) -> Answer {
     }
     let (events, next) = service.events(from.unwrap_or(1), per_page as usize, call.tenant.as_ref()).await?;
     let simulation = service.simulation();
-    let items = events.iter().map(|event| EventBody::new(event, simulation)).collect();
+    let items = events.iter().map(|event| EventBody::new(event, simulation, call.tenant.as_ref())).collect();
     let more = next < service.replica.applied().state.meta().next_event;
     let next_token = more.then(|| next.to_string());
     Ok(json(StatusCode::OK, &EventList { items, next_token, next, simulation }))

@@ -93,7 +93,7 @@ pub fn schedule_body(done: &Scheduled) -> ScheduleBody {
         placements,
         reasons: reasons(&job.blockers),
         position: job.position,
-        policies: policies(&job.spec, done.simulation),
+        policies: policies(&job.checks),
         index: done.index,
     }
 }
@@ -110,6 +110,7 @@ pub fn plan_body(planned: &Planned, spec: &JobSpec) -> PlanBody {
         placements,
         victims: planned.victims.clone(),
         victims_bound: planned.binds_victims,
+        victims_of_others: planned.victims_of_others,
         after_victims: planned
             .claimed
             .iter()
@@ -118,7 +119,7 @@ pub fn plan_body(planned: &Planned, spec: &JobSpec) -> PlanBody {
         quota: QuotaEffect { gpu_limit: planned.gpu_limit, gpu_used: planned.gpu_used, gpu_after: planned.gpu_after },
         reasons: reasons(&planned.blockers),
         digest: planned.digest.to_string(),
-        policies: policies(spec, planned.simulation),
+        policies: policies(&planned.checks),
         read: planned.read.clone(),
     }
 }

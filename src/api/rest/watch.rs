@@ -89,7 +89,7 @@ fn lines(
                     event.data(format!("{{\"event_index\":{}}}", next.saturating_sub(1)))
                 }
                 Ok(Item::Event(event)) => {
-                    let mut body = EventBody::new(&event, service.simulation());
+                    let mut body = EventBody::new(&event, service.simulation(), feed.tenant());
                     if !keep(&service, &mut body) {
                         continue;
                     }

@@ -1,20 +1,23 @@
 //! Use cases about one job: schedule it, plan it, look at it, stop it, read its
 //! logs. It does not choose places; the leader's proposer does.
 
+use super::model::Missed;
 use super::{Call, MAX_DEADLINE, Service, freshness};
 use crate::api::convert::answer::{Freshness, WhyBody, whole};
-use crate::api::convert::schedule::{Schedule, naming};
+use crate::api::convert::schedule::{ModelFacts, Schedule, naming};
 use crate::api::error::Failure;
 use crate::exchange::LogQuery;
 use crate::raft::View;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use nf_core::audit::{Action, Check};
 use nf_core::command::{Answer, Mode};
 use nf_core::id::{Digest16, RequestId};
-use nf_core::job::{Job, JobState};
+use nf_core::job::{Job, JobSpec, JobState};
 use nf_core::placement::Why;
 use nf_core::plan::{Intent, rehearse};
+use nf_core::policy;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::reconcile::ReplicaId;
 use nf_core::state::State;
@@ -40,14 +43,18 @@ pub struct Scheduled {
 #[derive(Clone, Debug)]
 pub struct Planned {
     pub placements: Vec<(u16, PlaceView, WhyBody)>,
-    /// Jobs that would be made to give way.
+    /// Jobs of the tenant's own that would be made to give way.
     pub victims: Vec<String>,
+    /// So many of other tenants would be, too.
+    pub victims_of_others: u32,
     /// A run with the digest makes exactly those give way.
     pub binds_victims: bool,
     /// Places that they would leave.
     pub claimed: Vec<(u16, PlaceView, WhyBody)>,
     pub blockers: Vec<Blocker>,
     pub digest: Digest16,
+    /// What P1 to P7 say.
+    pub checks: [Check; 7],
     /// Who let the version into production; elsewhere as the caller said it.
     pub approved_by: Option<Arc<str>>,
     pub gpu_limit: f64,
@@ -93,10 +100,7 @@ impl Service {
         let facts = match retry {
             // Its job is there, whatever has become of the version: the group answers with it, or with a conflict.
             true => None,
-            false => {
-                let (spec, until) = (&wanted.spec, call.deadline);
-                self.models.facts(&spec.tenant, &spec.model, &spec.version, until).await?
-            }
+            false => self.facts_of(call, &wanted.spec, Some(Action::JobSchedule)).await?,
         };
         // The leader judges it once more; here it costs no round.
         if facts.is_none() && !retry && mode == Mode::Production {
@@ -108,8 +112,13 @@ impl Service {
         }
         let request = naming.request.clone();
         let intent = wanted.into_intent(naming, facts);
+        let asked = submitted(&intent);
         let reply = self.submit(call, intent).await?;
-        let replayed = matches!(reply.result?, Answer::Job { replayed: true, .. });
+        let answer = reply.result.map_err(|refusal| match asked {
+            Some(spec) => self.stopped(call, Some(Action::JobSchedule), &spec, refusal.into()),
+            None => refusal.into(),
+        })?;
+        let replayed = matches!(answer, Answer::Job { replayed: true, .. });
         let state = self.replica.applied().state;
         let why = whys(&state, &reply.why);
         let simulation = state.meta().mode == Mode::Simulation;
@@ -127,18 +136,40 @@ impl Service {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let replicas = wanted.spec.replicas;
         // A version that the store knows must be found here, too, or the plan would promise too much.
-        let facts =
-            self.models.facts(&wanted.spec.tenant, &wanted.spec.model, &wanted.spec.version, call.deadline).await?;
+        let facts = self.facts_of(call, &wanted.spec, None).await?;
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), None)?;
         let view = self.read(call).await?;
         // The very intent that a run would commit.
-        let intent = self.wanted_by(call, wanted.into_intent(naming, facts));
+        let intent = wanted.into_intent(naming, facts);
+        let asked = submitted(&intent);
+        let intent = self.wanted_by(call, intent);
         let seconds = self.metrics.placement_seconds.clone();
         let timed = move || seconds.observe_closure_duration(|| plan_on(&view, &intent));
-        if replicas <= PLANNED_INLINE {
-            return timed();
-        }
-        self.search(call, timed).await?
+        let planned = match replicas <= PLANNED_INLINE {
+            true => timed(),
+            false => self.search(call, timed).await?,
+        };
+        planned.map_err(|failure| match asked {
+            Some(spec) => self.stopped(call, None, &spec, failure),
+            None => failure,
+        })
+    }
+
+    /// What the store knows of the version that is asked for. `action`: what it is asked for, as for [`Self::stopped`].
+    pub(super) async fn facts_of(
+        &self,
+        call: &Call,
+        spec: &JobSpec,
+        action: Option<Action>,
+    ) -> Result<Option<ModelFacts>, Failure> {
+        let known = self.models.facts(&spec.tenant, &spec.model, &spec.version, call.deadline).await;
+        known.map_err(|Missed { failure, facts }| {
+            let mut spec = spec.clone();
+            if let Some(facts) = facts {
+                facts.put(&mut spec);
+            }
+            self.stopped(call, action, &spec, failure)
+        })
     }
 
     /// The job of that request, live or finished. Costs no search, so it may be asked again and again.
@@ -249,6 +280,14 @@ impl Service {
     }
 }
 
+/// The job that is asked for.
+fn submitted(intent: &Intent) -> Option<Arc<JobSpec>> {
+    match intent {
+        Intent::Schedule { submission, .. } => Some(submission.spec.clone()),
+        _ => None,
+    }
+}
+
 /// Whether that request has made a job, and will not be forgotten while a call about it is under way.
 fn is_remembered(state: &State, request: &RequestId) -> bool {
     let margin = u64::try_from(2 * MAX_DEADLINE.as_millis()).unwrap_or(u64::MAX);
@@ -287,13 +326,17 @@ fn plan_on(view: &View, wanted: &Intent) -> Result<Planned, Failure> {
         .filter_map(|p| Some((p.replica, view::place(state, &p.alloc)?, WhyBody::new(state, p.why.as_ref()?))));
     let mut victims: Vec<_> = claim.flat_map(|claim| &claim.victims).map(|victim| victim.job).collect();
     victims.dedup();
+    let (own, others): (Vec<_>, Vec<_>) =
+        victims.iter().filter_map(|no| state.job(*no)).partition(|job| job.spec.tenant == spec.tenant);
     Ok(Planned {
-        victims: victims.iter().filter_map(|no| Some(state.job(*no)?.request.to_string())).collect(),
+        victims: own.iter().map(|job| job.request.to_string()).collect(),
+        victims_of_others: others.len() as u32,
         binds_victims: draft.binds_victims,
         claimed: claimed.collect(),
         placements: placements.collect(),
         blockers: draft.blockers(state, spec),
         digest,
+        checks: policy::admission(spec, state.meta().mode, policy::Faults::of(state, spec)),
         approved_by: spec.approved_by.clone(),
         gpu_limit: whole(limit),
         gpu_used: whole(used),

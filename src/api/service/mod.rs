@@ -37,8 +37,10 @@ use super::error::Failure;
 use super::{ApiState, Info};
 use crate::raft::{Consistency, Replica, View};
 use crate::telemetry::Metrics;
+use nf_core::audit::Action;
 use nf_core::command::Mode;
 use nf_core::id::TenantId;
+use nf_core::job::JobSpec;
 use nf_core::reason::{Reason, Refusal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -242,9 +244,26 @@ impl Service {
         Ok(reply)
     }
 
+    /// What the caller is told of an action on a version that a policy stopped: what each of them said. `action` is
+    /// what it would have been, for the trail; None: it was only asked what would happen.
+    fn stopped(&self, call: &Call, action: Option<Action>, spec: &JobSpec, failure: Failure) -> Failure {
+        let (state, actor) = (self.replica.applied().state, self.actor(call));
+        let told = action.unwrap_or(Action::Call);
+        match nf_core::policy::stopped(&state, spec, told, actor.as_ref(), failure.refusal.reason) {
+            None => failure,
+            Some(note) => {
+                let checks = Some(Box::new(note.checks));
+                if action.is_some() {
+                    call.slot.stopped(note);
+                }
+                Failure { checks, ..failure }
+            }
+        }
+    }
+
     /// Leaves word of what is about to be done outside the state: no word, no deed.
     async fn note(&self, call: &Call, action: nf_core::audit::Action, object: String) -> Result<(), Failure> {
-        let note = nf_core::command::Note { action, object: object.into(), refused: None, count: 1 };
+        let note = nf_core::command::Note::new(action, object);
         self.submit(call, nf_core::plan::Intent::Note(note)).await?.result?;
         Ok(())
     }

@@ -16,8 +16,21 @@ use std::time::{Duration, Instant};
 pub enum Unresolved {
     /// The store did not answer.
     Down(String),
-    /// Its signature does not count for this tenant.
-    Refused(Refusal),
+    /// Its signature does not count for this tenant. With what else the store says of it, if it does.
+    Refused(Refusal, Option<Box<ModelFacts>>),
+}
+
+/// Why a version is not let in, and what is known of it all the same.
+#[derive(Clone, Debug)]
+pub struct Missed {
+    pub failure: Failure,
+    pub facts: Option<Box<ModelFacts>>,
+}
+
+impl From<Failure> for Missed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, facts: None }
+    }
 }
 
 /// Looks a version up for a tenant; may block. None: no store knows it.
@@ -56,7 +69,7 @@ impl Models {
         model: &ModelId,
         version: &VersionId,
         deadline: Instant,
-    ) -> Result<Option<ModelFacts>, Failure> {
+    ) -> Result<Option<ModelFacts>, Missed> {
         let Some(resolve) = &self.resolve else { return Ok(None) };
         let key = (tenant.clone(), model.clone(), version.clone());
         if let Some((facts, until)) = self.known.load().get(&key)
@@ -72,10 +85,10 @@ impl Models {
         };
         let facts = match tokio::time::timeout_at(deadline.into(), asked).await {
             Ok(Ok(Ok(facts))) => facts,
-            Ok(Ok(Err(Unresolved::Down(text)))) => return Err(down(text)),
-            Ok(Ok(Err(Unresolved::Refused(refusal)))) => return Err(refusal.into()),
-            Ok(Err(_)) => return Err(down("its reader died".to_owned())),
-            Err(_) => return Err(down("the deadline passed".to_owned())),
+            Ok(Ok(Err(Unresolved::Down(text)))) => return Err(down(text).into()),
+            Ok(Ok(Err(Unresolved::Refused(refusal, facts)))) => return Err(Missed { failure: refusal.into(), facts }),
+            Ok(Err(_)) => return Err(down("its reader died".to_owned()).into()),
+            Err(_) => return Err(down("the deadline passed".to_owned()).into()),
         };
         let until = Instant::now() + if facts.is_some() { FRESH } else { FRESH_UNKNOWN };
         self.known.rcu(|known| {
@@ -122,7 +135,7 @@ mod tests {
         }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         for _ in 0..2 {
-            let failure = models.facts(&tenant, &broken, &version, deadline).await.unwrap_err();
+            let failure = models.facts(&tenant, &broken, &version, deadline).await.unwrap_err().failure;
             assert_eq!(failure.refusal.reason, Reason::StoreUnavailable);
         }
         assert_eq!(asked.load(Ordering::Relaxed), 3);

@@ -6,9 +6,10 @@ use super::{Call, Service};
 use crate::api::convert::answer::Freshness;
 use crate::api::convert::rollout::Wanted;
 use crate::api::error::Failure;
+use nf_core::audit::Action;
 use nf_core::command::Mode;
 use nf_core::id::RequestId;
-use nf_core::job::Runtime;
+use nf_core::job::{JobSpec, Runtime};
 use nf_core::model_budget::ModelBudget;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
@@ -50,7 +51,9 @@ impl Service {
             }
             (None, _) => return Err(never(request)),
         };
-        let facts = self.models.facts(&tenant, &model, &version, call.deadline).await?;
+        let action = Some(if rollback { Action::ModelRollback } else { Action::RolloutStart });
+        let wish = JobSpec { version: version.clone(), ..(*found.job.spec).clone() };
+        let facts = self.facts_of(call, &wish, action).await?;
         if facts.is_none() && (self.mode(call).await? == Mode::Production || found.job.spec.manifest.is_some()) {
             let detail = format!("no store knows version {version} of model {model}; publish it (nf model publish)");
             return Err(Refusal::field(Reason::ModelNotFound, "model_version", detail).into());
@@ -79,9 +82,10 @@ impl Service {
                 asked_by: None,
             },
         };
-        let (next, strategy) = (Box::new(next), wanted.strategy);
-        let tenant = call.tenant.clone();
-        self.say(call, Intent::StartRollout { request: request.clone(), tenant, next, strategy, rollback }).await?;
+        let (wish, strategy) = (next.spec(&wish), wanted.strategy);
+        let (tenant, next) = (call.tenant.clone(), Box::new(next));
+        let begun = Intent::StartRollout { request: request.clone(), tenant, next, strategy, rollback };
+        self.say(call, begun).await.map_err(|failure| self.stopped(call, action, &wish, failure))?;
         self.deploys.count(&found.job.tenant, &found.job.model);
         self.rollout(call, request).await
     }

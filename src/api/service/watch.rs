@@ -126,6 +126,11 @@ fn compacted(asked: u64, first: u64) -> Failure {
 }
 
 impl Feed {
+    /// Whose events it tells; None: everybody's.
+    pub fn tenant(&self) -> Option<&TenantId> {
+        self.tenant.as_ref()
+    }
+
     /// The next event or heartbeat; None when the member shuts down.
     pub async fn next(&mut self) -> Option<Result<Item, Failure>> {
         let next = self.look().await?;

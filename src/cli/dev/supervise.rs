@@ -8,6 +8,7 @@ use crate::cli::context::{self, Context};
 use crate::cli::exit::{Exit, fail};
 use crate::cli::output::at;
 use crate::cli::{say, signals, version};
+use crate::security::Secret;
 use crate::security::jwt::{MAX_LIFETIME, Role, issuer};
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
@@ -190,7 +191,7 @@ fn tell(
         ));
     }
     if !up.no_context {
-        context::write("dev", &Context { addrs: addrs.clone(), token, ca: None })?;
+        context::write("dev", &Context { addrs: addrs.clone(), token: token.map(Secret::new), ca: None })?;
         context::select("dev")?;
         say("  Context \"dev\" selected.  Try:   nf run llama-8b --tenant demo --gpus 2 --wait");
     } else {

@@ -7,7 +7,7 @@ use crate::claim::{self, Claim, GaveWay, LASTS_MS, MOST_OPEN, MOST_VICTIMS};
 use crate::command::{Answer, Placement};
 use crate::disruption;
 use crate::event::EventKind;
-use crate::id::{JobNo, RequestId, TenantNo};
+use crate::id::{JobNo, RequestId, TenantId, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Next, Phase, Replica, Restart};
 use crate::quota::tree;
 use crate::reason::{Reason, Refusal};
@@ -38,7 +38,7 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     let before = job.state();
     let claiming = Job { claim: Some(Box::new(claim.clone())), ..(*job).clone() };
     job::save(state, claiming, before, None);
-    evict(state, claim, &job.request, job.spec.priority);
+    evict(state, claim, (&job.request, &job.spec.tenant), job.spec.priority);
     // One claim a pass: the next waiter is worth another.
     state.room += 1;
     Ok(Answer::Count(claim.victims.len() as u32))
@@ -96,7 +96,8 @@ fn judge(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, claim: &Claim)
         let may = claim::may_evict(state, spec, &standing, job, replica) == Some(victim.why)
             && replica.generation == victim.generation;
         if !may || (job.spec.gang && !all()) {
-            return Err(bad(format!("job {} does not give way to this one", job.request)));
+            // Whose it is may be none of the caller's business.
+            return Err(bad(format!("job {} does not give way to this one", victim.job)));
         }
     }
     if standing.overpaid(state, &reclaimed(state, claim)).is_some() {
@@ -128,13 +129,13 @@ fn reclaimed<'a>(state: &'a State, claim: &Claim) -> Vec<Vec<(&'a Job, &'a Alloc
 }
 
 /// Tells the victims to stop; what they hold is theirs until their agents say that they are gone.
-pub(super) fn evict(state: &mut State, claim: &Claim, to: &RequestId, priority: i16) {
+pub(super) fn evict(state: &mut State, claim: &Claim, (to, of): (&RequestId, &TenantId), priority: i16) {
     let jobs: BTreeSet<JobNo> = claim.victims.iter().map(|victim| victim.job).collect();
     let at_ms = state.meta().now_ms;
     for no in jobs {
         let Some(old) = state.job(no).cloned() else { continue };
         let before = old.state();
-        let gave_way = Some(Box::new(GaveWay { to: to.clone(), priority, at_ms }));
+        let gave_way = Some(Box::new(GaveWay { to: to.clone(), of: of.clone(), priority, at_ms }));
         let mut job = Job { gave_way, ..(*old).clone() };
         let then = if job.spec.constraints.restart == Restart::Never { Next::End } else { Next::Again };
         for victim in claim.victims.iter().filter(|victim| victim.job == no) {
@@ -150,6 +151,7 @@ pub(super) fn evict(state: &mut State, claim: &Claim, to: &RequestId, priority: 
                 priority: old.spec.priority,
                 node,
                 to: to.clone(),
+                of: of.clone(),
                 to_priority: priority,
                 why: victim.why,
             });

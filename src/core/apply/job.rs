@@ -1,6 +1,6 @@
 //! Commands about jobs and their replicas.
 
-use super::{moving, rollout, tenant};
+use super::{moving, record, rollout, tenant};
 use crate::approval;
 use crate::budget::judge;
 use crate::claim::{self, Claim, Victim};
@@ -82,6 +82,7 @@ pub(super) fn submit(
         history: Vec::new(),
         revision: Revision(1),
         rollout: None,
+        deployed: Revision(0),
     };
     occupy(&mut job, placements);
     job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
@@ -91,7 +92,7 @@ pub(super) fn submit(
     floor::raise(state, spec);
     state.put_job(job);
     if let Some(claim) = claim {
-        super::claim::evict(state, claim, &submission.request, spec.priority);
+        super::claim::evict(state, claim, (&submission.request, &spec.tenant), spec.priority);
     }
     Ok(Answer::Job { no, replayed: false })
 }
@@ -340,6 +341,18 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
     let before = job.state();
     job.replicas[usize::from(report.replica)] = next;
     rollout::heard(&mut job, heard.0, heard.1, now);
+    let refused = match report.kind {
+        ReportKind::Ended { why: Reason::ArtifactMismatch, ok: false } => Some(Reason::ArtifactMismatch),
+        _ => None,
+    };
+    let deployed = report.kind == ReportKind::Stage(Stage::Ready) && heard.0 > job.deployed;
+    if deployed {
+        job.deployed = heard.0;
+    }
+    if deployed || refused.is_some() {
+        let node = state.nodes[&node].name.clone();
+        record::deployed(state, &job, heard.0, &node, refused);
+    }
     if let (Some((generation, ok)), Some(why)) = (ended, why) {
         let node = state.nodes[&node].name.clone();
         let (request, tenant) = (job.request.clone(), job.spec.tenant.clone());

@@ -15,6 +15,7 @@ mod token;
 mod trust;
 
 pub use job::MINTED_MS;
+pub use record::NOBODY;
 
 use crate::command::{Answer, Batch, Command};
 use crate::reason::Refusal;

@@ -8,8 +8,8 @@ use crate::audit::{Action, Actor, Check, Receipt, Record, Refs, Verdict};
 use crate::command::{Answer, Command, Note};
 use crate::consent::Consent;
 use crate::floor;
-use crate::id::NodeNo;
-use crate::job::JobSpec;
+use crate::id::{NodeName, NodeNo, Revision};
+use crate::job::{Job, JobSpec};
 use crate::node::Node;
 use crate::policy;
 use crate::reason::{Reason, Refusal};
@@ -93,8 +93,9 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::Dissent { tenant, statement } => About::new(Action::ConsentRevoke, Consent::object(tenant, statement)),
         // A node's own doing, but what the law asks about: which copies went, by whose node.
         Command::Purged { node, .. } => About::new(Action::CopyPurge, format!("node/{}", state.node(*node)?.name)),
-        Command::Note(Note { action, object, refused, count }) => {
-            About { note: Some((*refused, *count)), ..About::new(*action, object.to_string()) }
+        Command::Note(Note { action, object, refused, count, checks, refs }) => {
+            let note = Some((*refused, *count));
+            About { note, checks: *checks, refs: refs.clone(), ..About::new(*action, object.to_string()) }
         }
         Command::StartRollout { job, next, rollback, .. } => {
             let job = state.job(*job)?;
@@ -164,14 +165,8 @@ fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
 
 /// What lets a version run, with the evidence.
 fn of_spec(state: &State, action: Action, object: String, spec: &JobSpec) -> About {
-    let manifest = spec.manifest.map(crate::audit::Hash);
-    let evidence = spec.evidence.as_ref();
-    let signature = evidence.map(|evidence| crate::audit::Hash(evidence.signature));
-    let key_id = evidence.map(|evidence| evidence.key_id.clone());
-    let approval = crate::approval::judge(state, spec).ok().flatten().map(|a| a.digest());
-    let refs = Refs { manifest, signature, key_id, approval };
     let checks = policy::admission(spec, state.meta().mode, policy::Faults::of(state, spec));
-    About { checks, refs, ..About::new(action, object) }
+    About { checks, refs: policy::refs(state, spec), ..About::new(action, object) }
 }
 
 /// What is said of a version, and by which approval: entries about its jobs name the same digest.
@@ -179,6 +174,25 @@ fn of_version(action: Action, of: &Version, approval: Option<&Approval>) -> Abou
     let manifest = approval.map(|approval| crate::audit::Hash(approval.manifest));
     let refs = Refs { manifest, approval: approval.map(Approval::digest), ..Refs::default() };
     About { refs, ..About::new(action, of.object()) }
+}
+
+/// A version first became Ready in a job or rollout (a deploy, SPEC section 7), or its bytes were others than its
+/// manifest says: the node has read and hashed all of them. What no store knows has none.
+pub(super) fn deployed(state: &mut State, job: &Job, revision: Revision, node: &NodeName, refused: Option<Reason>) {
+    let spec = job.spec_of(revision);
+    if spec.manifest.is_none() {
+        return;
+    }
+    let About { mut checks, refs, object, action, .. } =
+        of_spec(state, Action::ModelDeploy, format!("job/{}", job.request), spec);
+    checks[6] = policy::hashed(refused);
+    let actor = Actor { node: Some(node.clone()), ..nobody() };
+    let at_ms = state.meta().now_ms;
+    state.append_audit(Record { at_ms, actor, action, object: object.into(), checks, refs, refused, count: 1 });
+}
+
+fn nobody() -> Actor {
+    Actor { subject: NOBODY.into(), tenant: None, token: None, node: None, issuer: None }
 }
 
 /// Gives the entry its place, if the command did something or refused somebody.
@@ -203,7 +217,6 @@ pub(super) fn keep(
         (Err(refusal), None) if is_about_pace(refusal.reason) => return None,
         (Err(refusal), None) => (Some(refusal.reason), 1),
     };
-    let nobody = || Actor { subject: NOBODY.into(), tenant: None, token: None, node: None, issuer: None };
     let record = Record {
         at_ms: state.meta().now_ms,
         actor: actor.cloned().unwrap_or_else(nobody),
@@ -221,7 +234,8 @@ pub(super) fn keep(
 mod tests {
     use super::*;
     use crate::apply::apply_batch;
-    use crate::command::Batch;
+    use crate::command::{Batch, Report, ReportKind};
+    use crate::job::Stage;
     use crate::plan::{Intent, plan};
     use crate::resources::Gpus;
     use crate::testing;
@@ -297,6 +311,47 @@ mod tests {
         );
         let bare = crate::codec::encode(&Batch::default()).len();
         println!("an entry is {} bytes of row, an empty batch {bare} bytes", row.value.as_ref().unwrap().len());
+    }
+
+    /// The last entry that was written since somebody looked.
+    fn last(state: &mut State) -> Option<crate::audit::Entry> {
+        let rows = state.take_changes();
+        let last = rows.iter().rfind(|row| row.table == crate::rows::Table::AuditEntry)?;
+        crate::rows::read_audit(last.value.as_ref().unwrap()).ok()
+    }
+
+    #[test]
+    fn a_deploy_is_an_entry_once_and_says_what_the_node_found() {
+        let mut state = State::new();
+        by(&mut state, testing::register("n1", testing::node_spec(8)), None);
+        for (request, manifest) in [("r1", Some([7; 32])), ("r2", Some([8; 32])), ("r3", None)] {
+            let spec = JobSpec { manifest, ..testing::job_spec("t1", Gpus::Whole(1)) };
+            by(&mut state, testing::schedule(request, spec), Some(&ada()));
+        }
+        let report = |state: &mut State, request: &str, kind: ReportKind| {
+            state.take_changes();
+            let job = state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap().clone();
+            let report = Report { job: job.no, replica: 0, generation: job.replicas[0].generation, kind };
+            let (node, incarnation) = (NodeName::new("n1").unwrap(), crate::id::Incarnation(1));
+            by(state, Intent::Reports { node, incarnation, reports: vec![report] }, None);
+            let checks = state.job_of(&job.request).map(|job| policy::standing(state, job));
+            (last(state), checks.map_or(Verdict::Na, |checks| checks[6].verdict))
+        };
+        let ready = || ReportKind::Stage(Stage::Ready);
+        let (entry, now) = report(&mut state, "r1", ready());
+        let record = entry.unwrap().record;
+        assert_eq!((record.action, &*record.object, record.refused), (Action::ModelDeploy, "job/r1", None));
+        assert_eq!((record.checks[6].verdict, now), (Verdict::Pass, Verdict::Pass));
+        assert_eq!(record.refs.manifest, Some(crate::audit::Hash([7; 32])));
+        assert_eq!(record.actor.node.as_ref().map(NodeName::as_str), Some("n1"));
+        for again in [ReportKind::Stage(Stage::NotReady), ready()] {
+            assert_eq!(report(&mut state, "r1", again).0, None, "it is deployed already");
+        }
+        let others = ReportKind::Ended { ok: false, why: Reason::ArtifactMismatch };
+        let record = report(&mut state, "r2", others).0.unwrap().record;
+        let (verdict, code) = (record.checks[6].verdict, record.checks[6].code);
+        assert_eq!((verdict, code, record.refused), (Verdict::Block, record.refused, Some(Reason::ArtifactMismatch)));
+        assert_eq!(report(&mut state, "r3", ready()).0, None, "what no store knows has no bytes to look at");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Nothing unapproved runs in production: each way around it is refused.
 
 use super::*;
+use crate::audit::Verdict;
 use crate::job::{Evidence, Runtime};
 use crate::node::NodeSpec;
 use crate::plan::Intent;
@@ -56,6 +57,25 @@ fn production_runs_what_another_person_approved_and_nothing_else() {
     assert_eq!(asked(&mut state, "r2", signed(7), "ada"), Err(Reason::ApprovalRequired), "revoked");
     assert_eq!(asked(&mut state, "r1", signed(7), "ada"), Ok(()), "a retry is answered with the job it made");
     assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
+fn the_matrix_of_a_job_is_the_one_of_now() {
+    let mut state = production();
+    run(&mut state, approve("bob", HOUR));
+    assert_eq!(asked(&mut state, "r1", signed(7), "ada"), Ok(()));
+    let says = |state: &State| {
+        let job = state.jobs().values().next().unwrap();
+        let checks = crate::view::job(state, job).checks;
+        (checks[2].verdict, checks[2].code, checks[4].verdict)
+    };
+    assert_eq!(says(&state), (Verdict::Pass, None, Verdict::Pass));
+    let after = state.meta().now_ms + HOUR;
+    try_run_at(&mut state, Intent::Tick, after).unwrap();
+    assert_eq!(says(&state).0, Verdict::Pass, "what ends by its time takes back nothing");
+    run(&mut state, by("eve", Intent::Disapprove(of())));
+    assert_eq!(says(&state).0, Verdict::Block);
+    assert_eq!(says(&state).1, Some(Reason::ApprovalRequired), "and what somebody takes back does");
 }
 
 #[test]

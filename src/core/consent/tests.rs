@@ -1,6 +1,7 @@
 //! Data about people is kept on nodes only while its tenant lets it, and goes from all of them afterwards.
 
 use super::*;
+use crate::audit::Verdict;
 use crate::command::{Report, ReportKind};
 use crate::control::{Now, Observations, Timeouts, step};
 use crate::id::{Generation, Incarnation, NodeName, RequestId};
@@ -272,4 +273,18 @@ fn consents_and_copies_survive_a_restart_and_are_in_the_trail() {
     let of = |action| entries.iter().find(|record| record.action == action).unwrap();
     assert_eq!(of(crate::audit::Action::ConsentGrant).object, of(crate::audit::Action::ConsentRevoke).object);
     assert_eq!(of(crate::audit::Action::JobSchedule).checks[0].verdict, crate::audit::Verdict::Pass);
+}
+
+#[test]
+fn the_matrix_of_a_job_says_when_its_consent_counts_no_more() {
+    let mut state = world();
+    grant(&mut state, 1, &["personal"]);
+    asks(&mut state, "r1", spec(&["personal"])).unwrap();
+    let says = |state: &State| {
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        crate::view::job(state, job).checks[0]
+    };
+    assert_eq!(says(&state).verdict, Verdict::Pass);
+    revoke(&mut state, 1);
+    assert_eq!((says(&state).verdict, says(&state).code), (Verdict::Block, Some(Reason::ConsentRevoked)));
 }

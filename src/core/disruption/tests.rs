@@ -553,6 +553,21 @@ fn no_budget_stands_in_the_way_for_good() {
     let mut state = world(&[1], 0);
     submit(&mut state, "never", service(1, Some(0)));
     all_serve(&mut state);
-    let said = blocker(&job(&state, "never"));
+    let never = job(&state, "never");
+    let said = blocker(&never, &never.spec.tenant);
     assert!(!said.permanent && said.detail.contains("when the job ends"), "{said:?}");
+}
+
+#[test]
+fn a_tenant_is_told_nothing_of_anothers_job_but_that_there_is_one() {
+    let mut state = world(&[1], 0);
+    submit(&mut state, "never", service(1, Some(0)));
+    all_serve(&mut state);
+    let never = job(&state, "never");
+    let own = blocker(&never, &never.spec.tenant).detail;
+    assert!(own.contains("never") && own.contains(never.spec.model.as_str()), "{own}");
+    let told = blocker(&never, &crate::id::TenantId::new("somebody").unwrap()).detail;
+    for name in [never.request.as_str(), never.spec.model.as_str(), never.spec.tenant.as_str()] {
+        assert!(!told.split(' ').any(|word| word == name), "{name}: {told}");
+    }
 }

@@ -7,7 +7,7 @@ use super::{Limits, place, queue};
 use crate::budget::{Over, judge, meter};
 use crate::claim::{self, Claim};
 use crate::disruption;
-use crate::id::{NodeNo, TenantNo};
+use crate::id::{NodeNo, TenantId, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase, Replica};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
@@ -31,7 +31,7 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return out;
     }
     if let Some(claim) = &job.claim {
-        return vec![claiming(state, claim)];
+        return vec![claiming(state, claim, &job.spec.tenant)];
     }
     let budget = |prices: &[u128]| judge::blocks(state, job, prices);
     let of = |(spec, wanted): (&Arc<JobSpec>, Vec<u16>)| {
@@ -104,9 +104,9 @@ pub fn remedy(state: &State, job: &Job) -> Vec<String> {
     found.unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
-/// Whom a claim waits for, by name.
-pub fn claiming(state: &State, claim: &Claim) -> Blocker {
-    let (left, names, nodes) = victims(state, claim);
+/// Whom a claim of the tenant's waits for, as far as they are its own by name.
+pub fn claiming(state: &State, claim: &Claim, tenant: &TenantId) -> Blocker {
+    let (left, names, nodes) = victims(state, claim, tenant);
     let at = nodes.iter().take(NAMED).filter_map(|no| Some(state.node(*no)?.name.to_string()));
     let at = at.collect::<Vec<_>>().join(", ");
     let left_ms = claim::due_ms(state, claim).saturating_sub(state.meta().now_ms);
@@ -118,9 +118,9 @@ pub fn claiming(state: &State, claim: &Claim) -> Blocker {
     Blocker { reason: Reason::WaitingForPreemptedJobs, detail, nodes: nodes.len() as u32, permanent: false }
 }
 
-/// Who will give way to a job that has to wait a little longer first.
-pub fn patient(state: &State, claim: &Claim, left_ms: u64) -> Blocker {
-    let (left, names, nodes) = victims(state, claim);
+/// Who will give way to a job of the tenant's that has to wait a little longer first.
+pub fn patient(state: &State, claim: &Claim, tenant: &TenantId, left_ms: u64) -> Blocker {
+    let (left, names, nodes) = victims(state, claim, tenant);
     let detail = format!(
         "may preempt in {} s, when it has waited {} s, unless it finds a place by then: {left} replica(s) would give way, by who is there then: {names}",
         left_ms.div_ceil(1000),
@@ -149,7 +149,7 @@ pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
     match queue::claim_for(state, &ask, &wanted, &limits) {
         Some(claim) => {
             let from = may_evict_from(state, job)?;
-            Some(patient(state, &claim, from - state.meta().now_ms))
+            Some(patient(state, &claim, &job.spec.tenant, from - state.meta().now_ms))
         }
         None => {
             let wanted = if job.spec.gang { &wanted[..] } else { wanted.get(..1)? };
@@ -159,24 +159,45 @@ pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
                 !disruption::allows(job, &gone)
             };
             let mut jobs = claim.victims.iter().filter_map(|victim| state.job(victim.job));
-            jobs.find(spared).map(|job| disruption::blocker(job))
+            jobs.find(spared).map(|spared| disruption::blocker(spared, &job.spec.tenant))
         }
     }
 }
 
-/// How many victims are still there, their names, and the claimed nodes.
-fn victims(state: &State, claim: &Claim) -> (usize, String, BTreeSet<NodeNo>) {
-    let mut names = Vec::new();
-    let mut left = 0;
+/// How many victims are still there, who they are for the tenant, and the claimed nodes. Its own are named; of
+/// those of others it learns how many jobs they are, and nothing else.
+fn victims(state: &State, claim: &Claim, tenant: &TenantId) -> (usize, String, BTreeSet<NodeNo>) {
+    let (mut names, mut others) = (Vec::new(), BTreeSet::new());
+    let (mut left, mut own) = (0, 0);
     for victim in &claim.victims {
         let Some(job) = state.job(victim.job).filter(|_| claim::holds(state, victim)) else { continue };
         left += 1;
+        if job.spec.tenant != *tenant {
+            others.insert(job.no);
+            continue;
+        }
+        own += 1;
         if names.len() < NAMED {
             names.push(format!("{} (priority {}) replica {}", job.request, job.spec.priority, victim.replica));
         }
     }
-    let more = if left > names.len() { format!(" and {} more", left - names.len()) } else { String::new() };
-    (left, format!("{}{more}", names.join(", ")), claim.nodes().collect())
+    let more = (own > names.len()).then(|| format!("{} more", own - names.len()));
+    let others = (!others.is_empty()).then(|| others_jobs(others.len()));
+    let tail: Vec<String> = more.into_iter().chain(others).collect();
+    let all = match (names.is_empty(), tail.is_empty()) {
+        (true, _) => tail.join(" and "),
+        (false, true) => names.join(", "),
+        (false, false) => format!("{} and {}", names.join(", "), tail.join(" and ")),
+    };
+    (left, all, claim.nodes().collect())
+}
+
+/// So many jobs of tenants that are not the reader's.
+pub fn others_jobs(count: usize) -> String {
+    match count {
+        1 => "1 job of another tenant".to_owned(),
+        n => format!("{n} jobs of other tenants"),
+    }
 }
 
 /// The blockers of `replicas` waiting replicas of a job that need not exist yet.

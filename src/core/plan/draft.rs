@@ -50,13 +50,13 @@ impl Draft {
             return Vec::new();
         }
         if let Some(claim) = self.claim.as_ref().filter(|_| self.binds_victims) {
-            return vec![explain::claiming(state, claim)];
+            return vec![explain::claiming(state, claim, &spec.tenant)];
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
         let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
         let delay_ms = state.meta().placement.preemption.delay_ms;
-        out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, delay_ms)));
+        out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, &spec.tenant, delay_ms)));
         if out.is_empty() {
             out.extend(self.kept_for.as_ref().map(reserve::kept_for));
         }

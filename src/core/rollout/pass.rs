@@ -56,7 +56,7 @@ pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
         let target = job.target_revision();
         let mut blockers = explain::blockers_of(state, Some(job.tenant), job.spec_of(target), 1, budget);
         if disruption::missing(job) >= disruption::budget(&job.spec).unwrap_or(u16::MAX) {
-            blockers.push(disruption::blocker(job));
+            blockers.push(disruption::blocker(job, &job.spec.tenant));
         }
         if let Err(refusal) = trust::judge_change(state, job, target, target) {
             explain::put_first(&mut blockers, refusal);

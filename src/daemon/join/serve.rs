@@ -245,8 +245,7 @@ impl Desk {
         let keys = self.keys().await?;
         // Each renewal is an entry that is kept for ever, so that they come in a tenth of a life at most.
         let mut paced = pace(&self.certified, &node, self.life / 10)?;
-        let note =
-            Note { action: Action::CertificateIssue, object: format!("node/{node}").into(), refused: None, count: 1 };
+        let note = Note::new(Action::CertificateIssue, format!("node/{node}"));
         self.decide(format!("node/{node}"), Intent::Note(note)).await?;
         let admitted = self.certify(keys, &node, &wish, self.life)?;
         paced.done = true;

@@ -11,7 +11,7 @@ fn at(url: &str) -> Place {
         url: url.into(),
         mount: "transit".into(),
         key: "nf-models".into(),
-        token: Token::Given("hvs.canary-secret".into()),
+        token: Token::Given(Secret::new("hvs.canary-secret")),
         patience: Duration::from_millis(400),
     }
 }
@@ -146,7 +146,7 @@ fn settings_that_cannot_be_used_are_named() {
         (Place { mount: "a b".into(), ..good() }, "NF_VAULT_MOUNT"),
         (Place { token: Token::File(tmp.path().join("absent")), ..good() }, "VAULT_TOKEN"),
         (Place { token: Token::File(empty), ..good() }, "VAULT_TOKEN"),
-        (Place { token: Token::Given("a\nb: c".into()), ..good() }, "VAULT_TOKEN"),
+        (Place { token: Token::Given(Secret::new("a\nb: c")), ..good() }, "VAULT_TOKEN"),
     ] {
         let refusal = Vault::new(place, &Options::default()).unwrap_err();
         assert!(refusal.detail.contains(says) && !refusal.detail.contains("secret"), "{says}: {refusal}");

@@ -3,7 +3,7 @@
 //! not one, and is told apart by what the shape's reader makes of it.
 
 use super::super::encoding::{base64, to_base64};
-use super::super::{Demand, Evidence, Expect};
+use super::super::{Demand, Evidence, Expect, Refusal, Verdict};
 use super::forge::{self, Sample};
 use super::judged_with;
 use serde_json::Value;
@@ -83,38 +83,40 @@ fn means_the_same(a: &[u8], b: &[u8]) -> bool {
     told(a).is_some() && told(a) == told(b)
 }
 
-fn evidence_mutations(sample: &Sample, seed: u64) {
+/// A thousand mutations of a piece of evidence are refused by who judges it.
+pub fn all_refused(name: &str, evidence: &[u8], seed: u64, judged: impl Fn(&[u8]) -> Result<Verdict, Refusal>) {
     let mut dice = Dice(seed);
     let (mut refused, mut same) = (0, 0);
     for _ in 0..TRIES {
-        let deep = (dice.roll(2) == 0).then(|| deep_mutation(&mut dice, &sample.evidence)).flatten();
-        let mutated = deep.unwrap_or_else(|| byte_mutation(&mut dice, &sample.evidence));
-        if mutated == sample.evidence {
+        let deep = (dice.roll(2) == 0).then(|| deep_mutation(&mut dice, evidence)).flatten();
+        let mutated = deep.unwrap_or_else(|| byte_mutation(&mut dice, evidence));
+        if mutated == evidence {
             continue;
         }
-        match judged_with(sample, &mutated, Demand::Hybrid, &Expect::default()) {
+        match judged(&mutated) {
             Err(refusal) => {
                 assert!(!refusal.detail.is_empty());
                 refused += 1;
             }
             Ok(_) => {
                 let shown = String::from_utf8_lossy(&mutated);
-                assert!(means_the_same(&mutated, &sample.evidence), "{} seed {seed}: accepted {shown}", sample.name);
+                assert!(means_the_same(&mutated, evidence), "{name} seed {seed}: accepted {shown}");
                 same += 1;
             }
         }
         if refused == REFUSED {
-            println!("{}: {refused} refused, {same} that meant the same", sample.name);
+            println!("{name}: {refused} refused, {same} that meant the same");
             return;
         }
     }
-    panic!("{} seed {seed}: only {refused} of {TRIES} refused, {same} meant the same", sample.name);
+    panic!("{name} seed {seed}: only {refused} of {TRIES} refused, {same} meant the same");
 }
 
 #[test]
 fn a_thousand_mutations_of_each_signature_are_refused() {
     for (i, sample) in forge::samples().iter().enumerate() {
-        evidence_mutations(sample, 0x9e37_79b9_7f4a_7c15 + i as u64);
+        let judged = |mutated: &[u8]| judged_with(sample, mutated, Demand::Hybrid, &Expect::default());
+        all_refused(sample.name, &sample.evidence, 0x9e37_79b9_7f4a_7c15 + i as u64, judged);
     }
 }
 
