@@ -3,8 +3,10 @@
 //! can't disagree. It does not know nodes or quotas.
 
 mod progress;
+mod whereabouts;
 
 pub use progress::{JobState, Transition};
+pub use whereabouts::Whereabouts;
 
 use crate::audit::Person;
 use crate::claim::{Claim, GaveWay};
@@ -75,54 +77,6 @@ pub struct Constraints {
     pub checkpoint_ms: Option<u32>,
     /// So many of its replicas may be missing at once by others' will; None: any number.
     pub max_unavailable: Option<u16>,
-}
-
-/// What of a job's constraints decides where it may go.
-pub type Whereabouts<'a> =
-    ([Option<&'a Label>; 3], &'a BTreeMap<Label, Label>, Option<&'a NodeName>, (Arrangement, bool, Option<u64>));
-
-impl Constraints {
-    /// What of them decides where a replica may go. All else is about how it runs there, for how long, and how it ends:
-    /// jobs that differ in nothing but that find the same places.
-    pub fn whereabouts(&self) -> Whereabouts<'_> {
-        // Every field is named, so that a new one is thought of.
-        let Self {
-            region,
-            zone,
-            rack,
-            labels,
-            arrangement,
-            same_island,
-            max_cost_per_hour,
-            node,
-            latency_ms: _,
-            exclusive: _,
-            preemptible: _,
-            restart: _,
-            max_run_ms: _,
-            stay: _,
-            checkpoint_ms: _,
-            max_unavailable: _,
-        } = self;
-        let place = [region.as_ref(), zone.as_ref(), rack.as_ref()];
-        (place, labels, node.as_ref(), (*arrangement, *same_island, *max_cost_per_hour))
-    }
-
-    /// The same as constraints of their own.
-    pub fn of_place(&self) -> Self {
-        let ([region, zone, rack], labels, node, (arrangement, same_island, max_cost_per_hour)) = self.whereabouts();
-        Self {
-            region: region.cloned(),
-            zone: zone.cloned(),
-            rack: rack.cloned(),
-            labels: labels.clone(),
-            arrangement,
-            same_island,
-            max_cost_per_hour,
-            node: node.cloned(),
-            ..Self::default()
-        }
-    }
 }
 
 /// Which program runs the model.
