@@ -286,5 +286,5 @@ fn the_matrix_of_a_job_says_when_its_consent_counts_no_more() {
     };
     assert_eq!(says(&state).verdict, Verdict::Pass);
     revoke(&mut state, 1);
-    assert_eq!((says(&state).verdict, says(&state).code), (Verdict::Block, Some(Reason::ConsentRevoked)));
+    assert_eq!((says(&state).verdict, says(&state).code), (Verdict::Block, Some(Reason::ConsentRequired)));
 }
