@@ -75,7 +75,7 @@ async fn of_two_hundred_at_once_one_gets_the_last_gpu_of_the_quota() {
     let deploy = |i: usize| {
         let (group, mut body) = (&group, job("t1", 1.0));
         (body["request_id"], body["queue"]) =
-            (json!(format!("r{i}")), json!(if i % 2 == 0 { "never" } else { "wait" }));
+            (json!(format!("r{i}")), json!(if i.is_multiple_of(2) { "never" } else { "wait" }));
         async move {
             let (code, answer) = group.post(i % 3, "/schedule", body).await;
             (code, answer["reason"].as_str().or(answer["reasons"][0]["reason"].as_str()).unwrap_or("").to_owned())
