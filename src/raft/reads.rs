@@ -25,7 +25,7 @@ pub async fn run(shared: Arc<Shared>, mut asks: mpsc::Receiver<Ask>) {
         let answer = shared.read_index(QUESTION).await;
         for ask in waiting.drain(..) {
             // A caller past its deadline no longer listens.
-            let _ = ask.send(answer.clone());
+            let _ = ask.send(answer);
         }
     }
 }

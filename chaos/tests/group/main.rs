@@ -40,7 +40,7 @@ pub struct Trace {
 pub fn run_seed(seed: u64, sync: Sync) -> Trace {
     let mut runtime = SimRuntime::with_seed(seed);
     runtime.block_on(async move {
-        let world = World::new(seed, if seed % 4 == 0 { 5 } else { 3 }, sync);
+        let world = World::new(seed, if seed.is_multiple_of(4) { 5 } else { 3 }, sync);
         world.form().await;
         let clients = (0..3).map(|client| SimRuntime::spawn(world.clone().client(client)));
         let clients: Vec<_> = clients.chain([SimRuntime::spawn(world.clone().crowd())]).collect();
