@@ -33,8 +33,10 @@ pub type Raft = openraft::Raft<C, Machine>;
 /// Calls each client makes.
 const CALLS: u64 = 25;
 /// Calls that come at once now and then: enough for every place in flight that a leader has.
-const CROWD: u64 = 60;
-const CROWDS: u64 = 4;
+const CROWD: u64 = 40;
+const CROWDS: u64 = 2;
+/// By then every call has its answer.
+const LONGEST_MS: u64 = 600_000;
 /// One in so many answers is followed, at once, by the power going out everywhere: what was
 /// answered before it was on disk is lost then, and at no other moment for sure.
 const POWER_CUT: u64 = 40;
@@ -317,7 +319,7 @@ impl World {
     async fn insist(&self, client: u64, intent: Intent) -> Reply {
         loop {
             let ids = self.ids();
-            let pick = usize::try_from((client + self.random(3)) % ids.len() as u64).expect("few");
+            let pick = usize::try_from((client + self.random(ids.len() as u64)) % ids.len() as u64).expect("few");
             if let Some(alive) = self.alive(ids[pick]) {
                 let (reply, answer) = oneshot::channel();
                 let call = Call { intent: intent.clone(), term: None, reply };
@@ -331,7 +333,19 @@ impl World {
             }
             let wait = 5 + self.random(40);
             pause(wait).await;
+            self.assert_alive();
         }
+    }
+
+    /// A world in which nothing gets done for so long is stuck.
+    fn assert_alive(&self) {
+        if self.lock().now_ms() < LONGEST_MS {
+            return;
+        }
+        let (seed, ids) = (self.seed(), self.ids());
+        let told = |id: &u64| self.alive(*id).map(|alive| alive.raft.metrics().borrow_watched().to_string());
+        let told: Vec<_> = ids.iter().map(|id| (*id, told(id))).collect();
+        panic!("seed {seed}: calls are not answered: {told:#?}");
     }
 
     /// Schedules jobs, one after the other, each until it is acknowledged.
