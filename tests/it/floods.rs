@@ -2,6 +2,7 @@
 //! nothing, begin what they never end, or send more than is read. Each is let go while somebody else is served.
 
 use crate::surface::Surface;
+use futures::TryFutureExt as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -120,7 +121,9 @@ impl Surface {
             let began = Instant::now();
             let body =
                 json!({"tenant_id": "good", "model_id": "m", "model_version": "v", "request_id": format!("r{n}")});
-            let schedule = self.http.post(format!("{}/schedule", self.urls[0])).json(&body).send();
+            let schedule = || self.http.post(format!("{}/schedule", self.urls[0])).json(&body).send();
+            // Where places are short a connection that is idle may be closed: who finds it so asks once more.
+            let schedule = schedule().or_else(|_| schedule());
             let answer = tokio::time::timeout(SERVED, schedule).await.expect("in time").expect("an answer");
             assert!(answer.status().is_success(), "{}", answer.status());
             let fresh = reqwest::Client::builder().no_proxy().build().unwrap();

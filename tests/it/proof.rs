@@ -58,7 +58,7 @@ async fn tenants_that_stand_in_one_anothers_way_learn_no_names() {
         });
         ask(Method::POST, "/schedule", never).await;
         ask(Method::POST, "/schedule", mine(name, node)).await;
-        let explained = ask(Method::GET, &format!("/schedule/{name}-t2"), None).await;
+        let explained = ask(Method::GET, &format!("/schedule/{name}-t2?explain=true"), None).await;
         let told = explained["reasons"].as_array().unwrap().iter().find(|told| told["reason"] == reason);
         let told = told.unwrap_or_else(|| panic!("{explained}"))["detail"].as_str().unwrap();
         assert!(told.contains("job of another tenant"), "{told}");
@@ -70,7 +70,7 @@ async fn tenants_that_stand_in_one_anothers_way_learn_no_names() {
     let told = &claimed["reasons"][0];
     assert_eq!(told["reason"], "WaitingForPreemptedJobs", "{claimed}");
     assert!(told["detail"].as_str().unwrap().contains("1 job of another tenant"), "{told}");
-    ask(Method::GET, "/schedule/c-t2", None).await;
+    ask(Method::GET, "/schedule/c-t2?explain=true", None).await;
     ask(Method::GET, "/schedule?reasons=true", None).await;
     ask(Method::GET, "/events?per_page=1000", None).await;
     let mut client = SchedulerServiceClient::new(group.grpc().await);
