@@ -112,7 +112,7 @@ const NO_LEADER: Error = Error::NoLeader { retry_after_ms: RETRY_AFTER_MS };
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The text names the file and what to do.
-    #[error(transparent)]
+    #[error("{0}")]
     Storage(#[from] storage::Error),
     #[error("{0}")]
     Io(#[from] std::io::Error),

@@ -235,4 +235,4 @@ def test_a_data_file_cut_short(tmp_path):
         process.child.wait()
     assert code != 0 and "panicked" not in process.output, process.output
     last = process.output.strip().splitlines()[-1]
-    assert victim.parent.name in last and "join under a new name" in last and "(DataDamaged)" in last, process.output
+    assert str(victim.parent) in last and "join under a new name" in last and "(DataDamaged)" in last, process.output
