@@ -165,13 +165,7 @@ async fn beat_only(
     every: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> Outcome {
-    let beat = |n: &Registration| Beat {
-        node: n.node.clone(),
-        incarnation: n.incarnation,
-        revision_seen: 0,
-        told: vec![],
-        vitals: vec![],
-    };
+    let beat = |n: &Registration| Beat::bare(n.node.clone(), n.incarnation);
     let beats: Vec<Beat> = nodes.iter().map(beat).collect();
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -315,13 +315,7 @@ mod tests {
         group.run(testing::register("n1", testing::node_spec(2)));
         let (hub, task) = started(&group, fast());
         eventually("the node is down", || state_of(&group, 1) == NodeState::Down).await;
-        let beat = Beat {
-            node: NodeName::new("n1").unwrap(),
-            incarnation: Incarnation(1),
-            revision_seen: 0,
-            told: vec![],
-            vitals: vec![],
-        };
+        let beat = Beat::bare(NodeName::new("n1").unwrap(), Incarnation(1));
         let answer = hub.beat(vec![beat]).await.unwrap();
         assert_eq!((answer.term, answer.lease_ms), (1, 45_000));
         eventually("the node is ready", || state_of(&group, 1) == NodeState::Ready).await;

@@ -231,13 +231,7 @@ mod tests {
         let index = group.run(testing::register("n1", testing::node_spec(1))).index;
         group.confirm_ahead(3);
         let hub = Hub::new(group, Default::default());
-        let beat = Beat {
-            node: NodeName::new("n1").unwrap(),
-            incarnation: Incarnation(1),
-            revision_seen: 0,
-            told: vec![],
-            vitals: vec![],
-        };
+        let beat = Beat::bare(NodeName::new("n1").unwrap(), Incarnation(1));
         assert_eq!(hub.beat(vec![beat]).await.unwrap().commit_index, index + 3);
     }
 }

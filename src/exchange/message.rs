@@ -72,6 +72,13 @@ pub struct Beat {
     pub vitals: Vec<Vitals>,
 }
 
+impl Beat {
+    /// One that tells nothing else.
+    pub fn bare(node: NodeName, incarnation: Incarnation) -> Self {
+        Self { node, incarnation, revision_seen: 0, told: vec![], vitals: vec![] }
+    }
+}
+
 /// Replicas of one node whose metrics go with a beat.
 pub const TOLD: usize = 1024;
 

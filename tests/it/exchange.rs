@@ -105,13 +105,7 @@ async fn virtual_nodes_on_a_real_group_run_every_job_through_the_loss_of_the_lea
     })
     .await;
     // Beats reach the new leader, by way of whichever member the nodes' process uses.
-    let beat = exchange::Beat {
-        node: NodeName::new("v0000").unwrap(),
-        incarnation: Incarnation(1),
-        revision_seen: 0,
-        told: vec![],
-        vitals: vec![],
-    };
+    let beat = exchange::Beat::bare(NodeName::new("v0000").unwrap(), Incarnation(1));
     let answer = sides[survivor].hub.beat(vec![beat]).await.unwrap();
     assert!(answer.lease_ms == 45_000 && answer.unknown.is_empty() && answer.superseded.is_empty());
     cluster.agree().await;

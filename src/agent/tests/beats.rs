@@ -12,13 +12,7 @@ async fn a_follower_passes_beats_on_and_one_confirmation_serves_many() {
     follower.lead(None);
     follower.leader_at(address);
     let hub = Hub::new(follower, Default::default());
-    let beat = |name: &str, incarnation| Beat {
-        node: NodeName::new(name).unwrap(),
-        incarnation: Incarnation(incarnation),
-        revision_seen: 0,
-        told: vec![],
-        vitals: vec![],
-    };
+    let beat = |name: &str, incarnation| Beat::bare(NodeName::new(name).unwrap(), Incarnation(incarnation));
     let calls = (0..200).map(|_| hub.beat(vec![beat("n1", 1)]));
     let answers: Vec<_> = futures::future::join_all(calls).await;
     assert!(answers.iter().all(|a| a.as_ref().is_ok_and(|a| a.term == 1 && a.unknown.is_empty())), "{answers:?}");
