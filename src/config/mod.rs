@@ -9,6 +9,7 @@ mod table;
 mod value;
 
 pub use flags::Flags;
+pub use nf_core::reason::REDACTED;
 pub use parse::Mode;
 pub use table::{Row, Settings, TABLE};
 pub use value::{Origin, Setting};
@@ -18,8 +19,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use value::Raw;
 
-/// What stands in place of a secret.
-pub const REDACTED: &str = "<REDACTED>";
 /// Read when neither `--config` nor `NF_CONFIG` says otherwise.
 const SYSTEM_FILE: &str = "/etc/neural-fabric/nf.toml";
 /// The second spelling of MAX_TENANT_GPUs.

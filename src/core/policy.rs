@@ -150,7 +150,7 @@ pub fn refs(state: &State, spec: &JobSpec) -> Refs {
 }
 
 /// Which policy a refusal for that reason is, by its place in the table; None: no policy's.
-pub fn of_reason(reason: Reason) -> Option<usize> {
+fn of_reason(reason: Reason) -> Option<usize> {
     use Reason as R;
     let place = match reason {
         R::ConsentRequired | R::ConsentRevoked => 0,

@@ -110,6 +110,9 @@ impl fmt::Display for Reason {
     }
 }
 
+/// What stands in place of a secret.
+pub const REDACTED: &str = "<REDACTED>";
+
 /// The beginning of a text that somebody else wrote, fit to be repeated: at most `most`
 /// characters of it, with everything escaped that could move a cursor or forge a line.
 pub fn printable(text: &str, most: usize) -> String {

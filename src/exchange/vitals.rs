@@ -36,9 +36,13 @@ pub(super) struct Told(Arc<Mutex<BTreeMap<NodeNo, (Instant, Vec<Vitals>)>>>);
 impl Told {
     pub(super) fn note(&self, node: NodeNo, at: Instant, vitals: &[Vitals]) {
         let mut told = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match vitals {
-            [] => drop(told.remove(&node)),
-            vitals => drop(told.insert(node, (at, vitals.to_vec()))),
+        let known = match vitals {
+            [] => told.remove(&node).is_some(),
+            vitals => told.insert(node, (at, vitals.to_vec())).is_some(),
+        };
+        // Who comes makes room: nodes that have gone are told of by nobody.
+        if !known {
+            told.retain(|_, (at, _)| at.elapsed() < OLD);
         }
     }
 

@@ -95,6 +95,10 @@ impl Part {
     /// Takes so much in all.
     pub fn grow_to(&mut self, kib: u32) -> Result<(), Refused> {
         let more = kib.saturating_sub(self.kib);
+        // What it has already is nobody else's, however little is left.
+        if more == 0 {
+            return Ok(());
+        }
         let mut taken = self.shares.taken();
         let free = self.shares.room_kib - taken.kib;
         let has = taken.by.get(&self.payer).map_or(0, |has| has.kib);
@@ -176,6 +180,16 @@ mod tests {
         assert!(!fill(&shares, "t1").0.is_empty());
         drop((second, third));
         assert!(!shares.has_bodies());
+    }
+
+    #[test]
+    fn what_a_body_has_is_kept_however_little_is_left() {
+        let shares = Shares::new(100, 9);
+        let [mut first, mut second] = ["t1", "t2"].map(|name| shares.body(Some(tenant(name))).unwrap());
+        first.grow_to(50).unwrap();
+        second.grow_to(20).unwrap();
+        assert!(first.grow_to(51).is_err());
+        first.grow_to(50).unwrap();
     }
 
     #[test]

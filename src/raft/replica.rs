@@ -270,7 +270,7 @@ impl Shared {
 }
 
 fn lost(to: pb::NotLeader) -> Lost {
-    Lost { leader: Some(to.leader).filter(|id| *id != 0), taken: to.taken }
+    Lost { leader: Some(to.leader).filter(|id| *id != 0), taken: !to.untaken }
 }
 
 /// Whether a call ended before it could have reached anybody.

@@ -46,7 +46,7 @@ fn until(wait_ms: u32) -> Instant {
 }
 
 fn not_leader(Lost { leader, taken }: Lost) -> pb::NotLeader {
-    pb::NotLeader { leader: leader.unwrap_or(0), taken }
+    pb::NotLeader { leader: leader.unwrap_or(0), untaken: !taken }
 }
 
 /// Whether a call may come from a member of which this one has not heard.

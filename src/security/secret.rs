@@ -1,12 +1,10 @@
 //! A text that is shown to nobody: tokens of people and of machines. It is wiped when it has served. It does not know
 //! what it opens.
 
+use nf_core::reason::REDACTED;
 use serde::{Deserialize, Deserializer, Serializer};
 use std::fmt;
 use zeroize::Zeroizing;
-
-/// What stands in its place.
-const SHOWN: &str = "<REDACTED>";
 
 /// See the module's text. Nothing prints it but [`Secret::reveal`], which says so.
 #[derive(Clone, PartialEq, Eq)]
@@ -25,13 +23,13 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(SHOWN)
+        f.write_str(REDACTED)
     }
 }
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(SHOWN)
+        f.write_str(REDACTED)
     }
 }
 
@@ -65,7 +63,7 @@ mod tests {
         }
         let secret = Secret::new("canary-secret");
         let shown = format!("{secret} {secret:?} {:?} {:#?}", Holder { token: Some(secret.clone()) }, Some(&secret));
-        assert!(!shown.contains("canary") && shown.contains(SHOWN), "{shown}");
+        assert!(!shown.contains("canary") && shown.contains(REDACTED), "{shown}");
         assert_eq!(secret.reveal(), "canary-secret");
     }
 }

@@ -2,12 +2,11 @@
 //! first are types that show nothing (`security::Secret`); this one catches what other people's code logs, and what
 //! somebody forgot. It knows how tokens, keys and signed addresses look, and nothing of who logs.
 
+use nf_core::reason::REDACTED;
 use std::borrow::Cow;
 use std::io::{self, Write};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What stands in place of a secret.
-const SHOWN: &str = "<REDACTED>";
 /// A shorter run of a token's characters is a word.
 const LEAST: usize = 8;
 
@@ -86,8 +85,8 @@ impl Mark {
             Goes::Value => Some(run(|byte| !b"& \t\r\n\"'\\<>,;)".contains(byte))).filter(|length| *length > 0),
             Goes::Pem => {
                 let kind = rest.split("-----").next()?;
-                let end = rest.to_ascii_lowercase().find("-----end ").unwrap_or(rest.len());
-                kind.to_ascii_lowercase().contains("private key").then_some(end)
+                let private = kind.to_ascii_lowercase().contains("private key");
+                private.then(|| rest.to_ascii_lowercase().find("-----end ").unwrap_or(rest.len()))
             }
             Goes::User => {
                 let authority = run(|byte| !b"/?# \t\r\n\"'\\<>".contains(byte));
@@ -102,10 +101,15 @@ impl Mark {
         lower[at..].starts_with(self.begin)
             && match self.after {
                 After::Anything => true,
-                After::NoWord => !before.is_some_and(u8::is_ascii_alphanumeric),
+                After::NoWord => !before.is_some_and(u8::is_ascii_alphanumeric) || ends_a_line(&lower[..at]),
                 After::Query => before.is_some_and(|byte| b"?&".contains(byte)),
             }
     }
+}
+
+/// Whether an end of line or a tab stands there as JSON writes it, whose letter is no word's.
+fn ends_a_line(before: &str) -> bool {
+    [r"\n", r"\r", r"\t"].iter().any(|escape| before.ends_with(escape))
 }
 
 /// The line without what looks like a secret.
@@ -125,7 +129,7 @@ pub fn scrub(line: &str) -> Cow<'_, str> {
         match found {
             Some((from, to)) => {
                 out.push_str(&line[done..from]);
-                out.push_str(SHOWN);
+                out.push_str(REDACTED);
                 (done, at) = (to, to);
             }
             None => at += 1,
@@ -178,6 +182,7 @@ mod tests {
         let cases = [
             (format!("authorization: Bearer {JWT}"), "authorization: Bearer <REDACTED>".to_owned()),
             (format!("token {JWT}, next"), "token <REDACTED>, next".to_owned()),
+            (format!(r"first\nBearer {JWT}\t{JWT}"), r"first\nBearer <REDACTED>\t<REDACTED>".to_owned()),
             ("\"Bearer hvs.canary-secret\"".into(), "\"Bearer <REDACTED>\"".into()),
             ("x-vault-token hvs.canary-secret".into(), "x-vault-token <REDACTED>".into()),
             ("nf cluster join --token nfj1.0193.canarysecret.abcd".into(), "nf cluster join --token <REDACTED>".into()),

@@ -193,7 +193,7 @@ fn victims(state: &State, claim: &Claim, tenant: &TenantId) -> (usize, String, B
 }
 
 /// So many jobs of tenants that are not the reader's.
-pub fn others_jobs(count: usize) -> String {
+fn others_jobs(count: usize) -> String {
     match count {
         1 => "1 job of another tenant".to_owned(),
         n => format!("{n} jobs of other tenants"),

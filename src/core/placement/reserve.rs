@@ -252,14 +252,13 @@ pub(crate) fn kept_for(request: &RequestId) -> Blocker {
 /// The tenant above all that share limits with this one.
 fn root(state: &State, tenant: TenantNo) -> TenantNo {
     let row = state.tenant(tenant).filter(|row| row.quota.parent.is_some());
-    row.and_then(|row| tree::path(state, row).last().map(|root| root.no)).unwrap_or(tenant)
+    row.map_or(tenant, |row| tree::root(state, row).no)
 }
 
 /// The tenant, and those that share limits with it.
 fn rivals(state: &State, tenant: TenantNo) -> Vec<TenantNo> {
     let row = state.tenant(tenant).filter(|row| !tree::is_flat(state, row));
-    let root = row.and_then(|row| tree::path(state, row).last().copied());
-    root.map_or_else(|| vec![tenant], |root| tree::subtree(state, root))
+    row.map_or_else(|| vec![tenant], |row| tree::subtree(state, tree::root(state, row)))
 }
 
 fn times(asker: &Asker<'_>) -> u64 {

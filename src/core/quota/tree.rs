@@ -84,6 +84,11 @@ pub fn path<'a>(state: &'a State, tenant: &'a Tenant) -> Vec<&'a Tenant> {
     out
 }
 
+/// The tenant above all that share limits with this one.
+pub fn root<'a>(state: &'a State, tenant: &'a Tenant) -> &'a Tenant {
+    path(state, tenant).last().copied().unwrap_or(tenant)
+}
+
 /// What a tenant has of its own: of all GPUs, where it says nothing, those of all types that it names, or
 /// the group's default where it has nobody above.
 pub fn nominal(state: &State, tenant: &Tenant, of: Of<'_>) -> u64 {

@@ -40,8 +40,7 @@ pub fn in_tree(state: &State, tenant: &Tenant) -> bool {
     if state.typed.is_empty() {
         return false;
     }
-    let root = tree::path(state, tenant).last().map_or(tenant, |root| root);
-    tree::subtree(state, root).iter().any(|no| state.typed.contains(no))
+    tree::subtree(state, tree::root(state, tenant)).iter().any(|no| state.typed.contains(no))
 }
 
 /// The tenant, where any in the group has such a limit: most groups have none.

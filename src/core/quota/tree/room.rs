@@ -1,7 +1,7 @@
 //! What a tree of tenants has room for, when many ask at once: [`super::check`] for one
 //! after the other, each with what the ones before it got. It knows no types of devices.
 
-use super::{Of, Tenant, children, held, lent, limit, nominal, path};
+use super::{Of, Tenant, children, held, lent, limit, nominal, root};
 use crate::id::TenantNo;
 use crate::state::State;
 use std::collections::BTreeMap;
@@ -30,8 +30,7 @@ impl Room {
     /// The tree that the tenant is in, as if each held so much less than it does.
     pub fn of(state: &State, tenant: &Tenant, less: impl Fn(TenantNo) -> u64) -> Self {
         let mut room = Self { rows: Vec::new(), of: BTreeMap::new() };
-        let root = path(state, tenant).last().map_or(tenant, |root| root);
-        room.add(state, root, None, &less);
+        room.add(state, root(state, tenant), None, &less);
         room
     }
 
