@@ -68,10 +68,10 @@ def has(pid, port):
 
 
 class Door(Wire):
-    """A wire to one member that can be closed to the connections of one other process alone."""
+    """A wire to one member that can be closed to the connections of some other processes alone."""
 
     def __init__(self, to):
-        self.closed_to = None
+        self.closed_to = frozenset()
         super().__init__(to)
 
     def is_theirs(self, pid, port, known):
@@ -86,7 +86,7 @@ class Door(Wire):
             theirs = {}
             while data := source.recv(65536):
                 self.whole.wait()
-                while (pid := self.closed_to) is not None and self.is_theirs(pid, came, theirs):
+                while any(self.is_theirs(pid, came, theirs) for pid in self.closed_to):
                     time.sleep(0.05)
                 target.sendall(data)
         except OSError:

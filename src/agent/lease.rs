@@ -3,7 +3,7 @@
 //! under a lease whose commit index the agent's own knowledge has reached, so that
 //! an agent fed by a member that was left behind starts nothing.
 
-use crate::exchange::BeatAnswer;
+use crate::exchange::{BeatAnswer, vouch};
 
 /// Leases remembered that are ahead of the agent's knowledge. Beats come once a
 /// second and knowledge follows within milliseconds, so few are ever needed.
@@ -16,6 +16,8 @@ pub struct Lease {
     since_ms: Option<u64>,
     /// Until when starts are covered, by leases whose commit index is known.
     until_ms: u64,
+    /// Until when what runs may run on, by the word of voters that hear no leader.
+    vouched_ms: u64,
     /// (commit index, until) of leases whose commit index is not yet known.
     ahead: Vec<(u64, u64)>,
     term: u64,
@@ -34,6 +36,15 @@ impl Lease {
         }
         self.ahead.push((answer.commit_index, sent_ms.saturating_add(answer.lease_ms)));
         self.known(known_index);
+    }
+
+    /// A majority of voters answered at `now_ms` what was asked at `sent_ms`: they hear no leader. That prolongs a lease
+    /// and makes none: once it is over, the group may have placed elsewhere what lived by it.
+    pub fn vouched(&mut self, sent_ms: u64, now_ms: u64, lease_ms: u64) {
+        let in_time = u128::from(now_ms.saturating_sub(sent_ms)) <= vouch::ANSWERED.as_millis();
+        if in_time && now_ms < self.until_ms.max(self.vouched_ms) {
+            self.vouched_ms = self.vouched_ms.max(sent_ms.saturating_add(lease_ms));
+        }
     }
 
     /// The agent's knowledge is now that of `index`.
@@ -59,7 +70,8 @@ impl Lease {
     /// gives itself a moment to be granted something.
     pub fn exclusive(&mut self, now_ms: u64, budget_ms: u64, held_ms: Option<u64>) -> Exclusive {
         let since = *self.since_ms.get_or_insert(now_ms);
-        let proven_ms = (self.until_ms > 0).then(|| self.until_ms.saturating_sub(budget_ms));
+        let until_ms = self.until_ms.max(self.vouched_ms);
+        let proven_ms = (until_ms > 0).then(|| until_ms.saturating_sub(budget_ms));
         let else_ms = since.saturating_add(budget_ms.saturating_mul(2));
         let kill_ms = proven_ms.or(held_ms).unwrap_or(0).max(else_ms);
         Exclusive { stop_ms: kill_ms.saturating_sub(budget_ms), proven_ms }
@@ -125,6 +137,33 @@ mod tests {
         lease.known(5);
         let proven = Exclusive { stop_ms: 1_092, proven_ms: Some(1_097) };
         assert_eq!(lease.exclusive(1_003, 5, Some(1_050)), proven);
+    }
+
+    #[test]
+    fn vouchers_prolong_what_runs_and_start_nothing() {
+        let mut lease = Lease::default();
+        lease.vouched(0, 10, 100);
+        assert_eq!(lease.exclusive(0, 5, None).proven_ms, None, "no lease that they could prolong");
+        lease.granted(0, &answer(1, 5), 5);
+        lease.vouched(50, 60, 100);
+        assert_eq!(lease.exclusive(60, 5, None).proven_ms, Some(145), "from when they were asked");
+        assert!(lease.covers_start(99) && !lease.covers_start(100), "a leader's word is needed to start");
+        lease.vouched(120, 149, 100);
+        assert_eq!(lease.exclusive(149, 5, None).proven_ms, Some(215), "and again, by what was prolonged");
+        lease.vouched(210, 220, 100);
+        assert_eq!(lease.exclusive(220, 5, None).proven_ms, Some(215), "it was over when they answered");
+        lease.granted(230, &answer(1, 5), 5);
+        assert_eq!(lease.exclusive(230, 5, None).proven_ms, Some(325));
+    }
+
+    #[test]
+    fn a_late_voucher_is_worth_nothing() {
+        let mut lease = Lease::default();
+        lease.granted(0, &BeatAnswer { lease_ms: 45_000, ..answer(1, 5) }, 5);
+        lease.vouched(10_000, 13_001, 45_000);
+        assert_eq!(lease.exclusive(13_001, 0, None).proven_ms, Some(45_000));
+        lease.vouched(10_000, 13_000, 45_000);
+        assert_eq!(lease.exclusive(13_000, 0, None).proven_ms, Some(55_000));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::exchange::client::Client;
 use crate::exchange::dial::{Address, Dial};
 use crate::exchange::logs::{LogSource, answer_orders};
 use crate::exchange::{
-    Beat, BeatAnswer, Error, Hub, MAX_NODES, NodeReports, NodeStart, Registered, Registration, Slices,
+    Beat, BeatAnswer, Error, Hub, MAX_NODES, NodeReports, NodeStart, Registered, Registration, Slices, Voucher, vouch,
 };
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -34,6 +34,8 @@ pub trait Link: Send + Sync + 'static {
     /// One answer for each node, in order.
     fn register(&self, nodes: Vec<Registration>) -> BoxFuture<'_, Result<Vec<Registered>, Error>>;
     fn beat(&self, beats: Vec<Beat>) -> BoxFuture<'_, Result<BeatAnswer, Error>>;
+    /// What each member says of the nodes, as far as one can be reached.
+    fn vouchers(&self, nodes: Vec<NodeStart>) -> BoxFuture<'_, Vec<Voucher>>;
     /// Answers with the index that reflects the reports.
     fn report(&self, reports: Vec<NodeReports>) -> BoxFuture<'_, Result<u64, Error>>;
     /// Tells what was seen of a node's devices.
@@ -54,6 +56,9 @@ impl Link for LocalLink {
     }
     fn beat(&self, beats: Vec<Beat>) -> BoxFuture<'_, Result<BeatAnswer, Error>> {
         Box::pin(self.0.beat(beats))
+    }
+    fn vouchers(&self, nodes: Vec<NodeStart>) -> BoxFuture<'_, Vec<Voucher>> {
+        Box::pin(async move { self.0.vouchers(&nodes).await })
     }
     fn report(&self, reports: Vec<NodeReports>) -> BoxFuture<'_, Result<u64, Error>> {
         Box::pin(self.0.report(reports))
@@ -158,6 +163,14 @@ impl Link for RemoteLink {
             async move { client.beat(&beats, false).await }
         };
         Box::pin(async move { self.ask(BEAT, call).await })
+    }
+
+    fn vouchers(&self, nodes: Vec<NodeStart>) -> BoxFuture<'_, Vec<Voucher>> {
+        Box::pin(async move {
+            let nodes = nodes.as_slice();
+            let asked = self.members.iter().map(|client| tokio::time::timeout(vouch::ASKED, client.vouch(nodes)));
+            futures::future::join_all(asked).await.into_iter().filter_map(|said| said.ok()?.ok()).collect()
+        })
     }
 
     fn report(&self, reports: Vec<NodeReports>) -> BoxFuture<'_, Result<u64, Error>> {

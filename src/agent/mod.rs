@@ -5,6 +5,7 @@
 //! [`Execute`] does it, a [`Link`] reaches the group. The agent decides nothing about
 //! placement, and keeps replicas running while no member answers.
 
+mod beats;
 pub mod doctor;
 mod earlier;
 pub mod engine;
@@ -42,7 +43,8 @@ pub use runtimes::vacancy::{Alarm, Sensor, Vacancy};
 pub use troubles::Troubles;
 
 use crate::exchange::life;
-use crate::exchange::{Beat, BeatAnswer, Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
+use crate::exchange::{Error, LogQuery, LogSource, NodeReports, Registered, Registration, Slices};
+use beats::{Beating, Vouching};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use nf_core::command::Report;
@@ -185,8 +187,6 @@ async fn settled<T>(call: &mut UnderWay<T>) -> T {
 type Spoken = Vec<(usize, Incarnation)>;
 /// Whom a registration was for, and the answers.
 type Registering = (Spoken, Result<Vec<Registered>, Error>);
-/// When beats were sent, of whom, and the answer.
-type Beating = (u64, Spoken, Result<BeatAnswer, Error>);
 /// What was told of which node, and what became of it.
 type Reporting = (Vec<(usize, Said)>, Result<u64, Error>);
 /// What one node said: of replicas, and of copies that it removed.
@@ -208,6 +208,7 @@ struct Agent {
     register_backoff: Backoff,
     register_at: Instant,
     beating: UnderWay<Beating>,
+    vouching: UnderWay<Vouching>,
     slices: Option<mpsc::Receiver<Slices>>,
     watch_backoff: Backoff,
     watch_at: Instant,
@@ -238,6 +239,7 @@ impl Agent {
             register_backoff: Backoff::default(),
             register_at: now,
             beating: None,
+            vouching: None,
             slices: None,
             watch_backoff: Backoff::default(),
             watch_at: now,
@@ -318,6 +320,7 @@ impl Agent {
             tokio::select! {
                 _ = beat.tick() => self.beat(),
                 (sent, nodes, answer) = settled(&mut self.beating) => self.answered(sent, &nodes, answer),
+                (sent, nodes, vouched) = settled(&mut self.vouching) => self.vouched(sent, &nodes, vouched),
                 (nodes, answers) = settled(&mut self.registering) => self.registered(&nodes, answers),
                 change = next_of(&mut self.changes) => self.change(change),
                 spec = next_of(&mut self.described) => self.describe(spec),
@@ -401,6 +404,7 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(%error, nodes = asked.len(), "registering; trying again");
                 self.register_at = Instant::now() + self.register_backoff.next();
+                self.ask_vouchers();
                 return;
             }
         };
@@ -432,63 +436,9 @@ impl Agent {
         }
     }
 
-    fn beat(&mut self) {
-        if self.beating.is_some() {
-            return;
-        }
-        let alive = self.spoken(|s| matches!(s, Standing::Registered(_)));
-        if alive.is_empty() {
-            return;
-        }
-        let beat = |(at, incarnation): &(usize, Incarnation)| {
-            let node = &self.nodes[*at];
-            let first = self.vitals.as_ref().filter(|_| *at == 0);
-            Beat {
-                node: node.registration.node.clone(),
-                incarnation: *incarnation,
-                revision_seen: node.revision(),
-                told: node.executor().told(),
-                vitals: first.map(|vitals| vitals.borrow().to_vec()).unwrap_or_default(),
-            }
-        };
-        let beats: Vec<Beat> = alive.iter().map(beat).collect();
-        let (link, sent) = (self.link.clone(), lease::boot_ms());
-        self.beating = Some(Box::pin(async move { (sent, alive, link.beat(beats).await) }));
-    }
-
     /// The nodes in that standing, each with its start.
     fn spoken(&self, test: fn(Standing) -> bool) -> Spoken {
         self.in_standing(test).map(|at| (at, self.nodes[at].registration.incarnation)).collect()
-    }
-
-    fn answered(&mut self, sent_ms: u64, spoken: &[(usize, Incarnation)], answer: Result<BeatAnswer, Error>) {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::debug!(%error, "a beat was not answered");
-                return;
-            }
-        };
-        let superseded: BTreeSet<usize> = self.at(&answer.superseded).collect();
-        let unknown: BTreeSet<usize> = self.at(&answer.unknown).collect();
-        let mut waiting = BTreeSet::new();
-        for (at, incarnation) in spoken {
-            let node = &mut self.nodes[*at];
-            match () {
-                () if !matches!(node.standing(), Standing::Registered(_)) => {}
-                () if node.registration.incarnation != *incarnation => {}
-                () if superseded.contains(at) => supersede(node),
-                () if unknown.contains(at) => node.unknown(),
-                () => {
-                    node.take_lease(sent_ms, &answer);
-                    if node.waits() || node.exclusive_until().is_some() {
-                        waiting.insert(*at);
-                    }
-                }
-            }
-        }
-        // Starts may have waited for the lease, and exclusive replicas live by it.
-        self.step(&waiting);
     }
 
     fn at<'a>(&'a self, names: &'a [NodeName]) -> impl Iterator<Item = usize> + 'a {

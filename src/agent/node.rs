@@ -169,8 +169,13 @@ impl Node {
     pub fn take_lease(&mut self, sent_ms: u64, answer: &BeatAnswer) {
         self.lease.granted(sent_ms, answer, self.known.unwrap_or(0));
         if let Some(earlier) = &mut self.earlier {
-            earlier.granted(answer.lease_ms);
+            earlier.granted(sent_ms, answer.lease_ms);
         }
+    }
+
+    /// Voters that hear no leader stand in for its word; see [`Lease::vouched`].
+    pub fn take_vouched(&mut self, sent_ms: u64, now_ms: u64, lease_ms: u64) {
+        self.lease.vouched(sent_ms, now_ms, lease_ms);
     }
 
     /// Does what is to be done now. Safe at any time and any number of times.

@@ -5,13 +5,14 @@ mod beats;
 mod exclusive;
 mod leftovers;
 mod played_nodes;
+mod vouched;
 
 use super::link::{Link, LocalLink, RemoteLink};
 use super::node::{Node, Standing};
 use super::virtual_nodes::{self, Clock, VirtualNode};
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
-use crate::exchange::{Caller, Hub, LogQuery, Plain, Slice};
+use crate::exchange::{Beat, BeatAnswer, Caller, Hub, LogQuery, NodeStart, Plain, Slice};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use nf_core::command::{Answer, Mode};

@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use nf_core::command::Answer;
 use nf_core::control::{self, Now, Observations, Timeouts};
+use nf_core::node::NodeState;
 use nf_core::plan::{Intent, Reply};
 use nf_core::rollout;
 use scaling::{Looked, Scaler};
@@ -125,7 +126,9 @@ struct UnderWay<'a> {
 async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
     // What was heard before the term is not this leader's to judge by.
     heard.drain();
+    heard.settled();
     let origin = Instant::now();
+    let mut quorum = Quorum::default();
     let mut seen = Observations::new(0);
     let mut applied = group.watch();
     let mut tick = tokio::time::interval(options.tick);
@@ -139,9 +142,11 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
         let (intents, known) = {
             let state = applied.borrow_and_update().state.clone();
             let known = (state.room(), state.has_waiters());
-            let now = Now { mono_ms: mono(Instant::now()), wall_ms: group.log_ms() };
+            let now =
+                Now { mono_ms: mono(Instant::now()), wall_ms: group.log_ms(), unheard_ms: quorum.unheard_ms(group) };
             (control::step(&state, &mut seen, &options.timeouts, now), known)
         };
+        let intents = spare_who_spoke(intents, heard);
         under_way.take(group, intents);
         let stepped = tokio::time::Instant::now();
         loop {
@@ -149,6 +154,9 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
                 _ = tick.tick() => break,
                 Some(outcome) = under_way.judged.next(), if !under_way.judged.is_empty() => {
                     log_failure(&outcome);
+                    if under_way.judged.is_empty() {
+                        heard.settled();
+                    }
                     if outcome.is_err() {
                         // Cut off from the quorum, it was cut off from the nodes' beats, too.
                         seen.stood_still(mono(Instant::now()));
@@ -169,6 +177,42 @@ async fn lead(group: &dyn Group, term: u64, heard: &Heard, options: &Options) {
             }
         }
     }
+}
+
+/// How long ago this leader's quorum last answered it.
+#[derive(Default)]
+struct Quorum {
+    away: bool,
+    /// By the clock that also counts while the machine sleeps, which the others do not.
+    looked_us: Option<u64>,
+}
+
+impl Quorum {
+    fn unheard_ms(&mut self, group: &dyn Group) -> u64 {
+        let now_us = raft::clock::boot_us();
+        let stood_ms = self.looked_us.replace(now_us).map_or(0, |before| now_us.saturating_sub(before) / 1000);
+        let unheard_ms = group.status().quorum_ms.unwrap_or(0).max(stood_ms);
+        let away = unheard_ms > control::UNHEARD_MS;
+        if away && !self.away {
+            tracing::warn!(
+                unheard_ms,
+                "no quorum answered this leader for a while: every node has its whole time anew"
+            );
+        }
+        self.away = away;
+        unheard_ms
+    }
+}
+
+/// Whoever speaks while it is being judged is not given up; the others have no lease from now on.
+fn spare_who_spoke(mut intents: Vec<Intent>, heard: &Heard) -> Vec<Intent> {
+    for intent in &mut intents {
+        if let Intent::NodeStates(changes) = intent {
+            changes.retain(|(node, _, to)| *to != NodeState::Down || heard.give_up(*node));
+        }
+    }
+    intents.retain(|intent| !matches!(intent, Intent::NodeStates(changes) if changes.is_empty()));
+    intents
 }
 
 /// Looks at the services for one term. Returns when the group's handle stops.

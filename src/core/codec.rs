@@ -95,3 +95,56 @@ pub(crate) fn exact<T: DeserializeOwned>(kind: u16, body: &[u8]) -> Result<T, Er
 pub(crate) fn body<T: Serialize>(value: &T, prefix: Vec<u8>) -> Vec<u8> {
     postcard::to_extend(value, prefix).expect("our types serialize")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use std::collections::BTreeMap;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Shape {
+        Unit,
+        New(u64),
+        Tuple(i32, bool),
+        Named { text: String, list: Vec<u16>, maybe: Option<u8>, nested: Box<Shape> },
+        Map(BTreeMap<u32, [u8; 2]>),
+    }
+
+    impl Framed for Vec<Shape> {
+        const KIND: u16 = 0x7f01;
+        const VERSION: u16 = 3;
+    }
+
+    /// Each shape that our types are made of, as every member, log and checkpoint has it. These bytes are the format: a
+    /// library that writes others can't read what there is.
+    #[test]
+    fn the_bytes_of_the_format_do_not_change() {
+        let all = vec![
+            Shape::Unit,
+            Shape::New(127),
+            Shape::New(128),
+            Shape::New(u64::MAX),
+            Shape::Tuple(-1, true),
+            Shape::Tuple(64, false),
+            Shape::Named { text: "nf§".into(), list: vec![0, 300], maybe: Some(7), nested: Box::new(Shape::Unit) },
+            Shape::Named { text: String::new(), list: vec![], maybe: None, nested: Box::new(Shape::New(0)) },
+            Shape::Map([(1, [0, 255]), (16_384, [1, 2])].into()),
+        ];
+        let bytes = [
+            &[0x7f, 0x01, 0, 3, 0, 0, 0, 54, 9][..],
+            &[0],
+            &[1, 127],
+            &[1, 0x80, 1],
+            &[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
+            &[2, 1, 1],
+            &[2, 0x80, 1, 0],
+            &[3, 4, b'n', b'f', 0xc2, 0xa7, 2, 0, 0xac, 2, 1, 7, 0],
+            &[3, 0, 0, 0, 1, 0],
+            &[4, 2, 1, 0, 255, 0x80, 0x80, 1, 1, 2],
+        ]
+        .concat();
+        assert_eq!(encode(&all), bytes);
+        assert_eq!(decode::<Vec<Shape>>(&bytes).unwrap(), all);
+    }
+}

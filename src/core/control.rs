@@ -35,7 +35,10 @@ pub struct Observations {
 }
 
 /// A step later than this says that the leader itself stood still.
-const LATE_MS: u64 = 2_000;
+pub const LATE_MS: u64 = 2_000;
+/// A leader that no quorum has answered for longer may have been thought gone, and judges nobody: voters that heard
+/// none may have renewed leases meanwhile.
+pub const UNHEARD_MS: u64 = 2_000;
 /// The queue is tried again after this long even if nothing seems to have changed.
 const RETRY_MS: u64 = 5_000;
 /// Replicas that have to leave are looked at again after this long.
@@ -67,12 +70,14 @@ pub struct Now {
     pub mono_ms: u64,
     /// Since the epoch, as the next log entry would be stamped.
     pub wall_ms: u64,
+    /// How long ago a quorum last answered the leader; 0 for one that votes alone.
+    pub unheard_ms: u64,
 }
 
 /// What the leader should do now.
 pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: Now) -> Vec<Intent> {
     let now_ms = now.mono_ms;
-    if now_ms.saturating_sub(seen.last_step_ms) > LATE_MS {
+    if now_ms.saturating_sub(seen.last_step_ms) > LATE_MS || now.unheard_ms > UNHEARD_MS {
         // Beats may have waited outside while we stood still.
         seen.stood_still(now_ms);
     }
@@ -161,7 +166,7 @@ mod tests {
     use crate::testing;
 
     fn at(mono_ms: u64) -> Now {
-        Now { mono_ms, wall_ms: mono_ms }
+        Now { mono_ms, wall_ms: mono_ms, unheard_ms: 0 }
     }
 
     fn one_node() -> State {
@@ -210,6 +215,17 @@ mod tests {
         assert_eq!(state.node(NodeNo(1)).unwrap().state, NodeState::Down);
         // The leader's next step is late, so the node's silence counts anew; it has still said nothing.
         assert_eq!(silence(&mut state, &mut seen, 70_000, 1), [NodeState::Down]);
+    }
+
+    #[test]
+    fn a_leader_that_was_away_from_its_quorum_begins_every_silence_anew() {
+        let (mut state, mut seen) = (one_node(), Observations::new(0));
+        silence(&mut state, &mut seen, 0, 50);
+        let away = Now { unheard_ms: UNHEARD_MS + 1, ..at(50_000) };
+        assert!(step(&state, &mut seen, &Timeouts::default(), away).is_empty());
+        let states = silence(&mut state, &mut seen, 51_000, 59);
+        assert_eq!(states, [NodeState::Unknown], "not Down 60 s after the last beat");
+        assert_eq!(silence(&mut state, &mut seen, 110_000, 1), [NodeState::Down]);
     }
 
     #[test]

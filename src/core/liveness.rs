@@ -220,7 +220,7 @@ mod tests {
                 for no in nodes.into_iter().filter(|no| !silent.contains(&no.0)) {
                     self.seen.heard(no, self.now);
                 }
-                let now = Now { mono_ms: self.now, wall_ms: self.now };
+                let now = Now { mono_ms: self.now, wall_ms: self.now, unheard_ms: 0 };
                 for intent in step(&self.state, &mut self.seen, &Timeouts::default(), now) {
                     testing::try_run_at(&mut self.state, intent, self.now).unwrap();
                 }

@@ -11,7 +11,7 @@ use nf_core::autoscaler::source::{Told, Word};
 use nf_core::id::NodeNo;
 use nf_core::state::State;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,17 +25,49 @@ const ROUND_TIME: Duration = Duration::from_secs(1);
 /// When each node was last heard, since somebody last looked. The last beat of a
 /// node replaces the earlier ones, so it never holds more than one per registered node.
 #[derive(Clone, Debug, Default)]
-pub struct Heard(Arc<Mutex<BTreeMap<NodeNo, Instant>>>);
+pub struct Heard(Arc<Mutex<Ear>>);
+
+#[derive(Debug, Default)]
+struct Ear {
+    last: BTreeMap<NodeNo, Instant>,
+    /// Nodes that the leader is giving up: a beat that comes too late for that earns no lease,
+    /// since what the lease would let start is about to start elsewhere.
+    giving_up: BTreeSet<NodeNo>,
+}
 
 impl Heard {
+    fn ear(&self) -> MutexGuard<'_, Ear> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn note(&self, nodes: impl IntoIterator<Item = NodeNo>, at: Instant) {
-        let mut heard = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        heard.extend(nodes.into_iter().map(|node| (node, at)));
+        self.ear().last.extend(nodes.into_iter().map(|node| (node, at)));
     }
 
     /// Takes what was heard since the last call.
     pub fn drain(&self) -> BTreeMap<NodeNo, Instant> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        std::mem::take(&mut self.ear().last)
+    }
+
+    /// Whether the node may be given up: it has not spoken since the last call of [`Heard::drain`].
+    /// It has no lease then, until [`Heard::settled`].
+    pub fn give_up(&self, node: NodeNo) -> bool {
+        let mut ear = self.ear();
+        let silent = !ear.last.contains_key(&node);
+        if silent {
+            ear.giving_up.insert(node);
+        }
+        silent
+    }
+
+    /// Whoever was to be given up is Down now, or not.
+    pub fn settled(&self) {
+        self.ear().giving_up.clear();
+    }
+
+    fn has_lost(&self, nodes: &[NodeNo]) -> bool {
+        let ear = self.ear();
+        nodes.iter().any(|node| ear.giving_up.contains(node))
     }
 }
 
@@ -150,6 +182,9 @@ impl Desk {
         let still = *self.group.leading().borrow() == Some(term);
         for (call, sorted) in calls.into_iter().zip(sorted) {
             let answer = match &confirmed {
+                Ok(_) if still && self.heard.has_lost(&sorted.known) => {
+                    Err(Error::Unavailable("the group is giving a node up that has just spoken".into()))
+                }
                 // What the quorum confirmed, not what this member happens to know: an agent
                 // starts nothing before it knows all that was committed until now.
                 Ok(commit_index) if still => Ok(BeatAnswer {
@@ -222,7 +257,7 @@ fn only_own(answer: &BeatAnswer, beats: &[Beat]) -> BeatAnswer {
 mod tests {
     use crate::exchange::testing::Memory;
     use crate::exchange::{Beat, Hub};
-    use nf_core::id::{Incarnation, NodeName};
+    use nf_core::id::{Incarnation, NodeName, NodeNo};
     use nf_core::testing;
 
     #[tokio::test]
@@ -233,5 +268,22 @@ mod tests {
         let hub = Hub::new(group, Default::default());
         let beat = Beat::bare(NodeName::new("n1").unwrap(), Incarnation(1));
         assert_eq!(hub.beat(vec![beat]).await.unwrap().commit_index, index + 3);
+    }
+
+    #[tokio::test]
+    async fn who_is_being_given_up_has_no_lease_until_that_is_settled() {
+        let group = Memory::new();
+        group.run(testing::register("n1", testing::node_spec(1)));
+        let hub = Hub::new(group, Default::default());
+        let beat = || vec![Beat::bare(NodeName::new("n1").unwrap(), Incarnation(1))];
+        hub.beat(beat()).await.unwrap();
+        let heard = hub.beats();
+        assert!(!heard.give_up(NodeNo(1)), "it has spoken, and nobody has looked");
+        hub.beat(beat()).await.unwrap();
+        heard.drain();
+        assert!(heard.give_up(NodeNo(1)));
+        hub.beat(beat()).await.unwrap_err();
+        heard.settled();
+        hub.beat(beat()).await.unwrap();
     }
 }

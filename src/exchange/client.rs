@@ -6,6 +6,7 @@ use super::group::Group;
 use super::message::{Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slices};
 use super::sights::Seen;
 use super::vitals::Vitals;
+use super::vouch::Voucher;
 use super::wire;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -60,6 +61,12 @@ impl Client {
         let beats = beats.iter().map(wire::put_beat).collect();
         let message = pb::BeatRequest { cluster: self.cluster.clone(), beats, forwarded };
         wire::answer(self.inner.clone().beat(message).await.map_err(failed)?.into_inner())
+    }
+
+    pub async fn vouch(&self, nodes: &[NodeStart]) -> Result<Voucher, Error> {
+        let nodes = nodes.iter().map(wire::put_start).collect();
+        let message = pb::VouchRequest { cluster: self.cluster.clone(), nodes };
+        wire::voucher(self.inner.clone().vouch(message).await.map_err(failed)?.into_inner())
     }
 
     pub async fn report(&self, reports: &[NodeReports]) -> Result<u64, Error> {

@@ -19,6 +19,7 @@ pub mod sights;
 #[cfg(test)]
 pub mod testing;
 pub mod vitals;
+pub mod vouch;
 pub mod wire;
 
 pub use beats::Heard;
@@ -31,6 +32,7 @@ pub use message::{
 pub use service::{Caller, Identify};
 pub use sights::{Advice, Lookout, Panorama, Seen, Sight};
 pub use vitals::Vitals;
+pub use vouch::{Vouched, Voucher};
 pub use wire::{NODES as MAX_NODES, REPORTS as MAX_REPORTS};
 
 use beats::{Loads, Rounds};
@@ -42,6 +44,7 @@ use nf_core::id::{MemberId, NodeName, NodeNo};
 use nf_core::node::NodeKind;
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -85,6 +88,8 @@ pub struct Hub {
     vitals: vitals::Told,
     rounds: Rounds,
     peers: Peers,
+    /// Length of the lease that a beat renews.
+    lease: Duration,
     sources: logs::Sources,
     post: sights::Post,
     monitor: Option<sights::Ask>,
@@ -110,6 +115,7 @@ impl Hub {
             vitals,
             rounds,
             peers,
+            lease: options.lease,
             sources: logs::Sources::default(),
             post: sights::Post::default(),
             monitor: options.monitor,
@@ -252,6 +258,24 @@ impl Hub {
         let client = self.peers.member(&*self.group, leader)?;
         let late = |_| Error::Unavailable("no answer in time".into());
         tokio::time::timeout(LOOK, client.vitals()).await.map_err(late)?
+    }
+
+    /// What this member says of `nodes` where no leader answers.
+    pub fn vouch(&self, nodes: &[NodeStart]) -> Voucher {
+        let state = self.group.watch().borrow().state.clone();
+        Voucher::of(self.group.status(), &state, nodes, self.lease)
+    }
+
+    /// What each member says of `nodes` that can be reached, this one first.
+    pub async fn vouchers(&self, nodes: &[NodeStart]) -> Vec<Voucher> {
+        let own = self.vouch(nodes);
+        let others = own.electorate.sets.iter().flatten().filter(|id| **id != own.member).collect::<BTreeSet<_>>();
+        let asked = others.into_iter().map(|id| async move {
+            let client = self.peers.member(&*self.group, *id).ok()?;
+            tokio::time::timeout(vouch::ASKED, client.vouch(nodes)).await.ok()?.ok()
+        });
+        let others = futures::future::join_all(asked).await;
+        std::iter::once(own).chain(others.into_iter().flatten()).collect()
     }
 
     /// The slices of `nodes`: all of them first, then what changes. Ends when the receiver is dropped.

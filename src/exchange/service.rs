@@ -151,6 +151,16 @@ impl NodeService for Service {
         Ok(Response::new(wire::put_answer(answer)))
     }
 
+    async fn vouch(&self, request: Request<pb::VouchRequest>) -> Result<Response<pb::VouchReply>, Status> {
+        let caller = self.caller(&request, &request.get_ref().cluster)?;
+        let nodes = wire::starts(request.into_inner().nodes).map_err(fail)?;
+        // Members ask for their own nodes, as they pass beats on.
+        if matches!(caller, Caller::Node(_)) {
+            self.may_speak(&caller, nodes.iter().map(|start| &start.node))?;
+        }
+        Ok(Response::new(wire::put_voucher(self.hub.vouch(&nodes))))
+    }
+
     type WatchNodesStream = BoxStream<'static, Result<pb::SlicesReply, Status>>;
 
     async fn watch_nodes(

@@ -2,7 +2,7 @@
 //! applies at once, with nf-core's own code, and can be told to lose its leader.
 
 use super::Group;
-use crate::raft::{self, Applied, MemberStatus, Role, Status};
+use crate::raft::{self, Applied, Electorate, MemberStatus, Role, Status};
 use futures::future::BoxFuture;
 use nf_core::command::{Answer, Mode};
 use nf_core::id::MemberId;
@@ -160,8 +160,9 @@ impl Group for Memory {
             snapshot_index: 0,
             purged_index: 0,
             last_contact_ms: 0,
+            silence_ms: 0,
             quorum_ms: None,
-            joint: false,
+            electorate: Electorate { since: (1, 1), sets: vec![[MemberId(1)].into()] },
             members: vec![leader],
         }
     }

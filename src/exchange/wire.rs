@@ -1,6 +1,10 @@
 //! Messages ↔ protobuf. Everything that comes from the wire is checked here, once;
 //! bytes that are not what they should be are refused, never a panic.
 
+mod vouch;
+
+pub use vouch::{put_voucher, voucher};
+
 use super::message::{
     Beat, BeatAnswer, Error, LogQuery, NodeReports, NodeStart, Registered, Registration, Slice, Slices, TOLD,
 };

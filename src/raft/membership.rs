@@ -184,7 +184,7 @@ impl Shared {
 
     async fn promote(&self, status: &Status, id: MemberId) -> Result<(), Failure> {
         let member = find(status, id)?;
-        if member.voter && !status.joint {
+        if member.voter && !status.electorate.is_joint() {
             return Ok(());
         }
         let begun = Instant::now();
@@ -244,7 +244,7 @@ impl Shared {
 
     /// Ends a change of the voters that somebody began and left, e.g. a leader that is gone.
     pub async fn settle(&self, status: &Status) {
-        if status.role != Role::Leader || !status.joint {
+        if status.role != Role::Leader || !status.electorate.is_joint() {
             return;
         }
         let Ok(_turn) = self.changing.try_lock() else { return };

@@ -8,7 +8,7 @@
 
 mod calls;
 mod campaign;
-mod clock;
+pub mod clock;
 pub mod encoding;
 mod leadership;
 mod listener;
@@ -37,7 +37,7 @@ pub use options::{Hooks, Options, Timing, Tuning};
 pub use replica::{Lost, Replica};
 pub use start::{config as openraft_config, start, wall_clock_ms};
 pub use state_machine::Applied;
-pub use status::{MemberStatus, Role, Status};
+pub use status::{Electorate, MemberStatus, Role, Status};
 
 use std::sync::Arc;
 

@@ -213,12 +213,14 @@ impl PeerService for Service {
         let from = self.check(info.as_ref(), head.route.as_ref(), Newcomer::Heard)?;
         Self::own(from, head.vote.as_ref())?;
         let vote = wire::vote(head.vote.as_ref())?;
+        self.0.contact.heard(&vote);
         let dir = self.0.tables.incoming_dir();
         let mut receiver = Incoming::begin(&dir, &head.manifest).map_err(internal)?;
         while let Some(message) = incoming.message().await? {
             let Some(Part::Chunk(chunk)) = message.part else {
                 return Err(Status::invalid_argument("a chunk is missing"));
             };
+            self.0.contact.heard(&vote);
             receiver = blocking(move || {
                 let part = usize::try_from(chunk.file).map_err(std::io::Error::other)?;
                 receiver.chunk(part, &chunk.data)?;

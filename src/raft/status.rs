@@ -1,6 +1,6 @@
 //! What a member can say about the group, as plain values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use openraft::Instant as _;
@@ -44,12 +44,34 @@ pub struct Status {
     pub purged_index: u64,
     /// Milliseconds since this member last heard from a leader (0 on the leader).
     pub last_contact_ms: u64,
+    /// Milliseconds since this member last heard a leader that is another one; since its start when never.
+    pub silence_ms: u64,
     /// On a leader that does not vote alone: milliseconds since a quorum last acknowledged it;
     /// `u64::MAX` when none has.
     pub quorum_ms: Option<u64>,
-    /// A change of the voters is under way: old and new ones decide together.
-    pub joint: bool,
+    pub electorate: Electorate,
     pub members: Vec<MemberStatus>,
+}
+
+/// Who elects, as this member knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Electorate {
+    /// Term and index of the entry that made it so; members that name the same mean the same.
+    pub since: (u64, u64),
+    /// Two while the voters are being changed: a majority of each decides.
+    pub sets: Vec<BTreeSet<MemberId>>,
+}
+
+impl Electorate {
+    /// A change of the voters is under way: old and new ones decide together.
+    pub fn is_joint(&self) -> bool {
+        self.sets.len() > 1
+    }
+
+    /// Whether `who` could elect a leader.
+    pub fn is_majority(&self, who: &BTreeSet<MemberId>) -> bool {
+        !self.sets.is_empty() && self.sets.iter().all(|set| set.intersection(who).count() * 2 > set.len())
+    }
 }
 
 fn millis(time: Duration) -> u64 {
@@ -98,8 +120,16 @@ impl Status {
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
             last_contact_ms: contact,
+            silence_ms,
             quorum_ms,
-            joint: membership.get_joint_config().len() > 1,
+            electorate: Electorate {
+                since: metrics.membership_config.log_id().map_or((0, 0), |id| (id.leader_id.term, id.index)),
+                sets: membership
+                    .get_joint_config()
+                    .iter()
+                    .map(|set| set.iter().copied().map(MemberId).collect())
+                    .collect(),
+            },
             members: members.collect(),
         }
     }

@@ -86,13 +86,15 @@ async fn hand_over(shared: &Shared, status: &Status) -> bool {
 /// has ended the process by way of their own hook.
 pub async fn flush(shared: &Shared) {
     let applied = shared.applied.borrow().index;
+    // A checkpoint of another member is applied before the log is purged up to it, and ends beyond the log until then.
+    let reaches = shared.log.last_index().is_some_and(|last| last >= applied);
     // What is applied was written to the log before, and so is durable when this returns.
     let synced = shared.log.sync().await;
     let (tables, floor) = (shared.tables.clone(), shared.floor.clone());
     let flushed = tokio::task::spawn_blocking(move || {
         tables.flush()?;
         // An index of 0 may also mean that nothing is applied yet.
-        synced.and_then(|()| if applied > 0 { Ok(floor.raise(applied)?) } else { Ok(()) })
+        synced.and_then(|()| if applied > 0 && reaches { Ok(floor.raise(applied)?) } else { Ok(()) })
     });
     if let Ok(Err(error)) = flushed.await {
         tracing::error!(%error, "flushing the state");

@@ -1,6 +1,7 @@
 """Three members, each a process of its own behind a door that can be cut. The leader is cut off from
 both others, together with the exclusive replica on its node, which clients still reach: it ends
 before the two place it anew, and never do two generations answer, as their own request logs show.
+Where all three are cut off from one another alone, a worker that reaches a majority of them keeps its own running.
 And a member that begins while no other is there takes up what runs on its node all the same.
 """
 
@@ -10,7 +11,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from nf import Process, Serve, eventually, free_port
+from nf import Process, Serve, eventually, free_port, node_keys
 from wire import Door
 from worker import BUDGET, DOWN, LEASE, SHORT, Asker, address, processes, publish
 
@@ -114,6 +115,55 @@ def test_an_exclusive_replica_ends_with_its_lease_though_agent_and_guard_were_ki
         asker.end()
 
 
+@pytest.fixture
+def worker(group, tmp_path):
+    """A worker that comes in by the same doors as the members do."""
+    members, _ = group
+    process = Process(tmp_path / "w1", ["serve"], {
+        "NF_ROLE": "worker", "NF_JOIN": ",".join(member.urls[0] for member in members), "NF_NODE_NAME": "w1",
+        "SCHEDULER_PORT": free_port(), "NF_TLS_DIR": node_keys(tmp_path / "lab", "w1"), "NF_DATA_DIR": tmp_path / "w1/data",
+        "NF_PORT_RANGE": "17500-17599", "MODEL_STORE_URL": f"file://{tmp_path}/store", "SIMULATION_MODE": "true",
+        "NF_STOP_GRACE": "2s", **SHORT}, "worker")
+    eventually("the worker is there", lambda: any(n["node_id"] == "w1" for n in members[0].get("/nodes")["items"]), 20)
+    yield process
+    ended(process)
+
+
+def test_leases_go_on_while_a_majority_of_voters_hears_no_leader(group, worker, tmp_path):
+    members, doors = group
+    log = tmp_path / "requests"
+    publish(members[0], tmp_path, env={"REQUESTS": str(log)})
+    schedule(members[0], "only", node="w1", exclusive=True)
+    old = eventually("it is ready", lambda: ready(members[0], "only"), 30)
+    asker = Asker(address(old))
+    eventually("it answers", lambda: asker.answers > 5)
+    pids = {member.child.pid for member in members}
+    cut = time.monotonic()
+    for member, door in zip(members, doors):
+        door.closed_to = pids - {member.child.pid}
+    eventually("nobody can lead", lambda: all(m.call("GET", "/health/ready").status_code == 503 for m in members), 20)
+    eventually("it outlives two leases", lambda: time.monotonic() - cut > 2 * LEASE, 2 * LEASE + 10)
+    assert asker.failures == [] and asker.last - cut > 2 * LEASE - 1, "voters vouched for it"
+    print(f"it answered for {asker.last - cut:.0f} s without a leader; its lease had {LEASE} s")
+    # They hear one another again: whoever leads then waits a whole time-out for the worker.
+    for door in doors:
+        door.closed_to = frozenset()
+    eventually("somebody leads", lambda: any(m.call("GET", "/health/ready").status_code == 200 for m in members), 20)
+    time.sleep(DOWN + 5)
+    now = ready(members[0], "only")
+    assert now["generation"] == old["generation"] and asker.end() == [], "it was never given up"
+    # Without a majority of voters nobody vouches.
+    asker = Asker(address(old))
+    eventually("it answers", lambda: asker.answers > 5)
+    for member in members[1:]:
+        ended(member)
+    gone = time.monotonic()
+    eventually("it ends", lambda: asker.failures, LEASE + 10)
+    asker.end()
+    assert LEASE - 2 * BUDGET - 3 < asker.last - gone < LEASE, asker.last - gone
+    assert {line.split()[0] for line in log.read_text().splitlines()} == {asker.first}, "one process in all"
+
+
 def test_the_old_leader_is_cut_off_together_with_its_node(group, tmp_path):
     members, doors = group
     first = members[0]
@@ -135,7 +185,7 @@ def test_the_old_leader_is_cut_off_together_with_its_node(group, tmp_path):
     cut = time.monotonic()
     doors[lead].whole.clear()
     for n in others:
-        doors[n].closed_to = pid
+        doors[n].closed_to = {pid}
     eventually("another leads", lambda: any(members[n].get("/health")["role"] == "leader" for n in others), 15)
     seen = asker.answers
     eventually("the old one goes on under its lease", lambda: asker.answers > seen + 20)
@@ -147,7 +197,7 @@ def test_the_old_leader_is_cut_off_together_with_its_node(group, tmp_path):
     eventually("the new one answers", lambda: second.answers > 20)
     doors[lead].whole.set()
     for n in others:
-        doors[n].closed_to = None
+        doors[n].closed_to = frozenset()
     eventually("the old leader follows", lambda: members[lead].get("/health")["leader"] == members[others[0]].get("/health")["leader"], 20)
     seen = second.answers
     eventually("the new one goes on", lambda: second.answers > seen + 20)

@@ -27,6 +27,15 @@ impl World {
         self.tell(0);
     }
 
+    /// Beats are answered until then.
+    fn beat_until(&mut self, until_ms: u64) {
+        self.beat(1);
+        while self.now_ms < until_ms {
+            self.now_ms = until_ms.min(self.now_ms + 5_000);
+            self.beat(1);
+        }
+    }
+
     fn conditions(&self) -> Vec<Condition> {
         self.fake.there.lock().unwrap().values().copied().collect()
     }
@@ -114,8 +123,7 @@ fn a_start_that_lost_its_records_waits_a_lease_before_it_starts_what_must_not_ru
     let request = RequestId::new("only-one").unwrap();
     world.commit(Intent::Stop { request, tenant: None, why: Reason::StoppedByUser }).unwrap();
     world.tell(0);
-    world.now_ms = registered + LEASE + budget - 1;
-    world.beat(1);
+    world.beat_until(registered + LEASE + budget - 1);
     world.run(Op::Step);
     let ended = |world: &World| {
         let all = world.reports.reports.iter();
@@ -138,8 +146,27 @@ fn after_that_lease_it_starts() {
     world.beat(1);
     world.run(Op::Step);
     assert_eq!(world.conditions(), [Condition::Alive]);
-    world.now_ms += 45_000 + KILL_BUDGET.as_millis() as u64;
+    world.beat_until(world.now_ms + 45_000 + KILL_BUDGET.as_millis() as u64);
+    world.run(Op::Step);
+    assert_eq!(world.conditions(), [Condition::Alive, Condition::Alive]);
+}
+
+/// While no leader answered, voters that had not heard of this start may have vouched for an earlier one.
+#[test]
+fn where_nobody_led_meanwhile_it_waits_anew() {
+    let mut world = World::new();
+    world.schedule_exclusive();
+    world.fake.forgot.store(true, Ordering::SeqCst);
+    world.run(Op::Restart { adopts: false });
+    world.tell(0);
     world.beat(1);
+    world.now_ms += 30_000;
+    let again = world.now_ms;
+    let waits = 3_000 + 45_000 + KILL_BUDGET.as_millis() as u64;
+    world.beat_until(again + waits - 1);
+    world.run(Op::Step);
+    assert_eq!(world.conditions(), [Condition::Alive]);
+    world.beat_until(again + waits);
     world.run(Op::Step);
     assert_eq!(world.conditions(), [Condition::Alive, Condition::Alive]);
 }

@@ -444,7 +444,8 @@ mod tests {
             purged_index: 0,
             last_contact_ms: 0,
             quorum_ms: Some(40),
-            joint: false,
+            silence_ms: 0,
+            electorate: crate::raft::Electorate::default(),
             members: matched.into_iter().enumerate().map(member).collect(),
         }
     }

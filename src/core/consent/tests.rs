@@ -203,7 +203,7 @@ fn a_consent_ends_by_its_time_and_the_leader_sees_to_it() {
     run(&mut state, Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
     let (until, mut seen) = (next_due_ms(&state).unwrap(), Observations::new(0));
     let wants = |state: &State, seen: &mut Observations, wall_ms| {
-        step(state, seen, &Timeouts::default(), Now { mono_ms: 1, wall_ms }).contains(&Intent::Tick)
+        step(state, seen, &Timeouts::default(), Now { mono_ms: 1, wall_ms, unheard_ms: 0 }).contains(&Intent::Tick)
     };
     assert!(!wants(&state, &mut seen, until - 1) && wants(&state, &mut seen, until));
     try_run_at(&mut state, Intent::Tick, until - 1).unwrap();

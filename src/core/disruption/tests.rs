@@ -443,7 +443,7 @@ fn the_leader_looks_again_when_somebody_has_waited_long_enough() {
     let mut seen = Observations::default();
     let timeouts = crate::liveness::Timeouts::default();
     let mut places = |ms: u64| {
-        let intents = step(&state, &mut seen, &timeouts, Now { mono_ms: ms, wall_ms: ms });
+        let intents = step(&state, &mut seen, &timeouts, Now { mono_ms: ms, wall_ms: ms, unheard_ms: 0 });
         intents.iter().any(|intent| matches!(intent, Intent::PlaceWaiting))
     };
     assert!(places(1_000), "the first look of a leader");

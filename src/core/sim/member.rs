@@ -271,7 +271,12 @@ impl Member {
             self.control_at = now + CONTROL_MS;
             let wall_ms = self.log_ms(now).max(self.state.meta().now_ms);
             if let Some(shell) = &mut self.shell {
-                let intents = control::step(&self.state, &mut shell.seen, &TIMEOUTS, Now { mono_ms: now, wall_ms });
+                let intents = control::step(
+                    &self.state,
+                    &mut shell.seen,
+                    &TIMEOUTS,
+                    Now { mono_ms: now, wall_ms, unheard_ms: 0 },
+                );
                 for intent in intents {
                     // What does not fit in is found again by the next step.
                     let _ = shell.offer(None, intent);

@@ -206,7 +206,7 @@ impl World {
     fn look(&mut self) {
         let nodes: Vec<NodeNo> = self.state().nodes().keys().copied().collect();
         nodes.into_iter().for_each(|no| self.seen.heard(no, self.mono));
-        let at = Now { mono_ms: self.mono, wall_ms: self.stamp().max(self.state().meta().now_ms) };
+        let at = Now { mono_ms: self.mono, wall_ms: self.stamp().max(self.state().meta().now_ms), unheard_ms: 0 };
         let state = self.members[self.leader].speculative();
         for intent in control::step(&state, &mut self.seen, &Timeouts::default(), at) {
             self.submit(intent);

@@ -271,7 +271,7 @@ fn a_waiter_whose_back_off_is_over_does_not_keep_the_leader_busy() {
     let mut seen = Observations::new(0);
     let mut tries = 0;
     for ms in (0..4_000).step_by(100) {
-        let now = Now { mono_ms: ms, wall_ms: 10_000 + ms };
+        let now = Now { mono_ms: ms, wall_ms: 10_000 + ms, unheard_ms: 0 };
         seen.heard(NodeNo(1), ms);
         tries += step(&state, &mut seen, &Timeouts::default(), now).len();
     }
