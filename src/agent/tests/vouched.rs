@@ -322,7 +322,7 @@ impl Model {
 
 #[test]
 fn nothing_is_given_up_while_voters_vouch_for_it() {
-    let seeds = std::env::var("NF_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(200);
+    let seeds = std::env::var("NF_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1000);
     let (mut saved, mut down) = (0_u64, 0_u64);
     for seed in 0..seeds {
         let ran = std::panic::catch_unwind(|| Model::new(seed).run());
