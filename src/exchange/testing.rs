@@ -25,6 +25,7 @@ struct Inner {
     /// How far what a quorum confirms is ahead of what this member has applied.
     ahead: AtomicU64,
     leader: Mutex<MemberStatus>,
+    quorum_ms: Mutex<Option<u64>>,
 }
 
 /// See the module's text. Clones are the same group.
@@ -57,6 +58,7 @@ impl Memory {
             confirms: AtomicBool::new(true),
             ahead: AtomicU64::new(0),
             leader: Mutex::new(leader),
+            quorum_ms: Mutex::new(None),
         }))
     }
 
@@ -78,6 +80,11 @@ impl Memory {
     pub fn leader_at(&self, peer: String) {
         *self.0.leader.lock().unwrap() =
             MemberStatus { id: MemberId(9), name: "m9".into(), peer, voter: true, matched: None, heard_ms: None };
+    }
+
+    /// How long ago a quorum last answered; None: it votes alone.
+    pub fn quorum_heard(&self, ms_ago: Option<u64>) {
+        *self.0.quorum_ms.lock().unwrap() = ms_ago;
     }
 
     pub fn confirmations(&self) -> u64 {
@@ -161,7 +168,7 @@ impl Group for Memory {
             purged_index: 0,
             last_contact_ms: 0,
             silence_ms: 0,
-            quorum_ms: None,
+            quorum_ms: *self.0.quorum_ms.lock().unwrap(),
             electorate: Electorate { since: (1, 1), sets: vec![[MemberId(1)].into()] },
             members: vec![leader],
         }
