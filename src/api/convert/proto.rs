@@ -12,11 +12,13 @@ use nf_core::model_budget::ModelBudget;
 use nf_core::plan::Queueing;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
+use nf_core::autoscaler::Steps;
 use nf_core::scaling::Scaling;
 use nf_core::sharing::Sharing;
 use nf_core::view::{JobView, PlaceView, ReplicaView};
 use nf_proto::v1;
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU16;
 
 /// Most labels and device types in one message.
 const MAX_ITEMS: usize = super::json::MAX_ITEMS;
@@ -106,6 +108,11 @@ fn scaling(m: v1::Scaling) -> Result<Scaling, Refusal> {
         cold_start_ms: or(m.cold_start_ms, usual.cold_start_ms),
         idle_ms: or(m.idle_ms, usual.idle_ms),
         advisory: m.advisory,
+        steps: Steps {
+            up: NonZeroU16::new(small("scaling.step_up", m.step_up)?),
+            down: NonZeroU16::new(small("scaling.step_down", m.step_down)?),
+            within_ms: or(m.step_within_ms, usual.steps.within_ms),
+        },
     })
 }
 

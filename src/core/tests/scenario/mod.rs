@@ -97,7 +97,7 @@ impl Player {
             "pass" => self.pass(),
             "scale" => {
                 let target =
-                    Target { replicas: words.number("to", 1) as u16, why: Why::Asked, inputs: None, seen: None };
+                    Target { replicas: words.number("to", 1) as u16, why: Why::Asked, inputs: None, seen: None, learned: None };
                 self.about_job(Intent::Scale { request: words.request(), tenant: None, target }, &words.request())
             }
             "budgets" => self.budgets(),
