@@ -3,6 +3,7 @@
 mod doubts;
 mod shared;
 mod spike;
+mod terms;
 
 use super::*;
 use crate::exchange::sights::BUCKETS;

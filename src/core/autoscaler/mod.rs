@@ -126,6 +126,11 @@ impl Autoscaler {
         &self.service
     }
 
+    /// How long a start takes, as far as that has been seen.
+    pub fn cold_start_ms(&self) -> u64 {
+        self.cold.ms()
+    }
+
     /// So many are wanted now, whoever said so: an earlier decision may have been lost, or
     /// overtaken by somebody else's. The next one starts from here.
     pub fn stands_at(&mut self, replicas: u32) {
