@@ -3,6 +3,7 @@
 
 use super::json::{Field, Object};
 use super::value;
+use nf_core::autoscaler::Steps;
 use nf_core::codec;
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
@@ -11,7 +12,6 @@ use nf_core::model_budget::ModelBudget;
 use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Refusal;
 use nf_core::resources::{Gpus, Resources};
-use nf_core::autoscaler::Steps;
 use nf_core::scaling::Scaling;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;

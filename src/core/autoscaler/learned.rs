@@ -199,13 +199,17 @@ mod tests {
 
     #[test]
     fn a_day_without_a_decision_is_told_in_parts_and_a_gap_stays_one() {
-        let of = |first: u64, count: usize| Learned { first, rates: vec![Rate::of(7_000); count], ..Learned::default() };
+        let of =
+            |first: u64, count: usize| Learned { first, rates: vec![Rate::of(7_000); count], ..Learned::default() };
         let mut kept = Learned::default();
         kept.add(&of(1_000, 3));
         kept.add(&of(1_002, 3));
         assert_eq!((kept.first, kept.rates.len()), (1_000, 5), "what is told twice counts once");
         kept.add(&of(1_007, 1));
-        assert_eq!(kept.rates[4..].iter().map(|r| r.rate_m()).collect::<Vec<_>>(), [Some(7_000), None, None, Some(7_000)]);
+        assert_eq!(
+            kept.rates[4..].iter().map(|r| r.rate_m()).collect::<Vec<_>>(),
+            [Some(7_000), None, None, Some(7_000)]
+        );
         kept.add(&of(1_003, 2));
         assert_eq!(kept.rates.len(), 8, "and what is old not at all");
         kept.add(&of(1_000 + 2 * REMEMBERED as u64, 4));

@@ -258,7 +258,8 @@ fn replicas_that_come_or_are_lost_in_the_middle_end_up_on_the_new_version() {
 #[test]
 fn one_that_sleeps_changes_its_version_and_wakes_with_the_new_one() {
     let mut state = world(1, 4, 1);
-    let target = |replicas| Target { replicas, why: crate::autoscaler::Why::Idle, inputs: None, seen: None, learned: None };
+    let target =
+        |replicas| Target { replicas, why: crate::autoscaler::Why::Idle, inputs: None, seen: None, learned: None };
     testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target: target(0) });
     agents(&mut state, |_| true);
     start(&mut state, "v2", strategy()).unwrap();
