@@ -1,7 +1,7 @@
 //! The leader's look at every service: what the members' gateways see goes through
 //! the autoscaler, and what it decides is submitted, with what it was decided from.
-//! Everything here dies with the term; a new leader learns for a while before it
-//! takes anything away. It does not decide itself.
+//! Everything here dies with the term but for what decisions took along; a new leader learns for
+//! a while before it takes anything away. It does not decide itself.
 
 mod gateways;
 mod limits;
@@ -89,10 +89,11 @@ impl Look {
         }
     }
 
-    fn intent(&self, job: &Job) -> Option<Intent> {
+    fn intent(&self, job: &Job, scaler: &Autoscaler) -> Option<Intent> {
         let (replicas, why) = (self.to(), self.decision.why);
         let inputs = Some(Box::new(self.decision.inputs));
-        let target = Target { replicas, why, inputs, seen: Some(self.current) };
+        let learned = Some(Box::new(scaler.learned(job.learned.as_deref())));
+        let target = Target { replicas, why, inputs, seen: Some(self.current), learned };
         self.acts().then(|| Intent::Scale { request: job.request.clone(), tenant: None, target })
     }
 }
@@ -177,7 +178,7 @@ impl Scaler {
         for ((wanting, signals), limits) in wanting.into_iter().zip(seen).zip(limits) {
             let Some(known) = self.scalers.get_mut(&wanting.job.no) else { continue };
             let look = known.decide(&wanting, signals, limits);
-            looked.intents.extend(look.intent(wanting.job));
+            looked.intents.extend(look.intent(wanting.job, &known.scaler));
             looked.records.push(known.record(&look, limits));
             looked.looks.push(look);
         }
@@ -193,7 +194,8 @@ impl Scaler {
         let other = |known: &Known| known.scaling != scaling || *known.scaler.service() != service;
         if self.scalers.get(&job.no).is_none_or(|known| other(known) || asked(known)) {
             // What is stored was checked when it was accepted; what still can't be is left alone.
-            let scaler = Autoscaler::new(service).ok()?;
+            let mut scaler = Autoscaler::new(service).ok()?;
+            job.learned.iter().for_each(|learned| scaler.recall(learned));
             let ears = self.scalers.remove(&job.no).map(|known| known.ears).unwrap_or_default();
             let ((tenant, model), term) = (name(job), self.term);
             self.made += 1;
@@ -255,8 +257,16 @@ fn service(job: &Job, scaling: &Scaling, pace: Pace) -> Service {
         service_guessed: true,
         gpus: 1,
         idle_ms: scaling.idle_ms.into(),
-        settle_ms: tick_ms.saturating_mul(SETTLE.into()).max(ms(pace.settle)),
+        settle_ms: settle_ms(scaling, tick_ms).max(ms(pace.settle)),
+        steps: scaling.steps,
     }
+}
+
+/// Nobody knows how far a former leader went down lately, so that where steps down are limited one of their stretches
+/// passes first.
+fn settle_ms(scaling: &Scaling, tick_ms: u64) -> u64 {
+    let stretch = scaling.steps.down.map_or(0, |_| scaling.steps.within_ms.into());
+    tick_ms.saturating_mul(SETTLE.into()).max(stretch)
 }
 
 /// What is seen of one service.

@@ -354,7 +354,9 @@ impl Command {
             Command::Preempt { claim, .. } => 16 + claim_of(claim),
             Command::Place { placements, .. } => 16 + places(placements),
             Command::Reports { reports, .. } => 24 + 20 * reports.len(),
-            Command::Scale { target, .. } => 24 + target.inputs.as_ref().map_or(0, |_| 96),
+            Command::Scale { target, .. } => {
+                24 + target.inputs.as_ref().map_or(0, |_| 97) + target.learned.as_ref().map_or(0, |news| news.weight())
+            }
             Command::Faults { faults, .. } => 16 + faults.iter().map(|f| 8 + f.uuid.len()).sum::<usize>(),
             Command::Heal { uuid, by, .. } => 24 + uuid.len() + by.as_ref().map_or(0, |by| by.len()),
             Command::Move { to, .. } => 24 + places(std::slice::from_ref(to)),

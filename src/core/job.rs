@@ -9,6 +9,7 @@ pub use progress::{JobState, Transition};
 pub use whereabouts::Whereabouts;
 
 use crate::audit::Person;
+use crate::autoscaler::Learned;
 use crate::claim::{Claim, GaveWay};
 use crate::disruption::Notice;
 use crate::id::{
@@ -467,6 +468,8 @@ pub struct Job {
     pub rollout: Option<Box<Rollout>>,
     /// The newest revision that was ever Ready; 0 before the first.
     pub deployed: Revision,
+    /// What its autoscaler has learned, for the next leader's.
+    pub learned: Option<Arc<Learned>>,
 }
 
 impl Job {

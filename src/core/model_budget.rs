@@ -161,7 +161,8 @@ mod tests {
         let unstated = JobSpec { budget: ModelBudget::default(), ..service(1001) };
         assert_eq!(verdict(&unstated), said(Verdict::Na, None));
         let mut state = world();
-        let target = Target { replicas: 2, why: crate::autoscaler::Why::Asked, inputs: None, seen: None };
+        let target =
+            Target { replicas: 2, why: crate::autoscaler::Why::Asked, inputs: None, seen: None, learned: None };
         testing::run(&mut state, testing::schedule("s", service(1000)));
         let scale = Command::Scale { job: JobNo(1), target };
         let mut batch = Batch { base: state.meta().base, at_ms: 7, ..Batch::default() };

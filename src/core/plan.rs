@@ -547,7 +547,7 @@ fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: 
 /// One replica for a service that has none; nothing for everybody else.
 fn wake(state: &State, request: &RequestId) -> Planned {
     let asleep = |job: &&Arc<Job>| !job.stopped && job.spec.scaling.is_some() && job.desired() == 0;
-    let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None, seen: Some(0) };
+    let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None, seen: Some(0), learned: None };
     let commands = state.job_of(request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
     Planned { commands: commands.into_iter().collect(), why: Vec::new() }
 }

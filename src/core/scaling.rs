@@ -4,7 +4,7 @@
 //! needed (`autoscaler` does), nor where they go (`placement` does), and changes
 //! nothing (`apply` does).
 
-use crate::autoscaler::{Inputs, Why};
+use crate::autoscaler::{Inputs, Learned, Steps, Why};
 use crate::job::{Job, MAX_REPLICAS, Next, Phase, Replica};
 use crate::reason::Refusal;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,8 @@ pub struct Scaling {
     pub idle_ms: u32,
     /// Decisions are told and not carried out.
     pub advisory: bool,
+    /// How fast the autoscaler may change the number; what people ask for changes at once.
+    pub steps: Steps,
 }
 
 impl Default for Scaling {
@@ -37,6 +39,7 @@ impl Default for Scaling {
             cold_start_ms: 30_000,
             idle_ms: 600_000,
             advisory: false,
+            steps: Steps::default(),
         }
     }
 }
@@ -68,6 +71,9 @@ impl Scaling {
         if let Some((field, _)) = times.iter().find(|(_, ms)| *ms > MOST_MS) {
             return bad(field, "at most a day".to_owned());
         }
+        if self.steps.within_ms == 0 || self.steps.within_ms > MOST_MS {
+            return bad("step_within", "more than nothing, at most a day".to_owned());
+        }
         if gang {
             return bad("max", "a gang has a fixed number of replicas; leave out gang or scaling".to_owned());
         }
@@ -84,6 +90,8 @@ pub struct Target {
     pub inputs: Option<Box<Inputs>>,
     /// How many were wanted when this was decided: void at any other number.
     pub seen: Option<u16>,
+    /// What the autoscaler has learned since it last changed something.
+    pub learned: Option<Box<Learned>>,
 }
 
 impl Job {
@@ -147,7 +155,7 @@ mod tests {
     }
 
     fn scale(state: &mut State, to: u16) -> Vec<Answer> {
-        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None, seen: None };
+        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None, seen: None, learned: None };
         let request = RequestId::new("s1").unwrap();
         let answer = testing::run(state, Intent::Scale { request, tenant: None, target });
         testing::run(state, Intent::PlaceWaiting);
@@ -216,7 +224,7 @@ mod tests {
         let mut state = world(1, 3);
         assert_eq!(scale(&mut state, 1), []);
         for to in [0, 4] {
-            let target = Target { replicas: to, why: Why::Idle, inputs: None, seen: None };
+            let target = Target { replicas: to, why: Why::Idle, inputs: None, seen: None, learned: None };
             let request = RequestId::new("s1").unwrap();
             let refusal = testing::try_run(&mut state, Intent::Scale { request, tenant: None, target }).unwrap_err();
             assert_eq!(refusal.field.as_deref(), Some("replicas"), "{refusal}");
@@ -244,6 +252,10 @@ mod tests {
         assert_eq!(field(good, 5, false), "replicas");
         assert_eq!(field(Scaling { concurrency: 0, ..good }, 1, false), "scaling.concurrency");
         assert_eq!(field(Scaling { wait_ms: u32::MAX, ..good }, 1, false), "scaling.max_wait");
+        for within_ms in [0, MOST_MS + 1] {
+            let steps = Steps { within_ms, ..Steps::default() };
+            assert_eq!(field(Scaling { steps, ..good }, 1, false), "scaling.step_within");
+        }
         assert_eq!(field(good, 1, true), "scaling.max");
     }
 }

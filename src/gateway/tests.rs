@@ -168,7 +168,7 @@ async fn a_burst_wakes_a_sleeping_service_and_what_is_too_much_is_told_to_come_a
 
 /// The service's replicas end, and it sleeps.
 fn sleep(group: &Memory) {
-    let target = Target { replicas: 0, why: nf_core::autoscaler::Why::Idle, inputs: None, seen: None };
+    let target = Target { replicas: 0, why: nf_core::autoscaler::Why::Idle, inputs: None, seen: None, learned: None };
     group.run(Intent::Scale { request: RequestId::new("s1").unwrap(), tenant: None, target });
     let state = group.state();
     let job = state.services().next().unwrap();

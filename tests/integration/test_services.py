@@ -228,6 +228,7 @@ def test_a_number_can_be_asked_for_within_bounds(group):
     ({}, "scaling.max"),
     ({"max": 2, "concurrency": 0}, "scaling.concurrency"),
     ({"max": 2, "idle": "400d"}, "scaling.idle"),
+    ({"max": 2, "step_down": 0}, "scaling.step_down"),
     ({"max": 2, "surge": 1}, "scaling.surge"),
 ])
 def test_terms_that_no_service_can_have(group, scaling, field):

@@ -463,12 +463,31 @@ pub struct ScalingBody {
     pub idle_ms: u32,
     /// Decisions are told and not carried out.
     pub advisory: bool,
+    /// So many replicas more at most within `step_within_ms`; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_up: Option<u16>,
+    /// So many fewer at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_down: Option<u16>,
+    pub step_within_ms: u32,
 }
 
 impl From<&nf_core::scaling::Scaling> for ScalingBody {
     fn from(scaling: &nf_core::scaling::Scaling) -> Self {
-        let nf_core::scaling::Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory } = *scaling;
-        Self { min, max, concurrency, max_wait_ms: wait_ms, cold_start_ms, idle_ms, advisory }
+        let nf_core::scaling::Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory, steps } =
+            *scaling;
+        Self {
+            min,
+            max,
+            concurrency,
+            max_wait_ms: wait_ms,
+            cold_start_ms,
+            idle_ms,
+            advisory,
+            step_up: steps.up.map(Into::into),
+            step_down: steps.down.map(Into::into),
+            step_within_ms: steps.within_ms,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::answer::{Freshness, JobRow, WhyBody, whole};
 use super::node::{MAX_DEVICES, Registration};
 use super::schedule::{PRIORITY, Schedule, approver};
 use super::value;
+use nf_core::autoscaler::Steps;
 use nf_core::id::{DeviceType, Label, ModelId, NameError, NodeName, RequestId, TenantId, VersionId};
 use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
 use nf_core::model_budget::ModelBudget;
@@ -17,6 +18,7 @@ use nf_core::sharing::Sharing;
 use nf_core::view::{JobView, PlaceView, ReplicaView};
 use nf_proto::v1;
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU16;
 
 /// Most labels and device types in one message.
 const MAX_ITEMS: usize = super::json::MAX_ITEMS;
@@ -106,6 +108,11 @@ fn scaling(m: v1::Scaling) -> Result<Scaling, Refusal> {
         cold_start_ms: or(m.cold_start_ms, usual.cold_start_ms),
         idle_ms: or(m.idle_ms, usual.idle_ms),
         advisory: m.advisory,
+        steps: Steps {
+            up: NonZeroU16::new(small("scaling.step_up", m.step_up)?),
+            down: NonZeroU16::new(small("scaling.step_down", m.step_down)?),
+            within_ms: or(m.step_within_ms, usual.steps.within_ms),
+        },
     })
 }
 

@@ -3,6 +3,7 @@
 
 use super::json::{Field, Object};
 use super::value;
+use nf_core::autoscaler::Steps;
 use nf_core::codec;
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
@@ -14,6 +15,7 @@ use nf_core::resources::{Gpus, Resources};
 use nf_core::scaling::Scaling;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 /// Priorities that callers may ask for.
@@ -99,7 +101,8 @@ pub fn approver(text: &str) -> Result<Arc<str>, String> {
     Ok(text.into())
 }
 
-/// `{"min":0,"max":8,"concurrency":4,"max_wait":"2s","cold_start":"30s","idle":"10m","advisory":false}`.
+/// `{"min":0,"max":8,"concurrency":4,"max_wait":"2s","cold_start":"30s","idle":"10m","advisory":false,
+/// "step_up":4,"step_down":1,"step_within":"1m"}`.
 fn scaling(field: &Field<'_>, replicas: u16) -> Result<Scaling, Refusal> {
     let mut o = field.object()?;
     let most = i64::from(u16::MAX);
@@ -115,9 +118,12 @@ fn scaling(field: &Field<'_>, replicas: u16) -> Result<Scaling, Refusal> {
     let wait_ms = time("max_wait", usual.wait_ms)?;
     let cold_start_ms = time("cold_start", usual.cold_start_ms)?;
     let idle_ms = time("idle", usual.idle_ms)?;
+    let within_ms = time("step_within", usual.steps.within_ms)?;
     let advisory = o.boolean("advisory")?.unwrap_or(false);
+    let mut step = |key: &'static str| o.integer(key, 1, most).map(|n| NonZeroU16::new(n.unwrap_or(0) as u16));
+    let steps = Steps { up: step("step_up")?, down: step("step_down")?, within_ms };
     o.finish()?;
-    let scaling = Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory };
+    let scaling = Scaling { min, max, concurrency, wait_ms, cold_start_ms, idle_ms, advisory, steps };
     scaling.check(replicas, false)?;
     Ok(scaling)
 }

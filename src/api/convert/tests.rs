@@ -96,6 +96,10 @@ fn each_fault_is_told_with_its_path() {
         (r#","constraints":{"restart":"sometimes"}"#, Bad, "constraints.restart"),
         (r#","constraints":{"max_run_time":-1}"#, Bad, "constraints.max_run_time"),
         (r#","constraints":{"node":"../x"}"#, Bad, "constraints.node"),
+        (r#","scaling":{"max":2,"step_up":0}"#, Bad, "scaling.step_up"),
+        (r#","scaling":{"max":2,"step_down":65536}"#, Bad, "scaling.step_down"),
+        (r#","scaling":{"max":2,"step_within":"2d"}"#, Bad, "scaling.step_within"),
+        (r#","scaling":{"max":2,"step_within":0}"#, Bad, "scaling.step_within"),
         (r#","check_plan":"xyz""#, Bad, "check_plan"),
         (r#","request_id":"../x""#, Bad, "request_id"),
         (r#","approved_by":"a\u0000b""#, Bad, "approved_by"),
@@ -170,6 +174,27 @@ fn both_protocols_understand_a_request_alike() {
     }
     let refusal = super::proto::schedule(v1::ScheduleRequest { queue: 99, ..message }).unwrap_err();
     assert_eq!(refusal.field.as_deref(), Some("queue"));
+}
+
+#[test]
+fn both_protocols_understand_how_fast_a_service_may_change() {
+    let read = |scaling: &str| with(&format!(r#","scaling":{scaling}"#)).unwrap().spec.scaling.unwrap();
+    let told = |scaling| {
+        let names = ["t1", "m1", "v1"].map(String::from);
+        let [tenant_id, model_id, model_version] = names;
+        let message = v1::ScheduleRequest { tenant_id, model_id, model_version, ..Default::default() };
+        let scaling = Some(v1::Scaling { min: 1, max: 9, ..scaling });
+        super::proto::schedule(v1::ScheduleRequest { scaling, replicas: 1, ..message }).unwrap().0.spec.scaling.unwrap()
+    };
+    let usual = read(r#"{"max":9}"#);
+    assert_eq!((usual.steps, told(v1::Scaling::default())), (nf_core::autoscaler::Steps::default(), usual));
+    let stated = read(r#"{"max":9,"step_up":4,"step_down":1,"step_within":"2m"}"#);
+    let (up, down) = (stated.steps.up.map(u16::from), stated.steps.down.map(u16::from));
+    assert_eq!((up, down, stated.steps.within_ms), (Some(4), Some(1), 120_000));
+    let steps = v1::Scaling { step_up: 4, step_down: 1, step_within_ms: 120_000, ..Default::default() };
+    assert_eq!(told(steps), stated);
+    let body = serde_json::to_value(super::answer::ScalingBody::from(&stated)).unwrap();
+    assert_eq!((&body["step_up"], &body["step_within_ms"]), (&4.into(), &120_000.into()));
 }
 
 /// Any JSON, with the real field names among the keys so that readers get deep.

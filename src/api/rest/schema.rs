@@ -73,6 +73,15 @@ pub struct ScalingRequest {
     pub idle: Option<Quantity>,
     /// Decisions are told and not carried out.
     pub advisory: Option<bool>,
+    /// So many replicas more at most within `step_within`; no limit unless said.
+    #[schema(minimum = 1, maximum = 65535)]
+    pub step_up: Option<u32>,
+    /// So many fewer at most; no limit unless said.
+    #[schema(minimum = 1, maximum = 65535)]
+    pub step_down: Option<u32>,
+    /// The stretch of time that steps are for: seconds, or a span; 1m unless said.
+    #[schema(inline)]
+    pub step_within: Option<Quantity>,
 }
 
 /// Another number of replicas.

@@ -64,7 +64,7 @@ impl Service {
 
     /// Another number of replicas for a job that scales.
     pub async fn scale(&self, call: &Call, request: &RequestId, replicas: u16) -> Result<Found, Failure> {
-        let target = Target { replicas, why: Why::Asked, inputs: None, seen: None };
+        let target = Target { replicas, why: Why::Asked, inputs: None, seen: None, learned: None };
         let intent = Intent::Scale { request: request.clone(), tenant: call.tenant.clone(), target };
         let reply = self.submit(call, intent).await?;
         reply.result?;

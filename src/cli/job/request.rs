@@ -67,6 +67,15 @@ pub struct Request {
     /// With --scale, only tell what would be done
     #[arg(long, requires = "scale")]
     advisory: bool,
+    /// With --scale, so many replicas more at most within --step-within
+    #[arg(long, requires = "scale", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    step_up: Option<u16>,
+    /// With --scale, so many fewer at most
+    #[arg(long, requires = "scale", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    step_down: Option<u16>,
+    /// With --step-up or --step-down, the time in which it may be taken; 1m unless said
+    #[arg(long, requires = "scale", value_name = "TIME")]
+    step_within: Option<String>,
     /// All replicas at once, or none
     #[arg(long)]
     gang: bool,
@@ -220,6 +229,9 @@ impl Request {
         put(&mut map, "max_wait", text(&self.max_wait));
         put(&mut map, "idle", text(&self.idle));
         put(&mut map, "advisory", flag(self.advisory));
+        put(&mut map, "step_up", self.step_up.map(|n| json!(n)));
+        put(&mut map, "step_down", self.step_down.map(|n| json!(n)));
+        put(&mut map, "step_within", text(&self.step_within));
         Ok(map)
     }
 

@@ -3,6 +3,7 @@
 mod doubts;
 mod shared;
 mod spike;
+mod terms;
 
 use super::*;
 use crate::exchange::sights::BUCKETS;
@@ -158,7 +159,7 @@ fn a_decision_that_was_lost_is_made_again() {
 #[test]
 fn a_new_leader_that_has_seen_nothing_takes_nothing_away() {
     let (mut state, mut scaler) = (world(), Scaler::new(1, PACE));
-    let target = Target { replicas: 4, why: Why::Asked, inputs: None, seen: None };
+    let target = Target { replicas: 4, why: Why::Asked, inputs: None, seen: None, learned: None };
     let request = state.services().next().unwrap().request.clone();
     testing::run(&mut state, Intent::Scale { request, tenant: None, target });
     // Those that nobody has placed, or that stop to start elsewhere, count like the others.
@@ -198,7 +199,7 @@ fn two_services(priority: i16) -> State {
     let spec = JobSpec { model: ModelId::new("m2").unwrap(), priority, ..(*of).clone() };
     testing::run(&mut state, testing::schedule("s2", spec));
     for request in ["s1", "s2"] {
-        let target = Target { replicas: 4, why: Why::Asked, inputs: None, seen: None };
+        let target = Target { replicas: 4, why: Why::Asked, inputs: None, seen: None, learned: None };
         testing::run(&mut state, Intent::Scale { request: RequestId::new(request).unwrap(), tenant: None, target });
     }
     testing::run(&mut state, Intent::PlaceWaiting);
@@ -257,7 +258,7 @@ fn a_new_leader_shares_what_is_left_as_well() {
 fn who_grows_at_the_same_time_shares_what_there_is() {
     let (mut state, mut scaler) = (two_services(0), Scaler::new(1, PACE));
     for request in ["s1", "s2"] {
-        let target = Target { replicas: 1, why: Why::Asked, inputs: None, seen: None };
+        let target = Target { replicas: 1, why: Why::Asked, inputs: None, seen: None, learned: None };
         testing::run(&mut state, Intent::Scale { request: RequestId::new(request).unwrap(), tenant: None, target });
     }
     quota(&mut state, 500);

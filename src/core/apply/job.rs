@@ -82,6 +82,7 @@ pub(super) fn submit(
         history: Vec::new(),
         revision: Revision(1),
         rollout: None,
+        learned: None,
         deployed: Revision(0),
     };
     occupy(&mut job, placements);

@@ -10,6 +10,7 @@ use crate::job::{Job, JobSpec, MAX_REPLICAS, Phase, Replica, Stage};
 use crate::reason::{Reason, Refusal};
 use crate::scaling::{Target, is_wanted};
 use crate::state::State;
+use std::sync::Arc;
 
 pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Answer, Refusal> {
     let Some(job) = state.job(no).filter(|job| !job.stopped && job.desired() != target.replicas) else {
@@ -24,6 +25,9 @@ pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Ans
     let mut job = (**job).clone();
     let (before, from) = (job.state(), job.desired());
     resize(&mut job, target.replicas, state.meta().now_ms);
+    if let Some(news) = &target.learned {
+        Arc::make_mut(job.learned.get_or_insert_default()).add(news);
+    }
     let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
     let Target { replicas: to, why, inputs, .. } = target.clone();
     state.emit(EventKind::Scaled { request, tenant, model, from, to, why, inputs });
@@ -43,7 +47,7 @@ fn resize(job: &mut Job, to: u16, now_ms: u64) {
     }
     let mut order: Vec<usize> = (0..job.replicas.len()).filter(|i| is_wanted(&job.replicas[*i].phase)).collect();
     order.sort_by_key(|i| (missed(&job.replicas[*i].phase), std::cmp::Reverse(*i)));
-    let spec: std::sync::Arc<JobSpec> = job.spec.clone();
+    let spec: Arc<JobSpec> = job.spec.clone();
     for i in order.into_iter().take(usize::from(wanted.saturating_sub(to))) {
         moving::stop(&spec, &mut job.replicas[i], Reason::ScaledDown);
     }

@@ -1,47 +1,59 @@
 //! Which way of being careful to take: the cheapest that would have kept the
-//! objective; where none would have, the one that would have served most at no more
-//! than the plain reactive rule would have cost. It judges by what would have been,
-//! never by what a load is called.
+//! objective, as long as the load does not jump; where it does, the one that would have
+//! served most for what it costs. It judges by what would have been, never by what a load
+//! is called. What can be paid at all is the bill's to say.
 
-use super::plan::{Care, Outlook};
+use super::bill::{Bill, Spent};
+use super::plan::{self, Care, Hold, Outlook};
 use super::recur::WAYS;
-
 use super::shadow::{Feed, Reference, Shadow};
 use super::staffing::Staffing;
 use serde::{Deserialize, Serialize};
 
 /// Requests that should begin in time, parts of a million.
 const OBJECTIVE_PPM: u64 = 997_000;
+/// A load of which the usual way serves less than this jumps.
+const JUMPS_PPM: u64 = 990_000;
 
-/// Of the reference's cost, thousandths, with what was saved so far on top: that settles at 95 %. Less than all,
-/// since the model of what would have been is only a model.
-const COST_M: u64 = 900;
-const MOST_M: u64 = 1_050;
-
-const THRIFT_M: u64 = 850;
+/// What a way may cost, in percent of what the reactive rule would have: a little more than is there to be spent,
+/// since it is given up while that is owed; and what it may cost meanwhile.
+const MOST_PERCENT: u64 = 115;
+const REST_PERCENT: u64 = 90;
+/// All that the rule would have paid is worth so much: one request in a hundred, a tenth of it.
+const WORTH_PPM: u64 = 100_000;
+/// Less than this makes no difference, and less than this is not worth a change.
+const ALIKE_PPM: i128 = 2_000;
+const CLEAR_PPM: i128 = 10_000;
 
 /// Before so much was seen, nothing is chosen.
 const WARM_UP_MS: u64 = 300_000;
-
-/// An advantage smaller than this is chance, parts of a million.
-const CLEAR_PPM: u64 = 10_000;
+/// Nobody waits longer than this for a forecast to come true.
+const FROZEN_MS: u64 = 1_800_000;
 
 /// Which forecast is given a chance: from the last beginning, as narrow as it gets. The one after all of these is
 /// yesterday's.
 const FIRST_TRY: usize = 0;
 
 const HEADROOM_M: u64 = 10;
+const HOLDS_MS: [u64; 7] = [60_000, 15_000, 300_000, 600_000, 1_200_000, 2_400_000, 4_800_000];
+/// Whoever believes in a forecast needs to hold less.
+const SEASON_HOLDS: usize = 4;
+const CLEARS_MS: [u64; 2] = [20_000, 0];
+
+/// The first of all ways.
+const USUAL: usize = 0;
 /// The way that nobody needs leave for: up for what is there, down as soon as it is gone.
 const LEAN: usize = CLEARS_MS.len();
-
-const HOLDS_MS: [u64; 7] = [60_000, 15_000, 300_000, 600_000, 1_200_000, 2_400_000, 4_800_000];
-const CLEARS_MS: [u64; 2] = [20_000, 0];
+/// The way of whoever was surprised: what was needed is held for longest.
+const PATIENT: usize = (HOLDS_MS.len() - 1) * CLEARS_MS.len();
+const PATIENT_MS: u64 = HOLDS_MS[HOLDS_MS.len() - 1];
 
 /// All ways, the usual one first.
 pub fn cares() -> Vec<Care> {
     let mut out = Vec::new();
     for season in std::iter::once(None).chain((0..=WAYS).map(Some)) {
-        for hold_ms in HOLDS_MS {
+        let holds = if season.is_none() { &HOLDS_MS[..] } else { &HOLDS_MS[..SEASON_HOLDS] };
+        for &hold_ms in holds {
             for clear_ms in CLEARS_MS {
                 out.push(Care { headroom_m: HEADROOM_M, hold_ms, clear_ms, season });
             }
@@ -49,12 +61,6 @@ pub fn cares() -> Vec<Care> {
     }
     out
 }
-
-/// Nobody waits longer than this for a forecast to come true.
-const FROZEN_MS: u64 = 1_800_000;
-
-/// What the reference would have paid in so long may be overdrawn, and a hundredth of all it would have paid.
-const CREDIT_MS: u64 = 600_000;
 
 /// What kind of moment it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,21 +74,39 @@ pub struct Moment {
 /// All ways side by side, and the one that is taken.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Choice {
-    pub shadows: Vec<Shadow>,
-    pub reference: Reference,
+    shadows: Vec<Shadow>,
+    reference: Reference,
+    pub bill: Bill,
     chosen: usize,
     seen_ms: u64,
     frozen_ms: u64,
-    /// What was really paid, and what the reference would have, from the beginning; replicas times milliseconds.
-    paid: u64,
-    would_have_paid: u64,
+    /// A burst was going on at the last look.
+    burst: bool,
+    /// What the load needed within the last cold start, and the most of it.
+    needs: Hold,
+    lately: u32,
+    /// Replicas that can be kept though nobody needs them.
+    keeps: u32,
+    /// When the load fell off a cliff last.
+    fell_ms: Option<u64>,
 }
 
 impl Choice {
-    pub fn new(ready: u32) -> Self {
-        let shadows = cares().into_iter().map(|care| Shadow::new(care, ready)).collect();
-        let reference = Reference::new(ready);
-        Self { shadows, reference, chosen: 0, seen_ms: 0, frozen_ms: 0, paid: 0, would_have_paid: 0 }
+    /// For a service that has so many replicas, and is known to have needed `busiest` of them at some time.
+    pub fn new(ready: u32, busiest: u32) -> Self {
+        Self {
+            shadows: cares().into_iter().map(|care| Shadow::new(care, ready)).collect(),
+            reference: Reference::new(ready),
+            bill: Bill::new(busiest),
+            chosen: USUAL,
+            seen_ms: 0,
+            frozen_ms: 0,
+            burst: false,
+            needs: Hold::default(),
+            lately: 0,
+            keeps: u32::MAX,
+            fell_ms: None,
+        }
     }
 
     pub fn chosen(&self) -> &Shadow {
@@ -91,6 +115,12 @@ impl Choice {
 
     pub fn index(&self) -> u16 {
         u16::try_from(self.chosen).unwrap_or(u16::MAX)
+    }
+
+    /// What the chosen way holds, as far as that can be paid. What is needed is not in question.
+    pub fn held(&self) -> u32 {
+        let chosen = self.chosen();
+        chosen.held.min(self.keeps.max(self.lately)).max(chosen.need)
     }
 
     /// Plays `feed` in all ways, with `replicas` really there, then chooses.
@@ -104,67 +134,113 @@ impl Choice {
         moment: Moment,
     ) {
         self.seen_ms += feed.dt_ms;
-        self.would_have_paid += u64::from(self.reference.stage.fleet.total()) * feed.dt_ms;
-        self.paid += u64::from(replicas) * feed.dt_ms;
+        let spent = Spent {
+            now_ms: feed.now_ms,
+            dt_ms: feed.dt_ms,
+            replicas,
+            reference: self.reference.stage.fleet.total(),
+            work: feed.arrivals_m.saturating_mul(feed.service_ms) / 1000,
+        };
+        self.bill.pay(feed.service, &spent);
+        let most = self.bill.busiest().max(self.lately);
         for shadow in &mut self.shadows {
-            shadow.step(feed, staffing, outlook, floor);
+            shadow.step(feed, staffing, outlook, floor, most);
         }
         self.reference.step(feed, outlook);
-        // What is done for a forecast costs before it pays, so nobody is judged between the two.
-        let expects = self.chosen().care.season.and_then(|way| outlook.season_m.get(way)).is_some_and(|m| *m > 0);
-        self.frozen_ms = if moment.burst || expects { self.frozen_ms + feed.dt_ms } else { 0 };
-        let frozen = self.frozen_ms > 0 && self.frozen_ms % FROZEN_MS >= feed.dt_ms && !self.overdrawn();
-        if self.seen_ms >= WARM_UP_MS && !frozen {
-            self.choose();
+        let need = plan::need(feed.service, staffing, &Care { season: None, ..self.chosen().care }, outlook).0;
+        self.look(feed.now_ms, outlook.lead_ms, need);
+        if self.seen_ms >= WARM_UP_MS && !self.is_between(feed.dt_ms, outlook, need, moment) {
+            self.choose(feed.now_ms);
             if moment.untried {
                 self.give_a_chance();
             }
         }
     }
 
-    /// More was paid than the reference would have: there is nothing to try anything with.
-    fn overdrawn(&self) -> bool {
-        let credit = self.would_have_paid / 100 + self.would_have_paid / (self.seen_ms / CREDIT_MS).max(1);
-        self.paid > self.would_have_paid + credit
+    /// What the load needs beside what it needed a moment ago.
+    fn look(&mut self, now_ms: u64, lead_ms: u64, need: u32) {
+        self.lately = self.needs.push(now_ms, need, lead_ms);
+        self.keeps = self.bill.keeps(self.lately <= self.bill.busiest() / 2);
+        if need <= self.lately / 2 && self.lately - need >= 2 {
+            self.fell_ms = Some(now_ms);
+        }
+    }
+
+    /// What is done for a forecast, or kept for what may come, costs before it pays: nobody is judged between the two
+    /// but for want of money. The end of a burst is the moment to judge.
+    fn is_between(&mut self, dt_ms: u64, outlook: &Outlook, need: u32, moment: Moment) -> bool {
+        let ended = std::mem::replace(&mut self.burst, moment.burst) && !moment.burst;
+        let expects = self.chosen().care.season.and_then(|way| outlook.season_m.get(way)).is_some_and(|m| *m > 0);
+        let held = self.chosen().held.min(self.keeps);
+        let holds = held / 2 >= need && held > need.saturating_add(1);
+        let waits = !ended && (moment.burst || expects || holds);
+        self.frozen_ms = if waits { self.frozen_ms + dt_ms } else { 0 };
+        waits && self.frozen_ms % FROZEN_MS >= dt_ms && !self.bill.rests()
     }
 
     /// The same care with a narrow belief in a rhythm.
     fn give_a_chance(&mut self) {
         let care = Care { season: Some(FIRST_TRY), ..self.chosen().care };
-        if self.chosen().care.season.is_none() && !self.overdrawn() {
+        if self.chosen().care.season.is_none() && !self.bill.rests() {
             self.chosen = self.shadows.iter().position(|s| s.care == care).unwrap_or(self.chosen);
         }
     }
 
-    fn choose(&mut self) {
-        let score = |i: usize| self.shadows[i].stage.score;
-        let all = 0..self.shadows.len();
-        let good = |i: &usize| score(*i).attained_ppm() >= OBJECTIVE_PPM;
-        let cheapest = all.clone().filter(good).min_by_key(|i| (score(*i).cost, *i));
-        if let Some(best) = cheapest {
+    fn choose(&mut self, now_ms: u64) {
+        if self.shadows[USUAL].stage.score.attained_ppm() < JUMPS_PPM {
+            return self.choose_worthiest();
+        }
+        // What fell off a cliff may come back as fast: it is kept as long as that can be paid.
+        if self.fell_ms.is_some_and(|at| now_ms < at + PATIENT_MS) && !self.bill.rests() {
+            self.chosen = PATIENT;
+            return;
+        }
+        let good = |i: &usize| self.shadows[*i].stage.score.attained_ppm() >= OBJECTIVE_PPM;
+        let cost = |i: usize| self.shadows[i].stage.score.cost;
+        // Who leaves a backlog to itself was not put to the test by a load that does not jump.
+        let helps = |i: &usize| self.shadows[*i].care.clear_ms > 0;
+        match (0..self.shadows.len()).filter(helps).filter(good).min_by_key(|i| (cost(*i), *i)) {
+            None => self.choose_worthiest(),
             // Half a percent is not worth a change.
-            let kept = good(&self.chosen) && score(self.chosen).cost <= score(best).cost / 200 * 201;
-            if !kept {
-                self.chosen = best;
-            }
-            return;
+            Some(best) if good(&self.chosen) && cost(self.chosen) <= cost(best) / 200 * 201 => {}
+            Some(best) => self.chosen = best,
         }
-        // What was saved so far may be spent, and what was overspent is to be made good.
-        let saved = i128::from(self.would_have_paid) - i128::from(self.paid);
-        let saved_m = saved * 1000 / i128::from(self.would_have_paid.max(1));
-        let share =
-            u64::try_from((i128::from(COST_M) + saved_m).clamp(THRIFT_M.into(), MOST_M.into())).unwrap_or(COST_M);
-        if self.overdrawn() {
-            self.chosen = LEAN;
-            return;
-        }
-        let bound = (self.reference.stage.score.cost / 1000 * share).max(score(LEAN).cost);
+    }
+
+    /// The way that serves most for its cost, of those that can be paid. Of ways that were alike so far the one that
+    /// holds longest: the next lull may be longer than all that were seen.
+    fn choose_worthiest(&mut self) {
+        let score = |i: usize| self.shadows[i].stage.score;
+        let reference = self.reference.stage.score.cost;
+        let percent = if self.bill.rests() { REST_PERCENT } else { MOST_PERCENT };
+        let bound = (reference / 100).saturating_mul(percent).max(score(LEAN).cost);
         let affordable = |i: &usize| score(*i).cost <= bound;
-        let served = |i: &usize| (score(*i).attained_ppm() / (CLEAR_PPM / 2), std::cmp::Reverse((score(*i).cost, *i)));
-        let best = all.clone().filter(affordable).max_by_key(served).unwrap_or(LEAN);
-        let better = score(best).attained_ppm() > score(self.chosen).attained_ppm() + CLEAR_PPM;
-        if better || !affordable(&self.chosen) {
+        let worth = |i: usize| {
+            let paid = u128::from(score(i).cost) * u128::from(WORTH_PPM) / u128::from(reference.max(1));
+            i128::from(score(i).attained_ppm()) - i128::try_from(paid).unwrap_or(i128::MAX)
+        };
+        let all = || (0..self.shadows.len()).filter(affordable);
+        let most = all().map(worth).max().unwrap_or_else(|| worth(LEAN));
+        let care = |i: &usize| self.shadows[*i].care;
+        let alike = all().filter(|i| worth(*i) + ALIKE_PPM >= most);
+        let best = alike.max_by_key(|i| (care(i).hold_ms, care(i).clear_ms, std::cmp::Reverse(*i))).unwrap_or(LEAN);
+        if most > worth(self.chosen) + CLEAR_PPM || !affordable(&self.chosen) {
             self.chosen = best;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_are_where_their_names_say() {
+        let cares = cares();
+        let of = |i: usize| (cares[i].hold_ms, cares[i].clear_ms, cares[i].season);
+        assert_eq!(of(USUAL), (60_000, 20_000, None));
+        assert_eq!(of(LEAN), (15_000, 20_000, None));
+        assert_eq!(of(PATIENT), (4_800_000, 20_000, None));
+        assert_eq!(cares.len(), 14 + (WAYS + 1) * 8);
     }
 }

@@ -10,7 +10,7 @@ pub const ROLL_UP_MS: u64 = 300_000;
 const DAY_MS: u64 = 86_400_000;
 
 /// Roll-ups of a day, and a few more to look ahead of yesterday.
-const REMEMBERED: usize = (DAY_MS / ROLL_UP_MS) as usize + 4;
+pub(super) const REMEMBERED: usize = (DAY_MS / ROLL_UP_MS) as usize + 4;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Day {
@@ -28,6 +28,17 @@ impl Day {
         while self.past.len() > REMEMBERED {
             self.past.pop_front();
         }
+    }
+
+    /// Roll-ups that are over, oldest first: their number, and thousandths of a request per second.
+    pub(super) fn full(&self) -> impl Iterator<Item = (u64, u64)> {
+        let over = self.past.len().saturating_sub(1);
+        self.past.iter().take(over).map(|(slot, sum)| (*slot, sum / (ROLL_UP_MS / 1000)))
+    }
+
+    /// What others have seen, oldest first, before anything else comes.
+    pub(super) fn recall(&mut self, seen: impl Iterator<Item = (u64, u64)>) {
+        self.past = seen.map(|(slot, rate_m)| (slot, rate_m.saturating_mul(ROLL_UP_MS / 1000))).collect();
     }
 
     /// Thousandths of a request per second a day before `at_ms`; None when nothing is known of then.

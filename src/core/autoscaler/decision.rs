@@ -35,6 +35,9 @@ pub struct Inputs {
     pub care: u16,
     /// What the signals lacked.
     pub gap: Option<Gap>,
+    /// Step limits allowed a part of the way at most.
+    #[serde(default)]
+    pub paced: bool,
 }
 
 /// How many replicas there shall be.
@@ -48,11 +51,10 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// The reason for people: its token, and what the signals lacked.
+    /// The reason for people: its token, what the signals lacked, and whether step limits held it back.
     pub fn because(&self) -> String {
-        match self.inputs.gap {
-            Some(gap) => format!("{}: {gap}", self.why),
-            None => self.why.to_string(),
-        }
+        let Inputs { gap, paced, wanted, .. } = self.inputs;
+        let gap = gap.map(|gap| format!("{}: {gap}", self.why)).unwrap_or_else(|| self.why.to_string());
+        if paced { format!("{gap} (step limits: {wanted} are wanted)") } else { gap }
     }
 }

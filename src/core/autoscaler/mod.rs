@@ -5,6 +5,7 @@
 //! sure of what it sees. It does not know where signals come from, nor what carries
 //! its decisions out.
 
+pub mod bill;
 pub mod choice;
 pub mod day;
 pub mod decision;
@@ -12,6 +13,7 @@ pub mod fleet;
 pub mod joint;
 pub mod journal;
 pub mod learn;
+pub mod learned;
 mod past;
 pub mod plan;
 pub mod promise;
@@ -24,14 +26,17 @@ pub mod shadow;
 pub mod signal;
 pub mod source;
 pub mod staffing;
+pub mod steps;
 pub mod strain;
 pub mod trend;
 pub mod why;
 
 pub use decision::{Decision, Inputs};
+pub use learned::Learned;
 pub use service::{Service, Unusable};
 pub use settle::{Limits, Wish};
 pub use signal::{Gap, Reading, Signals};
+pub use steps::Steps;
 pub use why::Why;
 
 use choice::{Choice, Moment};
@@ -45,6 +50,7 @@ use serde::{Deserialize, Serialize};
 use shadow::Feed;
 use signal::{Intake, Sight};
 use staffing::Staffing;
+use steps::Strides;
 use trend::Trend;
 
 /// Of a million requests, so many may wait too long by chance alone.
@@ -68,6 +74,8 @@ pub struct Autoscaler {
     day: Day,
     choice: Option<Choice>,
     leaving: Leaving,
+    #[serde(default)]
+    strides: Strides,
     desired: Option<u32>,
     began_ms: Option<u64>,
     busy_ms: u64,
@@ -99,6 +107,7 @@ impl Autoscaler {
             day: Day::default(),
             choice: None,
             leaving: Leaving::default(),
+            strides: Strides::default(),
             desired: None,
             began_ms: None,
             busy_ms: 0,
@@ -115,6 +124,11 @@ impl Autoscaler {
 
     pub fn service(&self) -> &Service {
         &self.service
+    }
+
+    /// How long a start takes, as far as that has been seen.
+    pub fn cold_start_ms(&self) -> u64 {
+        self.cold.ms()
     }
 
     /// So many are wanted now, whoever said so: an earlier decision may have been lost, or
@@ -141,12 +155,14 @@ impl Autoscaler {
         let outlook = self.outlook();
         self.choose(now, &sight, &outlook);
         let Some(choice) = &self.choice else { return self.hold_on(Why::MissingSignal, signals) };
-        let (care, need, held) = (choice.chosen().care, choice.chosen().need, choice.chosen().held);
+        let (care, need, held) = (choice.chosen().care, choice.chosen().need, choice.held());
         let driver = plan::need(&self.service, &self.staffing, &care, &outlook).1;
         // Where nobody waits for long, there is no backlog to work off.
         let waiting = sight.queue_m.filter(|_| !self.leaving.told());
         let backlog =
             waiting.map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
+        // Help for a backlog is paid from what was saved; what is on its way already is not called back.
+        let backlog = backlog.min(choice.bill.reaches().max(self.fleet.total()));
         let care = choice.index();
         let slow = self.slowness(now, &sight, outlook.service_ms);
         let slow =
@@ -237,7 +253,10 @@ impl Autoscaler {
         let floor = self.floor(now, sight);
         let replicas = self.fleet.total();
         let first = replicas.max(1).clamp(self.service.min, self.service.max);
-        let choice = self.choice.get_or_insert_with(|| Choice::new(first));
+        let settling = self.settles(now);
+        let known_m = self.day.full().map(|(_, rate_m)| rate_m).max().unwrap_or(0);
+        let busiest = plan::carried_by(&self.service, known_m, outlook.service_ms);
+        let choice = self.choice.get_or_insert_with(|| Choice::new(first, busiest));
         let feed = Feed {
             service: &self.service,
             now_ms: now,
@@ -245,9 +264,15 @@ impl Autoscaler {
             arrivals_m: self.arrivals_m,
             service_ms: outlook.service_ms,
             impatient: self.leaving.told(),
+            settling,
         };
         let moment = Moment { burst: !self.recur.quiet(), untried: self.recur.untried() };
         choice.step(&feed, &self.staffing, outlook, floor, replicas, moment);
+    }
+
+    /// It has not looked for long enough to take anything away.
+    fn settles(&self, now: u64) -> bool {
+        self.began_ms.is_some_and(|began| now < began.saturating_add(self.service.settle_ms))
     }
 
     /// One replica where anybody is there, or was a short while ago.

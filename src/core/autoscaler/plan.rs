@@ -54,6 +54,12 @@ pub fn replicas_for(service: &Service, staffing: &Staffing, rate_m: u64, service
     u32::try_from(slots.div_ceil(u64::from(service.slots) * 1000)).unwrap_or(MOST_REPLICAS).min(MOST_REPLICAS)
 }
 
+/// The fewest replicas that carry a rate, with nothing to spare.
+pub fn carried_by(service: &Service, rate_m: u64, service_ms: u64) -> u32 {
+    let replicas = load_m(rate_m, service_ms).div_ceil(u64::from(service.slots) * 1000);
+    u32::try_from(replicas).unwrap_or(MOST_REPLICAS).min(service.max)
+}
+
 /// What the load itself wants, backlog aside.
 pub fn need(service: &Service, staffing: &Staffing, care: &Care, outlook: &Outlook) -> (u32, Driver) {
     // Nothing at all is certain enough.

@@ -19,9 +19,10 @@ const USUAL_DOWN_MS: u64 = 120_000;
 /// Nothing is usual before so much was seen.
 const FIRST_MS: u64 = 60_000;
 
-/// Ways to foresee: from the last beginning or from the last end; and for each, as wide as the middle half of
-/// what was seen, as all of it, or as all of it and some more.
-pub const WAYS: usize = 6;
+/// Ways to foresee. From the last beginning, and from the last end: as wide as the middle half of what was seen, or as
+/// all of it. And from the last end on until it comes: a little before the shortest lull that was seen, after half
+/// of them, after three quarters. The longer a burst is overdue, the fewer lulls are left that it costs to be ready in.
+pub const WAYS: usize = 7;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
@@ -123,7 +124,7 @@ impl Recurrence {
 
     /// The height of a burst that may begin within `lead_ms`, thousandths of a request per second; 0 for none.
     pub fn ahead(&self, now_ms: u64, lead_ms: u64, way: usize) -> u64 {
-        let (from, seen) = if way < WAYS / 2 { (self.began, &self.intervals) } else { (self.ended, &self.gaps) };
+        let (from, seen) = if way < 2 { (self.began, &self.intervals) } else { (self.ended, &self.gaps) };
         let (Some(from), Phase::Quiet) = (from, self.phase) else { return 0 };
         let mut sorted: Vec<u64> = seen.iter().copied().collect();
         sorted.sort_unstable();
@@ -133,10 +134,13 @@ impl Recurrence {
             1 => first / 20,
             _ => (last - first) / 4,
         };
-        let (low, high) = match way % (WAYS / 2) {
-            0 => (sorted[n / 4], sorted[n - 1 - n / 4]),
-            1 => (*first, *last),
-            _ => (first.saturating_sub(play), last + play),
+        let never = u64::MAX / 4;
+        let (low, high) = match way {
+            0 | 2 => (sorted[n / 4], sorted[n - 1 - n / 4]),
+            1 | 3 => (*first, *last),
+            4 => (first.saturating_sub(play), never),
+            5 => (sorted[n / 2], never),
+            _ => (sorted[n - 1 - n / 4], never),
         };
         let due = from + low <= now_ms + lead_ms && now_ms <= from + high + lead_ms / 2;
         if due { self.heights.iter().rev().take(3).max().copied().unwrap_or(0) } else { 0 }

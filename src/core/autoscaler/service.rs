@@ -2,6 +2,7 @@
 //! requests a replica serves at once, how long one takes, how long a replica takes
 //! to start, and between which numbers it may move. It does not know any signal.
 
+use super::steps::Steps;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -35,6 +36,9 @@ pub struct Service {
     pub idle_ms: u64,
     /// After a change of leader nothing goes down for so long.
     pub settle_ms: u64,
+    /// How fast the number of replicas may change.
+    #[serde(default)]
+    pub steps: Steps,
 }
 
 impl Default for Service {
@@ -52,6 +56,7 @@ impl Default for Service {
             gpus: 1,
             idle_ms: 600_000,
             settle_ms: 60_000,
+            steps: Steps::default(),
         }
     }
 }

@@ -70,10 +70,10 @@ impl Wish {
 
 impl Autoscaler {
     /// What a look wants, where nothing goes down on a doubt or too early.
-    pub(super) fn wishes(&self, now: u64, doubt: Option<Why>, unbound: u32, why: Why, inputs: Inputs) -> Wish {
-        let Service { min, max, settle_ms, .. } = self.service;
+    pub(super) fn wishes(&mut self, now: u64, doubt: Option<Why>, unbound: u32, why: Why, mut inputs: Inputs) -> Wish {
+        let Service { min, max, steps, .. } = self.service;
         let before = self.desired.unwrap_or_else(|| self.fleet.total().clamp(min, max));
-        let settling = self.began_ms.is_some_and(|began| now < began.saturating_add(settle_ms));
+        let settling = self.settles(now);
         let bound = unbound.clamp(min, max);
         let (wanted, why) = if bound > before {
             let why = match why {
@@ -93,6 +93,11 @@ impl Autoscaler {
         } else {
             (before, doubt.unwrap_or(Why::Stabilizing))
         };
+        // Its own bounds don't wait for a step.
+        let allowed = self.strides.allow(steps, now, before, wanted).clamp(min, max);
+        inputs.paced = allowed != wanted;
+        let why = if inputs.paced && allowed == before { Why::Stabilizing } else { why };
+        let wanted = allowed;
         let kind = if doubt.is_some() || settling { Kind::Doubtful } else { Kind::Sure };
         Wish { at_ms: now, before, wanted, unbound, why, inputs, kind }
     }

@@ -56,6 +56,8 @@ pub struct Feed<'a> {
     pub service_ms: u64,
     /// Who waits too long leaves.
     pub impatient: bool,
+    /// So little was seen that nothing goes down yet.
+    pub settling: bool,
 }
 
 impl Stage {
@@ -88,6 +90,7 @@ impl Stage {
     }
 
     fn aim(&mut self, feed: &Feed, target: u32, cold_start_ms: u64) {
+        let target = if feed.settling { target.max(self.fleet.total()) } else { target };
         self.fleet.resize(target.clamp(feed.service.min, feed.service.max), feed.now_ms + cold_start_ms);
     }
 }
@@ -110,19 +113,23 @@ impl Shadow {
     }
 
     /// Plays what came, then decides as the autoscaler would with this care. `floor` is needed now and not held:
-    /// it has a time of its own.
-    pub fn step(&mut self, feed: &Feed, staffing: &Staffing, outlook: &Outlook, floor: u32) {
+    /// it has a time of its own. Of what is held no more than `most` counts.
+    pub fn step(&mut self, feed: &Feed, staffing: &Staffing, outlook: &Outlook, floor: u32, most: u32) {
         self.stage.play(feed);
         let load = plan::need(feed.service, staffing, &self.care, outlook).0;
         self.need = load.max(floor);
         self.held = self.hold.push(feed.now_ms, load, self.care.hold_ms).max(floor);
+        // Nobody has been there for as long as the service's owner wants to wait: it may sleep.
+        if floor == 0 && feed.service.min == 0 {
+            self.held = self.need;
+        }
         let Stage { fleet, queue_m, .. } = &self.stage;
         let backlog = if feed.impatient {
             0
         } else {
             plan::backlog_need(feed.service, &self.care, outlook, fleet, *queue_m, feed.now_ms)
         };
-        let target = self.held.max(backlog);
+        let target = self.held.min(most).max(self.need).max(backlog);
         self.stage.aim(feed, target, outlook.lead_ms.saturating_sub(feed.service.tick_ms));
     }
 }

@@ -38,10 +38,27 @@ fn a_burst_is_met_at_once_and_idle_replicas_go_after_a_while() {
     let decision = scaler.step(&signals(600, 6, 1_500, 96, 1_900));
     assert!(decision.desired >= 48 && [Why::Panic, Why::QuotaLimit].contains(&decision.why), "{decision:?}");
     let mut last = decision;
-    for k in 121..200 {
+    // What fell off a cliff may come back as fast: what the busiest minute needed is kept, as long as it can be paid.
+    let mut kept = 0;
+    for k in 121..1_600 {
         last = scaler.step(&signals(k * 5, u64::from(last.desired), 0, 76, 190));
+        kept += u64::from(last.desired - 6) * 5;
     }
     assert_eq!(last.desired, 6);
+    assert!((1_800..=12_000).contains(&kept), "{kept} replica-seconds");
+}
+
+#[test]
+fn where_nobody_asks_any_more_it_sleeps_when_its_owner_said_so_though_it_was_surprised() {
+    let mut scaler = settled();
+    scaler.step(&signals(600, 6, 1_500, 96, 1_900));
+    let mut asleep_s = None;
+    for k in 121..400 {
+        let last = scaler.step(&signals(k * 5, 6, 0, 0, 0));
+        asleep_s = asleep_s.or((last.desired == 0).then_some(k * 5));
+    }
+    // The last request came at 600, and idle is ten minutes.
+    assert!(asleep_s.is_some_and(|at| (1_200..=1_210).contains(&at)), "{asleep_s:?}");
 }
 
 #[test]

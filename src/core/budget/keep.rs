@@ -84,7 +84,7 @@ pub fn pass(state: &State) -> Vec<Command> {
     let scale = keep.into_iter().filter_map(|(no, keep)| {
         let job = state.job(no)?;
         let replicas = job.spec.scaling?.min.saturating_add(u16::try_from(keep).ok()?);
-        let target = Target { replicas, why: Why::BudgetLimit, inputs: None, seen: None };
+        let target = Target { replicas, why: Why::BudgetLimit, inputs: None, seen: None, learned: None };
         (replicas < job.desired()).then_some(Command::Scale { job: no, target })
     });
     std::iter::once(Command::CountUsage { tenants }).chain(scale).collect()

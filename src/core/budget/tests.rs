@@ -132,7 +132,8 @@ fn service(name: &str, min: u16, max: u16) -> JobSpec {
 }
 
 fn scale(state: &mut State, request: &str, to: u16) {
-    let target = Target { replicas: to, why: crate::autoscaler::Why::QueueDepth, inputs: None, seen: None };
+    let target =
+        Target { replicas: to, why: crate::autoscaler::Why::QueueDepth, inputs: None, seen: None, learned: None };
     testing::run(state, Intent::Scale { request: RequestId::new(request).unwrap(), tenant: None, target });
     testing::run(state, Intent::PlaceWaiting);
     assert_eq!(invariants::check(state), []);

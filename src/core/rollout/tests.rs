@@ -245,7 +245,7 @@ fn replicas_that_come_or_are_lost_in_the_middle_end_up_on_the_new_version() {
     start(&mut state, "v2", strategy()).unwrap();
     look(&mut state);
     agents(&mut state, |_| true);
-    let target = Target { replicas: 5, why: crate::autoscaler::Why::Asked, inputs: None, seen: None };
+    let target = Target { replicas: 5, why: crate::autoscaler::Why::Asked, inputs: None, seen: None, learned: None };
     testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target });
     assert!(versions(&state).iter().filter(|version| *version == "v1").count() >= 4, "new ones are proven ones");
     let lost = job(&state).replicas[0].allocation().unwrap().node;
@@ -258,7 +258,8 @@ fn replicas_that_come_or_are_lost_in_the_middle_end_up_on_the_new_version() {
 #[test]
 fn one_that_sleeps_changes_its_version_and_wakes_with_the_new_one() {
     let mut state = world(1, 4, 1);
-    let target = |replicas| Target { replicas, why: crate::autoscaler::Why::Idle, inputs: None, seen: None };
+    let target =
+        |replicas| Target { replicas, why: crate::autoscaler::Why::Idle, inputs: None, seen: None, learned: None };
     testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target: target(0) });
     agents(&mut state, |_| true);
     start(&mut state, "v2", strategy()).unwrap();

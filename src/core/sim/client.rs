@@ -226,7 +226,8 @@ pub fn greedy(member: usize, term: u64, rng: &mut Rng) -> Intent {
 
 /// Another number for a service, or a request that wakes it.
 fn resize(request: RequestId, rng: &mut Rng) -> Intent {
-    let target = Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None, seen: None };
+    let target =
+        Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None, seen: None, learned: None };
     match rng.chance(300) {
         true => Intent::Wake { request },
         false => Intent::Scale { request, tenant: None, target },

@@ -121,6 +121,38 @@ fn what_nobody_can_foresee_is_at_least_not_paid_for() {
     }
 }
 
+/// The service of `nf sim autoscale` when nothing else is said.
+fn usual(shape: Shape, seed: u64) -> (Terms, Load) {
+    let service = Service { min: 1, ..Service::default() };
+    (Terms { service, start: None, impatient: false }, load::make(shape, seed, 80_000, service.service_ms))
+}
+
+#[test]
+fn whoever_keeps_the_busiest_minutes_replicas_all_the_time_does_not_pay_less() {
+    for shape in [Shape::OnOff, Shape::RandomOnOff] {
+        for seed in 1..=3 {
+            let (terms, load) = usual(shape, seed);
+            let (nf, peak) = (terms.play(&load, Rule::Nf).unwrap(), terms.play(&load, Rule::Peak).unwrap());
+            println!("{} {seed}: {} at {} of {}", shape.name(), nf.attainment_m(), nf.replica_ms, peak.replica_ms);
+            assert!(nf.replica_ms < peak.replica_ms, "{} {seed}", shape.name());
+            assert!(nf.attainment_m() >= 98_500, "{} {seed}: {}", shape.name(), nf.attainment_m());
+        }
+    }
+}
+
+#[test]
+fn bursts_at_random_are_met_by_who_is_ready_when_they_are_overdue() {
+    let mut gained = 0;
+    for seed in 1..=4 {
+        let (terms, load) = usual(Shape::RandomBursts, seed);
+        let (nf, kpa) = (terms.play(&load, Rule::Nf).unwrap(), terms.play(&load, Rule::Kpa(700)).unwrap());
+        println!("{seed}: {} of {} at {} of {}", nf.attainment_m(), kpa.attainment_m(), nf.replica_ms, kpa.replica_ms);
+        assert!(nf.replica_ms <= kpa.replica_ms, "{seed}");
+        gained += nf.attainment_m() as i64 - kpa.attainment_m() as i64;
+    }
+    assert!(gained / 4 >= 10_000, "{gained}");
+}
+
 #[test]
 fn no_rule_is_better_in_both_not_even_in_hindsight() {
     for shape in [Shape::Ramp, Shape::Bursts, Shape::OnOff, Shape::Conversation] {

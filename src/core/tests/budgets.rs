@@ -253,7 +253,7 @@ impl World {
     }
 
     fn scale(&mut self, request: RequestId, to: u16) {
-        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None, seen: None };
+        let target = Target { replicas: to, why: Why::QueueDepth, inputs: None, seen: None, learned: None };
         self.submit(Intent::Scale { request, tenant: None, target });
     }
 

@@ -409,7 +409,7 @@ fn that_it_is_so_already_waits_for_a_commit() {
     spec.scaling = Some(Scaling { min: 1, max: 4, ..Scaling::default() });
     run(&mut state, schedule("s1", spec));
     let mut proposer = Proposer::new(&state);
-    let target = Target { replicas: 1, why: autoscaler::Why::ResizeUp, inputs: None, seen: None };
+    let target = Target { replicas: 1, why: autoscaler::Why::ResizeUp, inputs: None, seen: None, learned: None };
     assert!(proposer.offer(1, Intent::Scale { request: RequestId::new("s1").unwrap(), tenant: None, target }));
     let (entry, replies) = proposer.next_entry(0);
     let batch = entry.expect("a leader that was deposed must not say that it is so");

@@ -79,7 +79,7 @@ fn service(state: &mut State) {
 }
 
 fn scale(state: &mut State, to: u16) {
-    let target = Target { replicas: to, why: crate::autoscaler::Why::Asked, inputs: None, seen: None };
+    let target = Target { replicas: to, why: crate::autoscaler::Why::Asked, inputs: None, seen: None, learned: None };
     run(state, Intent::Scale { request: RequestId::new("s").unwrap(), tenant: None, target });
 }
 

@@ -103,7 +103,7 @@ fn a_step_down_that_was_lost_forgets_nothing() {
     assert!(said > 300, "and goes on to say it: {said}");
     // Somebody who asks for more than stood before is heard.
     let mut state = state;
-    let target = Target { replicas: 2, why: Why::Asked, inputs: None, seen: None };
+    let target = Target { replicas: 2, why: Why::Asked, inputs: None, seen: None, learned: None };
     let request = RequestId::new("s1").unwrap();
     testing::run(&mut state, Intent::Scale { request: request.clone(), tenant: None, target: target.clone() });
     let look = |scaler: &mut Scaler, state: &State, i: u64| {

@@ -67,7 +67,7 @@ fn the_owner_goes_first_in_what_is_its_own_and_then_the_more_urgent() {
 fn services_of_one_budget_take_its_rest_once() {
     let (mut state, mut scaler) = (two_services(0), Scaler::new(1, PACE));
     for request in ["s1", "s2"] {
-        let target = Target { replicas: 1, why: Why::Asked, inputs: None, seen: None };
+        let target = Target { replicas: 1, why: Why::Asked, inputs: None, seen: None, learned: None };
         testing::run(&mut state, Intent::Scale { request: RequestId::new(request).unwrap(), tenant: None, target });
     }
     agent(&mut state);

@@ -134,7 +134,7 @@ fn fifty_services_spike_together_on_forty_gpus_with_a_budget_for_the_day() {
     assert!(spent_at.is_some(), "the rest was spent: {:?}", desired(&group.state));
     // Who asks for more waits, and is told why; all the others run on to the end of the day.
     let request = RequestId::new("s1").unwrap();
-    let target = Target { replicas: 2, why: Why::Asked, inputs: None, seen: None };
+    let target = Target { replicas: 2, why: Why::Asked, inputs: None, seen: None, learned: None };
     group.run(Intent::Scale { request: request.clone(), tenant: None, target });
     group.run(Intent::PlaceWaiting);
     let why: Vec<Reason> =

@@ -71,7 +71,7 @@ fn a_replica_of_the_next_version_that_waits_is_judged_by_what_keeps_that_version
 fn replicas_of_both_versions_that_wait_are_placed_each_by_its_own_word() {
     let mut state = world();
     let request = request();
-    let target = Target { replicas: 2, why: crate::autoscaler::Why::Asked, inputs: None, seen: None };
+    let target = Target { replicas: 2, why: crate::autoscaler::Why::Asked, inputs: None, seen: None, learned: None };
     testing::run(&mut state, Intent::Scale { request, tenant: None, target });
     testing::run(&mut state, Intent::PlaceWaiting);
     let revisions: Vec<Revision> = job(&state).replicas.iter().map(|r| r.revision).collect();

@@ -96,8 +96,13 @@ impl Player {
             "ended" => self.report(&words, ReportKind::Ended { ok: words.flag("ok"), why: words.reason() }),
             "pass" => self.pass(),
             "scale" => {
-                let target =
-                    Target { replicas: words.number("to", 1) as u16, why: Why::Asked, inputs: None, seen: None };
+                let target = Target {
+                    replicas: words.number("to", 1) as u16,
+                    why: Why::Asked,
+                    inputs: None,
+                    seen: None,
+                    learned: None,
+                };
                 self.about_job(Intent::Scale { request: words.request(), tenant: None, target }, &words.request())
             }
             "budgets" => self.budgets(),

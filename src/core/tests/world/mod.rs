@@ -484,7 +484,7 @@ fn turn(rng: &mut Rng) -> Turn {
 }
 
 fn target(rng: &mut Rng) -> Target {
-    Target { replicas: rng.below(7) as u16, why: Why::Idle, inputs: None, seen: None }
+    Target { replicas: rng.below(7) as u16, why: Why::Idle, inputs: None, seen: None, learned: None }
 }
 
 fn submission(rng: &mut Rng) -> Submission {
