@@ -13,6 +13,7 @@ use crate::plan::Intent;
 use crate::reason::Refusal;
 use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
 use crate::sharing::Sharing;
+use crate::topology::Topology;
 
 /// Longest text in an intent that is no name, in bytes: a host, an address, a reason.
 pub const MAX_TEXT: usize = 1024;
@@ -175,6 +176,7 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     }
     guarded(spec)?;
     disruption(spec)?;
+    topology(spec.constraints.topology)?;
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
         return Err(Refusal::invalid("replicas", format!("1 to {MAX_REPLICAS}, not {}", spec.replicas)));
     }
@@ -201,6 +203,21 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))?;
     list("data_classes", spec.data_classes.len(), MAX_CLASSES)?;
     spec.asked_by.as_ref().map_or(Ok(()), |who| text("asked_by", &who.subject, MAX_TEXT))
+}
+
+/// What is preferred has to be narrower than what is required, or it says nothing.
+fn topology(topology: Topology) -> Result<(), Refusal> {
+    match (topology.preferred, topology.required) {
+        (Some(preferred), Some(required)) if preferred >= required => {
+            let (preferred, required) = (preferred.name(), required.name());
+            let detail = format!(
+                "all replicas are in one {required} already (topology_required), so preferring one {preferred} says \
+                 nothing; prefer a narrower level, or leave one of the two out"
+            );
+            Err(Refusal::invalid("constraints.topology_preferred", detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a job may say of how it is disturbed.

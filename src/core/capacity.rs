@@ -8,6 +8,7 @@ use crate::mig::Layout;
 use crate::node::{Device, DeviceKind, Node, NodeState};
 use crate::resources::WHOLE;
 use crate::sharing::Sharing;
+use crate::topology::{Domain, Level, Names};
 use imbl::{OrdMap, OrdSet};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -36,6 +37,11 @@ impl Flavor {
     /// All devices are the same kind in the same island, so that it does not matter which are taken.
     pub fn alike(&self) -> bool {
         self.alike
+    }
+
+    /// Where its nodes are.
+    pub fn names(&self) -> Names<'_> {
+        [self.region.as_ref(), self.zone.as_ref(), self.rack.as_ref()]
     }
 }
 
@@ -146,6 +152,12 @@ impl PartialEq for Class {
 impl Eq for Class {}
 
 impl Class {
+    /// None of the flavor's classes comes before this one.
+    fn least_of(flavor: Arc<Flavor>) -> Self {
+        let (state, devices) = (NodeState::Ready, Vec::new());
+        Self { flavor, state, cordoned: false, cpu_milli: 0, memory: 0, disk: 0, devices, port_free: false }
+    }
+
     /// New replicas may be placed here.
     pub fn takes_work(&self) -> bool {
         self.state == NodeState::Ready && !self.cordoned
@@ -176,6 +188,8 @@ pub struct CapacityIndex {
     flavors: OrdSet<Arc<Flavor>>,
     /// Lists of devices with their islands left out, and their numbers.
     hardware: OrdMap<Arc<[DeviceFlavor]>, HardwareNo>,
+    /// Racks, zones and regions, and the flavors of nodes that are or were in each.
+    domains: OrdMap<Domain, OrdSet<Arc<Flavor>>>,
 }
 
 impl CapacityIndex {
@@ -186,6 +200,31 @@ impl CapacityIndex {
     /// All nodes with their classes; copies share what is the same in both.
     pub fn by_node(&self) -> &OrdMap<NodeNo, Arc<Class>> {
         &self.of
+    }
+
+    /// The classes of nodes in the domain, in the order of their flavors; without one, all.
+    pub fn within(&self, domain: Option<&Domain>) -> Box<dyn Iterator<Item = (&Arc<Class>, &OrdSet<NodeNo>)> + '_> {
+        match domain {
+            None => Box::new(self.classes.iter()),
+            Some(domain) => {
+                let flavors = self.domains.get(domain).into_iter().flatten();
+                Box::new(flavors.flat_map(|flavor| self.of_flavor(flavor)))
+            }
+        }
+    }
+
+    fn of_flavor<'a>(
+        &'a self,
+        flavor: &'a Arc<Flavor>,
+    ) -> impl Iterator<Item = (&'a Arc<Class>, &'a OrdSet<NodeNo>)> + use<'a> {
+        let from = self.classes.range(Class::least_of(flavor.clone())..);
+        from.take_while(move |(class, _)| Arc::ptr_eq(&class.flavor, flavor))
+    }
+
+    /// All domains of that level, in their order.
+    pub fn domains(&self, level: Level) -> impl Iterator<Item = &Domain> {
+        let from = self.domains.range(Domain::first_of(level)..);
+        from.map(|(domain, _)| domain).take_while(move |domain| domain.level() == level)
     }
 
     /// Moves the node to the class of its present free vector.
@@ -217,6 +256,9 @@ impl CapacityIndex {
         flavor.hardware = *self.hardware.entry(devices.into()).or_insert(next);
         let flavor = Arc::new(flavor);
         self.flavors.insert(flavor.clone());
+        for domain in Level::ALL.into_iter().filter_map(|level| Domain::of(level, flavor.names())) {
+            self.domains.entry(domain).or_default().insert(flavor.clone());
+        }
         flavor
     }
 

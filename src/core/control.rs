@@ -118,7 +118,7 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
 /// Jobs that have run for as long as they may.
 fn overdue(state: &State, now: u64) -> Vec<Intent> {
     let over = |job: &&std::sync::Arc<crate::job::Job>| {
-        !job.stopped && job.began_ms().is_some() && job.over_at(now).is_some_and(|at| at <= now)
+        !job.stopped && job.ran.ever() && job.over_at(now).is_some_and(|at| at <= now)
     };
     let limited = state.limited.iter().filter_map(|no| state.job(*no));
     let stop = |job: &std::sync::Arc<crate::job::Job>| Intent::Stop {
@@ -178,6 +178,40 @@ mod tests {
             Intent::Register { name, kind: NodeKind::Worker, incarnation: Incarnation(1), spec: spec.into() },
         );
         state
+    }
+
+    /// What the node's agent says of the job's only replica then.
+    fn says(state: &mut State, kind: crate::command::ReportKind, at_ms: u64) {
+        let job = state.jobs().values().next().unwrap();
+        let (no, generation) = (job.no, job.replicas[0].generation);
+        let reports = vec![crate::command::Report { job: no, replica: 0, generation, kind }];
+        let (node, incarnation) = (NodeName::new("n1").unwrap(), Incarnation(1));
+        testing::try_run_at(state, Intent::Reports { node, incarnation, reports }, at_ms).unwrap();
+    }
+
+    #[test]
+    fn a_job_may_run_for_so_long_and_what_it_waits_in_between_is_no_running() {
+        use crate::command::ReportKind;
+        use crate::job::Stage;
+        let mut state = one_node();
+        let mut spec = testing::job_spec("t1", crate::resources::Gpus::Whole(1));
+        spec.constraints.max_run_ms = Some(60_000);
+        testing::try_run_at(&mut state, testing::schedule("r1", spec), 1_000).unwrap();
+        // Twelve times it serves for four seconds, fails, and waits for twenty: more than its history remembers.
+        let mut at = 1_000;
+        for _ in 0..12 {
+            says(&mut state, ReportKind::Stage(Stage::Ready), at);
+            at += 4_000;
+            says(&mut state, ReportKind::Ended { ok: false, why: Reason::ExitedNonZero }, at);
+            at += 20_000 + 300_000;
+            testing::try_run_at(&mut state, Intent::PlaceWaiting, at).unwrap();
+            assert!(overdue(&state, at).is_empty(), "it ran for 48 seconds at most");
+        }
+        says(&mut state, ReportKind::Stage(Stage::Ready), at);
+        let job = state.jobs().values().next().unwrap();
+        assert_eq!((job.ran.until_ms(at), job.over_at(at)), (48_000, Some(at + 12_000)));
+        assert!(overdue(&state, at + 11_999).is_empty());
+        assert_eq!(overdue(&state, at + 12_000).len(), 1);
     }
 
     /// Lets `seconds` pass in steps of one second, without beats.

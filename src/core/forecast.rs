@@ -6,10 +6,11 @@
 
 use crate::id::{JobNo, ModelId, NodeNo, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Phase};
-use crate::placement::{Limits, devices, filter, place, place_one, queue};
+use crate::placement::{Limits, devices, filter, place, place_one, queue, siblings};
 use crate::quota;
 use crate::sharing::Ask;
 use crate::state::State;
+use crate::topology;
 use imbl::OrdMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -40,7 +41,9 @@ pub struct RunTimes(OrdMap<(TenantNo, ModelId), Arc<Vec<u64>>>);
 impl RunTimes {
     /// A job has ended.
     pub(crate) fn learn(&mut self, job: &Job) {
-        let Some(began) = job.began_ms() else { return };
+        if !job.ran.ever() {
+            return;
+        }
         let key = (job.tenant, job.spec.model.clone());
         if self.0.len() >= MODELS && !self.0.contains_key(&key) {
             return;
@@ -49,7 +52,7 @@ impl RunTimes {
         if known.len() == REMEMBERED {
             known.remove(0);
         }
-        known.push(job.changed_ms.saturating_sub(began));
+        known.push(job.ran.until_ms(job.changed_ms));
     }
 
     fn of(&self, job: &Job) -> &[u64] {
@@ -69,7 +72,7 @@ pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
     let running = running(state);
     // What never says when it ends may end at once, and make room.
     let silent = |(job, _): &&(Arc<Job>, u16)| {
-        lasts(state, job, job.began_ms().map_or(0, |b| now.saturating_sub(b)), 0).is_none()
+        lasts(state, job, job.ran.until_ms(now), 0).is_none()
     };
     let unknown = running.iter().any(|one| silent(&one));
     let mut starts = Vec::new();
@@ -147,7 +150,7 @@ impl<'a> Future<'a> {
             no,
         };
         for (job, replica) in running {
-            let age = job.began_ms().map_or(0, |began| now.saturating_sub(began));
+            let age = job.ran.until_ms(now);
             out.until(job, age, u64::from(*replica), now, |job| End::Runs(job.clone(), *replica));
         }
         out
@@ -203,11 +206,12 @@ impl<'a> Future<'a> {
             false => self.kept = before,
         }
         // What was kept for who is in now may be what the last one waited for.
-        let limits = Limits { held: self.kept.clone(), ..Limits::default() };
         let job = &self.line[last];
+        let siblings = siblings(&job.replicas, &job.spec.constraints);
+        let limits = Limits { held: self.kept.clone(), siblings, ..Limits::default() };
         came && !job.spec.gang
             && quota::allows(&self.state, Some(job.tenant), &job.spec.resources, 1)
-            && place_one(&self.state, &job.spec, &limits).is_some()
+            && !place(&self.state, &job.spec, &[0], limits).is_empty()
     }
 
     /// The node that has more room now.
@@ -232,12 +236,15 @@ impl<'a> Future<'a> {
         let job = self.line[i].clone();
         let wanted: Vec<u16> = (0..self.missing[i]).collect();
         let wanted = queue::within_quota(&self.state, Some(job.tenant), &job.spec, wanted);
-        if wanted.is_empty() || !self.may_fit(&job.spec, node) {
+        let there: Vec<NodeNo> = siblings(&job.replicas, &job.spec.constraints).into_keys().collect();
+        let beside = topology::keeps(&self.state, &job.spec, &there, [node]);
+        if wanted.is_empty() || !beside || !self.may_fit(&job.spec, node) {
             return false;
         }
         let places: Vec<Allocation> = match job.spec.gang {
             true => {
-                let picks = place(&self.state, &job.spec, &wanted, Limits::default());
+                let siblings = siblings(&job.replicas, &job.spec.constraints);
+                let picks = place(&self.state, &job.spec, &wanted, Limits { siblings, ..Limits::default() });
                 picks.into_iter().map(|(_, pick)| pick.alloc).collect()
             }
             false => self.fill(&job.spec, node, wanted.len()),

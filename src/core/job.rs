@@ -5,7 +5,7 @@
 mod progress;
 mod whereabouts;
 
-pub use progress::{JobState, Transition};
+pub use progress::{JobState, Ran, Transition};
 pub use whereabouts::Whereabouts;
 
 use crate::audit::Person;
@@ -22,6 +22,7 @@ use crate::resources::{Resources, WHOLE};
 use crate::rollout::Rollout;
 use crate::scaling::Scaling;
 use crate::sharing::Kept;
+use crate::topology::Topology;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,6 +79,8 @@ pub struct Constraints {
     pub checkpoint_ms: Option<u32>,
     /// So many of its replicas may be missing at once by others' will; None: any number.
     pub max_unavailable: Option<u16>,
+    /// Which racks, zones or regions its replicas share.
+    pub topology: Topology,
 }
 
 /// Which program runs the model.
@@ -470,6 +473,7 @@ pub struct Job {
     pub deployed: Revision,
     /// What its autoscaler has learned, for the next leader's.
     pub learned: Option<Arc<Learned>>,
+    pub ran: Ran,
 }
 
 impl Job {
@@ -551,22 +555,17 @@ impl Job {
         long && self.spec.gang && !self.stopped && self.claim.is_none() && self.replicas.iter().any(holds)
     }
 
-    /// When it began to run.
-    pub fn began_ms(&self) -> Option<u64> {
-        self.history.iter().find(|t| t.state == JobState::Running).map(|t| t.at_ms)
-    }
-
-    /// Log time at which it will have run for as long as it may, were it to begin now if it has not; None where nothing
-    /// says so.
+    /// Log time at which it will have run for as long as it may, were it to run from now on; None where nothing says so.
     pub fn over_at(&self, now_ms: u64) -> Option<u64> {
         let most = self.spec.constraints.max_run_ms?;
-        Some(self.began_ms().unwrap_or(now_ms).saturating_add(most))
+        Some(now_ms.saturating_add(most.saturating_sub(self.ran.until_ms(now_ms))))
     }
 
     /// Appends to the history when the state changed.
     pub fn note(&mut self, at_ms: u64, before: JobState, why: Option<Reason>) {
         self.changed_ms = at_ms;
         let state = self.state();
+        self.ran.note(at_ms, state == JobState::Running);
         if state != before {
             if self.history.len() == HISTORY {
                 self.history.remove(0);

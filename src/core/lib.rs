@@ -54,6 +54,7 @@ pub mod state;
 pub mod tenant;
 #[doc(hidden)]
 pub mod testing;
+pub mod topology;
 mod trail;
 pub mod trust;
 pub mod vacancy;

@@ -181,6 +181,12 @@ impl Layout {
         let cost = |slice: Slice| self.room() - self.with(slice).room();
         self.positions(shape).map(|slice| (slice, cost(slice))).min_by_key(|(slice, cost)| (*cost, slice.start))
     }
+
+    /// How many slices of the kind it gives, each the best of its turn.
+    pub fn times(self, shape: Shape) -> u64 {
+        let next = |layout: &Layout| layout.best(shape).map(|(slice, _)| layout.with(slice));
+        std::iter::successors(next(&self), next).count() as u64
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::fault::Quarantine;
 use crate::id::{JobNo, NodeName, NodeNo, RequestId, Revision};
 use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
 use crate::node::{Cordon, DrainState, Node};
-use crate::placement::{self, Limits, Pick, explain, place_one};
+use crate::placement::{self, Limits, Pick, explain, place, place_one};
 use crate::quota;
 use crate::reason::{Blocker, Reason};
 use crate::state::State;
@@ -233,7 +233,7 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
     }
     let others = job.replicas.iter().enumerate().filter(|(i, _)| *i != usize::from(no));
     let others: Vec<Replica> = others.map(|(_, replica)| replica.clone()).collect();
-    let siblings = placement::siblings(&others, job.spec.constraints.arrangement);
+    let siblings = placement::siblings(&others, &job.spec.constraints);
     held.extend(claim::nodes(state));
     // A node may be both left and claimed; it is one node less all the same.
     held.sort_unstable();
@@ -243,7 +243,8 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
         Some(Move::Later { tries, why: Reason::PortTaken, .. }) => *tries,
         _ => 0,
     };
-    let pick = place_one(state, job.spec_of(to), &Limits { held, siblings, skip_ports })?;
+    let limits = Limits { held, siblings, skip_ports, ..Limits::default() };
+    let (_, pick) = place(state, job.spec_of(to), &[no], limits).pop()?;
     judge::check_copy(state, job, no, &pick.alloc).is_ok().then_some(pick)
 }
 
@@ -329,7 +330,8 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
         return vec![Blocker { reason: Reason::BadConstraints, detail: detail.into(), nodes: 0, permanent: true }];
     }
     let budget = |prices: &[u128]| judge::blocks_copy(state, job, prices);
-    let mut out = explain::blockers_of(state, Some(job.tenant), &job.spec, 1, budget);
+    let siblings = placement::siblings(&job.replicas, &job.spec.constraints);
+    let mut out = explain::blockers_of(state, Some(job.tenant), (&job.spec, siblings), 1, budget);
     explain::put_withheld(state, job, &mut out);
     out
 }

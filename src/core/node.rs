@@ -4,6 +4,7 @@
 use crate::fault::Quarantine;
 use crate::id::{DeviceType, Incarnation, Label, MemberId, NodeName, NodeNo};
 use crate::sharing::Sharing;
+use crate::topology::Names;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -76,6 +77,13 @@ pub struct NodeSpec {
     pub cost_per_hour: BTreeMap<DeviceType, u64>,
     /// Its devices and replicas are played, not real.
     pub simulated: bool,
+}
+
+impl NodeSpec {
+    /// Where it says that it is.
+    pub fn names(&self) -> Names<'_> {
+        [self.region.as_ref(), self.zone.as_ref(), self.rack.as_ref()]
+    }
 }
 
 /// Who runs the node's agent.

@@ -11,8 +11,10 @@ use crate::ledger::TenantUse;
 use crate::reason::{Blocker, Reason};
 use crate::resources::Resources;
 use crate::state::State;
-use crate::tenant::Quota;
+use crate::tenant::{Quota, Tenant};
+use std::collections::BTreeMap;
 use tree::Of;
+use tree::room::Room;
 
 /// Most jobs of one tenant that may wait, where its quota does not say.
 pub const DEFAULT_WAITING: u32 = 10_000;
@@ -158,10 +160,45 @@ impl Line {
 /// Whether `times` more replicas of `ask` stay inside the quota. A tenant that
 /// does not exist yet is judged as one with none of its own.
 pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
+    own_allows(state, tenant, ask, times) && over_tree(state, tenant, ask, times).is_none()
+}
+
+/// Whether they stay inside the tenant's own limits, whatever those above it say.
+fn own_allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
     let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
     let used = tenant.map(|no| used(state, no)).unwrap_or_default();
     !lines(&quota, flat_gpu(state, tenant), used, ask, times).iter().any(Line::is_over)
-        && over_tree(state, tenant, ask, times).is_none()
+}
+
+/// What trees of tenants have room for, each summed up once, for those who ask about many jobs: what is taken meanwhile
+/// has to be said.
+#[derive(Debug, Default)]
+pub(crate) struct Rooms(BTreeMap<TenantNo, Room>);
+
+impl Rooms {
+    /// The same as [`allows`].
+    pub fn allow(&mut self, state: &State, tenant: TenantNo, ask: &Resources, times: u64) -> bool {
+        if !own_allows(state, Some(tenant), ask, times) {
+            return false;
+        }
+        let more = ask.gpu.milli().checked_mul(times).filter(|more| *more > 0);
+        let (Some(more), Some(row)) = (more, state.tenant(tenant)) else { return true };
+        tree::is_flat(state, row) || self.of(state, row).has(tenant, more)
+    }
+
+    /// So many more replicas of the tenant's hold something.
+    pub fn take(&mut self, state: &State, tenant: TenantNo, ask: &Resources, times: u64) {
+        if let Some(row) = state.tenant(tenant)
+            && let Some(room) = self.0.get_mut(&tree::root(state, row).no)
+        {
+            room.take(tenant, ask.gpu.milli().saturating_mul(times));
+        }
+    }
+
+    fn of(&mut self, state: &State, tenant: &Tenant) -> &Room {
+        let root = tree::root(state, tenant);
+        self.0.entry(root.no).or_insert_with(|| Room::of(state, root, |_| 0))
+    }
 }
 
 /// The first limit of the tenant's own that so many replicas would pass, and how much would have to be given back for

@@ -275,6 +275,12 @@ pub struct ConstraintsBody {
     /// So many of its replicas may be missing at once by others' will; null: any number.
     #[serde(default)]
     pub max_unavailable: Option<u16>,
+    /// `rack`, `zone` or `region`: all replicas in one, or they wait.
+    #[serde(default)]
+    pub topology_required: Option<String>,
+    /// The same where it can be; else in as few as can be.
+    #[serde(default)]
+    pub topology_preferred: Option<String>,
 }
 
 impl Eq for ConstraintsBody {}
@@ -307,6 +313,8 @@ impl From<&Constraints> for ConstraintsBody {
             stay: c.stay,
             checkpoint_grace: c.checkpoint_ms.map(|ms| whole(ms.into())),
             max_unavailable: c.max_unavailable,
+            topology_required: c.topology.required.map(|level| level.name().to_owned()),
+            topology_preferred: c.topology.preferred.map(|level| level.name().to_owned()),
         }
     }
 }

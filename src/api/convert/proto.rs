@@ -15,6 +15,7 @@ use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
 use nf_core::scaling::Scaling;
 use nf_core::sharing::Sharing;
+use nf_core::topology::{Level, Topology};
 use nf_core::view::{JobView, PlaceView, ReplicaView};
 use nf_proto::v1;
 use std::collections::{BTreeMap, HashMap};
@@ -146,6 +147,15 @@ fn labels(field: &str, map: &HashMap<String, String>) -> Result<BTreeMap<Label, 
     map.iter().map(|(k, v)| Ok((name(field, k, Label::new)?, name(field, v, Label::new)?))).collect()
 }
 
+fn level(field: &str, number: i32) -> Result<Option<Level>, Refusal> {
+    Ok(match enumeration(field, number, v1::TopologyLevel::try_from(number))? {
+        v1::TopologyLevel::Unspecified => None,
+        v1::TopologyLevel::Rack => Some(Level::Rack),
+        v1::TopologyLevel::Zone => Some(Level::Zone),
+        v1::TopologyLevel::Region => Some(Level::Region),
+    })
+}
+
 fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
     let arrangement = v1::Arrangement::try_from(m.arrangement);
     let restart = v1::Restart::try_from(m.restart);
@@ -184,6 +194,10 @@ fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
             .max_unavailable
             .map(|n| u16::try_from(n).map_err(|_| Refusal::invalid("constraints.max_unavailable", "at most 1024")))
             .transpose()?,
+        topology: Topology {
+            required: level("constraints.topology_required", m.topology_required)?,
+            preferred: level("constraints.topology_preferred", m.topology_preferred)?,
+        },
     })
 }
 
@@ -324,6 +338,15 @@ fn resources_out(r: &Resources) -> v1::Resources {
     }
 }
 
+fn level_out(level: Option<Level>) -> v1::TopologyLevel {
+    match level {
+        None => v1::TopologyLevel::Unspecified,
+        Some(Level::Rack) => v1::TopologyLevel::Rack,
+        Some(Level::Zone) => v1::TopologyLevel::Zone,
+        Some(Level::Region) => v1::TopologyLevel::Region,
+    }
+}
+
 fn constraints_out(c: &Constraints) -> v1::Constraints {
     let text = |label: &Option<Label>| label.as_ref().map(ToString::to_string).unwrap_or_default();
     let arrangement = match c.arrangement {
@@ -353,6 +376,8 @@ fn constraints_out(c: &Constraints) -> v1::Constraints {
         stay: c.stay,
         checkpoint_grace_ms: c.checkpoint_ms.unwrap_or(0),
         max_unavailable: c.max_unavailable.map(u32::from),
+        topology_required: level_out(c.topology.required).into(),
+        topology_preferred: level_out(c.topology.preferred).into(),
     }
 }
 

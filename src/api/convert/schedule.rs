@@ -13,6 +13,7 @@ use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Refusal;
 use nf_core::resources::{Gpus, Resources};
 use nf_core::scaling::Scaling;
+use nf_core::topology::{Level, Topology};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
@@ -180,6 +181,9 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
     let labels = o.get("labels").map(|f| labels(&f)).transpose()?.unwrap_or_default();
     let arrangement = arrangement(&mut o, field)?;
     let same_island = o.boolean("same_island")?.unwrap_or(false);
+    let levels = Level::ALL.map(|level| (level.name(), level));
+    let mut level = |key| o.get(key).map(|f| f.word(&levels)).transpose();
+    let topology = Topology { required: level("topology_required")?, preferred: level("topology_preferred")? };
     let max_cost_per_hour = o.get("max_cost_per_hour").map(|f| f.micro()).transpose()?;
     let node = o.name("node", NodeName::new)?;
     let exclusive = o.boolean("exclusive")?.unwrap_or(false);
@@ -210,6 +214,7 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
         stay,
         checkpoint_ms,
         max_unavailable,
+        topology,
     };
     Ok((constraints, Extra { device_types, priority }))
 }

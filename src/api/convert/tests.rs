@@ -218,6 +218,7 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
             "max_run_time",
             "checkpoint_grace",
             "max_unavailable",
+            "topology_required",
             "node_id",
             "gpus",
             "region",

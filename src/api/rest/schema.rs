@@ -182,6 +182,10 @@ pub struct ConstraintsRequest {
     /// any number. 0: none.
     #[schema(maximum = 1024)]
     pub max_unavailable: Option<u16>,
+    /// `rack`, `zone` or `region`: all replicas in one of that kind, whichever it is, or they wait.
+    pub topology_required: Option<String>,
+    /// The same if there is one with room for all of them; else in as few as can be. Narrower than what is required.
+    pub topology_preferred: Option<String>,
     #[schema(inline)]
     pub device_type: Option<Types>,
     #[schema(minimum = -1000, maximum = 1000)]

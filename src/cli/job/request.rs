@@ -100,6 +100,12 @@ pub struct Request {
     /// All GPUs of a replica in one NVLink island
     #[arg(long)]
     same_island: bool,
+    /// All replicas in one rack, zone or region, whichever it is, or they wait
+    #[arg(long, value_name = "LEVEL")]
+    topology_required: Option<String>,
+    /// The same where one has room for all of them; else in as few as can be
+    #[arg(long, value_name = "LEVEL")]
+    topology_preferred: Option<String>,
     /// Exactly this node
     #[arg(long)]
     node: Option<String>,
@@ -243,6 +249,8 @@ impl Request {
         put(&mut map, "rack", text(&self.rack));
         put(&mut map, "spread", flag(self.spread));
         put(&mut map, "same_island", flag(self.same_island));
+        put(&mut map, "topology_required", text(&self.topology_required));
+        put(&mut map, "topology_preferred", text(&self.topology_preferred));
         put(&mut map, "node", text(&self.node));
         put(&mut map, "exclusive", flag(self.exclusive));
         put(&mut map, "stay", flag(self.stay));

@@ -33,6 +33,7 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     trust::withheld(state, &job).map_or(Ok(()), Err)?;
     judge(state, Some(job.tenant), &job.spec, claim)?;
     job::fit_each(state, Some(job.tenant), |no| job.spec_for(no), &claim.placements, &claim.victims)?;
+    job::together(state, &job.spec, &job.replicas, &claim.placements)?;
     let paid = budget::judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
     paid.map_err(|over| over.refusal())?;
     let before = job.state();
@@ -59,7 +60,8 @@ pub(super) fn judge_new(
     job::well_formed(spec, &both)?;
     judge(state, tenant, spec, claim)?;
     budget::judge::check_new(state, tenant, spec, &both).map_err(|over| over.refusal())?;
-    job::fits(state, tenant, spec, &both, &claim.victims)
+    job::fits(state, tenant, spec, &both, &claim.victims)?;
+    job::together(state, spec, &[], &both)
 }
 
 fn bad(detail: String) -> Refusal {

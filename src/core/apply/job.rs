@@ -11,7 +11,7 @@ use crate::event::EventKind;
 use crate::floor;
 use crate::id::{Generation, Incarnation, JobNo, NodeNo, Revision, TenantNo};
 use crate::job::{
-    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Move, Next, Phase, Replica, Restart, Stage,
+    Allocation, Copy, Job, JobSpec, JobState, MAX_REPLICAS, Movable, Move, Next, Phase, Ran, Replica, Restart, Stage,
 };
 use crate::ledger::{self, NodeUse};
 use crate::model_budget;
@@ -19,6 +19,7 @@ use crate::quota;
 use crate::reason::{Reason, Refusal};
 use crate::sharing::Ask;
 use crate::state::{Request, State, request_key};
+use crate::topology::{self, Level};
 use crate::trust;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +60,7 @@ pub(super) fn submit(
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
     may_wait(state, known, submission, placements)?;
     fits(state, known, spec, placements, &[])?;
+    together(state, spec, &[], placements)?;
     judge::check_new(state, known, spec, placements).map_err(|over| over.refusal())?;
     if let Some(claim) = claim {
         super::claim::judge_new(state, known, spec, placements, claim)?;
@@ -84,6 +86,7 @@ pub(super) fn submit(
         rollout: None,
         learned: None,
         deployed: Revision(0),
+        ran: Ran::default(),
     };
     occupy(&mut job, placements);
     job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
@@ -227,6 +230,22 @@ pub(super) fn fit_each<'a>(
     Ok(())
 }
 
+/// The judgement on where a job's replicas are together: `there` are those of it that exist.
+pub(super) fn together(
+    state: &State,
+    spec: &JobSpec,
+    there: &[Replica],
+    placements: &[Placement],
+) -> Result<(), Refusal> {
+    let others = there.iter().enumerate().filter(|(no, _)| placements.iter().all(|p| usize::from(p.replica) != *no));
+    let others: Vec<NodeNo> = others.filter_map(|(_, replica)| Some(replica.allocation()?.node)).collect();
+    if topology::keeps(state, spec, &others, placements.iter().map(|placement| placement.alloc.node)) {
+        return Ok(());
+    }
+    let what = spec.constraints.topology.required.map_or("domain", Level::name);
+    Err(Refusal::new(Reason::PlanChanged, format!("the places are not in one {what}, as the job requires")))
+}
+
 fn occupy(job: &mut Job, placements: &[Placement]) {
     for placement in placements {
         if let Some(replica) = job.replicas.get_mut(usize::from(placement.replica)) {
@@ -253,6 +272,7 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     }
     trust::withheld(state, job).map_or(Ok(()), Err)?;
     fit_each(state, Some(job.tenant), |replica| job.spec_for(replica), placements, &[])?;
+    together(state, &job.spec, &job.replicas, placements)?;
     judge::check(state, Some(job.tenant), &job.spec, &job.replicas, placements).map_err(|over| over.refusal())?;
     let mut job = (**job).clone();
     let before = job.state();

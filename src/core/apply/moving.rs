@@ -2,7 +2,7 @@
 //! stop without waiting for one. Also what becomes of a replica's two copies when one
 //! of them comes up, ends or is lost. Why a replica should move is decided in `moves`.
 
-use super::job::{backoff_ms, ended_by, fits, save};
+use super::job::{backoff_ms, ended_by, fits, save, together};
 use crate::budget::judge;
 use crate::command::{Answer, Placement};
 use crate::disruption::{self, Notice};
@@ -37,6 +37,7 @@ pub(super) fn replace(
     }
     trust::judge_change(state, job, replica.revision, replica.revision)?;
     fits(state, Some(job.tenant), job.spec_of(replica.revision), std::slice::from_ref(to), &[])?;
+    together(state, &job.spec, &job.replicas, std::slice::from_ref(to))?;
     judge::check_copy(state, job, to.replica, &to.alloc).map_err(|over| over.refusal())?;
     let old = alloc.clone();
     let mut next = replaced(replica, to, why, replica.revision);

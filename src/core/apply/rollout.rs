@@ -189,6 +189,7 @@ pub(super) fn renew(
             }
             trust::judge_change(state, job, replica.revision, revision)?;
             fits(state, Some(job.tenant), job.spec_of(revision), std::slice::from_ref(to), &[])?;
+            super::job::together(state, &job.spec, &job.replicas, std::slice::from_ref(to))?;
             judge::check_copy(state, job, place, &to.alloc).map_err(|over| over.refusal())?;
             let next = moving::replaced(replica, to, Reason::Rollout, revision);
             moving::announce(state, &job.clone(), &next, place, Reason::Rollout);

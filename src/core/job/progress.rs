@@ -52,6 +52,38 @@ impl JobState {
     }
 }
 
+/// For how long a job has run: while it was Running, one of its replicas served. What it waited between two places, after
+/// a fault or for others, was no running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// Until it last stopped running, in milliseconds.
+    before_ms: u64,
+    /// Log time since which it runs.
+    since_ms: Option<u64>,
+}
+
+impl Ran {
+    /// It runs, or does not, from then on.
+    pub(super) fn note(&mut self, at_ms: u64, runs: bool) {
+        match (self.since_ms, runs) {
+            (None, true) => self.since_ms = Some(at_ms),
+            (Some(_), false) => *self = Self { before_ms: self.until_ms(at_ms), since_ms: None },
+            _ => {}
+        }
+    }
+
+    /// Milliseconds until then.
+    pub fn until_ms(self, at_ms: u64) -> u64 {
+        let now = self.since_ms.map_or(0, |since| at_ms.saturating_sub(since));
+        self.before_ms.saturating_add(now)
+    }
+
+    /// Whether it ever ran.
+    pub fn ever(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// One line of a job's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transition {

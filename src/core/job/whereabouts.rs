@@ -2,11 +2,12 @@
 
 use super::{Arrangement, Constraints};
 use crate::id::{Label, NodeName};
+use crate::topology::Topology;
 use std::collections::BTreeMap;
 
 /// What of a job's constraints decides where it may go.
 pub type Whereabouts<'a> =
-    ([Option<&'a Label>; 3], &'a BTreeMap<Label, Label>, Option<&'a NodeName>, (Arrangement, bool, Option<u64>));
+    ([Option<&'a Label>; 3], &'a BTreeMap<Label, Label>, Option<&'a NodeName>, (Arrangement, bool, Option<u64>), Topology);
 
 impl Constraints {
     /// What of them decides where a replica may go. All else is about how it runs there, for how long, and how it ends:
@@ -22,6 +23,7 @@ impl Constraints {
             same_island,
             max_cost_per_hour,
             node,
+            topology,
             latency_ms: _,
             exclusive: _,
             preemptible: _,
@@ -32,12 +34,13 @@ impl Constraints {
             max_unavailable: _,
         } = self;
         let place = [region.as_ref(), zone.as_ref(), rack.as_ref()];
-        (place, labels, node.as_ref(), (*arrangement, *same_island, *max_cost_per_hour))
+        (place, labels, node.as_ref(), (*arrangement, *same_island, *max_cost_per_hour), *topology)
     }
 
-    /// The same as constraints of their own.
+    /// What of them makes one node better or worse than another, as constraints of their own: not which nodes the
+    /// replicas share, which is a matter of all of them.
     pub fn of_place(&self) -> Self {
-        let ([region, zone, rack], labels, node, (arrangement, same_island, max_cost_per_hour)) = self.whereabouts();
+        let ([region, zone, rack], labels, node, (arrangement, same_island, max_cost_per_hour), _) = self.whereabouts();
         Self {
             region: region.cloned(),
             zone: zone.cloned(),

@@ -189,6 +189,53 @@ pub fn most(flavor: &Flavor, ask: &Ask<'_>) -> u64 {
     rest.into_iter().fold(by_gpu, |most, (all, each)| most.min(times(all, each)))
 }
 
+/// How many such replicas the devices of a node of the class hold now, one after the other.
+pub fn room(class: &Class, ask: &Ask<'_>) -> u64 {
+    let both = || class.flavor.devices.iter().zip(&class.devices);
+    let whole = |free: &FreeDevice| u32::from(free.milli) == WHOLE;
+    let by_tpu = match ask.resources.tpu {
+        0 => u64::MAX,
+        n => both().filter(|(f, d)| f.kind == DeviceKind::Tpu && whole(d)).count() as u64 / u64::from(n),
+    };
+    let by_gpu = match ask.resources.gpu {
+        Gpus::None => u64::MAX,
+        Gpus::Milli(milli) => (0..class.devices.len()).map(|device| parts(class, device, ask, milli)).sum(),
+        Gpus::Whole(n) => {
+            let mut islands: BTreeMap<u16, u64> = BTreeMap::new();
+            for (flavor, _) in both().filter(|(flavor, free)| whole(free) && suits(flavor, ask)) {
+                // Without the wish for one island, all are one.
+                let island = if ask.constraints.same_island { flavor.island } else { 0 };
+                *islands.entry(island).or_default() += 1;
+            }
+            let slices = both().map(|(flavor, free)| divided(flavor, ask).map_or(0, |shape| free.slices.times(shape)));
+            islands.values().map(|idle| idle / u64::from(n.max(1))).sum::<u64>() + slices.sum::<u64>()
+        }
+    };
+    by_gpu.min(by_tpu)
+}
+
+/// How many parts of that size the device gives now.
+fn parts(class: &Class, device: usize, ask: &Ask<'_>, milli: u16) -> u64 {
+    if !holds(class, device, ask, milli) {
+        return 0;
+    }
+    let free = &class.devices[device];
+    let by_memory = free.memory / part_memory(&class.flavor.devices[device], ask, milli).max(1);
+    u64::from(free.milli / milli.max(1)).min(by_memory)
+}
+
+/// Bytes of the device that a part takes.
+fn part_memory(flavor: &DeviceFlavor, ask: &Ask<'_>, milli: u16) -> u64 {
+    match ask.resources.gpu_memory {
+        // In two parts, because the product may not fit, and 128 bits divide slowly.
+        0 => {
+            let (milli, whole) = (u64::from(milli), u64::from(WHOLE));
+            flavor.memory / whole * milli + flavor.memory % whole * milli / whole
+        }
+        asked => asked,
+    }
+}
+
 /// The devices that one replica would get on a node of the class, or None. A part is
 /// taken from `device` when the score chose one, else from the tightest.
 pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Choice> {
@@ -256,15 +303,7 @@ pub fn emptiest(class: &Class, ask: &Ask<'_>, milli: u16) -> Option<(u16, usize)
 /// Whether the device can give the part now.
 pub fn holds(class: &Class, device: usize, ask: &Ask<'_>, milli: u16) -> bool {
     let (flavor, free) = (&class.flavor.devices[device], &class.devices[device]);
-    let memory = match ask.resources.gpu_memory {
-        // In two parts, because the product may not fit, and 128 bits divide slowly.
-        0 => {
-            let (milli, whole) = (u64::from(milli), u64::from(WHOLE));
-            flavor.memory / whole * milli + flavor.memory % whole * milli / whole
-        }
-        asked => asked,
-    };
-    free.milli >= milli && free.memory >= memory && suits(flavor, ask)
+    free.milli >= milli && free.memory >= part_memory(flavor, ask, milli) && suits(flavor, ask)
 }
 
 fn whole(class: &Class, ask: &Ask<'_>, n: u16) -> Option<Choice> {

@@ -3,16 +3,17 @@
 
 use super::census::capacity_blockers;
 use super::preempt::{self, Budgets};
-use super::{Limits, place, queue};
+use super::{Limits, place, queue, together};
 use crate::budget::{Over, judge, meter};
 use crate::claim::{self, Claim};
 use crate::disruption;
 use crate::id::{NodeNo, TenantId, TenantNo};
-use crate::job::{Job, JobSpec, Next, Phase, Replica};
+use crate::job::{Constraints, Job, JobSpec, Next, Phase, Replica};
 use crate::quota;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::state::State;
-use std::collections::BTreeSet;
+use crate::topology::Topology;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Victims and nodes that a reason names.
@@ -35,7 +36,8 @@ pub fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
     }
     let budget = |prices: &[u128]| judge::blocks(state, job, prices);
     let of = |(spec, wanted): (&Arc<JobSpec>, Vec<u16>)| {
-        blockers_of(state, Some(job.tenant), spec, wanted.len() as u64, budget)
+        let siblings = super::siblings(&job.replicas, &spec.constraints);
+        blockers_of(state, Some(job.tenant), (spec, siblings), wanted.len() as u64, budget)
     };
     let found = job.by_version(waiting_replicas(job)).into_iter().map(of).find(|found| !found.is_empty());
     let mut out = found.unwrap_or_default();
@@ -143,8 +145,8 @@ pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
         return None;
     }
     let (spec, wanted) = job.by_version(job.placeable(state.meta().now_ms)).into_iter().next()?;
-    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
-    let limits = Limits { held: claim::nodes(state), siblings, skip_ports: 0 };
+    let siblings = super::siblings(&job.replicas, &job.spec.constraints);
+    let limits = Limits { held: claim::nodes(state), siblings, ..Limits::default() };
     let ask = super::narrowed(state, spec)?;
     match queue::claim_for(state, &ask, &wanted, &limits) {
         Some(claim) => {
@@ -201,22 +203,31 @@ fn others_jobs(count: usize) -> String {
 }
 
 /// The blockers of `replicas` waiting replicas of a job that need not exist yet.
-/// `budget` says which limit stands in the way at these prices, or at the lowest there is.
+/// `siblings`: where others of its replicas are. `budget` says which limit stands in the way at these prices, or at the lowest there is.
 pub fn blockers_of(
     state: &State,
     tenant: Option<TenantNo>,
-    spec: &JobSpec,
+    (spec, siblings): (&JobSpec, BTreeMap<NodeNo, u32>),
     replicas: u64,
     budget: impl Fn(&[u128]) -> Option<Over>,
 ) -> Vec<Blocker> {
     let mut out = quota::blockers(state, tenant, spec, replicas);
     let wanted: Vec<u16> = (0..replicas.min(1024) as u16).collect();
-    let placed =
-        place(state, spec, &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })], Limits::default());
+    let limits = Limits { siblings, ..Limits::default() };
+    let at_once = &wanted[..wanted.len().min(if spec.gang { usize::MAX } else { 1 })];
+    let placed = place(state, spec, at_once, limits.clone());
     let prices: Vec<u128> = placed.iter().map(|(_, pick)| meter::price(state, &pick.alloc)).collect();
     out.extend(budget(&prices).map(|over| over.blocker()));
     if placed.is_empty() {
-        let room = capacity_blockers(state, spec, replicas);
+        let mut room = capacity_blockers(state, spec, replicas);
+        if let Some(blocker) = together::blocker(state, spec, replicas, &limits) {
+            // What would do anywhere is not too little; it is in the wrong places.
+            let free = Constraints { topology: Topology::default(), ..spec.constraints.clone() };
+            if place(state, &JobSpec { constraints: free, ..spec.clone() }, at_once, limits).len() == at_once.len() {
+                room.retain(|blocker| !matches!(blocker.reason, Reason::NotEnoughForGang | Reason::FragmentedCapacity));
+            }
+            room.insert(0, blocker);
+        }
         out.extend(between_types(state, tenant, spec, replicas, room.is_empty()));
         out.extend(room);
     }

@@ -119,6 +119,17 @@ pub fn lacks(class: &Class, ask: &Ask<'_>) -> [bool; 5] {
     ]
 }
 
+/// How many replicas a node of the class has room for now, one after the other: all but the constraints, and ports.
+pub fn room(class: &Class, ask: &Ask<'_>) -> u64 {
+    if !may_have_room(class, ask) {
+        return 0;
+    }
+    let wants = &ask.resources;
+    let rest = [(class.cpu_milli, wants.cpu_milli), (class.memory, wants.memory), (class.disk, wants.disk)];
+    let times = |all: u64, each: u64| all.checked_div(each).unwrap_or(u64::MAX);
+    rest.into_iter().fold(devices::room(class, ask), |room, (all, each)| room.min(times(all, each)))
+}
+
 /// Whether the class has room for one replica now.
 pub fn has_room(class: &Class, ask: &Ask<'_>) -> bool {
     !lacks(class, ask).contains(&true)

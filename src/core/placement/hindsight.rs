@@ -3,7 +3,7 @@
 //! of the state. Both see the same, so what differs is the policies' doing. Commits nothing.
 
 use super::worth::{self, Worth};
-use super::{Chosen, Limits, place_one};
+use super::{Chosen, Limits, place};
 use crate::id::{JobNo, NodeNo};
 use crate::job::{Arrangement, Job, Phase};
 use crate::state::{State, WORKLOAD};
@@ -85,11 +85,12 @@ fn place_again(scratch: &mut State, again: &[(Arc<Job>, u16)]) -> Vec<Option<Nod
     let mut places = Vec::new();
     for (job, replica) in again {
         let mut limits = Limits::default();
-        if job.spec.constraints.arrangement != Arrangement::Any {
+        let constraints = &job.spec.constraints;
+        if constraints.arrangement != Arrangement::Any || !constraints.topology.is_any() {
             limits.siblings = siblings.get(&job.no).cloned().unwrap_or_default();
         }
         scratch.stand(&job.spec);
-        let node = place_one(scratch, &job.spec, &limits).map(|pick| {
+        let node = place(scratch, &job.spec, &[*replica], limits).pop().map(|(_, pick)| {
             scratch.book(&job.spec, *replica, &pick.alloc);
             *siblings.entry(job.no).or_default().entry(pick.alloc.node).or_default() += 1;
             pick.alloc.node

@@ -5,9 +5,9 @@
 
 use super::order::Order;
 use super::preempt;
-use super::queue::{Asker, Shape, askers, fill, waits_for_room};
+use super::queue::{Asker, Shape, askers, fill, waits_for_room_in};
 use super::reserve::Reserves;
-use super::{devices, filter};
+use super::{Limits, devices, filter, together};
 use crate::budget::afford::Offer;
 use crate::budget::judge;
 use crate::capacity::{Class, DeviceFlavor, Flavor};
@@ -16,9 +16,11 @@ use crate::id::{NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, MAX_REPLICAS, Next, Phase, Replica};
 use crate::ledger::Ledger;
 use crate::node::{Device, DeviceKind, Node};
+use crate::quota::Rooms;
 use crate::resources::WHOLE;
 use crate::sharing::Ask;
 use crate::state::State;
+use crate::topology::Domain;
 use crate::trust;
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -35,6 +37,8 @@ const LOOKED_AT_OF_ONE: u32 = 1024;
 const LOOKS: usize = 64;
 /// Waiters for whom nodes are looked for; some can be held by none.
 const TRIES: usize = 16;
+/// Racks, zones or regions in which nodes are looked for, where all replicas have to be in one.
+const DOMAINS: usize = 16;
 /// For so long a waiter keeps a node that it can only have when a service there is ended, which nobody has to.
 pub(super) const LONGEST_MS: u64 = 60 * 60 * 1000;
 
@@ -51,6 +55,7 @@ pub(crate) fn kept_ahead(state: &State, priority: i16) -> (Vec<NodeNo>, Reserves
         return (keepers.kept, reserves);
     }
     let mut order = Order::new(state);
+    let mut rooms = Rooms::default();
     let mut looked: BTreeMap<TenantNo, u32> = BTreeMap::new();
     for _ in 0..LOOKED_AT {
         let next = if keepers.are_enough() { None } else { order.next(state) };
@@ -61,7 +66,7 @@ pub(crate) fn kept_ahead(state: &State, priority: i16) -> (Vec<NodeNo>, Reserves
             order.leave_out(job.tenant);
         }
         // One that gets no place keeps none from others, however far ahead it is.
-        if !waits_for_room(state, &job) || trust::withheld(state, &job).is_some() {
+        if !waits_for_room_in(&mut rooms, state, &job) || trust::withheld(state, &job).is_some() {
             continue;
         }
         for asker in askers(state, &job) {
@@ -122,11 +127,29 @@ impl Keepers {
 pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
     // Devices of which its tenant may have no more are no room for it.
     let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
-    let ask = &Ask::of(state, &spec);
+    let Some(level) = spec.constraints.topology.required else { return targets_in(state, job, &spec, wanted, taken, None) };
+    let siblings = super::siblings(&job.replicas, &spec.constraints);
+    let limits = Limits { held: taken.to_vec(), siblings, ..Limits::default() };
+    // In one domain: what is kept in two of them is of no use.
+    let choices = together::choices(state, &spec, level, wanted, &limits).into_iter().take(DOMAINS);
+    let mut found = choices.map(|room| targets_in(state, job, &spec, wanted, taken, Some(&room.domain)));
+    found.find(|nodes| !nodes.is_empty()).unwrap_or_default()
+}
+
+/// The same among the nodes of one domain, or of all.
+fn targets_in(
+    state: &State,
+    job: &Job,
+    spec: &JobSpec,
+    wanted: usize,
+    taken: &[NodeNo],
+    within: Option<&Domain>,
+) -> Vec<NodeNo> {
+    let ask = &Ask::of(state, spec);
     let mut missing = if ask.gang { wanted } else { 1 };
     let mut out = Vec::new();
     let mut held = Vec::new();
-    for node in candidates(state, ask, taken, missing.min(MAX_REPLICAS.into())) {
+    for node in candidates(state, ask, (taken, within), missing.min(MAX_REPLICAS.into())) {
         let Some(node) = state.node(node) else { continue };
         match room_later(state, node, ask, missing) {
             0 => held.push((state.staying.get(&node.no).map_or(0, |(count, _)| *count), held.len(), node)),
@@ -187,19 +210,27 @@ type Room = (u64, u64, Reverse<NodeNo>);
 
 /// Nodes that could hold the job when they are empty, the one with the most room now first: all of them, or so many
 /// that it takes no time to look at each.
-fn candidates(state: &State, ask: &Ask<'_>, taken: &[NodeNo], wanted: usize) -> Vec<NodeNo> {
+fn candidates(
+    state: &State,
+    ask: &Ask<'_>,
+    (taken, within): (&[NodeNo], Option<&Domain>),
+    wanted: usize,
+) -> Vec<NodeNo> {
     let taken: BTreeSet<NodeNo> = taken.iter().copied().collect();
     if let Some(name) = &ask.constraints.node {
         let node = state.node_named(name).map(|node| node.no).filter(|node| !taken.contains(node));
         let class = node.and_then(|node| state.capacity().class(node));
-        let could = |class: &Arc<Class>| class.takes_work() && filter::may_ever_run(&class.flavor, ask);
+        let inside = |flavor: &Flavor| within.is_none_or(|domain| domain.has(flavor.names()));
+        let could = |class: &Arc<Class>| {
+            class.takes_work() && inside(&class.flavor) && filter::may_ever_run(&class.flavor, ask)
+        };
         return node.filter(|_| class.is_some_and(could)).into_iter().collect();
     }
     let looks = LOOKS.max(2 * wanted);
     let mut all: Vec<Room> = Vec::new();
     // Classes come in the order of their flavors, so one verdict serves many.
     let mut judged: Option<(&Arc<Flavor>, Option<Vec<bool>>)> = None;
-    for (class, nodes) in state.capacity().classes.iter().filter(|(class, _)| class.takes_work()) {
+    for (class, nodes) in state.capacity().within(within).filter(|(class, _)| class.takes_work()) {
         if !judged.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &class.flavor)) {
             let may = filter::may_ever_run(&class.flavor, ask);
             judged = Some((&class.flavor, may.then(|| counted(&class.flavor, ask))));

@@ -20,17 +20,19 @@ pub mod remedy;
 pub(crate) mod reserve;
 pub mod score;
 pub mod standing;
+mod together;
 pub mod trial;
 pub mod worth;
 
 use crate::capacity::{Class, Flavor};
 use crate::id::NodeNo;
-use crate::job::{Allocation, Arrangement, JobSpec};
+use crate::job::{Allocation, Arrangement, Constraints, JobSpec};
 use crate::node::Node;
 use crate::quota;
 use crate::resources::Resources;
 use crate::sharing::Ask;
 use crate::state::State;
+use crate::topology::Domain;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -74,6 +76,8 @@ pub struct Limits {
     pub held: Vec<NodeNo>,
     /// Replicas of the same job that already have a place, per node.
     pub siblings: BTreeMap<NodeNo, u32>,
+    /// Only nodes of this rack, zone or region.
+    pub within: Option<Domain>,
     /// Free ports that are passed over: on earlier tries somebody else's program was found on them.
     pub skip_ports: u16,
 }
@@ -109,7 +113,9 @@ fn narrowed<'a>(state: &State, spec: &'a JobSpec) -> Option<Cow<'a, JobSpec>> {
 }
 
 fn search(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
-    let found = standing::find(state, spec, limits).unwrap_or_else(|| scan(state, spec, limits))?;
+    // Of one domain's nodes there are few.
+    let ranked = if limits.within.is_none() { standing::find(state, spec, limits) } else { None };
+    let found = ranked.unwrap_or_else(|| scan(state, spec, limits))?;
     let Found { score, node, terms, device, class, runner_up, candidates } = found;
     let alloc = allocate(state, &Ask::of(state, spec), state.node(node)?, &class, device, limits.skip_ports)?;
     let policy = state.rules.chosen.policy;
@@ -167,13 +173,17 @@ fn scan(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Found> {
         }
     };
     match pinned {
-        Some(node) => consider(state.capacity().class(node)?, 1, &mut std::iter::once(node)),
+        Some(node) => {
+            let class = state.capacity().class(node)?;
+            let within = limits.within.as_ref().is_none_or(|domain| domain.has(class.flavor.names()));
+            within.then(|| consider(class, 1, &mut std::iter::once(node)))?;
+        }
         None => {
             // All nodes of a class score alike, but for those that run a sibling or are held.
             let odd = if counts { limits.siblings.len() } else { 0 } + limits.held.len();
             // Two that are not odd are enough for the best and the runner-up.
             let enough = odd + 2;
-            for (class, nodes) in &state.capacity().classes {
+            for (class, nodes) in state.capacity().within(limits.within.as_ref()) {
                 let held = limits.held.iter().filter(|node| nodes.contains(*node)).count();
                 let some = if random { nodes.len() } else { enough };
                 let all = (nodes.len() - held) as u32;
@@ -234,27 +244,36 @@ fn allocate(
 /// Places for `wanted` replicas of a job: all of them, or as many as fit (none
 /// for a gang of which one does not fit).
 pub fn place(state: &State, spec: &JobSpec, wanted: &[u16], mut limits: Limits) -> Vec<(u16, Pick)> {
+    if !spec.constraints.topology.is_any() {
+        return together::place(state, spec, wanted, &limits);
+    }
     if let [only] = wanted {
         return place_one(state, spec, &limits).map(|pick| (*only, pick)).into_iter().collect();
     }
     let mut scratch = state.speculative();
-    let mut out = Vec::new();
-    for replica in wanted {
-        let Some(pick) = place_one(&scratch, spec, &limits) else { break };
-        scratch.book(spec, *replica, &pick.alloc);
-        *limits.siblings.entry(pick.alloc.node).or_default() += 1;
-        out.push((*replica, pick));
-    }
+    let mut out = one_by_one(&mut scratch, spec, wanted, &mut limits);
     if spec.gang && out.len() < wanted.len() {
         out.clear();
     }
     out
 }
 
-/// Nodes on which replicas of a job already are, for spreading the others, or packing them.
-pub fn siblings(replicas: &[crate::job::Replica], arrangement: Arrangement) -> BTreeMap<NodeNo, u32> {
+/// Places for as many of the replicas as fit, each booked before the next one is looked for.
+fn one_by_one(scratch: &mut State, spec: &JobSpec, wanted: &[u16], limits: &mut Limits) -> Vec<(u16, Pick)> {
+    let mut out = Vec::new();
+    for replica in wanted {
+        let Some(pick) = place_one(scratch, spec, limits) else { break };
+        scratch.book(spec, *replica, &pick.alloc);
+        *limits.siblings.entry(pick.alloc.node).or_default() += 1;
+        out.push((*replica, pick));
+    }
+    out
+}
+
+/// Nodes on which replicas of a job already are, for spreading the others, packing them, or keeping them in a domain.
+pub fn siblings(replicas: &[crate::job::Replica], constraints: &Constraints) -> BTreeMap<NodeNo, u32> {
     let mut out = BTreeMap::new();
-    if arrangement != Arrangement::Any {
+    if constraints.arrangement != Arrangement::Any || !constraints.topology.is_any() {
         for alloc in replicas.iter().filter_map(|r| r.allocation()) {
             *out.entry(alloc.node).or_default() += 1;
         }

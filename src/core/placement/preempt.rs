@@ -7,7 +7,7 @@
 //! does not decide whether anybody may be evicted (`claim`), nor whether the job is
 //! next (`queue`).
 
-use super::{Limits, devices, filter, place};
+use super::{Limits, devices, filter, place, together};
 use crate::capacity;
 use crate::claim::{self, Claim, MOST_VICTIMS, Victim};
 use crate::id::{JobNo, NodeNo, TenantNo};
@@ -18,6 +18,7 @@ use crate::quota::tree;
 use crate::reason::Reason;
 use crate::sharing::Ask;
 use crate::state::State;
+use crate::topology::{Domain, Level};
 use shortfall::{allows, free_quota};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -41,6 +42,8 @@ const MIXES: usize = 64;
 const LOOKS: u32 = 4096;
 /// Of so few units all sets are tried, where the quota is in the way as well as room, or a gang may have to go.
 const FEW: usize = 10;
+/// Racks, zones or regions in which others are looked for, where all replicas have to be in one.
+const DOMAINS: usize = 32;
 /// Gangs on several nodes of which it is tried what is won by taking each.
 const GANGS: usize = 16;
 
@@ -73,8 +76,16 @@ pub(crate) fn claim_by(
     if units.is_empty() {
         return None;
     }
-    let want = Want { state, spec, tenant, wanted, limits };
-    let (chosen, placements) = want.cheapest(&units, &spares)?;
+    let want = |limits| Want { state, spec, tenant, wanted, limits };
+    let (chosen, placements) = match spec.constraints.topology.required.filter(|_| limits.within.is_none()) {
+        None => want(limits).cheapest(&units, &spares)?,
+        // Room that is freed in two racks is room in neither.
+        Some(level) => {
+            let domains = domains(state, spec, level, wanted.len(), limits);
+            let found = domains.iter().filter_map(|limits| want(limits).cheapest(&units, &spares));
+            found.min_by_key(|(chosen, _)| cost(&units, chosen))?
+        }
+    };
     let victim = |why: Reason, (job, replica): &(Arc<Job>, u16)| Victim {
         job: job.no,
         replica: *replica,
@@ -86,6 +97,21 @@ pub(crate) fn claim_by(
     victims.sort_unstable();
     let few = !victims.is_empty() && victims.len() <= MOST_VICTIMS;
     few.then(|| Claim { placements, victims, at_ms: state.meta().now_ms })
+}
+
+/// What it costs when these go.
+fn cost(units: &[Unit], chosen: &BTreeSet<usize>) -> u64 {
+    chosen.iter().map(|unit| units[*unit].cost).sum()
+}
+
+/// Limits to each domain of that level that may hold all of them when others are gone: first where least is missing.
+fn domains(state: &State, spec: &JobSpec, level: Level, wanted: usize, limits: &Limits) -> Vec<Limits> {
+    let mut rooms = together::choices(state, spec, level, wanted, limits);
+    let times = wanted as u64;
+    rooms.retain(|room| room.most >= times);
+    rooms.sort_by_key(|room| times.saturating_sub(room.count));
+    let within = |room: together::Room| Limits { within: Some(room.domain), ..limits.clone() };
+    rooms.into_iter().take(DOMAINS).map(within).collect()
 }
 
 /// What is asked for.
@@ -124,10 +150,10 @@ impl Want<'_> {
         if has_quota && !(gangs && few) {
             return best;
         }
-        let cost = |chosen: &BTreeSet<usize>| chosen.iter().map(|unit| units[*unit].cost).sum::<u64>();
         let mut consider = |chosen: Option<BTreeSet<usize>>| {
             let found = chosen.and_then(|chosen| self.needed(units, chosen));
-            let found = found.filter(|(new, _)| best.as_ref().is_none_or(|(old, _)| cost(new) < cost(old)));
+            let least = best.as_ref().map_or(u64::MAX, |(old, _)| cost(units, old));
+            let found = found.filter(|(new, _)| cost(units, new) < least);
             best = found.or(best.take());
         };
         if !has_quota {
@@ -139,7 +165,8 @@ impl Want<'_> {
             }
         }
         if few {
-            let all = self.all_sets(units, spares, best.as_ref().map_or(u64::MAX, |(chosen, _)| cost(chosen)));
+            let most = best.as_ref().map_or(u64::MAX, |(chosen, _)| cost(units, chosen));
+            let all = self.all_sets(units, spares, most);
             return all.or(best);
         }
         best
@@ -254,7 +281,14 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        on_node.retain(|node, _| !limits.held.contains(node) && may_use(self.state, &self.ask, *node));
+        let within = |node: NodeNo| {
+            let class = self.state.capacity().class(node);
+            let inside = |domain: &Domain| class.is_some_and(|class| domain.has(class.flavor.names()));
+            limits.within.as_ref().is_none_or(inside)
+        };
+        on_node.retain(|node, _| {
+            !limits.held.contains(node) && within(*node) && may_use(self.state, &self.ask, *node)
+        });
         let mut nodes: Vec<(bool, u64, NodeNo)> =
             on_node.iter().filter_map(|(no, list)| self.rank(*no, list)).collect();
         nodes.sort_unstable();

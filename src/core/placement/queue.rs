@@ -11,9 +11,9 @@ use crate::budget::afford::{Offer, affordable, affordable_claim};
 use crate::budget::{Rates, judge};
 use crate::claim::Claim;
 use crate::command::{Command, Placement};
-use crate::id::{NodeNo, TenantNo};
+use crate::id::{JobNo, NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, Phase, Replica, Whereabouts};
-use crate::quota;
+use crate::quota::{self, Rooms};
 use crate::reason::Reason;
 use crate::resources::Resources;
 use crate::sharing::Ask;
@@ -65,12 +65,21 @@ fn in_order(state: &State) -> impl Iterator<Item = Arc<Job>> {
 
 /// Whether the job waits for room, and not for its quota or the end of a back-off.
 pub(super) fn waits_for_room(state: &State, job: &Job) -> bool {
+    waits(state, job, |times| quota::allows(state, Some(job.tenant), &job.spec.resources, times))
+}
+
+/// The same for one of many.
+pub(super) fn waits_for_room_in(rooms: &mut Rooms, state: &State, job: &Job) -> bool {
+    waits(state, job, |times| rooms.allow(state, job.tenant, &job.spec.resources, times))
+}
+
+fn waits(state: &State, job: &Job, allows: impl FnOnce(u64) -> bool) -> bool {
     let now = state.meta().now_ms;
     let wanted = job.placeable(now).count() as u64;
     let times = if job.spec.gang { wanted } else { 1 };
     wanted > 0
         && job.claim.is_none()
-        && quota::allows(state, Some(job.tenant), &job.spec.resources, times)
+        && allows(times)
         && quota::types::some_open(state, Some(job.tenant), &job.spec, times)
         && judge::blocks(state, job, &[]).is_none()
 }
@@ -155,6 +164,7 @@ struct Pass {
     tried: Tried,
     keepers: Keepers,
     reserves: Reserves,
+    rooms: Rooms,
     /// Others are made to give way.
     evicts: bool,
     /// Each (tenant, priority, ask) for which somebody was looked for who could give way.
@@ -169,6 +179,7 @@ impl Pass {
             tried: Tried::default(),
             keepers: Keepers::new(state),
             reserves: Reserves::default(),
+            rooms: Rooms::default(),
             evicts: true,
             asked: BTreeSet::new(),
             out: Vec::new(),
@@ -207,7 +218,7 @@ impl Pass {
         let shape = Shape::of(&self.scratch, asker);
         let ahead = self.reserves.against(&self.scratch, job.tenant, asker.spec, Some(job.no));
         self.reserves.count(&ahead, &mut self.scratch);
-        let found = self.look(asker, &shape);
+        let found = self.look(asker, &shape, ahead.is_empty());
         self.reserves.uncount(&ahead, &mut self.scratch);
         let (ask, fails_now) = match found {
             Looked::Places(placements) => {
@@ -234,9 +245,14 @@ impl Pass {
         Next::Asker
     }
 
-    /// Looks for places, unless that was in vain before.
-    fn look<'a>(&mut self, asker: &Asker<'a>, shape: &Shape) -> Looked<'a> {
-        if !waits_for_room(&self.scratch, asker.job) {
+    /// Looks for places, unless that was in vain before. `alone`: nothing is kept from it.
+    fn look<'a>(&mut self, asker: &Asker<'a>, shape: &Shape, alone: bool) -> Looked<'a> {
+        let waits = match alone {
+            true => waits_for_room_in(&mut self.rooms, &self.scratch, asker.job),
+            // What is kept for others is counted for this look alone.
+            false => waits_for_room(&self.scratch, asker.job),
+        };
+        if !waits {
             return Looked::Lacks;
         }
         match self.tried.verdict(&self.scratch, asker.job, shape) {
@@ -266,6 +282,7 @@ impl Pass {
 
     fn place(&mut self, job: &Job, placements: Vec<Placement>) {
         book(&mut self.scratch, job, &placements);
+        self.rooms.take(&self.scratch, job.tenant, &job.spec.resources, placements.len() as u64);
         self.out.push(Command::Place { job: job.no, placements });
     }
 
@@ -362,8 +379,8 @@ fn patient(state: &State, asker: &Asker<'_>) -> Vec<u16> {
 /// Others who give way to the replicas, as they ask now: to all that have waited long enough, or else to one of them.
 fn make_room(state: &State, asker: &Asker<'_>, ask: &JobSpec, kept: &[NodeNo]) -> Option<Claim> {
     let (job, wanted) = (asker.job, patient(state, asker));
-    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
-    let limits = Limits { held: kept.to_vec(), siblings, skip_ports: 0 };
+    let siblings = super::siblings(&job.replicas, &job.spec.constraints);
+    let limits = Limits { held: kept.to_vec(), siblings, ..Limits::default() };
     let paid =
         |claim: &Claim| judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements).is_ok();
     affordable_claim(state, ask, |ask| claim_for(state, ask, &wanted, &limits), paid)
@@ -384,19 +401,24 @@ pub(super) struct Shape {
     /// A gang needs room for all at once.
     at_once: usize,
     takes_any: bool,
+    /// Which job it is, where its other replicas say in which domain its next one has to be.
+    beside: Option<JobNo>,
 }
 
 impl Shape {
-    pub fn of(state: &State, Asker { spec, wanted, .. }: &Asker<'_>) -> Self {
+    pub fn of(state: &State, Asker { job, spec, wanted }: &Asker<'_>) -> Self {
+        let placed = || job.replicas.iter().any(|replica| replica.allocation().is_some());
+        let beside = (spec.constraints.topology.required.is_some() && placed()).then_some(job.no);
         let at_once = if spec.gang { wanted.len() } else { 1 };
-        Self { spec: Arc::clone(spec), at_once, takes_any: Ask::of(state, spec).takes_any() }
+        Self { spec: Arc::clone(spec), at_once, takes_any: Ask::of(state, spec).takes_any(), beside }
     }
 
-    fn key(&self) -> (&Resources, Whereabouts<'_>, usize, u16, bool, bool) {
+    fn key(&self) -> (&Resources, Whereabouts<'_>, usize, u16, bool, bool, Option<JobNo>) {
         let spec = &*self.spec;
         // A price is meant for all replicas.
         let priced = if spec.constraints.max_cost_per_hour.is_some() { spec.most_replicas() } else { 1 };
-        (&spec.resources, spec.constraints.whereabouts(), self.at_once, priced, self.takes_any, spec.needs_engine())
+        let (place, engine) = (spec.constraints.whereabouts(), spec.needs_engine());
+        (&spec.resources, place, self.at_once, priced, self.takes_any, engine, self.beside)
     }
 }
 
@@ -424,8 +446,9 @@ impl Eq for Shape {}
 pub(super) fn fill<'a>(state: &State, asker: &Asker<'a>, kept: &[NodeNo]) -> Offer<'a> {
     let job = asker.job;
     let wanted = within_quota(state, Some(job.tenant), asker.spec, asker.wanted.clone());
-    let siblings = super::siblings(&job.replicas, job.spec.constraints.arrangement);
-    let limits = Limits { held: kept.to_vec(), siblings, skip_ports: skip_ports(job, &wanted) };
+    let siblings = super::siblings(&job.replicas, &job.spec.constraints);
+    let skip_ports = skip_ports(job, &wanted);
+    let limits = Limits { held: kept.to_vec(), siblings, skip_ports, ..Limits::default() };
     affordable(state, Some(job.tenant), asker.spec, &job.replicas, &wanted, &limits)
 }
 

@@ -7,19 +7,22 @@ use super::{Limits, filter, place};
 use crate::budget::{Kind, Limit, Over, Window, judge};
 use crate::claim;
 use crate::command::Placement;
-use crate::id::{Incarnation, JobNo, Label, NodeName, NodeNo, TenantId, TenantNo};
+use crate::id::{Incarnation, JobNo, NodeName, NodeNo, TenantId, TenantNo};
 use crate::job::{Job, JobSpec, Runtime};
-use crate::node::{Device, DeviceKind, DrainState, ENGINE_LABEL, Node, NodeKind, NodeSpec, NodeState, has_engine};
+use crate::node::{DrainState, Node, NodeKind, NodeSpec, NodeState, has_engine};
 use crate::quota::{self, milli, tree};
 use crate::reason::Refusal;
 use crate::resources::{Gpus, Resources};
-use crate::sharing::{Ask, Sharing};
+use crate::sharing::Ask;
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
+use crate::topology::{Domain, Level};
 use crate::trust;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+
+use nodes::with_engine;
 
 /// Nodes of each kind that are tried; equal ones are tried once.
 const NODES: usize = 12;
@@ -118,9 +121,11 @@ impl fmt::Display for Change {
                     .first()
                     .map_or(String::new(), |device| format!(" with {} × {}", spec.devices.len(), device.device_type));
                 let nodes = if *count == 1 { "node" } else { "nodes" };
+                let narrowest = Level::ALL.into_iter().find_map(|level| Domain::of(level, spec.names()));
+                let place = narrowest.map_or(String::new(), |domain| format!(" in {domain}"));
                 match name {
-                    Some(name) => write!(f, "add node {name}{devices}"),
-                    None => write!(f, "add {count} {nodes}{devices}"),
+                    Some(name) => write!(f, "add node {name}{devices}{place}"),
+                    None => write!(f, "add {count} {nodes}{devices}{place}"),
                 }
             }
         }
@@ -158,7 +163,7 @@ impl Waiter<'_> {
         }
         // Hardware is the last resort: as few nodes as will do, with what else is needed then.
         for count in 1..=ADDED.min(self.wanted.len() as u16) {
-            let nodes = self.added(count);
+            let nodes = self.added(state, count);
             if self.runs_with(state, &[&nodes]) {
                 return Some(vec![nodes]);
             }
@@ -170,9 +175,10 @@ impl Waiter<'_> {
         self.added_for_all(state, &soft)
     }
 
-    fn added(&self, count: u16) -> Change {
-        let name = self.spec.constraints.node.clone();
-        Change::AddNodes { count, name, spec: Box::new(node_for(self.spec)) }
+    /// Where its other replicas are.
+    fn siblings(&self) -> BTreeMap<NodeNo, u32> {
+        let there = self.job.map_or(&[][..], |job| &job.replicas);
+        super::siblings(there, &self.spec.constraints)
     }
 
     /// So many nodes that those ahead may have theirs, with what else is needed then.
@@ -180,7 +186,7 @@ impl Waiter<'_> {
         let most = queue::turn(state, self.spec, self.job).missing + self.wanted.len();
         let most = u16::try_from(most).unwrap_or(u16::MAX).min(ADDED_FOR_ALL);
         let mut scratch = state.speculative();
-        soft.iter().chain([&self.added(most)]).for_each(|change| make(&mut scratch, change));
+        soft.iter().chain([&self.added(state, most)]).for_each(|change| make(&mut scratch, change));
         let turn = queue::turn(&scratch, self.spec, self.job);
         // Of so many, those count that are in use when it has its place.
         let places = self.places(&turn.state, &turn.kept)?;
@@ -190,7 +196,7 @@ impl Waiter<'_> {
         let held = |node: &NodeNo| turn.state.ledger().node(*node).is_some_and(|used| !used.replicas.is_empty());
         used.extend((0..most).map(|i| NodeNo(u32::MAX - u32::from(i))).filter(held));
         let count = used.into_iter().filter(|node| is_added(*node)).count() as u16;
-        let fewer = (count.saturating_sub(1)..=count).chain([most]).map(|count| self.added(count));
+        let fewer = (count.saturating_sub(1)..=count).chain([most]).map(|count| self.added(state, count));
         for nodes in fewer {
             if self.runs_with(state, &[&nodes]) {
                 return Some(vec![nodes]);
@@ -261,7 +267,7 @@ impl Waiter<'_> {
 
     /// The places that all of it would have, but for nodes that others hold.
     fn places(&self, state: &State, held: &[NodeNo]) -> Option<Vec<Placement>> {
-        let limits = Limits { held: held.to_vec(), ..Limits::default() };
+        let limits = Limits { held: held.to_vec(), siblings: self.siblings(), ..Limits::default() };
         let picks = place(state, self.spec, self.wanted, limits);
         let all = picks.len() == self.wanted.len();
         all.then(|| picks.into_iter().map(|(replica, pick)| pick.for_replica(replica)).collect())
@@ -521,51 +527,6 @@ fn make(state: &mut State, change: &Change) {
     }
 }
 
-/// The labels of such a node once a container engine is there.
-fn with_engine(labels: &BTreeMap<Label, Label>) -> Option<BTreeMap<Label, Label>> {
-    let (key, value) = (Label::new(ENGINE_LABEL).ok()?, Label::new("docker").ok()?);
-    let mut labels = labels.clone();
-    labels.insert(key, value);
-    Some(labels)
-}
-
-/// A node that holds just one replica.
-fn node_for(spec: &JobSpec) -> NodeSpec {
-    let (ask, wish) = (&spec.resources, &spec.constraints);
-    let gpus = match ask.gpu {
-        Gpus::None => 0,
-        Gpus::Milli(_) => 1,
-        Gpus::Whole(n) => n,
-    };
-    let any = || crate::id::DeviceType::new("GPU").expect("a valid name");
-    let device = |i: u16, kind: DeviceKind| Device {
-        uuid: format!("added-{i}").into(),
-        kind,
-        device_type: ask.device_types.first().cloned().unwrap_or_else(any),
-        memory: ask.gpu_memory.max(1 << 30),
-        island: 0,
-        mig_profile: ask.mig_profile.clone(),
-        healthy: true,
-        // Such a node can give a part as well as a whole GPU.
-        sharing: Sharing::Mps,
-    };
-    let gpu = (0..gpus).map(|i| device(i, DeviceKind::Gpu));
-    let tpu = (0..ask.tpu).map(|i| device(gpus + i, DeviceKind::Tpu));
-    NodeSpec {
-        host: "added".into(),
-        ports: None,
-        cpu_milli: ask.cpu_milli,
-        memory: ask.memory,
-        disk: ask.disk,
-        devices: gpu.chain(tpu).collect(),
-        labels: with_engine(&wish.labels).filter(|_| spec.needs_engine()).unwrap_or_else(|| wish.labels.clone()),
-        region: wish.region.clone(),
-        zone: wish.zone.clone(),
-        rack: wish.rack.clone(),
-        cost_per_hour: Default::default(),
-        simulated: true,
-    }
-}
-
+mod nodes;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use crate::job::{Arrangement, JobSpec};
 use crate::resources::{Gpus, WHOLE};
 use crate::sharing::Ask;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 
 /// What a term speaks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -127,6 +128,9 @@ fn of_slice(class: &Class, ask: &Ask<'_>, cut: Cut, rules: &Rules) -> Terms {
 /// there are, whatever the currency.
 fn cheap(class: &Class, ask: &Ask<'_>, rules: &Rules) -> i32 {
     let price = u128::from(filter::cost_per_hour(&class.flavor, ask));
+    if price == 0 {
+        return 1000;
+    }
     let dearest = match rules.chosen.policy {
         Policy::Cost => u128::from(rules.dearest) * u128::from(ask.resources.gpu.milli()) / 1000,
         _ => 100_000_000,
@@ -184,51 +188,65 @@ const POINT: i64 = 20 * UNIT;
 /// How much of the node's worth to the target workload the placement leaves: 500 when it
 /// costs no more than the GPU it takes is worth at most. None when the target says nothing.
 fn kept_usable(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(i32, Option<u16>)> {
-    if rules.worth.is_empty() {
+    let (count, hardware) = (class.devices.len(), class.flavor.hardware);
+    if rules.worth.is_empty() || count > DEVICES {
         return None;
     }
-    let wants = &ask.resources;
-    let count = class.devices.len();
-    let hardware = class.flavor.hardware;
-    if count > DEVICES {
-        return None;
-    }
-    let mut free = worth::free_of(&class.devices);
-    let before = rules.worth.of(hardware, class.cpu_milli, &free[..count])?;
-    let cpu = class.cpu_milli.saturating_sub(wants.cpu_milli);
-    let points = |after: i64| {
-        let kept = wants.gpu.milli() as i64 * worth::MOST + after - before;
+    let mut all = worth::free_of(&class.devices);
+    let free = &mut all[..count];
+    let cpu = class.cpu_milli.saturating_sub(ask.resources.cpu_milli);
+    let points = |before: i64, after: i64| {
+        let kept = ask.resources.gpu.milli() as i64 * worth::MOST + after - before;
         (500 + kept.div_euclid(POINT)).clamp(0, 1000) as i32
     };
-    match wants.gpu {
-        Gpus::None => Some((points(rules.worth.of(hardware, cpu, &free[..count])?), None)),
+    if let Some(ready) = rules.worth.ready(hardware, free) {
+        let before = ready.all(class.cpu_milli);
+        return match ask.resources.gpu {
+            Gpus::None => Some((points(before, ready.all(cpu)), None)),
+            Gpus::Whole(n) => Some((points(before, ready.without_whole(cpu, n)), None)),
+            Gpus::Milli(milli) => {
+                let after = ready.without_part(cpu, milli);
+                best_part(class, ask, milli, |device| Some(points(before, after(free[device]))))
+            }
+        };
+    }
+    let before = rules.worth.of(hardware, class.cpu_milli, free)?;
+    match ask.resources.gpu {
+        Gpus::None => Some((points(before, rules.worth.of(hardware, cpu, free)?), None)),
         Gpus::Whole(_) => {
-            for device in devices::whole_of(class, ask)? {
-                free[usize::from(device)] = 0;
-            }
-            Some((points(rules.worth.of(hardware, cpu, &free[..count])?), None))
+            devices::whole_of(class, ask)?.for_each(|device| free[usize::from(device)] = 0);
+            Some((points(before, rules.worth.of(hardware, cpu, free)?), None))
         }
-        Gpus::Milli(milli) => {
-            let mut best: Option<(i32, u16, u16)> = None;
-            let mut tried = [0u16; DEVICES];
-            for device in 0..count {
-                let had = free[device];
-                // Devices of one kind and equal rest are alike.
-                let alike = tried[..device].contains(&had) && class.flavor.alike();
-                if alike || !devices::holds(class, device, ask, milli) {
-                    continue;
-                }
-                tried[device] = had;
-                free[device] = had - milli;
-                let points = points(rules.worth.of(hardware, cpu, &free[..count])?);
-                free[device] = had;
-                if best.is_none_or(|(most, tightest, _)| {
-                    (points, std::cmp::Reverse(had)) > (most, std::cmp::Reverse(tightest))
-                }) {
-                    best = Some((points, had, device as u16));
-                }
-            }
-            best.map(|(points, _, device)| (points, Some(device)))
+        Gpus::Milli(milli) => best_part(class, ask, milli, |device| {
+            let had = std::mem::replace(&mut free[device], class.devices[device].milli - milli);
+            let after = rules.worth.of(hardware, cpu, free);
+            free[device] = had;
+            after.map(|after| points(before, after))
+        }),
+    }
+}
+
+/// The device to take a part from: where the placement has most points, and of equal ones the tightest.
+fn best_part(
+    class: &Class,
+    ask: &Ask<'_>,
+    milli: u16,
+    mut points: impl FnMut(usize) -> Option<i32>,
+) -> Option<(i32, Option<u16>)> {
+    let mut best: Option<(i32, Reverse<u16>, u16)> = None;
+    let mut tried = [0u16; DEVICES];
+    for (device, free) in class.devices.iter().enumerate() {
+        let had = free.milli;
+        // Devices of one kind and equal rest are alike.
+        let alike = class.flavor.alike() && tried[..device].contains(&had);
+        if had < milli || alike || !devices::holds(class, device, ask, milli) {
+            continue;
+        }
+        tried[device] = had;
+        let points = points(device)?;
+        if best.is_none_or(|(most, tightest, _)| (points, Reverse(had)) > (most, tightest)) {
+            best = Some((points, Reverse(had), device as u16));
         }
     }
+    best.map(|(points, _, device)| (points, Some(device)))
 }

@@ -12,13 +12,17 @@ use crate::resources::Resources;
 use crate::sharing::Ask;
 use crate::state::State;
 use imbl::ordmap::DiffItem;
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdMap;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+mod board;
+
+use board::Board;
+
 /// Asks that are ranked for; of more the others are scanned for. Fewer where there are many nodes: a ranking takes some
-/// 80 bytes of memory a node.
+/// ten bytes of memory a node.
 const MOST: usize = 256;
 /// Places in all rankings together.
 const PLACES: usize = 2_560_000;
@@ -31,7 +35,7 @@ const MANY: usize = 512;
 /// Below that many, nodes are ranked if no more than so many share a class: a ranking of nodes that
 /// are alike costs more to make than the scans that it saves.
 const ALIKE: usize = 4;
-/// A ranking that more nodes have left behind than this is not looked at, and made anew.
+/// A ranking that more nodes have left behind than this is not looked at before it has followed.
 const BEHIND: usize = 1024;
 
 /// What decides where a job may go and what a place is worth to it.
@@ -55,21 +59,20 @@ impl Shape {
     }
 }
 
-/// Nodes with room for one ask, best first.
-#[derive(Clone, Debug)]
+/// Nodes with room for one ask, by their scores.
+#[derive(Clone, Debug, Default)]
 struct Ranking {
     rules: Arc<Rules>,
     /// The classes that were ranked.
     of: OrdMap<NodeNo, Arc<Class>>,
-    order: OrdSet<(Reverse<i64>, NodeNo)>,
-    scores: OrdMap<NodeNo, i64>,
+    board: Board,
 }
 
 #[derive(Clone, Debug)]
 struct Asked {
     turn: u64,
     /// From the second time on.
-    ranking: Option<Ranking>,
+    ranking: Option<Arc<Ranking>>,
 }
 
 /// The rankings of the asks that come most.
@@ -95,8 +98,13 @@ impl State {
         if let Some(asked) = standings.asked.get_mut(&shape) {
             asked.turn = turn;
             match &mut asked.ranking {
-                Some(ranking) if ranking.goes_by(&self.rules) => ranking.follow(&ask, &self.capacity),
-                _ => asked.ranking = Some(Ranking::new(&ask, &self.capacity, &self.rules)),
+                Some(ranking) if ranking.goes_by(&self.rules) => {
+                    let ranking = Arc::make_mut(ranking);
+                    // What is equal is compared but once.
+                    ranking.rules.clone_from(&self.rules);
+                    ranking.follow(&ask, &self.capacity);
+                }
+                _ => asked.ranking = Some(Arc::new(Ranking::new(&ask, &self.capacity, &self.rules))),
             }
             return;
         }
@@ -152,19 +160,9 @@ impl<'a> Judge<'a> {
 impl Ranking {
     fn new(ask: &Ask<'_>, index: &CapacityIndex, rules: &Arc<Rules>) -> Self {
         let mut judge = Judge::new(ask, rules);
-        let mut out = Self { rules: rules.clone(), of: index.by_node().clone(), ..Self::empty() };
-        for (class, nodes) in &index.classes {
-            let Some(score) = judge.score(class) else { continue };
-            for node in nodes {
-                out.order.insert((Reverse(score), *node));
-                out.scores.insert(*node, score);
-            }
-        }
-        out
-    }
-
-    fn empty() -> Self {
-        Self { rules: Arc::default(), of: OrdMap::new(), order: OrdSet::new(), scores: OrdMap::new() }
+        let scored = index.classes.iter().filter_map(|(class, nodes)| Some((judge.score(class)?, nodes)));
+        let board = Board::of(scored.flat_map(|(score, nodes)| nodes.iter().map(move |node| (*node, score))));
+        Self { rules: rules.clone(), of: index.by_node().clone(), board }
     }
 
     /// Rules that were made apart from one another may still be the same.
@@ -172,42 +170,29 @@ impl Ranking {
         Arc::ptr_eq(&self.rules, rules) || self.rules == *rules
     }
 
-    /// Nodes that are not as they were ranked; None when they are too many to be looked at one by one.
-    fn left_behind(&self, index: &CapacityIndex) -> Option<Vec<NodeNo>> {
-        let mut out = Vec::new();
-        for difference in self.of.diff(index.by_node()) {
-            let (DiffItem::Add(node, _) | DiffItem::Update { new: (node, _), .. } | DiffItem::Remove(node, _)) =
-                difference;
-            if out.len() == BEHIND {
-                return None;
-            }
-            out.push(*node);
-        }
-        Some(out)
+    /// Nodes that are not as they were ranked.
+    fn left_behind<'a>(&'a self, index: &'a CapacityIndex) -> impl Iterator<Item = NodeNo> + 'a {
+        self.of.diff(index.by_node()).map(|difference| match difference {
+            DiffItem::Add(node, _) | DiffItem::Update { new: (node, _), .. } | DiffItem::Remove(node, _) => *node,
+        })
     }
 
-    /// Brings the ranking up to the present.
+    /// Brings the ranking up to the present: however many nodes it left behind, they are no more than all.
     fn follow(&mut self, ask: &Ask<'_>, index: &CapacityIndex) {
-        let Some(behind) = self.left_behind(index) else {
-            *self = Self::new(ask, index, &self.rules);
-            return;
-        };
+        let behind: Vec<NodeNo> = self.left_behind(index).collect();
         let rules = self.rules.clone();
         let mut judge = Judge::new(ask, &rules);
         for node in behind {
-            if let Some(score) = self.scores.remove(&node) {
-                self.order.remove(&(Reverse(score), node));
-            }
-            if let Some(score) = index.class(node).and_then(|class| judge.score(class)) {
-                self.order.insert((Reverse(score), node));
-                self.scores.insert(node, score);
-            }
+            self.board.set(node, index.class(node).and_then(|class| judge.score(class)));
         }
         self.of = index.by_node().clone();
     }
 
     fn best(&self, ask: &Ask<'_>, index: &CapacityIndex, limits: &Limits) -> Option<Option<Found>> {
-        let behind = self.left_behind(index)?;
+        let behind: Vec<NodeNo> = self.left_behind(index).take(BEHIND + 1).collect();
+        if behind.len() > BEHIND {
+            return None;
+        }
         let held: BTreeSet<NodeNo> = limits.held.iter().copied().collect();
         // What each sibling on a node is worth, in points of the term.
         let worth = match ask.constraints.arrangement {
@@ -219,10 +204,9 @@ impl Ranking {
         let apart: BTreeSet<NodeNo> =
             behind.iter().chain(limits.siblings.keys().filter(|node| siblings(node) > 0)).copied().collect();
         // These are as they were ranked; two of them are enough for the best and the runner-up.
-        let usual = |(_, node): &&(Reverse<i64>, NodeNo)| !held.contains(node) && !apart.contains(node);
-        let mut top: Vec<(Reverse<i64>, NodeNo)> = self.order.iter().filter(usual).take(2).copied().collect();
-        let gone = |node: &&NodeNo| self.scores.contains_key(*node);
-        let mut candidates = self.order.len() - held.union(&apart).filter(gone).count();
+        let out: BTreeSet<NodeNo> = held.union(&apart).copied().collect();
+        let mut top = self.board.best_without(&out);
+        let mut candidates = self.board.len() - out.iter().filter(|node| self.board.has(**node)).count();
         let mut judge = Judge::new(ask, &self.rules);
         let each = worth * self.rules.chosen.weights.of(Term::Arrangement);
         for node in apart.difference(&held) {

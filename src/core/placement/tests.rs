@@ -40,7 +40,7 @@ fn ask(rng: &mut Rng) -> Gpus {
 }
 
 /// Replicas that a node has room for, counted without the placer.
-fn room(state: &State, node: &Node, spec: &JobSpec) -> u64 {
+pub(super) fn room(state: &State, node: &Node, spec: &JobSpec) -> u64 {
     let used = state.ledger().node(node.no).unwrap();
     let free = |i: usize| 1000 - u64::from(used.devices[i].milli);
     let devices = 0..node.spec.devices.len();

@@ -3,13 +3,14 @@
 //! mix of requests is given, or learnt from those that arrive. It knows no files and
 //! no protocol.
 
-use super::{Limits, Pick, Policy, place_one};
-use crate::id::{DeviceType, Incarnation, ModelId, NodeName, NodeNo, TenantId, VersionId};
+use super::{Limits, Pick, Policy, place, place_one};
+use crate::id::{DeviceType, Incarnation, Label, ModelId, NodeName, NodeNo, TenantId, VersionId};
 use crate::job::JobSpec;
 use crate::node::{Device, DeviceKind, DrainState, Node, NodeKind, NodeSpec, NodeState};
 use crate::resources::Resources;
 use crate::sharing::Sharing;
 use crate::state::{State, WORKLOAD};
+use crate::topology::Topology;
 use std::sync::Arc;
 
 /// A node to place on. All its devices are alike and in one island.
@@ -21,6 +22,15 @@ pub struct TrialNode {
     pub gpus: u16,
     /// None: not known, so only requests that name no type run there.
     pub device_type: Option<DeviceType>,
+    pub place: Whereabouts,
+}
+
+/// Where a node is, as far as that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    pub region: Option<Label>,
+    pub zone: Option<Label>,
+    pub rack: Option<Label>,
 }
 
 /// Memory of a device, of which the lists say nothing; only its parts matter.
@@ -37,7 +47,7 @@ pub struct Trial {
     /// Arrivals until the next refresh.
     due: u64,
     fresh: bool,
-    last: Option<Pick>,
+    last: Vec<Pick>,
 }
 
 impl Trial {
@@ -53,7 +63,7 @@ impl Trial {
         let model = ModelId::new(name).expect("a valid name");
         let version = VersionId::new(name).expect("a valid name");
         let template = JobSpec::plain(tenant, model, version, Resources::default());
-        Self { state, template, learns: true, due: 0, fresh: false, last: None }
+        Self { state, template, learns: true, due: 0, fresh: false, last: Vec::new() }
     }
 
     /// More nodes, numbered on.
@@ -82,25 +92,44 @@ impl Trial {
 
     /// Places a request for good; None when it fits nowhere.
     pub fn place(&mut self, ask: &Resources) -> Option<Pick> {
+        self.arrive(ask, 1);
+        let pick = place_one(&self.state, &self.template, &Limits::default())?;
+        self.take(vec![pick]).pop()
+    }
+
+    /// Places so many alike for good, all of them or none, in domains as they are wanted; none when they do not fit.
+    pub fn place_gang(&mut self, ask: &Resources, replicas: u16, topology: Topology) -> Vec<Pick> {
+        self.arrive(ask, replicas.into());
+        let mut spec = JobSpec { replicas, gang: true, ..self.template.clone() };
+        spec.constraints.topology = topology;
+        let wanted: Vec<u16> = (0..replicas).collect();
+        let picks = place(&self.state, &spec, &wanted, Limits::default());
+        self.take(picks.into_iter().map(|(_, pick)| pick).collect())
+    }
+
+    /// Such requests are next.
+    fn arrive(&mut self, ask: &Resources, times: u64) {
         if self.learns {
-            self.state.mix.add(ask, 1);
+            self.state.mix.add(ask, times);
         }
         if !self.fresh || self.due == 0 {
             self.refresh();
         }
         self.due -= 1;
         self.template.resources.clone_from(ask);
-        self.last = None;
+        self.last.clear();
         self.state.stand(&self.template);
-        let pick = place_one(&self.state, &self.template, &Limits::default())?;
-        self.state.book(&self.template, 0, &pick.alloc);
-        self.last = Some(pick.clone());
-        Some(pick)
+    }
+
+    fn take(&mut self, picks: Vec<Pick>) -> Vec<Pick> {
+        picks.iter().for_each(|pick| self.state.book(&self.template, 0, &pick.alloc));
+        self.last.clone_from(&picks);
+        picks
     }
 
     /// Takes the last placement back, once.
     pub fn undo(&mut self) {
-        if let Some(pick) = self.last.take() {
+        for pick in std::mem::take(&mut self.last) {
             self.state.unbook(&self.template, 0, &pick.alloc);
         }
     }
@@ -130,9 +159,9 @@ fn register(no: NodeNo, node: &TrialNode) -> Node {
         disk: 0,
         devices: (0..node.gpus).map(device).collect(),
         labels: Default::default(),
-        region: None,
-        zone: None,
-        rack: None,
+        region: node.place.region.clone(),
+        zone: node.place.zone.clone(),
+        rack: node.place.rack.clone(),
         cost_per_hour: Default::default(),
         simulated: true,
     };

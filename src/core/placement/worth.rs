@@ -160,6 +160,16 @@ impl Worth {
         Some(sum)
     }
 
+    /// The free devices of a node that are all of one kind, ready to be asked what taking from them leaves; None where
+    /// the kinds differ, or say nothing here.
+    pub fn ready(&self, hardware: HardwareNo, free: &[u16]) -> Option<Ready<'_>> {
+        let kinds = self.hardware.get(hardware.index())?;
+        let first = *kinds.first().filter(|first| **first != NO_TABLE)?;
+        let alike = kinds.len() == free.len() && free.len() <= DEVICES && kinds.iter().all(|kind| *kind == first);
+        let free = alike.then(|| Free::of(free.iter().copied()))?;
+        Some(Ready { table: &self.tables[usize::from(first)], idle: free.idle(), free })
+    }
+
     /// Thousandths of GPUs that are idle on nodes that take work, and what they are worth together. Nodes
     /// that are too large for the tables count as idle alone.
     pub fn idle(&self, index: &CapacityIndex) -> (u64, i64) {
@@ -312,13 +322,20 @@ impl Table {
     }
 
     fn worth(&self, cpu: u32, free: &Free) -> i64 {
+        let row = self.row(cpu);
+        row.parts(free.parts()) + row.whole(free.whole) - self.lack(cpu, free.idle())
+    }
+
+    fn row(&self, cpu: u32) -> Row<'_> {
         let step = self.cpus.partition_point(|known| *known <= cpu);
         let one = &self.one[step * (self.sizes + 1)..][..=self.sizes];
-        let at = |milli: usize| one[usize::from(self.sizes_held[milli])];
-        let parts: i64 = free.parts().iter().map(|milli| i64::from(*milli) * at(usize::from(*milli))).sum();
-        let many = self.many[step * (SEVERAL + 1) + (free.whole as usize).min(SEVERAL)];
-        let whole = i64::from(free.whole * WHOLE) * (at(WHOLE as usize) + many);
-        parts + whole - self.lacking(cpu, free.idle()) / 100 * LACKING
+        let many = &self.many[step * (SEVERAL + 1)..][..=SEVERAL];
+        Row { sizes_held: &self.sizes_held, one, many }
+    }
+
+    /// What is taken off for it.
+    fn lack(&self, cpu: u32, idle: i64) -> i64 {
+        self.lacking(cpu, idle) / 100 * LACKING
     }
 
     /// Idle GPU for which copies of a shape would find no CPU, over all shapes.
@@ -333,6 +350,70 @@ impl Table {
             sum += ratio.weight * lacks;
         }
         sum
+    }
+}
+
+/// See [`Worth::ready`]. A search asks it once for each device of each class of nodes: what the devices have in common
+/// is summed up once.
+pub struct Ready<'a> {
+    table: &'a Table,
+    free: Free,
+    idle: i64,
+}
+
+impl Ready<'_> {
+    /// What all that is free is worth beside so much CPU.
+    pub fn all(&self, cpu_milli: u64) -> i64 {
+        self.table.worth(narrow(cpu_milli), &self.free)
+    }
+
+    /// The same without so many whole devices.
+    pub fn without_whole(&self, cpu_milli: u64, devices: u16) -> i64 {
+        let cpu = narrow(cpu_milli);
+        let row = self.table.row(cpu);
+        let whole = self.free.whole.saturating_sub(devices.into());
+        let idle = self.idle - i64::from((self.free.whole - whole) * WHOLE);
+        row.parts(self.free.parts()) + row.whole(whole) - self.table.lack(cpu, idle)
+    }
+
+    /// The same without a part of one device: to be asked of each device in turn.
+    pub fn without_part(&self, cpu_milli: u64, milli: u16) -> impl Fn(u16) -> i64 {
+        let cpu = narrow(cpu_milli);
+        let row = self.table.row(cpu);
+        let (parts, all, whole) = (row.parts(self.free.parts()), self.free.whole, row.whole(self.free.whole));
+        let one_less = row.whole(all.saturating_sub(1));
+        let lack = self.table.lack(cpu, self.idle - i64::from(milli));
+        move |had| {
+            let (whole, gone) = if u32::from(had) == WHOLE { (one_less, 0) } else { (whole, row.part(had)) };
+            parts - gone + row.part(had - milli) + whole - lack
+        }
+    }
+}
+
+/// Of one table, what holds beside so much CPU.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    sizes_held: &'a [u16],
+    one: &'a [i64],
+    many: &'a [i64],
+}
+
+impl Row<'_> {
+    fn at(&self, milli: u16) -> i64 {
+        self.one[usize::from(self.sizes_held[usize::from(milli)])]
+    }
+
+    /// What a device with so much left is worth; one that is idle counts as [`Row::whole`].
+    fn part(&self, milli: u16) -> i64 {
+        i64::from(milli) * self.at(milli)
+    }
+
+    fn parts(&self, parts: &[u16]) -> i64 {
+        parts.iter().map(|milli| self.part(*milli)).sum()
+    }
+
+    fn whole(&self, devices: u32) -> i64 {
+        i64::from(devices * WHOLE) * (self.at(WHOLE as u16) + self.many[(devices as usize).min(SEVERAL)])
     }
 }
 

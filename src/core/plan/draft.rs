@@ -4,11 +4,12 @@
 use crate::budget;
 use crate::budget::afford::{Offer, affordable, affordable_claim};
 use crate::claim::Claim;
-use crate::id::{Digest16, RequestId};
+use crate::id::{Digest16, NodeNo, RequestId};
 use crate::job::JobSpec;
 use crate::placement::{Limits, Pick, explain, queue, reserve};
 use crate::reason::{Blocker, Reason};
 use crate::state::{State, WORKLOAD};
+use std::collections::BTreeMap;
 
 /// The placer's answer on a job that does not exist yet.
 #[derive(Clone, Debug)]
@@ -54,7 +55,14 @@ impl Draft {
         }
         let tenant = state.tenant_named(&spec.tenant).map(|t| t.no);
         let budget = |prices: &[u128]| budget::judge::blocks_new(state, tenant, spec, &self.picks, prices);
-        let mut out = explain::blockers_of(state, tenant, spec, waiting, budget);
+        let mut out = match spec.constraints.topology.required {
+            None => explain::blockers_of(state, tenant, (spec, BTreeMap::new()), waiting, budget),
+            // The others have to be beside those.
+            Some(_) => {
+                let (scratch, siblings) = self.booked(state, spec);
+                explain::blockers_of(&scratch, tenant, (spec, siblings), waiting, budget)
+            }
+        };
         let delay_ms = state.meta().placement.preemption.delay_ms;
         out.extend(self.claim.as_ref().map(|claim| explain::patient(state, claim, &spec.tenant, delay_ms)));
         if out.is_empty() {
@@ -65,6 +73,18 @@ impl Draft {
             out.push(Blocker { reason: Reason::Priority, detail, nodes: 0, permanent: false });
         }
         out
+    }
+}
+
+impl Draft {
+    /// The state with the places taken, and on which nodes they are.
+    fn booked(&self, state: &State, spec: &JobSpec) -> (State, BTreeMap<NodeNo, u32>) {
+        let (mut scratch, mut siblings) = (state.speculative(), BTreeMap::new());
+        for (replica, pick) in &self.picks {
+            scratch.book(spec, *replica, &pick.alloc);
+            *siblings.entry(pick.alloc.node).or_default() += 1;
+        }
+        (scratch, siblings)
     }
 }
 

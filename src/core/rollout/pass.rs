@@ -10,7 +10,7 @@ use crate::disruption;
 use crate::id::Revision;
 use crate::job::{Job, Movable, Move, Phase, Replica};
 use crate::moves::place_for;
-use crate::placement::explain;
+use crate::placement::{explain, siblings};
 use crate::reason::{Blocker, Reason};
 use crate::scaling::is_wanted;
 use crate::state::State;
@@ -54,7 +54,9 @@ pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
     matches!(look(&mut scratch, job), Look::Blocked).then(|| {
         let budget = |prices: &[u128]| judge::blocks_copy(state, job, prices);
         let target = job.target_revision();
-        let mut blockers = explain::blockers_of(state, Some(job.tenant), job.spec_of(target), 1, budget);
+        let spec = job.spec_of(target);
+        let siblings = siblings(&job.replicas, &spec.constraints);
+        let mut blockers = explain::blockers_of(state, Some(job.tenant), (spec, siblings), 1, budget);
         if disruption::missing(job) >= disruption::budget(&job.spec).unwrap_or(u16::MAX) {
             blockers.push(disruption::blocker(job, &job.spec.tenant));
         }

@@ -196,11 +196,6 @@ fn one_decision_costs_microseconds() {
                 println!("{what} at {nodes} nodes, {filled}, {classes} classes, scanned: p50 {p50:?}, p99 {p99:?}");
             }
             for (asks, few) in ASKS.into_iter().zip(&mut of_few) {
-                // Ranking ten thousand different nodes for each of two hundred asks takes minutes: that is short of the
-                // bar, and known.
-                if asks > 32 && nodes == 10_000 && filled == "diverse" {
-                    continue;
-                }
                 let (p50, p99) = percentiles(decisions(state.clone(), asks));
                 println!("any of {asks} asks at {nodes} nodes, {filled}, {classes} classes: p50 {p50:?}, p99 {p99:?}");
                 *few = if nodes == 100 { p50.max(Duration::from_micros(5)) } else { *few };

@@ -6,7 +6,7 @@ use crate::cli::exit::{Exit, fail};
 use crate::cli::sim::place::{read, workload};
 use nf_core::id::DeviceType;
 use nf_core::placement::Policy;
-use nf_core::placement::trial::{Trial, TrialNode};
+use nf_core::placement::trial::{Trial, TrialNode, Whereabouts};
 use nf_core::resources::{Resources, parse_bytes};
 use nf_core::whatif::{MOST, TOLD};
 use serde_json::{Value, json};
@@ -34,6 +34,7 @@ impl Cluster {
                 memory: memory.unwrap_or(each * MEMORY_OF_EACH_GPU),
                 gpus: *gpus,
                 device_type: Some(device_type),
+                place: Whereabouts::default(),
             };
             out.extend(std::iter::repeat_n(node, usize::from(*count)));
         }
@@ -77,7 +78,7 @@ mod tests {
     use nf_core::resources::Gpus;
 
     fn node(gpus: u16) -> TrialNode {
-        TrialNode { cpu_milli: 64_000, memory: 1 << 40, gpus, device_type: None }
+        TrialNode { cpu_milli: 64_000, memory: 1 << 40, gpus, device_type: None, place: Whereabouts::default() }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Fields of a line as numbers, requests and nodes, with errors that name the line and
 //! the field. It does not know what the lines are for.
 
-use nf_core::id::DeviceType;
+use nf_core::id::{DeviceType, Label};
 use nf_core::job::device_types;
+use nf_core::placement::trial::Whereabouts;
 use nf_core::resources::{Gpus, MAX_BYTES, MAX_DEVICES, Resources, WHOLE};
+use nf_core::topology::{Level, Topology};
 
 /// What is wrong with a line.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +39,32 @@ impl<'a> Fields<'a> {
         let text = self.text(field)?;
         let number = text.parse::<u64>().ok().or_else(|| whole(text)).filter(|number| *number <= most);
         number.ok_or_else(|| self.bad(field, format!("a number from 0 to {most}, not \"{}\"", short(text))))
+    }
+
+    /// The value of a field `name=value`, if that is next.
+    fn named(&mut self, name: &'static str) -> Option<&'a str> {
+        let value = self.rest.clone().next()?.strip_prefix(name)?.strip_prefix('=')?;
+        self.rest.next();
+        Some(value)
+    }
+
+    /// `[rack=NAME] [zone=NAME] [region=NAME]`
+    pub fn place(&mut self) -> Result<Whereabouts, BadLine> {
+        let mut label = |name| {
+            let text = self.named(name);
+            text.map(|text| Label::new(text).map_err(|e| self.bad(name, e.to_string()))).transpose()
+        };
+        Ok(Whereabouts { rack: label("rack")?, zone: label("zone")?, region: label("region")? })
+    }
+
+    /// `[required=LEVEL] [preferred=LEVEL]`
+    pub fn topology(&mut self) -> Result<Topology, BadLine> {
+        let mut level = |name| {
+            let text = self.named(name);
+            let what = |text: &str| format!("rack, zone or region, not \"{}\"", short(text));
+            text.map(|text| Level::named(text).ok_or_else(|| self.bad(name, what(text)))).transpose()
+        };
+        Ok(Topology { required: level("required")?, preferred: level("preferred")? })
     }
 
     /// Nothing may follow.

@@ -3,10 +3,12 @@
 //! with its number and field. It decides nothing.
 //!
 //! ```text
-//! → NODES n, then n lines: id cpu_milli mem_mib gpus model
+//! → NODES n, then n lines: id cpu_milli mem_mib gpus model [rack=NAME] [zone=NAME] [region=NAME]
 //! → HISTORY k, then k lines: count cpu_milli mem_mib num_gpu milli models
 //! → READY                                                 ← READY
 //! → POD seq cpu_milli mem_mib num_gpu milli models        ← id dev,dev  or  NONE
+//! → GANG seq replicas cpu_milli mem_mib num_gpu milli models [required=LEVEL] [preferred=LEVEL]
+//!                                                         ← id dev,dev id dev,dev …  or  NONE
 //! → OK | FAILED      (FAILED: the place was not taken)
 //! → END
 //! ```
@@ -14,7 +16,8 @@
 use super::super::lines::{Fault, Line, Lines};
 use super::ask::{BadLine, Fields, short};
 use nf_core::id::DeviceType;
-use nf_core::placement::Policy;
+use nf_core::job::MAX_REPLICAS;
+use nf_core::placement::{Pick, Policy};
 use nf_core::placement::trial::{Trial, TrialNode};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
 use std::io::{self, BufRead, Write};
@@ -56,11 +59,12 @@ pub fn run(input: impl BufRead, output: impl Write, policy: Policy) -> Result<()
             }
             "READY" => session.ready(fields)?,
             "POD" => session.pod(fields)?,
+            "GANG" => session.gang(fields)?,
             "OK" => session.pending = false,
             "FAILED" => session.failed(),
             "END" => return Ok(()),
             other => {
-                let what = format!("NODES, HISTORY, READY, POD, OK, FAILED or END, not \"{}\"", short(other));
+                let what = format!("NODES, HISTORY, READY, POD, GANG, OK, FAILED or END, not \"{}\"", short(other));
                 return Err(fields.bad("word", what).into());
             }
         }
@@ -123,9 +127,10 @@ impl<W: Write> Session<W> {
                 "-" => None,
                 name => Some(DeviceType::new(name).map_err(|e| fields.bad("model", e.to_string()))?),
             };
+            let place = fields.place()?;
             fields.end()?;
             self.ids.push(id);
-            nodes.push(TrialNode { cpu_milli, memory, gpus, device_type });
+            nodes.push(TrialNode { cpu_milli, memory, gpus, device_type, place });
         }
         self.trial = Some(Trial::new(&nodes, policy));
         Ok(())
@@ -164,16 +169,34 @@ impl<W: Write> Session<W> {
         fields.text("seq")?;
         let ask = fields.ask()?;
         fields.end()?;
-        let pick = trial.place(&ask);
-        self.pending = pick.is_some();
-        match pick {
-            None => writeln!(self.output, "NONE")?,
-            Some(pick) => {
-                let devices: Vec<String> = pick.alloc.shares.iter().map(|share| share.device.to_string()).collect();
-                let devices = if devices.is_empty() { "-".to_owned() } else { devices.join(",") };
-                writeln!(self.output, "{} {devices}", self.ids[pick.alloc.node.0 as usize])?;
-            }
-        }
+        let picks = Vec::from_iter(trial.place(&ask));
+        self.answer(&picks)
+    }
+
+    fn gang(&mut self, mut fields: Fields<'_>) -> Result<(), Error> {
+        let Some(trial) = self.trial.as_mut().filter(|_| self.ready) else {
+            return Err(fields.bad("word", "GANG comes after READY").into());
+        };
+        fields.text("seq")?;
+        let replicas = fields.number("replicas", u64::from(MAX_REPLICAS))? as u16;
+        let ask = fields.ask()?;
+        let topology = fields.topology()?;
+        fields.end()?;
+        let picks = trial.place_gang(&ask, replicas, topology);
+        self.answer(&picks)
+    }
+
+    /// A node and its devices for each place, on one line.
+    fn answer(&mut self, picks: &[Pick]) -> Result<(), Error> {
+        self.pending = !picks.is_empty();
+        let place = |pick: &Pick| {
+            let devices: Vec<String> = pick.alloc.shares.iter().map(|share| share.device.to_string()).collect();
+            let devices = if devices.is_empty() { "-".to_owned() } else { devices.join(",") };
+            format!("{} {devices}", self.ids[pick.alloc.node.0 as usize])
+        };
+        let places: Vec<String> = picks.iter().map(place).collect();
+        let places = if places.is_empty() { "NONE".to_owned() } else { places.join(" ") };
+        writeln!(self.output, "{places}")?;
         Ok(self.output.flush()?)
     }
 
@@ -205,6 +228,27 @@ mod tests {
         let lines: Vec<&str> = out.lines().collect();
         assert_eq!(lines[..4], ["READY", "a 0,1", "b 0", "NONE"]);
         assert!(lines[4].ends_with(" -"), "{out}");
+    }
+
+    #[test]
+    fn a_gang_is_in_one_rack_or_nowhere() {
+        let nodes = "NODES 4\na 8000 16384 4 - rack=r1\nb 8000 16384 2 - rack=r1\nc 8000 16384 4 - rack=r2 zone=z\nd 1 1 0 -\n";
+        let gang = |replicas: u16, wish: &str| format!("GANG 0 {replicas} 0 0 2 1000 - {wish}\nFAILED\n");
+        let text = format!(
+            "{nodes}READY\n{}{}{}{}END\n",
+            gang(2, "required=rack"),
+            gang(3, "required=rack"),
+            gang(5, "required=rack"),
+            gang(5, "preferred=rack")
+        );
+        let out = speak(&text).unwrap();
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines, ["READY", "c 0,1 c 2,3", "b 0,1 a 0,1 a 2,3", "NONE", "b 0,1 a 0,1 a 2,3 c 0,1 c 2,3"]);
+        let wrong = |wish: &str| speak(&format!("{nodes}READY\n{}", gang(2, wish))).unwrap_err();
+        assert_eq!(wrong("required=row"), "line 7: required: rack, zone or region, not \"row\"");
+        assert!(wrong("wanted=rack").contains("one field too many"), "{}", wrong("wanted=rack"));
+        let bad = speak("NODES 1\na 1 1 1 - rack=/\n").unwrap_err();
+        assert!(bad.starts_with("line 2: rack:"), "{bad}");
     }
 
     #[test]

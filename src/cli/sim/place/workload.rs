@@ -5,7 +5,7 @@ use super::ask::gpus;
 use crate::agent::virtual_nodes;
 use nf_core::id::DeviceType;
 use nf_core::job::device_types;
-use nf_core::placement::trial::TrialNode;
+use nf_core::placement::trial::{TrialNode, Whereabouts};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES, Resources, WHOLE};
 use nf_core::sim::Rng;
 
@@ -22,6 +22,7 @@ pub fn nodes(text: &str) -> Result<Vec<TrialNode>, String> {
         memory: node.memory,
         gpus: node.gpus,
         device_type: node.device_type,
+        place: Whereabouts::default(),
     };
     let nodes: Vec<TrialNode> = virtual_nodes::parse(text)?.into_iter().map(node).collect();
     if nodes.iter().all(|node| node.gpus == 0) {

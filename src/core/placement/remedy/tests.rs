@@ -4,7 +4,7 @@
 use super::*;
 use crate::command::DeviceFault;
 use crate::job::JobState;
-use crate::node::{Cordon, Drain};
+use crate::node::{Cordon, Device, Drain};
 use crate::plan::{Intent, draft, plan};
 use crate::reason::Reason;
 use crate::sim::Rng;

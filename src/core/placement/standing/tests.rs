@@ -97,7 +97,7 @@ fn a_ranking_finds_what_a_scan_finds() {
             let mut some = || NodeNo(rng.between(1, nodes) as u32);
             let held = BTreeSet::from([some(), some()]).into_iter().collect();
             let siblings = (0..3).map(|i| (some(), i)).collect();
-            for limits in [Limits::default(), Limits { held, siblings, skip_ports: 0 }] {
+            for limits in [Limits::default(), Limits { held, siblings, ..Limits::default() }] {
                 let Some(ranked) = find(&state, &spec, &limits) else { continue };
                 compared += 1;
                 let said = |found: Option<Found>| {

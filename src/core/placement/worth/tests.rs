@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::{DeviceType, NodeNo};
-use crate::placement::trial::{Trial, TrialNode};
+use crate::placement::trial::{Trial, TrialNode, Whereabouts};
 use crate::placement::{Policy, mix::Mix};
 use crate::resources::Resources;
 use crate::sim::Rng;
@@ -28,7 +28,13 @@ fn mix() -> Mix {
 
 fn nodes() -> Vec<TrialNode> {
     let node =
-        |gpus, kind: &str, cpu_milli| TrialNode { cpu_milli, memory: 1 << 40, gpus, device_type: Some(a_type(kind)) };
+        |gpus, kind: &str, cpu_milli| TrialNode {
+            cpu_milli,
+            memory: 1 << 40,
+            gpus,
+            device_type: Some(a_type(kind)),
+            place: Whereabouts::default(),
+        };
     vec![node(8, "G2", 96_000), node(2, "T4", 104_000), node(4, "V100", 32_000)]
 }
 

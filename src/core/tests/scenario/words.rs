@@ -14,6 +14,7 @@ use nf_core::scaling::Scaling;
 use nf_core::sharing::Sharing;
 use nf_core::tenant::{Quota, Share};
 use nf_core::testing;
+use nf_core::topology::{Level, Topology};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -226,6 +227,8 @@ impl<'a> Words<'a> {
             (_, true) => Arrangement::Pack,
             _ => Arrangement::Any,
         };
+        let level = |name: &str| self.get(name).map(|text| Level::named(text).unwrap());
+        c.topology = Topology { required: level("together"), preferred: level("near") };
         c.preemptible = self.flag("preemptible");
         c.same_island = self.flag("same_island");
         c.exclusive = self.flag("exclusive");

@@ -25,6 +25,7 @@ use nf_core::sharing::{Kept, Sharing};
 use nf_core::sim::{Rng, mixed};
 use nf_core::state::State;
 use nf_core::tenant::Quota;
+use nf_core::topology::{Level, Topology};
 use nf_core::{codec, disruption, invariants, quota, testing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -440,7 +441,7 @@ fn node(rng: &mut Rng) -> NodeSpec {
             _ => {}
         }
     }
-    spec.zone = zone(rng);
+    (spec.zone, spec.rack) = (zone(rng), zone(rng));
     match rng.below(6) {
         0 => spec.ports = None,
         1 => spec.ports = Some(PortRange { first: 31000, last: 31001 }),
@@ -534,6 +535,11 @@ fn job(rng: &mut Rng) -> JobSpec {
     });
     let gang = scaling.is_none() && rng.chance(400);
     let budgeted = !gang && constraints.restart != Restart::Never && rng.chance(400);
+    let topology = Topology {
+        required: rng.chance(150).then_some(Level::Zone),
+        preferred: rng.chance(150).then_some(Level::Rack),
+    };
+    let constraints = Constraints { topology, ..constraints };
     let constraints = Constraints { max_unavailable: budgeted.then(|| rng.below(3) as u16), ..constraints };
     let spec = testing::job_spec(&tenant, gpu);
     let version = if rng.chance(300) { VersionId::new("v2").unwrap() } else { spec.version.clone() };
