@@ -9,6 +9,7 @@ pub(crate) mod join;
 mod links;
 mod member;
 mod nodes;
+mod people;
 pub mod public;
 mod scaled;
 mod signers;

@@ -3,9 +3,9 @@
 //! | row | modules | may import |
 //! |---|---|---|
 //! | 0 | `nf_core`, `nf_proto` | std and small crates |
-//! | 1 | `pqc` `sealed` | row 0 |
+//! | 1 | `pqc` `sealed` `secret` | row 0 |
 //! | 1 | `outgoing` | row 0, `pqc` |
-//! | 1 | `config` `telemetry` `security` `storage` `models` | row 0, `pqc`, `sealed`, `outgoing` |
+//! | 1 | `config` `telemetry` `security` `storage` `models` | row 0, `pqc`, `sealed`, `secret`, `outgoing` |
 //! | 2 | `raft` (with the proposer) | rows 0–1; openraft, in this room alone |
 //! | 2 | `exchange` | rows 0–1, `raft` |
 //! | 3 | `controller` `agent` `api` `gateway` `integrations` | rows 0–1, `raft`, `exchange`; not one another |
@@ -27,6 +27,7 @@ pub mod outgoing;
 pub mod pqc;
 pub mod raft;
 pub mod sealed;
+pub mod secret;
 pub mod security;
 pub mod storage;
 pub mod telemetry;

@@ -102,6 +102,7 @@ pub struct Families {
     pub auth_refused: IntCounterVec,
     pub policy_checks: IntCounterVec,
     pub audit_head_mismatch: IntGauge,
+    pub models_quarantined: IntGauge,
     pub alarms: Alarms,
     pub jobs: IntGaugeVec,
     pub pending: IntGaugeVec,
@@ -237,6 +238,10 @@ impl Metrics {
             audit_head_mismatch: level(
                 "nf_audit_head_mismatch",
                 "1 when the audit trail on this member's disk is not the one that the group agreed on, or was written down.",
+            ),
+            models_quarantined: level(
+                "nf_models_quarantined",
+                "Versions of which a node found other bytes than their manifests say, and that nobody has released since.",
             ),
             auth_refused: counts("nf_auth_refused_total", "Calls that the gate refused, by reason.", &["reason"]),
             jobs: levels("nf_jobs", "Live jobs by state.", &["state"]),

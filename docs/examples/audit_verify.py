@@ -1,5 +1,10 @@
 """Checks an export of the audit trail with nothing of ours: python3 audit_verify.py export.jsonl [ca.pem]"""
-import base64, hashlib, json, subprocess, sys, tempfile
+import base64, datetime, hashlib, json, re, subprocess, sys, tempfile
+try:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+except ImportError:  # or one that is too old for ML-DSA
+    MLDSA65PublicKey = None
 
 
 def sha(*parts):
@@ -34,10 +39,14 @@ def check(lines):
     raise AssertionError(f"no checkpoint after seq {seq}")
 
 
+def value_text(end):
+    root = base64.b64encode(bytes.fromhex(end["root"])).decode()
+    return f"{end['origin']}.nf/audit\n{end['size']}\n{root}\nhead {end['head']}"
+
+
 def signed(value, ca):
     end, (text, _, line) = value["checkpoint"], value["note"].partition("\n\n")
-    root = base64.b64encode(bytes.fromhex(end["root"])).decode()
-    assert text == f"{end['origin']}.nf/audit\n{end['size']}\n{root}\nhead {end['head']}", "the note is of another end"
+    assert text == value_text(end), "the note is of another end"
     _, name, signature = line.split()
     with tempfile.TemporaryDirectory() as folder:
         def put(file, data):
@@ -54,6 +63,47 @@ def signed(value, ca):
     return name
 
 
+def half(end, half, name, ca):  # the ML-DSA half: the authority's word for a key, and that key's for the text
+    def opened(note, der):
+        text, _, line = note.partition("\n\n")
+        _, signer, signature = line.split()
+        key = serialization.load_der_public_key(base64.b64decode(der))
+        assert isinstance(key, MLDSA65PublicKey), "another kind of key"
+        key.verify(base64.b64decode(signature)[4:], f"{text}\n".encode())
+        return text, signer
+
+    for anchor in re.findall("BEGIN PUBLIC KEY-----(.*?)-----END", ca, re.S):
+        try:
+            said, above = opened(half["certificate"], anchor)
+            break
+        except Exception:  # another authority's, perhaps
+            continue
+    else:
+        raise AssertionError("the ML-DSA half is by no authority of yours")
+    origin, member, key, until = said.split("\n")
+    cluster = end["origin"]
+    assert (above, origin, member) == (f"{cluster}.nf/authority", f"{cluster}.nf/notary", name), "the halves are of two members"
+    ends = datetime.datetime.fromisoformat(until.removeprefix("until "))
+    assert ends > datetime.datetime.now(datetime.timezone.utc), f"its ML-DSA key ended, {until}"
+    text, by = opened(half["note"], key)
+    assert (text, by) == (value_text(end), name), "the ML-DSA half is of another end"
+    return "ECDSA and ML-DSA-65"
+
+
+def halves(value, name, ca):
+    with open(ca, encoding="utf-8") as file:
+        ca = file.read()
+    if "BEGIN PUBLIC KEY" not in ca:
+        return "ECDSA alone: this ca.pem has no ML-DSA key"
+    assert "ml_dsa" in value, "the ML-DSA half of its signature is missing"
+    if not MLDSA65PublicKey:
+        return "ECDSA; ITS ML-DSA HALF WAS NOT LOOKED AT, for want of Python's cryptography 48"
+    return half(value["checkpoint"], value["ml_dsa"], name, ca)
+
+
 size, last = check(open(sys.argv[1], encoding="utf-8"))
-by = f", signed by member {signed(last, sys.argv[2])}" if len(sys.argv) > 2 else ""
+by = ""
+if len(sys.argv) > 2:
+    member = signed(last, sys.argv[2])
+    by = f", signed by member {member}, {halves(last, member, sys.argv[2])}"
 print("holds:", size, f"entries{by}")

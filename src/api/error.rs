@@ -59,6 +59,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::IdempotencyConflict => (409, Code::AlreadyExists, 5),
         R::StaleIndex | R::PlanChanged => (409, Code::Aborted, 5),
         R::Conflict | R::NotVoter | R::FeatureLevel => (409, Code::FailedPrecondition, 5),
+        R::ModelCopyCorrupt => (409, Code::DataLoss, 6),
         R::IndexCompacted => (410, Code::OutOfRange, 5),
         // What may not be.
         R::Unauthenticated | R::TenantClaimInvalid | R::TokenIdRequired | R::JoinTokenInvalid => {

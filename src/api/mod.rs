@@ -7,6 +7,7 @@ pub mod convert;
 mod denials;
 pub mod error;
 pub mod grpc;
+pub mod places;
 pub mod rest;
 pub mod service;
 

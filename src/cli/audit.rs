@@ -4,7 +4,7 @@
 use super::exit::{Exit, fail};
 use super::{Global, output, say};
 use crate::security::audit;
-use crate::security::checkpoint::{self, Signed};
+use crate::security::checkpoint::{self, Authorities, Halves, Signed, Signer};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use nf_core::audit::{Checkpoint, Receipt};
@@ -49,6 +49,9 @@ struct Verify {
     /// The group's authority (ca.pem): each checkpoint must be signed by one of its members
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Take checkpoints that ECDSA alone signs though ca.pem has an ML-DSA key: those from before there was one
+    #[arg(long, requires = "ca")]
+    classical: bool,
 }
 
 impl Audit {
@@ -84,12 +87,13 @@ async fn export(global: &Global, out: Option<PathBuf>) -> anyhow::Result<()> {
 type Note = (String, Checkpoint, Option<Signed>);
 
 impl Verify {
-    /// Which member signed each; nobody is asked without an authority.
-    fn signers(&self, notes: &[Note]) -> anyhow::Result<Vec<String>> {
+    /// Which member signed each, and how; nobody is asked without an authority.
+    fn signers(&self, notes: &[Note]) -> anyhow::Result<Vec<Signer>> {
         let Some(path) = &self.ca else { return Ok(Vec::new()) };
         let bad = |e: &dyn std::fmt::Display| fail(Exit::Usage, format!("{}: {e}", path.display()));
         let pem = std::fs::read_to_string(path).map_err(|e| bad(&e))?;
-        let authorities = checkpoint::authorities(&pem).map_err(|e| bad(&e))?;
+        let authorities = Authorities::read(&pem).map_err(|e| bad(&e))?;
+        let authorities = if self.classical { authorities.or_classical() } else { authorities };
         let mut out = Vec::new();
         for (name, at, signed) in notes {
             let failed = |why: String| {
@@ -127,18 +131,30 @@ impl Verify {
         notes.push((name.clone(), summary.checkpoint.clone(), summary.signed.clone()));
         let signers = self.signers(&notes)?;
         let end = &summary.checkpoint;
+        // Of those that were kept: the last one is the export's own.
+        let kept = &signers[..signers.len().saturating_sub(1)];
+        let classical = kept.iter().filter(|by| by.halves == Halves::Classical).count();
+        let why_alone = match summary.signed.as_ref().is_some_and(|signed| signed.ml_dsa.is_some()) {
+            true => "this ca.pem has no ML-DSA key to check the other half by",
+            false => "there is no other half",
+        };
         let value = json!({
             "verified": true, "entries": end.size, "origin": end.origin, "head": end.head.to_string(),
             "root": end.root.to_string(), "receipts": summary.receipts, "checkpoints": summary.checkpoints,
-            "signed_by": signers.last(),
+            "signed_by": signers.last().map(|by| &by.member), "signature": signers.last().map(|by| by.halves.token()),
+            "classical": classical,
         });
         let people = || {
             let signed = match (signers.last(), &summary.signed) {
-                (Some(member), _) => format!("by member {member}"),
+                (Some(Signer { member, halves: Halves::Both }), _) => {
+                    format!("by member {member}, ECDSA and ML-DSA-65")
+                }
+                (Some(Signer { member, .. }), _) => format!("by member {member}, ECDSA alone: {why_alone}"),
                 (None, Some(_)) => "by somebody; --ca ca.pem says whether it was a member".to_owned(),
                 (None, None) => "by nobody".to_owned(),
             };
-            let kept = format!("{} receipts, {} checkpoints", summary.receipts, summary.checkpoints);
+            let alone = if classical == 0 { String::new() } else { format!(", {classical} signed by ECDSA alone") };
+            let kept = format!("{} receipts, {} checkpoints{alone}", summary.receipts, summary.checkpoints);
             format!(
                 "holds   {} entries of {}\nhead    {}\nroot    {}\nagrees  {kept}\nsigned  {signed}\n",
                 end.size, end.origin, end.head, end.root

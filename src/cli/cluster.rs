@@ -242,6 +242,9 @@ fn member_files(
     let home = std::path::absolute(dir.join(&member.name))?;
     authority.issue(cluster, &member.name)?.write(&home.join("tls"))?;
     authority.issuer(cluster)?.write(&home.join("tls"))?;
+    if let Some(notary) = authority.notary(cluster, &member.name)? {
+        notary.write(&home.join("tls"))?;
+    }
     let (host, port) = member.peer.rsplit_once(':').context("a peer address has a port")?;
     let port: u16 = port.parse()?;
     // A name can't be bound: other machines resolve it, this one listens everywhere on that port.

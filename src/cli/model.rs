@@ -55,6 +55,11 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model revoke magika@v1 --tenant demo\n  nf model revoke magika@v1 --tenant demo -o json"
     )]
     Revoke(approve::Revoke),
+    /// Let a version be tried again that a node found to be corrupt: you have looked into it
+    #[command(
+        after_help = "Examples:\n  nf model release magika@v1 --tenant demo\n  nf model release magika@v1 --tenant demo -o json"
+    )]
+    Release(approve::Release),
     /// Bring a model's jobs back to the version that they ran before; its copy is verified again
     #[command(
         after_help = "Examples:\n  nf model rollback magika --tenant demo\n  nf model rollback magika --tenant demo --window 1m -o json"
@@ -137,6 +142,7 @@ impl Model {
             ModelCommand::Verify(verify) => verify.run(global),
             ModelCommand::Approve(approve) => approve.run(global).await,
             ModelCommand::Revoke(revoke) => revoke.run(global).await,
+            ModelCommand::Release(release) => release.run(global).await,
             ModelCommand::Rollback(rollback) => rollback.run(global).await,
             ModelCommand::Sign(sign) => sign.run(global).await,
             ModelCommand::Keygen(keygen) => keygen.run(global),

@@ -10,6 +10,7 @@ use crate::config::parse::GpuNodes;
 use crate::config::{Flags, Mode, Settings, Sources};
 use crate::daemon::trust;
 use crate::models::Store;
+use crate::secret::Secret;
 use crate::security::signing::KeyRing;
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -89,15 +90,15 @@ pub fn outcome(checks: &[Check], mode: Mode, strict: bool) -> Outcome {
 pub async fn look(settings: &Settings) -> Vec<Check> {
     let (dsn, prom) = (&settings.postgres_dsn.value, &settings.prom_url.value);
     let prom = http("prometheus", "UP", prom.as_deref(), "/-/ready", &[200]);
-    let (postgres, vault, prom, store) = tokio::join!(postgres(dsn.as_deref()), vault(settings), prom, store(settings));
+    let (postgres, vault, prom, store) = tokio::join!(postgres(dsn.as_ref()), vault(settings), prom, store(settings));
     vec![postgres, vault, cosign(settings), gpus(settings), store, prom]
 }
 
-async fn postgres(dsn: Option<&str>) -> Check {
+async fn postgres(dsn: Option<&Secret>) -> Check {
     let name = "postgres";
     let Some(dsn) = dsn else { return Check::new(name, "MISSING", "POSTGRES_DSN is not set") };
     // The DSN holds a password: nothing of it but host and port is ever shown.
-    let Some(address) = postgres_address(dsn) else {
+    let Some(address) = postgres_address(dsn.reveal()) else {
         return Check::new(name, "ERROR", "POSTGRES_DSN names no host; postgres://user@host:5432/db is wanted");
     };
     let ask = async {

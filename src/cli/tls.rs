@@ -5,7 +5,7 @@ use super::exit::{Exit, fail};
 use super::output;
 use super::{Global, say};
 use crate::config::parse;
-use crate::security::tls::{Authority, Role};
+use crate::security::tls::{Authority, Error, Role};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,8 @@ enum Holder {
     Node,
     /// No process: a member's key to certify workers that join by token
     Issuer,
+    /// No process: the ML-DSA key by which a member of this name signs checkpoints of the audit trail
+    Notary,
 }
 
 #[derive(Debug, Args)]
@@ -80,9 +82,9 @@ struct CertCreate {
     #[arg(long, value_enum)]
     role: Holder,
     /// The member's or node's name
-    #[arg(long, required_if_eq_any([("role", "server"), ("role", "node")]))]
+    #[arg(long, required_if_eq_any([("role", "server"), ("role", "node"), ("role", "notary")]))]
     name: Option<String>,
-    /// Where the three files are written; an issuer's two belong into a member's NF_TLS_DIR
+    /// Where the three files are written; an issuer's two, and a notary's, belong into a member's NF_TLS_DIR
     #[arg(long)]
     dir: PathBuf,
     /// The group's name
@@ -99,15 +101,18 @@ fn not_there(path: &Path) -> anyhow::Result<()> {
 
 impl Tls {
     pub fn run(self, global: &Global) -> anyhow::Result<()> {
-        let wrong = |e: crate::security::tls::Error| fail(Exit::Usage, e.to_string());
+        let wrong = |e: Error| fail(Exit::Usage, e.to_string());
         match self.command {
             TlsCommand::Ca { command: CaCommand::Create { dir, cluster } } => {
                 not_there(&dir.join("ca.key"))?;
                 Authority::create(&cluster).and_then(|authority| authority.write(&dir)).map_err(wrong)?;
-                let (shown, files) = (dir.display().to_string(), ["ca.pem", "ca.key"].map(|name| dir.join(name)));
+                let (shown, files) =
+                    (dir.display().to_string(), ["ca.pem", "ca.key", "ca-ml-dsa.key"].map(|name| dir.join(name)));
                 let value = json!({ "dir": shown, "cluster": cluster, "files": files });
                 output::put(&output::object(global.style(), &value, &shown, || format!("{shown}\n"))?);
-                say("ca.key makes certificates of any member: keep it off all of them");
+                say(
+                    "ca.key makes certificates of any member, and ca-ml-dsa.key their notaries: keep both off all of them",
+                );
             }
             TlsCommand::Cert { command: CertCommand::Create(wanted) } => wanted.run(global)?,
         }
@@ -115,14 +120,30 @@ impl Tls {
     }
 }
 
+/// Nothing where the authority has no key that vouches for it.
+fn write_notary(authority: &Authority, cluster: &str, name: &str, dir: &Path) -> Result<(), Error> {
+    authority.notary(cluster, name)?.map_or(Ok(()), |notary| notary.write(dir))
+}
+
 impl CertCreate {
     fn run(self, global: &Global) -> anyhow::Result<()> {
-        let wrong = |e: crate::security::tls::Error| fail(Exit::Usage, e.to_string());
+        let wrong = |e: Error| fail(Exit::Usage, e.to_string());
         let authority = Authority::read(&self.ca).map_err(wrong)?;
         let shown = self.dir.display().to_string();
+        let name = self.name.unwrap_or_default();
         let role = match self.role {
             Holder::Server => Role::Server,
             Holder::Node => Role::Client,
+            Holder::Notary => {
+                not_there(&self.dir.join("notary.key"))?;
+                let authority = authority.completed(&self.ca).map_err(wrong)?;
+                write_notary(&authority, &self.cluster, &name, &self.dir).map_err(wrong)?;
+                let files = ["notary.pem", "notary.key"].map(|name| self.dir.join(name));
+                let value = json!({ "dir": shown, "files": files });
+                output::put(&output::object(global.style(), &value, &shown, || format!("notary in {shown}\n"))?);
+                say("who checks the audit trail wants the ca.pem of today: it has the ML-DSA half of the authority");
+                return Ok(());
+            }
             Holder::Issuer => {
                 not_there(&self.dir.join("issuer.key"))?;
                 authority.issuer(&self.cluster).and_then(|made| made.write(&self.dir)).map_err(wrong)?;
@@ -133,8 +154,10 @@ impl CertCreate {
             }
         };
         not_there(&self.dir.join("member.key"))?;
-        let name = self.name.unwrap_or_default();
         authority.issue_as(&self.cluster, &name, role).and_then(|made| made.write(&self.dir)).map_err(wrong)?;
+        if role == Role::Server {
+            write_notary(&authority, &self.cluster, &name, &self.dir).map_err(wrong)?;
+        }
         let dns = crate::security::tls::name_of(&self.cluster, &name, role).map_err(wrong)?;
         let value = json!({ "dir": shown, "name": dns });
         output::put(&output::object(global.style(), &value, &dns, || format!("{dns} in {shown}\n"))?);

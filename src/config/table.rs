@@ -7,6 +7,7 @@ use super::parse;
 use super::value::{Raw, Setting};
 use crate::outgoing::Allow;
 use crate::pqc;
+use crate::secret::Secret;
 use nf_core::id::{DeviceType, Label};
 use nf_core::sharing::Sharing;
 use std::collections::BTreeMap;
@@ -65,7 +66,7 @@ macro_rules! settings {
                 Ok(Self { $($key,)+ })
             }
 
-            /// Each row with its value as text and its origin. Secrets are not hidden here.
+            /// Each row with its value as text and its origin.
             pub(super) fn shown(&self) -> Vec<(&'static Row, &str, &super::Origin)> {
                 let values = [$((self.$key.text.as_str(), &self.$key.origin),)+];
                 TABLE.iter().zip(values).map(|(row, (text, origin))| (row, text, origin)).collect()
@@ -153,11 +154,13 @@ settings! {
         "public keys that sign models, comma separated; with it every published version needs a signature";
     tenant_keys: Option<PathBuf> = "", "NF_TENANT_KEYS", parse::path,
         "directory with TENANT.pem (keys) and TENANT.roots.pem (authorities) of those who sign models for a tenant alone; _all for every tenant";
+    signers: Option<PathBuf> = "", "NF_SIGNERS", parse::path,
+        "who owns the keys that sign models (TOML: [[signer]] with subject, keys, perhaps issuer): nobody approves what they signed";
     consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,
         "directory with TENANT.pem for each tenant: public keys that sign its consents to keep personal data on nodes";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,
         "Vault or OpenBao that says whose signatures of manifests count (vault:vN:…)";
-    #[secret] vault_token: Option<String> = "", "VAULT_TOKEN", parse::text,
+    #[secret] vault_token: Option<Secret> = "", "VAULT_TOKEN", parse::secret,
         "token for it; may verify with the key and read its public half, and nothing else";
     vault_token_file: Option<PathBuf> = "", "NF_VAULT_TOKEN_FILE", parse::path,
         "file with that token, read anew each time, such as Vault's agent keeps fresh; wins over vault_token";
@@ -173,7 +176,7 @@ settings! {
         "authorities (PEM) of the server of an https jwks; no other ones count";
     token_issuer: Option<String> = "", "NF_TOKEN_ISSUER", parse::text,
         "the only issuer whose tokens count; any that holds a key of jwks when not set";
-    #[secret] token: Option<String> = "", "NF_TOKEN", parse::text,
+    #[secret] token: Option<Secret> = "", "NF_TOKEN", parse::secret,
         "token with which this process speaks to the group that it joins";
     tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
@@ -187,13 +190,13 @@ settings! {
         "Prometheus to read services' queue depth and latency from; what agents read from the replicas when not set";
     otlp_endpoint: Option<String> = "", "OTEL_EXPORTER_OTLP_ENDPOINT", parse::url,
         "OpenTelemetry collector that gets traces (OTLP over HTTP); no traces are made when not set";
-    #[secret] #[unused] postgres_dsn: Option<String> = "", "POSTGRES_DSN", parse::text,
+    #[secret] #[unused] postgres_dsn: Option<Secret> = "", "POSTGRES_DSN", parse::secret,
         "mirror for SQL users; not used by this build";
-    #[secret] #[unused] redis_url: Option<String> = "", "REDIS_URL", parse::url,
+    #[secret] #[unused] redis_url: Option<Secret> = "", "REDIS_URL", parse::secret_url,
         "publishes the routing table and an event stream; not used by this build";
     #[unused] kubeconfig: Option<PathBuf> = "", "KUBECONFIG", parse::path,
         "makes the Kubernetes runtime available, never chooses it; not used by this build";
-    #[secret] #[unused] openai_key: Option<String> = "", "OPENAI_KEY", parse::text,
+    #[secret] #[unused] openai_key: Option<Secret> = "", "OPENAI_KEY", parse::secret,
         "lets nf explain answer in prose; not used by this build";
     neural_fabric_url: Option<String> = "", "NEURAL_FABRIC_URL", parse::urls,
         "for clients: the members' public addresses, comma separated; NF_ADDR is the same and wins";

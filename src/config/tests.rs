@@ -65,6 +65,13 @@ fn a_secret_shows_in_no_view_and_no_error() {
         "{view}"
     );
     assert!(!format!("{settings:?}").contains("hidden"), "{settings:?}");
+    // Of a type that shows nothing, and kept nowhere else.
+    let every =
+        [&settings.vault_token, &settings.token, &settings.postgres_dsn, &settings.redis_url, &settings.openai_key];
+    let secrets = every.map(|setting| (&setting.value, setting.text.as_str()));
+    let set: Vec<_> = secrets.iter().filter_map(|(value, text)| Some((value.as_ref()?.reveal(), *text))).collect();
+    assert_eq!(set, [("sk-hidden", "<REDACTED>")]);
+    assert_eq!(TABLE.iter().filter(|row| row.secret).count(), every.len(), "a new one is of that type, too");
     let error = load(&[], &[("REDIS_URL", "hidden")], None).unwrap_err().to_string();
     assert!(error.starts_with("REDIS_URL") && !error.contains("hidden"), "{error}");
 }

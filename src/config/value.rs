@@ -23,8 +23,9 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A parsed value, the text it was parsed from, and its origin. Its Debug shows the origin alone: settings
-/// hold tokens, and whoever prints one while looking for an error thinks of something else.
+/// A parsed value, the text it was parsed from, and its origin. A secret's value is of a type that shows nothing,
+/// and its text is not kept. Debug shows the origin alone: an address may hold a password, and whoever prints one
+/// while looking for an error thinks of something else.
 #[derive(Clone)]
 pub struct Setting<T> {
     pub value: T,
@@ -56,7 +57,11 @@ pub(super) struct Raw {
 impl Raw {
     pub fn parse<T>(self, parse: fn(&str) -> Result<T, String>) -> Result<Setting<T>, Error> {
         match parse(&self.text) {
-            Ok(value) => Ok(Setting { value, text: self.text, origin: self.origin }),
+            Ok(value) => {
+                let hidden = self.row.secret && !self.text.is_empty();
+                let text = if hidden { super::REDACTED.to_owned() } else { self.text };
+                Ok(Setting { value, text, origin: self.origin })
+            }
             Err(why) => {
                 let shown = if self.row.secret { super::REDACTED.to_owned() } else { format!("{:?}", self.text) };
                 Err(Error::Value { variable: self.row.env, origin: self.origin, shown, why })

@@ -1,6 +1,7 @@
 //! Approvals (P3): somebody lets one version of a model, named by the digest of its
-//! manifest, into production for one tenant and for a while; whoever then asks for it to
-//! run must be somebody else. It does not know roles: who may approve is asked at the gate.
+//! manifest, into production for one tenant and for a while. It must be another person than who
+//! published it: than those whose keys signed it; where nobody has said whose keys these are, than whoever then
+//! asks for it to run. It does not know roles: who may approve is asked at the gate.
 
 use crate::audit::{self, Actor, Hash, Person};
 use crate::command::{Answer, Mode};
@@ -167,16 +168,25 @@ fn on_record<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Appr
     Ok(Some(approval))
 }
 
-/// Nobody lets their own request through, whichever of the two came first.
+/// Nobody lets their own version through, whichever of the two came first. Its publishers are those who signed it;
+/// where they are not known, whoever asks for it stands for them.
 fn not_their_own(approval: &Approval, asker: &Person, spec: &JobSpec) -> Result<(), Refusal> {
-    if *asker != approval.by {
-        return Ok(());
-    }
+    let signers = spec.evidence.as_ref().map_or(&[][..], |evidence| &evidence.signers);
+    let also = match signers {
+        [] if *asker == approval.by => "asks for it, too",
+        signers if signers.iter().any(|signer| signer.is(&approval.by)) => "signed it, too",
+        _ => return Ok(()),
+    };
+    Err(their_own(&approval.by, &spec.model, &spec.version, also))
+}
+
+/// The refusal of somebody who did both.
+pub fn their_own(who: &Person, model: &ModelId, version: &VersionId, also: &str) -> Refusal {
     let detail = format!(
-        "{} approved version {} of model {}, and asks for it, too; somebody else must do one of the two",
-        approval.by.subject, spec.version, spec.model
+        "{} approved version {version} of model {model}, and {also}; somebody else must do one of the two",
+        who.subject
     );
-    Err(Refusal::field(Reason::ApprovalSelf, "model_version", detail))
+    Refusal::field(Reason::ApprovalSelf, "model_version", detail)
 }
 
 /// The same for somebody who asks: nobody lets their own request through, and a name in

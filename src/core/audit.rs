@@ -107,6 +107,8 @@ actions! {
     JoinTokenRevoke,
     // A version first became Ready in a job or rollout, or was not what its manifest says.
     ModelDeploy,
+    // A version leaves the quarantine that a node's finding put it into.
+    ModelRelease,
 }
 
 /// Who acted. Values that could be used again (tokens) are there as an HMAC only.
@@ -134,10 +136,26 @@ impl Actor {
         Person { issuer: self.issuer.clone(), subject: self.subject.clone() }
     }
 
-    /// The digest under which a token's id is in the trail: of one group, so that two trails don't join.
-    pub fn token_digest(cluster: &str, id: &str) -> Hash {
-        Hash::of(&[b"nf audit token\0", cluster.as_bytes(), b"\0", id.as_bytes()])
+    /// Under what a token's id is in the trail, so that entries of one token are told to be one's: an HMAC by the
+    /// group's key, since ids may be guessed. `None`: an older group has none yet; then it is a digest.
+    pub fn token_hmac(key: Option<&[u8; 32]>, cluster: &str, id: &str) -> Hash {
+        match key {
+            Some(key) => hmac(key, &[b"nf audit token\0", id.as_bytes()]),
+            None => Hash::of(&[b"nf audit token\0", cluster.as_bytes(), b"\0", id.as_bytes()]),
+        }
     }
+}
+
+/// HMAC-SHA256 (RFC 2104), of a key no longer than a block.
+fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> Hash {
+    let pad = |with: u8| {
+        let mut block = [with; 64];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let (inner, outer) = (pad(0x36), pad(0x5c));
+    let within = Hash::of(&[&[&inner[..]], parts].concat());
+    Hash::of(&[&outer, &within.0])
 }
 
 /// What one of P1–P7 said.

@@ -4,7 +4,7 @@
 
 use crate::command::{Member, Note};
 use crate::consent::MAX_CLASSES;
-use crate::job::{JobSpec, MAX_REPLICAS, Restart, Runtime};
+use crate::job::{Evidence, JobSpec, MAX_REPLICAS, Restart, Runtime};
 use crate::mig::Geometry;
 use crate::node::{Cordon, Device, DeviceKind, NodeSpec};
 use crate::placement::Chosen;
@@ -75,7 +75,7 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         Intent::Purged { copies, .. } => list("purged", copies.len(), MAX_LIST),
         Intent::StartRollout { next, strategy, .. } => {
             strategy.check()?;
-            next.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
+            next.evidence.as_ref().map_or(Ok(()), evidence)?;
             list("data_classes", next.data_classes.len(), MAX_CLASSES)?;
             next.asked_by.as_ref().map_or(Ok(()), |who| text("asked_by", &who.subject, MAX_TEXT))?;
             next.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))
@@ -105,6 +105,8 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
         | Intent::RevokeToken { .. }
         | Intent::Approve { .. }
         | Intent::Disapprove(_)
+        | Intent::Release(_)
+        | Intent::KeyTrail(_)
         | Intent::Dissent { .. }
         | Intent::Tick
         | Intent::TurnRollout { .. }
@@ -199,7 +201,7 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
     }
     list("resources.device_type", r.device_types.len(), MAX_ENTRIES)?;
     list("constraints.labels", spec.constraints.labels.len(), MAX_ENTRIES)?;
-    spec.evidence.as_ref().map_or(Ok(()), |evidence| text("evidence.key_id", &evidence.key_id, MAX_TEXT))?;
+    spec.evidence.as_ref().map_or(Ok(()), evidence)?;
     spec.approved_by.as_ref().map_or(Ok(()), |who| text("approved_by", who, MAX_TEXT))?;
     list("data_classes", spec.data_classes.len(), MAX_CLASSES)?;
     spec.asked_by.as_ref().map_or(Ok(()), |who| text("asked_by", &who.subject, MAX_TEXT))
@@ -218,6 +220,16 @@ fn topology(topology: Topology) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
+}
+
+/// What a member found of a signature.
+fn evidence(found: &Evidence) -> Result<(), Refusal> {
+    text("evidence.key_id", &found.key_id, MAX_TEXT)?;
+    list("evidence.signers", found.signers.len(), MAX_ENTRIES)?;
+    found.signers.iter().try_for_each(|who| {
+        text("evidence.signers", &who.subject, MAX_TEXT)?;
+        text("evidence.signers", who.issuer.as_deref().unwrap_or_default(), MAX_TEXT)
+    })
 }
 
 /// What a job may say of how it is disturbed.

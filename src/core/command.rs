@@ -298,6 +298,10 @@ pub enum Command {
     DropJoinToken {
         id: Digest16,
     },
+    /// A version leaves its quarantine: somebody has looked into what a node found.
+    Release(Box<Version>),
+    /// The key of the trail, where there is none yet.
+    KeyTrail([u8; 32]),
 }
 
 /// What is told of something that leaves no other command.
@@ -373,11 +377,12 @@ impl Command {
             | Command::DropJoinToken { .. } => 24,
             Command::Note(note) => 160 + note.object.len() + note.refs.key_id.as_ref().map_or(0, |id| id.len()),
             Command::Approve(approval) => 64 + weight_of_version(&approval.of) + weight_of_person(&approval.by),
-            Command::Disapprove(of) => 16 + weight_of_version(of),
+            Command::Disapprove(of) | Command::Release(of) => 16 + weight_of_version(of),
             Command::Consent(consent) => weight_of_consent(consent),
             Command::Dissent { tenant, .. } => 48 + tenant.as_str().len(),
             Command::Purged { copies, .. } => 24 + 26 * copies.len(),
             Command::Tick => 8,
+            Command::KeyTrail(_) => 40,
             Command::CountUsage { tenants } => 8 + 4 * tenants.len(),
             Command::AddJoinToken(token) => {
                 80 + token.node.as_ref().map_or(0, |node| node.as_str().len())
@@ -402,7 +407,12 @@ fn weight_of_next(next: &Next) -> usize {
 }
 
 fn weight_of_evidence(of: &Evidence) -> usize {
-    36 + of.key_id.len() + of.min_version.as_ref().map_or(0, |version| 2 + version.as_str().len())
+    37 + of.key_id.len()
+        + of.min_version.as_ref().map_or(0, |version| 2 + version.as_str().len())
+        + of.signers
+            .iter()
+            .map(|who| 8 + who.subject.len() + who.issuer.as_ref().map_or(0, |issuer| issuer.len()))
+            .sum::<usize>()
 }
 
 fn weight_of_version(of: &Version) -> usize {

@@ -2,9 +2,11 @@
 //! their phases. The job's own state is derived from its replicas, so the two
 //! can't disagree. It does not know nodes or quotas.
 
+mod evidence;
 mod progress;
 mod whereabouts;
 
+pub use evidence::{Evidence, Signer};
 pub use progress::{JobState, Ran, Transition};
 pub use whereabouts::Whereabouts;
 
@@ -134,16 +136,6 @@ pub struct JobSpec {
     pub budget: ModelBudget,
     /// The floor that it went below when a rollback brought it back.
     pub below: Option<VersionId>,
-}
-
-/// A signature that was verified, by digest, so that what was trusted can be found again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Evidence {
-    /// SHA-256 of the signature file.
-    pub signature: [u8; 32],
-    pub key_id: Arc<str>,
-    /// What was signed with it: once this version is let in, nothing older is.
-    pub min_version: Option<VersionId>,
 }
 
 impl JobSpec {

@@ -39,6 +39,7 @@ pub mod plan;
 pub mod played;
 pub mod policy;
 pub mod proposer;
+pub mod quarantine;
 pub mod quota;
 pub mod reason;
 pub mod reconcile;

@@ -205,6 +205,10 @@ pub enum Intent {
     DropJoinToken {
         id: Digest16,
     },
+    /// A version leaves its quarantine.
+    Release(Version),
+    /// The key of the trail, where there is none yet: 32 random bytes of the member that asks.
+    KeyTrail([u8; 32]),
 }
 
 impl Intent {
@@ -236,6 +240,7 @@ impl Intent {
                     | Intent::CordonIf { .. }
                     | Intent::Heal { .. }
                     | Intent::Disapprove(_)
+                    | Intent::Release(_)
                     | Intent::Dissent { .. }
                     | Intent::StartRollout { .. }
                     | Intent::TurnRollout { .. }
@@ -390,6 +395,8 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         }
         Intent::Rollouts => Ok(Planned { commands: rollout::pass(state, PASS), why: Vec::new() }),
         Intent::Disapprove(of) => Planned::one(Command::Disapprove(Box::new(of.clone()))),
+        Intent::KeyTrail(key) => Planned::one(Command::KeyTrail(*key)),
+        Intent::Release(of) => Planned::one(Command::Release(Box::new(of.clone()))),
         Intent::Consent(said) => {
             let consent = consent::grant(state, said, intent.actor().map(Actor::person))?;
             Planned::one(Command::Consent(Box::new(consent)))

@@ -160,7 +160,7 @@ fn of_reason(reason: Reason) -> Option<usize> {
         R::ApprovalRequired | R::ApprovalSelf | R::ApprovalExpired | R::ApprovalMismatch => 2,
         R::QuotaExceeded => 4,
         R::LatencyBudgetExceeded | R::MemoryBudgetExceeded => 5,
-        R::ArtifactMismatch => 6,
+        R::ArtifactMismatch | R::ModelCopyCorrupt => 6,
         _ => return None,
     };
     Some(place)
@@ -204,6 +204,7 @@ mod tests {
             (Reason::QuotaExceeded, 4),
             (Reason::MemoryBudgetExceeded, 5),
             (Reason::ArtifactMismatch, 6),
+            (Reason::ModelCopyCorrupt, 6),
         ];
         for (reason, place) in reasons {
             let note = told(reason).unwrap();

@@ -294,27 +294,27 @@ pub fn shut_types(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiti
     }
 }
 
-/// The blocker that a limit of the tree is.
+/// The blocker that a limit of the tree is. Of one above it a tenant is told that it is in the way, and how much it would
+/// still let through: not whose it is, how large, or what others hold of it.
 fn of_tree(spec: &JobSpec, times: u64, what: &str, over: &tree::Over) -> Blocker {
-    let (ask, limit) = (milli(spec.resources.gpu.milli().saturating_mul(times)), milli(over.limit));
-    let whose = match over.tenant == spec.tenant {
-        true => format!("tenant {}", over.tenant),
-        false => format!("tenant {}, above {},", over.tenant, spec.tenant),
-    };
-    let (reason, detail) = match over.never {
-        true => (
-            Reason::ExceedsMaxQuota,
-            format!(
-                "asks for {ask} {what}, {whose} may hold {limit} in all, so it can never run; ask for less or raise the quota (nf quota set)"
-            ),
+    let (ask, tenant) = (milli(spec.resources.gpu.milli().saturating_mul(times)), &spec.tenant);
+    let limit = milli(over.limit);
+    let detail = match (over.tenant == *tenant, over.never) {
+        (true, true) => format!(
+            "asks for {ask} {what}, tenant {tenant} may hold {limit} in all, so it can never run; ask for less or raise the quota (nf quota set)"
         ),
-        false => (
-            Reason::WaitingForQuota,
-            format!(
-                "asks for {ask} {what}, {whose} holds or keeps {} of {limit}, with what it may borrow; runs when some of that is released, or is its own and given back",
-                milli(over.demand)
-            ),
+        (true, false) => format!(
+            "asks for {ask} {what}, tenant {tenant} holds or keeps {} of {limit}, with what it may borrow; runs when some of that is released, or is its own and given back",
+            milli(over.demand)
+        ),
+        (false, true) => format!(
+            "asks for {ask} {what}, more than a quota above tenant {tenant} ever lets through, so it can never run; ask for less or have that quota raised"
+        ),
+        (false, false) => format!(
+            "asks for {ask} {what}, a quota above tenant {tenant} lets {} more through now, with what may be borrowed; runs when some of that is released, or is its own and given back",
+            milli(over.limit.saturating_sub(over.demand))
         ),
     };
+    let reason = if over.never { Reason::ExceedsMaxQuota } else { Reason::WaitingForQuota };
     Blocker { reason, detail, nodes: 0, permanent: over.never }
 }

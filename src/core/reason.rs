@@ -102,6 +102,8 @@ reasons! {
     // Refusals, continued.
     /// One tenant has as much of a gateway as one may: requests, or memory for their bodies.
     TenantLimit,
+    /// A node found other bytes of a version than its manifest says, and nobody has released it since (P7).
+    ModelCopyCorrupt,
 }
 
 impl fmt::Display for Reason {

@@ -14,6 +14,7 @@ use crate::id::{Digest16, RequestId, TenantNo};
 use crate::job::{Job, Phase, Replica};
 use crate::join::JoinToken;
 use crate::node::Node;
+use crate::quarantine::Quarantine;
 use crate::state::{Before, Changes, Meta, Request, RowKey, State};
 use crate::tenant::Tenant;
 use serde::Serialize;
@@ -53,6 +54,10 @@ pub enum Table {
     JoinToken = 17,
     /// The oldest versions that may still run.
     Floor = 18,
+    /// Versions that a node found to be corrupt.
+    Quarantine = 19,
+    /// By which ids of tokens are in the trail; one row.
+    TrailKey = 20,
 }
 
 impl Table {
@@ -75,6 +80,8 @@ impl Table {
         Table::Meter,
         Table::JoinToken,
         Table::Floor,
+        Table::Quarantine,
+        Table::TrailKey,
     ];
     /// The tables that [`State::from_rows`] wants.
     pub const LIVE: &[Table] = &[
@@ -92,6 +99,8 @@ impl Table {
         Table::Meter,
         Table::JoinToken,
         Table::Floor,
+        Table::Quarantine,
+        Table::TrailKey,
     ];
 }
 
@@ -186,6 +195,8 @@ impl RowKey {
             RowKey::Meter(_) => Table::Meter,
             RowKey::JoinToken(_) => Table::JoinToken,
             RowKey::Floor(_) => Table::Floor,
+            RowKey::Quarantine(_) => Table::Quarantine,
+            RowKey::TrailKey => Table::TrailKey,
         }
     }
 
@@ -196,9 +207,10 @@ impl RowKey {
             RowKey::Tenant(no) | RowKey::Meter(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
             RowKey::Consent(key) | RowKey::JoinToken(key) | RowKey::Floor(key) => key.0.to_vec(),
+            RowKey::Quarantine(key) => key.0.to_vec(),
             RowKey::Copy(node, key) => [&node.0.to_be_bytes()[..], &key.0].concat(),
             RowKey::Member(id) => id.0.to_be_bytes().to_vec(),
-            RowKey::Audit => vec![0],
+            RowKey::Audit | RowKey::TrailKey => vec![0],
         }
     }
 }
@@ -219,6 +231,8 @@ impl Before {
             Before::Meter(row) => row.as_deref().map(value),
             Before::JoinToken(row) => row.as_deref().map(value),
             Before::Floor(row) => row.as_deref().map(value),
+            Before::Quarantine(row) => row.as_deref().map(value),
+            Before::TrailKey(row) => row.as_ref().map(value),
         }
     }
 }
@@ -273,6 +287,8 @@ impl State {
             RowKey::Meter(no) => self.meters.get(&no).map(|row| value(&**row)),
             RowKey::JoinToken(key) => self.join_tokens.get(&key).map(|row| value(&**row)),
             RowKey::Floor(key) => self.floors.get(&key).map(|row| value(&**row)),
+            RowKey::Quarantine(key) => self.quarantines.get(&key).map(|row| value(&**row)),
+            RowKey::TrailKey => self.trail_key.as_ref().map(value),
         }
     }
 
@@ -289,7 +305,8 @@ impl State {
         let keys = keys.chain(self.meters.keys().map(|no| RowKey::Meter(*no)));
         let keys = keys.chain(self.join_tokens.keys().map(|key| RowKey::JoinToken(*key)));
         let keys = keys.chain(self.floors.keys().map(|key| RowKey::Floor(*key)));
-        let keys = keys.chain([RowKey::Audit]);
+        let keys = keys.chain(self.quarantines.keys().map(|key| RowKey::Quarantine(*key)));
+        let keys = keys.chain([RowKey::Audit, RowKey::TrailKey]);
         let keys = keys.chain(self.jobs.keys().map(|no| RowKey::Job(*no)));
         let meta = (Table::Meta, vec![0], value(&(&self.meta, self.hash)));
         keys.filter_map(|key| Some((key.table(), key.bytes(), self.row(key)?))).chain([meta])
@@ -358,6 +375,15 @@ impl State {
                         return Err(Error::Key { table, length: key.len() });
                     }
                     state.put_floor(floor);
+                }
+                Table::TrailKey => state.trail_key = Some(read::<[u8; 32]>(table, &bytes)?),
+                Table::Quarantine => {
+                    let found = read::<Quarantine>(table, &bytes)?;
+                    // Under another key it could never be released.
+                    if key != found.key().0 {
+                        return Err(Error::Key { table, length: key.len() });
+                    }
+                    state.put_quarantine(found);
                 }
                 Table::Consent => {
                     let consent = read::<Consent>(table, &bytes)?;

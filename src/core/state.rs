@@ -21,6 +21,7 @@ use crate::placement::mix::Mix;
 use crate::placement::standing::Standings;
 use crate::placement::worth::Worth;
 use crate::placement::{Chosen, Policy, Rules};
+use crate::quarantine::Quarantine;
 use crate::quota::tree;
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
@@ -104,6 +105,8 @@ pub(crate) enum Before {
     Meter(Option<Arc<Meter>>),
     JoinToken(Option<Arc<JoinToken>>),
     Floor(Option<Arc<Floor>>),
+    Quarantine(Option<Arc<Quarantine>>),
+    TrailKey(Option<[u8; 32]>),
 }
 
 /// Names the row of a [`Before`].
@@ -122,6 +125,8 @@ pub(crate) enum RowKey {
     Meter(TenantNo),
     JoinToken(Digest16),
     Floor(Digest16),
+    Quarantine(Digest16),
+    TrailKey,
 }
 
 /// What changed since the rows were last taken.
@@ -156,6 +161,10 @@ pub struct State {
     pub(crate) join_tokens: OrdMap<Digest16, Arc<JoinToken>>,
     /// The oldest versions that may still run, by tenant and model.
     pub(crate) floors: OrdMap<Digest16, Arc<Floor>>,
+    /// Versions of which a node found other bytes than their manifests say.
+    pub(crate) quarantines: OrdMap<Digest16, Arc<Quarantine>>,
+    /// By which ids of tokens are in the trail; see [`State::trail_key`].
+    pub(crate) trail_key: Option<[u8; 32]>,
     // Derived.
     pub(crate) ledger: Ledger,
     pub(crate) capacity: CapacityIndex,
@@ -197,6 +206,7 @@ pub struct State {
     /// How many approvals a tenant has on record.
     pub(crate) approvals_of: OrdMap<TenantId, u32>,
     pub(crate) floors_by: OrdSet<(TenantId, Digest16)>,
+    pub(crate) quarantines_by: OrdSet<(TenantId, Digest16)>,
     pub(crate) consents_by: OrdSet<(TenantId, Digest16)>,
     /// When a consent ends, or is forgotten.
     pub(crate) consents_due: OrdSet<(u64, Digest16)>,

@@ -7,6 +7,17 @@ use crate::state::{Before, RowKey, State, token_key};
 use std::sync::Arc;
 
 impl State {
+    /// By which ids of tokens are in the trail: shown to nobody, and in no answer. A group of an earlier version has
+    /// one once a member of this one has joined it.
+    pub fn trail_key(&self) -> Option<&[u8; 32]> {
+        self.trail_key.as_ref()
+    }
+
+    pub(crate) fn put_trail_key(&mut self, key: [u8; 32]) {
+        self.remember(RowKey::TrailKey, |state| Before::TrailKey(state.trail_key));
+        self.trail_key = Some(key);
+    }
+
     /// Where the audit trail ends. Speculative copies do not go on with it.
     pub fn audit(&self) -> &Chain {
         &self.audit

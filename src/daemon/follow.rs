@@ -4,10 +4,12 @@
 
 use super::identity::Me;
 use crate::config::{Error as ConfigError, Mode, Settings};
+use crate::pqc;
 use crate::raft::Replica;
 use crate::security::audit;
 use crate::security::checkpoint::Sign;
 use crate::security::jwt::{Keys, Remote, Times, Verifier, Watch};
+use crate::security::notary::Notary;
 use crate::security::public::PublicTls;
 use crate::security::reload::{Files, Look, PERIOD};
 use crate::security::tls;
@@ -115,9 +117,19 @@ pub fn tokens(settings: &Settings, metrics: &Metrics) -> Result<Option<Arc<Verif
     Ok(Some(verifier))
 }
 
+/// Once: groups of earlier versions have no such keys, and go on.
+fn tell_of_half_signatures(me: &Me) {
+    if me.tls.policy().mode == pqc::Mode::Hybrid && matches!(Notary::read(&me.keys), Ok(None)) {
+        let dir = me.keys.display();
+        tracing::warn!(%dir, "there is no notary.key: this member signs checkpoints of the audit trail by ECDSA alone; \
+                             nf tls cert create --role notary makes the ML-DSA half");
+    }
+}
+
 /// Writes signed ends of the audit trail into the data directory, one line each, for others to
 /// take away: what only the members hold, the members could write anew.
 pub fn checkpoints(me: &Me, replica: &Replica, sign: Sign, mut ended: watch::Receiver<bool>) {
+    tell_of_half_signatures(me);
     let mut written = Written { path: kept(me), size: 0, since: Instant::now() };
     let replica = replica.clone();
     tokio::spawn(async move {

@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::config::parse::Member;
 use crate::outgoing;
 use crate::raft::{self, Replica};
+use crate::secret::Secret;
 use crate::storage;
 use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
@@ -90,7 +91,7 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
             Err(raft::Error::NoLeader { .. } | raft::Error::Timeout) => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error.into()),
             Ok(reply) => match reply.result {
-                Ok(Answer::Done | Answer::Count(_)) if !done => return Ok(()),
+                Ok(Answer::Done | Answer::Count(_)) if !done => return key_trail(replica).await,
                 // Ours, or another founder's that was a moment earlier.
                 Ok(_) => caught_up(replica, reply.index).await,
                 // Another founder said it at the same moment.
@@ -99,6 +100,20 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
             },
         }
     }
+}
+
+/// The key by which ids of tokens are in the trail. The first that the group hears of stays; without one it goes on,
+/// and the next member that starts asks again.
+async fn key_trail(replica: &Replica) -> Result<()> {
+    if replica.applied().state.trail_key().is_some() {
+        return Ok(());
+    }
+    let mut key = [0; 32];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| anyhow!("the system has no randomness"))?;
+    if let Err(error) = replica.submit(Intent::KeyTrail(key), Instant::now() + SUBMIT).await {
+        tracing::warn!(%error, "the audit trail has no key of its own yet; ids of tokens are in it as digests");
+    }
+    Ok(())
 }
 
 async fn caught_up(replica: &Replica, index: u64) {
@@ -118,7 +133,7 @@ pub async fn ask(settings: &Settings, path: &str, body: Option<&Value>) -> Resul
         for addr in addrs {
             let base = if addr.contains("://") { addr.clone() } else { format!("http://{addr}") };
             let url = format!("{}{path}", base.trim_end_matches('/'));
-            let request = question(&url, token.map(String::as_str), body)?;
+            let request = question(&url, token.map(Secret::reveal), body)?;
             match tokio::time::timeout(ANSWER, answered(&http, request)).await {
                 Ok(Ok((status, body))) if status.is_success() => {
                     return serde_json::from_slice(&body).with_context(|| url);

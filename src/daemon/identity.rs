@@ -154,6 +154,9 @@ fn credentials(settings: &Settings, data: &Path, cluster: &str, name: &str, alon
     let made = authority.issue(cluster, name)?;
     made.write(&dir).with_context(|| dir.display().to_string())?;
     authority.issuer(cluster)?.write(&dir)?;
+    if let Some(notary) = authority.notary(cluster, name)? {
+        notary.write(&dir)?;
+    }
     Ok((made, dir))
 }
 

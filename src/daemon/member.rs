@@ -79,7 +79,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let lookout = gateway.clone();
     hub.look_out(Arc::new(move || lookout.seen()));
     let models = store.clone().map(|store| resolve(store, trust.clone()));
-    let sign = checkpoint::signer(me.tls.clone());
+    let sign = checkpoint::signer(me.tls.clone(), &me.keys);
     // Before the next one is written.
     let kept = trail::last_kept(&follow::kept(&me));
     tokio::spawn(trail::follow(replica.clone(), metrics.clone(), kept, ended.clone()));

@@ -3,17 +3,18 @@
 //! let go before it keeps others out; so is who asks for more than it reads. It does not
 //! know what is asked.
 
-mod places;
-
+use crate::api::places::{Caller, Places};
 use crate::pqc::{self, Kind, Links, Mismatch, Open, Row, Way};
 use crate::security::public::{H2, PublicTls};
 use axum::Router;
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use nix::sys::resource::{Resource, getrlimit};
-use places::Places;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Sleep;
+use tower::util::MapRequest;
 
 /// Connections at a time, where the process may have that many files open.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -51,6 +53,8 @@ struct Bounds {
 }
 
 const BOUNDS: Bounds = Bounds { streams: 128, resets: (20, 128), head: 16 << 10 };
+/// One address has at most this part of all connections.
+const SHARE: usize = 2;
 /// Pause after a failed accept, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What an HTTP/2 connection begins with.
@@ -101,7 +105,7 @@ impl Port {
 
 /// Serves until `end` is true; returns when every call under way is answered.
 pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch::Receiver<bool>) {
-    let places = Places::new(most_connections());
+    let places = Places::new(most_connections(), SHARE);
     let mut stop = end.clone();
     loop {
         let accepted = tokio::select! {
@@ -124,7 +128,7 @@ pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch
         };
         let (port, router, end) = (port.clone(), router.clone(), end.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(&port, stream, router, end).await {
+            if let Err(error) = connection(&port, stream, Asked { router, from }, end).await {
                 tracing::trace!(error, "a public connection");
             }
             drop(place);
@@ -133,10 +137,16 @@ pub async fn serve(port: Port, listener: TcpListener, router: Router, end: watch
     places.empty().await;
 }
 
+/// Who answers, and whom.
+struct Asked {
+    router: Router,
+    from: IpAddr,
+}
+
 async fn connection(
     port: &Port,
     stream: TcpStream,
-    router: Router,
+    asked: Asked,
     mut end: watch::Receiver<bool>,
 ) -> Result<(), String> {
     // Small answers must not wait for the acknowledgement of the one before (Nagle).
@@ -150,34 +160,38 @@ async fn connection(
             _ = end.wait_for(|end| *end) => return Ok(()),
         }
         let _open = port.opened(pqc::NONE.to_owned());
-        return answer(port.builder(), stream, router, end).await;
+        return answer(port.builder(), stream, asked, end).await;
     };
-    let from = stream.peer_addr().map_or_else(|_| String::new(), |from| from.ip().to_string());
     let stream = tokio::select! {
         shaken = tokio::time::timeout(patience, tls.accept(stream)) => shaken.map_err(|_| "no handshake in time")?,
         _ = end.wait_for(|end| *end) => return Ok(()),
     };
     let stream = stream.map_err(|error| {
         if let Some(mismatch) = Mismatch::of(&error) {
-            port.links.refused(Kind::Public, Way::In, &from, &mismatch.to_string());
+            port.links.refused(Kind::Public, Way::In, &asked.from.to_string(), &mismatch.to_string());
         }
         error.to_string()
     })?;
     let _open = port.opened(pqc::group(stream.get_ref().1));
     // The handshake said which one; who then says nothing is not waited for.
     match stream.get_ref().1.alpn_protocol() == Some(H2) {
-        true => answer(port.builder().http2_only(), Prompt::new(stream, PREFACE.len(), patience), router, end).await,
-        false => answer(port.builder().http1_only(), Prompt::new(stream, 1, patience), router, end).await,
+        true => answer(port.builder().http2_only(), Prompt::new(stream, PREFACE.len(), patience), asked, end).await,
+        false => answer(port.builder().http1_only(), Prompt::new(stream, 1, patience), asked, end).await,
     }
 }
 
 async fn answer(
     builder: Builder<TokioExecutor>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    Asked { router, from }: Asked,
     mut end: watch::Receiver<bool>,
 ) -> Result<(), String> {
-    let service = TowerToHyperService::new(router);
+    // For those who give each address its share.
+    let told = MapRequest::new(router, move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Caller(from));
+        request
+    });
+    let service = TowerToHyperService::new(told);
     let mut serving = std::pin::pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
         served = serving.as_mut() => return served.map_err(|e| e.to_string()),

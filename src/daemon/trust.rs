@@ -4,13 +4,13 @@
 //! itself is asked; a node reads its public key, and makes do with the one it read last when
 //! Vault is away. It does not know formats; `security` does.
 
+use super::people::People;
 use super::signers::{self, Signers};
 use crate::agent::executor::Judge;
 use crate::config::{Error as ConfigError, Settings};
 use crate::models::{self, Manifest, Store};
 use crate::outgoing::Options;
 use crate::pqc;
-use crate::security::Secret;
 use crate::security::signing::{self, Artefact, Demand, Evidence, Expect, Listed, MANIFEST, Policy, Roots, Verdict};
 use crate::security::vault::{self, Place, Token, Vault};
 use crate::telemetry::Metrics;
@@ -43,6 +43,7 @@ const VERIFIERS: &str = "verifier_disagreement";
 #[derive(Clone)]
 pub struct Trust {
     signers: Signers,
+    people: People,
     vault: Option<Vault>,
     /// Where Vault's public key is kept for when it is away.
     kept: Arc<Path>,
@@ -77,13 +78,13 @@ impl Trust {
     pub fn open(settings: &Settings, store: Option<&Store>, alarm: Alarm) -> Result<Option<Self>> {
         let Some(store) = store else { return Ok(None) };
         let vault = vault(settings)?;
-        let signers = Signers::open(settings)?;
+        let (signers, people) = (Signers::open(settings)?, People::open(settings)?);
         if signers.is_empty() && vault.is_none() {
             return Ok(None);
         }
         let demand = demand(settings.key_exchange());
         let kept = settings.data().join("vault-key.json").into();
-        Ok(Some(Self { signers, vault, kept, keeping: Arc::default(), demand, store: store.clone(), alarm }))
+        Ok(Some(Self { signers, people, vault, kept, keeping: Arc::default(), demand, store: store.clone(), alarm }))
     }
 
     /// The signature that lets `tenant` run the version; may block.
@@ -126,16 +127,19 @@ impl Trust {
         })?;
         let evidence = Evidence::parse(&signature)?;
         let bytes = self.store.manifest_bytes_blocking(manifest).map_err(unreadable)?;
-        let (key_id, min_version) = match (&self.vault, &evidence) {
-            (Some(vault), Evidence::Vault { .. }) => (self.ask(at, vault, &bytes, &signature, &evidence)?, None),
+        let (keys, min_version) = match (&self.vault, &evidence) {
+            (Some(vault), Evidence::Vault { .. }) => (vec![self.ask(at, vault, &bytes, &signature, &evidence)?], None),
             _ => {
                 let verdict = self.verify(manifest, &bytes, tenant, &signature)?;
-                let by: Vec<_> = verdict.signatures.iter().map(|by| by.key_id.as_str()).collect();
-                (by.join(","), verdict.min_version)
+                (verdict.signatures.into_iter().map(|by| by.key_id).collect(), verdict.min_version)
             }
         };
+        let signers = self.people.of(keys.iter().map(String::as_str)).map_err(|text| {
+            let text = format!("whose keys sign models cannot be read any more ({text}), so nobody could be kept from approving their own");
+            Refusal::field(Reason::NoTrustRoot, "model_version", text)
+        })?;
         let signature = Sha256::digest(&signature).into();
-        Ok(job::Evidence { signature, key_id: key_id.into(), min_version })
+        Ok(job::Evidence { signature, key_id: keys.join(",").into(), min_version, signers })
     }
 
     /// Vault's verdict, or, before a start, one by the key that it gave last.
@@ -242,7 +246,7 @@ pub fn vault(settings: &Settings) -> Result<Option<Vault>> {
     let Some(url) = settings.vault_addr.value.clone() else { return Ok(None) };
     let token = match (&settings.vault_token_file.value, &settings.vault_token.value) {
         (Some(path), _) => Token::File(path.clone()),
-        (None, Some(token)) => Token::Given(Secret::new(token.clone())),
+        (None, Some(token)) => Token::Given(token.clone()),
         (None, None) => {
             let text = "VAULT_ADDR is set, so VAULT_TOKEN or NF_VAULT_TOKEN_FILE must be: Vault answers nobody else";
             return Err(ConfigError::Clash(text.into()).into());

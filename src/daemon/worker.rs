@@ -6,16 +6,20 @@ use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
+use crate::api::auth;
 use crate::api::service::cluster::{self, Component, HealthBody, keys};
 use crate::api::service::gauges::fill_models;
 use crate::api::service::links::LinksBody;
 use crate::config::{Error as ConfigError, Settings, parse::Mode};
 use crate::pqc::{Families, Links, Policy};
+use crate::security::jwt::Verifier;
 use crate::security::tls::{self, Role};
 use crate::telemetry::Metrics;
 use anyhow::{Result, anyhow};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router, http::header};
+use axum::{Json, Router};
 use nf_core::id::MemberId;
 use nf_core::node::NodeKind;
 use std::net::TcpListener;
@@ -39,7 +43,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     }
     let store = nodes::store(settings, &me.data)?;
     let spec = nodes::own_spec(settings, &me).await?;
-    let about = About::new(settings, &me, spec.simulated, begun);
+    let about = About::new(settings, &me, spec.simulated, begun)?;
     let trust = Trust::open(settings, store.as_ref(), trust::alarm(&about.metrics))?;
     let faults = agent::faults::channel();
     let vacancy = nodes::vacancy(settings, &me, &spec, &faults.0, &about.metrics);
@@ -109,21 +113,26 @@ struct About {
     metrics: Metrics,
     key_exchange: Policy,
     links: Vec<Links>,
+    /// Who reads its metrics has to say who they are; None: anybody may.
+    verifier: Option<Arc<Verifier>>,
 }
 
 impl About {
-    fn new(settings: &Settings, me: &Me, simulated_devices: bool, begun: Instant) -> Self {
-        Self {
+    fn new(settings: &Settings, me: &Me, simulated_devices: bool, begun: Instant) -> Result<Self> {
+        let metrics = Metrics::new(crate::cli::VERSION, crate::cli::COMMIT);
+        let verifier = follow::tokens(settings, &metrics)?;
+        Ok(Self {
             node: me.name.to_string(),
             mode: settings.mode(),
             missing: settings.missing().into_iter().map(str::to_owned).collect(),
             simulated_devices,
             has_store: settings.model_store_url.is_some(),
             begun,
-            metrics: Metrics::new(crate::cli::VERSION, crate::cli::COMMIT),
+            metrics,
             key_exchange: me.tls.policy(),
             links: me.links(),
-        }
+            verifier,
+        })
     }
 
     /// The same shape as a member's; what a worker does not do is missing from its parts.
@@ -136,8 +145,7 @@ impl About {
             uptime: self.begun.elapsed().as_secs_f64(),
             simulation: self.mode == Mode::Simulation,
             mode: self.mode.name().into(),
-            // Its port tells how it is and nothing else.
-            auth: "off".into(),
+            auth: if self.verifier.is_some() { "on".into() } else { "off".into() },
             missing: self.missing.clone(),
             node_id: self.node.clone(),
             role: "worker".into(),
@@ -156,9 +164,22 @@ impl About {
         }
     }
 
-    fn render(&self) -> String {
+    /// All of it, to whoever may read what belongs to no tenant, as on a member. Production starts with keys alone.
+    fn told(&self, headers: &HeaderMap) -> Response {
+        if let Some(Err(refused)) = self.verifier.as_ref().map(|verifier| auth::may_read_all(verifier, headers)) {
+            self.metrics.auth_refused.with_label_values(&[refused.refusal.reason.token()]).inc();
+            return refused.into_response();
+        }
         fill_models(&self.metrics);
-        self.metrics.render()
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], self.metrics.render()).into_response()
+    }
+
+    /// Its two answers.
+    fn routes(self) -> Router {
+        let health = self.clone();
+        Router::new()
+            .route("/health", get(move || async move { Json(health.health()) }))
+            .route("/metrics", get(move |headers: HeaderMap| async move { self.told(&headers) }))
     }
 }
 
@@ -170,10 +191,56 @@ fn serve(
     ended: watch::Receiver<bool>,
 ) -> Result<tokio::task::JoinHandle<()>> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let health = about.clone();
-    let plain = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    let router = Router::new()
-        .route("/health", get(move || async move { Json(health.health()) }))
-        .route("/metrics", get(move || async move { (plain, about.render()) }));
-    Ok(tokio::spawn(public::serve(port, listener, router, ended)))
+    Ok(tokio::spawn(public::serve(port, listener, about.routes(), ended)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::security::jwt::{self, Grant, Keys, Mint};
+    use axum::body::Body;
+    use axum::http::{Request, StatusCode};
+    use tower::ServiceExt as _;
+
+    fn about(verifier: Option<Verifier>) -> About {
+        About {
+            node: "w1".into(),
+            mode: Mode::Production,
+            missing: Vec::new(),
+            simulated_devices: false,
+            has_store: true,
+            begun: Instant::now(),
+            metrics: Metrics::new("1.0", "abc"),
+            key_exchange: Policy::default(),
+            links: Vec::new(),
+            verifier: verifier.map(Arc::new),
+        }
+    }
+
+    async fn asked(about: &About, path: &str, token: Option<&str>) -> StatusCode {
+        let mut request = Request::get(path);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        about.clone().routes().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn a_workers_metrics_are_for_those_who_may_read_all() {
+        let mint = Mint::generate("lab").unwrap();
+        let token = |roles: &[jwt::Role]| {
+            let (subject, tenant, id) = ("prometheus".to_owned(), "t1".to_owned(), "id-1".to_owned());
+            mint.token(&Grant { subject, tenant, roles: roles.to_vec(), id, lifetime_s: 3600 }, auth::now()).unwrap()
+        };
+        let asks = about(Some(Verifier::new(Keys::parse("keys", mint.jwks().to_string().as_bytes()).unwrap(), None)));
+        let all = [jwt::Role::Viewer, jwt::Role::Operator, jwt::Role::Promoter];
+        assert_eq!(asked(&asks, "/metrics", None).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(asked(&asks, "/metrics", Some("nonsense")).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(asked(&asks, "/metrics", Some(&token(&all))).await, StatusCode::FORBIDDEN, "a tenant's");
+        for role in [jwt::Role::Node, jwt::Role::Admin] {
+            assert_eq!(asked(&asks, "/metrics", Some(&token(&[role]))).await, StatusCode::OK);
+        }
+        assert_eq!(asked(&asks, "/health", None).await, StatusCode::OK, "how it is, anybody may know");
+        assert_eq!(asked(&about(None), "/metrics", None).await, StatusCode::OK, "nobody is asked in simulation");
+    }
 }

@@ -1,7 +1,7 @@
-//! Weights that are programs: a pickle runs what it says when it is read, before anybody asked
-//! the model anything. Such files are known by their name or by how they begin, and are
-//! refused where a version is published and where a node brings or checks it. Files that are
-//! no weights (scripts, configurations, tokenizers) are none of its business.
+//! Which files a version may have: weights in formats that are data and nothing else, and what
+//! lies beside them (configurations, tokenizers, scripts that the manifest's own command line runs). All
+//! else is refused where a version is published and where a node brings or checks it: a pickle, which runs what
+//! it says when it is read, has many names. What a file is, is told by its name, and of weights by how they begin.
 
 use super::{Error, FileName};
 use std::fs::File;
@@ -9,8 +9,37 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 /// Names that readers unpickle.
 const PROGRAMS: [&str; 7] = ["pkl", "pickle", "pt", "pth", "ckpt", "joblib", "dill"];
-/// Names of weights, whose beginnings are looked at.
-const WEIGHTS: [&str; 4] = ["bin", "safetensors", "gguf", "onnx"];
+/// Weights that are data, whatever they hold; their beginnings are looked at.
+const WEIGHTS: [&str; 3] = ["safetensors", "gguf", "onnx"];
+/// What may lie beside them, and is read as text or as a tokenizer's tables.
+const BESIDE: [&str; 24] = [
+    "json",
+    "jsonl",
+    "txt",
+    "md",
+    "yaml",
+    "yml",
+    "toml",
+    "ini",
+    "cfg",
+    "csv",
+    "tsv",
+    "xml",
+    "html",
+    "pbtxt",
+    "jinja",
+    "jinja2",
+    "vocab",
+    "merges",
+    "model",
+    "spm",
+    "tiktoken",
+    "py",
+    "gitattributes",
+    "gitignore",
+];
+/// Files that have no dot in their names.
+const BARE: [&str; 8] = ["license", "licence", "notice", "readme", "copying", "authors", "use_policy", "modelfile"];
 /// How much of a file is looked at.
 const HEAD: u64 = 64;
 /// The longest header of a safetensors file, as its own library has it.
@@ -24,6 +53,16 @@ fn parts(name: &str) -> impl Iterator<Item = String> {
     name.rsplit('/').next().unwrap_or_default().split('.').skip(1).map(str::to_ascii_lowercase)
 }
 
+/// Tensors that an ONNX model keeps beside itself: `model.onnx_data`, `model.onnx.data`.
+fn is_onnx_data(name: &str) -> bool {
+    let mut last = parts(name).collect::<Vec<_>>().into_iter().rev();
+    match (last.next(), last.next()) {
+        (Some(one), _) if one.starts_with("onnx_data") => true,
+        (Some(one), Some(before)) => one == "data" && before == "onnx",
+        _ => false,
+    }
+}
+
 fn extension(name: &str) -> String {
     name.rsplit('/')
         .next()
@@ -33,18 +72,28 @@ fn extension(name: &str) -> String {
 
 /// Why a file of that name is none that may be listed.
 pub(super) fn judge_name(name: &FileName) -> Result<(), String> {
-    match parts(name.as_str()).find(|part| PROGRAMS.contains(&part.as_str())) {
-        Some(part) => Err(format!(
+    let name = name.as_str();
+    if let Some(part) = parts(name).find(|part| PROGRAMS.contains(&part.as_str())) {
+        return Err(format!(
             "a .{part} file runs as a program when it is loaded; publish safetensors, gguf or onnx instead"
-        )),
-        None => Ok(()),
+        ));
     }
+    let (extension, file) = (extension(name), name.rsplit('/').next().unwrap_or_default().to_ascii_lowercase());
+    let listed = |list: &[&str], word: &str| list.contains(&word);
+    if listed(&WEIGHTS, &extension) || listed(&BESIDE, &extension) || listed(&BARE, &file) || is_onnx_data(name) {
+        return Ok(());
+    }
+    Err(format!(
+        "a version's weights are .safetensors, .gguf or .onnx files, and beside them lie .{}, and LICENSE or README; \
+         convert this one, or leave it out",
+        BESIDE.join(", .")
+    ))
 }
 
 /// Why a file that begins like this is not what its name says.
 fn judge_head(name: &str, head: &[u8], size: u64) -> Result<(), String> {
     let extension = extension(name);
-    if !WEIGHTS.contains(&extension.as_str()) {
+    if !WEIGHTS.contains(&extension.as_str()) && !is_onnx_data(name) {
         return Ok(());
     }
     let protocol = |head: &[u8]| matches!(head, [0x80, 2..=5, ..]);
@@ -90,25 +139,40 @@ mod tests {
     fn a_pickle_is_known_by_its_name_or_its_beginning() {
         let header = |length: u64| [&length.to_le_bytes()[..], b"{\"a\":{}}"].concat();
         let (torch, zip, text) = (b"\x80\x02}q\x00.", b"PK\x03\x04\x00\x00", b"L119547037146038801333356L\n.");
-        for name in ["w.bin", "a/w.safetensors", "w.gguf", "W.ONNX"] {
+        for name in ["a/w.safetensors", "w.gguf", "W.ONNX", "w.onnx_data", "w.onnx.data"] {
             for head in [&torch[..], &zip[..], &text[..]] {
                 assert!(judge_head(name, head, 1000).unwrap_err().contains("pickle"), "{name}");
             }
         }
-        for name in ["w.pkl", "w.pt", "sub/w.PTH", "w.ckpt", "w.joblib", "model.pth.tar", "w.PKL.gz"] {
-            assert!(judge_name(&FileName::new(name).unwrap()).is_err(), "{name}");
+        for name in ["w.pkl", "w.pt", "sub/w.PTH", "w.ckpt", "w.joblib", "model.pth.tar", "w.PKL.gz", "vocab.pt.json"] {
+            assert!(judge_name(&FileName::new(name).unwrap()).unwrap_err().contains("program"), "{name}");
         }
-        for (name, head) in
-            [("w.safetensors", &header(8)[..]), ("w.gguf", b"GGUF\x03"), ("w.onnx", b"\x08\x07"), ("w.bin", b"x")]
-        {
+        for (name, head) in [("w.safetensors", &header(8)[..]), ("w.gguf", b"GGUF\x03"), ("w.onnx", b"\x08\x07")] {
             assert_eq!(judge_head(name, head, 1000), Ok(()), "{name}");
         }
         for length in [u64::MAX, 1 << 63, 993] {
             assert!(judge_head("w.safetensors", &header(length), 1000).is_err(), "a header of {length} bytes");
         }
         assert!(judge_head("w.safetensors", b"", 0).is_err() && judge_head("w.gguf", b"GGML", 4).is_err());
-        for name in ["serve.py", "config.json", "vocab.txt", "notes.zip", "v1.pt/pickle", "pt.txt"] {
-            assert_eq!(judge_head(name, zip, 6).and(judge_name(&FileName::new(name).unwrap())), Ok(()), "{name}");
+    }
+
+    #[test]
+    fn what_is_on_no_list_is_in_no_version() {
+        let judged = |name: &str| judge_name(&FileName::new(name).unwrap());
+        let fine =
+            ["serve.py", "config.json", "a/vocab.txt", "merges.txt", "tokenizer.model", "LICENSE", "sub/README.md"];
+        let data = ["w.ONNX", "w.gguf", "w-00001-of-2.safetensors", "w.onnx_data", "w.onnx_data_1", "w.onnx.data"];
+        for name in fine.into_iter().chain(data).chain(["v1.pt/config.json", ".gitattributes", "config.pbtxt"]) {
+            assert_eq!(judged(name), Ok(()), "{name}");
+        }
+        // Each may hold a pickle, or be opened by what unpickles.
+        let others =
+            ["w.bin", "pytorch_model.bin", "w.npy", "w.npz", "w.nemo", "w.keras", "w.h5", "weights", "notes.zip"];
+        for name in
+            others.into_iter().chain(["a.tar", "x.so", "w.data", "onnx.data", "w.msgpack", "w.engine", "json", "w."])
+        {
+            let said = judged(name).unwrap_err();
+            assert!(said.contains(".safetensors, .gguf or .onnx"), "{name}: {said}");
         }
     }
 }

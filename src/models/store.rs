@@ -78,8 +78,9 @@ impl Store {
             None => "none is here: set NF_ARTEFACT_KEY".to_owned(),
         };
         counts::refused(Refused::Sealed);
-        let file = format!("{}/{}", manifest.model_id, manifest.version);
-        Err(Error::Mismatch { file, text: format!("is encrypted to the key {id}, and {have}") })
+        // A setting of this node's: it says nothing of the version's bytes.
+        let text = format!("{}/{} is encrypted to the key {id}, and {have}", manifest.model_id, manifest.version);
+        Err(Error::Refused { reason: nf_core::reason::Reason::ConfigInvalid, text })
     }
 
     /// "file", "s3" and so on.

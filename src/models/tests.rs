@@ -22,7 +22,7 @@ pub(super) fn world() -> World {
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path().to_path_buf();
     fs::create_dir(root.join("in")).unwrap();
-    fs::write(root.join("in/model.bin"), vec![7; 3 << 20]).unwrap();
+    fs::write(root.join("in/model.onnx"), vec![7; 3 << 20]).unwrap();
     fs::create_dir(root.join("in/sub")).unwrap();
     fs::write(root.join("in/sub/config.json"), b"{}").unwrap();
     let store = Store::open(&format!("file://{}/store", root.display()), &Default::default()).unwrap();
@@ -87,23 +87,23 @@ async fn what_is_published_is_fetched_and_laid_out() {
     let manifest = w.publish().await;
     let (model, version) = model();
     let found = w.store.resolve(&model, &version).await.unwrap().unwrap();
-    assert_eq!((found.sha256(), found.main().unwrap().path.as_str()), (manifest.sha256(), "model.bin"));
+    assert_eq!((found.sha256(), found.main().unwrap().path.as_str()), (manifest.sha256(), "model.onnx"));
     assert_eq!(w.publish().await, manifest, "publishing the same again changes nothing");
 
     w.cache.fetch(&w.store, &found, None).await.unwrap();
     let into = w.root.join("replica");
     w.cache.lay_out(&found, &into).await.unwrap();
     assert_eq!(fs::read(into.join("sub/config.json")).unwrap(), b"{}");
-    assert_eq!(fs::metadata(into.join("model.bin")).unwrap().permissions().mode() & 0o777, 0o444);
+    assert_eq!(fs::metadata(into.join("model.onnx")).unwrap().permissions().mode() & 0o777, 0o444);
 
     let Launch::Process(process) = &found.runtime else { panic!() };
     let slots = Slots { host: "h", port: Some(80), dir: std::path::Path::new("/d"), python: "py", part: None };
-    assert_eq!(found.argv(process, &slots).unwrap(), ["py", "/d/model.bin", "--port=80", "/d/sub/config.json"]);
+    assert_eq!(found.argv(process, &slots).unwrap(), ["py", "/d/model.onnx", "--port=80", "/d/sub/config.json"]);
 
     let pulled = pull(&w.store, &model, &version, &w.root.join("out")).await.unwrap();
     assert_eq!(pulled.sha256, found.digest());
     assert_eq!(Checksum::of(&fs::read(pulled.path.join("manifest.json")).unwrap()), found.digest());
-    fs::write(w.root.join("in/model.bin"), b"other").unwrap();
+    fs::write(w.root.join("in/model.onnx"), b"other").unwrap();
     let again = publish(&w.store, &w.root.join("in"), draft()).await;
     assert!(matches!(again, Err(Error::Exists { .. })), "{again:?}");
 }
@@ -114,9 +114,9 @@ async fn a_flipped_byte_a_cut_file_and_a_longer_one_are_refused_by_name() {
     for change in changes {
         let w = world();
         let manifest = w.publish().await;
-        w.tamper(&w.stored("model.bin"), change);
+        w.tamper(&w.stored("model.onnx"), change);
         let error = w.cache.fetch(&w.store, &manifest, None).await.unwrap_err();
-        assert!(matches!(&error, Error::Mismatch { file, .. } if file == "model.bin"), "{error}");
+        assert!(matches!(&error, Error::Mismatch { file, .. } if file == "model.onnx"), "{error}");
         assert_eq!(error.reason(), nf_core::reason::Reason::ArtifactMismatch);
         assert_eq!(w.cached(), 0, "nothing of it stays behind");
     }
@@ -159,7 +159,7 @@ async fn links_and_strangers_in_a_store_are_refused() {
 #[tokio::test]
 async fn weights_that_are_programs_reach_neither_a_store_nor_a_node() {
     const TORCH: &[u8] = b"\x80\x02cos\nsystem\nq\x00X\x02\x00\x00\x00idq\x01\x85q\x02Rq\x03.";
-    for (name, says) in [("model.bin", "pickle"), ("w.safetensors", "pickle"), ("w.pt", "runs as a program")] {
+    for (name, says) in [("model.onnx", "pickle"), ("w.safetensors", "pickle"), ("w.pt", "runs as a program")] {
         let w = world();
         fs::write(w.root.join("in").join(name), TORCH).unwrap();
         let error = publish(&w.store, &w.root.join("in"), draft()).await.unwrap_err().to_string();
@@ -169,7 +169,7 @@ async fn weights_that_are_programs_reach_neither_a_store_nor_a_node() {
     let w = world();
     let manifest = w.publish().await;
     let old = manifest.main().unwrap().clone();
-    w.tamper(&w.stored("model.bin"), |bytes| *bytes = TORCH.to_vec());
+    w.tamper(&w.stored("model.onnx"), |bytes| *bytes = TORCH.to_vec());
     let (size, sum) = (format!("\"size\": {}", TORCH.len()), Checksum::of(TORCH).to_string());
     w.tamper(&w.stored("manifest.json"), |bytes| {
         let text = String::from_utf8(bytes.clone()).unwrap();
@@ -181,7 +181,7 @@ async fn weights_that_are_programs_reach_neither_a_store_nor_a_node() {
     assert_eq!(found.main().unwrap().sha256, Checksum::of(TORCH));
     let error = w.cache.fetch(&w.store, &found, None).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Mismatch { file, text } if file == "model.bin" && text.contains("pickle")),
+        matches!(&error, Error::Mismatch { file, text } if file == "model.onnx" && text.contains("pickle")),
         "{error}"
     );
     assert_eq!(w.cached(), 0);
@@ -206,7 +206,7 @@ fn tar_of(name: &str, body: &[u8]) -> Vec<u8> {
 async fn an_archive_stays_the_file_that_it_is() {
     let w = world();
     let evil = tar_of("../../escaped", b"out");
-    fs::write(w.root.join("in/extra.tar"), &evil).unwrap();
+    fs::write(w.root.join("in/extra.txt"), &evil).unwrap();
     let manifest = w.publish().await;
     w.cache.fetch(&w.store, &manifest, None).await.unwrap();
     let into = w.root.join("replica");
@@ -214,8 +214,8 @@ async fn an_archive_stays_the_file_that_it_is() {
     let mut there: Vec<_> =
         fs::read_dir(&into).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     there.sort();
-    assert_eq!(there, ["extra.tar", "model.bin", "sub"]);
-    assert_eq!(fs::read(into.join("extra.tar")).unwrap(), evil);
+    assert_eq!(there, ["extra.txt", "model.onnx", "sub"]);
+    assert_eq!(fs::read(into.join("extra.txt")).unwrap(), evil);
     let left = |dir: &std::path::Path| fs::read_dir(dir).unwrap().any(|e| e.unwrap().file_name() == "escaped");
     assert!(!left(&w.root) && !left(&into) && !left(&w.root.join("cache")));
 }
@@ -231,8 +231,8 @@ fn other_stores_are_refused_with_what_is_supported() {
 }
 
 const GOOD: &str = r#"{"model_id":"m1","version":"v1","format":"onnx",
-    "files":[{"path":"a/b","size":3,"sha256":"HASH"}],
-    "runtime":{"kind":"process","argv":["{python}","{file:a/b}","{port}"],"ready":{"path":"/h","timeout_s":5}}}"#;
+    "files":[{"path":"a/b.onnx","size":3,"sha256":"HASH"}],
+    "runtime":{"kind":"process","argv":["{python}","{file:a/b.onnx}","{port}"],"ready":{"path":"/h","timeout_s":5}}}"#;
 
 fn good() -> String {
     GOOD.replace("HASH", &"0".repeat(64))
@@ -245,11 +245,11 @@ fn bad_manifests_are_refused_with_the_field() {
     let process = &good()[good().find("\"runtime\":").unwrap() + 10..good().len() - 1];
     Manifest::parse("m1 v1", good().replace(process, simulated).as_bytes()).unwrap();
     for (from, to, says) in [
-        ("a/b", "../b", "relative file name"),
-        ("a/b", "/b", "relative file name"),
-        ("a/b", "a//b", "relative file name"),
-        ("a/b", "manifest.json", "own name"),
-        ("a/b\",\"size\"", "a/c\",\"size\"", "not among the files"),
+        ("a/b.onnx", "../b", "relative file name"),
+        ("a/b.onnx", "/b", "relative file name"),
+        ("a/b.onnx", "a//b", "relative file name"),
+        ("a/b.onnx", "manifest.json", "own name"),
+        ("a/b.onnx\",\"size\"", "a/c.onnx\",\"size\"", "not among the files"),
         ("{port}", "{prot}", "{port}"),
         ("{port}", "{port", "single brace"),
         ("\"format\"", "\"formal\"", "unknown field"),
@@ -267,7 +267,7 @@ fn bad_manifests_are_refused_with_the_field() {
         ("\"ready\"", "\"env\":{\"VAULT_TOKEN\":\"x\"},\"ready\"", "runtime.env.VAULT_TOKEN"),
         ("\"ready\"", "\"env\":{\"NVIDIA_VISIBLE_DEVICES\":\"all\"},\"ready\"", "runtime.env.NVIDIA_"),
         ("\"{port}\"", "\"--Trust-Remote-Code=1\"", "program of its own"),
-        ("a/b", "a/b.pkl", "runs as a program"),
+        ("a/b.onnx", "a/b.pkl", "runs as a program"),
         ("\"kind\":\"process\",", "\"kind\":\"simulated\",", "unknown field"),
     ] {
         let text = good().replace(from, to);

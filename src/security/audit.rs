@@ -4,6 +4,7 @@
 
 use super::checkpoint::Signed;
 use super::json;
+use super::notary::Half;
 use nf_core::audit::{Auditor, Checkpoint, Entry, Fault, Hash, Receipt};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -60,9 +61,13 @@ pub fn last_line(checkpoint: &Checkpoint, signed: Option<&Signed>) -> String {
     let mut value = json!({
         "checkpoint": { "head": head.to_string(), "origin": origin, "root": root.to_string(), "size": size },
     });
-    if let Some(Signed { note, certificate }) = signed {
+    if let Some(Signed { note, certificate, ml_dsa }) = signed {
         value["note"] = json!(note);
         value["certificate"] = json!(certificate);
+        // Beside the first half and not in its note, so that who checks that one alone still can.
+        if let Some(Half { note, certificate }) = ml_dsa {
+            value["ml_dsa"] = json!({ "note": note, "certificate": certificate });
+        }
     }
     format!("{value}\n")
 }
@@ -77,10 +82,15 @@ pub fn read_checkpoint(text: &str) -> Result<(Checkpoint, Option<Signed>), Strin
     Ok((found, signed(&value)))
 }
 
-/// The note beside a checkpoint.
+/// The notes beside a checkpoint.
 fn signed(value: &Value) -> Option<Signed> {
-    let text = |name: &str| Some(value.get(name)?.as_str()?.to_owned());
-    Some(Signed { note: text("note")?, certificate: text("certificate")? })
+    let of = |value: &Value| {
+        let text = |name: &str| Some(value.get(name)?.as_str()?.to_owned());
+        Some((text("note")?, text("certificate")?))
+    };
+    let (note, certificate) = of(value)?;
+    let ml_dsa = value.get("ml_dsa").and_then(of).map(|(note, certificate)| Half { note, certificate });
+    Some(Signed { note, certificate, ml_dsa })
 }
 
 fn hash(value: &Value, name: &str) -> Option<Hash> {
@@ -219,10 +229,13 @@ mod tests {
     #[test]
     fn a_signed_end_travels_with_the_export() {
         let (mut lines, chain) = export(3);
-        let signed = Signed { note: "a note\n".into(), certificate: "a certificate\n".into() };
-        lines[3] = last_line(&chain.checkpoint("blue"), Some(&signed));
-        assert_eq!(check(&lines, &[], &[]).unwrap().signed.as_ref(), Some(&signed));
-        assert_eq!(read_checkpoint(&lines[3]).unwrap().1, Some(signed));
+        let half = Half { note: "another\n".into(), certificate: "a word for it\n".into() };
+        for ml_dsa in [None, Some(half)] {
+            let signed = Signed { note: "a note\n".into(), certificate: "a certificate\n".into(), ml_dsa };
+            lines[3] = last_line(&chain.checkpoint("blue"), Some(&signed));
+            assert_eq!(check(&lines, &[], &[]).unwrap().signed.as_ref(), Some(&signed));
+            assert_eq!(read_checkpoint(&lines[3]).unwrap().1, Some(signed));
+        }
     }
 
     /// The whole trail written anew is consistent in itself; what was kept shows it.

@@ -8,11 +8,12 @@ pub mod join;
 mod json;
 pub mod jwt;
 pub mod link;
+pub mod notary;
+mod note;
 pub mod public;
 pub mod reload;
-mod secret;
 pub mod signing;
 pub mod tls;
 pub mod vault;
 
-pub use secret::{Secret, kept};
+pub use crate::secret::{Secret, kept};

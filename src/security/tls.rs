@@ -25,13 +25,17 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::Secret;
 use super::join::{self, Door};
+use super::notary::{self, Notary};
 use crate::pqc::{Links, Policy, Side};
 
 /// How long an authority is valid, in years.
 const AUTHORITY_YEARS: i32 = 10;
 /// How long a member's certificate is valid, in years.
 const MEMBER_YEARS: i32 = 2;
+/// Beside `ca.key`.
+const ML_DSA_FILE: &str = "ca-ml-dsa.key";
 
 /// Why keys or certificates could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -61,11 +65,14 @@ pub enum Error {
     Usage(&'static str),
 }
 
-/// The group's certificate authority, as PEM. The key belongs on no running member.
+/// The group's certificate authority, as PEM. The keys belong on no running member.
 #[derive(Clone)]
 pub struct Authority {
+    /// The certificate, and after it the ML-DSA public key where there is one.
     pub cert: String,
     pub key: String,
+    /// Vouches for members' notaries; an authority of earlier versions has none.
+    ml_dsa: Option<Secret>,
 }
 
 /// One member's certificate and key with the authority's certificate, as PEM.
@@ -145,9 +152,14 @@ pub fn holder(cert: &CertificateDer<'_>, cluster: &str) -> Option<(String, Role)
     })
 }
 
-fn validity(params: &mut CertificateParams, years: i32) {
+/// Of today, in UTC.
+fn year_and_month() -> (i32, u8) {
     let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
-    let (year, month) = (i32::from(today.year()), today.month().unsigned_abs());
+    (i32::from(today.year()), today.month().unsigned_abs())
+}
+
+fn validity(params: &mut CertificateParams, years: i32) {
+    let (year, month) = year_and_month();
     // From the first of the month, which also covers members whose clock is behind; the days are
     // few enough to exist in each month.
     params.not_before = date_time_ymd(year, month, 1);
@@ -166,7 +178,42 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         validity(&mut params, AUTHORITY_YEARS);
-        Ok(Self { cert: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+        let made = Self { cert: params.self_signed(&key)?.pem(), key: key.serialize_pem(), ml_dsa: None };
+        made.with_ml_dsa()
+    }
+
+    fn with_ml_dsa(mut self) -> Result<Self, Error> {
+        let (key, public) = notary::authority()?;
+        self.cert.push_str(&public);
+        self.ml_dsa = Some(key);
+        Ok(self)
+    }
+
+    /// With a key that vouches for notaries: an authority of earlier versions has none, and is given one in `dir`.
+    ///
+    /// # Errors
+    /// With the file, or when the system has no randomness.
+    pub fn completed(self, dir: &Path) -> Result<Self, Error> {
+        if self.ml_dsa.is_some() {
+            return Ok(self);
+        }
+        let made = self.with_ml_dsa()?;
+        // The public half first: an anchor without its key does no harm.
+        put_file(&dir.join("ca.pem"), &made.cert, 0o644)?;
+        if let Some(key) = &made.ml_dsa {
+            put_file(&dir.join(ML_DSA_FILE), key.reveal(), 0o600)?;
+        }
+        Ok(made)
+    }
+
+    /// A key by which member `name` signs ends of the audit trail beside its certificate's; None without a key that vouches for it.
+    ///
+    /// # Errors
+    /// When `cluster` or `name` is no DNS label, or the authority's key is of no use.
+    pub fn notary(&self, cluster: &str, name: &str) -> Result<Option<Notary>, Error> {
+        let (year, month) = year_and_month();
+        let until = format!("{:04}-{month:02}-28T00:00:00Z", year + MEMBER_YEARS);
+        self.ml_dsa.as_ref().map(|above| Notary::certified(above, cluster, name, until)).transpose()
     }
 
     /// A key by which a member certifies workers of `cluster`, and nobody else.
@@ -210,15 +257,20 @@ impl Authority {
         })
     }
 
-    /// Writes `ca.pem` and `ca.key` (readable by the owner alone).
+    /// Writes `ca.pem`, and `ca.key` and `ca-ml-dsa.key` (readable by the owner alone).
     pub fn write(&self, dir: &Path) -> Result<(), Error> {
+        if let Some(key) = &self.ml_dsa {
+            write_file(&dir.join(ML_DSA_FILE), key.reveal(), 0o600)?;
+        }
         write_file(&dir.join("ca.pem"), &self.cert, 0o644)?;
         write_file(&dir.join("ca.key"), &self.key, 0o600)
     }
 
     /// Reads what [`Authority::write`] wrote.
     pub fn read(dir: &Path) -> Result<Self, Error> {
-        Ok(Self { cert: read_file(&dir.join("ca.pem"))?, key: read_file(&dir.join("ca.key"))? })
+        let path = dir.join(ML_DSA_FILE);
+        let ml_dsa = path.exists().then(|| read_file(&path).map(Secret::new)).transpose()?;
+        Ok(Self { cert: read_file(&dir.join("ca.pem"))?, key: read_file(&dir.join("ca.key"))?, ml_dsa })
     }
 }
 
@@ -490,78 +542,4 @@ pub fn certifies(cert: &CertificateDer<'_>, dns: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_certificate_names_its_member_alone() {
-        let authority = Authority::create("blue").unwrap();
-        let credentials = authority.issue("blue", "n1").unwrap();
-        assert!(PeerTls::new(&credentials, "blue", "n1").is_ok());
-        assert!(PeerTls::new(&credentials, "blue", "n2").is_err());
-        assert!(PeerTls::new(&credentials, "green", "n1").is_err());
-        let worker = authority.issue_as("blue", "n1", Role::Client).unwrap();
-        assert!(PeerTls::new(&worker, "blue", "n1").is_ok());
-        let cert = |of: &Credentials| CertificateDer::from_pem_slice(of.cert.as_bytes()).unwrap();
-        assert!(!certifies(&cert(&worker), &dns_name("blue", "n1").unwrap()), "a worker is no member");
-        assert_eq!(holder(&cert(&worker), "blue"), Some(("n1".to_owned(), Role::Client)));
-        assert_eq!(holder(&cert(&credentials), "blue"), Some(("n1".to_owned(), Role::Server)));
-        assert_eq!(holder(&cert(&credentials), "green"), None);
-        assert!(authority.issue("blue", "N1").is_err());
-        assert!(authority.issue("blue", "").is_err());
-    }
-
-    #[test]
-    fn a_key_is_its_owner_s_alone_also_where_another_file_was() {
-        use std::os::unix::fs::PermissionsExt;
-        let tmp = tempfile::tempdir().unwrap();
-        let path = tmp.path().join("member.key");
-        std::fs::write(&path, "for all").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        write_file(&path, "a key", 0o600).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn no_door_resumes_a_session() {
-        let authority = Authority::create("blue").unwrap();
-        let tls = PeerTls::new(&authority.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
-        let loaded = tls.loaded.load();
-        for config in [&loaded.server, &loaded.renew] {
-            assert!(config.send_tls13_tickets == 0 && !config.session_storage.can_cache());
-        }
-        assert_eq!(loaded.join.send_tls13_tickets, 0);
-    }
-
-    #[test]
-    fn new_keys_are_for_what_the_process_is() {
-        let authority = Authority::create("blue").unwrap();
-        let issue = |name, role| authority.issue_as("blue", name, role).unwrap();
-        let refused = |tls: &PeerTls, new: &Credentials| {
-            let before = tls.sign(b"x").unwrap().0;
-            let text = tls.replace(new, UnixTime::now()).unwrap_err().to_string();
-            assert_eq!(tls.sign(b"x").unwrap().0, before, "the old ones stay: {text}");
-            text
-        };
-        let member = PeerTls::new(&issue("n1", Role::Server), "blue", "n1").unwrap();
-        let text = refused(&member, &issue("n1", Role::Client));
-        assert!(text.contains("is for a node") && text.contains("--role server"), "{text}");
-        assert!(refused(&member, &issue("n2", Role::Server)).contains("not one for n1"));
-        let worker = PeerTls::new(&issue("n1", Role::Client), "blue", "n1").unwrap();
-        assert!(refused(&worker, &issue("n1", Role::Server)).contains("--role node"));
-        for (usages, missing) in [
-            (vec![ExtendedKeyUsagePurpose::ClientAuth], "serverAuth"),
-            (vec![ExtendedKeyUsagePurpose::ServerAuth], "clientAuth"),
-        ] {
-            let key = KeyPair::generate().unwrap();
-            let issuer = Issuer::from_ca_cert_pem(&authority.cert, KeyPair::from_pem(&authority.key).unwrap()).unwrap();
-            let mut params = CertificateParams::new(vec![dns_name("blue", "n1").unwrap()]).unwrap();
-            params.extended_key_usages = usages;
-            let cert = params.signed_by(&key, &issuer).unwrap().pem();
-            let new = Credentials { authority: authority.cert.clone(), cert, key: key.serialize_pem() };
-            assert!(refused(&member, &new).contains(missing));
-        }
-        assert!(member.replace(&issue("n1", Role::Server), UnixTime::now()).is_ok());
-        assert!(worker.replace(&issue("n1", Role::Client), UnixTime::now()).is_ok());
-    }
-}
+mod tests;

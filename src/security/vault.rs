@@ -5,9 +5,9 @@
 
 use super::encoding::to_base64;
 use super::json;
-use super::secret::Secret;
 use super::signing::{Evidence, KeyRing};
 use crate::outgoing::{Client, Fault, Options};
+use crate::secret::Secret;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, StatusCode};

@@ -1,5 +1,5 @@
 //! The second net for secrets: whatever looks like one is taken out of a line of the log before it is written. The
-//! first are types that show nothing (`security::Secret`); this one catches what other people's code logs, and what
+//! first are types that show nothing (`secret::Secret`); this one catches what other people's code logs, and what
 //! somebody forgot. It knows how tokens, keys and signed addresses look, and nothing of who logs.
 
 use nf_core::reason::REDACTED;

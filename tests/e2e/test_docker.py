@@ -50,9 +50,9 @@ class Lab:
     def publish(self, version, **container):
         files = self.folder / f"model-{version}"
         (files / "sub").mkdir(parents=True)
-        (files / "sub/model.bin").write_text("the model's bytes\n")
+        (files / "sub/model.onnx").write_text("the model's bytes\n")
         program = {
-            "argv": ["/server", "{port}", "{file:sub/model.bin}"],
+            "argv": ["/server", "{port}", "{file:sub/model.onnx}"],
             "ready": {"path": "/health", "timeout_s": 30},
             "metrics": {"path": "/metrics", "running": "requests_running"},
             "drain": {"path": "/drain", "timeout_s": 20},
@@ -139,7 +139,7 @@ def test_a_container_runs_confined_and_limited(lab):
     status = dict(line.split(":\t", 1) for line in get(address, "/cat/proc/self/status").splitlines() if ":\t" in line)
     assert status["Uid"].split() == ["65532"] * 4 and int(status["CapBnd"], 16) == 0 == int(status["CapEff"], 16)
     assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2"
-    assert get(address, "/cat/model/sub/model.bin") == "the model's bytes\n"
+    assert get(address, "/cat/model/sub/model.onnx") == "the model's bytes\n"
     for path in ("/model/sub/new", "/etc/new", "/new"):
         assert "Read-only" in get(address, f"/write{path}"), path
     assert get(address, "/write/tmp/new") == "written"

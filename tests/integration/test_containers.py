@@ -20,7 +20,7 @@ def group(tmp_path_factory):
 def publish(group, version, runtime, code=0):
     files = group.folder / f"model-{version}"
     files.mkdir()
-    (files / "model.bin").write_text("x")
+    (files / "model.onnx").write_text("x")
     file = group.folder / f"{version}.json"
     file.write_text(json.dumps(runtime))
     group.nf("model", "publish", str(files), "--model", "m", "--version", version, "--runtime", str(file), code=code)
@@ -54,7 +54,7 @@ def test_a_container_that_can_not_be_is_not_published(group, version, change):
 def test_a_profile_runs_in_an_image(group):
     files = group.folder / "profile"
     files.mkdir()
-    (files / "weights.bin").write_text("x")
+    (files / "weights.onnx").write_text("x")
     image = f"vllm/vllm-openai@sha256:{'a' * 64}"
     publish = ("model", "publish", str(files), "--model", "llm", "--version", "v1", "--profile", "vllm")
     group.nf(*publish, "--image", image)

@@ -38,7 +38,7 @@ def publish(folder, store):
     serve = ["{python}", "-m", "http.server", "{port}", "--bind", "{host}", "--directory", "{dir}"]
     (folder / "runtime.json").write_text(json.dumps({"argv": serve, "ready": {"path": "/"}}))
     (folder / "m").mkdir()
-    (folder / "m/weights").write_bytes(b"weights")
+    (folder / "m/weights.onnx").write_bytes(b"weights")
     named = ["--model", "m", "--version", "v1", "--runtime", folder / "runtime.json", "--store", f"file://{store}"]
     command = [nf.NF, "model", "publish", folder / "m", *named]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import nf
 import pytest
@@ -23,11 +24,14 @@ class Lab(nf.Process):
         assert made.wait(30) == 0, made.output
         told = made.output
         admin = json.loads(told[told.index("{") : told.rindex("}") + 1])["admin_token"]
-        self.alone("model", "keygen", self.keys)
+        self.key_ids = json.loads(self.alone("model", "keygen", self.keys, "-o", "json"))
+        self.signers = folder / "signers.toml"
+        self.owned_by()
         settings = {
             "NEURAL_FABRIC_MODE": "production",
             "MODEL_STORE_URL": f"file://{self.store}",
             "COSIGN_KEY_PATH": self.keys / "signing.pub.pem",
+            "NF_SIGNERS": self.signers,
             # No other user can pass through the folders of a test.
             "NF_REPLICA_USERS": "off",
         }
@@ -52,6 +56,12 @@ class Lab(nf.Process):
     def run(self, who, version, code=0):
         """Asks for a job without devices: this machine has none, and production plays none."""
         return self.nf(who, "run", f"m@{version}", "--tenant", "demo", "--cpu", "0.1", "-o", "json", code=code)
+
+    def owned_by(self, *people):
+        """Whose the keys are that sign: one half is each person's."""
+        ids = self.key_ids["key_ids"].values()
+        entries = [f'[[signer]]\nsubject = "{who}"\nkeys = ["{key}"]\n' for who, key in zip(people, ids, strict=False)]
+        self.signers.write_text("".join(entries))
 
     def publish(self, version, played=False):
         store, program = ["--store", f"file://{self.store}"], self.model.parent / "runtime.json"
@@ -94,6 +104,17 @@ def test_it_says_that_nothing_is_simulated(lab):
     assert health["simulation"] is False and not any(node["simulated"] for node in health["items"]), health
 
 
+def test_in_production_no_token_registers_a_node(lab):
+    for who in ("admin", "ada"):
+        answer = nf.requests.post(
+            f"http://127.0.0.1:{lab.port}/node/register",
+            headers={"Authorization": f"Bearer {lab.people[who]}"}, json={"node_id": "n9", "gpus": 8}, timeout=10,
+        )
+        told = (answer.status_code, answer.json()["reason"])
+        assert told == ((403, "NodeIdentityMismatch") if who == "admin" else (403, "Forbidden")), answer.text
+    assert "n9" not in lab.nf("admin", "get", "nodes")
+
+
 def test_what_nobody_approved_does_not_run(lab):
     lab.publish("v1")
     assert "ApprovalRequired" in lab.run("ada", "v1", code=6)
@@ -132,6 +153,27 @@ def test_nobody_approves_their_own(lab):
     lab.nf("both", "model", "approve", "m@v3", "--tenant", "demo")
     assert "ApprovalSelf" in lab.run("both", "v3", code=6)
     lab.run("ada", "v3")
+
+
+def test_who_signed_it_does_not_approve_it(lab):
+    lab.publish("v8")
+    lab.owned_by("ada", "bob")
+    nf.eventually(
+        "half of it is his", lambda: "ApprovalSelf" in lab.nf("bob", "model", "approve", "m@v8", "--tenant", "demo", code=6), 20
+    )
+    # Nobody stands for the publishers any more: two others do both, and either of them may ask for it.
+    lab.nf("both", "model", "approve", "m@v8", "--tenant", "demo")
+    lab.run("both", "v8")
+    lab.owned_by("ada", "both")
+    nf.eventually("the file is read anew", lambda: "signed it, too" in refused(lab, "v8"), 20)
+    lab.owned_by()
+    nf.eventually("nobody's keys again", lambda: not refused(lab, "v8"), 20)
+
+
+def refused(lab, version):
+    env = {**lab.environment, "NF_ADDR": f"http://127.0.0.1:{lab.port}", "NF_TOKEN": lab.people["ada"]}
+    ask = [str(nf.NF), "plan", f"m@{version}", "--tenant", "demo", "--cpu", "0.1"]
+    return subprocess.run(ask, env=env, capture_output=True, text=True, timeout=60, check=False).stderr
 
 
 def test_an_approval_ends_and_is_taken_back(lab):
@@ -185,10 +227,27 @@ def test_the_trail_is_signed_by_the_member(lab):
     lab.nf("admin", "audit", "export", "--out", export)
     ca = lab.lab / "ca/ca.pem"
     told = json.loads(lab.alone("audit", "verify", export, "--ca", ca, "-o", "json"))
-    assert told["signed_by"] == "node-1", told
+    assert (told["signed_by"], told["signature"]) == ("node-1", "hybrid"), told
     script = nf.ROOT / "docs/examples/audit_verify.py"
-    done = subprocess.run(["python3", str(script), str(export), str(ca)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "by member node-1" in done.stdout, done.stderr
+    done = subprocess.run([sys.executable, str(script), str(export), str(ca)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "by member node-1, ECDSA" in done.stdout, done.stderr
+    # A member of a group from before there were two halves: it goes on, and the operator gives it the other.
+    keys = lab.lab / "node-1/tls"
+    for file in ["notary.key", "notary.pem"]:
+        (keys / file).unlink()
+    lab.nf("admin", "audit", "export", "--out", export)
+    verify = [str(nf.NF), "audit", "verify", str(export), "--ca", str(ca)]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "--classical" in done.stderr, done.stderr
+    assert json.loads(lab.alone("audit", "verify", export, "--ca", ca, "--classical", "-o", "json"))["signature"] == "classical"
+    (lab.lab / "ca/ca-ml-dsa.key").unlink()
+    ca.write_text(ca.read_text().split("-----BEGIN PUBLIC KEY")[0])
+    assert json.loads(lab.alone("audit", "verify", export, "--ca", ca, "-o", "json"))["signature"] == "classical"
+    cert = ["tls", "cert", "create", "--ca", lab.lab / "ca", "--role", "notary", "--name", "node-1", "--dir", keys]
+    lab.alone(*cert, "--cluster", lab.cluster)
+    lab.nf("admin", "audit", "export", "--out", export)
+    told = json.loads(lab.alone("audit", "verify", export, "--ca", ca, "-o", "json"))
+    assert (told["signed_by"], told["signature"]) == ("node-1", "hybrid"), told
     other = lab.folder / "other"
     lab.alone("tls", "ca", "create", "--dir", other, "--cluster", "other")
     verify = [str(nf.NF), "audit", "verify", str(export), "--ca", str(other / "ca.pem")]

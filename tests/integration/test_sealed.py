@@ -34,7 +34,7 @@ class Lab:
         assert (member / "artefact.key").read_bytes() == self.key.read_bytes()
         assert (member / "artefact.key").stat().st_mode & 0o777 == 0o600
         assert "artefact_key" in (member / "nf.toml").read_text()
-        self.plain = {"model.onnx": os.urandom(3 * MIB), "sub/vocab.json": b"{}", "exact.bin": b"x" * MIB}
+        self.plain = {"model.onnx": os.urandom(3 * MIB), "sub/vocab.json": b"{}", "exact.onnx": b"x" * MIB}
         for name, data in self.plain.items():
             path = folder / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,8 @@ def test_we_open_what_another_implementation_encrypts(lab, tmp_path):
 
 def test_each_wrong_thing_has_its_own_words(lab, tmp_path):
     other = Lab(tmp_path / "other")
-    assert "set NF_ARTEFACT_KEY" in lab.nf("pull", "m@v1", code=6)
-    said = lab.nf("pull", "m@v1", code=6, NF_ARTEFACT_KEY=other.key)
+    assert "set NF_ARTEFACT_KEY" in lab.nf("pull", "m@v1", code=2)
+    said = lab.nf("pull", "m@v1", code=2, NF_ARTEFACT_KEY=other.key)
     assert open_sealed.private(other.key.read_text())[1].hex() in said, said
     said = lab.nf("pull", "m@v1", code=2, NF_ARTEFACT_KEY=lab.pub)
     assert "NF_ARTEFACT_KEY" in said and "is no private key" in said and "BEGIN" not in said, said

@@ -45,6 +45,40 @@ def ask(group, version, tenant="demo"):
     return answer.status_code, answer.json()
 
 
+def test_a_corrupt_version_is_in_quarantine_until_it_is_released(tmp_path):
+    store = tmp_path / "store"
+    alone("model", "publish", model(tmp_path / "m"), "--model", "m", "--version", "v1", "--store", f"file://{store}",
+          "--runtime", program(tmp_path))
+    weights = store / "m/v1/files/weights.onnx"
+    assert weights.exists(), list(store.rglob("*"))
+    good = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(b"x" + good[1:])
+    with nf.Serve(tmp_path / "serve", {"MODEL_STORE_URL": f"file://{store}"}) as group:
+        code, body = ask(group, "v1")
+        assert code == 201, body
+        job = group.wait_state(body["request_id"], "Failed", limit=60)
+        assert job["replicas"][0]["why"] == "ArtifactMismatch", job
+        weights.write_bytes(good)
+        code, body = ask(group, "v1")
+        assert (code, body["reason"], body["policies"]["P7"]) == (409, "ModelCopyCorrupt", "block"), body
+        assert "nf model release m@v1 --tenant demo" in body["detail"], body
+        assert ask(group, "v1", tenant="other")[0] == 201, "another tenant's is judged by what its own nodes find"
+        listed = group.call("GET", "/quarantine").json()["items"]
+        assert [(q["tenant_id"], q["model_id"], q["model_version"]) for q in listed] == [("demo", "m", "v1")], listed
+        assert "nf_models_quarantined 1" in group.call("GET", "/metrics").text
+        assert group.call("GET", "/health").json()["components"]["model_store"]["status"] == "degraded"
+        assert "released" in group.nf("model", "release", "m@v1", "--tenant", "demo")
+        assert "was in no quarantine" in group.nf("model", "release", "m@v1", "--tenant", "demo")
+        code, body = ask(group, "v1")
+        assert code == 201, body
+        group.wait_state(body["request_id"], "Running", limit=60)
+        entries = [json.loads(line).get("entry", {}) for line in group.call("GET", "/audit?per_page=10000").text.splitlines()]
+        told = [(e["action"], e.get("checks", {}).get("P7", {}).get("code")) for e in entries if "action" in e]
+        assert ("ModelDeploy", "ArtifactMismatch") in told and ("JobSchedule", "ModelCopyCorrupt") in told, told
+        assert ("ModelRelease", None) in told, told
+
+
 @servers.needs("moto")
 def test_from_a_publisher_through_s3_to_a_replica(tmp_path):
     with servers.s3(tmp_path / "s3", "models") as (settings, client):

@@ -5,9 +5,10 @@
 use crate::surface::Surface;
 use futures::StreamExt;
 use neural_fabric::api::Resolve;
+use neural_fabric::security::audit;
+use neural_fabric::security::checkpoint::{self, Authorities, Halves};
 use neural_fabric::security::jwt::issuer::ISSUER;
 use neural_fabric::security::jwt::{Grant, Keys, Mint, Role, Verifier};
-use neural_fabric::security::{audit, checkpoint};
 use nf_proto::v1;
 use nf_proto::v1::scheduler_service_client::SchedulerServiceClient;
 use nf_proto::v1::security_service_client::SecurityServiceClient;
@@ -464,16 +465,19 @@ async fn the_end_of_the_trail_is_signed_by_the_member_that_tells_it() {
     let group = Group::start(1).await;
     let admin = group.token("ops", &[Role::Admin]);
     group.call(&admin, Method::POST, "/tenants", Some(json!({"tenant_id": "t1"}))).await;
-    let authorities = checkpoint::authorities(&group.cluster.authority.cert).unwrap();
+    let (authority, name) = (&group.cluster.authority, &group.cluster.name);
+    let authorities = Authorities::read(&authority.cert).unwrap();
+    authority.notary(name, "n1").unwrap().unwrap().write(&group.cluster.dir(0)).unwrap();
     let holds = |text: &str| {
         let (at, signed) = audit::read_checkpoint(text.lines().last().unwrap()).unwrap();
         let by = checkpoint::verify(&signed.unwrap(), &at, &authorities, UnixTime::now());
-        (by, at.size)
+        (by.map(|by| (by.member, by.halves)), at.size)
     };
+    let by_n1 = Ok(("n1".to_owned(), Halves::Both));
     let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let whole = text(group.get(&admin, "/audit").await.1);
     let (by, size) = holds(&whole);
-    assert_eq!(by.as_deref(), Ok("n1"));
+    assert_eq!(by, by_n1);
     let machine = group.token("ops", &[Role::Node]);
     assert_eq!(holds(&text(group.get(&machine, "/audit/checkpoint").await.1)).1, size);
     for role in [Role::Viewer, Role::Operator, Role::Promoter] {
@@ -481,7 +485,7 @@ async fn the_end_of_the_trail_is_signed_by_the_member_that_tells_it() {
     }
     let mut client = SecurityServiceClient::new(group.grpc().await);
     let line = client.read_checkpoint(with(&machine, v1::ReadCheckpointRequest {})).await.unwrap().into_inner().line;
-    assert_eq!(holds(&line).0.as_deref(), Ok("n1"));
+    assert_eq!(holds(&line).0, by_n1);
     group.stop().await;
 }
 

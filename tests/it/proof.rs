@@ -107,7 +107,8 @@ async fn tenants_that_stand_in_one_anothers_way_learn_no_names() {
 /// A store in which `unsigned` has no signature that counts, and `personal` holds data about people.
 fn store() -> Resolve {
     std::sync::Arc::new(|_, model, _| {
-        let evidence = nf_core::job::Evidence { signature: [8; 32], key_id: "k1".into(), min_version: None };
+        let evidence =
+            nf_core::job::Evidence { signature: [8; 32], key_id: "k1".into(), min_version: None, signers: Vec::new() };
         let facts = ModelFacts {
             runtime: nf_core::job::Runtime::Simulated,
             manifest: [7; 32],
@@ -194,5 +195,31 @@ async fn where_nobody_is_asked_who_they_are_what_was_stopped_is_recorded_all_the
     let stopped = &entries(&group, "", "JobSchedule", 1).await[0];
     assert_eq!((&stopped["actor"]["sub"], &stopped["object"]), (&json!("-"), &json!("model/t1/unsigned@v1")));
     assert_eq!(stopped["checks"]["P2"]["verdict"], "block");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_above_a_tenant_is_told_to_those_who_see_the_group() {
+    let group = Group::start(1).await;
+    let admin = group.token("ops", &[Role::Admin]);
+    let quotas =
+        [("parent-org", json!({"gpu": 4, "gpu_hours": {"day": 9}})), ("t1", json!({"gpu": 2, "parent": "parent-org"}))];
+    for (tenant, quota) in quotas {
+        let (code, answer) = group.call(&admin, Method::PUT, &format!("/tenants/{tenant}/quota"), Some(quota)).await;
+        assert_eq!(code, 200, "{answer}");
+    }
+    let mine = group.token("t1", &[Role::Viewer, Role::Operator]);
+    let ask =
+        json!({"tenant_id": "t1", "model_id": "m", "model_version": "v1", "resources": {"gpu": 6}, "request_id": "r1"});
+    let (code, answer) = group.call(&mine, Method::POST, "/schedule", Some(ask)).await;
+    assert_eq!(code, 202, "{answer}");
+    for path in ["/tenants", "/tenants/t1/quota", "/usage", "/resources", "/schedule/r1?explain=true", "/schedule/r1"] {
+        let (code, told) = group.get(&mine, path).await;
+        assert!(code == 200 && !told.to_string().contains("parent-org"), "{path}: {told}");
+    }
+    for path in ["/tenants", "/tenants/t1/quota", "/usage"] {
+        let (_, told) = group.get(&admin, path).await;
+        assert!(told.to_string().contains("\"parent\":\"parent-org\""), "{path}: {told}");
+    }
     group.stop().await;
 }

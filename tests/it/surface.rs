@@ -51,7 +51,7 @@ impl Surface {
             };
             let (replica, metrics) = (seat.replica.clone().expect("running"), Metrics::new("1.2.3", "abc"));
             let auth = auth().map(Arc::new);
-            let sign = Some(checkpoint::signer(seat.tls.clone()));
+            let sign = Some(checkpoint::signer(seat.tls.clone(), seat.dir.path()));
             let tls = seat.tls.clone();
             let state = ApiState {
                 replica,

@@ -3,6 +3,7 @@
 //! calls nor what is asked.
 
 use crate::api::error::Failure;
+use crate::api::places::{Caller, Places};
 use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -11,11 +12,10 @@ use bytes::Bytes;
 use futures::Stream;
 use http_body_util::BodyExt;
 use nf_core::reason::{Reason, Refusal};
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
@@ -25,6 +25,8 @@ const MESSAGE: Duration = Duration::from_secs(10);
 const CONVERSATION: Duration = Duration::from_secs(60);
 /// Streams of health and reflection, which are open to strangers: so many, whatever else is open.
 pub const OPEN_STREAMS: usize = 64;
+/// One address has at most this part of them: who may be a stranger may be one who keeps others out.
+const SHARE: usize = 8;
 
 const HEALTH: &str = "/grpc.health.v1.Health/Watch";
 const REFLECTION: &str = "/grpc.reflection.";
@@ -34,12 +36,12 @@ const REFLECTION: &str = "/grpc.reflection.";
 pub struct Bounds {
     message: Duration,
     conversation: Duration,
-    open: Arc<Semaphore>,
+    open: Places,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { message: MESSAGE, conversation: CONVERSATION, open: Arc::new(Semaphore::new(OPEN_STREAMS)) }
+        Self { message: MESSAGE, conversation: CONVERSATION, open: Places::new(OPEN_STREAMS, SHARE) }
     }
 }
 
@@ -49,9 +51,9 @@ pub async fn bounded(State(bounds): State<Bounds>, request: Request, next: Next)
     let conversation = path.starts_with(REFLECTION);
     let permit = match conversation || path == HEALTH {
         false => None,
-        true => match bounds.open.clone().try_acquire_owned() {
-            Ok(permit) => Some(permit),
-            Err(_) => return full().into_http(),
+        true => match bounds.open.take(from(&request)) {
+            Some(place) => Some(place),
+            None => return full().into_http(),
         },
     };
     let within = if conversation { bounds.conversation } else { bounds.message };
@@ -69,8 +71,17 @@ pub async fn bounded(State(bounds): State<Bounds>, request: Request, next: Next)
     }
 }
 
+/// Whoever is not known to come from somewhere shares the places of one address.
+fn from(request: &Request) -> IpAddr {
+    request.extensions().get::<Caller>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |caller| caller.0)
+}
+
 fn full() -> Status {
-    let detail = format!("{OPEN_STREAMS} streams of health and reflection are open here; ask another member");
+    let each = OPEN_STREAMS / SHARE;
+    let detail = format!(
+        "{OPEN_STREAMS} streams of health and reflection may be open here, {each} from one address, and all are; \
+         end one, or ask another member"
+    );
     Failure::new(Reason::TooManyRequests, detail).into()
 }
 
@@ -117,7 +128,7 @@ mod tests {
 
     fn short() -> Bounds {
         let brief = Duration::from_millis(50);
-        Bounds { message: brief, conversation: 2 * brief, open: Arc::new(Semaphore::new(1)) }
+        Bounds { message: brief, conversation: 2 * brief, open: Places::new(2, 2) }
     }
 
     /// Reads what it is sent to the end, and says how that ended.
@@ -164,6 +175,15 @@ mod tests {
     async fn streams_that_are_open_to_all_have_places_of_their_own() {
         let router = reader(short());
         let first = told(&router, HEALTH, Body::empty()).await;
+        let from = |address: &str| {
+            let mut request = Request::post(HEALTH).body(Body::empty()).unwrap();
+            request.extensions_mut().insert(Caller(address.parse().unwrap()));
+            router.clone().oneshot(request)
+        };
+        let another = from("192.0.2.7").await.unwrap();
+        assert!(!another.headers().contains_key("grpc-status"), "one address leaves places for others");
+        assert!(from("192.0.2.8").await.unwrap().headers().contains_key("grpc-status"), "and now all are taken");
+        drop(another);
         let second = told(&router, HEALTH, Body::empty()).await;
         assert_eq!(second.headers()["grpc-status"], (tonic::Code::ResourceExhausted as i32).to_string());
         assert_eq!(text(told(&router, "/x", Body::empty()).await).await, "0 bytes", "calls are none of them");

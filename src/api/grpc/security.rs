@@ -8,6 +8,7 @@ use crate::api::error::Failure;
 use crate::api::service::Service;
 use crate::api::service::audit::PER_PAGE;
 use crate::api::service::list::NumberPage;
+use crate::api::service::quarantine::QuarantineBody;
 use nf_core::approval::Version;
 use nf_core::id::{ModelId, TenantId, VersionId};
 use nf_proto::v1;
@@ -35,6 +36,17 @@ fn shape(body: ApprovalBody) -> v1::Approval {
         expires_at: body.expires_at,
         active: body.active,
         digest: body.digest,
+    }
+}
+
+fn shape_quarantined(body: QuarantineBody) -> v1::Quarantined {
+    v1::Quarantined {
+        tenant_id: body.tenant_id,
+        model_id: body.model_id,
+        model_version: body.model_version,
+        sha256: body.sha256,
+        node: body.node,
+        found_at: body.found_at,
     }
 }
 
@@ -123,6 +135,35 @@ impl SecurityService for Security {
         let list = self.0.approvals(&call, page(&message.next_token, message.per_page)?).await?;
         Ok(Response::new(v1::ListApprovalsResponse {
             approvals: list.items.into_iter().map(shape).collect(),
+            next_token: list.next_token.unwrap_or_default(),
+            simulation: list.simulation,
+            index: list.read.index,
+        }))
+    }
+
+    async fn release_version(
+        &self,
+        request: Request<v1::ReleaseVersionRequest>,
+    ) -> Result<Response<v1::ReleaseVersionResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let call = call(&request)?;
+        let message = request.get_ref();
+        let of = version(&message.tenant_id, &message.model_id, &message.model_version)?;
+        let (released, index) = self.0.release(&call, of).await?;
+        Ok(Response::new(v1::ReleaseVersionResponse { released, simulation: self.0.simulation(), index }))
+    }
+
+    async fn list_quarantine(
+        &self,
+        request: Request<v1::ListQuarantineRequest>,
+    ) -> Result<Response<v1::ListQuarantineResponse>, Status> {
+        let _permit = self.0.enter()?;
+        let mut call = call(&request)?;
+        let message = request.get_ref();
+        call.tenant = call.who.sees(tenant(&message.tenant_id)?)?;
+        let list = self.0.quarantine(&call, page(&message.next_token, message.per_page)?).await?;
+        Ok(Response::new(v1::ListQuarantineResponse {
+            versions: list.items.into_iter().map(shape_quarantined).collect(),
             next_token: list.next_token.unwrap_or_default(),
             simulation: list.simulation,
             index: list.read.index,

@@ -14,6 +14,7 @@ mod endpoints;
 mod join_tokens;
 mod nodes;
 mod policy;
+mod quarantine;
 mod rollouts;
 mod schedule;
 mod schema;
@@ -110,6 +111,8 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::targets))
         .routes(routes!(approvals::list, approvals::approve))
         .routes(routes!(approvals::revoke))
+        .routes(routes!(quarantine::list))
+        .routes(routes!(quarantine::release))
         .routes(routes!(consents::list, consents::grant))
         .routes(routes!(consents::revoke))
         .routes(routes!(tokens::revoke))

@@ -5,7 +5,7 @@ use super::list::NumberPage;
 use super::{Call, Service, freshness};
 use crate::api::convert::approval::{ApprovalBody, ApprovalList, Wanted};
 use crate::api::error::Failure;
-use nf_core::approval::Version;
+use nf_core::approval::{self, Version};
 use nf_core::command::{Answer, Mode};
 use nf_core::plan::Intent;
 use nf_core::reason::Reason;
@@ -18,6 +18,7 @@ impl Service {
     pub async fn approve(&self, call: &Call, wanted: Wanted) -> Result<Approved, Failure> {
         let Wanted { of, manifest, for_ms } = wanted;
         call.who.acts(Some(of.tenant.clone()))?;
+        self.not_by_its_signer(call, &of, manifest).await?;
         let (_, index) = self.commit(call, Intent::Approve { of: of.clone(), manifest, for_ms }).await?;
         self.applied_past(index.saturating_sub(1), call.deadline).await;
         let state = self.replica.applied().state;
@@ -25,6 +26,22 @@ impl Service {
         let gone = || Failure::new(Reason::Conflict, "somebody revoked it at the same moment; approve it again");
         let found = found.map(|approval| ApprovalBody::new(approval, state.meta().now_ms));
         Ok((found.ok_or_else(gone)?, index))
+    }
+
+    /// Tells a promoter at once what each later call would be refused for: they signed it themselves. What the store
+    /// does not know, or nobody has signed yet, is judged when it is to run.
+    async fn not_by_its_signer(&self, call: &Call, of: &Version, manifest: [u8; 32]) -> Result<(), Failure> {
+        let Some(actor) = self.actor(call) else { return Ok(()) };
+        let found = self.models.facts(&of.tenant, &of.model, &of.version, call.deadline).await;
+        let Ok(Some(facts)) = found else { return Ok(()) };
+        let evidence = facts.evidence.filter(|_| facts.manifest == manifest);
+        let person = actor.person();
+        match evidence.is_some_and(|found| found.signers.iter().any(|signer| signer.is(&person))) {
+            true if self.mode(call).await? == Mode::Production => {
+                Err(approval::their_own(&person, &of.model, &of.version, "signed it, too").into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes an approval back. True when there was one.

@@ -178,7 +178,11 @@ impl Service {
             None => Component { status: "degraded".into(), detail: Some("no leader is known".into()) },
         };
         let store = match (self.models.known_store(), simulation) {
-            (true, _) => ok(None),
+            // How many and no more: anybody may read this.
+            (true, _) => match state.quarantines().count() {
+                0 => ok(None),
+                n => Component { status: "degraded".into(), detail: Some(format!("{n} versions in quarantine")) },
+            },
             (false, true) => Component { status: "simulated".into(), detail: Some("no model store".into()) },
             (false, false) => Component { status: "missing".into(), detail: Some("MODEL_STORE_URL".into()) },
         };

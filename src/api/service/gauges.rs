@@ -119,6 +119,8 @@ impl Service {
         fill_jobs(&self.metrics, &applied.state);
         fill_tenants(&self.metrics, &applied.state);
         fill_models(&self.metrics);
+        let quarantined = applied.state.quarantines().count();
+        self.metrics.models_quarantined.set(i64::try_from(quarantined).unwrap_or(i64::MAX));
         self.tenants.prune(&applied.state);
         self.deploys.prune(&applied.state);
         let text: Arc<str> = self.metrics.render().into();

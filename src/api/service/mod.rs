@@ -21,6 +21,7 @@ pub mod lives;
 pub mod model;
 pub mod nodes;
 pub mod policy;
+pub mod quarantine;
 pub mod rollouts;
 pub mod services;
 pub mod slo;
@@ -220,10 +221,7 @@ impl Service {
     /// The caller, as the core knows callers; None where nobody was asked.
     fn actor(&self, call: &Call) -> Option<nf_core::audit::Actor> {
         match &call.who {
-            Who::Known(_) => {
-                let cluster = self.replica.applied().state.meta().cluster.clone();
-                call.who.actor(&cluster, &self.info.node_name)
-            }
+            Who::Known(_) => call.who.actor(&self.replica.applied().state, &self.info.node_name),
             Who::Anyone | Who::Stranger => None,
         }
     }

@@ -389,8 +389,10 @@ impl Service {
     /// node speaks for itself, with its certificate.
     pub async fn register_node(&self, call: &Call, wanted: Registration) -> Result<Registered, Failure> {
         if self.mode(call).await? == Mode::Production {
-            let detail = "in production a node registers itself with its certificate (nf serve --join on that machine)";
-            return Err(Refusal::new(Reason::Unauthenticated, detail).into());
+            // Whatever token the caller has: a token says who somebody is, and not that they are this machine.
+            let detail = "in production a node registers itself, by the certificate that has its name, where members talk to one \
+                          another: nf cluster join --token, then nf serve, on that machine";
+            return Err(Refusal::field(Reason::NodeIdentityMismatch, "node_id", detail).into());
         }
         let name = match &wanted.name {
             Some(name) => name.clone(),

@@ -133,6 +133,14 @@ pub struct TenantList {
     pub read: Freshness,
 }
 
+/// A tenant sees its own limits, and not who is above it: that is another tenant.
+fn told(call: &Call, mut body: TenantBody) -> TenantBody {
+    if !call.who.wide() {
+        body.quota.parent = None;
+    }
+    body
+}
+
 impl Service {
     pub async fn tenants(&self, call: &Call, page: super::list::NumberPage) -> Result<TenantList, Failure> {
         let view = self.read(call).await?;
@@ -145,7 +153,7 @@ impl Service {
         tenants.truncate(page.per_page);
         Ok(TenantList {
             next_token: tenants.last().filter(|_| more).map(|t| page.token(u64::from(t.no.0))),
-            items: tenants.into_iter().map(|t| tenant_body(state, t)).collect(),
+            items: tenants.into_iter().map(|t| told(call, tenant_body(state, t))).collect(),
             simulation: state.meta().mode == Mode::Simulation,
             read: freshness(&view),
         })
@@ -153,7 +161,7 @@ impl Service {
 
     pub async fn tenant(&self, call: &Call, id: &TenantId) -> Result<TenantBody, Failure> {
         let view = self.read(call).await?;
-        let found = view.state.tenant_named(id).map(|t| tenant_body(&view.state, t).alone(&view.state));
+        let found = view.state.tenant_named(id).map(|t| told(call, tenant_body(&view.state, t)).alone(&view.state));
         found.ok_or_else(|| {
             let detail = format!("no tenant {id}; it exists once a job or a quota names it");
             Refusal::field(Reason::NotFound, "tenant_id", detail).into()

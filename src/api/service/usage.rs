@@ -90,7 +90,9 @@ impl Service {
         let more = tenants.len() > page.per_page;
         tenants.truncate(page.per_page);
         let windows = || Window::ALL.into_iter().filter(move |window| only.is_none_or(|only| only == *window));
-        let rows = tenants.iter().flat_map(|tenant| windows().map(move |window| usage(state, tenant, window)));
+        let wide = call.who.wide();
+        let told = move |row: UsageBody| UsageBody { parent: row.parent.filter(|_| wide), ..row };
+        let rows = tenants.iter().flat_map(|tenant| windows().map(move |window| told(usage(state, tenant, window))));
         Ok(UsageList {
             items: rows.collect(),
             next_token: tenants.last().filter(|_| more).map(|t| page.token(u64::from(t.no.0))),

@@ -8,6 +8,7 @@ use crate::config::TABLE;
 use crate::daemon::PLAYER;
 use crate::security::join::Issuer;
 use crate::security::jwt::issuer::JWKS_FILE;
+use crate::security::notary::Notary;
 use crate::security::tls::{Authority, Credentials, Role};
 use anyhow::{Context as _, Result};
 use std::fs::OpenOptions;
@@ -112,6 +113,9 @@ pub fn plan(up: &Up, dir: &Path) -> Result<Vec<Plan>> {
         credentials.write(&tls)?;
         if Issuer::read(&tls)?.is_none() {
             authority.issuer(CLUSTER)?.write(&tls)?;
+        }
+        if let (None, Some(notary)) = (Notary::read(&tls)?, authority.notary(CLUSTER, name)?) {
+            notary.write(&tls)?;
         }
         let (device_type, count) = gpus[i % gpus.len()].clone();
         let range = ports::replicas(port);

@@ -1,5 +1,5 @@
-//! `nf model approve` and `revoke`: a promoter's word that a version may run in
-//! production, bound to the bytes of its manifest. Whose word counts is decided by the group.
+//! `nf model approve`, `revoke` and `release`: a promoter's word that a version may run in
+//! production, bound to the bytes of its manifest, or may be tried again. Whose word counts is decided by the group.
 
 use super::super::exit::{Exit, fail};
 use super::super::output::{self, at};
@@ -33,6 +33,15 @@ pub struct Revoke {
     /// MODEL@VERSION
     version: String,
     /// The tenant that may run it no more
+    #[arg(long)]
+    tenant: TenantId,
+}
+
+#[derive(Debug, Args)]
+pub struct Release {
+    /// MODEL@VERSION
+    version: String,
+    /// The tenant for whom a node tried it
     #[arg(long)]
     tenant: TenantId,
 }
@@ -81,6 +90,18 @@ impl Revoke {
         let body = json!({ "tenant_id": self.tenant, "model_id": model, "model_version": version });
         let (_, answer) = global.client()?.change(Method::POST, "/approvals/revoke", body).await?;
         let what = if at(&answer, "revoked") == "true" { "revoked" } else { "was not approved" };
+        let people = || format!("{} for {}: {what}\n", self.version, self.tenant);
+        output::put(&output::object(global.style(), &answer, &self.version, people)?);
+        Ok(())
+    }
+}
+
+impl Release {
+    pub async fn run(self, global: &Global) -> Result<()> {
+        let (model, version) = split(&self.version)?;
+        let body = json!({ "tenant_id": self.tenant, "model_id": model, "model_version": version });
+        let (_, answer) = global.client()?.change(Method::POST, "/quarantine/release", body).await?;
+        let what = if at(&answer, "released") == "true" { "released" } else { "was in no quarantine" };
         let people = || format!("{} for {}: {what}\n", self.version, self.tenant);
         output::put(&output::object(global.style(), &answer, &self.version, people)?);
         Ok(())

@@ -15,6 +15,7 @@ use crate::job::{
 };
 use crate::ledger::{self, NodeUse};
 use crate::model_budget;
+use crate::quarantine;
 use crate::quota;
 use crate::reason::{Reason, Refusal};
 use crate::sharing::Ask;
@@ -55,6 +56,7 @@ pub(super) fn submit(
     consent::judge(state, spec)?;
     approval::judge_new(state, spec)?;
     floor::judge(state, spec)?;
+    quarantine::judge(state, spec)?;
     model_budget::judge(spec)?;
     well_formed(spec, placements)?;
     let known = state.tenant_named(&spec.tenant).map(|t| t.no);
@@ -373,6 +375,9 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
     if deployed || refused.is_some() {
         let node = state.nodes[&node].name.clone();
         record::deployed(state, &job, heard.0, &node, refused);
+        if refused.is_some() {
+            quarantine::set(state, job.spec_of(heard.0), &node);
+        }
     }
     if let (Some((generation, ok)), Some(why)) = (ended, why) {
         let node = state.nodes[&node].name.clone();

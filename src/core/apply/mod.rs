@@ -116,6 +116,8 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::AddJoinToken(token) => crate::join::add(state, token),
         Command::SpendJoinToken(shown) => crate::join::spend(state, shown),
         Command::DropJoinToken { id } => crate::join::drop(state, *id),
+        Command::KeyTrail(key) => Ok(token::key_trail(state, *key)),
+        Command::Release(of) => Ok(crate::quarantine::release(state, of)),
     }
 }
 

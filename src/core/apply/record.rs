@@ -85,6 +85,7 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let known = state.approval(&of.tenant, &of.model, &of.version);
             of_version(Action::ModelRevoke, of, known.map(|known| &**known))
         }
+        Command::Release(of) => of_version(Action::ModelRelease, of, None),
         Command::Consent(consent) => {
             let object = Consent::object(&consent.scope.tenant, &consent.statement);
             let refs = Refs { key_id: Some(consent.key_id.clone()), ..Refs::default() };
@@ -143,6 +144,7 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::Heal { node, .. } => device(state, Action::DeviceHeal, *node)?,
         Command::Place { .. }
         | Command::Tick
+        | Command::KeyTrail(_)
         | Command::Reports { .. }
         | Command::Evict { .. }
         | Command::Renew { .. }

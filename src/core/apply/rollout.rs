@@ -15,6 +15,7 @@ use crate::floor;
 use crate::id::{Generation, JobNo, Revision};
 use crate::job::{Allocation, Copy, Job, JobSpec, Movable, Move, Next, Phase, Replica, Stage};
 use crate::model_budget;
+use crate::quarantine;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn};
 use crate::state::State;
@@ -40,6 +41,7 @@ pub(super) fn start(
     consent::judge(state, &to)?;
     approval::judge_new(state, &to)?;
     model_budget::judge(&to)?;
+    quarantine::judge(state, &to)?;
     match rollback {
         true => floor::go_below(state, &mut to),
         false => floor::judge(state, &to)?,

@@ -44,6 +44,7 @@ pub(super) fn delete(state: &mut State, id: &TenantId) -> Result<Answer, Refusal
     }
     state.remove_tenant(no);
     state.remove_floors(id);
+    state.remove_quarantines(id);
     state.emit(EventKind::Tenant { tenant: id.clone(), what: TenantEvent::Deleted });
     Ok(Answer::Done)
 }

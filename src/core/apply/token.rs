@@ -24,6 +24,17 @@ pub(super) fn revoke(state: &mut State, token: Digest16) -> Result<Answer, Refus
     Ok(Answer::Count(1))
 }
 
+/// The first one stays: under another one the entries of one token would no longer be told to be one's.
+pub(super) fn key_trail(state: &mut State, key: [u8; 32]) -> Answer {
+    match state.trail_key() {
+        Some(_) => Answer::Count(0),
+        None => {
+            state.put_trail_key(key);
+            Answer::Count(1)
+        }
+    }
+}
+
 /// Forgets at most so many whose time is over.
 pub(super) fn forget(state: &mut State, most: usize) {
     let now = state.meta().now_ms;
@@ -37,6 +48,18 @@ pub(super) fn forget(state: &mut State, most: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_key_of_the_trail_is_made_once_and_stays() {
+        let mut state = State::new();
+        for (key, count) in [(7, 1), (8, 0)] {
+            let answers = crate::testing::run(&mut state, Intent::KeyTrail([key; 32]));
+            assert_eq!((answers, state.trail_key()), (vec![Answer::Count(count)], Some(&[7; 32])));
+        }
+        state.take_changes();
+        let again = State::from_rows(state.live_rows()).unwrap();
+        assert_eq!((again.trail_key(), again.hash()), (Some(&[7; 32]), state.hash()));
+    }
     use crate::plan::Intent;
     use crate::state::token_key;
     use crate::testing;

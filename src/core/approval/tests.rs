@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::audit::Verdict;
-use crate::job::{Evidence, Runtime};
+use crate::job::{Evidence, Runtime, Signer};
 use crate::node::NodeSpec;
 use crate::plan::Intent;
 use crate::resources::Gpus;
@@ -16,7 +16,7 @@ fn of() -> Version {
 }
 
 fn signed(manifest: u8) -> JobSpec {
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None });
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() });
     JobSpec { manifest: Some([manifest; 32]), evidence, runtime: Runtime::Process, ..job_spec("t1", Gpus::Milli(100)) }
 }
 
@@ -57,6 +57,61 @@ fn production_runs_what_another_person_approved_and_nothing_else() {
     assert_eq!(asked(&mut state, "r2", signed(7), "ada"), Err(Reason::ApprovalRequired), "revoked");
     assert_eq!(asked(&mut state, "r1", signed(7), "ada"), Ok(()), "a retry is answered with the job it made");
     assert!(crate::invariants::check(&state).is_empty());
+}
+
+/// The same, signed by keys that are those people's.
+fn signed_by(signers: &[(Option<&str>, &str)]) -> JobSpec {
+    let mut spec = signed(7);
+    let who = |(issuer, subject): &(Option<&str>, &str)| Signer {
+        issuer: issuer.map(Into::into),
+        subject: (*subject).into(),
+    };
+    spec.evidence.as_mut().unwrap().signers = signers.iter().map(who).collect();
+    spec
+}
+
+#[test]
+fn who_signed_a_version_does_not_approve_it_whoever_asks_for_it() {
+    let mut state = production();
+    run(&mut state, approve("bob", HOUR));
+    let by_bob = signed_by(&[(None, "ada"), (None, "bob")]);
+    let refusal = try_run(&mut state, by("carl", schedule("r0", by_bob.clone()))).unwrap_err();
+    assert_eq!(refusal.reason, Reason::ApprovalSelf, "half of its signature is his");
+    assert!(refusal.detail.contains("signed it, too"), "{}", refusal.detail);
+    // Two people stand behind it: who published it, and who approved it. Either may ask for it.
+    for (n, asker) in ["bob", "ada", "carl"].into_iter().enumerate() {
+        assert_eq!(asked(&mut state, &format!("r{n}"), signed_by(&[(None, "ada")]), asker), Ok(()), "{asker}");
+    }
+    // Nobody gets a place by it when the one who approves it anew is the one who signed it.
+    run(&mut state, approve("ada", HOUR));
+    let job = state.jobs().values().next().unwrap().clone();
+    assert_eq!(judge_again(&state, &job.spec).unwrap_err().reason, Reason::ApprovalSelf);
+    assert_eq!(judge_back(&state, &job.spec).unwrap_err().reason, Reason::ApprovalSelf);
+    let command = crate::command::Command::Submit {
+        submission: match schedule(
+            "r9",
+            JobSpec {
+                approved_by: Some("ada".into()),
+                asked_by: job.spec.asked_by.clone(),
+                ..signed_by(&[(None, "ada")])
+            },
+        ) {
+            Intent::Schedule { submission, .. } => submission,
+            _ => unreachable!("a schedule call"),
+        },
+        placements: Vec::new(),
+        claim: None,
+    };
+    assert_eq!(crate::apply::apply(&mut state, &command).unwrap_err().reason, Reason::ApprovalSelf, "apply asks, too");
+}
+
+#[test]
+fn a_signer_is_somebody_of_one_issuer_or_of_any() {
+    let person = |issuer: &str| Person { issuer: Some(issuer.into()), subject: "bob".into() };
+    let signer = |issuer: Option<&str>| Signer { issuer: issuer.map(Into::into), subject: "bob".into() };
+    assert!(signer(None).is(&person("https://one")) && signer(Some("https://one")).is(&person("https://one")));
+    assert!(!signer(Some("https://one")).is(&person("https://two")));
+    assert!(!Signer { subject: "eve".into(), ..signer(None) }.is(&person("https://one")));
 }
 
 #[test]

@@ -25,6 +25,18 @@ fn record(n: u64) -> Record {
     }
 }
 
+#[test]
+fn a_token_is_there_under_the_groups_key_alone() {
+    let told = |key: u8, id: &str| Actor::token_hmac(Some(&[key; 32]), "blue", id);
+    // As Python's hmac has it.
+    let expected = "6a0170eb419652125c0e77e16b4823dac2aec77d7b187666081762045c9f09fa";
+    assert_eq!(told(7, "id-1").to_string(), expected);
+    assert_ne!(told(8, "id-1"), told(7, "id-1"), "who guesses ids learns nothing without the key");
+    assert_ne!(told(7, "id-2"), told(7, "id-1"));
+    let old = |cluster: &str| Actor::token_hmac(None, cluster, "id-1");
+    assert_ne!(old("blue"), old("red"), "two trails don't join");
+}
+
 fn trail(n: u64) -> (Vec<Entry>, Chain) {
     let mut chain = Chain::default();
     ((1..=n).map(|i| chain.append(record(i)).0).collect(), chain)

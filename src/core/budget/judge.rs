@@ -21,6 +21,8 @@ use crate::tenant::Tenant;
 pub struct Over {
     /// Of whom; the tenant itself or one above it.
     pub tenant: TenantId,
+    /// One above it: whose it is, how large and how far used, is not that tenant's to know.
+    pub above: bool,
     pub limit: Limit,
     pub used: u128,
     /// Kept for what runs, to the end of the window.
@@ -34,15 +36,18 @@ pub struct Over {
     pub never: bool,
 }
 
-/// The tenants with budgets that the work of this one counts for; most have none.
+/// The tenant itself and those with budgets above it, that its work counts for; most have none, nor has any above.
 fn watched(state: &State, tenant: Option<TenantNo>) -> Option<Vec<&Tenant>> {
     let row = tenant.and_then(|no| state.tenant(no))?;
     if row.quota.parent.is_none() && row.quota.budgets.is_none() {
         return None;
     }
     let mut path = tree::path(state, row);
-    path.retain(|tenant| tenant.quota.budgets.is_some());
-    (!path.is_empty()).then_some(path)
+    let has = |tenant: &&Tenant| tenant.quota.budgets.is_some();
+    path.iter().any(has).then(|| {
+        path.retain(|tenant| has(tenant) || tenant.no == row.no);
+        path
+    })
 }
 
 /// Whether any budget limits the tenant.
@@ -50,10 +55,10 @@ pub fn concerns(state: &State, tenant: TenantNo) -> bool {
     watched(state, Some(tenant)).is_some()
 }
 
-/// Whether rates may become others.
+/// Whether rates may become others. The first of the path is whose they are.
 fn judge(state: &State, path: &[&Tenant], before: &Rates, after: &Rates) -> Result<(), Over> {
     let now = state.meta().now_ms;
-    for tenant in path {
+    for (place, tenant) in path.iter().enumerate() {
         let (meter, Some(budgets)) = (state.meter(tenant.no), &tenant.quota.budgets) else { continue };
         let then = meter.rates.changed(before, after);
         for limit in budgets.limits() {
@@ -61,7 +66,7 @@ fn judge(state: &State, path: &[&Tenant], before: &Rates, after: &Rates) -> Resu
             let (ends_ms, longest) = (window.end_ms(now), window.longest_ms());
             let over = |used, reserved: u128, needed: u128, whole, never| {
                 let ask = needed.saturating_sub(reserved);
-                Over { tenant: tenant.id.clone(), limit, used, reserved, ask, ends_ms, whole, never }
+                Over { tenant: tenant.id.clone(), above: place > 0, limit, used, reserved, ask, ends_ms, whole, never }
             };
             let (left, used) = (ends_ms - now, meter.used(kind, window));
             let (kept, keeps) = (meter.rates.kept(kind, longest), then.kept(kind, longest));
@@ -244,6 +249,20 @@ impl Over {
         let Limit { kind, window, most } = self.limit;
         let (limit, ask, reserved) = (kind.text(most), kind.text(self.ask), kind.text(self.reserved));
         let (tenant, words, name) = (&self.tenant, kind.words(), window.name());
+        if self.above && self.whole {
+            return format!(
+                "may run for whole {name}s, which takes {ask} {words} of each, more than a budget above its tenant lets through; \
+                 give it a maximum run time, or have that budget raised"
+            );
+        }
+        if self.above {
+            let left = most.saturating_sub(self.used).saturating_sub(self.reserved);
+            return format!(
+                "needs {ask} {words} ahead; a budget above its tenant has {} left this {name}; the {name} ends {}",
+                kind.text(left),
+                midnight(self.ends_ms)
+            );
+        }
         if self.whole {
             return format!(
                 "may run for whole {name}s, which takes {ask} {words} of each; tenant {tenant} has {limit} a {name}, \

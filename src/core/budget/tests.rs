@@ -183,6 +183,29 @@ fn what_runs_for_ever_is_paid_to_the_end_and_must_fit_a_whole_window() {
 }
 
 #[test]
+fn a_tenant_is_told_that_a_budget_above_is_in_the_way_and_not_whose() {
+    let over = |above, whole| Over {
+        tenant: tenant("parent-org"),
+        above,
+        limit: Limit { kind: Kind::GpuHours, window: Window::Day, most: 777_000 * Kind::GpuHours.scale() },
+        used: 400_000 * Kind::GpuHours.scale(),
+        reserved: 300_000 * Kind::GpuHours.scale(),
+        ask: 100_000 * Kind::GpuHours.scale(),
+        ends_ms: 0,
+        whole,
+        never: false,
+    };
+    for whole in [false, true] {
+        let told = over(true, whole).blocker().detail;
+        assert!(told.contains("a budget above its tenant") && told.contains("100"), "{told}");
+        assert!(!["parent-org", "777", "400", "300"].iter().any(|secret| told.contains(secret)), "{told}");
+        let own = over(false, whole).blocker().detail;
+        assert!(own.contains("parent-org") && own.contains("777"), "{own}");
+    }
+    assert!(over(true, false).blocker().detail.contains("has 77 left"), "how much it may have is its own business");
+}
+
+#[test]
 fn money_is_counted_by_the_price_of_the_device_and_a_childs_counts_for_those_above() {
     let mut state = world();
     set(&mut state, "org", None, money(Window::Day, 100));

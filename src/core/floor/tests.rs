@@ -16,7 +16,8 @@ fn version(text: &str) -> VersionId {
 
 /// A version of m1 that lets nothing older than `min` run.
 fn spec(tenant: &str, text: &str, min: Option<&str>) -> JobSpec {
-    let evidence = Evidence { signature: [8; 32], key_id: "k".into(), min_version: min.map(version) };
+    let evidence =
+        Evidence { signature: [8; 32], key_id: "k".into(), min_version: min.map(version), signers: Vec::new() };
     let gpu = job_spec(tenant, Gpus::Whole(1));
     JobSpec { version: version(text), manifest: Some([7; 32]), evidence: Some(evidence), ..gpu }
 }

@@ -3,6 +3,7 @@
 
 use super::census::capacity_blockers;
 use super::preempt::{self, Budgets};
+use super::remedy::Change;
 use super::{Limits, place, queue, together};
 use crate::budget::{Over, judge, meter};
 use crate::claim::{self, Claim};
@@ -102,8 +103,15 @@ pub fn remedy(state: &State, job: &Job) -> Vec<String> {
     if job.stopped || job.claim.is_some() || wanted.is_empty() {
         return Vec::new();
     }
-    let found = super::remedy::for_job(state, job, &wanted);
-    found.unwrap_or_default().iter().map(ToString::to_string).collect()
+    let found = super::remedy::for_job(state, job, &wanted).unwrap_or_default();
+    let of_others = |change: &Change| matches!(change, Change::Budget { tenant, .. } if *tenant != job.spec.tenant);
+    let told = |change: &Change| match of_others(change) {
+        true => {
+            "have the budget above this tenant raised; whoever runs the group knows whose it is (nf usage)".to_owned()
+        }
+        false => change.to_string(),
+    };
+    found.iter().map(told).collect()
 }
 
 /// Whom a claim of the tenant's waits for, as far as they are its own by name.

@@ -10,6 +10,7 @@ use crate::floor;
 use crate::id::{RequestId, Revision, TenantId};
 use crate::job::Job;
 use crate::model_budget;
+use crate::quarantine;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{Course, Next, Part, Rollout, Strategy, Turn};
 use crate::state::State;
@@ -42,6 +43,7 @@ pub(super) fn start(
     super::nothing_unproven(state, &spec)?;
     consent::judge(state, &spec)?;
     model_budget::judge(&spec)?;
+    quarantine::judge(state, &spec)?;
     // Going back is what an approval is for, where one is asked for; else nothing older comes in.
     if !rollback {
         floor::judge(state, &spec)?;

@@ -9,13 +9,14 @@ use crate::id::Digest16;
 use crate::job::JobSpec;
 use crate::reason::{Blocker, Reason, Refusal};
 use crate::state::State;
-use crate::{consent, disruption, floor, model_budget};
+use crate::{consent, disruption, floor, model_budget, quarantine};
 use std::sync::Arc;
 
 /// The job as it is let in: who approved it is named.
 pub(super) fn admitted(state: &State, spec: &Arc<JobSpec>, actor: Option<&Actor>) -> Result<Arc<JobSpec>, Refusal> {
     consent::judge(state, spec)?;
     floor::judge(state, spec)?;
+    quarantine::judge(state, spec)?;
     model_budget::judge(spec)?;
     disruption::judge(spec, &state.meta().placement.preemption)?;
     let approved = approval::judge_for(state, spec, actor)?;

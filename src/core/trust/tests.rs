@@ -31,7 +31,7 @@ fn production() -> State {
 }
 
 fn spec() -> JobSpec {
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None });
+    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() });
     let scaling = Some(Scaling { min: 0, max: 4, ..Scaling::default() });
     JobSpec { manifest: Some([7; 32]), evidence, runtime: Runtime::Process, scaling, ..job_spec("t1", Gpus::Whole(1)) }
 }

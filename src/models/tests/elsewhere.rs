@@ -100,7 +100,7 @@ fn serve(
             to.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         };
-        let weights = path.ends_with("model.bin");
+        let weights = path.ends_with("model.onnx");
         let deed = weights.then(|| deeds.lock().unwrap().pop_front()).flatten().unwrap_or(Deed::Give);
         if weights {
             seen.lock().unwrap().push(range.clone());

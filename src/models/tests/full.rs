@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 async fn version(w: &World, name: &str) -> Manifest {
     let dir = w.root.join(name);
     fs::create_dir(&dir).unwrap();
-    fs::write(dir.join("w.bin"), &name.repeat(100).as_bytes()[..100]).unwrap();
+    fs::write(dir.join("w.onnx"), &name.repeat(100).as_bytes()[..100]).unwrap();
     let (model_id, version) = (ModelId::new("m1").unwrap(), VersionId::new(name).unwrap());
     let draft = Draft { model_id, version, runtime: Launch::Simulated {}, ..draft() };
     publish(&w.store, &dir, draft).await.unwrap()

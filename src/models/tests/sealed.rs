@@ -31,7 +31,7 @@ impl Sealed {
 #[tokio::test]
 async fn what_is_encrypted_in_the_store_is_plain_on_the_node_that_has_the_key() {
     let sealed = Sealed::new().await;
-    let stored = fs::read(sealed.w.stored("model.bin")).unwrap();
+    let stored = fs::read(sealed.w.stored("model.onnx")).unwrap();
     assert!(stored.starts_with(MAGIC) && stored.len() > 3 << 20);
     assert!(!stored.windows(16).any(|bytes| bytes == [7; 16]), "nothing of it is there to be read");
     let plain = Checksum::of(&vec![7; 3 << 20]);
@@ -41,7 +41,7 @@ async fn what_is_encrypted_in_the_store_is_plain_on_the_node_that_has_the_key() 
     sealed.fetch().await.unwrap();
     let into = sealed.w.root.join("replica");
     sealed.w.cache.lay_out(&sealed.manifest, &into).await.unwrap();
-    assert!(fs::read(into.join("model.bin")).unwrap() == vec![7; 3 << 20]);
+    assert!(fs::read(into.join("model.onnx")).unwrap() == vec![7; 3 << 20]);
     assert_eq!(fs::read(into.join("sub/config.json")).unwrap(), b"{}");
     assert_eq!(sealed.w.cached(), 2, "what came encrypted does not stay");
 
@@ -49,13 +49,13 @@ async fn what_is_encrypted_in_the_store_is_plain_on_the_node_that_has_the_key() 
     let to = sealed.w.root.join("pulled");
     let store = sealed.w.store.clone().with_key(Some(sealed.key()));
     pull(&store, &model, &version, &to).await.unwrap();
-    assert!(fs::read(to.join("model.bin")).unwrap() == vec![7; 3 << 20]);
+    assert!(fs::read(to.join("model.onnx")).unwrap() == vec![7; 3 << 20]);
     let there: Vec<_> = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(there.len(), 3, "{there:?}");
 
     let again = Draft { encrypt_to: Some(sealed.key().public().clone()), ..draft() };
     publish(&sealed.w.store, &sealed.w.root.join("in"), again).await.unwrap();
-    assert_eq!(fs::read(sealed.w.stored("model.bin")).unwrap(), stored, "publishing the same again changes nothing");
+    assert_eq!(fs::read(sealed.w.stored("model.onnx")).unwrap(), stored, "publishing the same again changes nothing");
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn without_the_key_or_with_another_nothing_is_brought() {
         let store = sealed.w.store.clone().with_key(key);
         let error = sealed.w.cache.fetch(&store, &sealed.manifest, None).await.unwrap_err();
         let text = error.to_string();
-        assert_eq!(error.reason(), Reason::ArtifactMismatch);
+        assert_eq!(error.reason(), Reason::ConfigInvalid, "a setting, and nothing about the bytes");
         assert!(text.contains("m1/v1") && text.contains(&id) && text.contains(&says), "{text}");
         assert_eq!(sealed.w.cached(), 0);
     }
@@ -79,12 +79,12 @@ async fn without_the_key_or_with_another_nothing_is_brought() {
 #[tokio::test]
 async fn what_was_cut_changed_swapped_or_replaced_in_the_store_is_refused_with_its_reason() {
     let cases: [(&str, &str, fn(&mut Vec<u8>)); 6] = [
-        ("model.bin", "bytes, the manifest says", |bytes| bytes.truncate(2 << 20)),
-        ("model.bin", "longer than", |bytes| bytes.push(0)),
-        ("model.bin", "chunk 1 does not open", |bytes| bytes[crate::sealed::HEADER + (1 << 20) + 100] ^= 1),
-        ("model.bin", "its header was changed", |bytes| bytes[100] ^= 1),
-        ("model.bin", "encrypted to another key", |bytes| bytes[20] ^= 1),
-        ("model.bin", "is not encrypted", |bytes| bytes.fill(7)),
+        ("model.onnx", "bytes, the manifest says", |bytes| bytes.truncate(2 << 20)),
+        ("model.onnx", "longer than", |bytes| bytes.push(0)),
+        ("model.onnx", "chunk 1 does not open", |bytes| bytes[crate::sealed::HEADER + (1 << 20) + 100] ^= 1),
+        ("model.onnx", "its header was changed", |bytes| bytes[100] ^= 1),
+        ("model.onnx", "encrypted to another key", |bytes| bytes[20] ^= 1),
+        ("model.onnx", "is not encrypted", |bytes| bytes.fill(7)),
     ];
     for (file, says, change) in cases {
         let sealed = Sealed::new().await;
@@ -95,12 +95,12 @@ async fn what_was_cut_changed_swapped_or_replaced_in_the_store_is_refused_with_i
     }
     // One file of the version in another's place, of the same length.
     let w = world();
-    fs::write(w.root.join("in/other.bin"), vec![8; 3 << 20]).unwrap();
+    fs::write(w.root.join("in/other.onnx"), vec![8; 3 << 20]).unwrap();
     let key = PrivateKey::generate().unwrap();
     let draft = Draft { encrypt_to: Some(key.public().clone()), ..draft() };
     let manifest = publish(&w.store, &w.root.join("in"), draft).await.unwrap();
-    let other = fs::read(w.stored("other.bin")).unwrap();
-    w.tamper(&w.stored("model.bin"), |bytes| *bytes = other);
+    let other = fs::read(w.stored("other.onnx")).unwrap();
+    w.tamper(&w.stored("model.onnx"), |bytes| *bytes = other);
     let error = w.cache.fetch(&w.store.clone().with_key(Some(key)), &manifest, None).await.unwrap_err().to_string();
     assert!(error.contains("as another file"), "{error}");
 }
@@ -114,7 +114,7 @@ async fn whoever_has_the_public_key_alone_makes_no_version_of_other_bytes() {
     let mut to = crate::sealed::Sealing::new(sealed.key().public(), &context, Vec::new()).unwrap();
     std::io::Write::write_all(&mut to, &vec![9; 3 << 20]).unwrap();
     let forged = to.finish().unwrap();
-    sealed.w.tamper(&sealed.w.stored("model.bin"), |bytes| *bytes = forged);
+    sealed.w.tamper(&sealed.w.stored("model.onnx"), |bytes| *bytes = forged);
     let text = sealed.fetch().await.unwrap_err();
     assert!(text.contains("SHA-256") && text.contains("the manifest says"), "{text}");
 }
@@ -122,10 +122,10 @@ async fn whoever_has_the_public_key_alone_makes_no_version_of_other_bytes() {
 #[tokio::test]
 async fn what_an_earlier_try_left_is_gone_on_from_or_thrown_away() {
     let sealed = Sealed::new().await;
-    let stored = fs::read(sealed.w.stored("model.bin")).unwrap();
+    let stored = fs::read(sealed.w.stored("model.onnx")).unwrap();
     let left = sealed.w.root.join("cache/tmp").join(format!(".sealed-{}", sealed.manifest.main().unwrap().sha256));
     let of_another = Sealed::new().await;
-    let other = fs::read(of_another.w.stored("model.bin")).unwrap();
+    let other = fs::read(of_another.w.stored("model.onnx")).unwrap();
     for begun in [&stored[..2 << 20], &other[..2 << 20], &stored[..]] {
         fs::write(&left, begun).unwrap();
         sealed.fetch().await.unwrap();

@@ -236,6 +236,14 @@ impl PublicKey {
         })
     }
 
+    /// Whether `signature` is this key's over bytes in memory, as our own formats have them.
+    ///
+    /// # Errors
+    /// When the two ML-DSA verifiers disagree.
+    pub fn accepts_bytes(&self, message: &[u8], signature: &[u8]) -> Result<bool, Refusal> {
+        self.accepts(&Content::bytes(message), Hash::Sha256, Padding::Pkcs1, signature)
+    }
+
     /// Refuses key kinds that a format does not carry, by name.
     pub fn only_cosign_kinds(&self, format: &str) -> Result<(), Refusal> {
         match self.kind {

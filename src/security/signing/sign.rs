@@ -121,7 +121,7 @@ impl PrivateKey {
         &self.public
     }
 
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Refusal> {
+    pub(in crate::security) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Refusal> {
         match &self.pair {
             Pair::Ecdsa(pair) => {
                 let signature = pair.sign(&SystemRandom::new(), message).map_err(broken("signing"))?;

@@ -276,3 +276,37 @@ fn a_tree_has_no_circles_and_a_depth() {
     let _ = state.take_changes();
     assert_eq!(invariants::check(&State::from_rows(state.live_rows()).unwrap()), []);
 }
+
+#[test]
+fn a_tenant_is_told_that_a_quota_above_is_in_the_way_and_not_whose() {
+    let mut state = group(16);
+    set(&mut state, "parent-org", None, 5, None, None);
+    for name in ["a", "b"] {
+        set(&mut state, name, Some("parent-org"), 0, None, None);
+    }
+    testing::run(&mut state, testing::schedule("first", testing::job_spec("b", Gpus::Whole(3))));
+    let told = |state: &mut State, request: &str, gpus: u16| {
+        testing::run(state, testing::schedule(request, testing::job_spec("a", Gpus::Whole(gpus))));
+        let job = state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap().clone();
+        let reasons = crate::placement::explain::blockers(state, &job);
+        reasons
+            .into_iter()
+            .map(|blocker| format!("{}: {}", blocker.reason, blocker.detail))
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    let waits = told(&mut state, "r1", 4);
+    assert!(
+        waits.contains("WaitingForQuota: asks for 4 GPUs, a quota above tenant a lets 2 more through now"),
+        "{waits}"
+    );
+    let never = told(&mut state, "r2", 6);
+    assert!(
+        never.contains("ExceedsMaxQuota: asks for 6 GPUs, more than a quota above tenant a ever lets through"),
+        "{never}"
+    );
+    for said in [waits, never] {
+        // Neither who is above it, nor what others hold, nor how much that one has.
+        assert!(!said.contains("parent-org") && !said.contains("tenant b") && !said.contains(" 5"), "{said}");
+    }
+}

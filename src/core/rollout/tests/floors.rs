@@ -4,7 +4,8 @@ use super::*;
 
 fn go(state: &mut State, version: &str, min: Option<&str>, rollback: bool) -> Result<(), Refusal> {
     let id = |text: &str| VersionId::new(text).unwrap();
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: min.map(id) });
+    let evidence =
+        Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: min.map(id), signers: Vec::new() });
     let next = Box::new(Next { version: id(version), evidence, ..Next::of(&job(state).spec) });
     let (request, strategy) = (request(), strategy());
     testing::try_run(state, Intent::StartRollout { request, tenant: None, next, strategy, rollback }).map(drop)
@@ -18,7 +19,8 @@ fn floor(state: &State) -> Option<String> {
 /// Another job of the tenant's model raises it.
 fn raise(state: &mut State, version: &str) {
     let id = VersionId::new(version).unwrap();
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: Some(id.clone()) });
+    let evidence =
+        Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: Some(id.clone()), signers: Vec::new() });
     let spec = JobSpec { version: id, evidence, ..testing::job_spec("t1", Gpus::Whole(1)) };
     testing::run(state, testing::schedule("other", spec));
 }

@@ -15,7 +15,7 @@ const GPU: &str = "GPU-3a1f5a8a-839f-69a8-08cf-e3fdcd01e019";
 fn manifest() -> Manifest {
     let value = json!({
         "model_id": "m1", "version": "v1", "format": "test",
-        "files": [{ "path": "a/model.bin", "size": 1, "sha256": "0".repeat(64) }],
+        "files": [{ "path": "a/model.onnx", "size": 1, "sha256": "0".repeat(64) }],
         "runtime": {
             "kind": "docker", "image": "a/b:v1", "port": 9000,
             "program": { "argv": ["/serve", "{model}", "{host}:{port}", "{dir}"], "env": { "EXTRA": "1", "HOME_OF": "x" } },
@@ -75,7 +75,7 @@ fn a_container_is_confined() {
     let body = body(&want(&["GPU-sim-n1-0"]), Giving::Cdi).unwrap();
     let host = &body["HostConfig"];
     assert_eq!((&body["User"], &body["Image"]), (&json!("65532:65532"), &json!("sha256:1")));
-    assert_eq!(body["Entrypoint"], json!(["/serve", "/model/a/model.bin", "0.0.0.0:9000", "/model"]));
+    assert_eq!(body["Entrypoint"], json!(["/serve", "/model/a/model.onnx", "0.0.0.0:9000", "/model"]));
     assert_eq!((&host["ReadonlyRootfs"], &host["CapDrop"]), (&json!(true), &json!(["ALL"])));
     assert_eq!(host["SecurityOpt"], json!(["no-new-privileges"]));
     assert_eq!((&host["Memory"], &host["MemorySwap"]), (&json!(2u64 << 30), &json!(2u64 << 30)));

@@ -1,24 +1,27 @@
-//! How many connections a public port has at a time, all together and from one address, so
-//! that who opens many and says nothing takes nobody else's place. It does not know what
-//! they say.
+//! How many of something there may be at a time, all together and from one address: connections of
+//! the public port, and streams that are open to all. So who opens many and says nothing takes nobody
+//! else's place. It does not know what they say.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// One address has at most this part of all places.
-const SHARE: usize = 2;
+/// Where a call came from; the public port leaves it with each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller(pub IpAddr);
 
 /// A handle; clones share it.
 #[derive(Clone)]
 pub struct Places {
     most: usize,
+    /// One address has at most so many.
+    each: usize,
     all: Arc<Semaphore>,
     of: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-/// A connection's place, until it is dropped.
+/// A place, until it is dropped.
 pub struct Place {
     places: Places,
     who: IpAddr,
@@ -35,8 +38,10 @@ fn who(from: IpAddr) -> IpAddr {
 }
 
 impl Places {
-    pub fn new(most: usize) -> Self {
-        Self { most, all: Arc::new(Semaphore::new(most)), of: Arc::default() }
+    /// So many, and for one address the part of them that one in `share` is.
+    pub fn new(most: usize, share: usize) -> Self {
+        let each = (most / share.max(1)).max(1);
+        Self { most, each, all: Arc::new(Semaphore::new(most)), of: Arc::default() }
     }
 
     fn of(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -51,7 +56,7 @@ impl Places {
         let mut of = self.of();
         let held = of.entry(who).or_default();
         // From this machine comes whoever is let in elsewhere, too: a proxy that ends TLS, a forwarded port.
-        let most = if who.is_loopback() { self.most } else { (self.most / SHARE).max(1) };
+        let most = if who.is_loopback() { self.most } else { self.each };
         if *held >= most {
             return None;
         }
@@ -89,7 +94,7 @@ mod tests {
 
     #[test]
     fn one_address_leaves_places_for_others() {
-        let places = Places::new(4);
+        let places = Places::new(4, 2);
         let mine: Vec<_> = (0..2).map(|_| places.take(ip("10.0.0.1")).unwrap()).collect();
         assert!(places.take(ip("10.0.0.1")).is_none());
         assert!(places.take(ip("::ffff:10.0.0.1")).is_none(), "the same one, written otherwise");
@@ -107,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_network_of_ipv6_is_one() {
-        let places = Places::new(2);
+        let places = Places::new(2, 2);
         let _held = places.take(ip("2001:db8::1")).unwrap();
         assert!(places.take(ip("2001:db8::2")).is_none());
         assert!(places.take(ip("2001:db8:0:1::2")).is_some());

@@ -1,0 +1,117 @@
+//! Quarantine (P7): a version whose bytes a node found to be others than its manifest says, at a
+//! deploy or a rollback, is let in no more for that tenant until somebody who may approve versions
+//! releases it. What runs goes on, and gets new places: each start is verified on its node, so
+//! nothing else ever runs; this keeps a copy that is known to be bad from being tried anew by each call.
+//! It does not know files: a node's report says what was found.
+
+use crate::approval::Version;
+use crate::command::Answer;
+use crate::id::{Digest16, NodeName, TenantId};
+use crate::job::JobSpec;
+use crate::reason::{Reason, Refusal};
+use crate::state::{Before, RowKey, State};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Versions of one tenant on record. At the cap the one that was found first makes room.
+pub const MAX_QUARANTINED: usize = 1_000;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    pub of: Version,
+    /// SHA-256 of the manifest that the bytes were held against. A version that is published anew has another one.
+    pub manifest: [u8; 32],
+    /// Who found it.
+    pub node: NodeName,
+    pub at_ms: u64,
+}
+
+impl Quarantine {
+    /// The key of its row.
+    pub fn key(&self) -> Digest16 {
+        key(&self.of)
+    }
+}
+
+// Names hold no NUL, so no two versions share a key.
+fn key(of: &Version) -> Digest16 {
+    let parts = [of.tenant.as_str(), of.model.as_str(), of.version.as_str()].map(str::as_bytes);
+    Digest16::of(&[b"quarantine", parts[0], b"\0", parts[1], b"\0", parts[2]])
+}
+
+impl State {
+    /// All that are on record.
+    pub fn quarantines(&self) -> impl Iterator<Item = &Arc<Quarantine>> {
+        self.quarantines.values()
+    }
+
+    pub(crate) fn put_quarantine(&mut self, found: Quarantine) {
+        let key = found.key();
+        self.remember(RowKey::Quarantine(key), |state| Before::Quarantine(state.quarantines.get(&key).cloned()));
+        self.quarantines_by.insert((found.of.tenant.clone(), key));
+        self.quarantines.insert(key, Arc::new(found));
+    }
+
+    fn remove_quarantine(&mut self, key: Digest16) -> bool {
+        self.remember(RowKey::Quarantine(key), |state| Before::Quarantine(state.quarantines.get(&key).cloned()));
+        let Some(old) = self.quarantines.remove(&key) else { return false };
+        self.quarantines_by.remove(&(old.of.tenant.clone(), key));
+        true
+    }
+
+    fn quarantines_of(&self, tenant: &TenantId) -> Vec<Digest16> {
+        let (first, last) = (Digest16([0; 16]), Digest16([u8::MAX; 16]));
+        let theirs = self.quarantines_by.range((tenant.clone(), first)..=(tenant.clone(), last));
+        theirs.map(|(_, key)| *key).collect()
+    }
+
+    /// A tenant that is gone has no versions.
+    pub(crate) fn remove_quarantines(&mut self, tenant: &TenantId) {
+        for key in self.quarantines_of(tenant) {
+            self.remove_quarantine(key);
+        }
+    }
+}
+
+fn version_of(spec: &JobSpec) -> Version {
+    Version { tenant: spec.tenant.clone(), model: spec.model.clone(), version: spec.version.clone() }
+}
+
+/// Whether the version may be let in, by a job, a rollout or a rollback.
+///
+/// # Errors
+/// `ModelCopyCorrupt` with who found what, and how it is lifted.
+pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
+    let found = state.quarantines.get(&key(&version_of(spec)));
+    let Some(found) = found.filter(|found| spec.manifest == Some(found.manifest)) else { return Ok(()) };
+    let (JobSpec { tenant, model, version, .. }, node) = (spec, &found.node);
+    let detail = format!(
+        "version {version} of model {model} is in quarantine: node {node} found other bytes than its manifest says, and \
+         started nothing. Look at the store and at that node, then release it (nf model release {model}@{version} \
+         --tenant {tenant}), or publish it anew as another version"
+    );
+    Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))
+}
+
+/// A node has found it.
+pub(crate) fn set(state: &mut State, spec: &JobSpec, node: &NodeName) {
+    let Some(manifest) = spec.manifest else { return };
+    let (of, at_ms) = (version_of(spec), state.meta().now_ms);
+    let theirs = state.quarantines_of(&of.tenant);
+    if theirs.len() >= MAX_QUARANTINED && !theirs.contains(&key(&of)) {
+        let age = |key: &Digest16| state.quarantines.get(key).map(|found| (found.at_ms, *key));
+        if let Some((_, first)) = theirs.iter().filter_map(age).min() {
+            state.remove_quarantine(first);
+        }
+    }
+    state.put_quarantine(Quarantine { of, manifest, node: node.clone(), at_ms });
+}
+
+/// Somebody has looked into it.
+pub(crate) fn release(state: &mut State, of: &Version) -> Answer {
+    Answer::Count(u32::from(state.remove_quarantine(key(of))))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! What a node found to be corrupt is let in by nobody until it is released, and nothing else is kept out by it.
+
+use super::*;
+use crate::apply::apply;
+use crate::command::{Command, Report, ReportKind};
+use crate::id::{Incarnation, ModelId, RequestId, VersionId};
+use crate::plan::Intent;
+use crate::resources::Gpus;
+use crate::rollout::{Next, Strategy};
+use crate::testing::{job_spec, node_spec, register, run, schedule, try_run};
+
+fn spec(tenant: &str, version: &str, manifest: u8) -> JobSpec {
+    let spec = job_spec(tenant, Gpus::Milli(100));
+    JobSpec { version: VersionId::new(version).unwrap(), manifest: Some([manifest; 32]), ..spec }
+}
+
+fn world() -> State {
+    let mut state = State::new();
+    run(&mut state, register("n1", node_spec(8)));
+    state
+}
+
+fn told(state: &mut State, request: &str, spec: JobSpec) -> Option<Reason> {
+    try_run(state, schedule(request, spec)).err().map(|refusal| refusal.reason)
+}
+
+fn of(spec: &JobSpec) -> Version {
+    version_of(spec)
+}
+
+/// The job's replica ends on its node, for that reason.
+fn ends(state: &mut State, request: &str, why: Reason) {
+    let job = state.job_of(&RequestId::new(request).unwrap()).unwrap().clone();
+    let alloc = job.replicas[0].allocation().unwrap();
+    let node = state.node(alloc.node).unwrap().name.clone();
+    let report = Report {
+        job: job.no,
+        replica: 0,
+        generation: job.replicas[0].newest,
+        kind: ReportKind::Ended { ok: false, why },
+    };
+    run(state, Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
+}
+
+#[test]
+fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
+    let mut state = world();
+    assert_eq!(told(&mut state, "r1", spec("t1", "v1", 7)), None);
+    assert_eq!(told(&mut state, "r2", spec("t1", "v1", 7)), None, "it runs beside the other one");
+    ends(&mut state, "r1", Reason::ArtifactMismatch);
+    let refusal = try_run(&mut state, schedule("r3", spec("t1", "v1", 7))).unwrap_err();
+    assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("model_version")));
+    for said in ["node n1", "nf model release m1@v1 --tenant t1"] {
+        assert!(refusal.detail.contains(said), "{}", refusal.detail);
+    }
+    assert!(!state.job_of(&RequestId::new("r2").unwrap()).unwrap().is_over(), "what runs goes on");
+    // Other bytes, another version, another tenant: each is judged by what its own nodes find.
+    for (n, other) in [spec("t1", "v1", 8), spec("t1", "v2", 7), spec("t2", "v1", 7)].into_iter().enumerate() {
+        assert_eq!(told(&mut state, &format!("o{n}"), other), None);
+    }
+    let others = Version { model: ModelId::new("m2").unwrap(), ..of(&spec("t1", "v1", 7)) };
+    assert_eq!(run(&mut state, Intent::Release(others)), [Answer::Count(0)]);
+    assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), Some(Reason::ModelCopyCorrupt));
+    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(1)]);
+    assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
+    assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
+fn other_ends_put_nothing_into_quarantine() {
+    let mut state = world();
+    for (n, why) in [Reason::RuntimeFailed, Reason::StoreUnavailable, Reason::SignatureInvalid].into_iter().enumerate()
+    {
+        let request = format!("r{n}");
+        assert_eq!(told(&mut state, &request, spec("t1", "v1", 7)), None, "{why}");
+        ends(&mut state, &request, why);
+    }
+    assert_eq!(state.quarantines().count(), 0);
+    // What no store knows has no bytes.
+    assert_eq!(told(&mut state, "s", JobSpec { manifest: None, ..spec("t1", "v1", 7) }), None);
+    ends(&mut state, "s", Reason::ArtifactMismatch);
+    assert_eq!(state.quarantines().count(), 0);
+}
+
+#[test]
+fn neither_a_rollout_nor_a_rollback_goes_to_what_is_in_quarantine() {
+    let mut state = world();
+    run(&mut state, schedule("bad", spec("t1", "v1", 7)));
+    ends(&mut state, "bad", Reason::ArtifactMismatch);
+    run(&mut state, schedule("r1", spec("t1", "v2", 8)));
+    let to = |state: &State, rollback| {
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        let next = Next::of(&JobSpec {
+            version: VersionId::new("v1").unwrap(),
+            manifest: Some([7; 32]),
+            ..(*job.spec).clone()
+        });
+        let (request, strategy) = (job.request.clone(), Strategy::default());
+        Intent::StartRollout { request, tenant: None, next: Box::new(next), strategy, rollback }
+    };
+    for rollback in [false, true] {
+        let intent = to(&state, rollback);
+        assert_eq!(try_run(&mut state, intent).unwrap_err().reason, Reason::ModelCopyCorrupt, "rollback {rollback}");
+    }
+    // Planned before it was found, applied after it.
+    let planned = |state: &State, intent: &Intent| crate::plan::plan(state, intent).unwrap().commands.remove(0);
+    let mut before = state.clone();
+    release(&mut before, &of(&spec("t1", "v1", 7)));
+    let commands = [to(&before, true), schedule("r9", spec("t1", "v1", 7))].map(|intent| planned(&before, &intent));
+    for command in commands {
+        let whole = matches!(command, Command::StartRollout { .. } | Command::Submit { .. });
+        assert!(whole && apply(&mut state, &command).unwrap_err().reason == Reason::ModelCopyCorrupt);
+    }
+}
+
+#[test]
+fn the_record_survives_a_restart_goes_with_its_tenant_and_has_an_end() {
+    let mut state = world();
+    run(&mut state, schedule("r1", spec("t1", "v1", 7)));
+    ends(&mut state, "r1", Reason::ArtifactMismatch);
+    state.take_changes();
+    let again = State::from_rows(state.live_rows()).unwrap();
+    assert_eq!((again.hash(), again.quarantines().count()), (state.hash(), 1));
+    assert_eq!(again.quarantines_by, state.quarantines_by);
+    let node = NodeName::new("n1").unwrap();
+    for n in 0..MAX_QUARANTINED {
+        set(&mut state, &spec("t1", &format!("w{n}"), 7), &node);
+    }
+    assert_eq!(state.quarantines().count(), MAX_QUARANTINED);
+    run(&mut state, Intent::DeleteTenant { tenant: TenantId::new("t1").unwrap() });
+    assert_eq!((state.quarantines().count(), state.quarantines_by.len()), (0, 0));
+}
