@@ -12,7 +12,7 @@ use super::node::{Node, Standing};
 use super::virtual_nodes::{self, Clock, VirtualNode};
 use super::*;
 use crate::exchange::testing::{Memory, eventually};
-use crate::exchange::{Beat, BeatAnswer, Caller, Hub, LogQuery, NodeStart, Plain, Slice};
+use crate::exchange::{Beat, BeatAnswer, Caller, Hub, LogQuery, Plain, Slice};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use nf_core::command::{Answer, Mode};

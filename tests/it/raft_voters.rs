@@ -50,7 +50,7 @@ async fn half_promote(cluster: &Cluster, leader: usize, id: MemberId) {
         let replica = replica.clone();
         async move { replica.promote(id, deadline()).await }
     });
-    while !replica.status().joint && !promoting.is_finished() {
+    while !replica.status().electorate.is_joint() && !promoting.is_finished() {
         tokio::task::yield_now().await;
     }
     promoting.abort();
@@ -58,7 +58,7 @@ async fn half_promote(cluster: &Cluster, leader: usize, id: MemberId) {
 
 async fn voters_decide_alone(cluster: &Cluster) {
     eventually("no change of the voters is open", || {
-        cluster.running().all(|replica| !replica.status().joint).then_some(())
+        cluster.running().all(|replica| !replica.status().electorate.is_joint()).then_some(())
     })
     .await;
 }
@@ -74,7 +74,7 @@ async fn a_change_of_voters_goes_on_when_its_caller_is_gone() {
         half_promote(&cluster, 0, id).await;
         // Again, until it says that it is done: then it is.
         cluster.replica(0).promote(id, deadline()).await.unwrap();
-        assert!(!cluster.replica(0).status().joint, "{id:?} decides alone with the others");
+        assert!(!cluster.replica(0).status().electorate.is_joint(), "{id:?} decides alone with the others");
     }
     cluster.stop().await;
 }

@@ -52,7 +52,9 @@ fn cluster(rng: &mut Rng, jobs: u64) -> State {
         spec.constraints.preemptible = rng.chance(800);
         spec.gang = rng.chance(300);
         spec.replicas = if spec.gang { 2 } else { 1 };
-        let Intent::Schedule { submission, check_plan, .. } = testing::schedule(&format!("r{i}"), spec) else { continue };
+        let Intent::Schedule { submission, check_plan, .. } = testing::schedule(&format!("r{i}"), spec) else {
+            continue;
+        };
         let queueing = crate::plan::Queueing::Never;
         let _ = testing::try_run(&mut state, Intent::Schedule { submission, check_plan, queueing });
     }
@@ -135,7 +137,8 @@ fn what_is_only_preferred_uses_as_few_domains_as_can_be_and_keeps_nobody_waiting
         if picks.len() < wanted.len() {
             continue;
         }
-        let mut racks: Vec<u64> = rooms.iter().filter(|(key, room)| key.is_some() && **room > 0).map(|(_, room)| *room).collect();
+        let mut racks: Vec<u64> =
+            rooms.iter().filter(|(key, room)| key.is_some() && **room > 0).map(|(_, room)| *room).collect();
         racks.sort_unstable_by_key(|room| Reverse(*room));
         let sums = racks.iter().scan(0, |sum, room| {
             *sum += room;
@@ -345,7 +348,10 @@ fn jobs_that_ask_alike_and_are_in_two_racks_do_not_speak_for_one_another() {
     let mut state = two_racks();
     testing::run(&mut state, testing::schedule("first", in_one_rack(4, 2, false)));
     testing::run(&mut state, testing::schedule("other", in_one_rack(4, 2, false)));
-    assert_eq!((racks_of(&state, "first"), racks_of(&state, "other")), (vec!["a".to_owned(); 4], vec!["b".to_owned(); 4]));
+    assert_eq!(
+        (racks_of(&state, "first"), racks_of(&state, "other")),
+        (vec!["a".to_owned(); 4], vec!["b".to_owned(); 4])
+    );
     // Each loses a replica and its node; only the second one's rack gets another.
     for name in ["a2", "b2"] {
         let node = state.node_named(&NodeName::new(name).unwrap()).unwrap().clone();

@@ -27,14 +27,13 @@ fn mix() -> Mix {
 }
 
 fn nodes() -> Vec<TrialNode> {
-    let node =
-        |gpus, kind: &str, cpu_milli| TrialNode {
-            cpu_milli,
-            memory: 1 << 40,
-            gpus,
-            device_type: Some(a_type(kind)),
-            place: Whereabouts::default(),
-        };
+    let node = |gpus, kind: &str, cpu_milli| TrialNode {
+        cpu_milli,
+        memory: 1 << 40,
+        gpus,
+        device_type: Some(a_type(kind)),
+        place: Whereabouts::default(),
+    };
     vec![node(8, "G2", 96_000), node(2, "T4", 104_000), node(4, "V100", 32_000)]
 }
 
