@@ -78,6 +78,8 @@ pub struct Constraints {
     pub checkpoint_ms: Option<u32>,
     /// So many of its replicas may be missing at once by others' will; None: any number.
     pub max_unavailable: Option<u16>,
+    /// Requests in a million that may end with a server's error; None: nothing is promised of errors alone.
+    pub error_ppm: Option<u32>,
 }
 
 /// Which program runs the model.
