@@ -334,6 +334,9 @@ mod tests {
         let first = &body.windows[0];
         assert_eq!((first.window.as_str(), first.requests, first.attainment), ("5m", 100, Some(0.9)));
         assert_eq!((first.burn_rate, body.error_budget_left), (Some(2.0), Some(-1.0)));
+        // One in ten failed, and one in a hundred may.
+        let errors = (body.target.error_rate, first.error_rate, first.error_burn_rate);
+        assert_eq!(errors, (Some(0.01), Some(0.1), Some(10.0)));
         assert_eq!((body.queue, body.running, body.silent.as_slice()), (2, 4, &[3][..]));
         assert!(body.p95_ms.is_some());
         let told = body.autoscaler.unwrap();
