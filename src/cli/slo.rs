@@ -131,9 +131,9 @@ fn page(global: &Global, value: &Value) -> String {
     let gap = value.get("autoscaler").and_then(|a| a.get("gap")?.as_str());
     let gap = gap.map(|gap| format!(" ({gap})")).unwrap_or_default();
     let because = if why.is_empty() { String::new() } else { format!(": {}{gap}", why.join(", ")) };
-    let tokens = tokens(value);
+    let (tokens, errors) = (tokens(value), errors(value));
     format!(
-        "{}  {}  {} of {} ready\npromised      {objective} within {} ms, {stated}\np95           {} in the last 5 minutes\nnow           {} wait, {} run\n{tokens}budget left   {} of three days'\nwould do      {}{because}\n\n{table}",
+        "{}  {}  {} of {} ready\npromised      {objective} within {} ms, {stated}\n{errors}p95           {} in the last 5 minutes\nnow           {} wait, {} run\n{tokens}budget left   {} of three days'\nwould do      {}{because}\n\n{table}",
         name(value),
         at(value, "state"),
         at(value, "ready"),
@@ -144,6 +144,21 @@ fn page(global: &Global, value: &Value) -> String {
         at(value, "running"),
         share(value.get("error_budget_left")),
         would_do(value),
+    )
+}
+
+/// What is promised of errors alone, where something is.
+fn errors(value: &Value) -> String {
+    let Some(most) = value.get("target").and_then(|target| target.get("error_rate")).filter(|rate| rate.is_number())
+    else {
+        return String::new();
+    };
+    let of = |window: usize| share(value.get("windows").and_then(|windows| windows.get(window)?.get("error_rate")));
+    format!(
+        "errors        {} in the last 5 minutes, {} in the last hour, at most {}\n",
+        of(0),
+        of(2),
+        share(Some(most))
     )
 }
 
@@ -169,6 +184,9 @@ mod tests {
         let known = json!({ "windows": [{ "attainment": 0.9512 }], "autoscaler": { "current": 1, "desired": 2, "advisory": true } });
         assert_eq!((percent(&known, 0), would_do(&known)), ("95.12 %".to_owned(), "1 to 2 (advice)".to_owned()));
         assert_eq!((tokens(&nothing), tokens(&known)), (String::new(), String::new()));
+        assert_eq!(errors(&nothing), "");
+        let erring = json!({ "target": { "error_rate": 0.01 }, "windows": [{ "error_rate": 0.002 }, {}, { "error_rate": null }] });
+        assert_eq!(errors(&erring), "errors        0.20 % in the last 5 minutes, - in the last hour, at most 1.00 %\n");
         let told = json!({ "autoscaler": { "kv_cache_usage": 0.91, "first_token_ms": null } });
         assert_eq!(tokens(&told), "tokens        first after - (p95), 91.00 % of the KV cache in use\n");
     }

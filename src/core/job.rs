@@ -83,6 +83,8 @@ pub struct Constraints {
     pub max_unavailable: Option<u16>,
     /// Which racks, zones or regions its replicas share.
     pub topology: Topology,
+    /// Requests in a million that may end with a server's error; None: nothing is promised of errors alone.
+    pub error_ppm: Option<u32>,
 }
 
 /// Which program runs the model.

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 
 /// Promised latency where neither the job nor its model states one, in milliseconds.
 pub const LATENCY_MS: u32 = 800;
+/// The most that may be promised of errors: more than one in five is none.
+pub const MOST_ERRORS_PPM: u32 = 200_000;
 /// The promise is one about the 95th percentile, so that of a thousand requests so many
 /// shall be good.
 pub const OBJECTIVE_PER_MILLE: u64 = 950;
@@ -105,6 +107,17 @@ impl Count {
         let good = u128::from(self.good).saturating_mul(MILLION);
         let part = good.checked_div(u128::from(self.requests()))?;
         u64::try_from(part).ok()
+    }
+
+    /// Requests in a million that failed; None when there were none.
+    pub fn failed_ppm(self) -> Option<u64> {
+        let failed = u128::from(self.failed).saturating_mul(MILLION);
+        u64::try_from(failed.checked_div(u128::from(self.requests()))?).ok()
+    }
+
+    /// Beside what may fail in a million, in thousandths: 1000 is exactly as much.
+    pub fn error_burn_milli(self, allowed_ppm: u32) -> Option<u64> {
+        Some(self.failed_ppm()?.saturating_mul(1000) / u64::from(allowed_ppm.max(1)))
     }
 
     /// How many thousandths of the allowed speed the error budget is spent at: 1000 spends it exactly.
@@ -204,9 +217,15 @@ mod tests {
         let lost = Count { good: 0, slow: 0, failed: 3 };
         assert_eq!((lost.burn_rate_milli(), lost.budget_left_milli()), (Some(20_000), Some(-19_000)));
         assert_eq!((Count::default().attained_ppm(), Count::default().budget_left_milli()), (None, None));
+        assert_eq!((lost.failed_ppm(), Count::default().failed_ppm()), (Some(1_000_000), None));
+        let some = Count { good: 985, slow: 5, failed: 10 };
+        assert_eq!(
+            (some.failed_ppm(), some.error_burn_milli(10_000), some.error_burn_milli(2_500)),
+            (Some(10_000), Some(1000), Some(4000))
+        );
         // What another member says may be any number.
         let most = Count { good: u64::MAX, slow: u64::MAX, failed: u64::MAX };
-        assert_eq!(most.and(most).attained_ppm(), Some(1_000_000));
+        assert_eq!((most.and(most).attained_ppm(), most.failed_ppm()), (Some(1_000_000), Some(1_000_000)));
     }
 
     proptest! {

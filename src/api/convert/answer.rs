@@ -251,6 +251,9 @@ impl From<&Resources> for ResourcesBody {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConstraintsBody {
     pub latency_ms: Option<u32>,
+    /// Part of the requests that may end with a server's error.
+    #[serde(default)]
+    pub error_rate: Option<f64>,
     pub region: Option<String>,
     pub zone: Option<String>,
     pub rack: Option<String>,
@@ -290,6 +293,7 @@ impl From<&Constraints> for ConstraintsBody {
         let text = |label: &Option<nf_core::id::Label>| label.as_ref().map(ToString::to_string);
         Self {
             latency_ms: c.latency_ms,
+            error_rate: c.error_ppm.map(|ppm| f64::from(ppm) / 1e6),
             region: text(&c.region),
             zone: text(&c.zone),
             rack: text(&c.rack),

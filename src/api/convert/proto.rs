@@ -15,6 +15,7 @@ use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
 use nf_core::scaling::Scaling;
 use nf_core::sharing::Sharing;
+use nf_core::slo::MOST_ERRORS_PPM;
 use nf_core::topology::{Level, Topology};
 use nf_core::view::{JobView, PlaceView, ReplicaView};
 use nf_proto::v1;
@@ -156,6 +157,16 @@ fn level(field: &str, number: i32) -> Result<Option<Level>, Refusal> {
     })
 }
 
+/// A part of all requests, in millionths; 0 is none.
+fn error_rate(part: f64) -> Result<Option<u32>, Refusal> {
+    let field = "constraints.error_rate";
+    match at(field, value::micro(part))? {
+        0 => Ok(None),
+        ppm if ppm <= MOST_ERRORS_PPM.into() => Ok(Some(ppm as u32)),
+        _ => Err(Refusal::invalid(field, "at most 0.2, such as 0.01".to_owned())),
+    }
+}
+
 fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
     let arrangement = v1::Arrangement::try_from(m.arrangement);
     let restart = v1::Restart::try_from(m.restart);
@@ -165,6 +176,7 @@ fn constraints(m: v1::Constraints) -> Result<Constraints, Refusal> {
     }
     Ok(Constraints {
         latency_ms: (m.latency_ms > 0).then_some(m.latency_ms),
+        error_ppm: error_rate(m.error_rate)?,
         region: maybe("constraints.region", &m.region, Label::new)?,
         zone: maybe("constraints.zone", &m.zone, Label::new)?,
         rack: maybe("constraints.rack", &m.rack, Label::new)?,
@@ -361,6 +373,7 @@ fn constraints_out(c: &Constraints) -> v1::Constraints {
     };
     v1::Constraints {
         latency_ms: c.latency_ms.unwrap_or(0),
+        error_rate: c.error_ppm.map_or(0.0, |ppm| f64::from(ppm) / 1e6),
         region: text(&c.region),
         zone: text(&c.zone),
         rack: text(&c.rack),

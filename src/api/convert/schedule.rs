@@ -13,6 +13,7 @@ use nf_core::plan::{Intent, Queueing};
 use nf_core::reason::Refusal;
 use nf_core::resources::{Gpus, Resources};
 use nf_core::scaling::Scaling;
+use nf_core::slo::MOST_ERRORS_PPM;
 use nf_core::topology::{Level, Topology};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -173,9 +174,16 @@ struct Extra {
     priority: Option<i64>,
 }
 
+/// A part of all requests, in millionths.
+fn error_rate(field: &Field<'_>) -> Result<u32, Refusal> {
+    let ppm = u32::try_from(field.micro()?).ok().filter(|ppm| (1..=MOST_ERRORS_PPM).contains(ppm));
+    ppm.ok_or_else(|| field.refuse("more than 0 and at most 0.2, such as 0.01"))
+}
+
 fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
     let mut o = field.object()?;
     let latency_ms = o.integer("latency_ms", 1, i64::from(u32::MAX))?.map(|ms| ms as u32);
+    let error_ppm = o.get("error_rate").map(|f| error_rate(&f)).transpose()?;
     let (region, zone) = (o.name("region", Label::new)?, o.name("zone", Label::new)?);
     let rack = o.name("rack", Label::new)?;
     let labels = o.get("labels").map(|f| labels(&f)).transpose()?.unwrap_or_default();
@@ -215,6 +223,7 @@ fn constraints(field: &Field<'_>) -> Result<(Constraints, Extra), Refusal> {
         checkpoint_ms,
         max_unavailable,
         topology,
+        error_ppm,
     };
     Ok((constraints, Extra { device_types, priority }))
 }

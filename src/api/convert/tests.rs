@@ -96,6 +96,8 @@ fn each_fault_is_told_with_its_path() {
         (r#","constraints":{"restart":"sometimes"}"#, Bad, "constraints.restart"),
         (r#","constraints":{"max_run_time":-1}"#, Bad, "constraints.max_run_time"),
         (r#","constraints":{"node":"../x"}"#, Bad, "constraints.node"),
+        (r#","constraints":{"error_rate":0}"#, Bad, "constraints.error_rate"),
+        (r#","constraints":{"error_rate":0.21}"#, Bad, "constraints.error_rate"),
         (r#","scaling":{"max":2,"step_up":0}"#, Bad, "scaling.step_up"),
         (r#","scaling":{"max":2,"step_down":65536}"#, Bad, "scaling.step_down"),
         (r#","scaling":{"max":2,"step_within":"2d"}"#, Bad, "scaling.step_within"),
@@ -156,17 +158,20 @@ fn a_node_needs_next_to_nothing() {
 
 #[test]
 fn both_protocols_understand_a_request_alike() {
-    let json = with(r#","resources":{"gpu":0.25,"cpu":2},"constraints":{"region":"eu"},"replicas":3"#).unwrap();
+    let json =
+        with(r#","resources":{"gpu":0.25,"cpu":2},"constraints":{"region":"eu","error_rate":0.01},"replicas":3"#)
+            .unwrap();
     let message = v1::ScheduleRequest {
         tenant_id: "t1".into(),
         model_id: "m1".into(),
         model_version: "v1".into(),
         resources: Some(v1::Resources { gpu: 0.25, cpu: 2.0, ..Default::default() }),
-        constraints: Some(v1::Constraints { region: "eu".into(), ..Default::default() }),
+        constraints: Some(v1::Constraints { region: "eu".into(), error_rate: 0.01, ..Default::default() }),
         replicas: 3,
         ..Default::default()
     };
     assert_eq!(super::proto::schedule(message.clone()).unwrap().0, json);
+    assert_eq!(json.spec.constraints.error_ppm, Some(10_000));
     for bad in [f64::NAN, -1.0, 1.5, f64::INFINITY, 1e300] {
         let resources = Some(v1::Resources { gpu: bad, ..Default::default() });
         let refusal = super::proto::schedule(v1::ScheduleRequest { resources, ..message.clone() }).unwrap_err();

@@ -151,6 +151,8 @@ pub struct ResourcesRequest {
 #[serde(deny_unknown_fields)]
 pub struct ConstraintsRequest {
     pub latency_ms: Option<u32>,
+    /// Part of the requests that may end with a server's error, such as 0.01; up to 0.2.
+    pub error_rate: Option<f64>,
     pub region: Option<String>,
     pub zone: Option<String>,
     pub rack: Option<String>,

@@ -60,6 +60,9 @@ pub struct TargetBody {
     pub stated: bool,
     /// Part of the requests that shall be answered so, without a server's error.
     pub objective: f64,
+    /// Part of the requests that may end with a server's error, as a job states it (constraints.error_rate); null where
+    /// none does.
+    pub error_rate: Option<f64>,
 }
 
 /// How the promise was kept in one stretch of time.
@@ -77,6 +80,10 @@ pub struct WindowBody {
     pub attainment: Option<f64>,
     /// How many times as fast as allowed the error budget is spent; null without requests.
     pub burn_rate: Option<f64>,
+    /// Part that failed; null without requests.
+    pub error_rate: Option<f64>,
+    /// How many times as many failed as may; null without requests, or where nothing is promised of errors alone.
+    pub error_burn_rate: Option<f64>,
 }
 
 /// What the leader's last look came to.
@@ -142,14 +149,15 @@ impl Service {
         let (wanted, of) = ((tenant.clone(), model.clone()), tenant.clone());
         let look = move || {
             let found = services(&view.state, Some(&of)).into_iter().find(|s| s.model_id == wanted.1.as_str());
-            found.map(|service| (service, latency(&view.state, &wanted), trials(&view.state, &wanted)))
+            let (promised, trials) = (promised(&view.state, &wanted), trials(&view.state, &wanted));
+            found.map(|service| (service, promised, trials))
         };
-        let Some((service, stated, trials)) = super::off_thread(look).await? else {
+        let Some((service, promised, trials)) = super::off_thread(look).await? else {
             let detail = format!("tenant {tenant} has no job of model {model}; nf get services lists what there is");
             return Err(Refusal::field(Reason::NotFound, "model_id", detail).into());
         };
         let panorama = self.panorama().await;
-        Ok(body(service, (stated, &trials), &panorama, (tenant, model), simulation, read))
+        Ok(body(service, (promised, &trials), &panorama, (tenant, model), simulation, read))
     }
 
     /// What all members see; nothing where there is no gateway to ask.
@@ -161,10 +169,20 @@ impl Service {
     }
 }
 
-/// The strictest latency that a job of the service states.
-fn latency(state: &State, (tenant, model): &(TenantId, ModelId)) -> Option<u32> {
-    let jobs = state.jobs().values().filter(|job| job.spec.tenant == *tenant && job.spec.model == *model);
-    jobs.filter_map(|job| job.spec.latency_ms()).min()
+/// What the jobs of a service state.
+#[derive(Clone, Copy, Debug, Default)]
+struct Promised {
+    latency_ms: Option<u32>,
+    error_ppm: Option<u32>,
+}
+
+/// The strictest of each.
+fn promised(state: &State, (tenant, model): &(TenantId, ModelId)) -> Promised {
+    let jobs = || state.jobs().values().filter(|job| job.spec.tenant == *tenant && job.spec.model == *model);
+    Promised {
+        latency_ms: jobs().filter_map(|job| job.spec.latency_ms()).min(),
+        error_ppm: jobs().filter_map(|job| job.spec.constraints.error_ppm).min(),
+    }
 }
 
 /// A version that is counted apart, and under which numbers.
@@ -183,7 +201,7 @@ fn trials(state: &State, (tenant, model): &(TenantId, ModelId)) -> Vec<Trial> {
 
 fn body(
     service: ServiceBody,
-    (stated, trials): (Option<u32>, &[Trial]),
+    (promised, trials): (Promised, &[Trial]),
     panorama: &Panorama,
     (tenant, model): (&TenantId, &ModelId),
     simulation: bool,
@@ -206,14 +224,15 @@ fn body(
         replicas: service.replicas,
         ready: service.ready,
         target: TargetBody {
-            latency_ms: stated.unwrap_or(LATENCY_MS),
-            stated: stated.is_some(),
+            latency_ms: promised.latency_ms.unwrap_or(LATENCY_MS),
+            stated: promised.latency_ms.is_some(),
             objective: OBJECTIVE_PER_MILLE as f64 / 1000.0,
+            error_rate: promised.error_ppm.map(|ppm| f64::from(ppm) / 1e6),
         },
         p95_ms: p95_ms(&recent),
         queue: sights.iter().map(|sight| u64::from(sight.waiting)).sum(),
         running: sights.iter().map(|sight| u64::from(sight.running)).sum(),
-        windows: Window::ALL.into_iter().zip(counts).map(window).collect(),
+        windows: Window::ALL.into_iter().zip(counts).map(|(window, count)| windowed(window, count, promised)).collect(),
         versions: trials.iter().map(|(key, version)| TrialBody::new(version, of_trial(key))).collect(),
         error_budget_left: counts[Window::ThreeDays as usize].budget_left_milli().map(|left| left as f64 / 1e3),
         autoscaler: advice(panorama, tenant, model),
@@ -223,7 +242,8 @@ fn body(
     }
 }
 
-fn window((window, count): (Window, Count)) -> WindowBody {
+fn windowed(window: Window, count: Count, promised: Promised) -> WindowBody {
+    let error_burn = promised.error_ppm.and_then(|allowed| count.error_burn_milli(allowed));
     WindowBody {
         window: window.name().to_owned(),
         requests: count.requests(),
@@ -232,6 +252,8 @@ fn window((window, count): (Window, Count)) -> WindowBody {
         failed: count.failed,
         attainment: count.attained_ppm().map(|part| part as f64 / 1e6),
         burn_rate: count.burn_rate_milli().map(|rate| rate as f64 / 1e3),
+        error_rate: count.failed_ppm().map(|part| part as f64 / 1e6),
+        error_burn_rate: error_burn.map(|rate| rate as f64 / 1e3),
     }
 }
 
@@ -300,11 +322,21 @@ mod tests {
             ..Panorama::default()
         };
         let read = Freshness { index: 1, known_leader: Some(1), last_contact_ms: 0, event_index: 0 };
-        let body = body(service, (None, &[]), &panorama, (&tenant, &model), true, read);
+        let body = body(
+            service,
+            (Promised { error_ppm: Some(10_000), ..Promised::default() }, &[]),
+            &panorama,
+            (&tenant, &model),
+            true,
+            read,
+        );
         assert_eq!((body.target.latency_ms, body.target.stated, body.target.objective), (800, false, 0.95));
         let first = &body.windows[0];
         assert_eq!((first.window.as_str(), first.requests, first.attainment), ("5m", 100, Some(0.9)));
         assert_eq!((first.burn_rate, body.error_budget_left), (Some(2.0), Some(-1.0)));
+        // One in ten failed, and one in a hundred may.
+        let errors = (body.target.error_rate, first.error_rate, first.error_burn_rate);
+        assert_eq!(errors, (Some(0.01), Some(0.1), Some(10.0)));
         assert_eq!((body.queue, body.running, body.silent.as_slice()), (2, 4, &[3][..]));
         assert!(body.p95_ms.is_some());
         let told = body.autoscaler.unwrap();

@@ -85,6 +85,9 @@ pub struct Request {
     /// Bound on the p95 latency in milliseconds
     #[arg(long)]
     latency_ms: Option<u32>,
+    /// Part of the requests that may end with a server's error, e.g. 0.01
+    #[arg(long, value_name = "PART")]
+    error_rate: Option<f64>,
     #[arg(long)]
     region: Option<String>,
     #[arg(long)]
@@ -244,6 +247,7 @@ impl Request {
     fn constraints(&self) -> Result<Map<String, Value>> {
         let mut map = Map::new();
         put(&mut map, "latency_ms", self.latency_ms.map(|n| json!(n)));
+        put(&mut map, "error_rate", self.error_rate.map(|part| json!(part)));
         put(&mut map, "region", text(&self.region));
         put(&mut map, "zone", text(&self.zone));
         put(&mut map, "rack", text(&self.rack));

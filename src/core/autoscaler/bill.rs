@@ -162,8 +162,15 @@ mod tests {
         assert!(bill.rests());
         looks(&mut bill, 4_500, 4_800, 5, 10, 1);
         assert!(bill.rests(), "not at once");
-        looks(&mut bill, 4_800, 8_000, 5, 10, 1);
+        let over_s = (4_800..8_000).step_by(5).find(|at_s| {
+            looks(&mut bill, *at_s, at_s + 5, 5, 10, 1);
+            !bill.rests()
+        });
+        let over_s = over_s.expect("it is over some time") + 5;
+        // Enough was saved for a few minutes.
+        looks(&mut bill, over_s, over_s + 200, 20, 10, 1);
         assert!(!bill.rests());
+        looks(&mut bill, over_s + 200, 8_000, 5, 10, 1);
         // After half a day nothing is advanced any more.
         looks(&mut bill, 8_000, 60_000, 9, 10, 1);
         assert!(!bill.rests());

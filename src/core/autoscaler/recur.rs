@@ -175,4 +175,27 @@ mod tests {
         assert!(seen.first().is_some_and(|t| (5_110..5_140).contains(t)), "{seen:?}");
         assert!(seen.iter().all(|t| *t < 5_240), "{seen:?}");
     }
+
+    #[test]
+    fn what_is_overdue_is_expected_until_it_comes() {
+        let mut recur = Recurrence::default();
+        // Three bursts of three minutes, after lulls of 10, 20 and 30 minutes; then none for two hours.
+        let bursts = [600_u64, 1_980, 3_960].map(|at| at..at + 180);
+        let mut expected: [Vec<u64>; WAYS] = Default::default();
+        for now in (0..11_340_u64).step_by(5) {
+            let rate = if bursts.iter().any(|burst| burst.contains(&now)) { 80_000 } else { 8_000 };
+            let level = Level { now_m: rate, error_m: 500, ..Level::default() };
+            recur.push(now * 1000, 5_000, rate * 5, &level);
+            for (way, expected) in expected.iter_mut().enumerate() {
+                if now > 4_200 && recur.ahead(now * 1000, 95_000, way) > 0 {
+                    expected.push((now - 4_140) / 60);
+                }
+            }
+        }
+        let span = |way: usize| Some((*expected[way].first()?, *expected[way].last()?));
+        assert_eq!(span(3).map(|span| span.1 < 40), Some(true), "that long it never took: {:?}", span(3));
+        let begins = [4, 5, 6].map(|way| span(way).map(|span| span.0));
+        assert!(begins.is_sorted() && begins[0] < begins[2], "{begins:?}");
+        assert!([4, 5, 6].iter().all(|way| span(*way).is_some_and(|span| span.1 >= 119)), "{:?}", span(4));
+    }
 }

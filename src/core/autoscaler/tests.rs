@@ -48,17 +48,57 @@ fn a_burst_is_met_at_once_and_idle_replicas_go_after_a_while() {
     assert!((1_800..=12_000).contains(&kept), "{kept} replica-seconds");
 }
 
+/// Two hours of work for ten replicas, then none at all for one: how many are wanted each five seconds after.
+fn off_a_cliff(min: u32) -> Vec<u32> {
+    let mut scaler = Autoscaler::new(Service { min, ..Service::default() }).unwrap();
+    let mut ready = 11;
+    (1..2_160)
+        .map(|k| {
+            let last = match k <= 1_440 {
+                true => scaler.step(&signals(k * 5, ready, 0, 150, 375)),
+                false => scaler.step(&signals(k * 5, ready, 0, 0, 0)),
+            };
+            ready = last.desired.into();
+            last.desired
+        })
+        .skip(1_440)
+        .collect()
+}
+
 #[test]
-fn where_nobody_asks_any_more_it_sleeps_when_its_owner_said_so_though_it_was_surprised() {
-    let mut scaler = settled();
-    scaler.step(&signals(600, 6, 1_500, 96, 1_900));
-    let mut asleep_s = None;
-    for k in 121..400 {
-        let last = scaler.step(&signals(k * 5, 6, 0, 0, 0));
-        asleep_s = asleep_s.or((last.desired == 0).then_some(k * 5));
+fn what_falls_off_a_cliff_is_kept_for_the_time_that_it_may_come_back_as_fast() {
+    let kept = off_a_cliff(1);
+    assert!(kept[..240].iter().all(|wanted| *wanted >= 9), "twenty minutes: {:?}", &kept[..240]);
+}
+
+#[test]
+fn where_nobody_asks_any_more_it_sleeps_when_its_owner_said_so_though_more_could_be_paid() {
+    let kept = off_a_cliff(0);
+    let asleep = kept.iter().position(|wanted| *wanted == 0);
+    assert!(kept[..100].iter().all(|wanted| *wanted >= 9), "{:?}", &kept[..100]);
+    assert!(asleep.is_some_and(|at| (118..=122).contains(&at)), "idle is ten minutes: {asleep:?}");
+}
+
+#[test]
+fn step_limits_hold_it_back_and_say_so() {
+    use std::num::NonZeroU16;
+    let steps = Steps { up: NonZeroU16::new(2), ..Steps::default() };
+    let mut scaler = Autoscaler::new(Service { steps, ..Service::default() }).unwrap();
+    for k in 0..120 {
+        scaler.step(&signals(k * 5, 6, 0, 76, 190));
     }
-    // The last request came at 600, and idle is ten minutes.
-    assert!(asleep_s.is_some_and(|at| (1_200..=1_210).contains(&at)), "{asleep_s:?}");
+    let burst = scaler.step(&signals(600, 6, 1_500, 96, 1_900));
+    assert_eq!((burst.before, burst.desired, burst.inputs.paced), (6, 8, true), "{burst:?}");
+    let wanted = burst.inputs.wanted;
+    assert!(wanted > 40 && burst.because().ends_with(&format!("(step limits: {wanted} are wanted)")), "{burst:?}");
+    let next = scaler.step(&signals(605, 6, 1_600, 96, 1_900));
+    assert_eq!((next.desired, next.why), (8, Why::Stabilizing), "{next:?}");
+    // Its own bounds do not wait: it may have three at most.
+    let mut fewer =
+        Autoscaler::new(Service { steps: Steps { down: NonZeroU16::new(1), ..steps }, max: 3, ..Service::default() })
+            .unwrap();
+    fewer.stands_at(6);
+    assert_eq!(fewer.step(&signals(5, 6, 0, 76, 190)).desired, 3);
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Constraints {
             stay: _,
             checkpoint_ms: _,
             max_unavailable: _,
+            error_ppm: _,
         } = self;
         let place = [region.as_ref(), zone.as_ref(), rack.as_ref()];
         (place, labels, node.as_ref(), (*arrangement, *same_island, *max_cost_per_hour), *topology)

@@ -32,15 +32,32 @@ fn breaks(count: &Count) -> bool {
     bad.saturating_mul(BAD) > count.good.saturating_mul(GOOD).saturating_add(SURE)
 }
 
+// The same test for a promise of errors alone: half of what may fail against twice as much, in millionths of the
+// logarithm of the odds. ln((1 − p/2) / (1 − 2p)) is 3p/2 + 15p²/8 for the small parts that may be promised.
+const ERROR: u64 = 1_386_294;
+const ERRORS_SURE: u64 = 4_553_877;
+
+/// Whether so many errors are those of a broken promise that so many of a million fail at most.
+fn errs(count: &Count, allowed_ppm: u32) -> bool {
+    let p = u64::from(allowed_ppm);
+    let answered = count.good.saturating_add(count.slow).saturating_mul(p * 3 / 2 + p * p * 15 / 8 / 1_000_000);
+    count.failed.saturating_mul(ERROR) > answered.saturating_add(ERRORS_SURE)
+}
+
 /// Part of the requests that was bad, in millionths.
 fn bad_ppm(count: &Count) -> u64 {
     count.attained_ppm().map_or(0, |good| 1_000_000 - good)
 }
 
-/// Whether the new version breaks the promise, and not only because the former does, too.
-pub(super) fn is_at_fault(counts: &Count2) -> bool {
-    let alike = bad_ppm(&counts.new) * 2 <= bad_ppm(&counts.former) * 3;
-    breaks(&counts.new) && !(breaks(&counts.former) && alike)
+/// Whether the new version breaks the promise, or the one that is made of errors, and not only because the former
+/// does, too.
+pub(super) fn is_at_fault(counts: &Count2, allowed_ppm: Option<u32>) -> bool {
+    let Count2 { former, new } = counts;
+    let alike = bad_ppm(new) * 2 <= bad_ppm(former) * 3;
+    let failed = |count: &Count| count.failed_ppm().unwrap_or(0);
+    let errs_alike = failed(new) * 2 <= failed(former) * 3;
+    let errs = |allowed| errs(new, allowed) && !(errs(former, allowed) && errs_alike);
+    breaks(new) && !(breaks(former) && alike) || allowed_ppm.is_some_and(errs)
 }
 
 /// What follows from the gateways' counts: the rollouts that are taken back.
@@ -50,7 +67,7 @@ pub fn verdicts(state: &State, seen: &BTreeMap<(JobNo, Revision), Count>) -> Vec
         let Some(Rollout { revision, course: Course::Forward { .. }, .. }) = job.rollout.as_deref() else { continue };
         let of = |revision: Revision| seen.get(&(job.no, revision)).copied().unwrap_or_default();
         let counts = Count2 { former: of(job.revision), new: of(*revision) };
-        if is_at_fault(&counts) {
+        if is_at_fault(&counts, job.spec.constraints.error_ppm) {
             let turn = Turn::Back { failed: true, why: Reason::PromiseBroken, counts: Some(Box::new(counts)) };
             let (request, revision) = (job.request.clone(), Some(*revision));
             out.push(Intent::TurnRollout { request, tenant: None, revision, turn });
@@ -71,26 +88,43 @@ mod tests {
 
     #[test]
     fn a_version_that_answers_nothing_well_is_found_out_by_its_fourth_request() {
-        assert!(!is_at_fault(&counts((100, 0), (0, 3))));
-        assert!(is_at_fault(&counts((100, 0), (0, 4))));
-        assert!(is_at_fault(&counts((100, 0), (40, 20))));
-        assert!(!is_at_fault(&counts((100, 0), (1000, 40))), "four in a hundred is within the promise");
+        assert!(!is_at_fault(&counts((100, 0), (0, 3)), None));
+        assert!(is_at_fault(&counts((100, 0), (0, 4)), None));
+        assert!(is_at_fault(&counts((100, 0), (40, 20)), None));
+        assert!(!is_at_fault(&counts((100, 0), (1000, 40)), None), "four in a hundred is within the promise");
         let slow = Count2 { new: Count { good: 5, slow: 10, failed: 0 }, ..Count2::default() };
-        assert!(is_at_fault(&slow));
+        assert!(is_at_fault(&slow, None));
+    }
+
+    #[test]
+    fn a_promise_of_errors_alone_is_held_to_as_well() {
+        // One in a hundred may fail; three in a hundred do, which the promise of latency and errors together allows.
+        let worse = counts((970, 1), (970, 30));
+        assert!(!is_at_fault(&worse, None) && is_at_fault(&worse, Some(10_000)));
+        assert!(!is_at_fault(&counts((970, 1), (970, 9)), Some(10_000)), "nine of 979 are within it");
+        assert!(!is_at_fault(&counts((970, 30), (970, 30)), Some(10_000)), "the former does as badly");
+        // Four failures and nothing else are no accident at any promise.
+        assert!(
+            !is_at_fault(&counts((100, 0), (0, 3)), Some(10_000))
+                && is_at_fault(&counts((100, 0), (0, 4)), Some(10_000))
+        );
+        // Slow answers are no errors.
+        let slow = Count { good: 990, slow: 20, failed: 0 };
+        assert!(!is_at_fault(&Count2 { former: Count::default(), new: slow }, Some(100)));
     }
 
     #[test]
     fn what_the_former_version_does_as_badly_is_not_the_new_ones_fault() {
-        assert!(!is_at_fault(&counts((50, 50), (50, 60))));
-        assert!(is_at_fault(&counts((80, 20), (40, 60))), "it got worse");
+        assert!(!is_at_fault(&counts((50, 50), (50, 60)), None));
+        assert!(is_at_fault(&counts((80, 20), (40, 60)), None), "it got worse");
     }
 
     proptest! {
         #[test]
         fn no_number_makes_it_panic(good in any::<u64>(), slow in any::<u64>(), failed in any::<u64>()) {
             let count = Count { good, slow, failed };
-            let _ = is_at_fault(&Count2 { former: count, new: count });
-            let _ = is_at_fault(&Count2 { former: Count::default(), new: count });
+            let _ = is_at_fault(&Count2 { former: count, new: count }, Some(1));
+            let _ = is_at_fault(&Count2 { former: Count::default(), new: count }, Some(200_000));
         }
 
         /// The more that is bad, the sooner.
