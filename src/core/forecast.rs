@@ -71,9 +71,7 @@ pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
     let line = &line[..=at];
     let running = running(state);
     // What never says when it ends may end at once, and make room.
-    let silent = |(job, _): &&(Arc<Job>, u16)| {
-        lasts(state, job, job.ran.until_ms(now), 0).is_none()
-    };
+    let silent = |(job, _): &&(Arc<Job>, u16)| lasts(state, job, job.ran.until_ms(now), 0).is_none();
     let unknown = running.iter().any(|one| silent(&one));
     let mut starts = Vec::new();
     for future in 0..FUTURES {

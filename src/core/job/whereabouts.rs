@@ -6,8 +6,13 @@ use crate::topology::Topology;
 use std::collections::BTreeMap;
 
 /// What of a job's constraints decides where it may go.
-pub type Whereabouts<'a> =
-    ([Option<&'a Label>; 3], &'a BTreeMap<Label, Label>, Option<&'a NodeName>, (Arrangement, bool, Option<u64>), Topology);
+pub type Whereabouts<'a> = (
+    [Option<&'a Label>; 3],
+    &'a BTreeMap<Label, Label>,
+    Option<&'a NodeName>,
+    (Arrangement, bool, Option<u64>),
+    Topology,
+);
 
 impl Constraints {
     /// What of them decides where a replica may go. All else is about how it runs there, for how long, and how it ends:

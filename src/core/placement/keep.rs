@@ -127,7 +127,9 @@ impl Keepers {
 pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
     // Devices of which its tenant may have no more are no room for it.
     let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
-    let Some(level) = spec.constraints.topology.required else { return targets_in(state, job, &spec, wanted, taken, None) };
+    let Some(level) = spec.constraints.topology.required else {
+        return targets_in(state, job, &spec, wanted, taken, None);
+    };
     let siblings = super::siblings(&job.replicas, &spec.constraints);
     let limits = Limits { held: taken.to_vec(), siblings, ..Limits::default() };
     // In one domain: what is kept in two of them is of no use.

@@ -286,9 +286,7 @@ impl<'a> Search<'a> {
             let inside = |domain: &Domain| class.is_some_and(|class| domain.has(class.flavor.names()));
             limits.within.as_ref().is_none_or(inside)
         };
-        on_node.retain(|node, _| {
-            !limits.held.contains(node) && within(*node) && may_use(self.state, &self.ask, *node)
-        });
+        on_node.retain(|node, _| !limits.held.contains(node) && within(*node) && may_use(self.state, &self.ask, *node));
         let mut nodes: Vec<(bool, u64, NodeNo)> =
             on_node.iter().filter_map(|(no, list)| self.rank(*no, list)).collect();
         nodes.sort_unstable();

@@ -44,7 +44,7 @@ impl Room {
                 _ => filter::may_ever_run(flavor, ask),
             };
             judged = Some((flavor, may));
-            let count = may.then(|| nodes_of(state, ask, nodes)).unwrap_or_default();
+            let count = if may { nodes_of(state, ask, nodes) } else { 0 };
             if count == 0 {
                 continue;
             }
@@ -162,13 +162,7 @@ fn one_for_all(state: &State, spec: &JobSpec, level: Level, wanted: usize, limit
 
 /// Places in as few domains of that level as can be: those where others are first, then the roomiest, and of those that
 /// hold the rest the best. Nodes that are in none come last.
-fn in_few(
-    scratch: &mut State,
-    spec: &JobSpec,
-    wanted: &[u16],
-    level: Level,
-    limits: &mut Limits,
-) -> Vec<(u16, Pick)> {
+fn in_few(scratch: &mut State, spec: &JobSpec, wanted: &[u16], level: Level, limits: &mut Limits) -> Vec<(u16, Pick)> {
     let mut rooms = rooms(scratch, spec, level, limits);
     rooms.retain(|room| room.count > 0);
     let outer = limits.within.take();
@@ -209,6 +203,9 @@ pub(super) fn blocker(state: &State, spec: &JobSpec, replicas: u64, limits: &Lim
         (some, _) => format!("its replicas must be in one {what}, and {some} are"),
     };
     let next = match (rooms.is_empty(), never) {
+        (true, _) if !limits.siblings.is_empty() => {
+            format!("no node of the {what} that the others are in could run it")
+        }
         (true, _) => format!(
             "no node that could run it names its {what}; say it where the node is registered (nf node register \
              --{what}, NF_{} for an agent), or leave topology_required out",
@@ -216,12 +213,15 @@ pub(super) fn blocker(state: &State, spec: &JobSpec, replicas: u64, limits: &Lim
         ),
         (false, true) => {
             let most = rooms.iter().map(|room| room.most).max().unwrap_or(0);
-            format!("{first}{more}; even when it is empty none holds more than {most}: add nodes to one, or ask for fewer")
+            format!(
+                "{first}{more}; even when it is empty none holds more than {most}: add nodes to one, or ask for fewer"
+            )
         }
         (false, false) => format!("{first}{more}; runs when enough there ends, or with a wider topology_required"),
     };
     let unnamed = unnamed(state, spec, level);
-    let unnamed = if unnamed > 0 { format!("; {unnamed} nodes that could run it name no {what}") } else { String::new() };
+    let unnamed =
+        if unnamed > 0 { format!("; {unnamed} nodes that could run it name no {what}") } else { String::new() };
     let detail = format!("{lead}: {next}{unnamed}");
     Some(Blocker { reason: Reason::TopologyPlacementFailed, detail, nodes: 0, permanent: never })
 }
@@ -231,7 +231,9 @@ fn unnamed(state: &State, spec: &JobSpec, level: Level) -> u64 {
     let ask = Ask::of(state, spec);
     let classes = state.capacity().classes.iter();
     let some = classes.filter(|(class, _)| Domain::of(level, class.flavor.names()).is_none());
-    some.filter(|(class, _)| filter::may_ever_run(&class.flavor, &ask)).map(|(_, nodes)| nodes_of(state, &ask, nodes)).sum()
+    some.filter(|(class, _)| filter::may_ever_run(&class.flavor, &ask))
+        .map(|(_, nodes)| nodes_of(state, &ask, nodes))
+        .sum()
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use super::super::lines::{Fault, Line, Lines};
 use super::ask::{BadLine, Fields, short};
 use nf_core::id::DeviceType;
 use nf_core::job::MAX_REPLICAS;
-use nf_core::placement::{Pick, Policy};
 use nf_core::placement::trial::{Trial, TrialNode};
+use nf_core::placement::{Pick, Policy};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
 use std::io::{self, BufRead, Write};
 
@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_gang_is_in_one_rack_or_nowhere() {
-        let nodes = "NODES 4\na 8000 16384 4 - rack=r1\nb 8000 16384 2 - rack=r1\nc 8000 16384 4 - rack=r2 zone=z\nd 1 1 0 -\n";
+        let nodes =
+            "NODES 4\na 8000 16384 4 - rack=r1\nb 8000 16384 2 - rack=r1\nc 8000 16384 4 - rack=r2 zone=z\nd 1 1 0 -\n";
         let gang = |replicas: u16, wish: &str| format!("GANG 0 {replicas} 0 0 2 1000 - {wish}\nFAILED\n");
         let text = format!(
             "{nodes}READY\n{}{}{}{}END\n",

@@ -117,8 +117,11 @@ mod tests {
     fn it_finds_what_sorting_finds() {
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
-            let node = |rng: &mut Rng| NodeNo(if rng.chance(50) { u32::MAX - rng.below(3) as u32 } else { rng.below(300) as u32 });
-            let mut plain: BTreeMap<NodeNo, i64> = (0..rng.below(200)).map(|_| (node(&mut rng), rng.below(9) as i64)).collect();
+            let node = |rng: &mut Rng| {
+                NodeNo(if rng.chance(50) { u32::MAX - rng.below(3) as u32 } else { rng.below(300) as u32 })
+            };
+            let mut plain: BTreeMap<NodeNo, i64> =
+                (0..rng.below(200)).map(|_| (node(&mut rng), rng.below(9) as i64)).collect();
             let mut board = Board::of(plain.iter().map(|(node, score)| (*node, *score)));
             for _ in 0..100 {
                 let (node, score) = (node(&mut rng), rng.chance(700).then(|| rng.below(9) as i64 - 4));
@@ -128,8 +131,11 @@ mod tests {
                     None => _ = plain.remove(&node),
                 }
                 let out: BTreeSet<NodeNo> = (0..rng.below(4)).map(|_| NodeNo(rng.below(300) as u32)).collect();
-                let mut sorted: Vec<Scored> =
-                    plain.iter().filter(|(node, _)| !out.contains(node)).map(|(node, score)| (Reverse(*score), *node)).collect();
+                let mut sorted: Vec<Scored> = plain
+                    .iter()
+                    .filter(|(node, _)| !out.contains(node))
+                    .map(|(node, score)| (Reverse(*score), *node))
+                    .collect();
                 sorted.sort_unstable();
                 sorted.truncate(2);
                 assert_eq!(board.best_without(&out), sorted, "seed {seed}");

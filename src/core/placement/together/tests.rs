@@ -52,7 +52,9 @@ fn cluster(rng: &mut Rng, jobs: u64) -> State {
         spec.constraints.preemptible = rng.chance(800);
         spec.gang = rng.chance(300);
         spec.replicas = if spec.gang { 2 } else { 1 };
-        let Intent::Schedule { submission, check_plan, .. } = testing::schedule(&format!("r{i}"), spec) else { continue };
+        let Intent::Schedule { submission, check_plan, .. } = testing::schedule(&format!("r{i}"), spec) else {
+            continue;
+        };
         let queueing = crate::plan::Queueing::Never;
         let _ = testing::try_run(&mut state, Intent::Schedule { submission, check_plan, queueing });
     }
@@ -135,7 +137,8 @@ fn what_is_only_preferred_uses_as_few_domains_as_can_be_and_keeps_nobody_waiting
         if picks.len() < wanted.len() {
             continue;
         }
-        let mut racks: Vec<u64> = rooms.iter().filter(|(key, room)| key.is_some() && **room > 0).map(|(_, room)| *room).collect();
+        let mut racks: Vec<u64> =
+            rooms.iter().filter(|(key, room)| key.is_some() && **room > 0).map(|(_, room)| *room).collect();
         racks.sort_unstable_by_key(|room| Reverse(*room));
         let sums = racks.iter().scan(0, |sum, room| {
             *sum += room;
@@ -345,7 +348,10 @@ fn jobs_that_ask_alike_and_are_in_two_racks_do_not_speak_for_one_another() {
     let mut state = two_racks();
     testing::run(&mut state, testing::schedule("first", in_one_rack(4, 2, false)));
     testing::run(&mut state, testing::schedule("other", in_one_rack(4, 2, false)));
-    assert_eq!((racks_of(&state, "first"), racks_of(&state, "other")), (vec!["a".to_owned(); 4], vec!["b".to_owned(); 4]));
+    assert_eq!(
+        (racks_of(&state, "first"), racks_of(&state, "other")),
+        (vec!["a".to_owned(); 4], vec!["b".to_owned(); 4])
+    );
     // Each loses a replica and its node; only the second one's rack gets another.
     for name in ["a2", "b2"] {
         let node = state.node_named(&NodeName::new(name).unwrap()).unwrap().clone();
@@ -372,6 +378,25 @@ fn a_drain_moves_replicas_inside_their_rack_or_not_at_all() {
     // Without room there it stays where it is.
     let both: Vec<NodeNo> = state.nodes().values().filter(|n| rack(n.no) == racks[0]).map(|n| n.no).collect();
     assert!(crate::moves::place_for(&state, both, &job, 0, job.replicas[0].revision).is_none());
+}
+
+#[test]
+fn who_moves_to_another_rack_draws_the_others_there() {
+    let mut state = two_racks();
+    testing::run(&mut state, testing::schedule("pair", in_one_rack(2, 2, false)));
+    let mut job = (**state.job_of(&RequestId::new("pair").unwrap()).unwrap()).clone();
+    let rack = |no: NodeNo| state.node(no).unwrap().spec.rack.as_ref().unwrap().to_string();
+    let from = rack(job.replicas[0].home().unwrap());
+    // The second one lost its place; the first one, alone now, is on its way to the other rack.
+    job.replicas[1] = crate::job::Replica::waiting(job.revision, 0);
+    let other = state.nodes().values().find(|node| rack(node.no) != from).unwrap().no;
+    let alloc = crate::job::Allocation { node: other, ..job.replicas[0].allocation().unwrap().clone() };
+    let (why, stage, revision) = (Reason::NodeDrain, crate::job::Stage::Scheduled, job.revision);
+    let generation = crate::id::Generation(9);
+    job.replicas[0].moving = Some(crate::job::Move::Coming { generation, alloc, stage, why, tries: 0, revision });
+    let siblings = super::super::siblings(&job.replicas, &job.spec.constraints);
+    let picks = super::super::place(&state, &job.spec, &[1], Limits { siblings, ..Limits::default() });
+    assert_eq!(picks.iter().map(|(_, pick)| rack(pick.alloc.node)).collect::<Vec<_>>(), [rack(other)]);
 }
 
 #[test]
@@ -426,4 +451,19 @@ fn nodes_are_kept_for_a_gang_in_one_rack() {
     let racks: BTreeSet<_> = kept.iter().map(|no| state.node(*no).unwrap().spec.rack.clone()).collect();
     assert_eq!((kept.len(), racks.len()), (2, 1), "{kept:?}");
     assert!(plan(&state, &Intent::PlaceWaiting).unwrap().commands.is_empty());
+}
+
+#[test]
+fn what_is_preferred_is_narrower_than_what_is_required() {
+    let mut state = two_racks();
+    let mut wish = |required, preferred| {
+        let mut spec = in_one_rack(2, 1, true);
+        spec.constraints.topology = Topology { required: Some(required), preferred: Some(preferred) };
+        testing::try_run(&mut state, testing::schedule("wish", spec)).map_err(|refusal| refusal.field)
+    };
+    for (required, preferred) in [(Level::Rack, Level::Rack), (Level::Rack, Level::Zone)] {
+        assert_eq!(wish(required, preferred), Err(Some("constraints.topology_preferred".to_owned())));
+    }
+    assert!(wish(Level::Zone, Level::Rack).is_ok());
+    assert_eq!(racks_of(&state, "wish").len(), 2);
 }
