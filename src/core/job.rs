@@ -74,6 +74,7 @@ pub struct Constraints {
     pub exclusive: bool,
     pub preemptible: bool,
     pub restart: Restart,
+    /// So long it may run in all, in milliseconds: see [`Ran`].
     pub max_run_ms: Option<u64>,
     /// Never moved only so that others have room.
     pub stay: bool,
@@ -334,6 +335,15 @@ impl Replica {
         }
     }
 
+    /// The node that it is on, or will be once its move is over; None while it has none to stay on.
+    pub fn home(&self) -> Option<NodeNo> {
+        match (&self.moving, &self.phase) {
+            (Some(Move::Coming { alloc, .. }), _)
+            | (_, Phase::Held { alloc, .. } | Phase::Stopping { alloc, then: Next::Here(_), .. }) => Some(alloc.node),
+            _ => None,
+        }
+    }
+
     /// All that is held: at most two allocations, on two nodes.
     pub fn allocations(&self) -> impl Iterator<Item = &Allocation> {
         self.allocation().into_iter().chain(self.other_allocation())
@@ -467,6 +477,7 @@ pub struct Job {
     pub deployed: Revision,
     /// What its autoscaler has learned, for the next leader's.
     pub learned: Option<Arc<Learned>>,
+    /// How long it has run.
     pub ran: Ran,
 }
 

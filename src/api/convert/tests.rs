@@ -9,6 +9,7 @@ use nf_core::job::{Arrangement, Restart};
 use nf_core::plan::Intent;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::resources::Gpus;
+use nf_core::topology::Level;
 use nf_proto::v1;
 use proptest::prelude::*;
 
@@ -200,6 +201,33 @@ fn both_protocols_understand_how_fast_a_service_may_change() {
     assert_eq!(told(steps), stated);
     let body = serde_json::to_value(super::answer::ScalingBody::from(&stated)).unwrap();
     assert_eq!((&body["step_up"], &body["step_within_ms"]), (&4.into(), &120_000.into()));
+}
+
+#[test]
+fn both_protocols_take_racks_zones_and_regions_alike_and_name_what_is_none() {
+    let wish = r#","replicas":4,"gang":true,"constraints":{"topology_required":"zone","topology_preferred":"rack"}"#;
+    let (json, (rack, zone)) = (with(wish).unwrap(), (v1::TopologyLevel::Rack, v1::TopologyLevel::Zone));
+    let topology = json.spec.constraints.topology;
+    assert_eq!((topology.required, topology.preferred), (Some(Level::Zone), Some(Level::Rack)));
+    let wished = |required: i32, preferred: i32| v1::ScheduleRequest {
+        tenant_id: "t1".into(),
+        model_id: "m1".into(),
+        model_version: "v1".into(),
+        constraints: Some(v1::Constraints {
+            topology_required: required,
+            topology_preferred: preferred,
+            ..Default::default()
+        }),
+        replicas: 4,
+        gang: true,
+        ..Default::default()
+    };
+    assert_eq!(super::proto::schedule(wished(zone.into(), rack.into())).unwrap().0, json);
+    let refusal = super::proto::schedule(wished(9, 0)).unwrap_err();
+    assert_eq!(refusal.field.as_deref(), Some("constraints.topology_required"));
+    let refusal = with(r#","constraints":{"topology_preferred":"row"}"#).unwrap_err();
+    assert_eq!(refusal.field.as_deref(), Some("constraints.topology_preferred"));
+    assert!(refusal.detail.contains("one of rack, zone, region"), "{}", refusal.detail);
 }
 
 /// Any JSON, with the real field names among the keys so that readers get deep.

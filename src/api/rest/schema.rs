@@ -171,7 +171,7 @@ pub struct ConstraintsRequest {
     pub preemptible: Option<bool>,
     /// `always` (unless said), `on_failure` or `never`.
     pub restart: Option<String>,
-    /// Seconds, or a span such as `10m`.
+    /// Seconds, or a span such as `10m`, that it may run in all; what it waits between two places does not count.
     #[schema(inline)]
     pub max_run_time: Option<Quantity>,
     /// Never moved only so that others have room.

@@ -130,7 +130,7 @@ pub struct Request {
     /// always, on_failure or never
     #[arg(long)]
     restart: Option<String>,
-    /// Stop it after this long, e.g. 2h
+    /// Stop it once it has run for so long in all, e.g. 2h; what it waits between two places does not count
     #[arg(long)]
     max_run_time: Option<String>,
     /// Who approved the version

@@ -240,7 +240,7 @@ pub(super) fn together(
     placements: &[Placement],
 ) -> Result<(), Refusal> {
     let others = there.iter().enumerate().filter(|(no, _)| placements.iter().all(|p| usize::from(p.replica) != *no));
-    let others: Vec<NodeNo> = others.filter_map(|(_, replica)| Some(replica.allocation()?.node)).collect();
+    let others: Vec<NodeNo> = others.filter_map(|(_, replica)| replica.home()).collect();
     if topology::keeps(state, spec, &others, placements.iter().map(|placement| placement.alloc.node)) {
         return Ok(());
     }

@@ -274,8 +274,13 @@ fn one_by_one(scratch: &mut State, spec: &JobSpec, wanted: &[u16], limits: &mut 
 pub fn siblings(replicas: &[crate::job::Replica], constraints: &Constraints) -> BTreeMap<NodeNo, u32> {
     let mut out = BTreeMap::new();
     if constraints.arrangement != Arrangement::Any || !constraints.topology.is_any() {
-        for alloc in replicas.iter().filter_map(|r| r.allocation()) {
-            *out.entry(alloc.node).or_default() += 1;
+        // Who leaves a domain draws nobody there.
+        let at = |replica: &crate::job::Replica| match constraints.topology.is_any() {
+            true => replica.allocation().map(|alloc| alloc.node),
+            false => replica.home(),
+        };
+        for node in replicas.iter().filter_map(at) {
+            *out.entry(node).or_default() += 1;
         }
     }
     out

@@ -407,7 +407,7 @@ pub(super) struct Shape {
 
 impl Shape {
     pub fn of(state: &State, Asker { job, spec, wanted }: &Asker<'_>) -> Self {
-        let placed = || job.replicas.iter().any(|replica| replica.allocation().is_some());
+        let placed = || job.replicas.iter().any(|replica| replica.home().is_some());
         let beside = (spec.constraints.topology.required.is_some() && placed()).then_some(job.no);
         let at_once = if spec.gang { wanted.len() } else { 1 };
         Self { spec: Arc::clone(spec), at_once, takes_any: Ask::of(state, spec).takes_any(), beside }

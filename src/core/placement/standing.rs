@@ -161,7 +161,12 @@ impl Ranking {
     fn new(ask: &Ask<'_>, index: &CapacityIndex, rules: &Arc<Rules>) -> Self {
         let mut judge = Judge::new(ask, rules);
         let scored = index.classes.iter().filter_map(|(class, nodes)| Some((judge.score(class)?, nodes)));
-        let board = Board::of(scored.flat_map(|(score, nodes)| nodes.iter().map(move |node| (*node, score))));
+        // Where hardly two nodes are alike, most classes have one, for which a walk through them is dear.
+        let board = Board::of(scored.flat_map(|(score, nodes)| {
+            let (one, many) = if nodes.len() == 1 { (nodes.get_min(), None) } else { (None, Some(nodes)) };
+            let each = one.into_iter().chain(many.into_iter().flatten());
+            each.map(move |node| (*node, score))
+        }));
         Self { rules: rules.clone(), of: index.by_node().clone(), board }
     }
 

@@ -44,7 +44,7 @@ impl Room {
                 _ => filter::may_ever_run(flavor, ask),
             };
             judged = Some((flavor, may));
-            let count = may.then(|| nodes_of(state, ask, nodes)).unwrap_or_default();
+            let count = if may { nodes_of(state, ask, nodes) } else { 0 };
             if count == 0 {
                 continue;
             }
@@ -203,6 +203,9 @@ pub(super) fn blocker(state: &State, spec: &JobSpec, replicas: u64, limits: &Lim
         (some, _) => format!("its replicas must be in one {what}, and {some} are"),
     };
     let next = match (rooms.is_empty(), never) {
+        (true, _) if !limits.siblings.is_empty() => {
+            format!("no node of the {what} that the others are in could run it")
+        }
         (true, _) => format!(
             "no node that could run it names its {what}; say it where the node is registered (nf node register \
              --{what}, NF_{} for an agent), or leave topology_required out",

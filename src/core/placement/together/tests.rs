@@ -381,6 +381,25 @@ fn a_drain_moves_replicas_inside_their_rack_or_not_at_all() {
 }
 
 #[test]
+fn who_moves_to_another_rack_draws_the_others_there() {
+    let mut state = two_racks();
+    testing::run(&mut state, testing::schedule("pair", in_one_rack(2, 2, false)));
+    let mut job = (**state.job_of(&RequestId::new("pair").unwrap()).unwrap()).clone();
+    let rack = |no: NodeNo| state.node(no).unwrap().spec.rack.as_ref().unwrap().to_string();
+    let from = rack(job.replicas[0].home().unwrap());
+    // The second one lost its place; the first one, alone now, is on its way to the other rack.
+    job.replicas[1] = crate::job::Replica::waiting(job.revision, 0);
+    let other = state.nodes().values().find(|node| rack(node.no) != from).unwrap().no;
+    let alloc = crate::job::Allocation { node: other, ..job.replicas[0].allocation().unwrap().clone() };
+    let (why, stage, revision) = (Reason::NodeDrain, crate::job::Stage::Scheduled, job.revision);
+    let generation = crate::id::Generation(9);
+    job.replicas[0].moving = Some(crate::job::Move::Coming { generation, alloc, stage, why, tries: 0, revision });
+    let siblings = super::super::siblings(&job.replicas, &job.spec.constraints);
+    let picks = super::super::place(&state, &job.spec, &[1], Limits { siblings, ..Limits::default() });
+    assert_eq!(picks.iter().map(|(_, pick)| rack(pick.alloc.node)).collect::<Vec<_>>(), [rack(other)]);
+}
+
+#[test]
 fn apply_refuses_places_in_two_racks() {
     let mut state = two_racks();
     let spec = Arc::new(in_one_rack(2, 1, false));
@@ -432,4 +451,19 @@ fn nodes_are_kept_for_a_gang_in_one_rack() {
     let racks: BTreeSet<_> = kept.iter().map(|no| state.node(*no).unwrap().spec.rack.clone()).collect();
     assert_eq!((kept.len(), racks.len()), (2, 1), "{kept:?}");
     assert!(plan(&state, &Intent::PlaceWaiting).unwrap().commands.is_empty());
+}
+
+#[test]
+fn what_is_preferred_is_narrower_than_what_is_required() {
+    let mut state = two_racks();
+    let mut wish = |required, preferred| {
+        let mut spec = in_one_rack(2, 1, true);
+        spec.constraints.topology = Topology { required: Some(required), preferred: Some(preferred) };
+        testing::try_run(&mut state, testing::schedule("wish", spec)).map_err(|refusal| refusal.field)
+    };
+    for (required, preferred) in [(Level::Rack, Level::Rack), (Level::Rack, Level::Zone)] {
+        assert_eq!(wish(required, preferred), Err(Some("constraints.topology_preferred".to_owned())));
+    }
+    assert!(wish(Level::Zone, Level::Rack).is_ok());
+    assert_eq!(racks_of(&state, "wish").len(), 2);
 }

@@ -59,6 +59,35 @@ fn the_tables_say_what_the_definition_says() {
     }
 }
 
+#[test]
+fn what_is_left_is_told_without_summing_up_anew() {
+    let trial = Trial::new(&nodes(), Policy::Fragmentation);
+    let index = trial.state().capacity();
+    let worth = Worth::new(&mix(), index);
+    let mut rng = Rng::new(6);
+    for (no, node) in nodes().iter().enumerate() {
+        let hardware = index.class(NodeNo(no as u32)).unwrap().flavor.hardware;
+        for _ in 0..300 {
+            let cpu = rng.below(node.cpu_milli);
+            let free: Vec<u16> = (0..node.gpus).map(|_| *rng.pick(&[0, 190, 500, 810, 1000, 1000])).collect();
+            let ready = worth.ready(hardware, &free).unwrap();
+            let of = |free: &[u16]| worth.of(hardware, cpu, free).unwrap();
+            assert_eq!(ready.all(cpu), of(&free));
+            for device in 0..free.len() {
+                let mut less = free.clone();
+                if free[device] == 1000 {
+                    less[device] = 0;
+                    assert_eq!(ready.without_whole(cpu, 1), of(&less), "{cpu} {free:?}");
+                }
+                if free[device] >= 190 {
+                    less[device] = free[device] - 190;
+                    assert_eq!(ready.without_part(cpu, 190)(free[device]), of(&less), "{cpu} {free:?}, {device}");
+                }
+            }
+        }
+    }
+}
+
 fn usable(shape: &Shape, node: &TrialNode, cpu: u64, free: &[u16]) -> i64 {
     let suits = shape.device_types.is_empty() || shape.device_types.contains(node.device_type.as_ref().unwrap());
     let whole = free.iter().filter(|f| **f == 1000).count();

@@ -124,4 +124,27 @@ mod tests {
         }
         assert!(allowed > 100 && refused > 100, "{allowed} {refused}");
     }
+
+    #[test]
+    fn what_was_summed_up_once_says_the_same_when_more_was_taken() {
+        let (mut allowed, mut refused) = (0, 0);
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let mut state = group(24);
+            let (leaves, _) = random_tree(&mut state, &mut rng);
+            let mut rooms = crate::quota::Rooms::default();
+            for _ in 0..12 {
+                let spec = testing::job_spec(rng.pick::<String>(&leaves), Gpus::Whole(rng.between(1, 3) as u16));
+                let (tenant, times) = (state.tenant_named(&spec.tenant).unwrap().no, rng.between(1, 2));
+                let right = crate::quota::allows(&state, Some(tenant), &spec.resources, times);
+                assert_eq!(rooms.allow(&state, tenant, &spec.resources, times), right, "seed {seed}: {}", spec.tenant);
+                (allowed, refused) = (allowed + u32::from(right), refused + u32::from(!right));
+                if right {
+                    state.ledger.count(tenant, &spec.resources, times, |now, more| now + more);
+                    rooms.take(&state, tenant, &spec.resources, times);
+                }
+            }
+        }
+        assert!(allowed > 100 && refused > 100, "{allowed} {refused}");
+    }
 }
