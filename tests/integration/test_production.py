@@ -244,7 +244,7 @@ def test_the_trail_is_signed_by_the_member(lab):
     ca.write_text(ca.read_text().split("-----BEGIN PUBLIC KEY")[0])
     assert json.loads(lab.alone("audit", "verify", export, "--ca", ca, "-o", "json"))["signature"] == "classical"
     cert = ["tls", "cert", "create", "--ca", lab.lab / "ca", "--role", "notary", "--name", "node-1", "--dir", keys]
-    lab.alone(*cert, "--cluster", lab.cluster)
+    lab.alone(*cert)
     lab.nf("admin", "audit", "export", "--out", export)
     told = json.loads(lab.alone("audit", "verify", export, "--ca", ca, "-o", "json"))
     assert (told["signed_by"], told["signature"]) == ("node-1", "hybrid"), told

@@ -49,7 +49,7 @@ def test_a_corrupt_version_is_in_quarantine_until_it_is_released(tmp_path):
     store = tmp_path / "store"
     alone("model", "publish", model(tmp_path / "m"), "--model", "m", "--version", "v1", "--store", f"file://{store}",
           "--runtime", program(tmp_path))
-    weights = store / "m/v1/files/weights.onnx"
+    weights = store / "m/v1/weights.onnx"
     assert weights.exists(), list(store.rglob("*"))
     good = weights.read_bytes()
     weights.chmod(0o644)
