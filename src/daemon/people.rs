@@ -115,7 +115,7 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let (ada, bob) = ((None, "ada".to_owned()), (Some("https://one".to_owned()), "bob".to_owned()));
-        assert_eq!(names(&["k1", "k2"]), [ada.clone()]);
+        assert_eq!(names(&["k1", "k2"]), std::slice::from_ref(&ada));
         assert_eq!(names(&["k3", "other", "k1"]), [bob, ada]);
         assert_eq!(names(&["other"]), []);
         // Read anew: what is taken away counts no more, and a bad file is no empty one.

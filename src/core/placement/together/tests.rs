@@ -42,8 +42,8 @@ fn cluster(rng: &mut Rng, jobs: u64) -> State {
     for i in 0..rng.between(4, 6) {
         let mut spec = testing::node_spec(rng.between(1, 4) as u16);
         spec.cpu_milli = rng.between(4, 16) * 1000;
-        spec.zone = label(*rng.pick(&["a", "b"]));
-        spec.rack = if rng.chance(850) { label(*rng.pick(&["r1", "r2"])) } else { None };
+        spec.zone = label(rng.pick::<&str>(&["a", "b"]));
+        spec.rack = if rng.chance(850) { label(rng.pick::<&str>(&["r1", "r2"])) } else { None };
         testing::run(&mut state, testing::register(&format!("n{i}"), spec));
     }
     for i in 0..rng.below(jobs + 1) {
