@@ -12,7 +12,7 @@ const PROGRAMS: [&str; 7] = ["pkl", "pickle", "pt", "pth", "ckpt", "joblib", "di
 /// Weights that are data, whatever they hold; their beginnings are looked at.
 const WEIGHTS: [&str; 3] = ["safetensors", "gguf", "onnx"];
 /// What may lie beside them, and is read as text or as a tokenizer's tables.
-const BESIDE: [&str; 24] = [
+const BESIDE: [&str; 25] = [
     "json",
     "jsonl",
     "txt",
@@ -35,10 +35,11 @@ const BESIDE: [&str; 24] = [
     "spm",
     "tiktoken",
     "py",
+    "sh",
     "gitattributes",
     "gitignore",
 ];
-/// Files that have no dot in their names.
+/// Files that have no dot in their names, and may begin with anything that is no pickle.
 const BARE: [&str; 8] = ["license", "licence", "notice", "readme", "copying", "authors", "use_policy", "modelfile"];
 /// How much of a file is looked at.
 const HEAD: u64 = 64;
@@ -80,20 +81,22 @@ pub(super) fn judge_name(name: &FileName) -> Result<(), String> {
     }
     let (extension, file) = (extension(name), name.rsplit('/').next().unwrap_or_default().to_ascii_lowercase());
     let listed = |list: &[&str], word: &str| list.contains(&word);
-    if listed(&WEIGHTS, &extension) || listed(&BESIDE, &extension) || listed(&BARE, &file) || is_onnx_data(name) {
+    // A name without a dot may be a program's; its beginning tells.
+    let bare = !file.contains('.');
+    if bare || listed(&WEIGHTS, &extension) || listed(&BESIDE, &extension) || is_onnx_data(name) {
         return Ok(());
     }
     Err(format!(
-        "a version's weights are .safetensors, .gguf or .onnx files, and beside them lie .{}, and LICENSE or README; \
-         convert this one, or leave it out",
+        "a version's weights are .safetensors, .gguf or .onnx files, and beside them lie .{}, LICENSE or README, and programs \
+         without an ending that begin with #! or are ELF; convert this one, or leave it out",
         BESIDE.join(", .")
     ))
 }
 
 /// Why a file that begins like this is not what its name says.
 fn judge_head(name: &str, head: &[u8], size: u64) -> Result<(), String> {
-    let extension = extension(name);
-    if !WEIGHTS.contains(&extension.as_str()) && !is_onnx_data(name) {
+    let (extension, file) = (extension(name), name.rsplit('/').next().unwrap_or_default().to_ascii_lowercase());
+    if BESIDE.contains(&extension.as_str()) {
         return Ok(());
     }
     let protocol = |head: &[u8]| matches!(head, [0x80, 2..=5, ..]);
@@ -101,6 +104,13 @@ fn judge_head(name: &str, head: &[u8], size: u64) -> Result<(), String> {
         return Err(
             "holds a pickle, which runs as a program when it is loaded; publish safetensors, gguf or onnx".into()
         );
+    }
+    if !file.contains('.') {
+        // What its manifest's command line runs says itself that it is run.
+        let program = head.starts_with(b"#!") || head.starts_with(b"\x7fELF");
+        let text =
+            "has no ending, and is no program by its beginning (#! or ELF); weights are .safetensors, .gguf or .onnx";
+        return if program || BARE.contains(&file.as_str()) { Ok(()) } else { Err(text.into()) };
     }
     let sound = match extension.as_str() {
         "safetensors" => {
@@ -166,13 +176,23 @@ mod tests {
             assert_eq!(judged(name), Ok(()), "{name}");
         }
         // Each may hold a pickle, or be opened by what unpickles.
-        let others =
-            ["w.bin", "pytorch_model.bin", "w.npy", "w.npz", "w.nemo", "w.keras", "w.h5", "weights", "notes.zip"];
-        for name in
-            others.into_iter().chain(["a.tar", "x.so", "w.data", "onnx.data", "w.msgpack", "w.engine", "json", "w."])
-        {
+        let others = ["w.bin", "pytorch_model.bin", "w.npy", "w.npz", "w.nemo", "w.keras", "w.h5", "notes.zip"];
+        for name in others.into_iter().chain(["a.tar", "x.so", "w.data", "onnx.data", "w.msgpack", "w.engine", "w."]) {
             let said = judged(name).unwrap_err();
             assert!(said.contains(".safetensors, .gguf or .onnx"), "{name}: {said}");
         }
+    }
+    #[test]
+    fn a_file_without_an_ending_is_a_program_or_a_text_that_everybody_knows() {
+        assert_eq!(judge_name(&FileName::new("bin/serve").unwrap()), Ok(()));
+        for head in [&b"#!/bin/sh"[..], b"\x7fELF\x02"] {
+            assert_eq!(judge_head("bin/serve", head, 1000), Ok(()));
+        }
+        assert_eq!(judge_head("LICENSE", b"Apache", 1000), Ok(()));
+        for head in [&b"\x80\x02}q\x00."[..], b"PK\x03\x04\x00\x00", b"L119547037146038801333356L\n.", b"\x00\x01", b""]
+        {
+            judge_head("weights", head, 1000).unwrap_err();
+        }
+        judge_head("README", b"\x80\x02}q\x00.", 1000).unwrap_err();
     }
 }

@@ -140,7 +140,7 @@ impl World {
         change(&mut process);
         let dir = self.path("in");
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("program"), program).unwrap();
+        fs::write(dir.join("program.py"), program).unwrap();
         let draft = Draft {
             model_id: ModelId::new("m1").unwrap(),
             version: VersionId::new("v1").unwrap(),
@@ -484,7 +484,7 @@ impl Drop for Stranger {
 async fn wrong_bytes_and_a_taken_port_are_refused() {
     let w = World::new();
     let (executor, mut want) = (w.open(), w.server().await);
-    let program = w.path("store/m1/v1/program");
+    let program = w.path("store/m1/v1/program.py");
     let good = fs::read(&program).unwrap();
     let mut bad = good.clone();
     bad[0] ^= 1;
@@ -492,7 +492,7 @@ async fn wrong_bytes_and_a_taken_port_are_refused() {
     fs::write(&program, bad).unwrap();
     executor.start(ID, &want);
     assert_eq!(executor.gone().await, End::failed(Reason::ArtifactMismatch));
-    assert!(log(&executor, 5).await.contains("file program: SHA-256"));
+    assert!(log(&executor, 5).await.contains("file program.py: SHA-256"));
     executor.forget(ID, want.generation);
     fs::write(&program, good).unwrap();
 
@@ -563,7 +563,7 @@ async fn a_real_model_labels_rust() {
     fs::copy(value("model"), w.path("in/model.onnx")).unwrap();
     fs::copy(value("config"), w.path("in/config.min.json")).unwrap();
     let server = fs::read_to_string(root.join("docs/examples/onnx/onnx_server.py")).unwrap();
-    let argv = [value("python"), "{file:program}", "{model}", "{file:config.min.json}", "{host}", "{port}"];
+    let argv = [value("python"), "{file:program.py}", "{model}", "{file:config.min.json}", "{host}", "{port}"];
     let want = w.publish(&server, &argv, 60).await;
 
     let executor = w.open();

@@ -47,14 +47,19 @@ impl Played {
         facts.listening.remove(uuid);
     }
 
-    /// A report, as soon as somebody listens to that GPU.
+    /// Until somebody listens to that GPU.
     #[allow(clippy::disallowed_methods, reason = "no runtime is here")]
-    fn reports(&self, gpu: &str, fault: Fault) {
+    fn is_watched(&self, gpu: &str) {
         let end = Instant::now() + Duration::from_secs(20);
         while !self.facts().listening.contains(gpu) {
             assert!(Instant::now() < end, "nobody listens to {gpu}");
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// A report, as soon as somebody listens to that GPU.
+    fn reports(&self, gpu: &str, fault: Fault) {
+        self.is_watched(gpu);
         self.facts().reports.push_back((gpu.into(), fault));
     }
 
@@ -121,6 +126,8 @@ fn a_gpu_that_was_lost_and_healed_is_watched_again() {
     };
     let left_alone = |state: &State, device: u16| state.node(NodeNo(1)).unwrap().quarantine_of(device).is_some();
 
+    // One that falls before anybody has seen it is one that comes late.
+    driver.is_watched(lost);
     driver.falls(lost);
     let told = next(&mut seen);
     assert_eq!(told, fault(lost, Fault::Lost));

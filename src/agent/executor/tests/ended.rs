@@ -105,7 +105,7 @@ async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
     executor.stage_is(1, Stage::Ready).await;
     let (key, hangs) = (w.record(&want).key, Arc::new(AtomicBool::new(true)));
     // Several, so that one at least is there whenever somebody looks, on a loaded machine, too.
-    let undead: Vec<_> = (0..4)
+    let undead: Vec<_> = (0..16)
         .map(|_| {
             let (on, key) = (hangs.clone(), key.clone());
             std::thread::spawn(move || {
@@ -116,7 +116,7 @@ async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
             })
         })
         .collect();
-    eventually("another one is there", || w.living() >= 3).await;
+    eventually("another one is there", || w.living() >= 12).await;
     executor.stop(ID, want.generation, Reason::NodeDrain);
     let condition = |e: &Executor| e.actual().replicas[&ID][&want.generation];
     let stuck = Condition::Stuck { ok: true, why: Reason::NodeDrain };

@@ -24,11 +24,11 @@ for directory in listed.split(":"):
     tell("list", lambda: os.listdir(directory))
 tell("environ", lambda: open(f"/proc/{pid}/environ").read())
 tell("kill", lambda: os.kill(int(pid), 9))
-tell("write", lambda: open(model + "/program", "a"))
+tell("write", lambda: open(model + "/program.py", "a"))
 tell("add", lambda: open(model + "/more", "w"))
 tell("root", lambda: os.setuid(0))
 tell("group", lambda: os.setgroups([0]))
-assert os.path.getsize(model + "/program") > 100
+assert os.path.getsize(model + "/program.py") > 100
 open("mine", "w").close(); open(os.environ["TMPDIR"] + "/mine", "w").close(); open("/dev/stderr", "a").close()
 print("fds", sorted(os.listdir("/proc/self/fd")), "groups", os.getgroups(), "ids", os.getresuid(), os.getresgid(), flush=True)
 print("over", flush=True)
