@@ -67,6 +67,30 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
 }
 
 #[test]
+fn a_finding_about_one_manifest_does_not_lift_that_about_another() {
+    let mut state = world();
+    for (request, manifest) in [("r1", 7), ("r2", 8)] {
+        assert_eq!(told(&mut state, request, spec("t1", "v1", manifest)), None);
+        ends(&mut state, request, Reason::ArtifactMismatch);
+    }
+    for (request, manifest) in [("r3", 7), ("r4", 8)] {
+        let refused = told(&mut state, request, spec("t1", "v1", manifest));
+        assert_eq!(refused, Some(Reason::ModelCopyCorrupt), "manifest {manifest}");
+    }
+    state.take_changes();
+    let again = State::from_rows(state.live_rows()).unwrap();
+    assert_eq!((again.hash(), again.quarantines().count()), (state.hash(), 2));
+    let moved = state.live_rows().map(|(table, mut key, row)| {
+        key[0] ^= u8::from(table == crate::rows::Table::Quarantine);
+        (table, key, row)
+    });
+    assert!(matches!(State::from_rows(moved), Err(crate::rows::Error::Key { .. })), "rows are below their own keys");
+    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(2)]);
+    assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
+    assert_eq!(told(&mut state, "r4", spec("t1", "v1", 8)), None);
+}
+
+#[test]
 fn other_ends_put_nothing_into_quarantine() {
     let mut state = world();
     for (n, why) in [Reason::RuntimeFailed, Reason::StoreUnavailable, Reason::SignatureInvalid].into_iter().enumerate()
