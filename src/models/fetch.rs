@@ -71,7 +71,8 @@ impl<'a> Partial<'a> {
     fn fill(&mut self, from: &mut Source, asked: &Asked) -> Result<(), Error> {
         if from.promised().is_some_and(|promised| promised != self.artifact.size) {
             // Said in advance: not a byte of it is wanted.
-            return judge(self.artifact, from.promised().unwrap_or_default(), self.artifact.sha256);
+            let judged = judge(self.artifact, from.promised().unwrap_or_default(), self.artifact.sha256);
+            return judged.map_err(unread);
         }
         if from.from() != self.hashing.size() {
             self.restart()?;
@@ -92,6 +93,14 @@ impl<'a> Partial<'a> {
         self.file.sync_all().map_err(Error::at(&self.path))?;
         fs::rename(&self.path, to).map_err(Error::at(to))?;
         to.parent().map_or(Ok(()), sync_dir)
+    }
+}
+
+/// The same of a file of which nothing was read: a word about an answer, and not about bytes.
+fn unread(error: Error) -> Error {
+    match error {
+        Error::Mismatch { file, text } => Error::Unfit { file, text },
+        error => error,
     }
 }
 
@@ -187,7 +196,7 @@ fn bring_sealed(
     let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
     let done = opened.and_then(|partial| partial.finish(to));
     // It has served, or is of no use.
-    if matches!(done, Ok(()) | Err(Error::Mismatch { .. })) {
+    if matches!(done, Ok(()) | Err(Error::Mismatch { .. } | Error::Unfit { .. })) {
         let _ = fs::remove_file(sealed);
     }
     done.map(|()| fetched)
@@ -217,7 +226,7 @@ fn stored<'a>(
             Err(e) if transient(&e) && fruitless < patience.tries && Instant::now() < until => {
                 pause(patience, fruitless, asked)?;
             }
-            Err(e @ Error::Mismatch { .. }) => {
+            Err(e @ (Error::Mismatch { .. } | Error::Unfit { .. })) => {
                 let _ = fs::remove_file(&partial.path);
                 return Err(e);
             }

@@ -280,6 +280,11 @@ async fn each_bad_answer_has_its_reason_and_leaves_no_named_file() {
         let error = result.unwrap_err();
         assert_eq!(error.reason(), reason, "{deed:?}: {error}");
         assert!(error.to_string().contains(says), "{deed:?}: {error}");
+        match deed {
+            Deed::Flip => assert!(matches!(error, Error::Mismatch { .. }), "{error}"),
+            Deed::Absent => assert!(matches!(error, Error::Unfit { .. }), "no byte was read: {error}"),
+            _ => {}
+        }
         assert_eq!(fs::read_dir(w.root.join("cache/sha256")).unwrap().count(), 0, "{deed:?}");
         assert!(began.elapsed() < Duration::from_secs(20), "{deed:?}");
     }
