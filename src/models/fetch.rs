@@ -163,8 +163,11 @@ pub(super) fn bring(
     asked: &Asked,
 ) -> Result<Fetched, Error> {
     let Some(id) = manifest.encrypted_to else {
-        let (fetched, partial) = stored(store, manifest, artifact, partial, asked)?;
-        return partial.finish(to).map(|()| fetched);
+        return match bring_plain(store, manifest, artifact, partial, to, asked) {
+            // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
+            (true, Err(Error::Mismatch { .. })) => bring_plain(store, manifest, artifact, partial, to, asked).1,
+            (_, done) => done,
+        };
     };
     let key = store.key_for(manifest, id)?;
     let sealed = partial.with_file_name(sealed_name(artifact.sha256));
@@ -175,6 +178,22 @@ pub(super) fn bring(
             bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked)
         }
         done => done,
+    }
+}
+
+/// Whether it went on from what was there already, and how that ended; of what is wrong nothing is left.
+fn bring_plain(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    partial: &Path,
+    to: &Path,
+    asked: &Asked,
+) -> (bool, Result<Fetched, Error>) {
+    let left = partial.exists();
+    match stored(store, manifest, artifact, partial, asked) {
+        Ok((fetched, brought)) => (left || fetched.resumed > 0, brought.finish(to).map(|()| fetched)),
+        Err(error) => (left, Err(error)),
     }
 }
 
