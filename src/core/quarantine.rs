@@ -89,8 +89,8 @@ pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     let (JobSpec { tenant, model, version, .. }, node) = (spec, &found.node);
     let detail = format!(
         "version {version} of model {model} is in quarantine: node {node} found other bytes than its manifest says, and \
-         started nothing. Look at the store and at that node, then release it (nf model release {model}@{version} \
-         --tenant {tenant}), or publish it anew as another version"
+         started nothing. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
+         version (nf model release {model}@{version} --tenant {tenant}), or publish it anew as another one"
     );
     Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))
 }

@@ -50,7 +50,7 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     ends(&mut state, "r1", Reason::ArtifactMismatch);
     let refusal = try_run(&mut state, schedule("r3", spec("t1", "v1", 7))).unwrap_err();
     assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("model_version")));
-    for said in ["node n1", "nf model release m1@v1 --tenant t1"] {
+    for said in ["node n1", "nf node cordon n1", "nf model release m1@v1 --tenant t1"] {
         assert!(refusal.detail.contains(said), "{}", refusal.detail);
     }
     assert!(!state.job_of(&RequestId::new("r2").unwrap()).unwrap().is_over(), "what runs goes on");
