@@ -13,7 +13,7 @@ use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Versions of one tenant on record. At the cap the one that was found first makes room.
+/// Findings about one tenant's versions on record. At the cap the first of them makes room.
 pub const MAX_QUARANTINED: usize = 1_000;
 
 /// What was found.
@@ -30,14 +30,15 @@ pub struct Quarantine {
 impl Quarantine {
     /// The key of its row.
     pub fn key(&self) -> Digest16 {
-        key(&self.of)
+        key(&self.of, &self.manifest)
     }
 }
 
-// Names hold no NUL, so no two versions share a key.
-fn key(of: &Version) -> Digest16 {
+// Names hold no NUL, so no two versions share a key. The manifest is a part of it: what is found of one that was
+// published anew is no word about the one before.
+fn key(of: &Version, manifest: &[u8; 32]) -> Digest16 {
     let parts = [of.tenant.as_str(), of.model.as_str(), of.version.as_str()].map(str::as_bytes);
-    Digest16::of(&[b"quarantine", parts[0], b"\0", parts[1], b"\0", parts[2]])
+    Digest16::of(&[b"quarantine", parts[0], b"\0", parts[1], b"\0", parts[2], b"\0", manifest.as_slice()])
 }
 
 impl State {
@@ -83,13 +84,13 @@ fn version_of(spec: &JobSpec) -> Version {
 /// # Errors
 /// `ModelCopyCorrupt` with who found what, and how it is lifted.
 pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
-    let found = state.quarantines.get(&key(&version_of(spec)));
-    let Some(found) = found.filter(|found| spec.manifest == Some(found.manifest)) else { return Ok(()) };
+    let Some(manifest) = &spec.manifest else { return Ok(()) };
+    let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else { return Ok(()) };
     let (JobSpec { tenant, model, version, .. }, node) = (spec, &found.node);
     let detail = format!(
         "version {version} of model {model} is in quarantine: node {node} found other bytes than its manifest says, and \
-         started nothing. Look at the store and at that node, then release it (nf model release {model}@{version} \
-         --tenant {tenant}), or publish it anew as another version"
+         started nothing. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
+         version (nf model release {model}@{version} --tenant {tenant}), or publish it anew as another one"
     );
     Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))
 }
@@ -99,7 +100,7 @@ pub(crate) fn set(state: &mut State, spec: &JobSpec, node: &NodeName) {
     let Some(manifest) = spec.manifest else { return };
     let (of, at_ms) = (version_of(spec), state.meta().now_ms);
     let theirs = state.quarantines_of(&of.tenant);
-    if theirs.len() >= MAX_QUARANTINED && !theirs.contains(&key(&of)) {
+    if theirs.len() >= MAX_QUARANTINED && !theirs.contains(&key(&of, &manifest)) {
         let age = |key: &Digest16| state.quarantines.get(key).map(|found| (found.at_ms, *key));
         if let Some((_, first)) = theirs.iter().filter_map(age).min() {
             state.remove_quarantine(first);
@@ -108,9 +109,11 @@ pub(crate) fn set(state: &mut State, spec: &JobSpec, node: &NodeName) {
     state.put_quarantine(Quarantine { of, manifest, node: node.clone(), at_ms });
 }
 
-/// Somebody has looked into it.
+/// Somebody has looked into it: all that was found of the version is lifted, whatever manifest it was held against.
 pub(crate) fn release(state: &mut State, of: &Version) -> Answer {
-    Answer::Count(u32::from(state.remove_quarantine(key(of))))
+    let mut found = state.quarantines_of(&of.tenant);
+    found.retain(|key| state.quarantines.get(key).is_some_and(|found| found.of == *of));
+    Answer::Count(found.into_iter().map(|key| u32::from(state.remove_quarantine(key))).sum())
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ impl Cache {
         }
         fs::set_permissions(&to, Permissions::from_mode(0o444)).map_err(Error::at(&to))?;
         let checked = verify(into, &to, artifact, asked);
-        if matches!(checked, Err(Error::Mismatch { .. })) {
+        if matches!(checked, Err(Error::Mismatch { .. } | Error::Unfit { .. })) {
             // The copy on disk rotted or was changed: the next fetch brings it again.
             let _ = fs::remove_file(&to);
             fs::remove_file(&from).map_err(Error::at(&from))?;

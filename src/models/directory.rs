@@ -66,7 +66,7 @@ pub(super) fn open_regular(root: &Path, path: &Path) -> Result<File, Error> {
         if kind.is_symlink() || (at == path && !kind.is_file()) {
             counts::refused(Refused::Link);
             let text = "a link or not a regular file; a version holds plain files only".into();
-            return Err(Error::Mismatch { file: below.display().to_string(), text });
+            return Err(Error::Unfit { file: below.display().to_string(), text });
         }
     }
     // NONBLOCK: should a pipe be put in the file's place meanwhile, opening it must not hang.

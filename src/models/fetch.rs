@@ -71,7 +71,8 @@ impl<'a> Partial<'a> {
     fn fill(&mut self, from: &mut Source, asked: &Asked) -> Result<(), Error> {
         if from.promised().is_some_and(|promised| promised != self.artifact.size) {
             // Said in advance: not a byte of it is wanted.
-            return judge(self.artifact, from.promised().unwrap_or_default(), self.artifact.sha256);
+            let judged = judge(self.artifact, from.promised().unwrap_or_default(), self.artifact.sha256);
+            return judged.map_err(unread);
         }
         if from.from() != self.hashing.size() {
             self.restart()?;
@@ -92,6 +93,14 @@ impl<'a> Partial<'a> {
         self.file.sync_all().map_err(Error::at(&self.path))?;
         fs::rename(&self.path, to).map_err(Error::at(to))?;
         to.parent().map_or(Ok(()), sync_dir)
+    }
+}
+
+/// The same of a file of which nothing was read: a word about an answer, and not about bytes.
+fn unread(error: Error) -> Error {
+    match error {
+        Error::Mismatch { file, text } => Error::Unfit { file, text },
+        error => error,
     }
 }
 
@@ -154,8 +163,11 @@ pub(super) fn bring(
     asked: &Asked,
 ) -> Result<Fetched, Error> {
     let Some(id) = manifest.encrypted_to else {
-        let (fetched, partial) = stored(store, manifest, artifact, partial, asked)?;
-        return partial.finish(to).map(|()| fetched);
+        return match bring_plain(store, manifest, artifact, partial, to, asked) {
+            // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
+            (true, Err(Error::Mismatch { .. })) => bring_plain(store, manifest, artifact, partial, to, asked).1,
+            (_, done) => done,
+        };
     };
     let key = store.key_for(manifest, id)?;
     let sealed = partial.with_file_name(sealed_name(artifact.sha256));
@@ -166,6 +178,22 @@ pub(super) fn bring(
             bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked)
         }
         done => done,
+    }
+}
+
+/// Whether it went on from what was there already, and how that ended; of what is wrong nothing is left.
+fn bring_plain(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    partial: &Path,
+    to: &Path,
+    asked: &Asked,
+) -> (bool, Result<Fetched, Error>) {
+    let left = partial.exists();
+    match stored(store, manifest, artifact, partial, asked) {
+        Ok((fetched, brought)) => (left || fetched.resumed > 0, brought.finish(to).map(|()| fetched)),
+        Err(error) => (left, Err(error)),
     }
 }
 
@@ -187,7 +215,7 @@ fn bring_sealed(
     let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
     let done = opened.and_then(|partial| partial.finish(to));
     // It has served, or is of no use.
-    if matches!(done, Ok(()) | Err(Error::Mismatch { .. })) {
+    if matches!(done, Ok(()) | Err(Error::Mismatch { .. } | Error::Unfit { .. })) {
         let _ = fs::remove_file(sealed);
     }
     done.map(|()| fetched)
@@ -217,7 +245,7 @@ fn stored<'a>(
             Err(e) if transient(&e) && fruitless < patience.tries && Instant::now() < until => {
                 pause(patience, fruitless, asked)?;
             }
-            Err(e @ Error::Mismatch { .. }) => {
+            Err(e @ (Error::Mismatch { .. } | Error::Unfit { .. })) => {
                 let _ = fs::remove_file(&partial.path);
                 return Err(e);
             }

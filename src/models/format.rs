@@ -127,9 +127,9 @@ fn judge_head(name: &str, head: &[u8], size: u64) -> Result<(), String> {
 /// Looks at a whole file that lies here.
 ///
 /// # Errors
-/// [`Error::Mismatch`] with the file, when it is not what its name says.
+/// [`Error::Unfit`] with the file, when it is not what its name says.
 pub(super) fn judge(name: &FileName, file: &mut File) -> Result<(), Error> {
-    let wrong = |text: String| Error::Mismatch { file: name.to_string(), text };
+    let wrong = |text: String| Error::Unfit { file: name.to_string(), text };
     judge_name(name).map_err(wrong)?;
     let look = |file: &mut File| -> io::Result<(Vec<u8>, u64)> {
         file.seek(SeekFrom::Start(0))?;

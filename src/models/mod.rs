@@ -49,6 +49,9 @@ pub enum Error {
     /// Bytes are not those that the manifest lists.
     #[error("file {file}: {text}")]
     Mismatch { file: String, text: String },
+    /// Not had as the manifest says it, for another cause than bytes that were read and are others.
+    #[error("file {file}: {text}")]
+    Unfit { file: String, text: String },
     #[error("the store has no {model} {version}; see what it has with its directory listing, or publish it first")]
     Missing { model: String, version: String },
     #[error("{model} {version} is published already with other content; versions never change, choose a new one")]
@@ -67,7 +70,7 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match self {
             Error::Url { .. } => Reason::ConfigInvalid,
-            Error::Manifest { .. } | Error::Mismatch { .. } => Reason::ArtifactMismatch,
+            Error::Manifest { .. } | Error::Mismatch { .. } | Error::Unfit { .. } => Reason::ArtifactMismatch,
             Error::Missing { .. } => Reason::ModelNotFound,
             Error::Exists { .. } => Reason::Conflict,
             Error::Refused { reason, .. } => *reason,

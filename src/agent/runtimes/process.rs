@@ -140,7 +140,7 @@ async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
     };
     let Launch::Process(process) = manifest.runtime.clone() else {
         post.note("the manifest's runtime is simulated, the job's is process").await;
-        return Err(End::failed(Reason::ArtifactMismatch));
+        return Err(End::failed(Reason::ModelNotFound));
     };
     if let Some(port) = want.port
         && port_is_taken(&want.host, port).await

@@ -343,6 +343,7 @@ impl Service {
             // A tenant sees the cluster's sums and its own use, not the machines.
             answer.nodes.clear();
         }
+        answer.tenants = answer.tenants.into_iter().map(|body| super::tenants::told(call, body)).collect();
         Ok(answer)
     }
 

@@ -40,7 +40,7 @@ impl From<&Quarantine> for QuarantineBody {
     }
 }
 
-/// Versions in quarantine, by tenant, model and version.
+/// Versions in quarantine, by tenant, model, version and manifest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct QuarantineList {
     pub items: Vec<QuarantineBody>,
@@ -57,7 +57,7 @@ impl Service {
         call.who.acts(Some(of.tenant.clone()))?;
         let (answer, index) = self.commit(call, Intent::Release(of)).await?;
         self.applied_past(index.saturating_sub(1), call.deadline).await;
-        Ok((answer == Answer::Count(1), index))
+        Ok((matches!(answer, Answer::Count(lifted) if lifted > 0), index))
     }
 
     /// What is in quarantine, for one tenant or all.
@@ -67,7 +67,7 @@ impl Service {
         let mine = |of: &Version| call.tenant.as_ref().is_none_or(|tenant| *tenant == of.tenant);
         let mut items: Vec<_> = view.state.quarantines().filter(|found| mine(&found.of)).collect();
         let first = usize::try_from(page.after.unwrap_or(0)).unwrap_or(usize::MAX).min(items.len());
-        items.sort_by_cached_key(|found| found.of.object());
+        items.sort_by_cached_key(|found| (found.of.object(), found.manifest));
         items.drain(..first);
         let next_token = (items.len() > page.per_page).then(|| page.token((first + page.per_page) as u64));
         items.truncate(page.per_page);

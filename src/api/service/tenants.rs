@@ -134,7 +134,7 @@ pub struct TenantList {
 }
 
 /// A tenant sees its own limits, and not who is above it: that is another tenant.
-fn told(call: &Call, mut body: TenantBody) -> TenantBody {
+pub(super) fn told(call: &Call, mut body: TenantBody) -> TenantBody {
     if !call.who.wide() {
         body.quota.parent = None;
     }

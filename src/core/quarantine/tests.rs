@@ -50,7 +50,7 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     ends(&mut state, "r1", Reason::ArtifactMismatch);
     let refusal = try_run(&mut state, schedule("r3", spec("t1", "v1", 7))).unwrap_err();
     assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("model_version")));
-    for said in ["node n1", "nf model release m1@v1 --tenant t1"] {
+    for said in ["node n1", "nf node cordon n1", "nf model release m1@v1 --tenant t1"] {
         assert!(refusal.detail.contains(said), "{}", refusal.detail);
     }
     assert!(!state.job_of(&RequestId::new("r2").unwrap()).unwrap().is_over(), "what runs goes on");
@@ -64,6 +64,32 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(1)]);
     assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
     assert!(crate::invariants::check(&state).is_empty());
+}
+
+#[test]
+fn a_finding_about_one_manifest_does_not_lift_that_about_another() {
+    let mut state = world();
+    for (request, manifest) in [("r1", 7), ("r2", 8)] {
+        assert_eq!(told(&mut state, request, spec("t1", "v1", manifest)), None);
+        ends(&mut state, request, Reason::ArtifactMismatch);
+    }
+    for (request, manifest) in [("r3", 7), ("r4", 8)] {
+        let refused = told(&mut state, request, spec("t1", "v1", manifest));
+        assert_eq!(refused, Some(Reason::ModelCopyCorrupt), "manifest {manifest}");
+    }
+    state.take_changes();
+    let again = State::from_rows(state.live_rows()).unwrap();
+    assert_eq!((again.hash(), again.quarantines().count()), (state.hash(), 2));
+    let moved = state.live_rows().map(|(table, mut key, row)| {
+        if table == crate::rows::Table::Quarantine {
+            key[0] ^= 1;
+        }
+        (table, key, row)
+    });
+    assert!(matches!(State::from_rows(moved), Err(crate::rows::Error::Key { .. })), "rows are below their own keys");
+    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(2)]);
+    assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
+    assert_eq!(told(&mut state, "r4", spec("t1", "v1", 8)), None);
 }
 
 #[test]
