@@ -158,6 +158,27 @@ fn what_is_only_preferred_uses_as_few_domains_as_can_be_and_keeps_nobody_waiting
 }
 
 #[test]
+fn what_is_only_preferred_does_not_keep_a_gang_at_the_limit_of_a_type() {
+    let mut state = State::new();
+    unlimited(&mut state);
+    let kind = |name: &str| crate::id::DeviceType::new(name).unwrap();
+    for (name, model) in [("a", "H100"), ("b", "A100")] {
+        let mut spec = testing::node_spec(4);
+        (spec.zone, spec.rack) = (label("z"), label(name));
+        spec.devices.iter_mut().for_each(|device| device.device_type = kind(model));
+        testing::run(&mut state, testing::register(name, spec));
+    }
+    let few = crate::tenant::Share { gpu_milli: 2_000, ..Default::default() };
+    let quota = Quota { gpu_milli: Some(10_000_000), types: [(kind("H100"), few)].into(), ..Quota::default() };
+    testing::run(&mut state, Intent::SetQuota { tenant: crate::id::TenantId::new("t1").unwrap(), quota });
+    // Each replica may be of either type; all of them can't be H100s.
+    let mut spec = JobSpec { gang: true, replicas: 4, ..testing::job_spec("t1", Gpus::Whole(1)) };
+    spec.constraints.topology.preferred = Some(Level::Rack);
+    testing::run(&mut state, testing::schedule("gang", spec));
+    assert_eq!(racks_of(&state, "gang"), ["b"; 4]);
+}
+
+#[test]
 fn victims_free_one_domain_and_cost_what_the_cheapest_such_set_costs() {
     let (mut met, mut none, mut dearer) = (0, 0, 0);
     for seed in 0..2500 {
