@@ -96,6 +96,12 @@ pub(super) fn choices(state: &State, spec: &JobSpec, level: Level, wanted: usize
     let placed: u64 = limits.siblings.values().map(|count| u64::from(*count)).sum();
     if placed > 0 {
         rooms.retain(|room| room.placed > 0);
+    } else if !spec.gang {
+        // The first replica ties the others to its domain: not to one that can never hold them, if another can.
+        let all = (wanted as u64).max(u64::from(spec.replicas));
+        if rooms.iter().any(|room| room.most >= all) {
+            rooms.retain(|room| room.most >= all);
+        }
     }
     // A service may grow; that will be where its first replicas are.
     let grows = u64::from(spec.most_replicas()).saturating_sub(placed);
@@ -203,7 +209,7 @@ pub(super) fn blocker(state: &State, spec: &JobSpec, replicas: u64, limits: &Lim
     }
     let what = level.name();
     let placed: u64 = rooms.iter().map(|room| room.placed).sum();
-    let never = rooms.iter().all(|room| room.most < times);
+    let never = rooms.iter().all(|room| room.most.saturating_sub(room.placed) < times);
     let each = |room: &Room| format!("{} has room for {} of {times}", room.domain, room.count);
     let first = rooms.iter().take(NAMED).map(each).collect::<Vec<_>>().join(", ");
     let more = rooms.len().checked_sub(NAMED).filter(|more| *more > 0);
