@@ -32,12 +32,20 @@ pub struct Bill {
     paid: u64,
     /// What the reactive rule would have paid.
     reference: u64,
-    /// What came in the last minute: when, and slots times milliseconds.
-    recent: VecDeque<(u64, u64)>,
+    /// What came in the last minute.
+    recent: VecDeque<Came>,
     /// Replicas for the busiest minute so far.
     busiest: u32,
     pays_back: bool,
     rests: bool,
+}
+
+/// What came until then, in slots times milliseconds, and how long that took.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Came {
+    at_ms: u64,
+    dt_ms: u64,
+    work: u64,
 }
 
 /// Since the last look.
@@ -65,12 +73,14 @@ impl Bill {
         self.seen_ms = keep(self.seen_ms).saturating_add(dt_ms);
         self.paid = keep(self.paid).saturating_add(u64::from(replicas) * dt_ms);
         self.reference = keep(self.reference).saturating_add(u64::from(reference) * dt_ms);
-        self.recent.push_back((now_ms, work));
-        while self.recent.front().is_some_and(|(at, _)| at + STRETCH_MS <= now_ms) {
+        self.recent.push_back(Came { at_ms: now_ms, dt_ms, work });
+        while self.recent.front().is_some_and(|came| came.at_ms + STRETCH_MS <= now_ms) {
             self.recent.pop_front();
         }
-        let work: u64 = self.recent.iter().map(|(_, work)| *work).fold(0, u64::saturating_add);
-        let replica = u64::from(service.slots).saturating_mul(STRETCH_MS.max(dt_ms));
+        let work = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.work));
+        // Looks that are far apart, or late, tell of more than the stretch.
+        let lasted = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.dt_ms));
+        let replica = u64::from(service.slots).saturating_mul(lasted.max(STRETCH_MS));
         let needs = u32::try_from(work.div_ceil(replica.max(1))).unwrap_or(MOST_REPLICAS);
         self.busiest = self.busiest.max(needs.min(service.max));
         self.judge();
@@ -176,6 +186,19 @@ mod tests {
         assert!(!bill.rests());
         looks(&mut bill, 60_000, 160_000, 10, 10, 1);
         assert!(bill.rests(), "the whole of it is more than a part");
+    }
+
+    #[test]
+    fn looks_that_are_far_apart_make_no_busy_minute() {
+        let (service, mut bill) = (Service::default(), Bill::default());
+        // Always ten: at looks of forty seconds, then one that comes ten minutes late, then of five seconds.
+        let mut now_ms = 0;
+        for dt_ms in [40_000_u64; 20].into_iter().chain([600_000_u64]).chain([5_000_u64; 20]) {
+            now_ms += dt_ms;
+            let work = 10 * u64::from(service.slots) * dt_ms;
+            bill.pay(&service, &Spent { now_ms, dt_ms, replicas: 10, reference: 10, work });
+        }
+        assert_eq!(bill.busiest(), 10);
     }
 
     /// By sums that never fade, too.
