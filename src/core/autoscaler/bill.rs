@@ -82,7 +82,10 @@ impl Bill {
         let lasted = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.dt_ms));
         let replica = u64::from(service.slots).saturating_mul(lasted.max(STRETCH_MS));
         let needs = u32::try_from(work.div_ceil(replica.max(1))).unwrap_or(MOST_REPLICAS);
-        self.busiest = self.busiest.max(needs.min(service.max));
+        // How long requests take is still a guess: what it makes of them would never be forgotten.
+        if !(service.service_guessed && self.seen_ms < EARLY_MS) {
+            self.busiest = self.busiest.max(needs.min(service.max));
+        }
         self.judge();
     }
 
@@ -186,6 +189,20 @@ mod tests {
         assert!(!bill.rests());
         looks(&mut bill, 60_000, 160_000, 10, 10, 1);
         assert!(bill.rests(), "the whole of it is more than a part");
+    }
+
+    #[test]
+    fn what_a_guess_makes_of_the_first_minutes_is_not_kept() {
+        let look = |bill: &mut Bill, service: &Service, now_ms: u64| {
+            let busy = if now_ms <= 120_000 { 90 } else { 10 };
+            let work = busy * u64::from(service.slots) * TICK_MS;
+            bill.pay(service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 10, reference: 10, work });
+        };
+        for (service_guessed, busiest) in [(true, 10), (false, 90)] {
+            let (service, mut bill) = (Service { service_guessed, ..Service::default() }, Bill::default());
+            (1..=120).for_each(|n| look(&mut bill, &service, n * TICK_MS));
+            assert_eq!(bill.busiest(), busiest);
+        }
     }
 
     #[test]
