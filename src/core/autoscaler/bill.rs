@@ -32,6 +32,8 @@ pub struct Bill {
     paid: u64,
     /// What the reactive rule would have paid.
     reference: u64,
+    /// What neither can do without: the service's least number of replicas.
+    floor: u64,
     /// What came in the last minute.
     recent: VecDeque<Came>,
     /// Replicas for the busiest minute so far.
@@ -73,6 +75,7 @@ impl Bill {
         self.seen_ms = keep(self.seen_ms).saturating_add(dt_ms);
         self.paid = keep(self.paid).saturating_add(u64::from(replicas) * dt_ms);
         self.reference = keep(self.reference).saturating_add(u64::from(reference) * dt_ms);
+        self.floor = keep(self.floor).saturating_add(u64::from(service.min.min(replicas).min(reference)) * dt_ms);
         self.recent.push_back(Came { at_ms: now_ms, dt_ms, work });
         while self.recent.front().is_some_and(|came| came.at_ms + STRETCH_MS <= now_ms) {
             self.recent.pop_front();
@@ -90,12 +93,14 @@ impl Bill {
     }
 
     fn judge(&mut self) {
-        let each_s = self.reference / (self.seen_ms / 1000).max(1);
+        // Of what both pay all the time nothing can be saved, and so nothing is owed.
+        let (paid, reference) = (self.paid.saturating_sub(self.floor), self.reference.saturating_sub(self.floor));
+        let each_s = |sum: u64| sum / (self.seen_ms / 1000).max(1);
         let early_s = ADVANCED_MS.saturating_sub(self.seen_ms) / 1000;
-        let advance = each_s.saturating_mul(ADVANCE_MS / 1000 * early_s / (ADVANCED_MS / 1000));
-        let saved = if self.rests { each_s.saturating_mul(SAVED_MS / 1000) } else { 0 };
-        let may = (self.reference / 1000).saturating_mul(SHARE_M).saturating_add(advance);
-        self.rests = self.paid.saturating_add(saved) > may;
+        let advance = each_s(self.reference).saturating_mul(ADVANCE_MS / 1000 * early_s / (ADVANCED_MS / 1000));
+        let saved = if self.rests { each_s(reference).saturating_mul(SAVED_MS / 1000) } else { 0 };
+        let may = (reference / 1000).saturating_mul(SHARE_M).saturating_add(advance);
+        self.rests = paid.saturating_add(saved) > may;
     }
 
     /// More was paid than the reactive rule would have: nothing is tried until some of it is saved again.
@@ -216,6 +221,15 @@ mod tests {
             bill.pay(&service, &Spent { now_ms, dt_ms, replicas: 10, reference: 10, work });
         }
         assert_eq!(bill.busiest(), 10);
+    }
+
+    #[test]
+    fn who_stays_at_the_least_that_the_service_has_owes_nothing() {
+        let (service, mut bill) = (Service { min: 2, ..Service::default() }, Bill::default());
+        for now_ms in (TICK_MS..=12 * 3_600_000).step_by(TICK_MS as usize) {
+            bill.pay(&service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 2, reference: 2, work: 0 });
+            assert!(!bill.rests(), "{now_ms}");
+        }
     }
 
     /// By sums that never fade, too.
