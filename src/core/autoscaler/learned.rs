@@ -81,6 +81,18 @@ impl Learned {
         self.first = self.first.saturating_add(old as u64);
     }
 
+    /// Another version takes its own time to start, and may have been given a corrected one: that counts until starts
+    /// of it are seen.
+    pub fn of_another_version(&mut self) {
+        self.cold_start_ms = 0;
+    }
+
+    /// Starts that took so long, and nothing else.
+    #[cfg(test)]
+    pub(crate) fn of_starts(cold_start_ms: u32) -> Self {
+        Self { cold_start_ms, ..Self::default() }
+    }
+
     /// Most bytes that it takes in a command.
     pub fn weight(&self) -> usize {
         24 + 3 * self.rates.len()
