@@ -161,7 +161,7 @@ impl Scaler {
             let Some(scaling) = job.spec.scaling else { continue };
             let name = name(job);
             let all = whole.get(&name).copied().unwrap_or(Whole { jobs: 1, ready: 0 });
-            let Some(known) = self.known(job, scaling, &mut looked.records) else { continue };
+            let Some(known) = self.known(job, scaling, at_ms, &mut looked.records) else { continue };
             let heard = known.ears.listen(&ready(job), &told);
             let heard = known.ears.with(heard, monitor(&measured, &name), all.ready, all.jobs);
             let (sum, unheard) = sums.of(&name);
@@ -188,14 +188,14 @@ impl Scaler {
     /// Begins anew where the terms have changed, and where somebody asked for more than was said:
     /// who begins takes nothing away for a while. As many as there were before mean that nobody asked, and what was
     /// said was lost.
-    fn known(&mut self, job: &Job, scaling: Scaling, records: &mut Vec<Record>) -> Option<&mut Known> {
+    fn known(&mut self, job: &Job, scaling: Scaling, at_ms: u64, records: &mut Vec<Record>) -> Option<&mut Known> {
         let asked = |known: &Known| known.said.is_some_and(|(stood, said)| job.desired() > said.max(stood).max(1));
         let service = service(job, &scaling, self.pace);
         let other = |known: &Known| known.scaling != scaling || *known.scaler.service() != service;
         if self.scalers.get(&job.no).is_none_or(|known| other(known) || asked(known)) {
             // What is stored was checked when it was accepted; what still can't be is left alone.
             let mut scaler = Autoscaler::new(service).ok()?;
-            job.learned.iter().for_each(|learned| scaler.recall(learned));
+            job.learned.iter().for_each(|learned| scaler.recall(learned, at_ms));
             let ears = self.scalers.remove(&job.no).map(|known| known.ears).unwrap_or_default();
             let ((tenant, model), term) = (name(job), self.term);
             self.made += 1;

@@ -108,6 +108,9 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
     if course == Course::Done {
         job.spec = rollout.to.clone();
         job.revision = rollout.revision;
+        if let Some(learned) = &mut job.learned {
+            Arc::make_mut(learned).of_another_version();
+        }
         // Not before: until it is there for good, what it replaces must be able to come back.
         floor::raise(state, &job.spec);
     }

@@ -26,7 +26,7 @@ pub(super) fn scale(state: &mut State, no: JobNo, target: &Target) -> Result<Ans
     let (before, from) = (job.state(), job.desired());
     resize(&mut job, target.replicas, state.meta().now_ms);
     if let Some(news) = &target.learned {
-        Arc::make_mut(job.learned.get_or_insert_default()).add(news);
+        Arc::make_mut(job.learned.get_or_insert_default()).add(news, state.meta().now_ms);
     }
     let (request, tenant, model) = (job.request.clone(), job.spec.tenant.clone(), job.spec.model.clone());
     let Target { replicas: to, why, inputs, .. } = target.clone();

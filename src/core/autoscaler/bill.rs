@@ -32,12 +32,22 @@ pub struct Bill {
     paid: u64,
     /// What the reactive rule would have paid.
     reference: u64,
-    /// What came in the last minute: when, and slots times milliseconds.
-    recent: VecDeque<(u64, u64)>,
+    /// What neither can do without: the service's least number of replicas.
+    floor: u64,
+    /// What came in the last minute.
+    recent: VecDeque<Came>,
     /// Replicas for the busiest minute so far.
     busiest: u32,
     pays_back: bool,
     rests: bool,
+}
+
+/// What came until then, in slots times milliseconds, and how long that took.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Came {
+    at_ms: u64,
+    dt_ms: u64,
+    work: u64,
 }
 
 /// Since the last look.
@@ -65,24 +75,32 @@ impl Bill {
         self.seen_ms = keep(self.seen_ms).saturating_add(dt_ms);
         self.paid = keep(self.paid).saturating_add(u64::from(replicas) * dt_ms);
         self.reference = keep(self.reference).saturating_add(u64::from(reference) * dt_ms);
-        self.recent.push_back((now_ms, work));
-        while self.recent.front().is_some_and(|(at, _)| at + STRETCH_MS <= now_ms) {
+        self.floor = keep(self.floor).saturating_add(u64::from(service.min.min(replicas).min(reference)) * dt_ms);
+        self.recent.push_back(Came { at_ms: now_ms, dt_ms, work });
+        while self.recent.front().is_some_and(|came| came.at_ms + STRETCH_MS <= now_ms) {
             self.recent.pop_front();
         }
-        let work: u64 = self.recent.iter().map(|(_, work)| *work).fold(0, u64::saturating_add);
-        let replica = u64::from(service.slots).saturating_mul(STRETCH_MS.max(dt_ms));
+        let work = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.work));
+        // Looks that are far apart, or late, tell of more than the stretch.
+        let lasted = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.dt_ms));
+        let replica = u64::from(service.slots).saturating_mul(lasted.max(STRETCH_MS));
         let needs = u32::try_from(work.div_ceil(replica.max(1))).unwrap_or(MOST_REPLICAS);
-        self.busiest = self.busiest.max(needs.min(service.max));
+        // How long requests take is still a guess: what it makes of them would never be forgotten.
+        if !(service.service_guessed && self.seen_ms < EARLY_MS) {
+            self.busiest = self.busiest.max(needs.min(service.max));
+        }
         self.judge();
     }
 
     fn judge(&mut self) {
-        let each_s = self.reference / (self.seen_ms / 1000).max(1);
+        // Of what both pay all the time nothing can be saved, and so nothing is owed.
+        let (paid, reference) = (self.paid.saturating_sub(self.floor), self.reference.saturating_sub(self.floor));
+        let each_s = |sum: u64| sum / (self.seen_ms / 1000).max(1);
         let early_s = ADVANCED_MS.saturating_sub(self.seen_ms) / 1000;
-        let advance = each_s.saturating_mul(ADVANCE_MS / 1000 * early_s / (ADVANCED_MS / 1000));
-        let saved = if self.rests { each_s.saturating_mul(SAVED_MS / 1000) } else { 0 };
-        let may = (self.reference / 1000).saturating_mul(SHARE_M).saturating_add(advance);
-        self.rests = self.paid.saturating_add(saved) > may;
+        let advance = each_s(self.reference).saturating_mul(ADVANCE_MS / 1000 * early_s / (ADVANCED_MS / 1000));
+        let saved = if self.rests { each_s(reference).saturating_mul(SAVED_MS / 1000) } else { 0 };
+        let may = (reference / 1000).saturating_mul(SHARE_M).saturating_add(advance);
+        self.rests = paid.saturating_add(saved) > may;
     }
 
     /// More was paid than the reactive rule would have: nothing is tried until some of it is saved again.
@@ -176,6 +194,42 @@ mod tests {
         assert!(!bill.rests());
         looks(&mut bill, 60_000, 160_000, 10, 10, 1);
         assert!(bill.rests(), "the whole of it is more than a part");
+    }
+
+    #[test]
+    fn what_a_guess_makes_of_the_first_minutes_is_not_kept() {
+        let look = |bill: &mut Bill, service: &Service, now_ms: u64| {
+            let busy = if now_ms <= 120_000 { 90 } else { 10 };
+            let work = busy * u64::from(service.slots) * TICK_MS;
+            bill.pay(service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 10, reference: 10, work });
+        };
+        for (service_guessed, busiest) in [(true, 10), (false, 90)] {
+            let (service, mut bill) = (Service { service_guessed, ..Service::default() }, Bill::default());
+            (1..=120).for_each(|n| look(&mut bill, &service, n * TICK_MS));
+            assert_eq!(bill.busiest(), busiest);
+        }
+    }
+
+    #[test]
+    fn looks_that_are_far_apart_make_no_busy_minute() {
+        let (service, mut bill) = (Service::default(), Bill::default());
+        // Always ten: at looks of forty seconds, then one that comes ten minutes late, then of five seconds.
+        let mut now_ms = 0;
+        for dt_ms in [40_000_u64; 20].into_iter().chain([600_000_u64]).chain([5_000_u64; 20]) {
+            now_ms += dt_ms;
+            let work = 10 * u64::from(service.slots) * dt_ms;
+            bill.pay(&service, &Spent { now_ms, dt_ms, replicas: 10, reference: 10, work });
+        }
+        assert_eq!(bill.busiest(), 10);
+    }
+
+    #[test]
+    fn who_stays_at_the_least_that_the_service_has_owes_nothing() {
+        let (service, mut bill) = (Service { min: 2, ..Service::default() }, Bill::default());
+        for now_ms in (TICK_MS..=12 * 3_600_000).step_by(TICK_MS as usize) {
+            bill.pay(&service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 2, reference: 2, work: 0 });
+            assert!(!bill.rests(), "{now_ms}");
+        }
     }
 
     /// By sums that never fade, too.

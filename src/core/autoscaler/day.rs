@@ -23,6 +23,8 @@ impl Day {
         let slot = now_ms.saturating_sub(1) / ROLL_UP_MS;
         match self.past.back_mut() {
             Some((last, sum)) if *last == slot => *sum = sum.saturating_add(count_m),
+            // The clock was ahead, and is not any more: what is looked up by its time stays in order.
+            Some((last, _)) if *last > slot => {}
             _ => self.past.push_back((slot, count_m)),
         }
         while self.past.len() > REMEMBERED {
@@ -84,5 +86,14 @@ mod tests {
         assert!(expected.first().is_some_and(|at| (nine - 100_000..nine).contains(at)), "{:?}", expected.first());
         assert!(expected.iter().all(|at| (nine - 100_000..=nine + 300_000).contains(at)));
         assert!(day.past.len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_leaves_what_is_remembered_in_order() {
+        let mut day = Day::default();
+        for at_ms in [ROLL_UP_MS, 4 * ROLL_UP_MS, 2 * ROLL_UP_MS, 5 * ROLL_UP_MS] {
+            day.push(at_ms, 1_000);
+        }
+        assert_eq!(day.past, [(0, 1_000), (3, 1_000), (4, 1_000)]);
     }
 }

@@ -3,7 +3,7 @@
 //! kept with the job, so that the next leader begins with it. It does not know who leads.
 
 use super::Autoscaler;
-use super::day::REMEMBERED;
+use super::day::{REMEMBERED, ROLL_UP_MS};
 use super::fleet::ColdStart;
 use super::learn::ServiceTime;
 use serde::{Deserialize, Serialize};
@@ -51,8 +51,9 @@ impl Learned {
         self.first.saturating_add(self.rates.len() as u64)
     }
 
-    /// Adds what was learned since.
-    pub fn add(&mut self, news: &Learned) {
+    /// Adds what was learned since. What is told of later than `now_ms` comes from a clock that was ahead: kept, it
+    /// would hide whatever is learned until then.
+    pub fn add(&mut self, news: &Learned, now_ms: u64) {
         if news.cold_start_ms > 0 {
             self.cold_start_ms = news.cold_start_ms;
         }
@@ -64,7 +65,9 @@ impl Learned {
             return;
         }
         let fresh = usize::try_from(self.end().saturating_sub(news.first)).unwrap_or(usize::MAX);
-        let Some(rates) = news.rates.get(fresh..).filter(|rates| !rates.is_empty()) else { return };
+        let begun = (now_ms / ROLL_UP_MS).saturating_add(1).saturating_sub(news.first);
+        let begun = usize::try_from(begun).unwrap_or(usize::MAX).min(news.rates.len());
+        let Some(rates) = news.rates[..begun].get(fresh..).filter(|rates| !rates.is_empty()) else { return };
         let apart = news.first.saturating_sub(self.end());
         match usize::try_from(apart) {
             Ok(apart) if apart < REMEMBERED && !self.rates.is_empty() => {
@@ -76,6 +79,18 @@ impl Learned {
         let old = self.rates.len().saturating_sub(REMEMBERED);
         self.rates.drain(..old);
         self.first = self.first.saturating_add(old as u64);
+    }
+
+    /// Another version takes its own time to start, and may have been given a corrected one: that counts until starts
+    /// of it are seen.
+    pub fn of_another_version(&mut self) {
+        self.cold_start_ms = 0;
+    }
+
+    /// Starts that took so long, and nothing else.
+    #[cfg(test)]
+    pub(crate) fn of_starts(cold_start_ms: u32) -> Self {
+        Self { cold_start_ms, ..Self::default() }
     }
 
     /// Most bytes that it takes in a command.
@@ -111,8 +126,8 @@ impl Autoscaler {
         news
     }
 
-    /// Begins with what others have learned. To be called before the first look.
-    pub fn recall(&mut self, learned: &Learned) {
+    /// Begins with what others have learned until now. To be called before the first look.
+    pub fn recall(&mut self, learned: &Learned, now_ms: u64) {
         if learned.cold_start_ms > 0 {
             self.cold = ColdStart::new(learned.cold_start_ms.into());
         }
@@ -120,7 +135,8 @@ impl Autoscaler {
             self.time = ServiceTime::new(learned.service_ms.into(), true);
             self.staffing.follow(self.time.ms());
         }
-        let rates = (learned.first..).zip(&learned.rates);
+        let begun = now_ms / ROLL_UP_MS;
+        let rates = (learned.first..).zip(&learned.rates).take_while(|(slot, _)| *slot <= begun);
         self.day.recall(rates.filter_map(|(slot, rate)| Some((slot, rate.rate_m()?))));
     }
 }
@@ -170,7 +186,7 @@ mod tests {
                 (wanted, since) = (decision.desired, at_ms);
                 let news = scaler.learned(Some(kept));
                 assert!(codec::body(&news, Vec::new()).len() <= news.weight() && news.weight() <= 24 + 3 * NEWS);
-                kept.add(&news);
+                kept.add(&news, u64::MAX);
                 assert!(codec::body(kept, Vec::new()).len() <= 24 + 3 * REMEMBERED);
             }
         }
@@ -186,7 +202,7 @@ mod tests {
         let nine = (24 + 9) * HOUR;
         let ask = |kept: Option<&Learned>| {
             let mut next = Autoscaler::new(SERVICE).unwrap();
-            kept.iter().for_each(|kept| next.recall(kept));
+            kept.iter().for_each(|kept| next.recall(kept, nine));
             let cold_ms = next.cold.ms();
             live(&mut next, &mut Learned::default(), nine - 180_000, nine - 5_000);
             (cold_ms, next.outlook().season_m.last().copied().unwrap_or(0))
@@ -202,30 +218,45 @@ mod tests {
         let of =
             |first: u64, count: usize| Learned { first, rates: vec![Rate::of(7_000); count], ..Learned::default() };
         let mut kept = Learned::default();
-        kept.add(&of(1_000, 3));
-        kept.add(&of(1_002, 3));
+        kept.add(&of(1_000, 3), u64::MAX);
+        kept.add(&of(1_002, 3), u64::MAX);
         assert_eq!((kept.first, kept.rates.len()), (1_000, 5), "what is told twice counts once");
-        kept.add(&of(1_007, 1));
+        kept.add(&of(1_007, 1), u64::MAX);
         assert_eq!(
             kept.rates[4..].iter().map(|r| r.rate_m()).collect::<Vec<_>>(),
             [Some(7_000), None, None, Some(7_000)]
         );
-        kept.add(&of(1_003, 2));
+        kept.add(&of(1_003, 2), u64::MAX);
         assert_eq!(kept.rates.len(), 8, "and what is old not at all");
-        kept.add(&of(1_000 + 2 * REMEMBERED as u64, 4));
+        kept.add(&of(1_000 + 2 * REMEMBERED as u64, 4), u64::MAX);
         assert_eq!((kept.first, kept.rates.len()), (1_000 + 2 * REMEMBERED as u64, 4));
         let mut day = Autoscaler::new(SERVICE).unwrap();
-        day.recall(&of(1_000, 200));
+        day.recall(&of(1_000, 200), u64::MAX);
         let mut kept = Learned::default();
         let parts: Vec<usize> = (0..4)
             .map(|_| {
                 let news = day.learned(Some(&kept));
-                kept.add(&news);
+                kept.add(&news, u64::MAX);
                 news.rates.len()
             })
             .collect();
         // The last one is not full yet.
         assert_eq!((parts, kept.end()), (vec![96, 96, 7, 0], 1_199));
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_tells_of_days_to_come_is_not_kept() {
+        let of =
+            |first: u64, count: usize| Learned { first, rates: vec![Rate::of(7_000); count], ..Learned::default() };
+        let mut kept = Learned::default();
+        kept.add(&of(1_000, 2), 1_010 * ROLL_UP_MS);
+        kept.add(&of(2_000, 5), 1_010 * ROLL_UP_MS);
+        assert_eq!(kept.end(), 1_002);
+        kept.add(&of(1_009, 5), 1_010 * ROLL_UP_MS);
+        assert_eq!(kept.end(), 1_011, "of those that have begun");
+        let mut next = Autoscaler::new(SERVICE).unwrap();
+        next.recall(&of(1_000, 50), 1_010 * ROLL_UP_MS);
+        assert_eq!(next.day.full().last(), Some((1_009, 7_000)), "the newest is not over");
     }
 
     proptest! {
@@ -240,10 +271,10 @@ mod tests {
         fn what_is_kept_is_bounded(news in prop::collection::vec((prop_oneof![any::<u64>(), 0u64..2_000], 0usize..400), 0..20)) {
             let mut kept = Learned::default();
             for (first, count) in news {
-                kept.add(&Learned { cold_start_ms: 1, service_ms: 1, first, rates: vec![Rate(1); count] });
+                kept.add(&Learned { cold_start_ms: 1, service_ms: 1, first, rates: vec![Rate(1); count] }, u64::MAX);
                 prop_assert!(kept.rates.len() <= REMEMBERED);
                 let mut scaler = Autoscaler::new(SERVICE).unwrap();
-                scaler.recall(&kept);
+                scaler.recall(&kept, u64::MAX);
                 scaler.learned(Some(&kept));
             }
         }

@@ -245,7 +245,8 @@ impl Autoscaler {
         let lead_ms = self.cold.ms() + self.service.tick_ms;
         let recurring = (0..WAYS).map(|way| self.recur.ahead(self.clock_ms, lead_ms, way));
         let season_m = recurring.chain([self.day.ahead(self.clock_ms, lead_ms, level.now_m)]).collect();
-        Outlook { level, ahead_m: level.ahead(lead_ms), season_m, service_ms: self.time.ms(), lead_ms }
+        let outlived = self.recur.outlived(self.clock_ms, lead_ms);
+        Outlook { level, ahead_m: level.ahead(lead_ms), season_m, outlived, service_ms: self.time.ms(), lead_ms }
     }
 
     /// Feeds the models of what would have been, and takes the care that fared best.

@@ -3,6 +3,7 @@
 //! and not which way of being careful is the right one.
 
 use super::fleet::Fleet;
+use super::recur::OVERDUE;
 use super::service::{MOST_REPLICAS, Service, load_m};
 use super::staffing::Staffing;
 use super::trend::Level;
@@ -22,6 +23,13 @@ pub struct Care {
     pub season: Option<usize>,
 }
 
+impl Care {
+    /// The same without the belief that what is overdue still comes.
+    pub fn expecting_no_more(self) -> Self {
+        Self { season: self.season.filter(|way| !OVERDUE.contains(way)), ..self }
+    }
+}
+
 /// What is known of the load at one moment. Rates are thousandths of a request per second.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outlook {
@@ -30,6 +38,8 @@ pub struct Outlook {
     pub ahead_m: u64,
     /// The same by what recurs, for each margin of time.
     pub season_m: Vec<u64>,
+    /// What recurred is overdue for longer than it ever took.
+    pub outlived: bool,
     pub service_ms: u64,
     /// Cold start and tick.
     pub lead_ms: u64,
@@ -151,7 +161,7 @@ mod tests {
 
     fn outlook(rate_m: u64) -> Outlook {
         let level = Level { now_m: rate_m, ..Level::default() };
-        Outlook { level, ahead_m: rate_m, season_m: Vec::new(), service_ms: 2_000, lead_ms: 95_000 }
+        Outlook { level, ahead_m: rate_m, season_m: Vec::new(), outlived: false, service_ms: 2_000, lead_ms: 95_000 }
     }
 
     #[test]

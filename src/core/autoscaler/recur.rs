@@ -24,6 +24,9 @@ const FIRST_MS: u64 = 60_000;
 /// of them, after three quarters. The longer a burst is overdue, the fewer lulls are left that it costs to be ready in.
 pub const WAYS: usize = 7;
 
+/// Those that go on until it comes.
+pub const OVERDUE: std::ops::Range<usize> = 4..WAYS;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     Quiet,
@@ -117,6 +120,12 @@ impl Recurrence {
         self.phase == Phase::Quiet
     }
 
+    /// It is quiet for longer than ever between two bursts: perhaps none comes any more.
+    pub fn outlived(&self, now_ms: u64, lead_ms: u64) -> bool {
+        let (Some(ended), Some(longest)) = (self.ended, self.gaps.iter().max()) else { return false };
+        self.quiet() && now_ms > ended + longest + lead_ms / 2
+    }
+
     /// Two bursts were seen: there may be a rhythm, and nobody could try it yet.
     pub fn untried(&self) -> bool {
         self.intervals.len() == 1
@@ -186,6 +195,9 @@ mod tests {
             let rate = if bursts.iter().any(|burst| burst.contains(&now)) { 80_000 } else { 8_000 };
             let level = Level { now_m: rate, error_m: 500, ..Level::default() };
             recur.push(now * 1000, 5_000, rate * 5, &level);
+            if now == 5_800 {
+                assert!(!recur.outlived(now * 1000, 95_000), "one lull took half an hour");
+            }
             for (way, expected) in expected.iter_mut().enumerate() {
                 if now > 4_200 && recur.ahead(now * 1000, 95_000, way) > 0 {
                     expected.push((now - 4_140) / 60);
@@ -197,5 +209,6 @@ mod tests {
         let begins = [4, 5, 6].map(|way| span(way).map(|span| span.0));
         assert!(begins.is_sorted() && begins[0] < begins[2], "{begins:?}");
         assert!([4, 5, 6].iter().all(|way| span(*way).is_some_and(|span| span.1 >= 119)), "{:?}", span(4));
+        assert!(recur.outlived(11_340_000, 95_000));
     }
 }

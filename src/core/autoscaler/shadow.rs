@@ -116,11 +116,13 @@ impl Shadow {
     /// it has a time of its own. Of what is held no more than `most` counts.
     pub fn step(&mut self, feed: &Feed, staffing: &Staffing, outlook: &Outlook, floor: u32, most: u32) {
         self.stage.play(feed);
-        let load = plan::need(feed.service, staffing, &self.care, outlook).0;
+        // Nobody has been there for as long as the service's owner wants to wait: it may sleep.
+        let sleeps = floor == 0 && feed.service.min == 0;
+        let care = if sleeps && outlook.outlived { self.care.expecting_no_more() } else { self.care };
+        let load = plan::need(feed.service, staffing, &care, outlook).0;
         self.need = load.max(floor);
         self.held = self.hold.push(feed.now_ms, load, self.care.hold_ms).max(floor);
-        // Nobody has been there for as long as the service's owner wants to wait: it may sleep.
-        if floor == 0 && feed.service.min == 0 {
+        if sleeps {
             self.held = self.need;
         }
         let Stage { fleet, queue_m, .. } = &self.stage;
@@ -185,5 +187,36 @@ impl Reference {
             stable
         };
         self.stage.aim(feed, target, outlook.lead_ms.saturating_sub(feed.service.tick_ms));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_overdue_for_longer_than_it_ever_took_keeps_nobody_from_sleeping() {
+        let (service, staffing) = (Service::default(), Staffing::new(2_000, 2_000, 1_000));
+        let feed = Feed {
+            service: &service,
+            now_ms: 5_000,
+            dt_ms: 5_000,
+            arrivals_m: 0,
+            service_ms: 2_000,
+            impatient: false,
+            settling: false,
+        };
+        let held = |way: usize, outlived: bool, floor: u32| {
+            let care = Care { headroom_m: 0, hold_ms: 60_000, clear_ms: 0, season: Some(way) };
+            let season_m = vec![50_000; 8];
+            let outlook = Outlook { season_m, outlived, service_ms: 2_000, lead_ms: 95_000, ..Outlook::default() };
+            let mut shadow = Shadow::new(care, 0);
+            shadow.step(&feed, &staffing, &outlook, floor, u32::MAX);
+            shadow.held
+        };
+        assert!(held(5, false, 0) > 1, "it may still come");
+        assert_eq!(held(5, true, 0), 0);
+        assert!(held(5, true, 1) > 1, "somebody is there");
+        assert!(held(7, true, 0) > 1, "what came yesterday at this time is not overdue");
     }
 }

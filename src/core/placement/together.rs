@@ -18,6 +18,9 @@ use std::collections::BTreeSet;
 /// Domains that an explanation names.
 const NAMED: usize = 4;
 
+/// Domains with room for all replicas that are tried where one is only preferred.
+const TRIES: usize = 4;
+
 /// A domain as one job sees it.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
@@ -93,6 +96,12 @@ pub(super) fn choices(state: &State, spec: &JobSpec, level: Level, wanted: usize
     let placed: u64 = limits.siblings.values().map(|count| u64::from(*count)).sum();
     if placed > 0 {
         rooms.retain(|room| room.placed > 0);
+    } else if !spec.gang {
+        // The first replica ties the others to its domain: not to one that can never hold them, if another can.
+        let all = (wanted as u64).max(u64::from(spec.replicas));
+        if rooms.iter().any(|room| room.most >= all) {
+            rooms.retain(|room| room.most >= all);
+        }
     }
     // A service may grow; that will be where its first replicas are.
     let grows = u64::from(spec.most_replicas()).saturating_sub(placed);
@@ -137,27 +146,35 @@ pub(super) fn place(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limi
 
 /// The same inside one domain, or anywhere, near one another as far as that is preferred.
 fn near(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits) -> Vec<(u16, Pick)> {
-    let mut scratch = state.speculative();
-    let mut limits = limits.clone();
     let whole = |picks: Vec<(u16, Pick)>| if spec.gang && picks.len() < wanted.len() { Vec::new() } else { picks };
     let Some(level) = spec.constraints.topology.preferred else {
-        return whole(one_by_one(&mut scratch, spec, wanted, &mut limits));
+        return whole(one_by_one(&mut state.speculative(), spec, wanted, &mut limits.clone()));
     };
     let narrower = |level: &Level| limits.within.as_ref().is_none_or(|outer| *level < outer.level());
-    let levels: Vec<Level> = level.and_wider().filter(narrower).collect();
-    for level in levels {
-        let Some(domain) = one_for_all(state, spec, level, wanted.len(), &limits) else { continue };
-        limits.within = Some(domain);
-        break;
+    let domains =
+        level.and_wider().filter(narrower).flat_map(|level| for_all(state, spec, level, wanted.len(), limits));
+    let mut best: Vec<(u16, Pick)> = Vec::new();
+    // Counted is all but ports, and limits of types that are reached on the way: what is only preferred keeps nobody
+    // waiting, so after a few domains it is tried without one.
+    for within in domains.take(TRIES).map(Some).chain([limits.within.clone()]) {
+        let mut limits = Limits { within, ..limits.clone() };
+        let picks = in_few(&mut state.speculative(), spec, wanted, level, &mut limits);
+        if picks.len() == wanted.len() {
+            return picks;
+        }
+        if picks.len() > best.len() {
+            best = picks;
+        }
     }
-    whole(in_few(&mut scratch, spec, wanted, level, &mut limits))
+    whole(best)
 }
 
-/// The best domain of that level with room for all of them, beside all of those that have a place.
-fn one_for_all(state: &State, spec: &JobSpec, level: Level, wanted: usize, limits: &Limits) -> Option<Domain> {
+/// The domains of that level with room for all of them, beside all of those that have a place; the best first.
+fn for_all(state: &State, spec: &JobSpec, level: Level, wanted: usize, limits: &Limits) -> Vec<Domain> {
     let placed: u64 = limits.siblings.values().map(|count| u64::from(*count)).sum();
-    let mut choices = choices(state, spec, level, wanted, limits).into_iter();
-    choices.find(|room| room.count >= wanted as u64 && room.placed == placed).map(|room| room.domain)
+    let mut choices = choices(state, spec, level, wanted, limits);
+    choices.retain(|room| room.count >= wanted as u64 && room.placed == placed);
+    choices.into_iter().map(|room| room.domain).collect()
 }
 
 /// Places in as few domains of that level as can be: those where others are first, then the roomiest, and of those that
@@ -192,7 +209,7 @@ pub(super) fn blocker(state: &State, spec: &JobSpec, replicas: u64, limits: &Lim
     }
     let what = level.name();
     let placed: u64 = rooms.iter().map(|room| room.placed).sum();
-    let never = rooms.iter().all(|room| room.most < times);
+    let never = rooms.iter().all(|room| room.most.saturating_sub(room.placed) < times);
     let each = |room: &Room| format!("{} has room for {} of {times}", room.domain, room.count);
     let first = rooms.iter().take(NAMED).map(each).collect::<Vec<_>>().join(", ");
     let more = rooms.len().checked_sub(NAMED).filter(|more| *more > 0);

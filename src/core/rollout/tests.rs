@@ -269,6 +269,20 @@ fn one_that_sleeps_changes_its_version_and_wakes_with_the_new_one() {
 }
 
 #[test]
+fn how_long_starts_take_is_learned_anew_with_a_new_version() {
+    let mut state = world(1, 4, 1);
+    let known = crate::autoscaler::Learned::of_starts(90_000);
+    let why = crate::autoscaler::Why::QueueDepth;
+    let target = Target { replicas: 2, why, inputs: None, seen: None, learned: Some(Box::new(known.clone())) };
+    testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target });
+    agents(&mut state, |_| true);
+    start(&mut state, "v2", strategy()).unwrap();
+    assert_eq!(job(&state).learned.as_deref(), Some(&known), "it may come back");
+    rest(&mut state, 0, |_| true);
+    assert_eq!(job(&state).learned.as_deref(), Some(&crate::autoscaler::Learned::default()));
+}
+
+#[test]
 fn what_cannot_change_in_place_is_refused_with_the_next_step() {
     let mut state = world(1, 8, 1);
     let refused = |state: &mut State, strategy| start(state, "v2", strategy).unwrap_err();
