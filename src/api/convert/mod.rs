@@ -5,6 +5,7 @@
 pub mod amounts;
 pub mod answer;
 pub mod approval;
+pub mod asked;
 pub mod consent;
 pub mod event;
 pub mod joining;
