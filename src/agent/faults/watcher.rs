@@ -88,8 +88,9 @@ impl Watch {
                     let _ = sees.try_send(real(uuid.clone(), fault));
                 }
             }
-            let more = self.audible(driver, uuids).iter().any(|(gpu, devices)| heard.get(gpu) != Some(devices));
-            if more || (!self.lost.is_empty() && begun.elapsed() > ANEW) {
+            // Also when there are fewer: what is lost and comes back has to be asked for anew.
+            let others = self.audible(driver, uuids) != heard;
+            if others || (!self.lost.is_empty() && begun.elapsed() > ANEW) {
                 return Ok(());
             }
         }
