@@ -109,7 +109,7 @@ def test_a_promise_is_counted_on_every_member_and_told_by_any(group):
     job = {**JOB, "model_id": "m4", "scaling": {**SCALING, "min": 1}}
     group.call("POST", "/schedule", job)
     eventually("it serves", lambda: group.get("/slo/t1/m4")["ready"] == 1)
-    assert group.get("/slo/t1/m4")["target"] == {"latency_ms": 800, "stated": False, "objective": 0.95}
+    assert group.get("/slo/t1/m4")["target"] == {"latency_ms": 800, "stated": False, "objective": 0.95, "error_rate": None}
     assert [w["requests"] for w in group.get("/slo/t1/m4")["windows"]] == [0] * 5
     for i in range(9):
         answer = requests.post(f"{group.url(i % 3)}/v1/completions", json={"model": "m4", "prompt": "x"}, timeout=30)

@@ -157,7 +157,7 @@ def test_a_worker_without_a_log_knows_whose_call_its_replica_goes_back_to(tmp_pa
                 call = Call()
                 answer = group.call("POST", "/schedule", {**JOB, "constraints": {"node": "w1"}}, headers=call.headers)
                 assert answer.status_code == 201, answer.text
-                eventually("all spans have come", lambda: {"commit", "start replica"} <= set(spans.of(call.trace)), 30)
+                eventually("all spans have come", lambda: {"POST /schedule", "commit", "start replica"} <= set(spans.of(call.trace)), 30)
                 assert spans.of(call.trace)["start replica"].process == "w1"
                 below(spans.of(call.trace), "POST /schedule", "commit", "start replica")
 
