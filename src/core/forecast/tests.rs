@@ -12,6 +12,8 @@ use crate::tenant::Quota;
 use crate::testing;
 use std::collections::BTreeMap;
 
+mod trace;
+
 fn group(nodes: u32) -> State {
     let mut state = State::new();
     let quota = Quota { gpu_milli: Some(u64::MAX), waiting: Some(u32::MAX), ..Quota::default() };
