@@ -6,21 +6,19 @@ use futures::stream::BoxStream;
 use nf_core::autoscaler::source::Told;
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
-use nf_core::reason::Reason;
-use nf_core::reconcile::{Actual, Purge, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Leave, Purge, ReplicaId, Want};
 use std::collections::BTreeSet;
 use std::io;
-use std::time::Duration;
 use tokio::sync::watch;
 
 /// Makes replicas exist on one node. All calls return at once and may be repeated.
 pub trait Execute: Send + Sync + 'static {
     /// Does nothing when that generation is known already.
     fn start(&self, id: ReplicaId, want: &Want);
-    /// Begins to stop a replica after `grace`, in which its program may save its state. One that is stopping has no
-    /// more time for that when `grace` is nothing, and one that must never run twice none when no lease covers it any
+    /// Begins to stop a replica after its grace, in which its program may save its state. One that is stopping has no
+    /// more time for that when the grace is nothing, and one that must never run twice none when no lease covers it any
     /// more (`NodeFailure`); one that is not here, or is gone, stays as it is.
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration);
+    fn stop(&self, id: ReplicaId, generation: Generation, leave: Leave);
     /// Removes what is left of a replica that is gone: its record and its directory.
     fn forget(&self, id: ReplicaId, generation: Generation);
     /// What is here, by replica and generation.

@@ -14,7 +14,8 @@ use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
-use super::post::{Asked, Places, Post};
+use super::owned;
+use super::post::{Places, Post};
 use super::probe::Probe;
 use super::record::{self, End, Launch, Record, Unread};
 use super::runtimes;
@@ -35,7 +36,7 @@ use nf_core::autoscaler::source::Told;
 use nf_core::id::{Generation, NodeName, RequestId, TenantId};
 use nf_core::job::{Runtime, Stage};
 use nf_core::reason::{Reason, Refusal};
-use nf_core::reconcile::{Actual, Condition, Holding, Purge, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Condition, Holding, Leave, Purge, ReplicaId, Want};
 use nf_core::view::stage_name;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -106,7 +107,7 @@ struct Slot {
     /// What its metrics said last.
     said: Option<Said>,
     life: Life,
-    stop: watch::Sender<Option<Asked>>,
+    stop: watch::Sender<Option<Leave>>,
     task: Option<AbortHandle>,
     trace: traces::Launch,
 }
@@ -233,10 +234,8 @@ impl Shared {
     /// Removes what is left of a replica that is gone: it may share files with the cache.
     fn remove(&self, request: &RequestId, (id, generation): Key) -> io::Result<()> {
         // The directory first: while there is a record, the next start tries again.
-        match fs::remove_dir_all(self.places.replica_of(request, id, generation)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => record::remove(&self.places.records, id, generation),
-        }
+        owned::remove(&self.places.replica_of(request, id, generation))?;
+        record::remove(&self.places.records, id, generation)
     }
 
     /// Removes the oldest logs, but none of a replica that is here.
@@ -285,7 +284,6 @@ impl Executor {
         let cgroups = if config.cgroups { Cgroups::find() } else { Err("they are not wanted".into()) };
         let users = open_users(&config, &places)?;
         tell_limits(&config.node, &cgroups, &users);
-        logs::prune(&places.logs, LOG_FILES, &[])?;
         let guard = Tie::new(&runtime, places.guard.clone(), config.guard.clone());
         let shared = Arc::new(Shared {
             places,
@@ -311,6 +309,8 @@ impl Executor {
         let keys = records.iter().map(|record| record.key.clone()).collect();
         records.into_iter().try_for_each(|record| executor.recall(record))?;
         executor.take_up_strays(&keys, unread)?;
+        // Only now it is known whose logs are still written.
+        executor.shared.prune_logs();
         runtimes::docker::sweep(&executor.shared);
         Ok(executor)
     }
@@ -325,7 +325,7 @@ impl Executor {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if !known.contains(&path)
                 && !unread.iter().any(|unread| name.ends_with(&unread.directory_end()))
-                && let Err(error) = fs::remove_dir_all(&path)
+                && let Err(error) = owned::remove(&path)
             {
                 // It costs room, and nothing else: the next start tries again.
                 tracing::warn!(path = %path.display(), %error, "what is left of a replica can't be removed");
@@ -356,8 +356,7 @@ impl Executor {
         match runtimes::process::recall(&record, &self.shared.places.replica(&launch), &self.shared.boot) {
             runtimes::process::Recalled::Never if is_empty(&record) => {
                 record::remove(&self.shared.places.records, id, launch.generation)?;
-                let dir = self.shared.places.replica(&launch);
-                if dir.exists() { fs::remove_dir_all(dir) } else { Ok(()) }
+                owned::remove(&self.shared.places.replica(&launch))
             }
             runtimes::process::Recalled::Gone(end) => {
                 tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica is gone, its end not yet told");
@@ -458,27 +457,27 @@ impl Execute for Executor {
         });
     }
 
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, grace: Duration) {
+    fn stop(&self, id: ReplicaId, generation: Generation, leave: Leave) {
         {
             let mut slots = held(&self.shared.slots);
             let Some(slot) = slots.get_mut(&(id, generation)) else { return };
-            let saves = |asked: &Option<Asked>| asked.is_some_and(|asked| !asked.grace.is_zero());
+            let saves = |asked: &Option<Leave>| asked.is_some_and(|asked| asked.grace_ms > 0);
             match slot.condition {
                 Condition::Alive => {
                     slot.condition = Condition::Stopping;
-                    slot.life.step("Draining", now_ms(), Some(why.token()));
-                    slot.stop.send_replace(Some(Asked { why, grace }));
+                    slot.life.step("Draining", now_ms(), Some(leave.why.token()));
+                    slot.stop.send_replace(Some(leave));
                 }
                 // No lease covers it any more: whatever time it was given is over.
-                Condition::Stopping if slot.exclusive == Some(true) && why == Reason::NodeFailure => {
+                Condition::Stopping if slot.exclusive == Some(true) && leave.why == Reason::NodeFailure => {
                     slot.stop.send_if_modified(|asked| match asked {
-                        Some(Asked { why: Reason::NodeFailure, .. }) => false,
-                        _ => asked.replace(Asked { why, grace }).is_some(),
+                        Some(Leave { why: Reason::NodeFailure, .. }) => false,
+                        _ => asked.replace(leave).is_some(),
                     });
                     return;
                 }
-                Condition::Stopping if grace.is_zero() && saves(&slot.stop.borrow()) => {
-                    slot.stop.send_replace(Some(Asked { why, grace }));
+                Condition::Stopping if leave.grace_ms == 0 && saves(&slot.stop.borrow()) => {
+                    slot.stop.send_replace(Some(leave));
                     return;
                 }
                 _ => return,

@@ -20,6 +20,7 @@ pub mod link;
 mod logs;
 pub mod node;
 pub mod nvml;
+mod owned;
 pub mod played;
 mod post;
 mod probe;
@@ -360,9 +361,10 @@ impl Agent {
     fn begin(&mut self) {
         let now = Instant::now();
         if self.registering.is_none() && now >= self.register_at {
-            let due = self.spoken(|s| s == Standing::Unregistered);
+            let due = self.nodes.iter().enumerate().filter(|(_, node)| node.is_to_register());
+            let due: Spoken = due.map(|(at, node)| (at, node.registration.incarnation)).collect();
             if !due.is_empty() {
-                let list = due.iter().map(|(at, _)| self.nodes[*at].registration.clone()).collect();
+                let list = due.iter().map(|(at, _)| self.nodes[*at].introduce()).collect();
                 let link = self.link.clone();
                 self.registering = Some(Box::pin(async move { (due, link.register(list).await) }));
             }
@@ -404,21 +406,26 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(%error, nodes = asked.len(), "registering; trying again");
                 self.register_at = Instant::now() + self.register_backoff.next();
+                asked.iter().for_each(|(at, _)| self.nodes[*at].untold());
                 self.ask_vouchers();
                 return;
             }
         };
-        let mut refused = false;
+        let (mut taken, mut refused) = (false, false);
         for ((at, incarnation), answer) in asked.iter().zip(answers) {
             let node = &mut self.nodes[*at];
-            if node.registration.incarnation != *incarnation || node.standing() != Standing::Unregistered {
+            if node.registration.incarnation != *incarnation || node.standing() == Standing::Superseded {
                 continue;
             }
             match answer {
-                Registered::At { index, new } => node.registered(index, new, lease::boot_ms()),
+                Registered::At { index, new } => {
+                    node.registered(index, new, lease::boot_ms());
+                    taken = true;
+                }
                 Registered::Superseded => supersede(node),
                 Registered::Refused(refusal) => {
                     tracing::error!(node = %node.registration.node, %refusal, "the group refuses this node");
+                    node.untold();
                     refused = true;
                 }
             }
@@ -427,7 +434,7 @@ impl Agent {
             true => self.register_at = Instant::now() + self.register_backoff.next(),
             false => self.register_backoff.reset(),
         }
-        if asked.iter().any(|(at, _)| matches!(self.nodes[*at].standing(), Standing::Registered(_))) {
+        if taken {
             // The stream and the log desk are about other nodes now.
             self.slices = None;
             self.logs = None;

@@ -11,7 +11,7 @@ use nf_core::id::{Digest16, Generation};
 use nf_core::job::Stage;
 use nf_core::node::NodeSpec;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{self, Action, Actual, Condition, Desired, ReplicaId};
+use nf_core::reconcile::{self, Action, Actual, Condition, Desired, Leave, ReplicaId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Node {
     pub registration: Registration,
     executor: Arc<dyn Execute>,
     standing: Standing,
+    /// It has more to say of itself than it has told the group.
+    offers: bool,
     desired: Arc<Desired>,
     /// Applied index up to which `desired` is current. None: nothing was told yet.
     known: Option<u64>,
@@ -67,6 +69,7 @@ impl Node {
             executor,
             earlier,
             standing: Standing::Unregistered,
+            offers: false,
             desired: Arc::default(),
             known: None,
             revision: 0,
@@ -123,16 +126,31 @@ impl Node {
         self.standing = Standing::Unregistered;
     }
 
-    /// It has more than it said before, and says so.
+    /// It has more than it said before, and says so. Whether or not the group takes that, it is there as before.
     pub fn describe(&mut self, spec: Arc<NodeSpec>) {
         self.registration.spec = spec;
-        if matches!(self.standing, Standing::Registered(_)) {
-            self.standing = Standing::Unregistered;
-        }
+        self.offers = self.standing != Standing::Superseded;
+    }
+
+    /// Whether it has something to tell of itself.
+    pub fn is_to_register(&self) -> bool {
+        self.standing == Standing::Unregistered || self.offers
+    }
+
+    /// What it tells of itself. What comes up while that is under way is told next.
+    pub fn introduce(&mut self) -> Registration {
+        self.offers = false;
+        self.registration.clone()
+    }
+
+    /// That was not taken: it is told again, and until then the group knows it as it was.
+    pub fn untold(&mut self) {
+        self.offers = matches!(self.standing, Standing::Registered(_));
     }
 
     pub fn superseded(&mut self) {
         self.standing = Standing::Superseded;
+        self.offers = false;
     }
 
     /// Takes a slice, unless it is older than what is known: members can be behind one another.
@@ -212,9 +230,7 @@ impl Node {
                 }
                 // Without a lease it waits; the next beat's answer makes another step.
                 Action::Start(..) => self.waits = true,
-                Action::Stop(id, generation, why, grace_ms) => {
-                    self.executor.stop(id, generation, why, Duration::from_millis(grace_ms.into()));
-                }
+                Action::Stop(id, generation, leave) => self.executor.stop(id, generation, leave),
                 Action::Report(id, generation, ok, why) => {
                     self.waits = true;
                     // It ended for want of a lease, not by its own will: it is to run again.
@@ -287,7 +303,7 @@ impl Node {
                         if *condition == Condition::Alive {
                             tracing::warn!(job = %id.job, replica = id.replica, "no lease: an exclusive replica is stopped");
                         }
-                        self.executor.stop(*id, *generation, Reason::NodeFailure, Duration::ZERO);
+                        self.executor.stop(*id, *generation, Leave::now(Reason::NodeFailure));
                     }
                 }
             }

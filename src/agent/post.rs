@@ -10,7 +10,7 @@ use crate::exchange::life::{Life, Stop};
 use nf_core::id::{Generation, RequestId};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
-use nf_core::reconcile::ReplicaId;
+use nf_core::reconcile::{Leave, ReplicaId};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -77,19 +77,11 @@ impl Places {
 pub(super) struct Post {
     pub shared: Arc<Shared>,
     pub launch: Launch,
-    stop: watch::Receiver<Option<Asked>>,
-}
-
-/// What a replica is told that should stop.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    pub why: Reason,
-    /// How long it may save its state before TERM.
-    pub grace: Duration,
+    stop: watch::Receiver<Option<Leave>>,
 }
 
 impl Post {
-    pub(super) fn new(shared: Arc<Shared>, launch: Launch, stop: watch::Receiver<Option<Asked>>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, launch: Launch, stop: watch::Receiver<Option<Leave>>) -> Self {
         Self { shared, launch, stop }
     }
 
@@ -122,6 +114,11 @@ impl Post {
         });
     }
 
+    /// Why it should stop; None: it should not.
+    pub(super) fn asked_to_stop(&self) -> Option<Reason> {
+        self.stop.borrow().map(|asked| asked.why)
+    }
+
     /// Waits until the replica should stop, and says why.
     pub(super) async fn stop_asked(&self) -> Reason {
         let mut stop = self.stop.clone();
@@ -140,7 +137,7 @@ impl Post {
     pub(super) fn fence(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut stop = self.stop.clone();
         async move {
-            if stop.wait_for(|asked| matches!(asked, Some(Asked { why: Reason::NodeFailure, .. }))).await.is_err() {
+            if stop.wait_for(|asked| matches!(asked, Some(Leave { why: Reason::NodeFailure, .. }))).await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -148,14 +145,19 @@ impl Post {
 
     /// How long it may save its state first; nothing where it was not told to stop, or has no time for that.
     pub(super) fn grace(&self) -> Duration {
-        self.stop.borrow().map_or(Duration::ZERO, |asked| asked.grace)
+        self.stop.borrow().map_or(Duration::ZERO, |asked| Duration::from_millis(asked.grace_ms.into()))
+    }
+
+    /// One of its devices is broken, so that what it was asked will not be answered.
+    pub(super) fn broken(&self) -> bool {
+        self.stop.borrow().is_some_and(|asked| asked.broken)
     }
 
     /// Waits until it is told that it has no time for that any more.
     pub(super) async fn hurried(&self) {
         let mut stop = self.stop.clone();
         loop {
-            if stop.borrow_and_update().is_some_and(|asked| asked.grace.is_zero()) {
+            if stop.borrow_and_update().is_some_and(|asked| asked.grace_ms == 0) {
                 return;
             }
             if stop.changed().await.is_err() {

@@ -22,7 +22,7 @@ use nf_core::job::{JobState, Phase, Stage};
 use nf_core::node::{NodeKind, NodeState};
 use nf_core::plan::Intent;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{self, Actual, Condition, ReplicaId, Want};
+use nf_core::reconcile::{self, Actual, Condition, Leave, ReplicaId, Want};
 use nf_core::resources::Gpus;
 use nf_core::state::State;
 use nf_core::testing;
@@ -30,6 +30,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
 
 /// Replicas as entries that the test itself lets come up, stop and fail.
@@ -86,8 +87,8 @@ impl Execute for Fake {
     fn settle(&self) {
         self.forgot.store(false, Ordering::SeqCst);
     }
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, _: Duration) {
-        self.stops.lock().unwrap().push((id, why));
+    fn stop(&self, id: ReplicaId, generation: Generation, leave: Leave) {
+        self.stops.lock().unwrap().push((id, leave.why));
         if let Some(condition) = self.there.lock().unwrap().get_mut(&(id, generation))
             && *condition == Condition::Alive
         {
@@ -464,6 +465,33 @@ async fn a_job_runs_and_stops_on_a_member_s_own_node() {
     eventually("the job is over", || group.state().jobs().is_empty()).await;
     running.stop.send_replace(true);
     assert_eq!(running.task.await.unwrap(), Outcome::Stopped);
+}
+
+#[tokio::test]
+async fn a_node_whose_new_description_is_refused_works_on_as_it_was() {
+    let group = Memory::new();
+    let clock = Clock::start(Duration::from_millis(20));
+    let registration = registration("n1", NodeKind::Worker);
+    let node = NodeRegistration { registration, executor: clock.executor() };
+    let (tell, described) = mpsc::channel(1);
+    let link = Arc::new(LocalLink(Hub::new(group.clone(), Default::default())));
+    let beat_every = Duration::from_millis(20);
+    let config = AgentConfig { beat_every, described: Some(described), ..AgentConfig::new(vec![node], link) };
+    let (_stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(run(config, stopped));
+    eventually("the node is registered", || group.state().node(NODE).is_some()).await;
+    group.run(testing::schedule("r1", testing::job_spec("t1", Gpus::Whole(2))));
+    eventually("the job runs", || job_state(&group, 1) == Some(JobState::Running)).await;
+    // Without one of the devices that the job holds. The third is taken in when the agent has looked at the first.
+    let spec = |devices| Arc::new(nf_core::node::NodeSpec { ports: None, ..testing::node_spec(devices) });
+    for _ in 0..3 {
+        tell.send(spec(1)).await.unwrap();
+    }
+    group.run(testing::schedule("r2", testing::job_spec("t2", Gpus::Whole(2))));
+    eventually("another job runs", || job_state(&group, 2) == Some(JobState::Running)).await;
+    tell.send(spec(5)).await.unwrap();
+    eventually("what can be taken is", || group.state().node(NODE).is_some_and(|n| n.spec.devices.len() == 5)).await;
+    task.abort();
 }
 
 #[tokio::test]

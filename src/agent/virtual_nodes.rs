@@ -14,8 +14,7 @@ use nf_core::id::{DeviceType, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
 use nf_core::node::{DeviceKind, NodeKind};
 use nf_core::played::devices;
-use nf_core::reason::Reason;
-use nf_core::reconcile::{Actual, Condition, ReplicaId, Want};
+use nf_core::reconcile::{Actual, Condition, Leave, ReplicaId, Want};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
 use nf_core::sharing::Sharing;
 use std::collections::{BTreeMap, BTreeSet};
@@ -294,11 +293,11 @@ impl Execute for Replicas {
         }
     }
 
-    fn stop(&self, id: ReplicaId, generation: Generation, why: Reason, _: Duration) {
+    fn stop(&self, id: ReplicaId, generation: Generation, leave: Leave) {
         if let Some(there) = lock(&self.there).get_mut(&(id, generation))
             && there.condition == Condition::Alive
         {
-            there.condition = Condition::Gone { ok: true, why };
+            there.condition = Condition::Gone { ok: true, why: leave.why };
         }
         self.changed();
     }

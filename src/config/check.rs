@@ -108,7 +108,7 @@ impl Settings {
         self.node_name.value.clone().unwrap_or_else(|| "node-1".to_owned())
     }
 
-    /// Where this process keeps its data.
+    /// Where this process keeps its data, from the root: replicas and container engines stand elsewhere.
     pub fn data(&self) -> PathBuf {
         let home = || {
             let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -116,7 +116,9 @@ impl Settings {
             share.unwrap_or_else(std::env::temp_dir).join("neural-fabric")
         };
         let own = || home().join(format!("{}-{}", self.name(), self.public().port()));
-        self.data_dir.value.clone().unwrap_or_else(own)
+        let dir = self.data_dir.value.clone().unwrap_or_else(own);
+        // Without a directory to stand in, it stays as it was said.
+        std::path::absolute(&dir).unwrap_or(dir)
     }
 
     fn check_times(&self) -> Result<(), Error> {

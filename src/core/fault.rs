@@ -154,12 +154,13 @@ impl Quarantine {
     }
 }
 
-fn severity(fault: Fault) -> u8 {
+/// The higher the worse; of two that end by themselves the one that takes longer.
+fn severity(fault: Fault) -> (u8, u64) {
     match rule(fault) {
-        Rule::Ignore => 0,
-        Rule::Quarantine { serves: true, cool_ms: Some(_) } => 1,
-        Rule::Quarantine { serves: true, cool_ms: None } => 2,
-        Rule::Quarantine { serves: false, .. } => 3,
+        Rule::Ignore => (0, 0),
+        Rule::Quarantine { serves: true, cool_ms: Some(cool) } => (1, cool),
+        Rule::Quarantine { serves: true, cool_ms: None } => (2, 0),
+        Rule::Quarantine { serves: false, .. } => (3, 0),
     }
 }
 
@@ -193,5 +194,13 @@ mod tests {
         let both = first.and(Fault::Xid(79), 5).and(Fault::Xid(94), 10);
         assert_eq!((both.fault, both.last_ms, both.times, both.since_ms), (Fault::Xid(79), 10, 3, 0));
         assert_eq!((first.ends_ms(), both.ends_ms()), (Some(3_600_000), None));
+    }
+
+    #[test]
+    fn of_two_that_pass_the_longer_one_counts() {
+        let first = Quarantine { fault: Fault::Occupied, since_ms: 0, last_ms: 0, times: 1, simulated: false };
+        assert!(first.is_news(Fault::Xid(94), 1), "though both end by themselves");
+        let both = first.and(Fault::Xid(94), 1);
+        assert_eq!((both.ends_ms(), both.and(Fault::Occupied, 2).ends_ms()), (Some(3_600_001), Some(3_600_002)));
     }
 }

@@ -38,10 +38,25 @@ pub struct Want {
     /// How far the group thinks it is. An agent whose replica is elsewhere says so
     /// until this agrees: a report that was sent twice may be applied after a newer one.
     pub stage: Option<Stage>,
-    /// None: it should run. Some: it should stop, and why.
-    pub stop: Option<Reason>,
-    /// How long it may save its state before it is stopped, in milliseconds.
+    /// None: it should run.
+    pub stop: Option<Leave>,
+}
+
+/// Why a replica should stop, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    pub why: Reason,
+    /// How long it may save its state first, in milliseconds.
     pub grace_ms: u32,
+    /// One of its devices is broken, so what it was asked will not be answered: no request is waited for.
+    pub broken: bool,
+}
+
+impl Leave {
+    /// Without time to save anything.
+    pub fn now(why: Reason) -> Self {
+        Self { why, grace_ms: 0, broken: false }
+    }
 }
 
 /// A node's slice of the state.
@@ -124,8 +139,7 @@ pub struct Actual {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     Start(ReplicaId, Generation),
-    /// After so many milliseconds in which it may save its state.
-    Stop(ReplicaId, Generation, Reason, u32),
+    Stop(ReplicaId, Generation, Leave),
     /// Tell the group that it is gone.
     Report(ReplicaId, Generation, bool, Reason),
     /// Nobody asks for it any more: remove what is left of it.
@@ -148,6 +162,11 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
         };
         let uuid = |share: &Share| row.spec.devices.get(usize::from(share.device)).map(|d| d.uuid.clone());
         let spec = job.spec_of(replica.revision_of(generation));
+        let leave = |why| Leave {
+            why,
+            grace_ms: replica.notice_of(generation).map_or(0, |notice| notice.grace_ms),
+            broken: row.any_broken(alloc.shares.iter().map(|share| share.device)),
+        };
         let want = Want {
             request: job.request.clone(),
             generation,
@@ -158,8 +177,7 @@ pub fn desired(state: &State, node: NodeNo) -> Desired {
             host: row.spec.host.clone(),
             port: alloc.port,
             stage,
-            stop,
-            grace_ms: replica.notice_of(generation).map_or(0, |notice| notice.grace_ms),
+            stop: stop.map(leave),
         };
         out.replicas.insert(ReplicaId { job: job.no, replica: no }, want);
     }
@@ -184,15 +202,15 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
         for (generation, condition) in generations {
             let current = want.filter(|w| w.generation == *generation);
             match (condition, current) {
-                (Condition::Alive, Some(Want { stop: Some(why), grace_ms, .. })) => {
-                    out.push(Action::Stop(*id, *generation, *why, *grace_ms))
+                (Condition::Alive, Some(Want { stop: Some(leave), .. })) => {
+                    out.push(Action::Stop(*id, *generation, *leave))
                 }
                 (Condition::Alive, Some(_)) => {}
                 // Not wanted at this generation: an older launch, or a job that is gone.
-                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Reason::Replaced, 0)),
+                (Condition::Alive, None) => out.push(Action::Stop(*id, *generation, Leave::now(Reason::Replaced))),
                 // It had time to save its state perhaps, and has none any more.
-                (Condition::Stopping, Some(Want { stop: Some(why), grace_ms: 0, .. })) => {
-                    out.push(Action::Stop(*id, *generation, *why, 0))
+                (Condition::Stopping, Some(Want { stop: Some(leave @ Leave { grace_ms: 0, .. }), .. })) => {
+                    out.push(Action::Stop(*id, *generation, *leave))
                 }
                 (Condition::Stopping, _) | (Condition::Stuck { .. }, None) => {}
                 (Condition::Gone { ok, why } | Condition::Stuck { ok, why }, Some(_)) => {
@@ -212,7 +230,7 @@ pub fn diff(desired: &Desired, actual: &Actual) -> Vec<Action> {
         match (known, want.stop) {
             (true, _) => {}
             // Never started here, and not wanted any more.
-            (false, Some(why)) => out.push(Action::Report(*id, want.generation, true, why)),
+            (false, Some(leave)) => out.push(Action::Report(*id, want.generation, true, leave.why)),
             (false, None) if lingers || leftovers.iter().any(|held| held.is_in_the_way_of(want)) => {}
             (false, None) => out.push(Action::Start(*id, want.generation)),
         }
@@ -235,6 +253,10 @@ fn leftovers<'a>(desired: &Desired, actual: &'a Actual) -> Vec<&'a Holding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::DeviceFault;
+    use crate::fault::Fault;
+    use crate::id::NodeName;
+    use crate::plan::Intent;
     use crate::resources::Gpus;
     use crate::testing;
 
@@ -261,7 +283,7 @@ mod tests {
     fn an_older_generation_goes_before_the_new_one_comes() {
         let (mut desired, id) = one_job();
         desired.replicas.get_mut(&id).unwrap().generation = Generation(2);
-        let stop = Action::Stop(id, Generation(1), Reason::Replaced, 0);
+        let stop = Action::Stop(id, Generation(1), Leave::now(Reason::Replaced));
         assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), [stop]);
         assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), []);
         let gone = Condition::Gone { ok: true, why: Reason::StoppedByUser };
@@ -320,14 +342,35 @@ mod tests {
     #[test]
     fn what_saves_its_state_hears_when_it_has_no_more_time() {
         let (mut desired, id) = one_job();
-        let want = desired.replicas.get_mut(&id).unwrap();
-        (want.stop, want.grace_ms) = (Some(Reason::Preempted), 20_000);
-        let stop = |why, grace_ms| vec![Action::Stop(id, Generation(1), why, grace_ms)];
-        assert_eq!(diff(&desired, &actual(id, 1, Condition::Alive)), stop(Reason::Preempted, 20_000));
-        assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), []);
-        let want = desired.replicas.get_mut(&id).unwrap();
-        (want.stop, want.grace_ms) = (Some(Reason::ApprovalRequired), 0);
-        assert_eq!(diff(&desired, &actual(id, 1, Condition::Stopping)), stop(Reason::ApprovalRequired, 0));
+        let saves = Leave { grace_ms: 20_000, ..Leave::now(Reason::Preempted) };
+        let mut told = |leave, condition| {
+            desired.replicas.get_mut(&id).unwrap().stop = Some(leave);
+            diff(&desired, &actual(id, 1, condition))
+        };
+        assert_eq!(told(saves, Condition::Alive), [Action::Stop(id, Generation(1), saves)]);
+        assert_eq!(told(saves, Condition::Stopping), []);
+        let now = Leave::now(Reason::ApprovalRequired);
+        assert_eq!(told(now, Condition::Stopping), [Action::Stop(id, Generation(1), now)]);
+    }
+
+    #[test]
+    fn a_stop_says_whether_a_device_of_it_is_broken() {
+        let mut state = State::new();
+        let node = testing::node_spec(2);
+        let uuid = node.devices[0].uuid.clone();
+        testing::run(&mut state, testing::register("n1", node));
+        testing::run(&mut state, testing::schedule("r1", testing::job_spec("t1", Gpus::Whole(2))));
+        let name = NodeName::new("n1").unwrap();
+        for (fault, broken) in [(Fault::Xid(94), false), (Fault::Lost, true)] {
+            let faults = vec![DeviceFault { uuid: uuid.clone(), fault, simulated: false }];
+            testing::run(&mut state, Intent::Faults { node: name.clone(), incarnation: None, faults });
+            let mut stopped = state.clone();
+            let request = RequestId::new("r1").unwrap();
+            testing::run(&mut stopped, Intent::Stop { request, tenant: None, why: Reason::StoppedByUser });
+            let wants = desired(&stopped, NodeNo(1)).replicas;
+            let leaves: Vec<_> = wants.values().filter_map(|want| want.stop).collect();
+            assert_eq!(leaves, [Leave { broken, ..Leave::now(Reason::StoppedByUser) }], "{fault}");
+        }
     }
 
     #[test]
@@ -348,7 +391,7 @@ mod tests {
     #[test]
     fn what_nobody_wants_is_stopped_and_forgotten() {
         let (_, id) = one_job();
-        let stop = Action::Stop(id, Generation(1), Reason::Replaced, 0);
+        let stop = Action::Stop(id, Generation(1), Leave::now(Reason::Replaced));
         assert_eq!(diff(&Desired::default(), &actual(id, 1, Condition::Alive)), [stop]);
         let gone = Condition::Gone { ok: false, why: Reason::RuntimeFailed };
         assert_eq!(diff(&Desired::default(), &actual(id, 1, gone)), [Action::Forget(id, Generation(1))]);

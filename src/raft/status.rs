@@ -81,6 +81,14 @@ fn millis(time: Duration) -> u64 {
 type Metrics = openraft::RaftMetrics<super::Core>;
 
 impl Status {
+    /// Milliseconds since this member last had word of its group: of a leader or, as the leader, of a quorum.
+    pub fn stale_ms(&self) -> u64 {
+        match self.role {
+            Role::Leader => self.quorum_ms.unwrap_or(0),
+            _ => self.silence_ms,
+        }
+    }
+
     pub(super) fn of(metrics: &Metrics, applied: u64, silence_ms: u64) -> Self {
         let none = BTreeMap::new();
         let replication = metrics.replication.as_ref().unwrap_or(&none);

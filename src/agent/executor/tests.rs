@@ -42,7 +42,12 @@ http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), H).serve_forever()
 impl Executor {
     /// Without time to save anything.
     fn stop(&self, id: ReplicaId, generation: Generation, why: Reason) {
-        Execute::stop(self, id, generation, why, Duration::ZERO);
+        Execute::stop(self, id, generation, Leave::now(why));
+    }
+
+    /// With so many seconds for it.
+    fn leave(&self, want: &Want, why: Reason, seconds: u32) {
+        Execute::stop(self, ID, want.generation, Leave { grace_ms: 1000 * seconds, ..Leave::now(why) });
     }
 }
 
@@ -220,7 +225,6 @@ fn simulated_want() -> Want {
         port: Some(free_port()),
         stage: None,
         stop: None,
-        grace_ms: 0,
     }
 }
 

@@ -6,6 +6,7 @@ mod container;
 mod order;
 mod output;
 
+use super::ending::Stuck;
 use super::life::Running;
 use super::process::{discard, make_own_dir};
 use super::processes::Identity;
@@ -41,6 +42,8 @@ const PULL_SILENCE: Duration = Duration::from_secs(120);
 const SWEEP: Duration = Duration::from_secs(60);
 /// The same when the engine did not answer.
 const SWEEP_AGAIN: Duration = Duration::from_secs(5);
+/// Between two looks at what should end while its engine is away.
+const STOP_AGAIN: Duration = Duration::from_secs(1);
 
 /// All that has to be there before a container can be made.
 struct Ready {
@@ -80,27 +83,53 @@ pub(in crate::agent) async fn run(post: Post, want: &Want) -> End {
 }
 
 /// Goes on with a container that an earlier agent started.
-pub(in crate::agent) async fn adopt(post: Post, record: Record) -> End {
+pub(in crate::agent) async fn adopt(post: Post, mut record: Record) -> End {
     post.note("adopted by a new agent").await;
-    let mut told = false;
-    let docker = loop {
-        match post.shared.engine.reach().await {
-            Ok((docker, _)) => break docker.clone(),
-            Err(fault) => {
-                if !told {
-                    post.note(&format!("waits for its engine: {}", fault.text)).await;
-                    // Nobody can say that it still runs, so nobody is sent to it.
-                    post.stage(Stage::NotReady);
-                    told = true;
-                }
-                tokio::time::sleep(SWEEP_AGAIN).await;
-            }
-        }
-    };
     let same_boot = record.boot == post.shared.boot;
     let (name, first) = (record.container.clone().unwrap_or_default(), record.process.filter(|_| same_boot));
+    let docker = tokio::select! {
+        docker = engine_of(&post, &name) => docker,
+        // Who was its first process here, and is not any more, has taken all others along.
+        () = gone(first) => {
+            post.note("its processes are gone, and its engine does not answer").await;
+            let end = End::failed(Reason::EngineUnavailable);
+            record.ended = Some(end);
+            super::process::save(&post.shared, &record).await;
+            return end;
+        }
+    };
     let body = Container::tend(docker, name, &post, first, same_boot);
     Running { post, record, body }.live().await
+}
+
+/// The engine of an adopted container, once it answers. Told to stop meanwhile, it can't be, which is said.
+async fn engine_of(post: &Post, name: &str) -> Docker {
+    let (mut told, mut stuck) = (false, None);
+    loop {
+        let fault = match post.shared.engine.reach().await {
+            Ok((docker, _)) => return docker.clone(),
+            Err(fault) => fault,
+        };
+        if !told {
+            post.note(&format!("waits for its engine: {}", fault.text)).await;
+            // Nobody can say that it still runs, so nobody is sent to it.
+            post.stage(Stage::NotReady);
+            told = true;
+        }
+        if let Some(why) = post.asked_to_stop() {
+            let stuck = stuck.get_or_insert_with(|| Stuck::of(&post.shared, &post.launch, End { ok: true, why }));
+            stuck.look(|| format!("container {name} can't be stopped: {}", fault.text));
+        }
+        tokio::time::sleep(if stuck.is_some() { STOP_AGAIN } else { SWEEP_AGAIN }).await;
+    }
+}
+
+/// Is over when that process is; never, where there is none that one could see.
+async fn gone(first: Option<Identity>) {
+    let Some(first) = first else { return std::future::pending().await };
+    while first.lives() {
+        tokio::time::sleep(STOP_AGAIN).await;
+    }
 }
 
 /// For a replica that nobody watches: whatever of it runs is removed.

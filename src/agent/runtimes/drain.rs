@@ -16,6 +16,8 @@ const LEAD: Duration = Duration::from_secs(1);
 const COUNT: Duration = Duration::from_millis(250);
 /// Looks in a row that did not say it after which its metrics are not asked any more.
 const DEAF: u32 = 8;
+/// Looks that have to say that there is none: a gauge may lag behind what has just come in.
+const IDLE: u32 = 2;
 
 /// A program's requests, on their way out.
 pub(super) struct Leaving {
@@ -72,35 +74,34 @@ impl Leaving {
             return "it does not answer";
         }
         match &self.counts {
-            Counts::Metrics { page, names, door } => match self.counted(page, names).await {
-                Some(seen) => seen,
-                None => match door {
-                    Some(door) => door.closed().await,
-                    None => std::future::pending().await,
-                },
+            Counts::Metrics { page, names, door } => match (self.counted(page, names).await, door) {
+                (true, _) => "no request is left",
+                (false, Some(door)) => door.closed().await,
+                (false, None) => std::future::pending().await,
             },
             Counts::Connections(door) => door.closed().await,
-            Counts::Nothing if self.drain.path.is_none() => "who is connected to it can't be seen",
+            // Nobody can say that it has no request.
             Counts::Nothing => std::future::pending().await,
         }
     }
 
-    /// None when its metrics can't be read.
-    async fn counted(&self, at: &str, names: &[String]) -> Option<&'static str> {
-        let mut deaf = 0;
-        loop {
+    /// Whether its metrics came to say that no request is left; if not, they don't say how many there are.
+    async fn counted(&self, at: &str, names: &[String]) -> bool {
+        let (mut deaf, mut idle) = (0, 0);
+        while deaf < DEAF {
             let text = page(&self.client, &format!("{}{at}", self.url)).await;
-            let answered = text.is_some();
             let left = text.and_then(|text| names.iter().filter_map(|name| sum(&text, name)).reduce(|a, b| a + b));
             match left {
-                Some(left) if left <= 0.0 => return Some("no request is left"),
-                Some(_) => deaf = 0,
-                None if deaf < DEAF => deaf += 1,
-                None if answered => return Some("its metrics do not say how many requests are left"),
-                None => return None,
+                Some(left) if left <= 0.0 => (deaf, idle) = (0, idle + 1),
+                Some(_) => (deaf, idle) = (0, 0),
+                None => deaf += 1,
+            }
+            if idle == IDLE {
+                return true;
             }
             tokio::time::sleep(COUNT).await;
         }
+        false
     }
 }
 
@@ -117,7 +118,8 @@ impl Door {
             match tokio::task::spawn_blocking(move || self.open()).await {
                 Ok(Some(0)) => return "no connection is open",
                 Ok(Some(_)) => tokio::time::sleep(COUNT).await,
-                Ok(None) | Err(_) => return "who is connected to it can't be seen",
+                // Where that can't be seen, it may have requests until its time is over.
+                Ok(None) | Err(_) => std::future::pending().await,
             }
         }
     }

@@ -4,16 +4,18 @@
 
 use super::life::Ended;
 use super::process::OOM_SCORE;
+use crate::agent::owned;
 use crate::agent::record::End;
 use nf_core::job::Restart;
 use nf_core::reason::Reason;
-use std::fs;
 use std::path::Path;
 
 /// In a launch's own directory.
 const FILE: &str = ".nf-exit";
 /// A program that ended by a signal has this and the signal's number as its status in a shell.
 const BY_SIGNAL: i32 = 128;
+/// Bytes of a status, and more than it has.
+const LONGEST: u64 = 16;
 /// The highest signal.
 const SIGNALS: i32 = 64;
 /// Waits for the program. Signals that a replica is told its end by are the program's business: a trap, unlike an ignored
@@ -34,8 +36,8 @@ pub(super) fn kept(argv: Vec<String>) -> Vec<String> {
 
 /// How a program ended whose status was kept; None: nobody knows, or it was killed together with its shell.
 pub(super) fn read(dir: &Path) -> Option<Ended> {
-    let status = fs::read_to_string(dir.join(FILE)).ok()?;
-    Some(of(status.trim().parse().ok()?))
+    let status = owned::read(&dir.join(FILE), LONGEST)?;
+    Some(of(str::from_utf8(&status).ok()?.trim().parse().ok()?))
 }
 
 /// What a shell's own exit status says of the program that it waited for.
@@ -53,6 +55,7 @@ pub(super) fn of(status: i32) -> Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_status_is_kept_as_the_shell_tells_it() {
@@ -77,5 +80,9 @@ mod tests {
         }
         fs::write(tmp.path().join(FILE), "").unwrap();
         assert_eq!(read(tmp.path()), None, "cut off half way");
+        // The directory is the program's own: it may put there whatever it likes.
+        fs::remove_file(tmp.path().join(FILE)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", tmp.path().join(FILE)).unwrap();
+        assert_eq!(read(tmp.path()), None, "endless");
     }
 }

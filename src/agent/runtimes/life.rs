@@ -376,15 +376,15 @@ impl<B: Body> Running<B> {
             self.told(plan);
             return plan;
         }
-        // One that failed, or whose lease runs out, has nobody to wait for.
-        let gently =
-            end.ok && end.why != Reason::NodeFailure && self.record.was_ready && self.post.launch.port.is_some();
+        // One that failed, that lost a device, or whose lease runs out, has nobody to wait for.
+        let serves = end.ok && end.why != Reason::NodeFailure && self.record.was_ready && !self.post.broken();
+        let gently = serves && self.post.launch.port.is_some();
         let most_s = self.record.drain.as_ref().map_or(Drain::USUAL_S, |drain| drain.timeout_s);
         let drain = if gently { Duration::from_secs(most_s.into()) } else { Duration::ZERO };
         let grace = self.post.shared.config.stop_grace;
         // One that was never ready has nothing to save.
         let saving = self.post.grace();
-        let saves = end.ok && end.why != Reason::NodeFailure && self.record.was_ready && !saving.is_zero();
+        let saves = serves && !saving.is_zero();
         let drain = if saves { drain.max(saving) } else { drain };
         let term_ms = boot_ms() + ms(drain);
         let mut kill_ms = term_ms.saturating_add(ms(grace));

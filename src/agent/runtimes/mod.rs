@@ -21,6 +21,7 @@ pub(super) mod vacancy;
 
 pub(super) use ending::{is_gone, put_down};
 
+use super::owned;
 use super::post::Post;
 use super::record::End;
 use crate::models::{Error, Fetched, Manifest};
@@ -101,7 +102,7 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
                 tries += 1;
                 // A half laid out directory would be in the way of the second try.
                 let into = into.clone();
-                let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(into)).await;
+                let _ = tokio::task::spawn_blocking(move || owned::remove(&into)).await;
                 post.stage(Stage::Downloading);
             }
             Err(e) => return Err(e),

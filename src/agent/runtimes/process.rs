@@ -10,6 +10,7 @@ use super::users::{self, Giver};
 use super::{cgroup, docker, exit, marks, model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
+use crate::agent::owned;
 use crate::agent::post::Post;
 use crate::agent::record::{self, End, Launch as Launched, Record};
 use crate::models::{Launch, Manifest, Process, Slots};
@@ -356,10 +357,7 @@ pub(super) async fn discard(post: &Post) {
     let (dir, id, generation) = (post.shared.places.records.clone(), post.launch.id, post.launch.generation);
     let own = post.dir();
     let removed = tokio::task::spawn_blocking(move || {
-        match std::fs::remove_dir_all(own) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
+        owned::remove(&own)?;
         record::remove(&dir, id, generation)
     });
     if let Ok(Err(error)) = removed.await {

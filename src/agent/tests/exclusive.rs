@@ -175,7 +175,7 @@ fn where_nobody_led_meanwhile_it_waits_anew() {
 fn one_that_is_stopping_already_has_no_grace_beyond_its_lease() {
     let mut world = World::with_exclusive();
     let (only, generation) = (ReplicaId { job: JobNo(1), replica: 0 }, Generation(1));
-    world.fake.stop(only, generation, Reason::NodeDrain, Duration::from_secs(600));
+    world.fake.stop(only, generation, Leave { grace_ms: 600_000, ..Leave::now(Reason::NodeDrain) });
     world.run(Op::Step);
     assert!(world.node.exclusive_until().is_some(), "the loop looks again in time");
     world.now_ms += 40_000;

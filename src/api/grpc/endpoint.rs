@@ -52,11 +52,16 @@ impl EndpointService for Endpoints {
                     index,
                     simulation,
                     heartbeat: false,
+                    stale_ms: 0,
                     endpoints: items.into_iter().map(endpoint).collect(),
                 },
-                Item::Heartbeat { index } => {
-                    v1::EndpointServiceWatchResponse { index, simulation, heartbeat: true, endpoints: Vec::new() }
-                }
+                Item::Heartbeat { index, stale_ms } => v1::EndpointServiceWatchResponse {
+                    index,
+                    simulation,
+                    heartbeat: true,
+                    stale_ms,
+                    endpoints: Vec::new(),
+                },
             };
             Some((Ok(message), feed))
         });

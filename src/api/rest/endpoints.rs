@@ -50,8 +50,9 @@ fn lines(simulation: bool, feed: Feed) -> impl Stream<Item = Result<Event, Infal
                 let data = json!({ "index": index, "simulation": simulation, "items": items });
                 Event::default().event("endpoints").id(index.to_string()).data(data.to_string())
             }
-            Item::Heartbeat { index } => {
-                Event::default().event("heartbeat").data(json!({ "index": index }).to_string())
+            Item::Heartbeat { index, stale_ms } => {
+                let data = json!({ "index": index, "stale_ms": stale_ms });
+                Event::default().event("heartbeat").data(data.to_string())
             }
         };
         Some((Ok(event), feed))

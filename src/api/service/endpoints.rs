@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 /// How long a feed is silent at most.
-pub const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Between two looks at the state, so that a busy group costs a feed little.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -127,12 +127,14 @@ fn of_replica(state: &State, job: &Job, no: u16, replica: &Replica, out: &mut Ve
 pub enum Item {
     /// The whole set, as of this applied index.
     Endpoints { index: u64, items: Vec<EndpointBody> },
-    /// It is still the same at this index.
-    Heartbeat { index: u64 },
+    /// It is still the same at this index, as far as this member knows: it has had no word of its group for so many
+    /// milliseconds.
+    Heartbeat { index: u64, stale_ms: u64 },
 }
 
 /// A stream of sets for one watcher.
 pub struct Feed {
+    group: Group,
     wanted: Wanted,
     watch: watch::Receiver<Applied>,
     /// What was said last, and the state it was read from.
@@ -161,8 +163,9 @@ impl Service {
 }
 
 impl Feed {
-    fn new(replica: &Group, wanted: Wanted, permit: OwnedSemaphorePermit) -> Self {
-        Self { wanted, watch: replica.watch(), last: None, looked: Instant::now(), _permit: permit }
+    fn new(group: &Group, wanted: Wanted, permit: OwnedSemaphorePermit) -> Self {
+        let watch = group.watch();
+        Self { group: group.clone(), wanted, watch, last: None, looked: Instant::now(), _permit: permit }
     }
 
     /// The next set or heartbeat; None when the member shuts down.
@@ -180,7 +183,7 @@ impl Feed {
                 // What changes in the meantime is seen at the next look.
                 Ok(Ok(())) => tokio::time::sleep_until(self.looked + LOOK).await,
                 Ok(Err(_)) => return None,
-                Err(_) => return Some(Item::Heartbeat { index }),
+                Err(_) => return Some(Item::Heartbeat { index, stale_ms: self.group.status().stale_ms() }),
             }
         }
     }

@@ -277,8 +277,7 @@ fn what_has_to_go_may_save_its_state_and_its_place_is_held_for_whom_it_went() {
     assert_eq!(told, [Notice { at_ms: 10_000, grace_ms: 60_000 }]);
     let first = job(&state, "urgent").claim.clone().unwrap();
     let slice = crate::reconcile::desired(&state, NodeNo(1));
-    let graces: Vec<u32> =
-        slice.replicas.values().filter(|want| want.stop.is_some()).map(|want| want.grace_ms).collect();
+    let graces: Vec<u32> = slice.replicas.values().filter_map(|want| want.stop).map(|leave| leave.grace_ms).collect();
     assert_eq!(graces, [60_000], "the agent is told how long");
     let shown = view::job(&state, &job(&state, "saves"));
     assert_eq!(shown.replicas.iter().filter_map(|r| r.saves_until_ms).collect::<Vec<_>>(), [70_000]);
@@ -474,7 +473,8 @@ fn fault(state: &mut State, at_ms: u64, fault: Fault) {
 }
 
 fn grace(state: &State) -> Option<u32> {
-    crate::reconcile::desired(state, NodeNo(1)).replicas.values().next().map(|want| want.grace_ms)
+    let wants = crate::reconcile::desired(state, NodeNo(1)).replicas;
+    wants.values().next().map(|want| want.stop.map_or(0, |leave| leave.grace_ms))
 }
 
 #[test]

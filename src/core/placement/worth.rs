@@ -45,12 +45,14 @@ struct Weight {
     lacking: i64,
 }
 
-/// GPU per CPU of a shape, and its weight.
+/// GPU per CPU of a shape, with what it and all before it weigh together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ratio {
     /// Thousandths of GPU per 2^20 thousandths of CPU.
     milli: i64,
-    weight: i64,
+    weights: i64,
+    /// The sum of each one's weight times its thousandths.
+    weighted: i64,
 }
 
 /// The tables of one kind of device.
@@ -281,9 +283,6 @@ impl Table {
         sizes.sort_unstable();
         sizes.dedup();
         let held = |milli: u16| sizes.partition_point(|size| *size <= milli) as u16;
-        let ratio = |w: &Wanted| Ratio { milli: (w.milli << 20) / i64::from(w.cpu.max(1)), weight: w.weight.lacking };
-        let mut ratios: Vec<Ratio> = wanted.iter().map(ratio).collect();
-        ratios.sort_by_key(|ratio| ratio.milli);
         let mut out = Self {
             sizes_held: (0..=WHOLE as u16).map(held).collect(),
             sizes: sizes.len(),
@@ -291,7 +290,7 @@ impl Table {
             many: vec![0; (cpus.len() + 1) * (SEVERAL + 1)],
             cpus,
             wanted: Vec::new(),
-            ratios,
+            ratios: ratios(&wanted),
         };
         for shape in &wanted {
             out.enter(shape, &sizes);
@@ -340,17 +339,24 @@ impl Table {
 
     /// Idle GPU for which copies of a shape would find no CPU, over all shapes.
     fn lacking(&self, cpu: u32, idle: i64) -> i64 {
-        let cpu = i64::from(cpu);
-        let mut sum = 0;
-        for ratio in &self.ratios {
-            let lacks = idle - (ratio.milli.saturating_mul(cpu) >> 20);
-            if lacks <= 0 {
-                break;
-            }
-            sum += ratio.weight * lacks;
-        }
-        sum
+        let followed = |milli: i64| ((i128::from(milli) * i128::from(cpu)) >> 20) as i64;
+        let lack = self.ratios.partition_point(|ratio| followed(ratio.milli) < idle);
+        let Some(all) = lack.checked_sub(1).and_then(|last| self.ratios.get(last)) else { return 0 };
+        idle * all.weights - followed(all.weighted)
     }
+}
+
+/// Of the shapes, those that need the most CPU for a GPU first.
+fn ratios(wanted: &[Wanted]) -> Vec<Ratio> {
+    let milli = |w: &Wanted| (w.milli << 20) / i64::from(w.cpu.max(1));
+    let mut ratios: Vec<(i64, i64)> = wanted.iter().map(|w| (milli(w), w.weight.lacking)).collect();
+    ratios.sort_unstable();
+    let sums = ratios.into_iter().scan((0, 0), |(weights, weighted), (milli, weight)| {
+        *weights += weight;
+        *weighted += milli * weight;
+        Some(Ratio { milli, weights: *weights, weighted: *weighted })
+    });
+    sums.collect()
 }
 
 /// See [`Worth::ready`]. A search asks it once for each device of each class of nodes: what the devices have in common

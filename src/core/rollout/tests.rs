@@ -60,7 +60,7 @@ fn agents(state: &mut State, good: impl Fn(&VersionId) -> bool) {
         let no = state.node_named(&node).unwrap().no;
         let report = |(id, want): (&reconcile::ReplicaId, &reconcile::Want)| {
             let kind = match want.stop {
-                Some(why) => ReportKind::Ended { ok: true, why },
+                Some(leave) => ReportKind::Ended { ok: true, why: leave.why },
                 None if good(&want.spec.version) => ReportKind::Stage(Stage::Ready),
                 None => ReportKind::Ended { ok: false, why: Reason::ExitedNonZero },
             };

@@ -176,10 +176,10 @@ impl Worker {
                 self.launches.insert((id, generation), launch);
                 self.assert_no_port_is_shared();
             }
-            Action::Stop(id, generation, _, grace_ms) => {
+            Action::Stop(id, generation, leave) => {
                 if let Some(launch) = self.launches.get_mut(&(id, generation)) {
                     launch.condition = Condition::Stopping;
-                    launch.saving = grace_ms / STEP_MS;
+                    launch.saving = leave.grace_ms / STEP_MS;
                 }
             }
             Action::Report(id, generation, ok, why) => {

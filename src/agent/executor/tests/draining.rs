@@ -58,6 +58,20 @@ async fn requests_under_way_are_waited_for_also_by_the_next_agent() {
     assert!(log.contains("drained: no request is left") && log.contains("TERM, and KILL at"), "{log}");
 }
 
+/// Calls that hang in a driver would keep it busy until its deadline, and its replacement waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_whose_device_is_broken_is_not_waited_for() {
+    let w = World::new();
+    let executor = w.open();
+    let (want, dir) = ready(&w, &executor, 60).await;
+    fs::write(dir.join("busy"), "").unwrap();
+    let broken = Leave { broken: true, ..Leave::now(Reason::DeviceFault) };
+    Execute::stop(&executor, ID, want.generation, broken);
+    assert_eq!(executor.gone().await, End { ok: true, why: Reason::DeviceFault });
+    let stop = executor.lives(ID)[0].stop.unwrap();
+    assert!(stop.term_ms.saturating_sub(stop.since_ms) < 1_000, "TERM at once: {stop:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_has_an_end() {
     let w = World::new();

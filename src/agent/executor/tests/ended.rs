@@ -72,7 +72,7 @@ async fn a_program_whose_end_counts_is_warned_and_told_to_end_itself() {
     executor.stage_is(1, Stage::Ready).await;
     // The trap is set once it sleeps.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(20));
+    executor.leave(&want, Reason::Preempted, 20);
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::Preempted });
     assert_eq!(fs::read_to_string(w.path("data/replicas/n1/r1.0.j1.g1/saved")).unwrap(), "saved\n");
     executor.forget(ID, want.generation);

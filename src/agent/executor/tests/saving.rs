@@ -37,7 +37,7 @@ async fn a_program_that_is_told_saves_its_state_and_is_gone_before_term() {
     let executor = w.open();
     let (want, dir) = trainer(&w, &executor, "saves").await;
     let begun = Instant::now();
-    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(20));
+    executor.leave(&want, Reason::Preempted, 20);
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::Preempted });
     assert!(begun.elapsed() < Duration::from_secs(15), "it did not wait for the end of the grace");
     assert_eq!(fs::read_to_string(dir.join("saved")).unwrap(), "20000");
@@ -50,7 +50,7 @@ async fn the_grace_has_an_end_also_under_the_next_agent() {
     let w = World::new();
     let executor = w.open();
     let (want, dir) = trainer(&w, &executor, "ignores").await;
-    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(4));
+    executor.leave(&want, Reason::NodeDrain, 4);
     eventually("it is told", || dir.join("told").exists()).await;
     let plan = w.record(&want).stopping.unwrap();
     assert!(plan.saves && plan.kill_ms - plan.term_ms == 5_000, "{plan:?}");
@@ -58,7 +58,7 @@ async fn the_grace_has_an_end_also_under_the_next_agent() {
 
     let executor = eventually_open(&w).await;
     let process = w.record(&want).process.unwrap();
-    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(4));
+    executor.leave(&want, Reason::NodeDrain, 4);
     eventually("it is told again", || fs::read_to_string(dir.join("told")).is_ok_and(|told| told.len() > 1)).await;
     assert!(process.lives());
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::NodeDrain });
@@ -83,11 +83,11 @@ async fn what_saves_its_state_stops_at_once_when_its_time_is_taken_back() {
     let executor = w.open();
     let (want, dir) = trainer(&w, &executor, "ignores").await;
     let begun = Instant::now();
-    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(20));
+    executor.leave(&want, Reason::Preempted, 20);
     eventually("it is told", || dir.join("told").exists()).await;
     // A longer time, or another one, is none of its business.
-    Execute::stop(&executor, ID, want.generation, Reason::Preempted, Duration::from_secs(10));
-    Execute::stop(&executor, ID, want.generation, Reason::ApprovalRequired, Duration::ZERO);
+    executor.leave(&want, Reason::Preempted, 10);
+    executor.leave(&want, Reason::ApprovalRequired, 0);
     executor.gone().await;
     assert!(begun.elapsed() < Duration::from_secs(15), "it did not wait for the end of the grace");
     assert!(log(&executor, 12).await.contains("its time for that was taken back"));
@@ -109,7 +109,7 @@ async fn one_that_must_never_run_twice_loses_its_grace_with_its_lease() {
     executor.stage_is(1, Stage::Ready).await;
     assert_eq!(executor.exclusive(), [(ID, want.generation)].into());
     let told = w.path("data/replicas/n1/r1.0.j1.g1/told");
-    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(100));
+    executor.leave(&want, Reason::NodeDrain, 100);
     eventually("it saves its state", || told.exists()).await;
     executor.stop(ID, want.generation, Reason::NodeFailure);
     let begun = Instant::now();
@@ -128,7 +128,7 @@ async fn a_log_has_its_bound_also_while_its_replica_stops() {
     executor.stage_is(1, Stage::Ready).await;
     // The trap is set once it sleeps.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    Execute::stop(&executor, ID, want.generation, Reason::NodeDrain, Duration::from_secs(60));
+    executor.leave(&want, Reason::NodeDrain, 60);
     let log = w.path("data/logs/n1/r1.0.j1.log");
     let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
     eventually("it is cut", || size(&log.with_extension("log.1")) > 0 && size(&log) < logs::ROTATE_AT).await;

@@ -3,6 +3,8 @@
 use super::*;
 use crate::agent::runtimes::marks;
 use crate::agent::troubles::RECORD_UNREADABLE;
+use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
 
 impl World {
     fn records(&self, name: &str) -> PathBuf {
@@ -129,4 +131,28 @@ async fn replicas_of_a_lost_data_directory_are_ended_and_strangers_are_not() {
     })
     .await;
     assert!(!opened.into_inner().unwrap().remembers(), "the process' own start counter is lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_of_a_replica_that_lives_is_kept_however_old_it_is() {
+    let w = World::new();
+    let (executor, want) = (w.open(), w.server().await);
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let (log, other) =
+        (w.path("data/logs/n1/r1.0.j1.log"), |i: usize| w.path(&format!("data/logs/n1/x{i}.0.j9{i}.log")));
+    for i in 0..=LOG_FILES {
+        fs::write(other(i), "").unwrap();
+    }
+    let month = Duration::from_secs(30 * 86_400);
+    File::options().append(true).open(&log).unwrap().set_modified(SystemTime::now() - month).unwrap();
+    executor.shutdown_keeping_replicas();
+    let file = || fs::metadata(&log).unwrap().ino();
+    let before = file();
+    let executor = eventually_open(&w).await;
+    assert_eq!(file(), before, "the program writes on into the file that it has open");
+    let left = (0..=LOG_FILES).filter(|i| other(*i).exists()).count();
+    assert!(left < LOG_FILES, "others are removed: {left}");
+    executor.stop(ID, want.generation, Reason::StoppedByUser);
+    assert_eq!(executor.gone().await, stopped());
 }

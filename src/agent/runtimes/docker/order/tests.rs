@@ -38,7 +38,6 @@ fn want(uuids: &[&str]) -> Want {
         port: Some(31_007),
         stage: None,
         stop: None,
-        grace_ms: 0,
     }
 }
 
