@@ -14,6 +14,7 @@ use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
 use super::logs;
+use super::numa::Near;
 use super::post::{Asked, Places, Post};
 use super::probe::Probe;
 use super::record::{self, End, Launch, Record, Unread};
@@ -79,6 +80,8 @@ pub struct ExecutorConfig {
     pub users: Users,
     /// When a device is free for the next replica.
     pub vacancy: Arc<Vacancy>,
+    /// Which CPUs are near to which devices.
+    pub near: Arc<Near>,
     /// Where the control daemon of NVIDIA's Multi-Process Service has its pipes, if there is one.
     pub mps_pipes: PathBuf,
     /// What is run as the guard: `nf` itself.

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod link;
 mod logs;
 pub mod node;
+pub mod numa;
 pub mod nvml;
 pub mod played;
 mod post;

@@ -2,6 +2,7 @@
 //! machine without a driver has no GPUs, which is not an error. It does not decide
 //! what is simulated.
 
+use super::numa::Sysfs;
 use crate::exchange::Vitals;
 use nf_core::id::DeviceType;
 use nf_core::node::{Device, DeviceKind};
@@ -76,6 +77,8 @@ fn described(gpu: &nvml_wrapper::Device<'_>) -> Result<Device, NvmlError> {
         device_type: device_type(&gpu.name()?, memory),
         memory,
         island: 0,
+        // Of a driver that gives no address the rest is as good.
+        numa: gpu.pci_info().ok().and_then(|info| Sysfs::default().node_of(&info.bus_id)),
         mig_profile: None,
         healthy: true,
         // The driver itself keeps nobody to a part.

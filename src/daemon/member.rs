@@ -345,7 +345,8 @@ impl Part<'_> {
         form::introduce(replica, me, settings).await?;
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
-        let (watched, described) = (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, &spec));
+        let (watched, described) =
+            (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, &here, &spec));
         let vitals = agent::vitals::follow(me.name.as_str(), watched.1.clone(), &self.metrics, self.ended.clone())?;
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {

@@ -7,6 +7,7 @@ use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
 use crate::agent::inventory::{self, machine, own_devices};
+use crate::agent::numa::Near;
 use crate::agent::nvml;
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Daemon, Execute, Found, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
@@ -57,6 +58,7 @@ fn simulated(own: &PlayedNode, said: Option<Sharing>) -> Vec<Device> {
     let device_type = own.device_type.clone().unwrap_or_else(played::usual_type);
     let mut devices = played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None);
     devices.iter_mut().for_each(|device| device.sharing = own.sharing.or(said).unwrap_or(device.sharing));
+    played::on_numa_nodes(&mut devices, own.numa_nodes);
     devices
 }
 
@@ -147,11 +149,16 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
 }
 
 /// What this process' own node has, said again when GPUs answer that did not at its start.
-pub fn described(settings: &Settings, me: &Me, spec: &NodeSpec) -> mpsc::Receiver<Arc<NodeSpec>> {
+pub fn described(settings: &Settings, me: &Me, here: &Here, spec: &NodeSpec) -> mpsc::Receiver<Arc<NodeSpec>> {
     let (to, described) = mpsc::channel(1);
-    let (settings, me, spec) = (settings.clone(), me.clone(), spec.clone());
+    let (settings, me, near, spec) = (settings.clone(), me.clone(), here.near.clone(), spec.clone());
+    near.learn(&spec);
     tokio::spawn(async move {
-        let look = async || own_spec(&settings, &me).await.map_err(|error| error.to_string());
+        let look = async || {
+            let spec = own_spec(&settings, &me).await.map_err(|error| error.to_string())?;
+            near.learn(&spec);
+            Ok(spec)
+        };
         inventory::follow(spec, look, to, inventory::LATE).await;
     });
     described
@@ -189,6 +196,7 @@ pub struct Here {
     anew: bool,
     found: Arc<Found>,
     troubles: Arc<Troubles>,
+    near: Arc<Near>,
 }
 
 impl Here {
@@ -202,6 +210,7 @@ impl Here {
             anew: !incarnation::is_known(&me.data.join("node")),
             found: Arc::default(),
             troubles: Arc::new(Troubles::new(tell)),
+            near: Arc::default(),
         }
     }
 }
@@ -221,6 +230,7 @@ pub fn executor_config(
         found: here.found.clone(),
         troubles: here.troubles.clone(),
         vacancy: Arc::new(vacancy),
+        near: here.near.clone(),
         mps_pipes: settings.mps_pipe_directory.value.clone(),
         judge: trust.map(Trust::for_node),
         run_dir: settings.run_dir.value.clone(),
@@ -331,7 +341,8 @@ async fn register_one(
     let ports = played::next_ports(&state, &node.name, &me.host, range(settings));
     drop(state);
     let sharing = node.sharing.or(settings.gpu_sharing.value);
-    let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), sharing, ..Played::default() };
+    let (gpus, device_type, numa_nodes) = (Some(node.count), node.device_type.clone(), node.numa_nodes);
+    let said = Played { gpus, device_type, sharing, numa_nodes, ..Played::default() };
     let spec = placed(settings, said.spec(&node.name, &me.host, ports));
     let kind = NodeKind::Played(me.id);
     let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };

@@ -73,7 +73,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
     let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
     let served = serve(port, listener, about, ended.clone())?;
-    let (watched, described) = (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, &spec));
+    let (watched, described) = (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, &here, &spec));
     let vitals = agent::vitals::follow(me.name.as_str(), watched.1.clone(), &vitals, ended.clone())?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);
