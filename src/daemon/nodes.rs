@@ -6,9 +6,8 @@ use super::trust::Trust;
 use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
-use crate::agent::inventory::{self, machine, own_devices};
+use crate::agent::inventory::{self, Driver, Own, machine, own_devices};
 use crate::agent::numa::Near;
-use crate::agent::nvml;
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Daemon, Execute, Found, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
@@ -63,15 +62,15 @@ fn simulated(own: &PlayedNode, said: Option<Sharing>) -> Vec<Device> {
 }
 
 /// `NF_GPU_SHARING`, or what is found beside the driver. Where it can't be known, nothing is said to be enforced.
-fn shared(settings: &Settings, data: &Path, devices: &mut [Device], simulated: bool) {
+fn shared(settings: &Settings, data: &Path, Own { devices, simulated, order }: &mut Own) {
     if let Some(said) = settings.gpu_sharing.value {
         devices.iter_mut().filter(|device| device.kind == DeviceKind::Gpu).for_each(|gpu| gpu.sharing = said);
         return;
     }
-    if simulated || devices.is_empty() {
+    if *simulated || devices.is_empty() {
         return;
     }
-    match serving(settings, data).and_then(|daemon| daemon.mark(devices, &nvml::order())) {
+    match serving(settings, data).and_then(|daemon| daemon.mark(devices, order)) {
         Ok(()) => {
             let parts = devices.iter().filter(|device| device.sharing == Sharing::Mps).count();
             tracing::info!(parts, "MPS keeps replicas to their parts of so many GPUs");
@@ -125,18 +124,19 @@ async fn labelled(settings: &Settings, mut spec: NodeSpec) -> Result<NodeSpec> {
     Ok(spec)
 }
 
-/// What this process' own node has. `GPU_NODES` may say it under the node's name.
-pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
+/// What this process' own node has. `GPU_NODES` may say it under the node's name. A driver that knows it is waited for
+/// no longer than `most`.
+///
+/// # Errors
+/// When the driver does not answer, and no earlier start has seen its GPUs.
+pub async fn own_spec(settings: &Settings, me: &Me, driver: &Driver, most: Option<Duration>) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => {
-            let (name, data) = (me.name.clone(), me.data.clone());
-            // A driver with a broken GPU may take its time.
-            let found = tokio::task::spawn_blocking(move || own_devices(&name, &data, simulation)).await?;
-            let found = found.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
-            let (mut devices, simulated) = found;
-            shared(settings, &me.data, &mut devices, simulated);
-            (devices, simulated)
+            let own = own_devices(driver, &me.name, &me.data, simulation, most).await;
+            let mut own = own.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
+            shared(settings, &me.data, &mut own);
+            (own.devices, own.simulated)
         }
         GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {
             Some(own) => (simulated(own, settings.gpu_sharing.value), true),
@@ -149,13 +149,19 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
 }
 
 /// What this process' own node has, said again when GPUs answer that did not at its start.
-pub fn described(settings: &Settings, me: &Me, here: &Here, spec: &NodeSpec) -> mpsc::Receiver<Arc<NodeSpec>> {
+pub fn described(
+    settings: &Settings,
+    me: &Me,
+    driver: Driver,
+    here: &Here,
+    spec: &NodeSpec,
+) -> mpsc::Receiver<Arc<NodeSpec>> {
     let (to, described) = mpsc::channel(1);
     let (settings, me, near, spec) = (settings.clone(), me.clone(), here.near.clone(), spec.clone());
     near.learn(&spec);
     tokio::spawn(async move {
         let look = async || {
-            let spec = own_spec(&settings, &me).await.map_err(|error| error.to_string())?;
+            let spec = own_spec(&settings, &me, &driver, None).await.map_err(|error| error.to_string())?;
             near.learn(&spec);
             Ok(spec)
         };
