@@ -36,6 +36,7 @@ mod tests;
 
 pub use execute::Execute;
 pub use link::{Link, LocalLink, RemoteLink};
+pub use logs::keeper::run as keep_logs;
 pub use node::Standing;
 pub use runtimes::marks::Found;
 pub use runtimes::mps::Daemon;

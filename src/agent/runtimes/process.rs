@@ -250,6 +250,7 @@ async fn spawn_held(
     let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
     let spawned = tokio::task::spawn_blocking(move || {
         let _lock = lock;
+        shared.keep_logs();
         let mut command = command(&record, &want, &manifest, &process, &dir, &model, &shared.config.mps_pipes)?;
         if let Some(traceparent) = shared.traceparent((record.launch.id, record.launch.generation)) {
             command.env(traces::VARIABLE, traceparent);
