@@ -4,16 +4,18 @@
 //! decide what should run: `core::reconcile` does.
 
 mod earlier;
+mod kept;
 mod open;
 mod past;
 mod purge;
 mod strays;
 
-use self::open::{lock_file, open_users, tell_limits};
+use self::open::{Hold, open_users, take_hold, tell_limits};
 use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
-use super::logs;
+use super::logs::{self, keeper::Keeper};
+use super::numa::Near;
 use super::owned;
 use super::post::{Places, Post};
 use super::probe::Probe;
@@ -39,7 +41,7 @@ use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, Leave, Purge, ReplicaId, Want};
 use nf_core::view::stage_name;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -51,8 +53,6 @@ use tokio::task::AbortHandle;
 
 /// Run files of ended simulated replicas that are kept; the oldest go first.
 const ENDED_RUN_FILES: usize = 1000;
-/// Log files that are kept; those of live replicas always are.
-const LOG_FILES: usize = 512;
 
 /// Whether a version's signature counts for a tenant; may block.
 pub type Judge = Arc<dyn Fn(&Manifest, &TenantId) -> Result<(), Refusal> + Send + Sync>;
@@ -80,6 +80,8 @@ pub struct ExecutorConfig {
     pub users: Users,
     /// When a device is free for the next replica.
     pub vacancy: Arc<Vacancy>,
+    /// Which CPUs are near to which devices.
+    pub near: Arc<Near>,
     /// Where the control daemon of NVIDIA's Multi-Process Service has its pipes, if there is one.
     pub mps_pipes: PathBuf,
     /// What is run as the guard: `nf` itself.
@@ -134,7 +136,9 @@ pub(super) struct Shared {
     ended_run_files: Mutex<VecDeque<PathBuf>>,
     past: past::Past,
     /// Keeps a second agent from adopting the same processes.
-    lock: Mutex<Option<Arc<File>>>,
+    lock: Mutex<Option<Arc<Hold>>>,
+    /// Bounds the logs of replicas that outlive this agent.
+    keeper: Keeper,
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -201,7 +205,7 @@ impl Shared {
     }
 
     /// None once the executor was shut down: nothing may be started any more.
-    pub(super) fn lock(&self) -> Option<Arc<File>> {
+    pub(super) fn lock(&self) -> Option<Arc<Hold>> {
         held(&self.lock).clone()
     }
 
@@ -238,14 +242,6 @@ impl Shared {
         record::remove(&self.places.records, id, generation)
     }
 
-    /// Removes the oldest logs, but none of a replica that is here.
-    fn prune_logs(&self) {
-        let live: Vec<PathBuf> = held(&self.slots).iter().map(|(k, s)| self.places.log(&s.request, k.0)).collect();
-        if let Err(error) = logs::prune(&self.places.logs, LOG_FILES, &live) {
-            tracing::warn!(path = %self.places.logs.display(), %error, "old logs can't be removed");
-        }
-    }
-
     pub(super) fn lives(&self, id: ReplicaId) -> bool {
         let here = |(key, slot): (&Key, &Slot)| key.0 == id && !matches!(slot.condition, Condition::Gone { .. });
         held(&self.slots).iter().any(here)
@@ -276,7 +272,7 @@ impl Executor {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
         let places = Places::new(&config);
         places.make()?;
-        let lock = Some(Arc::new(lock_file(&places)?));
+        let lock = Some(Arc::new(take_hold(&places)?));
         let cache = Cache::open(&places.cache(), config.model_cache)?;
         let records = record::load_all(&places.records)?;
         let unread = record::unread(&places.records)?;
@@ -285,7 +281,9 @@ impl Executor {
         let users = open_users(&config, &places)?;
         tell_limits(&config.node, &cgroups, &users);
         let guard = Tie::new(&runtime, places.guard.clone(), config.guard.clone());
+        let keeper = Keeper::new(&config.guard, &places.logs, &places.records);
         let shared = Arc::new(Shared {
+            keeper,
             places,
             cache,
             client: Probe::client()?,
@@ -374,6 +372,7 @@ impl Executor {
             }
             runtimes::process::Recalled::Alive(process) => {
                 tracing::info!(job = %id.job, replica = id.replica, pid = process.pid, "adopted a running replica");
+                self.shared.keep_logs();
                 if record.exclusive {
                     self.shared.guard.knows(record.family(Some(process)));
                 }

@@ -10,13 +10,20 @@ use nf_core::resources::MAX_BYTES;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
 
 /// GPUs of a simulated node of which nothing is said.
 const SIMULATED_GPUS: u16 = 8;
 
 /// In the data directory: the GPUs of earlier starts, in their order.
 const GPUS: &str = "gpus.json";
+
+/// How long a start waits for the driver, where it knows the GPUs: what runs here is adopted, and said to run, before
+/// the group misses it.
+pub const AT_START: Duration = Duration::from_secs(5);
+/// How long where it does not: loading a driver that nobody uses takes its time for each GPU.
+const UNKNOWN: Duration = Duration::from_secs(60);
 
 /// The machine without its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,41 +55,100 @@ fn total_memory(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The devices of this process's own node, and whether they are simulated. A GPU that was here at an earlier start
+type Answer = Result<Option<nvml::Found>, String>;
+
+/// The driver, which may hang: it is asked on one thread at a time, and who asks meanwhile gets that thread's answer.
+#[derive(Clone)]
+pub struct Driver {
+    ask: Arc<dyn Fn() -> Answer + Send + Sync>,
+    under_way: Arc<Mutex<Option<JoinHandle<Answer>>>>,
+}
+
+impl Default for Driver {
+    fn default() -> Self {
+        Self::by(nvml::found)
+    }
+}
+
+impl Driver {
+    fn by(ask: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        Self { ask: Arc::new(ask), under_way: Arc::default() }
+    }
+
+    /// What it answers, within `most`; None: however long that takes.
+    async fn answer(&self, most: Option<Duration>) -> Answer {
+        let answer = async {
+            let mut under_way = self.under_way.lock().await;
+            let ask = self.ask.clone();
+            // Whoever's patience ends leaves it to the next one.
+            let answer = under_way.get_or_insert_with(|| tokio::task::spawn_blocking(move || ask())).await;
+            *under_way = None;
+            answer.map_err(|e| e.to_string()).flatten()
+        };
+        match most {
+            None => answer.await,
+            Some(most) => {
+                let late = |_| Err(format!("it does not answer within {most:?}"));
+                tokio::time::timeout(most, answer).await.unwrap_or_else(late)
+            }
+        }
+    }
+}
+
+/// The devices of this process's own node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    pub devices: Vec<Device>,
+    /// They are played.
+    pub simulated: bool,
+    /// The uuids of the driver's GPUs in its own order; none while it does not answer.
+    pub order: Vec<Arc<str>>,
+}
+
+/// Asks for the devices of this process's own node, for no longer than `most`. A GPU that was here at an earlier start
 /// and does not answer now keeps its place, as one that is broken: the others keep their numbers, by which replicas
 /// hold them, and go on.
 ///
 /// # Errors
 /// When there is a driver that does not answer, and no earlier start has seen its GPUs.
-pub fn own_devices(node: &NodeName, data_dir: &Path, simulation: bool) -> Result<(Vec<Device>, bool), String> {
-    devices_of(nvml::gpus(), node, data_dir, simulation)
-}
-
-fn devices_of(
-    found: Result<Option<Vec<Device>>, String>,
+pub async fn own_devices(
+    driver: &Driver,
     node: &NodeName,
     data_dir: &Path,
     simulation: bool,
-) -> Result<(Vec<Device>, bool), String> {
+    most: Option<Duration>,
+) -> Result<Own, String> {
+    let (node, data_dir) = (node.clone(), data_dir.to_owned());
+    let found = driver.answer(most.map(|most| patience(most, !known(&data_dir).is_empty()))).await;
+    let own = tokio::task::spawn_blocking(move || devices_of(found, &node, &data_dir, simulation));
+    own.await.map_err(|e| e.to_string()).flatten()
+}
+
+fn patience(most: Duration, some_are_known: bool) -> Duration {
+    if some_are_known { most } else { most.max(UNKNOWN) }
+}
+
+fn devices_of(found: Answer, node: &NodeName, data_dir: &Path, simulation: bool) -> Result<Own, String> {
     let known = known(data_dir);
-    let found = match found {
+    let nvml::Found { gpus, order } = match found {
         Ok(found) => found.unwrap_or_default(),
         Err(error) if known.is_empty() => return Err(error),
         Err(error) => {
             tracing::error!(error, "the GPU driver does not answer: this node's GPUs count as broken until it does");
-            Vec::new()
+            nvml::Found::default()
         }
     };
-    let devices = with_known(known, found);
+    let devices = with_known(known, gpus);
     if !devices.is_empty() {
         remember(data_dir, &devices);
-        return Ok((devices, false));
+        return Ok(Own { devices, simulated: false, order });
     }
     if !simulation {
-        return Ok((devices, false));
+        return Ok(Own::default());
     }
     let usual = played::usual_type();
-    Ok((played::devices(node, DeviceKind::Gpu, &usual, SIMULATED_GPUS, None), true))
+    let devices = played::devices(node, DeviceKind::Gpu, &usual, SIMULATED_GPUS, None);
+    Ok(Own { devices, simulated: true, order })
 }
 
 /// Those of earlier starts in their order, then the new ones.
@@ -181,7 +247,9 @@ pub async fn follow<F>(
 mod tests {
     use super::*;
     use nf_core::testing;
-    use std::sync::Mutex;
+    use std::sync::Mutex as Lock;
+    use std::sync::mpsc as line;
+    use std::time::Instant;
 
     /// The driver's answers, one a look; the last one stands.
     #[tokio::test]
@@ -190,11 +258,12 @@ mod tests {
         let gpu = |uuid: &str| Device { uuid: uuid.into(), ..testing::node_spec(1).devices.remove(0) };
         let (some, all) = (vec![gpu("a")], vec![gpu("a"), gpu("b")]);
         remember(tmp.path(), &all);
-        let answers = [Err("booting".to_owned()), Ok(None), Ok(Some(some)), Ok(Some(all))];
-        let answers = Mutex::new(answers.into_iter().collect::<std::collections::VecDeque<_>>());
+        let found = |gpus| Ok(Some(nvml::Found { gpus, ..nvml::Found::default() }));
+        let answers = [Err("booting".to_owned()), Ok(None), found(some), found(all)];
+        let answers = Lock::new(answers.into_iter().collect::<std::collections::VecDeque<_>>());
         let look = || {
             let answer = answers.lock().unwrap().pop_front().expect("nobody looks once all answer");
-            let (devices, simulated) = devices_of(answer, &node, tmp.path(), false).unwrap();
+            let Own { devices, simulated, .. } = devices_of(answer, &node, tmp.path(), false).unwrap();
             node_spec("h", None, Machine { cpu_milli: 1, memory: 1, disk: 1 }, devices, simulated)
         };
         let first = look();
@@ -206,6 +275,57 @@ mod tests {
             healthy.push(spec.devices.iter().map(|device| device.healthy).collect::<Vec<_>>());
         }
         assert_eq!(healthy, [[true, false], [true, true]]);
+    }
+
+    /// A driver that hangs until it is let go, and how often it was asked.
+    fn hangs() -> (Driver, line::Sender<Answer>, Arc<Lock<u32>>) {
+        let (let_go, hung) = line::channel::<Answer>();
+        let (hung, asked) = (Lock::new(hung), Arc::<Lock<u32>>::default());
+        let counted = asked.clone();
+        let driver = Driver::by(move || {
+            *counted.lock().unwrap() += 1;
+            hung.lock().unwrap().recv().unwrap_or_else(|_| Err("let go without a word".into()))
+        });
+        (driver, let_go, asked)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_start_does_not_wait_for_a_driver_that_hangs_where_it_knows_the_gpus() {
+        let (tmp, node) = (tempfile::tempdir().unwrap(), NodeName::new("n1").unwrap());
+        let gpu = |uuid: &str| Device { uuid: uuid.into(), ..testing::node_spec(1).devices.remove(0) };
+        let all = vec![gpu("a"), gpu("b")];
+        remember(tmp.path(), &all);
+        let (driver, let_go, asked) = hangs();
+        let look = async |most| own_devices(&driver, &node, tmp.path(), true, most).await.unwrap();
+        let (begun, soon) = (Instant::now(), Some(Duration::from_millis(50)));
+        for _ in 0..3 {
+            let own = look(soon).await;
+            assert!(own.devices.len() == 2 && own.devices.iter().all(|device| !device.healthy), "{own:?}");
+            assert!(!own.simulated, "nothing is played where GPUs are");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+        assert_eq!(*asked.lock().unwrap(), 1, "one thread hangs, however often it is asked");
+        let order = vec!["b".into(), "a".into()];
+        let_go.send(Ok(Some(nvml::Found { gpus: all.clone(), order: order.clone() }))).unwrap();
+        let own = look(None).await;
+        assert_eq!(
+            (own.devices, own.order, *asked.lock().unwrap()),
+            (all, order, 1),
+            "what was asked for first is heard"
+        );
+        drop(let_go);
+        assert_eq!((look(soon).await.devices.len(), *asked.lock().unwrap()), (2, 2), "and it is asked anew");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn where_no_gpu_is_known_a_driver_has_more_time_and_then_the_start_fails() {
+        assert_eq!((patience(AT_START, true), patience(AT_START, false)), (AT_START, UNKNOWN));
+        let (tmp, node) = (tempfile::tempdir().unwrap(), NodeName::new("n1").unwrap());
+        let (driver, let_go, _) = hangs();
+        let answer = driver.answer(Some(Duration::from_millis(20))).await;
+        let failed = devices_of(answer, &node, tmp.path(), true).unwrap_err();
+        assert!(failed.contains("20ms"), "{failed}");
+        drop(let_go);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! outlive the agent. Kept small by moving the end of a full file to `.1` and
 //! cutting the file; read from their end and followed. It does not know replicas.
 
+pub(super) mod keeper;
+
 use bytes::Bytes;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

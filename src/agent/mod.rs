@@ -19,6 +19,7 @@ pub mod lease;
 pub mod link;
 mod logs;
 pub mod node;
+pub mod numa;
 pub mod nvml;
 mod owned;
 pub mod played;
@@ -36,6 +37,7 @@ mod tests;
 
 pub use execute::Execute;
 pub use link::{Link, LocalLink, RemoteLink};
+pub use logs::keeper::run as keep_logs;
 pub use node::Standing;
 pub use runtimes::marks::Found;
 pub use runtimes::mps::Daemon;

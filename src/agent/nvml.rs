@@ -2,6 +2,7 @@
 //! machine without a driver has no GPUs, which is not an error. It does not decide
 //! what is simulated.
 
+use super::numa::Sysfs;
 use crate::exchange::Vitals;
 use nf_core::id::DeviceType;
 use nf_core::node::{Device, DeviceKind};
@@ -18,11 +19,28 @@ const LINKS: u32 = 18;
 /// NVML_DEVICE_MIG_ENABLE.
 const ENABLED: u32 = 1;
 
-/// The GPUs in NVML's order; None when there is no driver.
+/// What the driver has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The GPUs in NVML's order, and slices in place of those that are divided.
+    pub gpus: Vec<Device>,
+    /// The uuids of all GPUs in that order; one that does not answer has an empty name.
+    pub order: Vec<Arc<str>>,
+}
+
+/// The GPUs in NVML's order; None when there is no driver. May take for ever, as all that asks a driver.
 ///
 /// # Errors
 /// When there is one, but it does not answer.
 pub fn gpus() -> Result<Option<Vec<Device>>, String> {
+    found().map(|found| found.map(|found| found.gpus))
+}
+
+/// The same, and their order.
+///
+/// # Errors
+/// When there is a driver, but it does not answer.
+pub fn found() -> Result<Option<Found>, String> {
     let nvml = match Nvml::init() {
         Ok(nvml) => nvml,
         Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded | NvmlError::LibraryNotFound) => {
@@ -33,15 +51,10 @@ pub fn gpus() -> Result<Option<Vec<Device>>, String> {
     read(&nvml).map(Some).map_err(|error| format!("NVML: {error}"))
 }
 
-/// The uuids of the GPUs that answer in NVML's order, in which an absent one has an empty name; none without a driver.
-pub fn order() -> Vec<Arc<str>> {
-    let Ok(nvml) = Nvml::init() else { return Vec::new() };
-    let uuid = |index| nvml.device_by_index(index).and_then(|gpu| gpu.uuid()).unwrap_or_default().into();
-    (0..nvml.device_count().unwrap_or(0)).map(uuid).collect()
-}
-
-fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
+fn read(nvml: &Nvml) -> Result<Found, NvmlError> {
     let count = nvml.device_count()?;
+    let uuid = |index| nvml.device_by_index(index).and_then(|gpu| gpu.uuid()).unwrap_or_default().into();
+    let order = (0..count).map(uuid).collect();
     let mut out = Vec::new();
     let mut links = Vec::new();
     for index in 0..count {
@@ -65,7 +78,7 @@ fn read(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
     for (device, island) in out.iter_mut().zip(islands(&links)) {
         device.island = island;
     }
-    Ok(out)
+    Ok(Found { gpus: out, order })
 }
 
 fn described(gpu: &nvml_wrapper::Device<'_>) -> Result<Device, NvmlError> {
@@ -76,6 +89,8 @@ fn described(gpu: &nvml_wrapper::Device<'_>) -> Result<Device, NvmlError> {
         device_type: device_type(&gpu.name()?, memory),
         memory,
         island: 0,
+        // Of a driver that gives no address the rest is as good.
+        numa: gpu.pci_info().ok().and_then(|info| Sysfs::default().node_of(&info.bus_id)),
         mig_profile: None,
         healthy: true,
         // The driver itself keeps nobody to a part.

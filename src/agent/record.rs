@@ -209,6 +209,25 @@ pub(super) fn load_all(dir: &Path) -> io::Result<Vec<Record>> {
     Ok(out)
 }
 
+/// Whether any process is left of the replicas that records tell of, those included that can't be read as a whole. Changes
+/// nothing.
+pub(super) fn any_lives(dir: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let mut bytes = Vec::new();
+        let told = path.extension().is_some_and(|e| e == "json" || e == "bad");
+        // One that goes away at this moment is over.
+        if !told || File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes)).is_err() {
+            continue;
+        }
+        let Remains { key: Some(key), process, cgroup, owner, .. } = Remains::of(&bytes) else { continue };
+        if !(Family { key, leader: process.filter(Identity::lives), cgroup, owner }).members().is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A record that was set aside, since it can't be read: what it tells of may still run.
 #[derive(Debug)]
 pub(super) struct Unread {

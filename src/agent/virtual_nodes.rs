@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use nf_core::command::Mode;
 use nf_core::id::{DeviceType, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
-use nf_core::node::{DeviceKind, NodeKind};
-use nf_core::played::devices;
+use nf_core::node::{DeviceKind, MAX_NUMA_NODES, NodeKind};
+use nf_core::played::{devices, on_numa_nodes};
 use nf_core::reconcile::{Actual, Condition, Leave, ReplicaId, Want};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
 use nf_core::sharing::Sharing;
@@ -41,10 +41,12 @@ pub struct VirtualNode {
     pub device_type: Option<DeviceType>,
     /// What is said to keep those who share a GPU to their parts; where the list says nothing, that it is played.
     pub sharing: Sharing,
+    /// NUMA nodes that share its GPUs evenly; None: the list does not say.
+    pub numa_nodes: Option<u16>,
 }
 
-/// Reads CSV with the header `sn,cpu_milli,memory_mib,gpu,model`, in any order of columns; a column `sharing` (none,
-/// mps or simulated) may stand beside them.
+/// Reads CSV with the header `sn,cpu_milli,memory_mib,gpu,model`, in any order of columns. Columns `sharing` (none,
+/// mps, mig or simulated) and `numa_nodes` (how many share the GPUs evenly; 0: not known) may stand beside them.
 ///
 /// # Errors
 /// A text that names the line and the column at fault.
@@ -58,7 +60,7 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
     };
     let (sn, cpu, memory, gpu) = (column("sn")?, column("cpu_milli")?, column("memory_mib")?, column("gpu")?);
     let model = column("model")?;
-    let sharing = column("sharing").ok();
+    let (sharing, numa_nodes) = (column("sharing").ok(), column("numa_nodes").ok());
     let mut out = Vec::new();
     let mut names = BTreeSet::new();
     for (number, line) in lines {
@@ -87,6 +89,10 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
                 known.ok_or_else(|| at("sharing", "none, mps, mig or simulated".to_owned()))?
             }
         };
+        let numa_nodes = match numa_nodes {
+            None => None,
+            Some(index) => Some(count(index, "numa_nodes", MAX_NUMA_NODES.into())? as u16).filter(|count| *count > 0),
+        };
         out.push(VirtualNode {
             name,
             cpu_milli: count(cpu, "cpu_milli", MAX_BYTES)?,
@@ -94,6 +100,7 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
             gpus,
             device_type: kind,
             sharing,
+            numa_nodes,
         });
         if out.len() > MOST {
             return Err(format!("at most {MOST} nodes in one process; split the list"));
@@ -107,6 +114,7 @@ impl VirtualNode {
         let devices = |kind| devices(&self.name, DeviceKind::Gpu, kind, self.gpus, None);
         let mut devices = self.device_type.as_ref().map(devices).unwrap_or_default();
         devices.iter_mut().for_each(|device| device.sharing = self.sharing);
+        on_numa_nodes(&mut devices, self.numa_nodes);
         let machine = Machine { cpu_milli: self.cpu_milli, memory: self.memory, disk: DISK };
         // Without a port range: nothing listens there.
         let spec = node_spec("127.0.0.1", None, machine, devices, true);

@@ -121,6 +121,7 @@ const GPUS: &[Column] = &[
     col("ISLAND", |v| at(v, "island")),
     col("HEALTH", health),
     col("SLICES", slices),
+    wide("NUMA", |v| at(v, "numa")),
     wide("SHARING", |v| at(v, "sharing")),
     wide("BUSY", |v| {
         v["vitals"]["utilization"].as_f64().map_or_else(|| "-".to_owned(), |part| format!("{:.0}%", part * 100.0))

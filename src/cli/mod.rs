@@ -224,6 +224,12 @@ enum Command {
         after_help = "Examples:\n  nf guard --dir /var/lib/neural-fabric/nodes/node-1/guard/node-1\n  nf guard --dir ./guard"
     )]
     Guard(guard::Guard),
+    /// Bound the logs of replicas while no agent does; started by agents
+    #[command(
+        hide = true,
+        after_help = "Examples:\n  nf keep-logs ./logs --records ./records\n  nf keep-logs /var/lib/neural-fabric/nodes/n1/logs/n1 --records /var/lib/neural-fabric/nodes/n1/records/n1"
+    )]
+    KeepLogs(guard::KeepLogs),
     /// Print version, commit and phase
     #[command(after_help = "Examples:\n  nf version\n  nf version -o json")]
     Version,
@@ -252,6 +258,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Context(contexts) => return contexts.run(&global),
         Command::Tls(tls) => return tls.run(&global),
         Command::Guard(guard) => return guard.run(),
+        Command::KeepLogs(keep) => return keep.run(),
         Command::Doctor(doctor) => return doctor.run(&global),
         Command::Completion(completion) => {
             completion.run(&mut Cli::command());
@@ -297,6 +304,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             | Command::Context(_)
             | Command::Tls(_)
             | Command::Guard(_)
+            | Command::KeepLogs(_)
             | Command::Doctor(_)
             | Command::Completion(_)
             | Command::Version => Ok(()),

@@ -110,6 +110,9 @@ struct Register {
     /// What is said to keep replicas that share a GPU to their parts: none, mps, mig or simulated
     #[arg(long)]
     sharing: Option<String>,
+    /// NUMA nodes that share its GPUs evenly; nothing is said of any when absent
+    #[arg(long)]
+    numa_nodes: Option<u16>,
 }
 
 impl Node {
@@ -229,6 +232,7 @@ impl Register {
         body.extend(texts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?)))));
         body.extend(self.gpus.map(|gpus| ("gpus".to_owned(), json!(gpus))));
         body.extend(self.cpu.map(|cpu| ("cpu".to_owned(), json!(cpu))));
+        body.extend(self.numa_nodes.map(|nodes| ("numa_nodes".to_owned(), json!(nodes))));
         Value::Object(body)
     }
 }

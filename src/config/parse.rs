@@ -3,6 +3,7 @@
 
 use crate::secret::Secret;
 use nf_core::id::{DeviceType, Label, NodeName};
+use nf_core::node::MAX_NUMA_NODES;
 use nf_core::sharing::Sharing;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -54,6 +55,8 @@ pub struct PlayedNode {
     pub count: u16,
     /// What is said to keep those who share a GPU to their parts.
     pub sharing: Option<Sharing>,
+    /// NUMA nodes that share its GPUs evenly.
+    pub numa_nodes: Option<u16>,
 }
 
 /// `auto`: what is found beside the driver. Else what keeps those who share a GPU to their parts.
@@ -203,7 +206,8 @@ pub fn members(text: &str) -> Result<Vec<Member>, String> {
 }
 
 pub fn gpu_nodes(text: &str) -> Result<GpuNodes, String> {
-    const FORM: &str = "auto, or name[:device_type[:count[:sharing]]], comma separated, e.g. n1:H100-80G:8,n2";
+    const FORM: &str =
+        "auto, or name[:device_type[:count[:sharing[:numa_nodes]]]], comma separated, e.g. n1:H100-80G:8,n2";
     if text.is_empty() || text.eq_ignore_ascii_case("auto") {
         return Ok(GpuNodes::Auto);
     }
@@ -218,15 +222,21 @@ pub fn gpu_nodes(text: &str) -> Result<GpuNodes, String> {
             Some(Ok(count)) if count <= 1024 => count,
             Some(_) => return Err(format!("{FORM}; the count is 0 to 1024")),
         };
-        let sharing = fields.next().map(|text| Sharing::named(text).ok_or(format!("{FORM}; sharing is {SHARING}")));
+        let sharing = fields.next().filter(|text| !text.is_empty());
+        let sharing = sharing.map(|text| Sharing::named(text).ok_or(format!("{FORM}; sharing is {SHARING}")));
         let sharing = sharing.transpose()?;
+        let numa_nodes = match fields.next().map(str::parse::<u16>) {
+            None => None,
+            Some(Ok(count)) if (1..=MAX_NUMA_NODES).contains(&count) => Some(count),
+            Some(_) => return Err(format!("{FORM}; numa_nodes is 1 to {MAX_NUMA_NODES}")),
+        };
         if fields.next().is_some() {
             return Err(FORM.into());
         }
         if out.iter().any(|n| n.name == name) {
             return Err(format!("{FORM}; {name} is there twice"));
         }
-        out.push(PlayedNode { name, device_type, count, sharing });
+        out.push(PlayedNode { name, device_type, count, sharing, numa_nodes });
     }
     Ok(GpuNodes::Played(out))
 }
@@ -432,7 +442,17 @@ mod tests {
         for bad in ["", "5", "0s", "-5s", "5 s", "99999999999999999999s", "25h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-        for bad in ["../x", "n1:H100:x", "n1:H100:1:2", "n1:H100:1:mps:x", "n1,n1", "n1::99999"] {
+        for bad in [
+            "../x",
+            "n1:H100:x",
+            "n1:H100:1:2",
+            "n1:H100:1:mps:x",
+            "n1:H100:1:mps:0",
+            "n1:H100:1:mps:1025",
+            "n1:H100:1:mps:2:2",
+            "n1,n1",
+            "n1::99999",
+        ] {
             assert!(gpu_nodes(bad).is_err(), "{bad}");
         }
         for bad in ["n1", "n1=host", "N1=h:1", "a=h:1,a=h:2", "a=h:0"] {
@@ -478,7 +498,9 @@ mod tests {
         let GpuNodes::Played(nodes) = nodes else { panic!("{nodes:?}") };
         assert_eq!((nodes[0].count, nodes[1].count), (8, 1));
         let GpuNodes::Played(nodes) = gpu_nodes("n1:H100-80G:8:none").unwrap() else { panic!() };
-        assert_eq!(nodes[0].sharing, Some(Sharing::None));
+        assert_eq!((nodes[0].sharing, nodes[0].numa_nodes), (Some(Sharing::None), None));
+        let GpuNodes::Played(nodes) = gpu_nodes("n1:H100-80G:8::2").unwrap() else { panic!() };
+        assert_eq!((nodes[0].sharing, nodes[0].numa_nodes), (None, Some(2)));
         assert_eq!((gpu_sharing("auto"), gpu_sharing("mps")), (Ok(None), Ok(Some(Sharing::Mps))));
         assert!(gpu_sharing("simulated").is_err() && gpu_sharing("").is_err() && gpu_sharing("MPS").is_err());
         assert_eq!(members("a=h:1,b=h:2").unwrap().len(), 2);

@@ -6,7 +6,7 @@ use crate::command::{Member, Note};
 use crate::consent::MAX_CLASSES;
 use crate::job::{Evidence, JobSpec, MAX_REPLICAS, Restart, Runtime};
 use crate::mig::Geometry;
-use crate::node::{Cordon, Device, DeviceKind, NodeSpec};
+use crate::node::{Cordon, Device, DeviceKind, MAX_NUMA_NODES, NodeSpec};
 use crate::placement::Chosen;
 use crate::placement::policy::MOST_WEIGHT;
 use crate::plan::Intent;
@@ -272,6 +272,10 @@ fn node(spec: &NodeSpec) -> Result<(), Refusal> {
     list("gpus", spec.devices.len(), usize::from(MAX_DEVICES))?;
     spec.devices.iter().try_for_each(|device| text("devices.uuid", &device.uuid, MAX_UUID))?;
     spec.devices.iter().try_for_each(divided)?;
+    if spec.devices.iter().any(|device| device.numa.is_some_and(|numa| numa >= MAX_NUMA_NODES)) {
+        let detail = format!("no machine has a NUMA node {MAX_NUMA_NODES}: they are numbered from 0 on");
+        return Err(Refusal::invalid("devices.numa", detail));
+    }
     list("labels", spec.labels.len(), MAX_ENTRIES)?;
     list("cost_per_hour", spec.cost_per_hour.len(), MAX_ENTRIES)?;
     let memory = spec.devices.iter().map(|d| d.memory).max().unwrap_or(0);
@@ -336,6 +340,7 @@ mod tests {
         assert_eq!(refused(&|s| s.devices[3].uuid = "u".repeat(200).into()).as_deref(), Some("devices.uuid"));
         let labels = |s: &mut NodeSpec| s.labels = (0..300).map(|i| (label(i), label(i))).collect();
         assert_eq!(refused(&labels).as_deref(), Some("labels"));
+        refused(&|s| s.devices[0].numa = Some(MAX_NUMA_NODES));
         let prices = |s: &mut NodeSpec| s.cost_per_hour = (0..300).map(|i| (kind(i), 1)).collect();
         assert_eq!(refused(&prices).as_deref(), Some("cost_per_hour"));
         assert_eq!(refused(&|s| s.disk = MAX_BYTES + 1).as_deref(), Some("capacity"));

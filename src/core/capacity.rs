@@ -34,7 +34,8 @@ pub struct Flavor {
 }
 
 impl Flavor {
-    /// All devices are the same kind in the same island, so that it does not matter which are taken.
+    /// All devices are the same kind in the same island and on the same NUMA node, so that it does not matter which are
+    /// taken.
     pub fn alike(&self) -> bool {
         self.alike
     }
@@ -45,7 +46,7 @@ impl Flavor {
     }
 }
 
-/// Names a list of devices, islands aside. A handle of one index and no property of a
+/// Names a list of devices, islands and NUMA nodes aside. A handle of one index and no property of a
 /// node: two members may number alike lists differently, so it is equal to any other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HardwareNo(u32);
@@ -83,6 +84,7 @@ pub struct DeviceFlavor {
     pub device_type: DeviceType,
     pub memory: u64,
     pub island: u16,
+    pub numa: Option<u16>,
     pub mig_profile: Option<DeviceType>,
     pub sharing: Sharing,
 }
@@ -94,6 +96,7 @@ impl From<&Device> for DeviceFlavor {
             device_type: d.device_type.clone(),
             memory: d.memory,
             island: d.island,
+            numa: d.numa,
             mig_profile: d.mig_profile.clone(),
             sharing: d.sharing,
         }
@@ -186,7 +189,7 @@ pub struct CapacityIndex {
     of: OrdMap<NodeNo, Arc<Class>>,
     /// Interned, so that equal flavors compare by pointer first.
     flavors: OrdSet<Arc<Flavor>>,
-    /// Lists of devices with their islands left out, and their numbers.
+    /// Lists of devices with their islands and NUMA nodes left out, and their numbers.
     hardware: OrdMap<Arc<[DeviceFlavor]>, HardwareNo>,
     /// Racks, zones and regions, and the flavors of nodes that are or were in each.
     domains: OrdMap<Domain, OrdSet<Arc<Flavor>>>,
@@ -251,7 +254,7 @@ impl CapacityIndex {
             return known.clone();
         }
         let devices: Vec<DeviceFlavor> =
-            flavor.devices.iter().map(|device| DeviceFlavor { island: 0, ..device.clone() }).collect();
+            flavor.devices.iter().map(|device| DeviceFlavor { island: 0, numa: None, ..device.clone() }).collect();
         let next = HardwareNo(self.hardware.len() as u32);
         flavor.hardware = *self.hardware.entry(devices.into()).or_insert(next);
         let flavor = Arc::new(flavor);
@@ -316,6 +319,7 @@ fn same_flavor(f: &Flavor, node: &Node) -> bool {
             && f.device_type == d.device_type
             && f.memory == d.memory
             && f.island == d.island
+            && f.numa == d.numa
             && f.mig_profile == d.mig_profile
             && f.sharing == d.sharing
     };

@@ -1,6 +1,8 @@
 //! A node: a place to run. What it has, where it is, how it is; three separate
 //! fields say state, schedulable and drain. It does not know what runs on it.
 
+mod stored;
+
 use crate::fault::Quarantine;
 use crate::id::{DeviceType, Incarnation, Label, MemberId, NodeName, NodeNo};
 use crate::sharing::Sharing;
@@ -18,6 +20,9 @@ pub fn has_engine(labels: &BTreeMap<Label, Label>) -> bool {
     labels.keys().any(|key| key.as_str() == ENGINE_LABEL)
 }
 
+/// The most NUMA nodes of a machine that Linux knows.
+pub const MAX_NUMA_NODES: u16 = 1024;
+
 /// GPU or TPU; decides which ask of a job a device can serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DeviceKind {
@@ -27,6 +32,7 @@ pub enum DeviceKind {
 
 /// One device of a node. Its position in [`NodeSpec::devices`] is its index everywhere.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "stored::Device", into = "stored::Device")]
 pub struct Device {
     pub uuid: Arc<str>,
     pub kind: DeviceKind,
@@ -35,6 +41,8 @@ pub struct Device {
     pub memory: u64,
     /// Devices with the same number share fast links (NVLink).
     pub island: u16,
+    /// The part of the machine's memory and CPUs that is near to it, by the kernel's number. None: nobody said.
+    pub numa: Option<u16>,
     /// Set when the device is a MIG slice of this profile.
     pub mig_profile: Option<DeviceType>,
     pub healthy: bool,

@@ -40,6 +40,8 @@ pub struct Played {
     pub cost_per_hour: Option<u64>,
     /// What is said to keep those who share a GPU to their parts; that it is played, when absent.
     pub sharing: Option<Sharing>,
+    /// So many NUMA nodes share its devices evenly, in their order; of none nothing is known, when absent.
+    pub numa_nodes: Option<u16>,
 }
 
 impl Played {
@@ -55,6 +57,7 @@ impl Played {
         for device in all.iter_mut().filter(may) {
             device.sharing = self.sharing.unwrap_or(device.sharing);
         }
+        on_numa_nodes(&mut all, self.numa_nodes);
         let many = u64::from(gpus.max(1));
         NodeSpec {
             host: host.into(),
@@ -102,11 +105,24 @@ pub fn devices(
         device_type: device_type.clone(),
         memory: memory.unwrap_or_else(|| memory_of(device_type.as_str())),
         island: i / ISLAND,
+        numa: None,
         mig_profile: None,
         healthy: true,
         sharing: Sharing::Simulated,
     };
     (0..count).map(device).collect()
+}
+
+/// Says of each device which of so many NUMA nodes it hangs on: each has as many GPUs as any other, or one more, and as
+/// many TPUs. Of `None`, or 0, nothing.
+pub fn on_numa_nodes(devices: &mut [Device], nodes: Option<u16>) {
+    let Some(nodes) = nodes.filter(|nodes| *nodes > 0) else { return };
+    for kind in [DeviceKind::Gpu, DeviceKind::Tpu] {
+        let of_kind = || devices.iter().filter(|device| device.kind == kind);
+        let count = of_kind().count() as u32;
+        let each = devices.iter_mut().filter(|device| device.kind == kind).zip(0u32..);
+        each.for_each(|(device, i)| device.numa = Some((i * u32::from(nodes) / count) as u16));
+    }
 }
 
 /// The memory of a device of that type: as its name says, else as is usual for the model, else 16 GiB.
@@ -198,6 +214,20 @@ mod tests {
         assert_eq!(spec.devices.iter().map(|d| d.island).collect::<Vec<_>>(), [0, 0, 0, 0, 1, 1, 0]);
         assert_eq!((spec.devices[0].memory, spec.devices[6].kind), (16 << 30, DeviceKind::Tpu));
         assert_eq!(&*spec.devices[6].uuid, "TPU-sim-n1-0");
+    }
+
+    #[test]
+    fn numa_nodes_share_devices_evenly_where_they_are_said() {
+        let name = NodeName::new("n1").unwrap();
+        let numa = |gpus, tpus, numa_nodes| {
+            let said = Played { gpus: Some(gpus), tpus, numa_nodes, ..Played::default() };
+            said.spec(&name, "h", None).devices.iter().map(|device| device.numa).collect::<Vec<_>>()
+        };
+        assert_eq!(numa(4, 2, None), [None; 6]);
+        assert_eq!(numa(4, 2, Some(2)), [0, 0, 1, 1, 0, 1].map(Some));
+        assert_eq!(numa(3, 0, Some(2)), [0, 0, 1].map(Some));
+        assert_eq!(numa(2, 0, Some(4)), [0, 2].map(Some), "not each has one");
+        assert_eq!(numa(0, 0, Some(2)), []);
     }
 
     #[test]

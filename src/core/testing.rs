@@ -21,6 +21,7 @@ pub fn node_spec(gpus: u16) -> NodeSpec {
         device_type: DeviceType::new("H100-80G").expect("a valid name"),
         memory: 80 << 30,
         island: i / 4,
+        numa: None,
         mig_profile: None,
         healthy: true,
         sharing: Sharing::Simulated,

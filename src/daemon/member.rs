@@ -7,6 +7,7 @@ use super::scaled::Scaled;
 use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, consents, follow, join, nodes, public, trail, wiped, write_ready};
 use crate::agent::executor::Executor;
+use crate::agent::inventory::{AT_START, Driver};
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
 use crate::api::convert::schedule::ModelFacts;
@@ -330,7 +331,8 @@ impl Part<'_> {
         let Self { settings, me, replica, hub, .. } = self;
         // What runs here is adopted whether or not the group answers: that may take as long as a quorum is away.
         let here = nodes::Here::of(me, &self.metrics);
-        let spec = nodes::own_spec(settings, me).await?;
+        let driver = Driver::default();
+        let spec = nodes::own_spec(settings, me, &driver, Some(AT_START)).await?;
         let faults = agent::faults::channel();
         let vacancy = nodes::vacancy(settings, me, &spec, &faults.0, &self.metrics);
         let (store, trust) = (self.store.clone(), self.trust.as_ref());
@@ -345,7 +347,8 @@ impl Part<'_> {
         form::introduce(replica, me, settings).await?;
         let dir = me.data.join("node");
         let incarnation = tokio::task::spawn_blocking(move || incarnation::next(&dir)).await??;
-        let (watched, described) = (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, &spec));
+        let (watched, described) =
+            (nodes::watched(me, incarnation, &spec), nodes::described(settings, me, driver, &here, &spec));
         let vitals = agent::vitals::follow(me.name.as_str(), watched.1.clone(), &self.metrics, self.ended.clone())?;
         let node = nodes::own(me, NodeKind::Member(me.id), incarnation, spec, Arc::new(executor.clone()));
         let config = AgentConfig {

@@ -6,8 +6,8 @@ use super::trust::Trust;
 use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
-use crate::agent::inventory::{self, machine, own_devices};
-use crate::agent::nvml;
+use crate::agent::inventory::{self, Driver, Own, machine, own_devices};
+use crate::agent::numa::Near;
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Daemon, Execute, Found, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
 use crate::config::parse::{Engine, GpuNodes, Mode, PlayedNode};
@@ -57,19 +57,20 @@ fn simulated(own: &PlayedNode, said: Option<Sharing>) -> Vec<Device> {
     let device_type = own.device_type.clone().unwrap_or_else(played::usual_type);
     let mut devices = played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None);
     devices.iter_mut().for_each(|device| device.sharing = own.sharing.or(said).unwrap_or(device.sharing));
+    played::on_numa_nodes(&mut devices, own.numa_nodes);
     devices
 }
 
 /// `NF_GPU_SHARING`, or what is found beside the driver. Where it can't be known, nothing is said to be enforced.
-fn shared(settings: &Settings, data: &Path, devices: &mut [Device], simulated: bool) {
+fn shared(settings: &Settings, data: &Path, Own { devices, simulated, order }: &mut Own) {
     if let Some(said) = settings.gpu_sharing.value {
         devices.iter_mut().filter(|device| device.kind == DeviceKind::Gpu).for_each(|gpu| gpu.sharing = said);
         return;
     }
-    if simulated || devices.is_empty() {
+    if *simulated || devices.is_empty() {
         return;
     }
-    match serving(settings, data).and_then(|daemon| daemon.mark(devices, &nvml::order())) {
+    match serving(settings, data).and_then(|daemon| daemon.mark(devices, order)) {
         Ok(()) => {
             let parts = devices.iter().filter(|device| device.sharing == Sharing::Mps).count();
             tracing::info!(parts, "MPS keeps replicas to their parts of so many GPUs");
@@ -123,18 +124,19 @@ async fn labelled(settings: &Settings, mut spec: NodeSpec) -> Result<NodeSpec> {
     Ok(spec)
 }
 
-/// What this process' own node has. `GPU_NODES` may say it under the node's name.
-pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
+/// What this process' own node has. `GPU_NODES` may say it under the node's name. A driver that knows it is waited for
+/// no longer than `most`.
+///
+/// # Errors
+/// When the driver does not answer, and no earlier start has seen its GPUs.
+pub async fn own_spec(settings: &Settings, me: &Me, driver: &Driver, most: Option<Duration>) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => {
-            let (name, data) = (me.name.clone(), me.data.clone());
-            // A driver with a broken GPU may take its time.
-            let found = tokio::task::spawn_blocking(move || own_devices(&name, &data, simulation)).await?;
-            let found = found.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
-            let (mut devices, simulated) = found;
-            shared(settings, &me.data, &mut devices, simulated);
-            (devices, simulated)
+            let own = own_devices(driver, &me.name, &me.data, simulation, most).await;
+            let mut own = own.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
+            shared(settings, &me.data, &mut own);
+            (own.devices, own.simulated)
         }
         GpuNodes::Played(nodes) => match nodes.iter().find(|node| node.name == me.name) {
             Some(own) => (simulated(own, settings.gpu_sharing.value), true),
@@ -147,11 +149,22 @@ pub async fn own_spec(settings: &Settings, me: &Me) -> Result<NodeSpec> {
 }
 
 /// What this process' own node has, said again when GPUs answer that did not at its start.
-pub fn described(settings: &Settings, me: &Me, spec: &NodeSpec) -> mpsc::Receiver<Arc<NodeSpec>> {
+pub fn described(
+    settings: &Settings,
+    me: &Me,
+    driver: Driver,
+    here: &Here,
+    spec: &NodeSpec,
+) -> mpsc::Receiver<Arc<NodeSpec>> {
     let (to, described) = mpsc::channel(1);
-    let (settings, me, spec) = (settings.clone(), me.clone(), spec.clone());
+    let (settings, me, near, spec) = (settings.clone(), me.clone(), here.near.clone(), spec.clone());
+    near.learn(&spec);
     tokio::spawn(async move {
-        let look = async || own_spec(&settings, &me).await.map_err(|error| error.to_string());
+        let look = async || {
+            let spec = own_spec(&settings, &me, &driver, None).await.map_err(|error| error.to_string())?;
+            near.learn(&spec);
+            Ok(spec)
+        };
         inventory::follow(spec, look, to, inventory::LATE).await;
     });
     described
@@ -189,6 +202,7 @@ pub struct Here {
     anew: bool,
     found: Arc<Found>,
     troubles: Arc<Troubles>,
+    near: Arc<Near>,
 }
 
 impl Here {
@@ -202,6 +216,7 @@ impl Here {
             anew: !incarnation::is_known(&me.data.join("node")),
             found: Arc::default(),
             troubles: Arc::new(Troubles::new(tell)),
+            near: Arc::default(),
         }
     }
 }
@@ -221,6 +236,7 @@ pub fn executor_config(
         found: here.found.clone(),
         troubles: here.troubles.clone(),
         vacancy: Arc::new(vacancy),
+        near: here.near.clone(),
         mps_pipes: settings.mps_pipe_directory.value.clone(),
         judge: trust.map(Trust::for_node),
         run_dir: settings.run_dir.value.clone(),
@@ -331,7 +347,8 @@ async fn register_one(
     let ports = played::next_ports(&state, &node.name, &me.host, range(settings));
     drop(state);
     let sharing = node.sharing.or(settings.gpu_sharing.value);
-    let said = Played { gpus: Some(node.count), device_type: node.device_type.clone(), sharing, ..Played::default() };
+    let (gpus, device_type, numa_nodes) = (Some(node.count), node.device_type.clone(), node.numa_nodes);
+    let said = Played { gpus, device_type, sharing, numa_nodes, ..Played::default() };
     let spec = placed(settings, said.spec(&node.name, &me.host, ports));
     let kind = NodeKind::Played(me.id);
     let intent = Intent::Register { name: node.name.clone(), kind, incarnation, spec: Arc::new(spec) };

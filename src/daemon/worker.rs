@@ -5,6 +5,7 @@ use super::links::TlsDial;
 use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
+use crate::agent::inventory::{AT_START, Driver};
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
 use crate::api::auth;
 use crate::api::service::cluster::{self, Component, HealthBody, keys};
@@ -42,7 +43,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
         return Err(ConfigError::Clash(text).into());
     }
     let store = nodes::store(settings, &me.data)?;
-    let spec = nodes::own_spec(settings, &me).await?;
+    let driver = Driver::default();
+    let spec = nodes::own_spec(settings, &me, &driver, Some(AT_START)).await?;
     let about = About::new(settings, &me, spec.simulated, begun)?;
     let trust = Trust::open(settings, store.as_ref(), trust::alarm(&about.metrics))?;
     let faults = agent::faults::channel();
@@ -73,7 +75,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let told = move |group: &str| counting.tls_connections.with_label_values(&["public", group]).inc();
     let port = public::Port::new(public_tls, me.tls.links().clone(), Arc::new(told));
     let served = serve(port, listener, about, ended.clone())?;
-    let (watched, described) = (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, &spec));
+    let (watched, described) =
+        (nodes::watched(&me, incarnation, &spec), nodes::described(settings, &me, driver, &here, &spec));
     let vitals = agent::vitals::follow(me.name.as_str(), watched.1.clone(), &vitals, ended.clone())?;
     let node = nodes::own(&me, NodeKind::Worker, incarnation, spec, Arc::new(executor.clone()));
     let link = Arc::new(link);

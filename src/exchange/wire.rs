@@ -15,7 +15,7 @@ use nf_core::autoscaler::source::Told;
 use nf_core::codec::{self, Framed};
 use nf_core::command::{DeviceFault, Report};
 use nf_core::id::{Digest16, Incarnation, JobNo, NodeName, NodeNo, RequestId};
-use nf_core::node::{NodeKind, NodeSpec};
+use nf_core::node::{Device, NodeKind, NodeSpec};
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Desired, MAX_PURGES, ReplicaId};
 use nf_proto::internal as pb;
@@ -158,16 +158,39 @@ pub fn starts(list: Vec<pb::NodeStart>) -> Result<Vec<NodeStart>, Error> {
 }
 
 pub fn put_registration(registration: &Registration) -> pb::NodeRegistration {
+    let mut spec = (*registration.spec).clone();
+    let numa_nodes = put_numa_nodes(&mut spec.devices);
     pb::NodeRegistration {
         node: Some(pb::NodeStart { name: registration.node.to_string(), incarnation: registration.incarnation.0 }),
-        spec: codec::encode(&SpecBody((*registration.spec).clone())).into(),
+        spec: codec::encode(&SpecBody(spec)).into(),
+        numa_nodes,
     }
+}
+
+/// Takes what is known of NUMA nodes out of the devices: beside them, a member that knows no such thing passes it over.
+fn put_numa_nodes(devices: &mut [Device]) -> Vec<u32> {
+    if devices.iter().all(|device| device.numa.is_none()) {
+        return Vec::new();
+    }
+    devices.iter_mut().map(|device| device.numa.take().map_or(0, |numa| u32::from(numa) + 1)).collect()
+}
+
+fn numa_nodes(told: &[u32], devices: &mut [Device]) -> Result<(), Error> {
+    if !told.is_empty() && told.len() != devices.len() {
+        return Err(bad("numa_nodes", format!("{} for {} devices", told.len(), devices.len())));
+    }
+    for (device, told) in devices.iter_mut().zip(told) {
+        let numa = told.checked_sub(1).map(u16::try_from).transpose();
+        device.numa = numa.map_err(|_| bad("numa_nodes", format!("{told}: no machine has so many")))?;
+    }
+    Ok(())
 }
 
 /// Who registers over the wire is a worker.
 pub fn registration(message: pb::NodeRegistration) -> Result<Registration, Error> {
     let NodeStart { node, incarnation } = start(message.node)?;
-    let SpecBody(spec) = body("spec", &message.spec)?;
+    let SpecBody(mut spec) = body("spec", &message.spec)?;
+    numa_nodes(&message.numa_nodes, &mut spec.devices)?;
     Ok(Registration { node, kind: NodeKind::Worker, incarnation, spec: Arc::new(spec) })
 }
 
@@ -394,7 +417,9 @@ mod tests {
             incarnation: Incarnation(7),
             spec: Arc::new(testing::node_spec(8)),
         };
-        assert_eq!(registration(put_registration(&sent)), Ok(sent));
+        let message = put_registration(&sent);
+        assert_eq!(message.numa_nodes, [] as [u32; 0], "nothing is known, so nothing is said");
+        assert_eq!(registration(message), Ok(sent));
         for one in [
             Registered::At { index: 9, new: true },
             Registered::At { index: 9, new: false },
@@ -405,6 +430,31 @@ mod tests {
         }
         let refused = Error::Refused(Refusal::field(Reason::NotFound, "node_id", "no node n1"));
         assert_eq!(error(&put_error(&refused)), refused);
+    }
+
+    #[test]
+    fn numa_nodes_travel_beside_a_spec_that_older_members_read() {
+        let bare = testing::node_spec(3);
+        let sent = |spec: &NodeSpec| Registration {
+            node: NodeName::new("n1").unwrap(),
+            kind: NodeKind::Worker,
+            incarnation: Incarnation(7),
+            spec: Arc::new(spec.clone()),
+        };
+        let mut said = bare.clone();
+        (said.devices[0].numa, said.devices[2].numa) = (Some(0), Some(1));
+        let message = put_registration(&sent(&said));
+        assert_eq!(
+            (&message.spec, message.numa_nodes.as_slice()),
+            (&put_registration(&sent(&bare)).spec, &[1, 0, 2][..])
+        );
+        assert_eq!(registration(message.clone()), Ok(sent(&said)));
+        let older = pb::NodeRegistration { numa_nodes: Vec::new(), ..message.clone() };
+        assert_eq!(registration(older), Ok(sent(&bare)), "an older agent says nothing of them");
+        for bad in [vec![1], vec![1; 4], vec![u32::MAX; 3]] {
+            let bad = registration(pb::NodeRegistration { numa_nodes: bad, ..message.clone() });
+            assert!(matches!(bad, Err(Error::Refused(refusal)) if refusal.field.as_deref() == Some("numa_nodes")));
+        }
     }
 
     #[test]
@@ -435,7 +485,7 @@ mod tests {
             for bytes in [bytes, framed] {
                 let bytes = bytes::Bytes::from(bytes);
                 let node = Some(pb::NodeStart { name: "n1".into(), incarnation: 1 });
-                let _ = registration(pb::NodeRegistration { node: node.clone(), spec: bytes.clone() });
+                let _ = registration(pb::NodeRegistration { node: node.clone(), spec: bytes.clone(), numa_nodes: Vec::new() });
                 let good = codec::encode(&ReportsBody(Vec::new())).into();
                 let _ = reports(pb::NodeReports { node: node.clone(), reports: good, purged: bytes.clone() });
                 let _ = reports(pb::NodeReports { node: node.clone(), reports: bytes.clone(), purged: Default::default() });

@@ -16,7 +16,7 @@ UNIT = ROOT / "cluster/systemd/neural-fabric.service"
 
 def test_what_replicas_need_to_outlive_their_agent_is_said():
     lines = UNIT.read_text().splitlines()
-    for line in ("KillMode=process", "OOMPolicy=continue", "Delegate=cpu memory pids", "Restart=always",
+    for line in ("KillMode=process", "OOMPolicy=continue", "Delegate=cpu memory pids cpuset", "Restart=always",
                  "StateDirectoryMode=0711", "RuntimeDirectoryPreserve=yes"):
         assert line in lines, line
     assert not any(line.startswith("PrivateTmp=") for line in lines)

@@ -71,6 +71,7 @@ fn nodes(count: usize) -> Vec<VirtualNode> {
         gpus: 8,
         device_type: Some(DeviceType::new("A100").unwrap()),
         sharing: Sharing::Simulated,
+        numa_nodes: None,
     };
     (0..count).map(node).collect()
 }

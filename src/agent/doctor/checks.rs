@@ -54,7 +54,7 @@ pub(super) fn kernel() -> Finding {
 }
 
 pub(super) fn cgroups() -> Finding {
-    let lost = "replicas run without limits of cpu, memory and processes, and a program that flees its session may outlive its stop";
+    let lost = "replicas run without limits of cpu, memory and processes, on any CPU, and a program that flees its session may outlive its stop";
     match Cgroups::find() {
         Err(why) => Finding::missing("cgroup v2", format!("none: {lost}"), why),
         Ok(groups) => {

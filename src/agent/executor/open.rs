@@ -2,6 +2,7 @@
 //! the machine does not give.
 
 use super::ExecutorConfig;
+use crate::agent::logs::keeper;
 use crate::agent::post::Places;
 use crate::agent::runtimes::cgroup::Cgroups;
 use crate::agent::runtimes::users::{self, Giver, Users};
@@ -36,7 +37,26 @@ pub(super) fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, us
     }
 }
 
-pub(super) fn lock_file(places: &Places) -> io::Result<File> {
+/// What one agent of a node has, and no other.
+pub(in crate::agent) struct Hold {
+    _records: File,
+    /// None where a keeper of logs hangs.
+    _logs: Option<File>,
+}
+
+/// Makes this agent the node's own, and bounds the logs that grew while none was there, before anything else is done.
+///
+/// # Errors
+/// Another one is there.
+pub(super) fn take_hold(places: &Places) -> io::Result<Hold> {
+    let records = lock_file(places)?;
+    let logs = keeper::take_over(&places.logs);
+    let logs = logs.inspect_err(|error| tracing::warn!(%error, "logs are cut by this agent all the same")).ok();
+    keeper::cut(&places.logs)?;
+    Ok(Hold { _records: records, _logs: logs })
+}
+
+fn lock_file(places: &Places) -> io::Result<File> {
     let path = places.records.join("lock");
     let file = File::create(&path)?;
     file.try_lock().map_err(|e| match e {

@@ -101,6 +101,7 @@ impl World {
                 Some(self.sees.0.clone()),
                 Some(self.alarm()),
             )),
+            near: Arc::default(),
             mps_pipes: self.path("mps"),
             users: Users { range: self.users, required: self.users.is_some(), home: self.path("data") },
             guard: self.path("no-such-program"),

@@ -3,6 +3,7 @@
 //! it. Where there are none, it says what is missing, and the process runtime works
 //! without. It does not know replicas.
 
+use crate::agent::numa::Cpus;
 use nf_core::resources::Resources;
 use std::fs;
 use std::io;
@@ -15,7 +16,7 @@ const PERIOD_US: u64 = 100_000;
 /// The kernel takes no smaller quota: a hundredth of a CPU.
 const LEAST_QUOTA_US: u64 = 1_000;
 /// What we want to limit.
-const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// Groups inside a replica's own that are looked into.
 const DEPTH: usize = 8;
 /// Where this process moves to when the kernel wants its group to hold no process.
@@ -72,11 +73,11 @@ impl Cgroups {
         self.base.join(name)
     }
 
-    /// Makes the group of one launch, with its limits.
+    /// Makes the group of one launch, with its limits; bound to these CPUs, as far as the kernel will.
     ///
     /// # Errors
     /// When it can't be made, or a limit that was enabled is refused.
-    pub(in crate::agent) fn make(&self, name: &str, resources: &Resources) -> io::Result<PathBuf> {
+    pub(in crate::agent) fn make(&self, name: &str, resources: &Resources, cpus: Option<&Cpus>) -> io::Result<PathBuf> {
         let group = self.path(name);
         fs::create_dir(&group)?;
         let set = |file: &str, value: String| {
@@ -98,7 +99,18 @@ impl Cgroups {
             Ok(())
         };
         limited().inspect_err(|_| drop(fs::remove_dir(&group)))?;
+        // Nearer memory is no promise: who does not get it runs all the same.
+        if let Some(cpus) = cpus.filter(|_| self.binds())
+            && let Err(error) = set("cpuset.cpus", cpus.to_string())
+        {
+            tracing::warn!(%error, %cpus, "a replica is not bound to the CPUs beside its devices");
+        }
         Ok(group)
+    }
+
+    /// Whether a group can be bound to CPUs.
+    pub(in crate::agent) fn binds(&self) -> bool {
+        self.limits.contains(&"cpuset")
     }
 }
 
@@ -224,8 +236,42 @@ mod tests {
             return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
         };
         let least = Resources { cpu_milli: 1, ..Resources::default() };
-        let group = groups.make(&format!("nf-test-least-{}", std::process::id()), &least).unwrap();
+        let group = groups.make(&format!("nf-test-least-{}", std::process::id()), &least, None).unwrap();
         remove(&group).unwrap();
+    }
+
+    /// The kernel's own word on where a program may run.
+    fn allowed(pid: u32) -> String {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "no runtime is here")]
+    fn who_is_in_a_group_runs_on_the_cpus_that_it_is_bound_to() {
+        let base = tempfile::tempdir().unwrap();
+        let cpu = allowed(std::process::id()).split([',', '-']).next().unwrap().to_owned();
+        let cpus = Cpus::of([cpu.parse().unwrap()]);
+        let played = |limits| Cgroups { base: base.path().into(), limits, kill: false };
+        let group = played(vec!["cpuset"]).make("bound", &Resources::default(), Some(&cpus)).unwrap();
+        assert_eq!(fs::read_to_string(group.join("cpuset.cpus")).unwrap(), cpu);
+        let group = played(vec!["cpu"]).make("free", &Resources::default(), Some(&cpus)).unwrap();
+        assert!(
+            !group.join("cpuset.cpus").exists(),
+            "the kernel does not give it, and the group is there all the same"
+        );
+        let Some(groups) = Cgroups::find().ok().filter(Cgroups::binds) else {
+            return eprintln!("SKIPPED: this machine gives no cpuset of cgroup v2");
+        };
+        let group =
+            groups.make(&format!("nf-test-cpus-{}", std::process::id()), &Resources::default(), Some(&cpus)).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
+        fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+        let bound = allowed(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        remove(&group).unwrap();
+        assert_eq!(bound, cpu);
     }
 
     #[test]
@@ -235,7 +281,7 @@ mod tests {
             return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
         };
         let resources = Resources { memory: 64 << 20, cpu_milli: 500, ..Resources::default() };
-        let group = groups.make(&format!("nf-test-{}", std::process::id()), &resources).unwrap();
+        let group = groups.make(&format!("nf-test-{}", std::process::id()), &resources, None).unwrap();
         let mut child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
         fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
         assert_eq!(processes(&group), [child.id()]);

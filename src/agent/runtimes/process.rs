@@ -185,8 +185,13 @@ async fn spawn(
     record.exclusive = want.spec.constraints.exclusive;
     record.kept = exit::counts(want.spec.constraints.restart);
     if let Ok(groups) = &shared.cgroups {
+        let limits = want.spec.held_to();
+        let near = shared.config.near.cpus(&want.uuids, limits.cpu_milli).filter(|_| groups.binds());
+        if let Some((node, cpus)) = &near {
+            post.note(&format!("runs on the CPUs of NUMA node {node}, where its devices are: {cpus}")).await;
+        }
         // Without its limits it would run wild where limits were promised.
-        let made = groups.make(&cgroup::name_of(&record.key), &want.spec.held_to());
+        let made = groups.make(&cgroup::name_of(&record.key), &limits, near.as_ref().map(|(_, cpus)| cpus));
         record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
     }
     let mut failed = record.clone();
@@ -246,6 +251,7 @@ async fn spawn_held(
     let lock = shared.lock().ok_or_else(|| io::Error::other("the agent is shutting down"))?;
     let spawned = tokio::task::spawn_blocking(move || {
         let _lock = lock;
+        shared.keep_logs();
         let mut command = command(&record, &want, &manifest, &process, &dir, &model, &shared.config.mps_pipes)?;
         if let Some(traceparent) = shared.traceparent((record.launch.id, record.launch.generation)) {
             command.env(traces::VARIABLE, traceparent);

@@ -32,7 +32,10 @@ fn a_list_of_nodes_is_read_or_its_fault_named() {
     let text = "sn,cpu_milli,memory_mib,gpu,model\nOpenB-Node-0000,64000,262144,2,P100\nx,1,1,0,\n";
     let nodes: Vec<VirtualNode> = virtual_nodes::parse(text).unwrap();
     assert_eq!((nodes[0].name.as_str(), nodes[0].memory, nodes[0].gpus), ("openb-node-0000", 256 << 30, 2));
-    assert_eq!(nodes[1].device_type, None);
+    assert_eq!((&nodes[1].device_type, nodes[1].numa_nodes), (&None, None));
+    let text = "sn,numa_nodes,cpu_milli,memory_mib,gpu,model\nx,2,1,1,8,T4\ny,0,1,1,8,T4\n";
+    let nodes = virtual_nodes::parse(text).unwrap();
+    assert_eq!(nodes.iter().map(|node| node.numa_nodes).collect::<Vec<_>>(), [Some(2), None]);
     for (bad, says) in [
         ("", "empty"),
         ("sn,gpu\n", "cpu_milli"),
@@ -40,6 +43,8 @@ fn a_list_of_nodes_is_read_or_its_fault_named() {
         ("sn,cpu_milli,memory_mib,gpu,model\nn1,1,1,99999,T4", "line 2: gpu"),
         ("sn,cpu_milli,memory_mib,gpu,model\n../x,1,1,1,T4", "line 2: sn"),
         ("sn,cpu_milli,memory_mib,gpu,model\nn1,1", "2 of 5 fields"),
+        ("sn,cpu_milli,memory_mib,gpu,model,numa_nodes\nn1,1,1,1,T4,-1", "line 2: numa_nodes"),
+        ("sn,cpu_milli,memory_mib,gpu,model,numa_nodes\nn1,1,1,1,T4,1025", "line 2: numa_nodes"),
         ("sn,cpu_milli,memory_mib,gpu,model\nn1,1,18446744073709551615,1,T4", "line 2: memory_mib"),
         ("sn,cpu_milli,memory_mib,gpu,model\nn1,1,1,1,\n", "line 2: model"),
         ("sn,cpu_milli,memory_mib,gpu,model\nn1,1,1,1,T4\nN1,1,1,1,T4\n", "twice"),

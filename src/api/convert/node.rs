@@ -6,7 +6,7 @@ use super::schedule::{Schedule, from_object, labels};
 use nf_core::budget::{Budgets, Window};
 use nf_core::fault::Fault;
 use nf_core::id::{DeviceType, Label, MemberId, NodeName, TenantId};
-use nf_core::node::Drain;
+use nf_core::node::{Drain, MAX_NUMA_NODES};
 use nf_core::reason::Refusal;
 use nf_core::sharing::Sharing;
 use nf_core::tenant::{Quota, Share};
@@ -79,6 +79,7 @@ fn described(o: &mut Object<'_>, name: Option<NodeName>) -> Result<Registration,
         rack: o.name("rack", Label::new)?,
         cost_per_hour: o.get("cost_per_hour").map(|f| f.micro()).transpose()?,
         sharing: o.get("sharing").map(|f| f.word(&Sharing::ALL.map(|each| (each.name(), each)))).transpose()?,
+        numa_nodes: o.integer("numa_nodes", 1, MAX_NUMA_NODES.into())?.map(|n| n as u16),
     })
 }
 

@@ -10,6 +10,7 @@ use nf_core::autoscaler::Steps;
 use nf_core::id::{DeviceType, Label, ModelId, NameError, NodeName, RequestId, TenantId, VersionId};
 use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
 use nf_core::model_budget::ModelBudget;
+use nf_core::node::MAX_NUMA_NODES;
 use nf_core::plan::Queueing;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::resources::{Gpus, Resources};
@@ -247,7 +248,13 @@ pub fn registration(m: v1::RegisterNodeRequest) -> Result<Registration, Refusal>
             "" => None,
             text => Some(at("sharing", Sharing::named(text).ok_or_else(|| "none, mps, mig or simulated".to_owned()))?),
         },
+        numa_nodes: m.numa_nodes.map(numa_nodes).transpose()?,
     })
+}
+
+fn numa_nodes(count: u32) -> Result<u16, Refusal> {
+    let few = u16::try_from(count).ok().filter(|count| (1..=MAX_NUMA_NODES).contains(count));
+    few.ok_or_else(|| Refusal::invalid("numa_nodes", format!("1 to {MAX_NUMA_NODES}, or leave it out")))
 }
 
 pub fn blocker(b: &Blocker) -> v1::Blocker {

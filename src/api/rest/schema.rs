@@ -231,6 +231,9 @@ pub struct RegisterRequest {
     pub cost_per_hour: Option<f64>,
     /// What is said to keep replicas that share a GPU to their parts: `none`, `mps`, `mig` or `simulated` (unless said).
     pub sharing: Option<String>,
+    /// So many NUMA nodes share its devices evenly, in their order; of none anything is known when absent.
+    #[schema(minimum = 1, maximum = 1024)]
+    pub numa_nodes: Option<u32>,
 }
 
 /// Nodes to add in thought.
@@ -268,6 +271,9 @@ pub struct AddedNodes {
     pub cost_per_hour: Option<f64>,
     /// What is said to keep replicas that share a GPU to their parts: `none`, `mps`, `mig` or `simulated` (unless said).
     pub sharing: Option<String>,
+    /// So many NUMA nodes share its devices evenly, in their order; of none anything is known when absent.
+    #[schema(minimum = 1, maximum = 1024)]
+    pub numa_nodes: Option<u32>,
 }
 
 #[derive(Deserialize, ToSchema)]

@@ -48,6 +48,9 @@ pub struct DeviceBody {
     pub memory: u64,
     /// Devices with the same number share fast links.
     pub island: u16,
+    /// The NUMA node that it hangs on; absent where nobody said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numa: Option<u16>,
     pub mig_profile: Option<String>,
     /// What keeps replicas that share it to their parts: `none`, `mps`, `simulated`, or `mig` where it is divided into
     /// slices.
@@ -217,6 +220,7 @@ impl NodeBody {
             device_type: d.device_type.to_string(),
             memory: d.memory,
             island: d.island,
+            numa: d.numa,
             mig_profile: d.mig_profile.as_ref().map(ToString::to_string),
             sharing: d.sharing.name().into(),
             slices: match d.sharing {

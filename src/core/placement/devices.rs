@@ -1,7 +1,7 @@
 //! Which devices of a node a replica gets. A part of a device goes to the
-//! tightest device that holds it; whole devices go to the smallest island that
-//! holds them all. It does not compare nodes.
+//! tightest device that holds it; which whole ones it gets, `whole` says. It does not compare nodes.
 
+use super::whole::{self, Span};
 use crate::capacity::{Class, DeviceFlavor, Flavor, FreeDevice};
 use crate::job::Share;
 use crate::mig::{Shape, Slice};
@@ -10,23 +10,14 @@ use crate::resources::{Gpus, WHOLE};
 use crate::sharing::{Ask, Kept};
 use std::collections::BTreeMap;
 
-/// The chosen devices and what they say about the fit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// Sorted by device.
-    pub shares: Vec<Share>,
-    /// Thousandths left on the device that a part was taken from.
-    pub leftover: u16,
-    /// Islands that the GPUs come from.
-    pub islands: u16,
-}
-
 /// What a choice would say of the fit, without naming devices. The search looks at
 /// every class with it, so it allocates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fit {
+    /// Thousandths left on the device that a part was taken from.
     pub leftover: u16,
-    pub islands: u16,
+    /// How far apart whole devices are.
+    pub span: Span,
     /// The device that a part is taken from.
     pub device: Option<u16>,
     /// The slice that is made, where a device is divided.
@@ -44,9 +35,6 @@ pub struct Cut {
     pub left: u32,
 }
 
-/// Islands that are counted without allocating; nodes with more take the long way.
-const FEW: usize = 16;
-
 /// The fit of one replica on a node of the class; None exactly when [`choose`] finds nothing.
 pub fn fit(class: &Class, ask: &Ask<'_>) -> Option<Fit> {
     if ask.resources.tpu > 0 {
@@ -56,54 +44,22 @@ pub fn fit(class: &Class, ask: &Ask<'_>) -> Option<Fit> {
         }
     }
     match ask.resources.gpu {
-        Gpus::None => Some(Fit { islands: 0, ..crossing(0) }),
+        Gpus::None => Some(Fit::OF_ONE),
         Gpus::Milli(milli) => {
             let (free, device) = tightest(class, ask, milli)?;
-            Some(Fit { leftover: free - milli, device: Some(device as u16), ..crossing(1) })
+            Some(Fit { leftover: free - milli, device: Some(device as u16), ..Fit::OF_ONE })
         }
         Gpus::Whole(n) => {
-            let few = whole_few(class, ask, n);
-            let whole = few.unwrap_or_else(|| whole(class, ask, n).map(|c| crossing(c.islands)));
+            let whole = whole::span(class, ask, n).map(|span| Fit { span, ..Fit::OF_ONE });
             // A slice that is there already costs nobody anything.
-            whole.or_else(|| Some(Fit { cut: Some(cut(class, ask)?), ..crossing(1) }))
+            whole.or_else(|| Some(Fit { cut: Some(cut(class, ask)?), ..Fit::OF_ONE }))
         }
     }
 }
 
-/// The fit of whole devices, as [`whole`] would choose them; None when there are many islands.
-fn whole_few(class: &Class, ask: &Ask<'_>, n: u16) -> Option<Option<Fit>> {
-    let mut idle = [(0u16, 0u16); FEW];
-    let (mut islands, mut all) = (0, 0);
-    for (flavor, free) in class.flavor.devices.iter().zip(&class.devices) {
-        if u32::from(free.milli) != WHOLE || !suits(flavor, ask) {
-            continue;
-        }
-        let at = idle[..islands].iter().position(|(island, _)| *island == flavor.island).unwrap_or(islands);
-        let slot = idle.get_mut(at)?;
-        *slot = (flavor.island, slot.1 + 1);
-        islands = islands.max(at + 1);
-        all += 1;
-    }
-    let idle = &mut idle[..islands];
-    if idle.iter().any(|(_, count)| *count >= n) {
-        return Some(Some(crossing(1)));
-    }
-    if ask.constraints.same_island || all < n {
-        return Some(None);
-    }
-    idle.sort_unstable_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let mut missing = n;
-    let crossed = idle.iter().take_while(|(_, count)| {
-        let needed = missing > 0;
-        missing = missing.saturating_sub(*count);
-        needed
-    });
-    Some(Some(crossing(crossed.count() as u16)))
-}
-
-/// The fit of whole devices from that many islands.
-fn crossing(islands: u16) -> Fit {
-    Fit { leftover: 0, islands, device: None, cut: None }
+impl Fit {
+    /// Of one device at most, with nothing left of it.
+    const OF_ONE: Self = Self { leftover: 0, span: Span { islands: 1, numa_nodes: 1 }, device: None, cut: None };
 }
 
 /// The slice that the replica would get of a divided device: where it leaves room for the most others, and of equal
@@ -130,7 +86,7 @@ fn times(device: &DeviceFlavor, ask: &Ask<'_>) -> u64 {
 }
 
 /// The whole devices that a replica would get; which of equal ones it is does not
-/// matter where islands and kinds do not differ.
+/// matter where islands, NUMA nodes and kinds do not differ.
 pub fn whole_of(class: &Class, ask: &Ask<'_>) -> Option<impl Iterator<Item = u16>> {
     let Gpus::Whole(n) = ask.resources.gpu else { return None };
     let alike = class.flavor.alike();
@@ -138,8 +94,8 @@ pub fn whole_of(class: &Class, ask: &Ask<'_>) -> Option<impl Iterator<Item = u16
         let idle = class.devices.iter().enumerate().filter(|(_, free)| u32::from(free.milli) == WHOLE);
         idle.map(|(i, _)| i as u16).take(usize::from(n))
     });
-    let chosen = if alike { None } else { Some(whole(class, ask, n)?.shares) };
-    let chosen = chosen.into_iter().flatten().map(|share| share.device);
+    let chosen = if alike { None } else { Some(whole::choose(class, ask, n)?.0) };
+    let chosen = chosen.into_iter().flatten();
     Some(simple.into_iter().flatten().chain(chosen))
 }
 
@@ -238,15 +194,18 @@ fn part_memory(flavor: &DeviceFlavor, ask: &Ask<'_>, milli: u16) -> u64 {
 
 /// The devices that one replica would get on a node of the class, or None. A part is
 /// taken from `device` when the score chose one, else from the tightest.
-pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Choice> {
-    let mut choice = match (ask.resources.gpu, device) {
-        (Gpus::None, _) => Choice { shares: Vec::new(), leftover: 0, islands: 0 },
+pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Vec<Share>> {
+    let mut shares = match (ask.resources.gpu, device) {
+        (Gpus::None, _) => Vec::new(),
         (Gpus::Milli(milli), Some(device)) => {
             let free = class.devices.get(usize::from(device))?.milli;
-            part(class, ask, milli, (free, device.into()))?
+            vec![part(class, ask, milli, (free, device.into()))?]
         }
-        (Gpus::Milli(milli), None) => part(class, ask, milli, tightest(class, ask, milli)?)?,
-        (Gpus::Whole(n), _) => whole(class, ask, n).or_else(|| Some(sliced(cut(class, ask)?)))?,
+        (Gpus::Milli(milli), None) => vec![part(class, ask, milli, tightest(class, ask, milli)?)?],
+        (Gpus::Whole(n), _) => match whole::choose(class, ask, n) {
+            Some((devices, _)) => devices.into_iter().map(|device| full(device.into())).collect(),
+            None => vec![sliced(cut(class, ask)?)],
+        },
     };
     if ask.resources.tpu > 0 {
         let free = class.flavor.devices.iter().zip(&class.devices).enumerate();
@@ -255,26 +214,24 @@ pub fn choose(class: &Class, ask: &Ask<'_>, device: Option<u16>) -> Option<Choic
         if tpus.len() < usize::from(ask.resources.tpu) {
             return None;
         }
-        choice.shares.extend(tpus);
-        choice.shares.sort_unstable();
+        shares.extend(tpus);
+        shares.sort_unstable();
     }
-    Some(choice)
+    Some(shares)
 }
 
 fn full(device: usize) -> Share {
     Share { device: device as u16, milli: WHOLE as u16, kept: Kept::Alone }
 }
 
-fn sliced(Cut { device, slice, .. }: Cut) -> Choice {
-    let shares = vec![Share { device, milli: slice.shape.milli(), kept: Kept::Mig(slice) }];
-    Choice { shares, leftover: 0, islands: 1 }
+fn sliced(Cut { device, slice, .. }: Cut) -> Share {
+    Share { device, milli: slice.shape.milli(), kept: Kept::Mig(slice) }
 }
 
 /// A part of the device that has so much left.
-fn part(class: &Class, ask: &Ask<'_>, milli: u16, (free, device): (u16, usize)) -> Option<Choice> {
+fn part(class: &Class, ask: &Ask<'_>, milli: u16, (free, device): (u16, usize)) -> Option<Share> {
     let kept = ask.kept(class.flavor.devices.get(device)?.sharing)?;
-    let shares = vec![Share { device: device as u16, milli, kept }];
-    Some(Choice { shares, leftover: free.checked_sub(milli)?, islands: 1 })
+    (free >= milli).then_some(Share { device: device as u16, milli, kept })
 }
 
 /// The device with the least left that holds the part: its free thousandths and its index.
@@ -304,36 +261,4 @@ pub fn emptiest(class: &Class, ask: &Ask<'_>, milli: u16) -> Option<(u16, usize)
 pub fn holds(class: &Class, device: usize, ask: &Ask<'_>, milli: u16) -> bool {
     let (flavor, free) = (&class.flavor.devices[device], &class.devices[device]);
     free.milli >= milli && free.memory >= part_memory(flavor, ask, milli) && suits(flavor, ask)
-}
-
-fn whole(class: &Class, ask: &Ask<'_>, n: u16) -> Option<Choice> {
-    let wanted = usize::from(n);
-    let mut islands: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
-    for (i, (flavor, free)) in class.flavor.devices.iter().zip(&class.devices).enumerate() {
-        if u32::from(free.milli) == WHOLE && suits(flavor, ask) {
-            islands.entry(flavor.island).or_default().push(i);
-        }
-    }
-    // The smallest island that holds all of them keeps the large ones whole.
-    let tight = islands.values().filter(|idle| idle.len() >= wanted).min_by_key(|idle| idle.len());
-    if let Some(idle) = tight {
-        return Some(Choice { shares: idle.iter().copied().take(wanted).map(full).collect(), leftover: 0, islands: 1 });
-    }
-    if ask.constraints.same_island || islands.values().map(Vec::len).sum::<usize>() < wanted {
-        return None;
-    }
-    // Else from the fullest islands first, so that as few as possible are crossed.
-    let mut by_size: Vec<&Vec<usize>> = islands.values().collect();
-    by_size.sort_by_key(|idle| std::cmp::Reverse(idle.len()));
-    let mut shares: Vec<Share> = Vec::with_capacity(wanted);
-    let mut crossed = 0;
-    for idle in by_size {
-        if shares.len() == wanted {
-            break;
-        }
-        crossed += 1;
-        shares.extend(idle.iter().copied().take(wanted - shares.len()).map(full));
-    }
-    shares.sort_unstable();
-    Some(Choice { shares, leftover: 0, islands: crossed })
 }

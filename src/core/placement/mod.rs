@@ -22,6 +22,7 @@ pub mod score;
 pub mod standing;
 mod together;
 pub mod trial;
+mod whole;
 pub mod worth;
 
 use crate::capacity::{Class, Flavor};
@@ -224,7 +225,7 @@ fn allocate(
     device: Option<u16>,
     skip: u16,
 ) -> Option<Allocation> {
-    let choice = devices::choose(class, ask, device)?;
+    let shares = devices::choose(class, ask, device)?;
     let port = match node.spec.ports {
         None => None,
         Some(range) => {
@@ -238,7 +239,7 @@ fn allocate(
             Some(free.nth(skip)?)
         }
     };
-    Some(Allocation { node: node.no, shares: choice.shares, port, at_ms: state.meta().now_ms })
+    Some(Allocation { node: node.no, shares, port, at_ms: state.meta().now_ms })
 }
 
 /// Places for `wanted` replicas of a job: all of them, or as many as fit (none

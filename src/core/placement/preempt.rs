@@ -474,11 +474,11 @@ pub(super) fn slots(state: &State, node: &Node, ask: &Ask<'_>, mut books: Ledger
         let now: &NodeUse = &books.nodes[&node.no];
         let class = capacity::class_of(flavor.clone(), node, now);
         let room = filter::may_have_room(&class, ask);
-        let choice = devices::choose(&class, ask, None);
-        let Some(choice) = choice.filter(|_| room) else { return count };
+        let shares = devices::choose(&class, ask, None);
+        let Some(shares) = shares.filter(|_| room) else { return count };
         let mut ports = node.spec.ports.into_iter().flat_map(|range| range.first..=range.last);
         let port = ports.find(|port| !now.ports.contains(port));
-        let alloc = Allocation { node: node.no, shares: choice.shares, port, at_ms: 0 };
+        let alloc = Allocation { node: node.no, shares, port, at_ms: 0 };
         books.hold(TenantNo(0), (JobNo(u64::MAX), count as u16), &ask.resources, &alloc, &node.spec);
     }
     most

@@ -21,7 +21,7 @@ pub enum Term {
     Fragmentation,
     /// How little is left free; decides between places of equal fragmentation.
     Fit,
-    /// How few links between NVLink islands are crossed.
+    /// How few links between NVLink islands are crossed; and, between equals, whether NUMA nodes are.
     Topology,
     /// How cheap the devices are.
     Cost,
@@ -101,10 +101,15 @@ pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Opti
         (None, _) => (tight, fit.device),
     };
     let fit_term = if kept.is_some() || is_slice { tight.min(999) } else { 0 };
-    let topology = 1000 / i32::from(fit.islands.max(1));
+    let apart = if fit.span.numa_nodes > 1 { APART } else { 0 };
+    let topology = 1000 / i32::from(fit.span.islands.max(1)) - apart;
     let cost = cheap(class, ask, rules);
     Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0 }, device))
 }
+
+/// Points of topology that devices on several NUMA nodes cost. At the usual weights less than a point of fragmentation:
+/// between places that leave as much usable GPU, the one on a single NUMA node is taken.
+const APART: i32 = 2;
 
 /// Points for each unit of room that a slice costs on a divided GPU; an empty one has room for less than 50.
 const SLICE_POINTS: u32 = 20;

@@ -147,6 +147,7 @@ fn register(no: NodeNo, node: &TrialNode) -> Node {
         device_type: node.device_type.clone().unwrap_or_else(unknown),
         memory: DEVICE_MEMORY,
         island: 0,
+        numa: None,
         mig_profile: None,
         healthy: true,
         sharing: Sharing::Simulated,

@@ -9,6 +9,7 @@ use crate::id::{Digest16, Generation, Incarnation, NodeName, TenantId};
 use crate::job::{Restart, Stage};
 use crate::node::{NodeKind, NodeSpec};
 use crate::plan::Intent;
+use crate::played;
 use crate::reason::Reason;
 use crate::reconcile::{Action, Actual, Condition, Desired, Holding, ReplicaId, diff};
 use crate::sharing::Sharing;
@@ -60,6 +61,9 @@ pub struct Worker {
 impl Worker {
     pub fn new(me: usize, rng: &mut Rng) -> Self {
         let mut spec = testing::node_spec(*rng.pick(&[2, 4, 8, 8]));
+        if spec.devices.len() == 4 {
+            played::on_numa_nodes(&mut spec.devices, Some(2));
+        }
         spec.host = format!("10.0.0.{me}").into();
         if rng.chance(200) {
             // Few ports, so that they run out.

@@ -134,3 +134,16 @@ async fn a_log_has_its_bound_also_while_its_replica_stops() {
     eventually("it is cut", || size(&log.with_extension("log.1")) > 0 && size(&log) < logs::ROTATE_AT).await;
     assert_eq!(executor.actual().replicas[&ID][&want.generation], Condition::Stopping, "its grace is not over");
 }
+
+#[tokio::test]
+async fn a_log_that_grew_while_no_agent_was_there_is_cut_before_anything_else() {
+    let w = World::new();
+    let log = w.path("data/logs/n1/r1.0.j1.log");
+    fs::create_dir_all(log.parent().unwrap()).unwrap();
+    fs::write(&log, vec![b'x'; logs::ROTATE_AT as usize + 1]).unwrap();
+    // What a start does next, it can't.
+    fs::write(w.path("data/cache"), "").unwrap();
+    assert!(Executor::open(w.config()).is_err());
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+    assert!(log.with_extension("log.1").exists(), "its end is kept");
+}

@@ -64,6 +64,7 @@ fn node_for(spec: &JobSpec) -> NodeSpec {
         device_type: ask.device_types.first().cloned().unwrap_or_else(any),
         memory: ask.gpu_memory.max(1 << 30),
         island: 0,
+        numa: None,
         mig_profile: ask.mig_profile.clone(),
         healthy: true,
         // Such a node can give a part as well as a whole GPU.

@@ -8,6 +8,7 @@ use nf_core::job::{Arrangement, JobSpec, Restart, Runtime, Stage};
 use nf_core::node::{DeviceKind, NodeSpec, PortRange};
 use nf_core::placement::{Chosen, Policy};
 use nf_core::plan::{Intent, Queueing};
+use nf_core::played;
 use nf_core::reason::Reason;
 use nf_core::resources::{Gpus, parse_bytes};
 use nf_core::scaling::Scaling;
@@ -178,6 +179,7 @@ impl<'a> Words<'a> {
                 device.kind = DeviceKind::Tpu;
             }
         }
+        played::on_numa_nodes(&mut spec.devices, self.get("numa").map(|text| text.parse().unwrap()));
         if let Some(price) = self.get("price") {
             spec.cost_per_hour.insert(device_type, price.parse::<u64>().unwrap() * 1_000_000);
         }

@@ -15,6 +15,7 @@ use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Phase, Replica
 use nf_core::mig::{Shape, Slice};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
+use nf_core::played;
 use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::desired;
 use nf_core::resources::{Gpus, Resources};
@@ -440,6 +441,9 @@ fn node(rng: &mut Rng) -> NodeSpec {
             7 => device.sharing = Sharing::Mig,
             _ => {}
         }
+    }
+    if spec.devices.len().is_multiple_of(4) {
+        played::on_numa_nodes(&mut spec.devices, Some(2));
     }
     (spec.zone, spec.rack) = (zone(rng), zone(rng));
     match rng.below(6) {
