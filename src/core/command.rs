@@ -10,7 +10,7 @@ use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, Revision,
     TenantId, TenantNo,
 };
-use crate::job::{Allocation, Evidence, JobSpec, Stage};
+use crate::job::{Allocation, Evidence, JobSpec, Publishers, Signer, Stage};
 use crate::join::{JoinToken, Shown};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
@@ -409,10 +409,14 @@ fn weight_of_next(next: &Next) -> usize {
 fn weight_of_evidence(of: &Evidence) -> usize {
     37 + of.key_id.len()
         + of.min_version.as_ref().map_or(0, |version| 2 + version.as_str().len())
-        + of.signers
-            .iter()
-            .map(|who| 8 + who.subject.len() + who.issuer.as_ref().map_or(0, |issuer| issuer.len()))
-            .sum::<usize>()
+        + match &of.publishers {
+            Publishers::Unsaid => 1,
+            Publishers::Unlisted { key } => 3 + key.len(),
+            Publishers::Known(signers) => {
+                let issuer = |who: &Signer| who.issuer.as_ref().map_or(0, |issuer| issuer.len());
+                2 + signers.iter().map(|who| 8 + who.subject.len() + issuer(who)).sum::<usize>()
+            }
+        }
 }
 
 fn weight_of_version(of: &Version) -> usize {

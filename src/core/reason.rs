@@ -104,6 +104,9 @@ reasons! {
     TenantLimit,
     /// A node found other bytes of a version than its manifest says, and nobody has released it since (P7).
     ModelCopyCorrupt,
+    /// A key signed the version of which the operator has not said whose it is, so that nobody can tell its owner from
+    /// who approved it (P3).
+    SignerUnknown,
 }
 
 impl fmt::Display for Reason {
