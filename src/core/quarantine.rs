@@ -5,6 +5,7 @@
 //! It does not know files: a node's report says what was found.
 
 use crate::approval::Version;
+use crate::audit::Hash;
 use crate::command::Answer;
 use crate::id::{Digest16, NodeName, TenantId};
 use crate::job::JobSpec;
@@ -25,6 +26,14 @@ pub struct Quarantine {
     /// Who found it.
     pub node: NodeName,
     pub at_ms: u64,
+}
+
+/// A person's word that a version may be tried again: the one with the manifest that they looked at, and no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    pub of: Version,
+    /// SHA-256 of that manifest.
+    pub manifest: [u8; 32],
 }
 
 impl Quarantine {
@@ -86,11 +95,11 @@ fn version_of(spec: &JobSpec) -> Version {
 pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     let Some(manifest) = &spec.manifest else { return Ok(()) };
     let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else { return Ok(()) };
-    let (JobSpec { tenant, model, version, .. }, node) = (spec, &found.node);
+    let (JobSpec { tenant, model, version, .. }, node, sha256) = (spec, &found.node, Hash(found.manifest));
     let detail = format!(
         "version {version} of model {model} is in quarantine: node {node} found other bytes than its manifest says, and \
          started nothing. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
-         version (nf model release {model}@{version} --tenant {tenant}), or publish it anew as another one"
+         version (nf model release {model}@{version} --tenant {tenant} --sha256 {sha256}), or publish it anew as another one"
     );
     Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))
 }
@@ -109,11 +118,28 @@ pub(crate) fn set(state: &mut State, spec: &JobSpec, node: &NodeName) {
     state.put_quarantine(Quarantine { of, manifest, node: node.clone(), at_ms });
 }
 
-/// Somebody has looked into it: all that was found of the version is lifted, whatever manifest it was held against.
-pub(crate) fn release(state: &mut State, of: &Version) -> Answer {
-    let mut found = state.quarantines_of(&of.tenant);
-    found.retain(|key| state.quarantines.get(key).is_some_and(|found| found.of == *of));
-    Answer::Count(found.into_iter().map(|key| u32::from(state.remove_quarantine(key))).sum())
+/// Somebody has looked into it: what was found of the version with that manifest is lifted.
+///
+/// # Errors
+/// `Conflict` when it is in quarantine with other manifests alone: what they looked at is not what would be let in.
+pub(crate) fn release(state: &mut State, asked: &Release) -> Result<Answer, Refusal> {
+    if state.remove_quarantine(key(&asked.of, &asked.manifest)) {
+        return Ok(Answer::Count(1));
+    }
+    let found = state.quarantines_of(&asked.of.tenant).into_iter().filter_map(|key| state.quarantines.get(&key));
+    let found: Vec<String> =
+        found.filter(|found| found.of == asked.of).map(|found| Hash(found.manifest).to_string()).collect();
+    if found.is_empty() {
+        return Ok(Answer::Count(0));
+    }
+    let Version { tenant, model, version } = &asked.of;
+    let detail = format!(
+        "version {version} of model {model} for tenant {tenant} is in quarantine with the manifest {}, and not with {}; \
+         look at what was found (GET /quarantine), then release that one by its own digest",
+        found.join(" and "),
+        Hash(asked.manifest)
+    );
+    Err(Refusal::field(Reason::Conflict, "sha256", detail))
 }
 
 #[cfg(test)]

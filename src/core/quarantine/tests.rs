@@ -7,7 +7,8 @@ use crate::id::{Incarnation, ModelId, RequestId, VersionId};
 use crate::plan::Intent;
 use crate::resources::Gpus;
 use crate::rollout::{Next, Strategy};
-use crate::testing::{job_spec, node_spec, register, run, schedule, try_run};
+use crate::audit::Action;
+use crate::testing::{by, job_spec, node_spec, register, run, schedule, try_run};
 
 fn spec(tenant: &str, version: &str, manifest: u8) -> JobSpec {
     let spec = job_spec(tenant, Gpus::Milli(100));
@@ -24,8 +25,8 @@ fn told(state: &mut State, request: &str, spec: JobSpec) -> Option<Reason> {
     try_run(state, schedule(request, spec)).err().map(|refusal| refusal.reason)
 }
 
-fn of(spec: &JobSpec) -> Version {
-    version_of(spec)
+fn release_of(spec: &JobSpec) -> Release {
+    Release { of: version_of(spec), manifest: spec.manifest.unwrap() }
 }
 
 /// The job's replica ends on its node, for that reason.
@@ -50,7 +51,8 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     ends(&mut state, "r1", Reason::ArtifactMismatch);
     let refusal = try_run(&mut state, schedule("r3", spec("t1", "v1", 7))).unwrap_err();
     assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("model_version")));
-    for said in ["node n1", "nf node cordon n1", "nf model release m1@v1 --tenant t1"] {
+    let lifts = format!("nf model release m1@v1 --tenant t1 --sha256 {}", Hash([7; 32]));
+    for said in ["node n1", "nf node cordon n1", &lifts] {
         assert!(refusal.detail.contains(said), "{}", refusal.detail);
     }
     assert!(!state.job_of(&RequestId::new("r2").unwrap()).unwrap().is_over(), "what runs goes on");
@@ -58,10 +60,10 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     for (n, other) in [spec("t1", "v1", 8), spec("t1", "v2", 7), spec("t2", "v1", 7)].into_iter().enumerate() {
         assert_eq!(told(&mut state, &format!("o{n}"), other), None);
     }
-    let others = Version { model: ModelId::new("m2").unwrap(), ..of(&spec("t1", "v1", 7)) };
+    let others = release_of(&JobSpec { model: ModelId::new("m2").unwrap(), ..spec("t1", "v1", 7) });
     assert_eq!(run(&mut state, Intent::Release(others)), [Answer::Count(0)]);
     assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), Some(Reason::ModelCopyCorrupt));
-    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(1)]);
+    assert_eq!(run(&mut state, Intent::Release(release_of(&spec("t1", "v1", 7)))), [Answer::Count(1)]);
     assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
     assert!(crate::invariants::check(&state).is_empty());
 }
@@ -87,9 +89,37 @@ fn a_finding_about_one_manifest_does_not_lift_that_about_another() {
         (table, key, row)
     });
     assert!(matches!(State::from_rows(moved), Err(crate::rows::Error::Key { .. })), "rows are below their own keys");
-    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(2)]);
-    assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
-    assert_eq!(told(&mut state, "r4", spec("t1", "v1", 8)), None);
+    // Each by its own digest, which the one who looked at it says.
+    for (request, manifest, other) in [("r3", 7, Some(Reason::ModelCopyCorrupt)), ("r4", 8, None)] {
+        run(&mut state, Intent::Release(release_of(&spec("t1", "v1", manifest))));
+        assert_eq!(told(&mut state, request, spec("t1", "v1", manifest)), None, "manifest {manifest}");
+        assert_eq!(told(&mut state, "r5", spec("t1", "v1", 8)), other, "the other one");
+    }
+}
+
+#[test]
+fn a_release_is_of_the_bytes_that_somebody_looked_at() {
+    let mut state = world();
+    for manifest in [7, 8] {
+        let request = format!("r{manifest}");
+        assert_eq!(told(&mut state, &request, spec("t1", "v1", manifest)), None);
+        ends(&mut state, &request, Reason::ArtifactMismatch);
+    }
+    let refusal = try_run(&mut state, by("bob", Intent::Release(release_of(&spec("t1", "v1", 9))))).unwrap_err();
+    assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::Conflict, Some("sha256")));
+    for digest in [7, 8, 9].map(|n| Hash([n; 32]).to_string()) {
+        assert!(refusal.detail.contains(&digest), "{}", refusal.detail);
+    }
+    assert_eq!(state.quarantines().count(), 2, "nothing is let in by it");
+    run(&mut state, by("bob", Intent::Release(release_of(&spec("t1", "v1", 7)))));
+    let rows = state.take_changes();
+    let entries = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
+    let entries = entries.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap().record);
+    let said: Vec<_> = entries
+        .filter(|record| record.action == Action::ModelRelease)
+        .map(|record| (record.refused, record.refs.manifest))
+        .collect();
+    assert_eq!(said, [(Some(Reason::Conflict), Some(Hash([9; 32]))), (None, Some(Hash([7; 32])))], "the trail says which");
 }
 
 #[test]
@@ -131,7 +161,7 @@ fn neither_a_rollout_nor_a_rollback_goes_to_what_is_in_quarantine() {
     // Planned before it was found, applied after it.
     let planned = |state: &State, intent: &Intent| crate::plan::plan(state, intent).unwrap().commands.remove(0);
     let mut before = state.clone();
-    release(&mut before, &of(&spec("t1", "v1", 7)));
+    release(&mut before, &release_of(&spec("t1", "v1", 7))).unwrap();
     let commands = [to(&before, true), schedule("r9", spec("t1", "v1", 7))].map(|intent| planned(&before, &intent));
     for command in commands {
         let whole = matches!(command, Command::StartRollout { .. } | Command::Submit { .. });
