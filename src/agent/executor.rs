@@ -3,6 +3,7 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+mod corrupt;
 mod earlier;
 mod open;
 mod past;
@@ -278,7 +279,7 @@ impl Executor {
         let places = Places::new(&config);
         places.make()?;
         let lock = Some(Arc::new(lock_file(&places)?));
-        let cache = Cache::open(&places.cache(), config.model_cache)?;
+        let cache = Cache::open(&places.cache(), config.model_cache)?.telling(corrupt::alarm(&config));
         let records = record::load_all(&places.records)?;
         let unread = record::unread(&places.records)?;
         let earlier = earlier::Earlier::open(&places.records, config.anew)?;

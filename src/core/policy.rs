@@ -117,15 +117,14 @@ pub fn standing(state: &State, job: &Job) -> [Check; 7] {
     // Of one that is over it is told what let it in.
     let faults = if job.is_over() { Faults::default() } else { Faults::of(state, &job.spec) };
     let mut matrix = admission(&job.spec, state.meta().mode, faults);
-    let other_bytes = |replica: &Replica| {
-        matches!(
-            replica.phase,
-            Phase::Failed { why: Reason::ArtifactMismatch }
-                | Phase::Waiting { last: Some(Reason::ArtifactMismatch), .. }
-        )
+    let other_bytes = |replica: &Replica| match replica.phase {
+        Phase::Failed { why } | Phase::Waiting { last: Some(why), .. } => {
+            Some(why).filter(|why| matches!(why, Reason::ArtifactMismatch | Reason::ModelCopyCorrupt))
+        }
+        _ => None,
     };
-    if job.replicas.iter().any(other_bytes) {
-        matrix[6] = block(Reason::ArtifactMismatch);
+    if let Some(why) = job.replicas.iter().find_map(other_bytes) {
+        matrix[6] = block(why);
     } else if job.spec.manifest.is_some() && job.deployed >= job.revision {
         // Nothing becomes Ready of which the node has not read and hashed every byte.
         matrix[6] = said(Verdict::Pass);

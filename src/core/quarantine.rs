@@ -1,4 +1,4 @@
-//! Quarantine (P7): a version whose bytes a node found to be others than its manifest says, at a
+//! Quarantine (P7): a version whose bytes a node found to be others in the store than its manifest says, at a
 //! deploy or a rollback, is let in no more for that tenant until somebody who may approve versions
 //! releases it. What runs goes on, and gets new places: each start is verified on its node, so
 //! nothing else ever runs; this keeps a copy that is known to be bad from being tried anew by each call.
@@ -97,8 +97,8 @@ pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else { return Ok(()) };
     let (JobSpec { tenant, model, version, .. }, node, sha256) = (spec, &found.node, Hash(found.manifest));
     let detail = format!(
-        "version {version} of model {model} is in quarantine: node {node} found other bytes than its manifest says, and \
-         started nothing. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
+        "version {version} of model {model} is in quarantine: the store gave node {node} other bytes than its manifest \
+         says, and nothing was started. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
          version (nf model release {model}@{version} --tenant {tenant} --sha256 {sha256}), or publish it anew as another one"
     );
     Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))

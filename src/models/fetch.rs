@@ -126,20 +126,36 @@ impl Partial<'_> {
         path: &Path,
         asked: &Asked,
     ) -> Result<Partial<'b>, Error> {
-        judge(self.artifact, self.hashing.size(), self.artifact.sha256)?;
+        let (size, came) = std::mem::take(&mut self.hashing).finish();
+        judge(self.artifact, size, self.artifact.sha256)?;
         self.file.seek(SeekFrom::Start(0)).map_err(Error::at(&self.path))?;
-        let mut from = Opening::new(key, context, &mut self.file).map_err(|e| sealed_error(plain, e))?;
         let mut partial = Partial::open(path, plain, asked)?;
         partial.restart()?;
-        let opened = partial.hashing.copy(&mut from, &mut partial.file, plain.size, asked, plain.path.as_str());
+        let opened = Opening::new(key, context, &mut self.file).map_err(|e| sealed_error(plain, e));
+        let opened = opened.and_then(|mut from| {
+            partial.hashing.copy(&mut from, &mut partial.file, plain.size, asked, plain.path.as_str())
+        });
         opened.map(|()| partial).map_err(|error| {
             // Nothing of what does not open as a whole is kept.
             let _ = fs::remove_file(path);
-            match error {
+            let error = match error {
                 Error::Io { source, .. } => sealed_error(plain, source),
                 error => error,
-            }
+            };
+            self.or_rotted(came, error, asked)
         })
+    }
+
+    /// What was written as it came and does not open may have changed in between: then the disk is at fault.
+    fn or_rotted(&mut self, came: Checksum, error: Error, asked: &Asked) -> Error {
+        let Error::Mismatch { file, .. } = &error else { return error };
+        let file = file.clone();
+        let again = self.file.seek(SeekFrom::Start(0)).map_err(Error::at(&self.path));
+        match again.and_then(|_| copy(&mut self.file, &mut io::sink(), self.artifact.size, asked, &file)) {
+            Ok((_, now)) if now == came => error,
+            Ok(_) => Error::Rotted { file, text: "it came encrypted, and is not what was written any more".into() },
+            Err(error) => error,
+        }
     }
 }
 
@@ -152,7 +168,8 @@ fn transient(error: &Error) -> bool {
 /// a partial file beside it first, and is opened there.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when its bytes are wrong: then nothing of it stays. [`Error::Refused`] when the store does
+/// [`Error::Mismatch`] when the store's bytes are wrong, [`Error::Rotted`] when they changed here: then nothing of it
+/// stays. [`Error::Refused`] when the store does
 /// not give it; what has come stays, for the next time.
 pub(super) fn bring(
     store: &Store,
@@ -173,11 +190,13 @@ pub(super) fn bring(
     let sealed = partial.with_file_name(sealed_name(artifact.sha256));
     // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
     let left = sealed.exists();
-    match bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked) {
-        Err(Error::Mismatch { .. }) if left => {
+    let first = bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked);
+    match &first {
+        Err(Error::Mismatch { .. }) if !left => first,
+        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => {
             bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked)
         }
-        done => done,
+        _ => first,
     }
 }
 
@@ -215,7 +234,7 @@ fn bring_sealed(
     let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
     let done = opened.and_then(|partial| partial.finish(to));
     // It has served, or is of no use.
-    if matches!(done, Ok(()) | Err(Error::Mismatch { .. } | Error::Unfit { .. })) {
+    if matches!(done, Ok(()) | Err(Error::Mismatch { .. } | Error::Rotted { .. } | Error::Unfit { .. })) {
         let _ = fs::remove_file(sealed);
     }
     done.map(|()| fetched)
@@ -304,4 +323,28 @@ pub(super) fn verify(root: &Path, path: &Path, artifact: &Artifact, asked: &Aske
     let (size, digest) = copy(&mut file, &mut io::sink(), artifact.size, asked, artifact.path.as_str())?;
     judge(artifact, size, digest)?;
     format::judge(&artifact.path, &mut file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::FileName;
+
+    #[test]
+    fn what_changed_between_its_writing_and_its_opening_is_the_disks_matter() {
+        let (tmp, key) = (tempfile::tempdir().unwrap(), PrivateKey::generate().unwrap());
+        let plain = Artifact { path: FileName::new("w.onnx").unwrap(), size: 5, sha256: Checksum::of(b"plain") };
+        let whole = Artifact { size: sealed::sealed_size(plain.size), ..plain.clone() };
+        let asked = Asked(Default::default());
+        let [sealed, partial] = ["sealed", "partial"].map(|name| tmp.path().join(name));
+        let open = |then: u8| {
+            fs::write(&sealed, vec![7; whole.size as usize]).unwrap();
+            let came = Partial::open(&sealed, &whole, &asked).unwrap();
+            fs::write(&sealed, vec![then; whole.size as usize]).unwrap();
+            came.opened(&key, "c", &plain, &partial, &asked).err().unwrap()
+        };
+        assert!(matches!(open(7), Error::Mismatch { .. }), "as it came, it opens to nobody");
+        assert!(matches!(open(8), Error::Rotted { .. }));
+        assert!(!partial.exists());
+    }
 }

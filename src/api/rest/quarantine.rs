@@ -1,4 +1,4 @@
-//! `/quarantine`: versions of which a node found other bytes than their manifests say.
+//! `/quarantine`: versions of which the store gave a node other bytes than their manifests say.
 
 use super::ask::Ask;
 use super::{Answer, fresh, json, schema};

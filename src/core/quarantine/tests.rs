@@ -4,6 +4,7 @@ use super::*;
 use crate::apply::apply;
 use crate::command::{Command, Report, ReportKind};
 use crate::id::{Incarnation, ModelId, RequestId, VersionId};
+use crate::job::Stage;
 use crate::plan::Intent;
 use crate::resources::Gpus;
 use crate::rollout::{Next, Strategy};
@@ -31,15 +32,15 @@ fn release_of(spec: &JobSpec) -> Release {
 
 /// The job's replica ends on its node, for that reason.
 fn ends(state: &mut State, request: &str, why: Reason) {
+    said(state, request, ReportKind::Ended { ok: false, why });
+}
+
+/// The node says that of the job's replica.
+fn said(state: &mut State, request: &str, kind: ReportKind) {
     let job = state.job_of(&RequestId::new(request).unwrap()).unwrap().clone();
     let alloc = job.replicas[0].allocation().unwrap();
     let node = state.node(alloc.node).unwrap().name.clone();
-    let report = Report {
-        job: job.no,
-        replica: 0,
-        generation: job.replicas[0].newest,
-        kind: ReportKind::Ended { ok: false, why },
-    };
+    let report = Report { job: job.no, replica: 0, generation: job.replicas[0].newest, kind };
     run(state, Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
 }
 
@@ -123,19 +124,57 @@ fn a_release_is_of_the_bytes_that_somebody_looked_at() {
 }
 
 #[test]
-fn other_ends_put_nothing_into_quarantine() {
+fn no_other_end_and_no_start_puts_anything_into_quarantine() {
     let mut state = world();
-    for (n, why) in [Reason::RuntimeFailed, Reason::StoreUnavailable, Reason::SignatureInvalid].into_iter().enumerate()
-    {
-        let request = format!("r{n}");
-        assert_eq!(told(&mut state, &request, spec("t1", "v1", 7)), None, "{why}");
-        ends(&mut state, &request, why);
+    let mut n = 0;
+    for &why in Reason::ALL {
+        for ok in [true, false].into_iter().filter(|ok| *ok || why != Reason::ArtifactMismatch) {
+            n += 1;
+            let request = format!("r{n}");
+            assert_eq!(told(&mut state, &request, spec("t1", "v1", 7)), None, "{why} {ok}");
+            said(&mut state, &request, ReportKind::Stage(Stage::Ready));
+            said(&mut state, &request, ReportKind::Ended { ok, why });
+            assert_eq!(state.quarantines().count(), 0, "{why} {ok}");
+            if !state.job_of(&RequestId::new(&request).unwrap()).unwrap().is_over() {
+                let stop = Intent::Stop {
+                    request: RequestId::new(&request).unwrap(),
+                    tenant: None,
+                    why: Reason::StoppedByUser,
+                };
+                run(&mut state, stop);
+            }
+        }
     }
-    assert_eq!(state.quarantines().count(), 0);
     // What no store knows has no bytes.
     assert_eq!(told(&mut state, "s", JobSpec { manifest: None, ..spec("t1", "v1", 7) }), None);
     ends(&mut state, "s", Reason::ArtifactMismatch);
     assert_eq!(state.quarantines().count(), 0);
+}
+
+#[test]
+fn a_copy_that_goes_bad_on_its_node_is_tried_again_and_takes_the_version_from_nobody() {
+    let mut state = world();
+    run(&mut state, schedule("r1", spec("t1", "v1", 7)));
+    let mut entries = Vec::new();
+    for tries in 1..=8 {
+        state.take_changes();
+        ends(&mut state, "r1", Reason::ModelCopyCorrupt);
+        let rows = state.take_changes();
+        let rows = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
+        for record in rows.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap().record) {
+            assert_eq!((record.action, record.refused), (Action::ModelDeploy, Some(Reason::ModelCopyCorrupt)));
+            assert_eq!(record.actor.node.as_ref().map(NodeName::as_str), Some("n1"));
+            entries.push(tries);
+        }
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        let check = crate::policy::standing(&state, job)[6];
+        assert_eq!((job.is_over(), check.code), (false, Some(Reason::ModelCopyCorrupt)), "try {tries}");
+        let later = state.meta().now_ms + 300_000;
+        crate::testing::try_run_at(&mut state, Intent::PlaceWaiting, later).unwrap();
+    }
+    assert_eq!(entries, [1, 2, 4, 8], "the trail is told, and not filled");
+    assert_eq!(state.quarantines().count(), 0);
+    assert_eq!(told(&mut state, "r2", spec("t1", "v1", 7)), None);
 }
 
 #[test]
