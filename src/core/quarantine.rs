@@ -14,7 +14,8 @@ use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Findings about one tenant's versions on record. At the cap the first of them makes room.
+/// Findings about one tenant's versions on record, from which on nothing of a store is let in for it. None is ever
+/// dropped for another's sake: what was let in before may still add to them, each version of it once.
 pub const MAX_QUARANTINED: usize = 1_000;
 
 /// What was found.
@@ -94,7 +95,9 @@ fn version_of(spec: &JobSpec) -> Version {
 /// `ModelCopyCorrupt` with who found what, and how it is lifted.
 pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     let Some(manifest) = &spec.manifest else { return Ok(()) };
-    let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else { return Ok(()) };
+    let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else {
+        return has_room(state, &spec.tenant);
+    };
     let (JobSpec { tenant, model, version, .. }, node, sha256) = (spec, &found.node, Hash(found.manifest));
     let detail = format!(
         "version {version} of model {model} is in quarantine: the store gave node {node} other bytes than its manifest \
@@ -104,17 +107,24 @@ pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))
 }
 
+/// Whether one more version of the tenant's could be found corrupt and still be on record.
+fn has_room(state: &State, tenant: &TenantId) -> Result<(), Refusal> {
+    let known = state.quarantines_of(tenant).len();
+    if known < MAX_QUARANTINED {
+        return Ok(());
+    }
+    let detail = format!(
+        "{known} versions of tenant {tenant} are in quarantine, and from {MAX_QUARANTINED} on nothing else of its store is \
+         let in; look at the store and at what was found (GET /quarantine), then release versions by their digests (nf model \
+         release), or delete the tenant if it is given up"
+    );
+    Err(Refusal::field(Reason::ModelCopyCorrupt, "tenant_id", detail))
+}
+
 /// A node has found it.
 pub(crate) fn set(state: &mut State, spec: &JobSpec, node: &NodeName) {
     let Some(manifest) = spec.manifest else { return };
     let (of, at_ms) = (version_of(spec), state.meta().now_ms);
-    let theirs = state.quarantines_of(&of.tenant);
-    if theirs.len() >= MAX_QUARANTINED && !theirs.contains(&key(&of, &manifest)) {
-        let age = |key: &Digest16| state.quarantines.get(key).map(|found| (found.at_ms, *key));
-        if let Some((_, first)) = theirs.iter().filter_map(age).min() {
-            state.remove_quarantine(first);
-        }
-    }
     state.put_quarantine(Quarantine { of, manifest, node: node.clone(), at_ms });
 }
 

@@ -209,7 +209,7 @@ fn neither_a_rollout_nor_a_rollback_goes_to_what_is_in_quarantine() {
 }
 
 #[test]
-fn the_record_survives_a_restart_goes_with_its_tenant_and_has_an_end() {
+fn the_record_survives_a_restart_and_goes_with_its_tenant() {
     let mut state = world();
     run(&mut state, schedule("r1", spec("t1", "v1", 7)));
     ends(&mut state, "r1", Reason::ArtifactMismatch);
@@ -217,11 +217,39 @@ fn the_record_survives_a_restart_goes_with_its_tenant_and_has_an_end() {
     let again = State::from_rows(state.live_rows()).unwrap();
     assert_eq!((again.hash(), again.quarantines().count()), (state.hash(), 1));
     assert_eq!(again.quarantines_by, state.quarantines_by);
-    let node = NodeName::new("n1").unwrap();
-    for n in 0..MAX_QUARANTINED {
-        set(&mut state, &spec("t1", &format!("w{n}"), 7), &node);
-    }
-    assert_eq!(state.quarantines().count(), MAX_QUARANTINED);
     run(&mut state, Intent::DeleteTenant { tenant: TenantId::new("t1").unwrap() });
     assert_eq!((state.quarantines().count(), state.quarantines_by.len()), (0, 0));
+}
+
+#[test]
+fn a_full_record_forgets_nothing_and_lets_nothing_else_in() {
+    let (mut state, node) = (world(), NodeName::new("n1").unwrap());
+    assert_eq!(told(&mut state, "early", spec("t1", "v1", 7)), None);
+    let last = format!("w{}", MAX_QUARANTINED - 1);
+    for n in 0..MAX_QUARANTINED {
+        assert_eq!(judge(&state, &spec("t1", "v2", 7)), Ok(()), "{n} are on record");
+        set(&mut state, &spec("t1", &format!("w{n}"), 7), &node);
+    }
+    state.take_changes();
+    let refusal = try_run(&mut state, by("ada", schedule("late", spec("t1", "v2", 7)))).unwrap_err();
+    assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("tenant_id")));
+    assert!(refusal.detail.contains("1000 versions of tenant t1"), "{}", refusal.detail);
+    assert_eq!(told(&mut state, "other", spec("t2", "v2", 7)), None, "another tenant's record is its own");
+    assert_eq!(told(&mut state, "none", JobSpec { manifest: None, ..spec("t1", "v2", 7) }), None, "of no store");
+    // What was let in before is found, too, and the trail says so.
+    state.take_changes();
+    ends(&mut state, "early", Reason::ArtifactMismatch);
+    let rows = state.take_changes();
+    let entry = rows.iter().rfind(|row| row.table == crate::rows::Table::AuditEntry).unwrap();
+    let record = crate::rows::read_audit(entry.value.as_ref().unwrap()).unwrap().record;
+    assert_eq!((record.action, record.refused), (Action::ModelDeploy, Some(Reason::ArtifactMismatch)));
+    assert_eq!(state.quarantines().count(), MAX_QUARANTINED + 1);
+    for version in ["w0", &last, "v1"] {
+        assert_eq!(told(&mut state, "again", spec("t1", version, 7)), Some(Reason::ModelCopyCorrupt), "{version}");
+    }
+    // Two are looked into: then there is room for one more finding.
+    for (version, then) in [("v1", Some(Reason::ModelCopyCorrupt)), ("w0", None)] {
+        run(&mut state, Intent::Release(release_of(&spec("t1", version, 7))));
+        assert_eq!(told(&mut state, "late", spec("t1", "v2", 7)), then);
+    }
 }
