@@ -190,6 +190,7 @@ mod tests {
         drop(first);
         assert!(!told(&router, HEALTH, Body::empty()).await.headers().contains_key("grpc-status"));
     }
+
     #[tokio::test]
     async fn each_address_has_its_own_share_of_the_streams_and_no_others() {
         let router = reader(Bounds::default());
