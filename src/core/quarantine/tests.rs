@@ -1,15 +1,15 @@
 //! What a node found to be corrupt is let in by nobody until it is released, and nothing else is kept out by it.
 
 use super::*;
-use crate::apply::apply;
-use crate::command::{Command, Report, ReportKind};
+use crate::apply::{BatchOutcome, apply, apply_batch};
+use crate::audit::{Action, Actor, Record};
+use crate::command::{Batch, Command, Report, ReportKind};
 use crate::id::{Incarnation, ModelId, RequestId, VersionId};
 use crate::job::Stage;
 use crate::plan::Intent;
 use crate::resources::Gpus;
 use crate::rollout::{Next, Strategy};
-use crate::audit::Action;
-use crate::testing::{by, job_spec, node_spec, register, run, schedule, try_run};
+use crate::testing::{job_spec, node_spec, register, run, schedule, try_run};
 
 fn spec(tenant: &str, version: &str, manifest: u8) -> JobSpec {
     let spec = job_spec(tenant, Gpus::Milli(100));
@@ -42,6 +42,13 @@ fn said(state: &mut State, request: &str, kind: ReportKind) {
     let node = state.node(alloc.node).unwrap().name.clone();
     let report = Report { job: job.no, replica: 0, generation: job.replicas[0].newest, kind };
     run(state, Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
+}
+
+/// What the trail was told since somebody looked.
+fn entries(state: &mut State) -> Vec<Record> {
+    let rows = state.take_changes();
+    let rows = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
+    rows.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap().record).collect()
 }
 
 #[test]
@@ -106,21 +113,28 @@ fn a_release_is_of_the_bytes_that_somebody_looked_at() {
         assert_eq!(told(&mut state, &request, spec("t1", "v1", manifest)), None);
         ends(&mut state, &request, Reason::ArtifactMismatch);
     }
-    let refusal = try_run(&mut state, by("bob", Intent::Release(release_of(&spec("t1", "v1", 9))))).unwrap_err();
+    state.take_changes();
+    let bob = Actor { subject: "bob".into(), tenant: None, token: None, node: None, issuer: None };
+    let by_bob = |state: &mut State, manifest| {
+        let asked = Intent::Release(release_of(&spec("t1", "v1", manifest)));
+        let mut batch = Batch { base: state.meta().base, ..Batch::default() };
+        batch.push(crate::plan::plan(state, &asked).unwrap().commands.remove(0), Some(&bob));
+        let BatchOutcome::Applied(mut answers) = apply_batch(state, &batch) else { panic!("planned anew") };
+        answers.remove(0)
+    };
+    let refusal = by_bob(&mut state, 9).unwrap_err();
     assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::Conflict, Some("sha256")));
     for digest in [7, 8, 9].map(|n| Hash([n; 32]).to_string()) {
         assert!(refusal.detail.contains(&digest), "{}", refusal.detail);
     }
     assert_eq!(state.quarantines().count(), 2, "nothing is let in by it");
-    run(&mut state, by("bob", Intent::Release(release_of(&spec("t1", "v1", 7)))));
-    let rows = state.take_changes();
-    let entries = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
-    let entries = entries.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap().record);
-    let said: Vec<_> = entries
-        .filter(|record| record.action == Action::ModelRelease)
-        .map(|record| (record.refused, record.refs.manifest))
-        .collect();
-    assert_eq!(said, [(Some(Reason::Conflict), Some(Hash([9; 32]))), (None, Some(Hash([7; 32])))], "the trail says which");
+    assert_eq!(by_bob(&mut state, 7), Ok(Answer::Count(1)));
+    let said: Vec<_> = entries(&mut state).into_iter().map(|record| (record.refused, record.refs.manifest)).collect();
+    assert_eq!(
+        said,
+        [(Some(Reason::Conflict), Some(Hash([9; 32]))), (None, Some(Hash([7; 32])))],
+        "the trail says which"
+    );
 }
 
 #[test]
@@ -135,13 +149,9 @@ fn no_other_end_and_no_start_puts_anything_into_quarantine() {
             said(&mut state, &request, ReportKind::Stage(Stage::Ready));
             said(&mut state, &request, ReportKind::Ended { ok, why });
             assert_eq!(state.quarantines().count(), 0, "{why} {ok}");
-            if !state.job_of(&RequestId::new(&request).unwrap()).unwrap().is_over() {
-                let stop = Intent::Stop {
-                    request: RequestId::new(&request).unwrap(),
-                    tenant: None,
-                    why: Reason::StoppedByUser,
-                };
-                run(&mut state, stop);
+            let request = RequestId::new(&request).unwrap();
+            if state.job_of(&request).is_some_and(|job| !job.is_over()) {
+                run(&mut state, Intent::Stop { request, tenant: None, why: Reason::StoppedByUser });
             }
         }
     }
@@ -155,16 +165,14 @@ fn no_other_end_and_no_start_puts_anything_into_quarantine() {
 fn a_copy_that_goes_bad_on_its_node_is_tried_again_and_takes_the_version_from_nobody() {
     let mut state = world();
     run(&mut state, schedule("r1", spec("t1", "v1", 7)));
-    let mut entries = Vec::new();
+    let mut told_at = Vec::new();
     for tries in 1..=8 {
         state.take_changes();
         ends(&mut state, "r1", Reason::ModelCopyCorrupt);
-        let rows = state.take_changes();
-        let rows = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
-        for record in rows.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap().record) {
+        for record in entries(&mut state) {
             assert_eq!((record.action, record.refused), (Action::ModelDeploy, Some(Reason::ModelCopyCorrupt)));
             assert_eq!(record.actor.node.as_ref().map(NodeName::as_str), Some("n1"));
-            entries.push(tries);
+            told_at.push(tries);
         }
         let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
         let check = crate::policy::standing(&state, job)[6];
@@ -172,7 +180,7 @@ fn a_copy_that_goes_bad_on_its_node_is_tried_again_and_takes_the_version_from_no
         let later = state.meta().now_ms + 300_000;
         crate::testing::try_run_at(&mut state, Intent::PlaceWaiting, later).unwrap();
     }
-    assert_eq!(entries, [1, 2, 4, 8], "the trail is told, and not filled");
+    assert_eq!(told_at, [1, 2, 4, 8], "the trail is told, and not filled");
     assert_eq!(state.quarantines().count(), 0);
     assert_eq!(told(&mut state, "r2", spec("t1", "v1", 7)), None);
 }
@@ -230,8 +238,7 @@ fn a_full_record_forgets_nothing_and_lets_nothing_else_in() {
         assert_eq!(judge(&state, &spec("t1", "v2", 7)), Ok(()), "{n} are on record");
         set(&mut state, &spec("t1", &format!("w{n}"), 7), &node);
     }
-    state.take_changes();
-    let refusal = try_run(&mut state, by("ada", schedule("late", spec("t1", "v2", 7)))).unwrap_err();
+    let refusal = try_run(&mut state, schedule("late", spec("t1", "v2", 7))).unwrap_err();
     assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("tenant_id")));
     assert!(refusal.detail.contains("1000 versions of tenant t1"), "{}", refusal.detail);
     assert_eq!(told(&mut state, "other", spec("t2", "v2", 7)), None, "another tenant's record is its own");
@@ -239,9 +246,7 @@ fn a_full_record_forgets_nothing_and_lets_nothing_else_in() {
     // What was let in before is found, too, and the trail says so.
     state.take_changes();
     ends(&mut state, "early", Reason::ArtifactMismatch);
-    let rows = state.take_changes();
-    let entry = rows.iter().rfind(|row| row.table == crate::rows::Table::AuditEntry).unwrap();
-    let record = crate::rows::read_audit(entry.value.as_ref().unwrap()).unwrap().record;
+    let record = entries(&mut state).pop().unwrap();
     assert_eq!((record.action, record.refused), (Action::ModelDeploy, Some(Reason::ArtifactMismatch)));
     assert_eq!(state.quarantines().count(), MAX_QUARANTINED + 1);
     for version in ["w0", &last, "v1"] {
