@@ -5,6 +5,7 @@
 
 mod personal;
 
+use super::aside::{Aside, Kept};
 use super::fetch::{Fetched, bring, verify};
 use super::room::{self, Pins};
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking};
@@ -26,6 +27,8 @@ pub struct Corrupt<'a> {
     pub artifact: &'a Artifact,
     /// What was found, and by it whose fault it is.
     pub error: &'a Error,
+    /// Where it is now.
+    pub kept: &'a Kept,
 }
 
 /// Who is told of such copies.
@@ -39,8 +42,13 @@ pub struct Cache {
     limit: u64,
     turn: Arc<Semaphore>,
     pins: Pins,
+    aside: Aside,
     tell: Tell,
 }
+
+/// Where bad copies are kept, and which part of the cache's limit they may have beside it.
+const ASIDE: &str = "quarantine";
+const ASIDE_PART: u64 = 10;
 
 /// What there is of a file, each under its digest: the file, as far as it has come, and how it came.
 const PARTS: [&str; 3] = ["sha256", "tmp", "fetched"];
@@ -55,7 +63,8 @@ impl Cache {
             fs::create_dir_all(dir.join(part))?;
         }
         let (turn, pins) = (Arc::new(Semaphore::new(FETCHES)), Pins::default());
-        Ok(Self { dir: dir.into(), limit, turn, pins, tell: Arc::new(|_| {}) })
+        let aside = Aside::new(&dir.join(ASIDE), limit / ASIDE_PART);
+        Ok(Self { dir: dir.into(), limit, turn, pins, aside, tell: Arc::new(|_| {}) })
     }
 
     /// Says whom to tell of each copy that is not what its manifest says.
@@ -74,7 +83,8 @@ impl Cache {
     /// Says how those came that were not. `personal`: for whom, where they are about people.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] names the file whose bytes are wrong in the store; nothing of it stays behind.
+    /// [`Error::Mismatch`] names the file whose bytes are wrong in the store; nothing of it stays in the cache, and
+    /// what came is kept aside, as far as there is room.
     /// [`Error::Refused`] when the store does not answer, or there is no room.
     pub async fn fetch(
         &self,
@@ -114,9 +124,11 @@ impl Cache {
     ) -> Result<Fetched, Error> {
         let name = artifact.sha256.to_string();
         let partial = self.dir.join("tmp").join(&name);
-        let fetched = bring(store, manifest, artifact, &partial, &self.path(&artifact.sha256), asked);
-        if let Err(error @ (Error::Mismatch { .. } | Error::Rotted { .. })) = &fetched {
-            (self.tell)(&Corrupt { manifest, artifact, error });
+        let mut kept = None;
+        let spoilt = |came: &Path| kept = Some(self.aside.keep(came, artifact.sha256));
+        let fetched = bring(store, manifest, artifact, [&partial, &self.path(&artifact.sha256)], asked, spoilt);
+        if let (Err(error), Some(kept)) = (&fetched, kept) {
+            (self.tell)(&Corrupt { manifest, artifact, error, kept: &kept? });
         }
         let fetched = fetched?;
         // Beside the file, for whoever asks later by which link it came.
@@ -130,7 +142,7 @@ impl Cache {
     /// copies; read-only), hashing each. Only listed files appear there.
     ///
     /// # Errors
-    /// [`Error::Rotted`] names a file that changed in the cache; it is removed from the cache.
+    /// [`Error::Rotted`] names a file that changed in the cache; it is kept aside, as far as there is room.
     pub async fn lay_out(&self, manifest: &Manifest, into: &Path) -> Result<(), Error> {
         let (cache, manifest, into) = (self.clone(), manifest.clone(), into.to_path_buf());
         blocking(move |asked| {
@@ -140,13 +152,7 @@ impl Cache {
         .await
     }
 
-    fn lay_out_one(
-        &self,
-        manifest: &Manifest,
-        artifact: &Artifact,
-        into: &Path,
-        asked: &Asked,
-    ) -> Result<(), Error> {
+    fn lay_out_one(&self, manifest: &Manifest, artifact: &Artifact, into: &Path, asked: &Asked) -> Result<(), Error> {
         asked.check()?;
         let (from, to) = (self.path(&artifact.sha256), artifact.path.under(into));
         if let Some(parent) = to.parent() {
@@ -164,10 +170,10 @@ impl Cache {
             error => error,
         });
         if let Err(error @ (Error::Rotted { .. } | Error::Unfit { .. })) = &checked {
-            (self.tell)(&Corrupt { manifest, artifact, error });
             // The next fetch brings it again.
             let _ = fs::remove_file(&to);
-            fs::remove_file(&from).map_err(Error::at(&from))?;
+            let kept = self.aside.keep(&from, artifact.sha256)?;
+            (self.tell)(&Corrupt { manifest, artifact, error, kept: &kept });
         }
         checked
     }

@@ -80,14 +80,19 @@ impl<'a> Partial<'a> {
         self.hashing.copy(from, &mut self.file, self.artifact.size, asked, self.artifact.path.as_str())
     }
 
-    /// Judges what is there and gives it its name; what is wrong is removed.
+    /// Judges what is there and gives it its name. Other bytes are left to whoever asked, and what has no allowed form
+    /// is removed.
     fn finish(mut self, to: &Path) -> Result<(), Error> {
         let (size, digest) = self.hashing.finish();
         let checked = judge(self.artifact, size, digest);
         let checked = checked.and_then(|()| format::judge(&self.artifact.path, &mut self.file));
-        if checked.is_err() {
-            let _ = fs::remove_file(&self.path);
-            return checked;
+        match &checked {
+            Ok(()) => {}
+            Err(Error::Mismatch { .. }) => return checked,
+            Err(_) => {
+                let _ = fs::remove_file(&self.path);
+                return checked;
+            }
         }
         self.file.set_permissions(Permissions::from_mode(0o444)).map_err(Error::at(&self.path))?;
         self.file.sync_all().map_err(Error::at(&self.path))?;
@@ -165,48 +170,57 @@ fn transient(error: &Error) -> bool {
 }
 
 /// Brings one file of a version to `to`, by way of the partial file at `partial`; one that is encrypted comes into
-/// a partial file beside it first, and is opened there.
+/// a partial file beside it first, and is opened there. `spoilt` takes away what came and is something else.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when the store's bytes are wrong, [`Error::Rotted`] when they changed here: then nothing of it
-/// stays. [`Error::Refused`] when the store does
-/// not give it; what has come stays, for the next time.
+/// [`Error::Mismatch`] when the store's bytes are wrong, [`Error::Rotted`] when they changed here. [`Error::Refused`]
+/// when the store does not give it; what has come stays, for the next time.
 pub(super) fn bring(
     store: &Store,
     manifest: &Manifest,
     artifact: &Artifact,
-    partial: &Path,
-    to: &Path,
+    [partial, to]: [&Path; 2],
     asked: &Asked,
+    spoilt: impl FnOnce(&Path),
 ) -> Result<Fetched, Error> {
-    let Some(id) = manifest.encrypted_to else {
-        return match bring_plain(store, manifest, artifact, partial, to, asked) {
-            // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
-            (true, Err(Error::Mismatch { .. })) => bring_plain(store, manifest, artifact, partial, to, asked).1,
-            (_, done) => done,
-        };
-    };
-    let key = store.key_for(manifest, id)?;
-    let sealed = partial.with_file_name(sealed_name(artifact.sha256));
-    // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
-    let left = sealed.exists();
-    let first = bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked);
-    match &first {
-        Err(Error::Mismatch { .. }) if !left => first,
-        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => {
-            bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked)
+    let (came, done) = match manifest.encrypted_to {
+        None => (partial.to_owned(), bring_plain(store, manifest, artifact, [partial, to], asked)),
+        Some(id) => {
+            let sealed = partial.with_file_name(sealed_name(artifact.sha256));
+            let key = store.key_for(manifest, id)?;
+            let done = bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked);
+            (sealed, done)
         }
-        _ => first,
+    };
+    if matches!(done, Err(Error::Mismatch { .. } | Error::Rotted { .. })) {
+        spoilt(&came);
     }
+    done
 }
 
-/// Whether it went on from what was there already, and how that ended; of what is wrong nothing is left.
 fn bring_plain(
     store: &Store,
     manifest: &Manifest,
     artifact: &Artifact,
-    partial: &Path,
-    to: &Path,
+    places: [&Path; 2],
+    asked: &Asked,
+) -> Result<Fetched, Error> {
+    match bring_plain_once(store, manifest, artifact, places, asked) {
+        // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
+        (true, Err(Error::Mismatch { .. })) => {
+            let _ = fs::remove_file(places[0]);
+            bring_plain_once(store, manifest, artifact, places, asked).1
+        }
+        (_, done) => done,
+    }
+}
+
+/// Whether it went on from what was there already, and how that ended.
+fn bring_plain_once(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    [partial, to]: [&Path; 2],
     asked: &Asked,
 ) -> (bool, Result<Fetched, Error>) {
     let left = partial.exists();
@@ -226,6 +240,27 @@ fn bring_sealed(
     manifest: &Manifest,
     artifact: &Artifact,
     key: &PrivateKey,
+    places: [&Path; 3],
+    asked: &Asked,
+) -> Result<Fetched, Error> {
+    // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
+    let left = places[0].exists();
+    let first = bring_sealed_once(store, manifest, artifact, key, places, asked);
+    match &first {
+        Err(Error::Mismatch { .. }) if !left => first,
+        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => {
+            let _ = fs::remove_file(places[0]);
+            bring_sealed_once(store, manifest, artifact, key, places, asked)
+        }
+        _ => first,
+    }
+}
+
+fn bring_sealed_once(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    key: &PrivateKey,
     [sealed, partial, to]: [&Path; 3],
     asked: &Asked,
 ) -> Result<Fetched, Error> {
@@ -233,9 +268,12 @@ fn bring_sealed(
     let (fetched, brought) = stored(store, manifest, &whole, sealed, asked)?;
     let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
     let done = opened.and_then(|partial| partial.finish(to));
-    // It has served, or is of no use.
-    if matches!(done, Ok(()) | Err(Error::Mismatch { .. } | Error::Rotted { .. } | Error::Unfit { .. })) {
-        let _ = fs::remove_file(sealed);
+    match &done {
+        // It has served, or is of no use.
+        Ok(()) | Err(Error::Unfit { .. }) => _ = fs::remove_file(sealed),
+        // What came is judged as it came.
+        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => _ = fs::remove_file(partial),
+        Err(_) => {}
     }
     done.map(|()| fetched)
 }
@@ -264,7 +302,7 @@ fn stored<'a>(
             Err(e) if transient(&e) && fruitless < patience.tries && Instant::now() < until => {
                 pause(patience, fruitless, asked)?;
             }
-            Err(e @ (Error::Mismatch { .. } | Error::Unfit { .. })) => {
+            Err(e @ Error::Unfit { .. }) => {
                 let _ = fs::remove_file(&partial.path);
                 return Err(e);
             }

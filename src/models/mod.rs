@@ -2,6 +2,7 @@
 //! bytes reach a node verified. Nothing here knows jobs, devices or Raft. Signatures are
 //! kept here and judged elsewhere: a digest says *which* bytes, not *whose*.
 
+mod aside;
 mod cache;
 mod checksum;
 pub mod counts;
@@ -20,6 +21,7 @@ mod store;
 mod tests;
 mod transport;
 
+pub use aside::Kept;
 pub use cache::{Cache, Corrupt};
 pub use checksum::Checksum;
 pub use counts::{Refused, refused};

@@ -4,6 +4,7 @@ use super::*;
 use nf_core::id::{ModelId, VersionId};
 use proptest::prelude::*;
 
+mod aside;
 mod elsewhere;
 mod full;
 mod sealed;
