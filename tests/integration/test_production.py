@@ -148,6 +148,17 @@ def test_what_would_only_be_played_does_not_run(lab):
     assert "names no program" in lab.run("ada", "played", code=6)
 
 
+def test_the_start_and_the_doctor_say_whose_keys_sign(lab):
+    ids = lab.key_ids["key_ids"].values()
+    env = {**lab.environment, "COSIGN_KEY_PATH": str(lab.keys / "signing.pub.pem"), "NF_SIGNERS": str(lab.signers)}
+    ask = [str(nf.NF), "doctor", "-o", "json"]
+    done = subprocess.run(ask, env=env, capture_output=True, text=True, timeout=60, check=False)
+    found = [one["detail"] for one in json.loads(done.stdout)["items"] if one["check"] == "signers"]
+    for told in (lab.output, *found):
+        assert "carl of any issuer" in told and all(key in told for key in ids), told[-2000:]
+    assert len(found) == 1, done.stdout
+
+
 def test_who_signed_it_does_not_approve_it(lab):
     lab.publish("v8")
     lab.owned_by("ada", "bob")
