@@ -20,6 +20,7 @@ mod worker;
 
 pub use links::{PLAYER, TlsDial};
 pub use nodes::{artefact_key, engine_socket, users};
+pub use people::look as signers_listed;
 
 use crate::config::parse::Role;
 use crate::config::{Error as ConfigError, Settings};

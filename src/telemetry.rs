@@ -241,7 +241,7 @@ impl Metrics {
             ),
             models_quarantined: level(
                 "nf_models_quarantined",
-                "Versions of which a node found other bytes than their manifests say, and that nobody has released since.",
+                "Versions of which the store gave a node other bytes than their manifests say, and that nobody has released since.",
             ),
             auth_refused: counts("nf_auth_refused_total", "Calls that the gate refused, by reason.", &["reason"]),
             jobs: levels("nf_jobs", "Live jobs by state.", &["state"]),

@@ -3,6 +3,7 @@
 //! calls of the node loop, which return at once and may be repeated. It does not
 //! decide what should run: `core::reconcile` does.
 
+mod corrupt;
 mod earlier;
 mod kept;
 mod open;
@@ -273,7 +274,7 @@ impl Executor {
         let places = Places::new(&config);
         places.make()?;
         let lock = Some(Arc::new(take_hold(&places)?));
-        let cache = Cache::open(&places.cache(), config.model_cache)?;
+        let cache = Cache::open(&places.cache(), config.model_cache)?.telling(corrupt::alarm(&config));
         let records = record::load_all(&places.records)?;
         let unread = record::unread(&places.records)?;
         let earlier = earlier::Earlier::open(&places.records, config.anew)?;

@@ -76,7 +76,7 @@ pub fn codes(reason: Reason) -> Codes {
         R::ApprovalRequired | R::ApprovalSelf | R::ApprovalExpired | R::ApprovalMismatch => {
             (403, Code::PermissionDenied, 6)
         }
-        R::ConsentRequired | R::ConsentRevoked => (403, Code::PermissionDenied, 6),
+        R::SignerUnknown | R::ConsentRequired | R::ConsentRevoked => (403, Code::PermissionDenied, 6),
         R::QuotaExceeded | R::QueueFull => (429, Code::ResourceExhausted, 6),
         R::NoCapacity => (503, Code::ResourceExhausted, 3),
         R::TooManyRequests | R::TenantLimit => (429, Code::ResourceExhausted, 7),

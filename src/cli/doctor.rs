@@ -25,7 +25,8 @@ impl Doctor {
         let (ports, engine) = (PortRange { first, last }, engine.as_deref());
         let users = crate::daemon::users(&settings, &data);
         let mps_pipes = settings.mps_pipe_directory.value.as_path();
-        let found = doctor::look(&Wishes { data: &data, public, peer, ports, engine, users: &users, mps_pipes });
+        let mut found = doctor::look(&Wishes { data: &data, public, peer, ports, engine, users: &users, mps_pipes });
+        found.extend(crate::daemon::signers_listed(&settings));
         let items: Vec<_> = found.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
         let columns = [
             col("CHECK", |v| at(v, "check")),

@@ -155,7 +155,7 @@ settings! {
     tenant_keys: Option<PathBuf> = "", "NF_TENANT_KEYS", parse::path,
         "directory with TENANT.pem (keys) and TENANT.roots.pem (authorities) of those who sign models for a tenant alone; _all for every tenant";
     signers: Option<PathBuf> = "", "NF_SIGNERS", parse::path,
-        "who owns the keys that sign models (TOML: [[signer]] with subject, keys, perhaps issuer): nobody approves what they signed";
+        "who owns the keys that sign models (TOML: [[signer]] with subject, keys, perhaps issuer): nobody approves what they signed, and what a key signs that it lacks does not run in production";
     consent_keys: Option<PathBuf> = "", "NF_CONSENT_KEYS", parse::path,
         "directory with TENANT.pem for each tenant: public keys that sign its consents to keep personal data on nodes";
     vault_addr: Option<String> = "", "VAULT_ADDR", parse::url,

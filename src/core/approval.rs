@@ -6,7 +6,7 @@
 use crate::audit::{self, Actor, Hash, Person};
 use crate::command::{Answer, Mode};
 use crate::id::{Digest16, ModelId, TenantId, VersionId};
-use crate::job::JobSpec;
+use crate::job::{JobSpec, Publishers};
 use crate::reason::{Reason, Refusal};
 use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
@@ -169,19 +169,48 @@ fn on_record<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Appr
 }
 
 /// Nobody lets their own version through, whichever of the two came first. Its publishers are those who signed it;
-/// where they are not known, whoever asks for it stands for them.
+/// where the operator says of no key whose it is, whoever asks for it stands for them.
 fn not_their_own(approval: &Approval, asker: &Person, spec: &JobSpec) -> Result<(), Refusal> {
-    let signers = spec.evidence.as_ref().map_or(&[][..], |evidence| &evidence.signers);
-    let also = match signers {
-        [] if *asker == approval.by => "asks for it, too",
-        signers if signers.iter().any(|signer| signer.is(&approval.by)) => "signed it, too",
-        _ => return Ok(()),
-    };
-    Err(their_own(&approval.by, &spec.model, &spec.version, also))
+    let (model, version) = (&spec.model, &spec.version);
+    match spec.evidence.as_ref().map(|evidence| &evidence.publishers) {
+        None | Some(Publishers::Unsaid) if *asker == approval.by => {
+            Err(their_own(&approval.by, model, version, "asks for it, too"))
+        }
+        None | Some(Publishers::Unsaid) => Ok(()),
+        Some(publishers) => not_by_its_signer(publishers, &approval.by, model, version),
+    }
+}
+
+/// Whether somebody is no signer of the version, by all that is said of its keys.
+///
+/// # Errors
+/// `ApprovalSelf`, or `SignerUnknown` where a key's owner could be anybody.
+pub fn not_by_its_signer(
+    publishers: &Publishers,
+    who: &Person,
+    model: &ModelId,
+    version: &VersionId,
+) -> Result<(), Refusal> {
+    match publishers {
+        Publishers::Unsaid => Ok(()),
+        Publishers::Known(signers) => match signers.iter().any(|signer| signer.is(who)) {
+            true => Err(their_own(who, model, version, "signed it, too")),
+            false => Ok(()),
+        },
+        Publishers::Unlisted { key } => {
+            let detail = format!(
+                "NF_SIGNERS does not say whose key {key} is, which signed version {version} of model {model}, so nobody \
+                 can tell whether {} approved what they signed; list the key there below its owner's subject, on every \
+                 member, and try again (nf doctor shows the list)",
+                who.subject
+            );
+            Err(Refusal::field(Reason::SignerUnknown, "model_version", detail))
+        }
+    }
 }
 
 /// The refusal of somebody who did both.
-pub fn their_own(who: &Person, model: &ModelId, version: &VersionId, also: &str) -> Refusal {
+fn their_own(who: &Person, model: &ModelId, version: &VersionId, also: &str) -> Refusal {
     let detail = format!(
         "{} approved version {version} of model {model}, and {also}; somebody else must do one of the two",
         who.subject

@@ -4,7 +4,7 @@
 
 use crate::command::{Member, Note};
 use crate::consent::MAX_CLASSES;
-use crate::job::{Evidence, JobSpec, MAX_REPLICAS, Restart, Runtime};
+use crate::job::{Evidence, JobSpec, MAX_REPLICAS, Publishers, Restart, Runtime};
 use crate::mig::Geometry;
 use crate::node::{Cordon, Device, DeviceKind, MAX_NUMA_NODES, NodeSpec};
 use crate::placement::Chosen;
@@ -225,10 +225,15 @@ fn topology(topology: Topology) -> Result<(), Refusal> {
 /// What a member found of a signature.
 fn evidence(found: &Evidence) -> Result<(), Refusal> {
     text("evidence.key_id", &found.key_id, MAX_TEXT)?;
-    list("evidence.signers", found.signers.len(), MAX_ENTRIES)?;
-    found.signers.iter().try_for_each(|who| {
-        text("evidence.signers", &who.subject, MAX_TEXT)?;
-        text("evidence.signers", who.issuer.as_deref().unwrap_or_default(), MAX_TEXT)
+    let signers = match &found.publishers {
+        Publishers::Unsaid => return Ok(()),
+        Publishers::Unlisted { key } => return text("evidence.publishers", key, MAX_TEXT),
+        Publishers::Known(signers) => signers,
+    };
+    list("evidence.publishers", signers.len(), MAX_ENTRIES)?;
+    signers.iter().try_for_each(|who| {
+        text("evidence.publishers", &who.subject, MAX_TEXT)?;
+        text("evidence.publishers", who.issuer.as_deref().unwrap_or_default(), MAX_TEXT)
     })
 }
 

@@ -10,10 +10,11 @@ use crate::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, MemberId, NodeName, NodeNo, RequestId, Revision,
     TenantId, TenantNo,
 };
-use crate::job::{Allocation, Evidence, JobSpec, Stage};
+use crate::job::{Allocation, Evidence, JobSpec, Publishers, Signer, Stage};
 use crate::join::{JoinToken, Shown};
 use crate::node::{Cordon, Device, DrainState, NodeKind, NodeSpec, NodeState};
 use crate::placement::{Chosen, Why};
+use crate::quarantine::Release;
 use crate::reason::Reason;
 use crate::rollout::{Next, Strategy, Turn};
 use crate::scaling::Target;
@@ -299,7 +300,7 @@ pub enum Command {
         id: Digest16,
     },
     /// A version leaves its quarantine: somebody has looked into what a node found.
-    Release(Box<Version>),
+    Release(Box<Release>),
     /// The key of the trail, where there is none yet.
     KeyTrail([u8; 32]),
 }
@@ -377,7 +378,8 @@ impl Command {
             | Command::DropJoinToken { .. } => 24,
             Command::Note(note) => 160 + note.object.len() + note.refs.key_id.as_ref().map_or(0, |id| id.len()),
             Command::Approve(approval) => 64 + weight_of_version(&approval.of) + weight_of_person(&approval.by),
-            Command::Disapprove(of) | Command::Release(of) => 16 + weight_of_version(of),
+            Command::Disapprove(of) => 16 + weight_of_version(of),
+            Command::Release(asked) => 48 + weight_of_version(&asked.of),
             Command::Consent(consent) => weight_of_consent(consent),
             Command::Dissent { tenant, .. } => 48 + tenant.as_str().len(),
             Command::Purged { copies, .. } => 24 + 26 * copies.len(),
@@ -409,10 +411,14 @@ fn weight_of_next(next: &Next) -> usize {
 fn weight_of_evidence(of: &Evidence) -> usize {
     37 + of.key_id.len()
         + of.min_version.as_ref().map_or(0, |version| 2 + version.as_str().len())
-        + of.signers
-            .iter()
-            .map(|who| 8 + who.subject.len() + who.issuer.as_ref().map_or(0, |issuer| issuer.len()))
-            .sum::<usize>()
+        + match &of.publishers {
+            Publishers::Unsaid => 1,
+            Publishers::Unlisted { key } => 3 + key.len(),
+            Publishers::Known(signers) => {
+                let issuer = |who: &Signer| who.issuer.as_ref().map_or(0, |issuer| issuer.len());
+                2 + signers.iter().map(|who| 8 + who.subject.len() + issuer(who)).sum::<usize>()
+            }
+        }
 }
 
 fn weight_of_version(of: &Version) -> usize {

@@ -6,7 +6,7 @@ mod evidence;
 mod progress;
 mod whereabouts;
 
-pub use evidence::{Evidence, Signer};
+pub use evidence::{Evidence, Publishers, Signer};
 pub use progress::{JobState, Ran, Transition};
 pub use whereabouts::Whereabouts;
 

@@ -16,6 +16,7 @@ use crate::join::{self, Shown};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
 use crate::placement::{Chosen, Why, queue};
+use crate::quarantine::Release;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Next, Strategy, Turn};
 use crate::scaling::Target;
@@ -206,7 +207,7 @@ pub enum Intent {
         id: Digest16,
     },
     /// A version leaves its quarantine.
-    Release(Version),
+    Release(Release),
     /// The key of the trail, where there is none yet: 32 random bytes of the member that asks.
     KeyTrail([u8; 32]),
 }
@@ -396,7 +397,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
         Intent::Rollouts => Ok(Planned { commands: rollout::pass(state, PASS), why: Vec::new() }),
         Intent::Disapprove(of) => Planned::one(Command::Disapprove(Box::new(of.clone()))),
         Intent::KeyTrail(key) => Planned::one(Command::KeyTrail(*key)),
-        Intent::Release(of) => Planned::one(Command::Release(Box::new(of.clone()))),
+        Intent::Release(asked) => Planned::one(Command::Release(Box::new(asked.clone()))),
         Intent::Consent(said) => {
             let consent = consent::grant(state, said, intent.actor().map(Actor::person))?;
             Planned::one(Command::Consent(Box::new(consent)))

@@ -117,15 +117,14 @@ pub fn standing(state: &State, job: &Job) -> [Check; 7] {
     // Of one that is over it is told what let it in.
     let faults = if job.is_over() { Faults::default() } else { Faults::of(state, &job.spec) };
     let mut matrix = admission(&job.spec, state.meta().mode, faults);
-    let other_bytes = |replica: &Replica| {
-        matches!(
-            replica.phase,
-            Phase::Failed { why: Reason::ArtifactMismatch }
-                | Phase::Waiting { last: Some(Reason::ArtifactMismatch), .. }
-        )
+    let other_bytes = |replica: &Replica| match replica.phase {
+        Phase::Failed { why } | Phase::Waiting { last: Some(why), .. } => {
+            Some(why).filter(|why| matches!(why, Reason::ArtifactMismatch | Reason::ModelCopyCorrupt))
+        }
+        _ => None,
     };
-    if job.replicas.iter().any(other_bytes) {
-        matrix[6] = block(Reason::ArtifactMismatch);
+    if let Some(why) = job.replicas.iter().find_map(other_bytes) {
+        matrix[6] = block(why);
     } else if job.spec.manifest.is_some() && job.deployed >= job.revision {
         // Nothing becomes Ready of which the node has not read and hashed every byte.
         matrix[6] = said(Verdict::Pass);
@@ -157,7 +156,7 @@ fn of_reason(reason: Reason) -> Option<usize> {
         R::SignatureRequired | R::SignatureInvalid | R::SignatureUnsupported | R::SignatureBindingMismatch => 1,
         R::HybridSignatureIncomplete | R::VerifierDisagreement | R::KeyVersionRetired | R::NoTrustRoot => 1,
         R::VerifierUnavailable | R::VersionTooOld => 1,
-        R::ApprovalRequired | R::ApprovalSelf | R::ApprovalExpired | R::ApprovalMismatch => 2,
+        R::ApprovalRequired | R::ApprovalSelf | R::ApprovalExpired | R::ApprovalMismatch | R::SignerUnknown => 2,
         R::QuotaExceeded => 4,
         R::LatencyBudgetExceeded | R::MemoryBudgetExceeded => 5,
         R::ArtifactMismatch | R::ModelCopyCorrupt => 6,
@@ -201,6 +200,7 @@ mod tests {
             (Reason::ConsentRequired, 0),
             (Reason::SignatureRequired, 1),
             (Reason::ApprovalSelf, 2),
+            (Reason::SignerUnknown, 2),
             (Reason::QuotaExceeded, 4),
             (Reason::MemoryBudgetExceeded, 5),
             (Reason::ArtifactMismatch, 6),

@@ -1,10 +1,11 @@
-//! Quarantine (P7): a version whose bytes a node found to be others than its manifest says, at a
+//! Quarantine (P7): a version whose bytes a node found to be others in the store than its manifest says, at a
 //! deploy or a rollback, is let in no more for that tenant until somebody who may approve versions
 //! releases it. What runs goes on, and gets new places: each start is verified on its node, so
 //! nothing else ever runs; this keeps a copy that is known to be bad from being tried anew by each call.
 //! It does not know files: a node's report says what was found.
 
 use crate::approval::Version;
+use crate::audit::Hash;
 use crate::command::Answer;
 use crate::id::{Digest16, NodeName, TenantId};
 use crate::job::JobSpec;
@@ -13,7 +14,8 @@ use crate::state::{Before, RowKey, State};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Findings about one tenant's versions on record. At the cap the first of them makes room.
+/// Findings about one tenant's versions on record, from which on nothing of a store is let in for it. None is ever
+/// dropped for another's sake: what was let in before may still add to them, each version of it once.
 pub const MAX_QUARANTINED: usize = 1_000;
 
 /// What was found.
@@ -25,6 +27,14 @@ pub struct Quarantine {
     /// Who found it.
     pub node: NodeName,
     pub at_ms: u64,
+}
+
+/// A person's word that a version may be tried again: the one with the manifest that they looked at, and no other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    pub of: Version,
+    /// SHA-256 of that manifest.
+    pub manifest: [u8; 32],
 }
 
 impl Quarantine {
@@ -85,35 +95,61 @@ fn version_of(spec: &JobSpec) -> Version {
 /// `ModelCopyCorrupt` with who found what, and how it is lifted.
 pub fn judge(state: &State, spec: &JobSpec) -> Result<(), Refusal> {
     let Some(manifest) = &spec.manifest else { return Ok(()) };
-    let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else { return Ok(()) };
-    let (JobSpec { tenant, model, version, .. }, node) = (spec, &found.node);
+    let Some(found) = state.quarantines.get(&key(&version_of(spec), manifest)) else {
+        return has_room(state, &spec.tenant);
+    };
+    let (JobSpec { tenant, model, version, .. }, node, sha256) = (spec, &found.node, Hash(found.manifest));
     let detail = format!(
-        "version {version} of model {model} is in quarantine: node {node} found other bytes than its manifest says, and \
-         started nothing. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
-         version (nf model release {model}@{version} --tenant {tenant}), or publish it anew as another one"
+        "version {version} of model {model} is in quarantine: the store gave node {node} other bytes than its manifest \
+         says, and nothing was started. Keep work off that node (nf node cordon {node}), look at it and at the store, then release the \
+         version (nf model release {model}@{version} --tenant {tenant} --sha256 {sha256}), or publish it anew as another one"
     );
     Err(Refusal::field(Reason::ModelCopyCorrupt, "model_version", detail))
+}
+
+/// Whether one more version of the tenant's could be found corrupt and still be on record.
+fn has_room(state: &State, tenant: &TenantId) -> Result<(), Refusal> {
+    let known = state.quarantines_of(tenant).len();
+    if known < MAX_QUARANTINED {
+        return Ok(());
+    }
+    let detail = format!(
+        "{known} versions of tenant {tenant} are in quarantine, and from {MAX_QUARANTINED} on nothing else of its store is \
+         let in; look at the store and at what was found (GET /quarantine), then release versions by their digests (nf model \
+         release), or delete the tenant if it is given up"
+    );
+    Err(Refusal::field(Reason::ModelCopyCorrupt, "tenant_id", detail))
 }
 
 /// A node has found it.
 pub(crate) fn set(state: &mut State, spec: &JobSpec, node: &NodeName) {
     let Some(manifest) = spec.manifest else { return };
     let (of, at_ms) = (version_of(spec), state.meta().now_ms);
-    let theirs = state.quarantines_of(&of.tenant);
-    if theirs.len() >= MAX_QUARANTINED && !theirs.contains(&key(&of, &manifest)) {
-        let age = |key: &Digest16| state.quarantines.get(key).map(|found| (found.at_ms, *key));
-        if let Some((_, first)) = theirs.iter().filter_map(age).min() {
-            state.remove_quarantine(first);
-        }
-    }
     state.put_quarantine(Quarantine { of, manifest, node: node.clone(), at_ms });
 }
 
-/// Somebody has looked into it: all that was found of the version is lifted, whatever manifest it was held against.
-pub(crate) fn release(state: &mut State, of: &Version) -> Answer {
-    let mut found = state.quarantines_of(&of.tenant);
-    found.retain(|key| state.quarantines.get(key).is_some_and(|found| found.of == *of));
-    Answer::Count(found.into_iter().map(|key| u32::from(state.remove_quarantine(key))).sum())
+/// Somebody has looked into it: what was found of the version with that manifest is lifted.
+///
+/// # Errors
+/// `Conflict` when it is in quarantine with other manifests alone: what they looked at is not what would be let in.
+pub(crate) fn release(state: &mut State, asked: &Release) -> Result<Answer, Refusal> {
+    if state.remove_quarantine(key(&asked.of, &asked.manifest)) {
+        return Ok(Answer::Count(1));
+    }
+    let found = state.quarantines_of(&asked.of.tenant).into_iter().filter_map(|key| state.quarantines.get(&key));
+    let found: Vec<String> =
+        found.filter(|found| found.of == asked.of).map(|found| Hash(found.manifest).to_string()).collect();
+    if found.is_empty() {
+        return Ok(Answer::Count(0));
+    }
+    let Version { tenant, model, version } = &asked.of;
+    let detail = format!(
+        "version {version} of model {model} for tenant {tenant} is in quarantine with the manifest {}, and not with {}; \
+         look at what was found (GET /quarantine), then release that one by its own digest",
+        found.join(" and "),
+        Hash(asked.manifest)
+    );
+    Err(Refusal::field(Reason::Conflict, "sha256", detail))
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use crate::state::{Before, RowKey, State, token_key};
 use std::sync::Arc;
 
 impl State {
-    /// By which ids of tokens are in the trail: shown to nobody, and in no answer. A group of an earlier version has
+    /// By which ids of tokens are in the trail: in no answer and no export. Who reads a member's log or rows has it (ADR
+    /// 87). A group of an earlier version has
     /// one once a member of this one has joined it.
     pub fn trail_key(&self) -> Option<&[u8; 32]> {
         self.trail_key.as_ref()

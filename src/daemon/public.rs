@@ -289,6 +289,28 @@ mod tests {
         served.await.unwrap();
     }
 
+    #[tokio::test]
+    async fn each_call_says_from_which_address_it_came() {
+        async fn from(request: Request<axum::body::Body>) -> String {
+            request.extensions().get::<Caller>().map_or("nowhere".into(), |caller| caller.0.to_string())
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = watch::channel(false);
+        let served = tokio::spawn(serve(plain(), listener, Router::new().fallback(from), ended));
+        for own in ["127.0.0.1", "127.0.0.2"] {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(format!("{own}:0").parse().unwrap()).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with(own), "{answer}");
+        }
+        end.send_replace(true);
+        served.await.unwrap();
+    }
+
     /// TLS with a certificate of its own, and a client that knows it.
     fn secure() -> (PublicTls, rustls::ClientConfig) {
         let dir = tempfile::tempdir().unwrap();

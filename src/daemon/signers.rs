@@ -8,6 +8,7 @@ use crate::security::signing::{KeyRing, MAX_EVIDENCE, Roots};
 use anyhow::Result;
 use nf_core::id::TenantId;
 use nf_core::reason::{Reason, Refusal};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -71,6 +72,24 @@ impl Signers {
         Ok((ring, roots))
     }
 
+    /// The ids of all keys that count for anybody, each with the file that it is in.
+    ///
+    /// # Errors
+    /// The file that cannot be used.
+    pub fn ids(&self) -> Result<BTreeMap<String, String>, Refusal> {
+        let mut rings = vec![("COSIGN_KEY_PATH".to_owned(), self.ring()?)];
+        let files = self.files().map_err(|text| Refusal::new(Reason::ConfigInvalid, text))?;
+        for (name, bytes) in files.into_iter().filter(|(name, _)| !name.ends_with(ROOTS)) {
+            let mut ring = KeyRing::default();
+            ring.add_file(&name, &bytes)?;
+            rings.push((name, ring));
+        }
+        let ids = |(name, ring): &(String, KeyRing)| {
+            ring.keys().iter().map(|key| (key.id(), name.clone())).collect::<Vec<_>>()
+        };
+        Ok(rings.iter().flat_map(ids).collect())
+    }
+
     /// The group's keys. A deploy statement may be signed by any two of them, so they are halves.
     fn ring(&self) -> Result<KeyRing, Refusal> {
         let mut ring = KeyRing::default();
@@ -83,7 +102,19 @@ impl Signers {
     }
 
     fn look_through(&self) -> Result<(), String> {
-        let Some(dir) = &self.tenants else { return Ok(()) };
+        for (name, bytes) in self.files()? {
+            match name.ends_with(ROOTS) {
+                true => Roots::default().add_file(&name, &bytes),
+                false => KeyRing::default().add_file(&name, &bytes),
+            }
+            .map_err(|refusal| told(&refusal))?;
+        }
+        Ok(())
+    }
+
+    /// Keys and authorities of tenants, by the names of their files.
+    fn files(&self) -> Result<Vec<(String, Vec<u8>)>, String> {
+        let (Some(dir), mut found) = (&self.tenants, Vec::new()) else { return Ok(Vec::new()) };
         let bad = |e: std::io::Error| format!("{} is no directory that can be read: {e}", dir.display());
         for entry in fs::read_dir(dir).map_err(bad)? {
             let name = entry.map_err(bad)?.file_name().to_string_lossy().into_owned();
@@ -92,13 +123,9 @@ impl Signers {
                 return Err(format!("{name} is nobody's: TENANT{KEYS}, TENANT{ROOTS}, and {ALL} for every tenant"));
             }
             let bytes = read(&dir.join(&name)).map_err(|e| format!("{name}: {e}"))?;
-            match name.ends_with(ROOTS) {
-                true => Roots::default().add_file(&name, &bytes),
-                false => KeyRing::default().add_file(&name, &bytes),
-            }
-            .map_err(|refusal| told(&refusal))?;
+            found.push((name, bytes));
         }
-        Ok(())
+        Ok(found)
     }
 }
 

@@ -82,6 +82,7 @@ impl Trust {
         if signers.is_empty() && vault.is_none() {
             return Ok(None);
         }
+        people.tell(&signers).map_err(ConfigError::Clash)?;
         let demand = demand(settings.key_exchange());
         let kept = settings.data().join("vault-key.json").into();
         Ok(Some(Self { signers, people, vault, kept, keeping: Arc::default(), demand, store: store.clone(), alarm }))
@@ -134,12 +135,12 @@ impl Trust {
                 (verdict.signatures.into_iter().map(|by| by.key_id).collect(), verdict.min_version)
             }
         };
-        let signers = self.people.of(keys.iter().map(String::as_str)).map_err(|text| {
+        let publishers = self.people.of(keys.iter().map(String::as_str)).map_err(|text| {
             let text = format!("whose keys sign models cannot be read any more ({text}), so nobody could be kept from approving their own");
             Refusal::field(Reason::NoTrustRoot, "model_version", text)
         })?;
         let signature = Sha256::digest(&signature).into();
-        Ok(job::Evidence { signature, key_id: keys.join(",").into(), min_version, signers })
+        Ok(job::Evidence { signature, key_id: keys.join(",").into(), min_version, publishers })
     }
 
     /// Vault's verdict, or, before a start, one by the key that it gave last.

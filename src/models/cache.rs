@@ -5,6 +5,7 @@
 
 mod personal;
 
+use super::aside::{Aside, Kept};
 use super::fetch::{Fetched, bring, verify};
 use super::room::{self, Pins};
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking};
@@ -20,6 +21,19 @@ use tokio::sync::Semaphore;
 /// Fetches at a time. One, so that replicas that start together fetch each file once.
 const FETCHES: usize = 1;
 
+/// A copy of a file whose bytes are not those that the manifest lists.
+pub struct Corrupt<'a> {
+    pub manifest: &'a Manifest,
+    pub artifact: &'a Artifact,
+    /// What was found, and by it whose fault it is.
+    pub error: &'a Error,
+    /// Where it is now.
+    pub kept: &'a Kept,
+}
+
+/// Who is told of such copies.
+type Tell = Arc<dyn Fn(&Corrupt<'_>) + Send + Sync>;
+
 /// Verified model files on this node.
 #[derive(Clone)]
 pub struct Cache {
@@ -28,7 +42,13 @@ pub struct Cache {
     limit: u64,
     turn: Arc<Semaphore>,
     pins: Pins,
+    aside: Aside,
+    tell: Tell,
 }
+
+/// Where bad copies are kept, and which part of the cache's limit they may have beside it.
+const ASIDE: &str = "quarantine";
+const ASIDE_PART: u64 = 10;
 
 /// What there is of a file, each under its digest: the file, as far as it has come, and how it came.
 const PARTS: [&str; 3] = ["sha256", "tmp", "fetched"];
@@ -42,7 +62,15 @@ impl Cache {
         for part in PARTS {
             fs::create_dir_all(dir.join(part))?;
         }
-        Ok(Self { dir: dir.into(), limit, turn: Arc::new(Semaphore::new(FETCHES)), pins: Pins::default() })
+        let (turn, pins) = (Arc::new(Semaphore::new(FETCHES)), Pins::default());
+        let aside = Aside::new(&dir.join(ASIDE), limit / ASIDE_PART);
+        Ok(Self { dir: dir.into(), limit, turn, pins, aside, tell: Arc::new(|_| {}) })
+    }
+
+    /// Says whom to tell of each copy that is not what its manifest says.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(&Corrupt<'_>) + Send + Sync + 'static) -> Self {
+        Self { tell: Arc::new(tell), ..self }
     }
 
     /// Keeps the version's files in the cache until the pin is dropped.
@@ -55,7 +83,8 @@ impl Cache {
     /// Says how those came that were not. `personal`: for whom, where they are about people.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] names the file whose bytes are wrong; nothing of it stays behind.
+    /// [`Error::Mismatch`] names the file whose bytes are wrong in the store; nothing of it stays in the cache, and
+    /// what came is kept aside, as far as there is room.
     /// [`Error::Refused`] when the store does not answer, or there is no room.
     pub async fn fetch(
         &self,
@@ -94,8 +123,14 @@ impl Cache {
         asked: &Asked,
     ) -> Result<Fetched, Error> {
         let name = artifact.sha256.to_string();
-        let fetched =
-            bring(store, manifest, artifact, &self.dir.join("tmp").join(&name), &self.path(&artifact.sha256), asked)?;
+        let partial = self.dir.join("tmp").join(&name);
+        let mut kept = None;
+        let spoilt = |came: &Path| kept = Some(self.aside.keep(came, artifact.sha256));
+        let fetched = bring(store, manifest, artifact, [&partial, &self.path(&artifact.sha256)], asked, spoilt);
+        if let (Err(error), Some(kept)) = (&fetched, kept) {
+            (self.tell)(&Corrupt { manifest, artifact, error, kept: &kept? });
+        }
+        let fetched = fetched?;
         // Beside the file, for whoever asks later by which link it came.
         let record = self.dir.join("fetched").join(name);
         let text = serde_json::to_vec(&fetched).map_err(|e| Error::at(&record)(e.into()))?;
@@ -107,17 +142,17 @@ impl Cache {
     /// copies; read-only), hashing each. Only listed files appear there.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] names a file that changed in the cache; it is removed from the cache.
+    /// [`Error::Rotted`] names a file that changed in the cache; it is kept aside, as far as there is room.
     pub async fn lay_out(&self, manifest: &Manifest, into: &Path) -> Result<(), Error> {
         let (cache, manifest, into) = (self.clone(), manifest.clone(), into.to_path_buf());
         blocking(move |asked| {
             fs::create_dir_all(&into).map_err(Error::at(&into))?;
-            manifest.files.iter().try_for_each(|artifact| cache.lay_out_one(artifact, &into, asked))
+            manifest.files.iter().try_for_each(|artifact| cache.lay_out_one(&manifest, artifact, &into, asked))
         })
         .await
     }
 
-    fn lay_out_one(&self, artifact: &Artifact, into: &Path, asked: &Asked) -> Result<(), Error> {
+    fn lay_out_one(&self, manifest: &Manifest, artifact: &Artifact, into: &Path, asked: &Asked) -> Result<(), Error> {
         asked.check()?;
         let (from, to) = (self.path(&artifact.sha256), artifact.path.under(into));
         if let Some(parent) = to.parent() {
@@ -129,11 +164,16 @@ impl Cache {
             fs::copy(&from, &to).map_err(Error::at(&to))?;
         }
         fs::set_permissions(&to, Permissions::from_mode(0o444)).map_err(Error::at(&to))?;
-        let checked = verify(into, &to, artifact, asked);
-        if matches!(checked, Err(Error::Mismatch { .. } | Error::Unfit { .. })) {
-            // The copy on disk rotted or was changed: the next fetch brings it again.
+        // It got its name when its bytes were right.
+        let checked = verify(into, &to, artifact, asked).map_err(|error| match error {
+            Error::Mismatch { file, text } => Error::Rotted { file, text },
+            error => error,
+        });
+        if let Err(error @ (Error::Rotted { .. } | Error::Unfit { .. })) = &checked {
+            // The next fetch brings it again.
             let _ = fs::remove_file(&to);
-            fs::remove_file(&from).map_err(Error::at(&from))?;
+            let kept = self.aside.keep(&from, artifact.sha256)?;
+            (self.tell)(&Corrupt { manifest, artifact, error, kept: &kept });
         }
         checked
     }

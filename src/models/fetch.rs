@@ -80,14 +80,19 @@ impl<'a> Partial<'a> {
         self.hashing.copy(from, &mut self.file, self.artifact.size, asked, self.artifact.path.as_str())
     }
 
-    /// Judges what is there and gives it its name; what is wrong is removed.
+    /// Judges what is there and gives it its name. Other bytes are left to whoever asked, and what has no allowed form
+    /// is removed.
     fn finish(mut self, to: &Path) -> Result<(), Error> {
         let (size, digest) = self.hashing.finish();
         let checked = judge(self.artifact, size, digest);
         let checked = checked.and_then(|()| format::judge(&self.artifact.path, &mut self.file));
-        if checked.is_err() {
-            let _ = fs::remove_file(&self.path);
-            return checked;
+        match &checked {
+            Ok(()) => {}
+            Err(Error::Mismatch { .. }) => return checked,
+            Err(_) => {
+                let _ = fs::remove_file(&self.path);
+                return checked;
+            }
         }
         self.file.set_permissions(Permissions::from_mode(0o444)).map_err(Error::at(&self.path))?;
         self.file.sync_all().map_err(Error::at(&self.path))?;
@@ -126,20 +131,36 @@ impl Partial<'_> {
         path: &Path,
         asked: &Asked,
     ) -> Result<Partial<'b>, Error> {
-        judge(self.artifact, self.hashing.size(), self.artifact.sha256)?;
+        let (size, came) = std::mem::take(&mut self.hashing).finish();
+        judge(self.artifact, size, self.artifact.sha256)?;
         self.file.seek(SeekFrom::Start(0)).map_err(Error::at(&self.path))?;
-        let mut from = Opening::new(key, context, &mut self.file).map_err(|e| sealed_error(plain, e))?;
         let mut partial = Partial::open(path, plain, asked)?;
         partial.restart()?;
-        let opened = partial.hashing.copy(&mut from, &mut partial.file, plain.size, asked, plain.path.as_str());
+        let opened = Opening::new(key, context, &mut self.file).map_err(|e| sealed_error(plain, e));
+        let opened = opened.and_then(|mut from| {
+            partial.hashing.copy(&mut from, &mut partial.file, plain.size, asked, plain.path.as_str())
+        });
         opened.map(|()| partial).map_err(|error| {
             // Nothing of what does not open as a whole is kept.
             let _ = fs::remove_file(path);
-            match error {
+            let error = match error {
                 Error::Io { source, .. } => sealed_error(plain, source),
                 error => error,
-            }
+            };
+            self.or_rotted(came, error, asked)
         })
+    }
+
+    /// What was written as it came and does not open may have changed in between: then the disk is at fault.
+    fn or_rotted(&mut self, came: Checksum, error: Error, asked: &Asked) -> Error {
+        let Error::Mismatch { file, .. } = &error else { return error };
+        let file = file.clone();
+        let again = self.file.seek(SeekFrom::Start(0)).map_err(Error::at(&self.path));
+        match again.and_then(|_| copy(&mut self.file, &mut io::sink(), self.artifact.size, asked, &file)) {
+            Ok((_, now)) if now == came => error,
+            Ok(_) => Error::Rotted { file, text: "it came encrypted, and is not what was written any more".into() },
+            Err(error) => error,
+        }
     }
 }
 
@@ -149,45 +170,57 @@ fn transient(error: &Error) -> bool {
 }
 
 /// Brings one file of a version to `to`, by way of the partial file at `partial`; one that is encrypted comes into
-/// a partial file beside it first, and is opened there.
+/// a partial file beside it first, and is opened there. `spoilt` takes away what came and is something else.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when its bytes are wrong: then nothing of it stays. [`Error::Refused`] when the store does
-/// not give it; what has come stays, for the next time.
+/// [`Error::Mismatch`] when the store's bytes are wrong, [`Error::Rotted`] when they changed here. [`Error::Refused`]
+/// when the store does not give it; what has come stays, for the next time.
 pub(super) fn bring(
     store: &Store,
     manifest: &Manifest,
     artifact: &Artifact,
-    partial: &Path,
-    to: &Path,
+    [partial, to]: [&Path; 2],
     asked: &Asked,
+    spoilt: impl FnOnce(&Path),
 ) -> Result<Fetched, Error> {
-    let Some(id) = manifest.encrypted_to else {
-        return match bring_plain(store, manifest, artifact, partial, to, asked) {
-            // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
-            (true, Err(Error::Mismatch { .. })) => bring_plain(store, manifest, artifact, partial, to, asked).1,
-            (_, done) => done,
-        };
-    };
-    let key = store.key_for(manifest, id)?;
-    let sealed = partial.with_file_name(sealed_name(artifact.sha256));
-    // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
-    let left = sealed.exists();
-    match bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked) {
-        Err(Error::Mismatch { .. }) if left => {
-            bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked)
+    let (came, done) = match manifest.encrypted_to {
+        None => (partial.to_owned(), bring_plain(store, manifest, artifact, [partial, to], asked)),
+        Some(id) => {
+            let sealed = partial.with_file_name(sealed_name(artifact.sha256));
+            let key = store.key_for(manifest, id)?;
+            let done = bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked);
+            (sealed, done)
         }
-        done => done,
+    };
+    if matches!(done, Err(Error::Mismatch { .. } | Error::Rotted { .. })) {
+        spoilt(&came);
     }
+    done
 }
 
-/// Whether it went on from what was there already, and how that ended; of what is wrong nothing is left.
 fn bring_plain(
     store: &Store,
     manifest: &Manifest,
     artifact: &Artifact,
-    partial: &Path,
-    to: &Path,
+    places: [&Path; 2],
+    asked: &Asked,
+) -> Result<Fetched, Error> {
+    match bring_plain_once(store, manifest, artifact, places, asked) {
+        // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
+        (true, Err(Error::Mismatch { .. })) => {
+            let _ = fs::remove_file(places[0]);
+            bring_plain_once(store, manifest, artifact, places, asked).1
+        }
+        (_, done) => done,
+    }
+}
+
+/// Whether it went on from what was there already, and how that ended.
+fn bring_plain_once(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    [partial, to]: [&Path; 2],
     asked: &Asked,
 ) -> (bool, Result<Fetched, Error>) {
     let left = partial.exists();
@@ -207,6 +240,27 @@ fn bring_sealed(
     manifest: &Manifest,
     artifact: &Artifact,
     key: &PrivateKey,
+    places: [&Path; 3],
+    asked: &Asked,
+) -> Result<Fetched, Error> {
+    // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
+    let left = places[0].exists();
+    let first = bring_sealed_once(store, manifest, artifact, key, places, asked);
+    match &first {
+        Err(Error::Mismatch { .. }) if !left => first,
+        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => {
+            let _ = fs::remove_file(places[0]);
+            bring_sealed_once(store, manifest, artifact, key, places, asked)
+        }
+        _ => first,
+    }
+}
+
+fn bring_sealed_once(
+    store: &Store,
+    manifest: &Manifest,
+    artifact: &Artifact,
+    key: &PrivateKey,
     [sealed, partial, to]: [&Path; 3],
     asked: &Asked,
 ) -> Result<Fetched, Error> {
@@ -214,9 +268,12 @@ fn bring_sealed(
     let (fetched, brought) = stored(store, manifest, &whole, sealed, asked)?;
     let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
     let done = opened.and_then(|partial| partial.finish(to));
-    // It has served, or is of no use.
-    if matches!(done, Ok(()) | Err(Error::Mismatch { .. } | Error::Unfit { .. })) {
-        let _ = fs::remove_file(sealed);
+    match &done {
+        // It has served, or is of no use.
+        Ok(()) | Err(Error::Unfit { .. }) => _ = fs::remove_file(sealed),
+        // What came is judged as it came.
+        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => _ = fs::remove_file(partial),
+        Err(_) => {}
     }
     done.map(|()| fetched)
 }
@@ -245,7 +302,7 @@ fn stored<'a>(
             Err(e) if transient(&e) && fruitless < patience.tries && Instant::now() < until => {
                 pause(patience, fruitless, asked)?;
             }
-            Err(e @ (Error::Mismatch { .. } | Error::Unfit { .. })) => {
+            Err(e @ Error::Unfit { .. }) => {
                 let _ = fs::remove_file(&partial.path);
                 return Err(e);
             }
@@ -304,4 +361,28 @@ pub(super) fn verify(root: &Path, path: &Path, artifact: &Artifact, asked: &Aske
     let (size, digest) = copy(&mut file, &mut io::sink(), artifact.size, asked, artifact.path.as_str())?;
     judge(artifact, size, digest)?;
     format::judge(&artifact.path, &mut file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::FileName;
+
+    #[test]
+    fn what_changed_between_its_writing_and_its_opening_is_the_disks_matter() {
+        let (tmp, key) = (tempfile::tempdir().unwrap(), PrivateKey::generate().unwrap());
+        let plain = Artifact { path: FileName::new("w.onnx").unwrap(), size: 5, sha256: Checksum::of(b"plain") };
+        let whole = Artifact { size: sealed::sealed_size(plain.size), ..plain.clone() };
+        let asked = Asked(Default::default());
+        let [sealed, partial] = ["sealed", "partial"].map(|name| tmp.path().join(name));
+        let open = |then: u8| {
+            fs::write(&sealed, vec![7; whole.size as usize]).unwrap();
+            let came = Partial::open(&sealed, &whole, &asked).unwrap();
+            fs::write(&sealed, vec![then; whole.size as usize]).unwrap();
+            came.opened(&key, "c", &plain, &partial, &asked).err().unwrap()
+        };
+        assert!(matches!(open(7), Error::Mismatch { .. }), "as it came, it opens to nobody");
+        assert!(matches!(open(8), Error::Rotted { .. }));
+        assert!(!partial.exists());
+    }
 }

@@ -2,6 +2,7 @@
 //! bytes reach a node verified. Nothing here knows jobs, devices or Raft. Signatures are
 //! kept here and judged elsewhere: a digest says *which* bytes, not *whose*.
 
+mod aside;
 mod cache;
 mod checksum;
 pub mod counts;
@@ -20,7 +21,8 @@ mod store;
 mod tests;
 mod transport;
 
-pub use cache::Cache;
+pub use aside::Kept;
+pub use cache::{Cache, Corrupt};
 pub use checksum::Checksum;
 pub use counts::{Refused, refused};
 pub use fetch::Fetched;
@@ -49,6 +51,10 @@ pub enum Error {
     /// Bytes are not those that the manifest lists.
     #[error("file {file}: {text}")]
     Mismatch { file: String, text: String },
+    /// Bytes that were right when they came, or were laid down here, and are others now: this node's disk is at fault,
+    /// and neither the store nor the version.
+    #[error("file {file}, as this node's disk has it: {text}")]
+    Rotted { file: String, text: String },
     /// Not had as the manifest says it, for another cause than bytes that were read and are others.
     #[error("file {file}: {text}")]
     Unfit { file: String, text: String },
@@ -71,6 +77,7 @@ impl Error {
         match self {
             Error::Url { .. } => Reason::ConfigInvalid,
             Error::Manifest { .. } | Error::Mismatch { .. } | Error::Unfit { .. } => Reason::ArtifactMismatch,
+            Error::Rotted { .. } => Reason::ModelCopyCorrupt,
             Error::Missing { .. } => Reason::ModelNotFound,
             Error::Exists { .. } => Reason::Conflict,
             Error::Refused { reason, .. } => *reason,

@@ -244,7 +244,9 @@ pub async fn pull(store: &Store, model: &ModelId, version: &VersionId, into: &Pa
             let parent = to.parent().unwrap_or(&into).to_path_buf();
             fs::create_dir_all(&parent).map_err(Error::at(&parent))?;
             let partial = into.join(format!(".partial-{}", artifact.sha256));
-            fetched.push(bring(&store, &manifest, artifact, &partial, &to, asked)?);
+            // Whoever pulls sees what is wrong, and has the store to look at.
+            let spoilt = |came: &Path| _ = fs::remove_file(came);
+            fetched.push(bring(&store, &manifest, artifact, [&partial, &to], asked, spoilt)?);
         }
         let to = into.join("manifest.json");
         fs::write(&to, store.manifest_bytes_blocking(&manifest)?).map_err(Error::at(&to))?;

@@ -4,12 +4,14 @@ use super::*;
 use nf_core::id::{ModelId, VersionId};
 use proptest::prelude::*;
 
+mod aside;
 mod elsewhere;
 mod full;
 mod sealed;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 pub(super) struct World {
     _tmp: tempfile::TempDir,
@@ -129,9 +131,23 @@ async fn a_cached_file_that_changed_is_thrown_out() {
     w.cache.fetch(&w.store, &manifest, None).await.unwrap();
     let cached = w.root.join("cache/sha256").join(manifest.main().unwrap().sha256.to_string());
     w.tamper(&cached, |b| b[0] ^= 1);
-    let error = w.cache.lay_out(&manifest, &w.root.join("r1")).await.unwrap_err();
-    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
-    assert!(!cached.exists());
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (to, sha256) = (told.clone(), manifest.main().unwrap().sha256);
+    let cache = w.cache.clone().telling(move |found| {
+        assert_eq!(found.artifact.sha256, sha256);
+        to.lock().unwrap().push(found.error.to_string());
+    });
+    // As often as it happens, it is no word about the store's bytes.
+    for _ in 0..2 {
+        let error = cache.lay_out(&manifest, &w.root.join("r1")).await.unwrap_err();
+        assert!(matches!(error, Error::Rotted { .. }), "{error}");
+        assert_eq!(error.reason(), nf_core::reason::Reason::ModelCopyCorrupt);
+        assert!(!cached.exists());
+        w.cache.fetch(&w.store, &manifest, None).await.unwrap();
+        w.tamper(&cached, |b| b[0] ^= 1);
+    }
+    assert_eq!(told.lock().unwrap().len(), 2, "{told:?}");
+    assert!(cache.lay_out(&manifest, &w.root.join("r1")).await.is_err());
     w.cache.fetch(&w.store, &manifest, None).await.unwrap();
     w.cache.lay_out(&manifest, &w.root.join("r2")).await.unwrap();
 }

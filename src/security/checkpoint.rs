@@ -43,14 +43,21 @@ fn spki(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
     Some(EndEntityCert::try_from(cert).ok()?.subject_public_key_info().as_ref().to_vec())
 }
 
-/// A signer with this process' keys, whichever they are at that moment; `keys` is where its notary's lies.
+/// A signer with this process' keys, whichever they are at that moment; `keys` is where its notary's lies. It signs ends
+/// of its own group's trail alone: whatever its state says of itself, its certificate says of which group it is.
 pub fn signer(tls: PeerTls, keys: &Path) -> Sign {
     let keys = keys.to_owned();
     Arc::new(move |checkpoint: &Checkpoint| {
-        let text = text(checkpoint);
+        let (text, origin) = (text(checkpoint), &*checkpoint.origin);
         let (cert, signature) = tls.sign(text.as_bytes())?;
+        if tls::holder(&cert, origin).is_none_or(|(name, _)| name != tls.name) {
+            let (name, cluster) = (&tls.name, &tls.cluster);
+            tracing::error!(%name, cluster, origin, "a checkpoint of another group's trail is not signed");
+            return None;
+        }
         let note = note::write(&text, &tls.name, &spki(&cert)?, &signature);
-        let second = Notary::read(&keys).and_then(|notary| notary.map(|one| one.sign(&tls.name, &text)).transpose());
+        let second =
+            Notary::read(&keys).and_then(|notary| notary.map(|one| one.sign(origin, &tls.name, &text)).transpose());
         let ml_dsa = second.unwrap_or_else(|error| {
             tracing::warn!(%error, dir = %keys.display(), "a checkpoint of the audit trail is signed by ECDSA alone");
             None

@@ -19,6 +19,8 @@ const KEY_FILE: &str = "notary.key";
 const LABEL: &str = "NEURAL FABRIC NOTARY";
 /// The longest note: a key of 1952 bytes and a signature of 3309, in base64.
 const MAX_NOTE: usize = 16 << 10;
+/// How the first line of a text goes on after its cluster's name.
+const ORIGIN: &str = ".nf/";
 const KIND: Kind = Kind::MlDsa(Parameters::MlDsa65);
 
 /// The second half of a signature, as it stands beside the first.
@@ -161,19 +163,25 @@ impl Notary {
         Ok(Some(Self { key: Secret::new(tls::read_file(&dir.join(KEY_FILE))?), certificate }))
     }
 
-    /// Signs a text as member `name`.
+    /// Signs a text of `cluster`'s as its member `name`.
     ///
     /// # Errors
-    /// A key that is of no use, or over, or not the one that its certificate is for.
-    pub fn sign(&self, name: &str, text: &str) -> Result<Half, Error> {
+    /// A key that is of no use, or over, or not the one that its certificate is for; one of another member or cluster;
+    /// a text of another cluster.
+    pub fn sign(&self, cluster: &str, name: &str, text: &str) -> Result<Half, Error> {
         let key = private(KEY_FILE, &self.key)?;
         let said = Certificate::read(&self.certificate).map_err(wrong(CERT_FILE))?;
-        if said.name != name || said.key.spki() != key.public().spki() {
+        let whose = (said.cluster.as_str(), said.name.as_str());
+        if whose != (cluster, name) || said.key.spki() != key.public().spki() {
             let text = format!(
-                "it is {}'s, or of another key than {KEY_FILE}; nf tls cert create --role notary makes both",
-                said.name
+                "it is that of {} of {}, or of another key than {KEY_FILE}; {name} of {cluster} is wanted, and nf tls cert \
+                 create --role notary makes both",
+                said.name, said.cluster
             );
             return Err(wrong(CERT_FILE)(text));
+        }
+        if !text.strip_prefix(cluster).is_some_and(|rest| rest.starts_with(ORIGIN)) {
+            return Err(wrong(KEY_FILE)(format!("what is to be signed is no text of {cluster}'s")));
         }
         said.lasts(UnixTime::now()).map_err(wrong(CERT_FILE))?;
         Ok(Half { note: signed(&key, name, text)?, certificate: self.certificate.clone() })
@@ -220,5 +228,31 @@ fn accepts(key: &PublicKey, text: &str, signature: &[u8], what: &str) -> Result<
         Ok(true) => Ok(()),
         Ok(false) => Err(format!("{what} does not verify")),
         Err(refusal) => Err(format!("{what}: {}", refusal.detail)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notary_signs_for_its_own_cluster_and_counts_there_alone() {
+        let (above, public) = authority().unwrap();
+        let anchors = anchors(&public).unwrap();
+        let notary = Notary::certified(&above, "green", "n1", "2999-01-01T00:00:00Z".to_owned()).unwrap();
+        let (green, blue) = ("green.nf/audit\n5\n", "blue.nf/audit\n5\n");
+        let counts = |half: &Half, text, cluster| verify(half, text, cluster, "n1", &anchors, UnixTime::now());
+        let half = notary.sign("green", "n1", green).unwrap();
+        assert_eq!(counts(&half, green, "green"), Ok(()));
+        for (cluster, name, text) in
+            [("blue", "n1", blue), ("blue", "n1", green), ("green", "n1", blue), ("green", "n2", green)]
+        {
+            let refused = notary.sign(cluster, name, text).unwrap_err().to_string();
+            assert!(refused.contains(cluster), "{cluster} {name}: {refused}");
+        }
+        // One that signs it all the same, with a key of the same authority.
+        let key = private(KEY_FILE, &notary.key).unwrap();
+        let forged = Half { note: signed(&key, "n1", blue).unwrap(), ..half };
+        assert!(counts(&forged, blue, "blue").unwrap_err().contains("green"));
     }
 }

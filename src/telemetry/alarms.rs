@@ -13,8 +13,11 @@ pub const PROCESS_STUCK: &str = "process_stuck";
 pub const RECORD_UNREADABLE: &str = "record_unreadable";
 /// Exclusive replicas wait until nothing of an earlier start can live.
 pub const EXCLUSIVE_WAITS: &str = "exclusive_waits";
+/// A copy of a model's file is not what its manifest says, in the store or on this node's disk.
+pub const MODEL_COPY_CORRUPT: &str = "model_copy_corrupt";
 /// Kinds that are about what runs on this process' nodes.
-pub const OF_AGENTS: [&str; 4] = [DEVICE_OCCUPIED, PROCESS_STUCK, RECORD_UNREADABLE, EXCLUSIVE_WAITS];
+pub const OF_AGENTS: [&str; 5] =
+    [DEVICE_OCCUPIED, PROCESS_STUCK, RECORD_UNREADABLE, EXCLUSIVE_WAITS, MODEL_COPY_CORRUPT];
 
 /// Those that are on. Kinds are few and our own, so they bound the series, too.
 pub struct Alarms {

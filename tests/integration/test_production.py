@@ -26,7 +26,7 @@ class Lab(nf.Process):
         admin = json.loads(told[told.index("{") : told.rindex("}") + 1])["admin_token"]
         self.key_ids = json.loads(self.alone("model", "keygen", self.keys, "-o", "json"))
         self.signers = folder / "signers.toml"
-        self.owned_by()
+        self.owned_by("carl", "carl")
         settings = {
             "NEURAL_FABRIC_MODE": "production",
             "MODEL_STORE_URL": f"file://{self.store}",
@@ -148,11 +148,15 @@ def test_what_would_only_be_played_does_not_run(lab):
     assert "names no program" in lab.run("ada", "played", code=6)
 
 
-def test_nobody_approves_their_own(lab):
-    lab.publish("v3")
-    lab.nf("both", "model", "approve", "m@v3", "--tenant", "demo")
-    assert "ApprovalSelf" in lab.run("both", "v3", code=6)
-    lab.run("ada", "v3")
+def test_the_start_and_the_doctor_say_whose_keys_sign(lab):
+    ids = lab.key_ids["key_ids"].values()
+    env = {**lab.environment, "COSIGN_KEY_PATH": str(lab.keys / "signing.pub.pem"), "NF_SIGNERS": str(lab.signers)}
+    ask = [str(nf.NF), "doctor", "-o", "json"]
+    done = subprocess.run(ask, env=env, capture_output=True, text=True, timeout=60, check=False)
+    found = [one["detail"] for one in json.loads(done.stdout)["items"] if one["check"] == "signers"]
+    for told in (lab.output, *found):
+        assert "carl of any issuer" in told and all(key in told for key in ids), told[-2000:]
+    assert len(found) == 1, done.stdout
 
 
 def test_who_signed_it_does_not_approve_it(lab):
@@ -166,8 +170,13 @@ def test_who_signed_it_does_not_approve_it(lab):
     lab.run("both", "v8")
     lab.owned_by("ada", "both")
     nf.eventually("the file is read anew", lambda: "signed it, too" in refused(lab, "v8"), 20)
-    lab.owned_by()
-    nf.eventually("nobody's keys again", lambda: not refused(lab, "v8"), 20)
+    lab.owned_by("carl")
+    unlisted = list(lab.key_ids["key_ids"].values())[1]
+    told = nf.eventually("half of it is nobody's", lambda: "SignerUnknown" in (now := refused(lab, "v8")) and now, 20)
+    assert unlisted in told, told
+    assert "SignerUnknown" in lab.nf("both", "model", "approve", "m@v8", "--tenant", "demo", code=6)
+    lab.owned_by("carl", "carl")
+    nf.eventually("somebody else's", lambda: not refused(lab, "v8"), 20)
 
 
 def refused(lab, version):

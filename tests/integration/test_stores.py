@@ -62,14 +62,22 @@ def test_a_corrupt_version_is_in_quarantine_until_it_is_released(tmp_path):
         weights.write_bytes(good)
         code, body = ask(group, "v1")
         assert (code, body["reason"], body["policies"]["P7"]) == (409, "ModelCopyCorrupt", "block"), body
-        assert "nf model release m@v1 --tenant demo" in body["detail"], body
-        assert ask(group, "v1", tenant="other")[0] == 201, "another tenant's is judged by what its own nodes find"
+        lifts = ["model", "release", "m@v1", "--tenant", "demo", "--sha256"]
+        assert " ".join(["nf", *lifts]) in body["detail"], body
+        code, theirs = ask(group, "v1", tenant="other")
+        assert code == 201, "another tenant's is judged by what its own nodes find"
         listed = group.call("GET", "/quarantine").json()["items"]
         assert [(q["tenant_id"], q["model_id"], q["model_version"]) for q in listed] == [("demo", "m", "v1")], listed
         assert "nf_models_quarantined 1" in group.call("GET", "/metrics").text
         assert group.call("GET", "/health").json()["components"]["model_store"]["status"] == "degraded"
-        assert "released" in group.nf("model", "release", "m@v1", "--tenant", "demo")
-        assert "was in no quarantine" in group.nf("model", "release", "m@v1", "--tenant", "demo")
+        digest, other = listed[0]["sha256"], "0" * 64
+        asked = {"tenant_id": "demo", "model_id": "m", "model_version": "v1", "sha256": other}
+        answer = group.call("POST", "/quarantine/release", asked)
+        assert (answer.status_code, answer.json()["reason"]) == (409, "Conflict"), answer.text
+        assert digest in answer.text and other in answer.text, answer.text
+        group.nf(*lifts, other, code=5)
+        assert "released" in group.nf(*lifts, digest)
+        assert "was in no quarantine" in group.nf(*lifts, digest)
         code, body = ask(group, "v1")
         assert code == 201, body
         group.wait_state(body["request_id"], "Running", limit=60)
@@ -77,6 +85,10 @@ def test_a_corrupt_version_is_in_quarantine_until_it_is_released(tmp_path):
         told = [(e["action"], e.get("checks", {}).get("P7", {}).get("code")) for e in entries if "action" in e]
         assert ("ModelDeploy", "ArtifactMismatch") in told and ("JobSchedule", "ModelCopyCorrupt") in told, told
         assert ("ModelRelease", None) in told, told
+        # Replicas outlive the process that started them; these must not outlive the test.
+        for job in (body, theirs):
+            group.nf("stop", job["request_id"], "--yes")
+            group.wait_state(job["request_id"], "Cancelled", limit=60)
 
 
 @servers.needs("moto")

@@ -134,7 +134,10 @@ fn both_checkers_know_a_members_signature_from_anybody_elses() {
     let (theirs, mut halved, mut mixed) = (other.notary("blue", "n1").unwrap().unwrap(), lines.clone(), lines.clone());
     let signed = sign(&end).unwrap();
     halved[5] = last_line(&end, Some(&Signed { ml_dsa: None, ..signed.clone() }));
-    mixed[5] = last_line(&end, Some(&Signed { ml_dsa: Some(theirs.sign("n1", &text_of(&signed)).unwrap()), ..signed }));
+    mixed[5] = last_line(
+        &end,
+        Some(&Signed { ml_dsa: Some(theirs.sign("blue", "n1", &text_of(&signed)).unwrap()), ..signed }),
+    );
     let mut bare = lines.clone();
     bare[5] = last_line(&end, None);
     let mut elsewhere = lines.clone();

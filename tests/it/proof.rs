@@ -107,8 +107,12 @@ async fn tenants_that_stand_in_one_anothers_way_learn_no_names() {
 /// A store in which `unsigned` has no signature that counts, and `personal` holds data about people.
 fn store() -> Resolve {
     std::sync::Arc::new(|_, model, _| {
-        let evidence =
-            nf_core::job::Evidence { signature: [8; 32], key_id: "k1".into(), min_version: None, signers: Vec::new() };
+        let evidence = nf_core::job::Evidence {
+            signature: [8; 32],
+            key_id: "k1".into(),
+            min_version: None,
+            publishers: nf_core::job::Publishers::Unsaid,
+        };
         let facts = ModelFacts {
             runtime: nf_core::job::Runtime::Simulated,
             manifest: [7; 32],

@@ -32,15 +32,15 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn ok(check: &'static str, detail: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Ok, detail: detail.into(), next: None }
     }
 
-    fn missing(check: &'static str, detail: impl Into<String>, next: impl Into<String>) -> Self {
+    pub(crate) fn missing(check: &'static str, detail: impl Into<String>, next: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Missing, detail: detail.into(), next: Some(next.into()) }
     }
 
-    fn fault(check: &'static str, detail: impl Into<String>, next: impl Into<String>) -> Self {
+    pub(crate) fn fault(check: &'static str, detail: impl Into<String>, next: impl Into<String>) -> Self {
         Self { verdict: Verdict::Fault, ..Self::missing(check, detail, next) }
     }
 }

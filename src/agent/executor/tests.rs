@@ -1,6 +1,7 @@
 //! The executor with real small processes. Every test ends what it started:
 //! `World::drop` kills by key whatever is left, and `clear` asserts that nothing is.
 
+mod corrupt;
 mod draining;
 mod ended;
 mod escapes;

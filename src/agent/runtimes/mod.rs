@@ -55,10 +55,12 @@ async fn prepare(post: &Post, spec: &JobSpec) -> Result<Option<Manifest>, End> {
 }
 
 /// Why the replica ends. `ArtifactMismatch` puts its version into quarantine, so nothing ends with it but bytes that
-/// were read and are others than the manifest says.
+/// came from the store and are others than the manifest says. Those that went bad on this node say nothing about the
+/// version: the replica is tried again, and a person is told of the node.
 fn ended(error: &Error) -> Reason {
     match error {
         Error::Mismatch { .. } => Reason::ArtifactMismatch,
+        Error::Rotted { .. } => Reason::ModelCopyCorrupt,
         // What was signed, and what the manifest lists, are two things.
         Error::Refused { reason: Reason::ArtifactMismatch, .. } => Reason::SignatureBindingMismatch,
         // The store has the version that was admitted no more, or not whole, or not in a form that starts.
@@ -97,7 +99,7 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
         }
         post.stage(Stage::Verifying);
         match cache.lay_out(&manifest, &into).await {
-            Err(e @ (Error::Mismatch { .. } | Error::Unfit { .. })) if tries < REFETCHES => {
+            Err(e @ (Error::Rotted { .. } | Error::Unfit { .. })) if tries < REFETCHES => {
                 post.note(&format!("the cached copy is wrong and is fetched again: {e}")).await;
                 tries += 1;
                 // A half laid out directory would be in the way of the second try.
@@ -141,11 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_bytes_that_were_read_and_differ_put_a_version_into_quarantine() {
+    fn only_other_bytes_in_the_store_put_a_version_into_quarantine() {
         let (file, text) = ("f".to_owned(), "t".to_owned());
         let refused = |reason| Error::Refused { reason, text: text.clone() };
         for (error, why) in [
             (Error::Mismatch { file: file.clone(), text: text.clone() }, Reason::ArtifactMismatch),
+            (Error::Rotted { file: file.clone(), text: text.clone() }, Reason::ModelCopyCorrupt),
             (Error::Unfit { file: file.clone(), text: text.clone() }, Reason::ModelNotFound),
             (Error::Manifest { what: file.clone(), field: file, text: text.clone() }, Reason::ModelNotFound),
             (refused(Reason::ArtifactMismatch), Reason::SignatureBindingMismatch),

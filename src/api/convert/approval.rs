@@ -6,6 +6,7 @@ use super::json::Object;
 use nf_core::approval::{Approval, MAX_MS, Version};
 use nf_core::audit::Hash;
 use nf_core::id::{ModelId, TenantId, VersionId};
+use nf_core::quarantine::Release;
 use nf_core::reason::Refusal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -58,6 +59,18 @@ pub fn named(map: &Map<String, Value>) -> Result<Version, Refusal> {
     let of = version(&mut o)?;
     o.finish()?;
     Ok(of)
+}
+
+/// `{"tenant_id", "model_id", "model_version", "sha256"}`.
+///
+/// # Errors
+/// The first field at fault.
+pub fn released(map: &Map<String, Value>) -> Result<Release, Refusal> {
+    let mut o = Object::top(map);
+    let of = version(&mut o)?;
+    let manifest = digest(o.need("sha256")?.text()?)?;
+    o.finish()?;
+    Ok(Release { of, manifest })
 }
 
 /// An approval on record.

@@ -190,4 +190,34 @@ mod tests {
         drop(first);
         assert!(!told(&router, HEALTH, Body::empty()).await.headers().contains_key("grpc-status"));
     }
+
+    #[tokio::test]
+    async fn each_address_has_its_own_share_of_the_streams_and_no_others() {
+        let router = reader(Bounds::default());
+        let ask = |address: String, path: &'static str| {
+            let mut request = Request::post(path).body(Body::empty()).unwrap();
+            request.extensions_mut().insert(Caller(address.parse().unwrap()));
+            router.clone().oneshot(request)
+        };
+        let (share, paths) = (OPEN_STREAMS / SHARE, [HEALTH, REFLECTION]);
+        let mut held = Vec::new();
+        for network in 0..SHARE {
+            for n in 0..share {
+                let answer = ask(format!("192.0.2.{network}"), paths[n % 2]).await.unwrap();
+                assert!(!answer.headers().contains_key("grpc-status"), "stream {n} of address {network}");
+                held.push(answer);
+            }
+            for path in paths {
+                let over = ask(format!("192.0.2.{network}"), path).await.unwrap();
+                assert!(over.headers().contains_key("grpc-status"), "address {network} has its share already");
+            }
+        }
+        assert_eq!(held.len(), OPEN_STREAMS);
+        assert!(
+            ask("198.51.100.1".into(), HEALTH).await.unwrap().headers().contains_key("grpc-status"),
+            "all are taken"
+        );
+        held.pop();
+        assert!(!ask("198.51.100.1".into(), HEALTH).await.unwrap().headers().contains_key("grpc-status"));
+    }
 }

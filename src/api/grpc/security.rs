@@ -11,6 +11,7 @@ use crate::api::service::list::NumberPage;
 use crate::api::service::quarantine::QuarantineBody;
 use nf_core::approval::Version;
 use nf_core::id::{ModelId, TenantId, VersionId};
+use nf_core::quarantine::Release;
 use nf_proto::v1;
 use nf_proto::v1::security_service_server::SecurityService;
 use tonic::{Request, Response, Status};
@@ -149,7 +150,8 @@ impl SecurityService for Security {
         let call = call(&request)?;
         let message = request.get_ref();
         let of = version(&message.tenant_id, &message.model_id, &message.model_version)?;
-        let (released, index) = self.0.release(&call, of).await?;
+        let manifest = approval::digest(&message.sha256).map_err(Failure::from)?;
+        let (released, index) = self.0.release(&call, Release { of, manifest }).await?;
         Ok(Response::new(v1::ReleaseVersionResponse { released, simulation: self.0.simulation(), index }))
     }
 

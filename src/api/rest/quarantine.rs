@@ -1,8 +1,8 @@
-//! `/quarantine`: versions of which a node found other bytes than their manifests say.
+//! `/quarantine`: versions of which the store gave a node other bytes than their manifests say.
 
 use super::ask::Ask;
 use super::{Answer, fresh, json, schema};
-use crate::api::convert::approval::named;
+use crate::api::convert::approval::released;
 use crate::api::service::Service;
 use crate::api::service::quarantine::QuarantineList;
 use axum::extract::State;
@@ -19,14 +19,15 @@ pub struct ReleasedBody {
     pub index: u64,
 }
 
-/// Lets a version be tried again: somebody has looked into what a node found.
-#[utoipa::path(post, path = "/quarantine/release", tag = "models", request_body = schema::DisapproveRequest,
-    responses((status = 200, description = "It may be let in again", body = ReleasedBody)))]
+/// Lets a version be tried again: somebody has looked into what a node found of it with that manifest.
+#[utoipa::path(post, path = "/quarantine/release", tag = "models", request_body = schema::ReleaseRequest,
+    responses((status = 200, description = "It may be let in again", body = ReleasedBody),
+              (status = 409, description = "It is in quarantine with another manifest, which is named")))]
 pub async fn release(State(service): State<Service>, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     ask.finish()?;
-    let of = named(&ask.json(false).await?)?;
-    let (released, index) = service.release(&call, of).await?;
+    let asked = released(&ask.json(false).await?)?;
+    let (released, index) = service.release(&call, asked).await?;
     Ok(json(StatusCode::OK, &ReleasedBody { released, simulation: service.simulation(), index }))
 }
 

@@ -362,6 +362,16 @@ pub struct DisapproveRequest {
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    pub tenant_id: String,
+    pub model_id: String,
+    pub model_version: String,
+    /// Of the manifest that was looked at, in 64 hexadecimal digits, as `/quarantine` has it.
+    pub sha256: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ConsentRequest {
     pub tenant_id: String,
     /// The signed envelope (DSSE), as text.

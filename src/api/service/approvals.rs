@@ -28,18 +28,17 @@ impl Service {
         Ok((found.ok_or_else(gone)?, index))
     }
 
-    /// Tells a promoter at once what each later call would be refused for: they signed it themselves. What the store
-    /// does not know, or nobody has signed yet, is judged when it is to run.
+    /// Tells a promoter at once what each later call would be refused for: they signed it themselves, or nobody can
+    /// tell. What the store does not know, or nobody has signed yet, is judged when it is to run.
     async fn not_by_its_signer(&self, call: &Call, of: &Version, manifest: [u8; 32]) -> Result<(), Failure> {
         let Some(actor) = self.actor(call) else { return Ok(()) };
         let found = self.models.facts(&of.tenant, &of.model, &of.version, call.deadline).await;
         let Ok(Some(facts)) = found else { return Ok(()) };
         let evidence = facts.evidence.filter(|_| facts.manifest == manifest);
-        let person = actor.person();
-        match evidence.is_some_and(|found| found.signers.iter().any(|signer| signer.is(&person))) {
-            true if self.mode(call).await? == Mode::Production => {
-                Err(approval::their_own(&person, &of.model, &of.version, "signed it, too").into())
-            }
+        let Some(found) = evidence else { return Ok(()) };
+        let judged = approval::not_by_its_signer(&found.publishers, &actor.person(), &of.model, &of.version);
+        match judged {
+            Err(refusal) if self.mode(call).await? == Mode::Production => Err(refusal.into()),
             _ => Ok(()),
         }
     }

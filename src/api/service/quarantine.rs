@@ -9,7 +9,7 @@ use nf_core::approval::Version;
 use nf_core::audit::Hash;
 use nf_core::command::{Answer, Mode};
 use nf_core::plan::Intent;
-use nf_core::quarantine::Quarantine;
+use nf_core::quarantine::{Quarantine, Release};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -53,9 +53,9 @@ pub struct QuarantineList {
 
 impl Service {
     /// Lets a version be tried again. True when it was in quarantine.
-    pub async fn release(&self, call: &Call, of: Version) -> Result<(bool, u64), Failure> {
-        call.who.acts(Some(of.tenant.clone()))?;
-        let (answer, index) = self.commit(call, Intent::Release(of)).await?;
+    pub async fn release(&self, call: &Call, asked: Release) -> Result<(bool, u64), Failure> {
+        call.who.acts(Some(asked.of.tenant.clone()))?;
+        let (answer, index) = self.commit(call, Intent::Release(asked)).await?;
         self.applied_past(index.saturating_sub(1), call.deadline).await;
         Ok((matches!(answer, Answer::Count(lifted) if lifted > 0), index))
     }

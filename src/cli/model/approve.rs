@@ -44,6 +44,9 @@ pub struct Release {
     /// The tenant for whom a node tried it
     #[arg(long)]
     tenant: TenantId,
+    /// The SHA-256 of the manifest that was looked at, as GET /quarantine and the refusal show it
+    #[arg(long, value_name = "DIGEST")]
+    sha256: String,
 }
 
 /// MODEL@VERSION in two.
@@ -99,7 +102,9 @@ impl Revoke {
 impl Release {
     pub async fn run(self, global: &Global) -> Result<()> {
         let (model, version) = split(&self.version)?;
-        let body = json!({ "tenant_id": self.tenant, "model_id": model, "model_version": version });
+        let body = json!({
+            "tenant_id": self.tenant, "model_id": model, "model_version": version, "sha256": self.sha256,
+        });
         let (_, answer) = global.client()?.change(Method::POST, "/quarantine/release", body).await?;
         let what = if at(&answer, "released") == "true" { "released" } else { "was in no quarantine" };
         let people = || format!("{} for {}: {what}\n", self.version, self.tenant);

@@ -359,23 +359,23 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
             (Some((report.generation, *ok)), Some(*why))
         }
     };
+    let tries = u32::from(replica.restarts) + 1;
     let heard = (replica.revision_of(report.generation), rollout::news(&job.spec, copy, &report.kind));
     let mut job = (**job).clone();
     let before = job.state();
     job.replicas[usize::from(report.replica)] = next;
     rollout::heard(&mut job, heard.0, heard.1, now);
-    let refused = match report.kind {
-        ReportKind::Ended { why: Reason::ArtifactMismatch, ok: false } => Some(Reason::ArtifactMismatch),
-        _ => None,
-    };
+    let refused = other_bytes(&report.kind);
     let deployed = report.kind == ReportKind::Stage(Stage::Ready) && heard.0 > job.deployed;
     if deployed {
         job.deployed = heard.0;
     }
     if deployed || refused.is_some() {
         let node = state.nodes[&node].name.clone();
-        record::deployed(state, &job, heard.0, &node, refused);
-        if refused.is_some() {
+        if refused.is_none_or(|why| is_told(why, tries)) {
+            record::deployed(state, &job, heard.0, &node, refused);
+        }
+        if refused == Some(Reason::ArtifactMismatch) {
             quarantine::set(state, job.spec_of(heard.0), &node);
         }
     }
@@ -386,6 +386,21 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
     }
     save(state, job, before, why);
     true
+}
+
+/// Why a node started nothing of a version whose bytes it looked at: the store has others than the manifest says
+/// (`ArtifactMismatch`), or its own copy of them went bad (`ModelCopyCorrupt`), which is no word about the version.
+fn other_bytes(kind: &ReportKind) -> Option<Reason> {
+    match kind {
+        ReportKind::Ended { why: why @ (Reason::ArtifactMismatch | Reason::ModelCopyCorrupt), ok: false } => Some(*why),
+        _ => None,
+    }
+}
+
+/// Whether the trail is told of it. A disk that stays bad is found so by each new try: of those every row of tries that
+/// is twice as long, since an entry is kept for ever.
+fn is_told(why: Reason, tries: u32) -> bool {
+    why != Reason::ModelCopyCorrupt || tries.is_power_of_two()
 }
 
 /// What the present copy is told when its replacement takes over now.

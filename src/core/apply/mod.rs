@@ -117,7 +117,7 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
         Command::SpendJoinToken(shown) => crate::join::spend(state, shown),
         Command::DropJoinToken { id } => crate::join::drop(state, *id),
         Command::KeyTrail(key) => Ok(token::key_trail(state, *key)),
-        Command::Release(of) => Ok(crate::quarantine::release(state, of)),
+        Command::Release(asked) => crate::quarantine::release(state, asked),
     }
 }
 

@@ -4,7 +4,7 @@
 //! what a command does.
 
 use crate::approval::{Approval, Version};
-use crate::audit::{Action, Actor, Check, Receipt, Record, Refs, Verdict};
+use crate::audit::{Action, Actor, Check, Hash, Receipt, Record, Refs, Verdict};
 use crate::command::{Answer, Command, Note};
 use crate::consent::Consent;
 use crate::floor;
@@ -85,7 +85,10 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             let known = state.approval(&of.tenant, &of.model, &of.version);
             of_version(Action::ModelRevoke, of, known.map(|known| &**known))
         }
-        Command::Release(of) => of_version(Action::ModelRelease, of, None),
+        Command::Release(asked) => {
+            let refs = Refs { manifest: Some(Hash(asked.manifest)), ..Refs::default() };
+            About { refs, ..About::new(Action::ModelRelease, asked.of.object()) }
+        }
         Command::Consent(consent) => {
             let object = Consent::object(&consent.scope.tenant, &consent.statement);
             let refs = Refs { key_id: Some(consent.key_id.clone()), ..Refs::default() };

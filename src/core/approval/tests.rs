@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::audit::Verdict;
-use crate::job::{Evidence, Runtime, Signer};
+use crate::job::{Evidence, Publishers, Runtime, Signer};
 use crate::node::NodeSpec;
 use crate::plan::Intent;
 use crate::resources::Gpus;
@@ -16,7 +16,8 @@ fn of() -> Version {
 }
 
 fn signed(manifest: u8) -> JobSpec {
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() });
+    let evidence =
+        Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, publishers: Publishers::Unsaid });
     JobSpec { manifest: Some([manifest; 32]), evidence, runtime: Runtime::Process, ..job_spec("t1", Gpus::Milli(100)) }
 }
 
@@ -61,12 +62,16 @@ fn production_runs_what_another_person_approved_and_nothing_else() {
 
 /// The same, signed by keys that are those people's.
 fn signed_by(signers: &[(Option<&str>, &str)]) -> JobSpec {
-    let mut spec = signed(7);
     let who = |(issuer, subject): &(Option<&str>, &str)| Signer {
         issuer: issuer.map(Into::into),
         subject: (*subject).into(),
     };
-    spec.evidence.as_mut().unwrap().signers = signers.iter().map(who).collect();
+    published_by(Publishers::Known(signers.iter().map(who).collect()))
+}
+
+fn published_by(publishers: Publishers) -> JobSpec {
+    let mut spec = signed(7);
+    spec.evidence.as_mut().unwrap().publishers = publishers;
     spec
 }
 
@@ -106,12 +111,50 @@ fn who_signed_a_version_does_not_approve_it_whoever_asks_for_it() {
 }
 
 #[test]
+fn a_key_that_is_nobodys_in_the_list_blocks_its_version_whoever_approves_and_asks() {
+    let mut state = production();
+    run(&mut state, approve("bob", HOUR));
+    let unlisted = || published_by(Publishers::Unlisted { key: "GZ0=".into() });
+    for (n, asker) in ["bob", "ada", "carl"].into_iter().enumerate() {
+        let refusal = try_run(&mut state, by(asker, schedule(&format!("r{n}"), unlisted()))).unwrap_err();
+        assert_eq!(refusal.reason, Reason::SignerUnknown, "{asker}");
+        for said in ["GZ0=", "NF_SIGNERS", "nf doctor"] {
+            assert!(refusal.detail.contains(said), "{}", refusal.detail);
+        }
+        let actor = Actor { subject: asker.into(), tenant: None, token: None, node: None, issuer: None };
+        let note =
+            crate::policy::stopped(&state, &unlisted(), audit::Action::JobSchedule, Some(&actor), refusal.reason);
+        let check = note.unwrap().checks[2];
+        assert_eq!((check.verdict, check.code), (Verdict::Block, Some(Reason::SignerUnknown)), "P3 says it");
+    }
+    // Neither apply, nor a further place, nor the way back of a rollout goes around it.
+    let asked_by = Some(Person { issuer: None, subject: "ada".into() });
+    let planned = JobSpec { approved_by: Some("bob".into()), asked_by, ..unlisted() };
+    for judged in [judge_new(&state, &planned), judge_again(&state, &planned), judge_back(&state, &planned)] {
+        assert_eq!(judged.unwrap_err().reason, Reason::SignerUnknown);
+    }
+    let mut played = State::new();
+    run(&mut played, register("n1", node_spec(1)));
+    run(&mut played, schedule("r1", JobSpec { runtime: Runtime::Simulated, ..unlisted() }));
+}
+
+#[test]
 fn a_signer_is_somebody_of_one_issuer_or_of_any() {
-    let person = |issuer: &str| Person { issuer: Some(issuer.into()), subject: "bob".into() };
+    let person = |issuer: Option<&str>| Person { issuer: issuer.map(Into::into), subject: "bob".into() };
     let signer = |issuer: Option<&str>| Signer { issuer: issuer.map(Into::into), subject: "bob".into() };
-    assert!(signer(None).is(&person("https://one")) && signer(Some("https://one")).is(&person("https://one")));
-    assert!(!signer(Some("https://one")).is(&person("https://two")));
-    assert!(!Signer { subject: "eve".into(), ..signer(None) }.is(&person("https://one")));
+    let (one, two) = (Some("https://one"), Some("https://two"));
+    for (listed, whose, may_be) in [
+        (None, one, true),
+        (one, one, true),
+        (one, two, false),
+        // What is not known makes no two people of one.
+        (one, None, true),
+        (None, None, true),
+    ] {
+        assert_eq!(signer(listed).is(&person(whose)), may_be, "{listed:?} {whose:?}");
+    }
+    assert!(!Signer { subject: "eve".into(), ..signer(None) }.is(&person(one)));
+    assert!(Signer { subject: "Bob".into(), ..signer(None) }.is(&person(one)), "nor do capitals");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::apply::apply;
 use crate::command::Command;
 use crate::id::{RequestId, VersionId};
-use crate::job::{Evidence, Phase};
+use crate::job::{Evidence, Phase, Publishers};
 use crate::placement::explain;
 use crate::plan::{Intent, plan};
 use crate::resources::Gpus;
@@ -16,8 +16,12 @@ fn version(text: &str) -> VersionId {
 
 /// A version of m1 that lets nothing older than `min` run.
 fn spec(tenant: &str, text: &str, min: Option<&str>) -> JobSpec {
-    let evidence =
-        Evidence { signature: [8; 32], key_id: "k".into(), min_version: min.map(version), signers: Vec::new() };
+    let evidence = Evidence {
+        signature: [8; 32],
+        key_id: "k".into(),
+        min_version: min.map(version),
+        publishers: Publishers::Unsaid,
+    };
     let gpu = job_spec(tenant, Gpus::Whole(1));
     JobSpec { version: version(text), manifest: Some([7; 32]), evidence: Some(evidence), ..gpu }
 }

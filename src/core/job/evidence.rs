@@ -14,8 +14,20 @@ pub struct Evidence {
     pub key_id: Arc<str>,
     /// What was signed with it: once this version is let in, nothing older is.
     pub min_version: Option<VersionId>,
-    /// Whose keys signed it, as far as the operator has said: its publishers, who may not approve it (P3).
-    pub signers: Vec<Signer>,
+    /// Who may not approve it (P3).
+    pub publishers: Publishers,
+}
+
+/// Who published a version: those whose keys signed it, as far as the operator has said whose they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Publishers {
+    /// Of no key: there is no list.
+    #[default]
+    Unsaid,
+    /// Of each key of its signature; a person is there once.
+    Known(Vec<Signer>),
+    /// The list lacks this key of its signature. Its owner may be whoever approves the version, and nobody could tell.
+    Unlisted { key: Arc<str> },
 }
 
 /// Somebody who signs versions.
@@ -27,8 +39,10 @@ pub struct Signer {
 }
 
 impl Signer {
-    /// Whether they may be the same.
+    /// Whether they may be the same. A list is written by hand: what it leaves open (the issuer), or spells with other
+    /// capitals, makes no two people of one.
     pub fn is(&self, person: &Person) -> bool {
-        self.subject == person.subject && (self.issuer.is_none() || self.issuer == person.issuer)
+        let issuers = self.issuer.as_ref().zip(person.issuer.as_ref());
+        self.subject.eq_ignore_ascii_case(&person.subject) && issuers.is_none_or(|(one, other)| one == other)
     }
 }

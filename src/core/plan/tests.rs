@@ -62,8 +62,12 @@ fn a_production_group_takes_nothing_simulated_whoever_asks() {
     let unsigned = JobSpec { manifest: Some([7; 32]), ..spec.clone() };
     let refusal = plan(&state, &testing::schedule("r1", unsigned)).unwrap_err();
     assert_eq!(refusal.reason, Reason::SignatureRequired);
-    let evidence =
-        crate::job::Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() };
+    let evidence = crate::job::Evidence {
+        signature: [8; 32],
+        key_id: "k".into(),
+        min_version: None,
+        publishers: crate::job::Publishers::Unsaid,
+    };
     let half_played = NodeSpec { simulated: false, ..testing::node_spec(1) };
     assert_eq!(plan(&state, &testing::register("n1", half_played)).unwrap_err().reason, Reason::Forbidden);
     testing::run(&mut state, testing::register("n1", testing::real_node_spec(1)));

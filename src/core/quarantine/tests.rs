@@ -1,9 +1,11 @@
 //! What a node found to be corrupt is let in by nobody until it is released, and nothing else is kept out by it.
 
 use super::*;
-use crate::apply::apply;
-use crate::command::{Command, Report, ReportKind};
+use crate::apply::{BatchOutcome, apply, apply_batch};
+use crate::audit::{Action, Actor, Record};
+use crate::command::{Batch, Command, Report, ReportKind};
 use crate::id::{Incarnation, ModelId, RequestId, VersionId};
+use crate::job::Stage;
 use crate::plan::Intent;
 use crate::resources::Gpus;
 use crate::rollout::{Next, Strategy};
@@ -24,22 +26,29 @@ fn told(state: &mut State, request: &str, spec: JobSpec) -> Option<Reason> {
     try_run(state, schedule(request, spec)).err().map(|refusal| refusal.reason)
 }
 
-fn of(spec: &JobSpec) -> Version {
-    version_of(spec)
+fn release_of(spec: &JobSpec) -> Release {
+    Release { of: version_of(spec), manifest: spec.manifest.unwrap() }
 }
 
 /// The job's replica ends on its node, for that reason.
 fn ends(state: &mut State, request: &str, why: Reason) {
+    said(state, request, ReportKind::Ended { ok: false, why });
+}
+
+/// The node says that of the job's replica.
+fn said(state: &mut State, request: &str, kind: ReportKind) {
     let job = state.job_of(&RequestId::new(request).unwrap()).unwrap().clone();
     let alloc = job.replicas[0].allocation().unwrap();
     let node = state.node(alloc.node).unwrap().name.clone();
-    let report = Report {
-        job: job.no,
-        replica: 0,
-        generation: job.replicas[0].newest,
-        kind: ReportKind::Ended { ok: false, why },
-    };
+    let report = Report { job: job.no, replica: 0, generation: job.replicas[0].newest, kind };
     run(state, Intent::Reports { node, incarnation: Incarnation(1), reports: vec![report] });
+}
+
+/// What the trail was told since somebody looked.
+fn entries(state: &mut State) -> Vec<Record> {
+    let rows = state.take_changes();
+    let rows = rows.iter().filter(|row| row.table == crate::rows::Table::AuditEntry);
+    rows.map(|row| crate::rows::read_audit(row.value.as_ref().unwrap()).unwrap().record).collect()
 }
 
 #[test]
@@ -50,7 +59,8 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     ends(&mut state, "r1", Reason::ArtifactMismatch);
     let refusal = try_run(&mut state, schedule("r3", spec("t1", "v1", 7))).unwrap_err();
     assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("model_version")));
-    for said in ["node n1", "nf node cordon n1", "nf model release m1@v1 --tenant t1"] {
+    let lifts = format!("nf model release m1@v1 --tenant t1 --sha256 {}", Hash([7; 32]));
+    for said in ["node n1", "nf node cordon n1", &lifts] {
         assert!(refusal.detail.contains(said), "{}", refusal.detail);
     }
     assert!(!state.job_of(&RequestId::new("r2").unwrap()).unwrap().is_over(), "what runs goes on");
@@ -58,10 +68,10 @@ fn what_a_node_found_corrupt_is_let_in_no_more_until_it_is_released() {
     for (n, other) in [spec("t1", "v1", 8), spec("t1", "v2", 7), spec("t2", "v1", 7)].into_iter().enumerate() {
         assert_eq!(told(&mut state, &format!("o{n}"), other), None);
     }
-    let others = Version { model: ModelId::new("m2").unwrap(), ..of(&spec("t1", "v1", 7)) };
+    let others = release_of(&JobSpec { model: ModelId::new("m2").unwrap(), ..spec("t1", "v1", 7) });
     assert_eq!(run(&mut state, Intent::Release(others)), [Answer::Count(0)]);
     assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), Some(Reason::ModelCopyCorrupt));
-    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(1)]);
+    assert_eq!(run(&mut state, Intent::Release(release_of(&spec("t1", "v1", 7)))), [Answer::Count(1)]);
     assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
     assert!(crate::invariants::check(&state).is_empty());
 }
@@ -87,25 +97,92 @@ fn a_finding_about_one_manifest_does_not_lift_that_about_another() {
         (table, key, row)
     });
     assert!(matches!(State::from_rows(moved), Err(crate::rows::Error::Key { .. })), "rows are below their own keys");
-    assert_eq!(run(&mut state, Intent::Release(of(&spec("t1", "v1", 7)))), [Answer::Count(2)]);
-    assert_eq!(told(&mut state, "r3", spec("t1", "v1", 7)), None);
-    assert_eq!(told(&mut state, "r4", spec("t1", "v1", 8)), None);
+    // Each by its own digest, which the one who looked at it says.
+    for (request, manifest, other) in [("r3", 7, Some(Reason::ModelCopyCorrupt)), ("r4", 8, None)] {
+        run(&mut state, Intent::Release(release_of(&spec("t1", "v1", manifest))));
+        assert_eq!(told(&mut state, request, spec("t1", "v1", manifest)), None, "manifest {manifest}");
+        assert_eq!(told(&mut state, "r5", spec("t1", "v1", 8)), other, "the other one");
+    }
 }
 
 #[test]
-fn other_ends_put_nothing_into_quarantine() {
+fn a_release_is_of_the_bytes_that_somebody_looked_at() {
     let mut state = world();
-    for (n, why) in [Reason::RuntimeFailed, Reason::StoreUnavailable, Reason::SignatureInvalid].into_iter().enumerate()
-    {
-        let request = format!("r{n}");
-        assert_eq!(told(&mut state, &request, spec("t1", "v1", 7)), None, "{why}");
-        ends(&mut state, &request, why);
+    for manifest in [7, 8] {
+        let request = format!("r{manifest}");
+        assert_eq!(told(&mut state, &request, spec("t1", "v1", manifest)), None);
+        ends(&mut state, &request, Reason::ArtifactMismatch);
     }
-    assert_eq!(state.quarantines().count(), 0);
+    state.take_changes();
+    let bob = Actor { subject: "bob".into(), tenant: None, token: None, node: None, issuer: None };
+    let by_bob = |state: &mut State, manifest| {
+        let asked = Intent::Release(release_of(&spec("t1", "v1", manifest)));
+        let mut batch = Batch { base: state.meta().base, ..Batch::default() };
+        batch.push(crate::plan::plan(state, &asked).unwrap().commands.remove(0), Some(&bob));
+        let BatchOutcome::Applied(mut answers) = apply_batch(state, &batch) else { panic!("planned anew") };
+        answers.remove(0)
+    };
+    let refusal = by_bob(&mut state, 9).unwrap_err();
+    assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::Conflict, Some("sha256")));
+    for digest in [7, 8, 9].map(|n| Hash([n; 32]).to_string()) {
+        assert!(refusal.detail.contains(&digest), "{}", refusal.detail);
+    }
+    assert_eq!(state.quarantines().count(), 2, "nothing is let in by it");
+    assert_eq!(by_bob(&mut state, 7), Ok(Answer::Count(1)));
+    let said: Vec<_> = entries(&mut state).into_iter().map(|record| (record.refused, record.refs.manifest)).collect();
+    assert_eq!(
+        said,
+        [(Some(Reason::Conflict), Some(Hash([9; 32]))), (None, Some(Hash([7; 32])))],
+        "the trail says which"
+    );
+}
+
+#[test]
+fn no_other_end_and_no_start_puts_anything_into_quarantine() {
+    let mut state = world();
+    let mut n = 0;
+    for &why in Reason::ALL {
+        for ok in [true, false].into_iter().filter(|ok| *ok || why != Reason::ArtifactMismatch) {
+            n += 1;
+            let request = format!("r{n}");
+            assert_eq!(told(&mut state, &request, spec("t1", "v1", 7)), None, "{why} {ok}");
+            said(&mut state, &request, ReportKind::Stage(Stage::Ready));
+            said(&mut state, &request, ReportKind::Ended { ok, why });
+            assert_eq!(state.quarantines().count(), 0, "{why} {ok}");
+            let request = RequestId::new(&request).unwrap();
+            if state.job_of(&request).is_some_and(|job| !job.is_over()) {
+                run(&mut state, Intent::Stop { request, tenant: None, why: Reason::StoppedByUser });
+            }
+        }
+    }
     // What no store knows has no bytes.
     assert_eq!(told(&mut state, "s", JobSpec { manifest: None, ..spec("t1", "v1", 7) }), None);
     ends(&mut state, "s", Reason::ArtifactMismatch);
     assert_eq!(state.quarantines().count(), 0);
+}
+
+#[test]
+fn a_copy_that_goes_bad_on_its_node_is_tried_again_and_takes_the_version_from_nobody() {
+    let mut state = world();
+    run(&mut state, schedule("r1", spec("t1", "v1", 7)));
+    let mut told_at = Vec::new();
+    for tries in 1..=8 {
+        state.take_changes();
+        ends(&mut state, "r1", Reason::ModelCopyCorrupt);
+        for record in entries(&mut state) {
+            assert_eq!((record.action, record.refused), (Action::ModelDeploy, Some(Reason::ModelCopyCorrupt)));
+            assert_eq!(record.actor.node.as_ref().map(NodeName::as_str), Some("n1"));
+            told_at.push(tries);
+        }
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        let check = crate::policy::standing(&state, job)[6];
+        assert_eq!((job.is_over(), check.code), (false, Some(Reason::ModelCopyCorrupt)), "try {tries}");
+        let later = state.meta().now_ms + 300_000;
+        crate::testing::try_run_at(&mut state, Intent::PlaceWaiting, later).unwrap();
+    }
+    assert_eq!(told_at, [1, 2, 4, 8], "the trail is told, and not filled");
+    assert_eq!(state.quarantines().count(), 0);
+    assert_eq!(told(&mut state, "r2", spec("t1", "v1", 7)), None);
 }
 
 #[test]
@@ -131,7 +208,7 @@ fn neither_a_rollout_nor_a_rollback_goes_to_what_is_in_quarantine() {
     // Planned before it was found, applied after it.
     let planned = |state: &State, intent: &Intent| crate::plan::plan(state, intent).unwrap().commands.remove(0);
     let mut before = state.clone();
-    release(&mut before, &of(&spec("t1", "v1", 7)));
+    release(&mut before, &release_of(&spec("t1", "v1", 7))).unwrap();
     let commands = [to(&before, true), schedule("r9", spec("t1", "v1", 7))].map(|intent| planned(&before, &intent));
     for command in commands {
         let whole = matches!(command, Command::StartRollout { .. } | Command::Submit { .. });
@@ -140,7 +217,7 @@ fn neither_a_rollout_nor_a_rollback_goes_to_what_is_in_quarantine() {
 }
 
 #[test]
-fn the_record_survives_a_restart_goes_with_its_tenant_and_has_an_end() {
+fn the_record_survives_a_restart_and_goes_with_its_tenant() {
     let mut state = world();
     run(&mut state, schedule("r1", spec("t1", "v1", 7)));
     ends(&mut state, "r1", Reason::ArtifactMismatch);
@@ -148,11 +225,36 @@ fn the_record_survives_a_restart_goes_with_its_tenant_and_has_an_end() {
     let again = State::from_rows(state.live_rows()).unwrap();
     assert_eq!((again.hash(), again.quarantines().count()), (state.hash(), 1));
     assert_eq!(again.quarantines_by, state.quarantines_by);
-    let node = NodeName::new("n1").unwrap();
-    for n in 0..MAX_QUARANTINED {
-        set(&mut state, &spec("t1", &format!("w{n}"), 7), &node);
-    }
-    assert_eq!(state.quarantines().count(), MAX_QUARANTINED);
     run(&mut state, Intent::DeleteTenant { tenant: TenantId::new("t1").unwrap() });
     assert_eq!((state.quarantines().count(), state.quarantines_by.len()), (0, 0));
+}
+
+#[test]
+fn a_full_record_forgets_nothing_and_lets_nothing_else_in() {
+    let (mut state, node) = (world(), NodeName::new("n1").unwrap());
+    assert_eq!(told(&mut state, "early", spec("t1", "v1", 7)), None);
+    let last = format!("w{}", MAX_QUARANTINED - 1);
+    for n in 0..MAX_QUARANTINED {
+        assert_eq!(judge(&state, &spec("t1", "v2", 7)), Ok(()), "{n} are on record");
+        set(&mut state, &spec("t1", &format!("w{n}"), 7), &node);
+    }
+    let refusal = try_run(&mut state, schedule("late", spec("t1", "v2", 7))).unwrap_err();
+    assert_eq!((refusal.reason, refusal.field.as_deref()), (Reason::ModelCopyCorrupt, Some("tenant_id")));
+    assert!(refusal.detail.contains("1000 versions of tenant t1"), "{}", refusal.detail);
+    assert_eq!(told(&mut state, "other", spec("t2", "v2", 7)), None, "another tenant's record is its own");
+    assert_eq!(told(&mut state, "none", JobSpec { manifest: None, ..spec("t1", "v2", 7) }), None, "of no store");
+    // What was let in before is found, too, and the trail says so.
+    state.take_changes();
+    ends(&mut state, "early", Reason::ArtifactMismatch);
+    let record = entries(&mut state).pop().unwrap();
+    assert_eq!((record.action, record.refused), (Action::ModelDeploy, Some(Reason::ArtifactMismatch)));
+    assert_eq!(state.quarantines().count(), MAX_QUARANTINED + 1);
+    for version in ["w0", &last, "v1"] {
+        assert_eq!(told(&mut state, "again", spec("t1", version, 7)), Some(Reason::ModelCopyCorrupt), "{version}");
+    }
+    // Two are looked into: then there is room for one more finding.
+    for (version, then) in [("v1", Some(Reason::ModelCopyCorrupt)), ("w0", None)] {
+        run(&mut state, Intent::Release(release_of(&spec("t1", version, 7))));
+        assert_eq!(told(&mut state, "late", spec("t1", "v2", 7)), then);
+    }
 }

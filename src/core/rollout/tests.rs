@@ -303,7 +303,12 @@ fn production_lets_a_version_in_by_a_rollout_as_by_a_job() {
     let mut state = world(1, 8, 1);
     state.change_meta(|meta| meta.mode = crate::command::Mode::Production);
     assert_eq!(start(&mut state, "v2", strategy()).unwrap_err().reason, Reason::ModelNotFound);
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() });
+    let evidence = Some(Evidence {
+        signature: [8; 32],
+        key_id: "k".into(),
+        min_version: None,
+        publishers: crate::job::Publishers::Unsaid,
+    });
     let signed = Next {
         version: VersionId::new("v2").unwrap(),
         runtime: Runtime::Process,

@@ -4,7 +4,7 @@ use crate::apply::apply;
 use crate::approval::Version;
 use crate::command::{Command, Mode, Report, ReportKind};
 use crate::id::{NodeName, NodeNo, RequestId};
-use crate::job::{Evidence, Job, JobSpec, Phase, Runtime, Stage};
+use crate::job::{Evidence, Job, JobSpec, Phase, Publishers, Runtime, Stage};
 use crate::node::{Cordon, Drain, DrainState, NodeSpec, NodeState};
 use crate::placement::{explain, queue};
 use crate::plan::Intent;
@@ -31,7 +31,8 @@ fn production() -> State {
 }
 
 fn spec() -> JobSpec {
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() });
+    let evidence =
+        Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, publishers: Publishers::Unsaid });
     let scaling = Some(Scaling { min: 0, max: 4, ..Scaling::default() });
     JobSpec { manifest: Some([7; 32]), evidence, runtime: Runtime::Process, scaling, ..job_spec("t1", Gpus::Whole(1)) }
 }

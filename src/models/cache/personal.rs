@@ -84,6 +84,7 @@ impl Cache {
                     _ => {}
                 }
             }
+            self.aside.purge(*digest)?;
         }
         PARTS.iter().try_for_each(|part| sync_dir(&self.dir.join(part)))?;
         // Last: until the files are gone for good, the next try must find them.

@@ -153,8 +153,17 @@ fn a_notarys_key_of_no_use_leaves_the_other_half() {
     assert_eq!(sign(&at).unwrap().ml_dsa, None);
     std::fs::write(dir.path().join("notary.key"), "-----BEGIN").unwrap();
     assert_eq!(sign(&at).unwrap().ml_dsa, None);
+    authority.notary("green", "n1").unwrap().unwrap().write(dir.path()).unwrap();
+    assert_eq!(sign(&at).unwrap().ml_dsa, None, "of another group of the same authority");
     authority.notary("blue", "n1").unwrap().unwrap().write(dir.path()).unwrap();
     assert!(sign(&at).unwrap().ml_dsa.is_some());
     std::fs::remove_file(dir.path().join("notary.key")).unwrap();
     assert_eq!(sign(&at).unwrap().ml_dsa, None);
+}
+
+#[test]
+fn a_checkpoint_of_another_group_is_not_signed() {
+    let (_dir, sign) = keys(&Authority::create("blue").unwrap(), "n1", Role::Server);
+    assert!(sign(&checkpoint()).is_some());
+    assert_eq!(sign(&Checkpoint { origin: "green".into(), ..checkpoint() }), None);
 }

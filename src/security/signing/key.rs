@@ -4,7 +4,7 @@
 
 use super::content::{Content, Hash};
 use super::der;
-use super::encoding::{to_base64, to_hex, to_pem};
+use super::encoding::{base64, to_base64, to_hex, to_pem};
 use super::mldsa::{self, Judgement, Parameters};
 use super::refusal::unsupported;
 use aws_lc_rs::signature as lc;
@@ -185,6 +185,11 @@ impl PublicKey {
     /// base64 of SHA-256 of the SPKI's DER.
     pub fn id(&self) -> String {
         to_base64(Hash::Sha256.of(&self.spki).as_ref())
+    }
+
+    /// Whether a text is spelt as [`PublicKey::id`] spells ids.
+    pub fn is_id(text: &str) -> bool {
+        base64(text).is_some_and(|digest| digest.len() == 32)
     }
 
     /// The id by which Model Signing names a key: hex of SHA-256 of the PEM text.

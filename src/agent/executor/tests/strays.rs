@@ -141,18 +141,18 @@ async fn the_log_of_a_replica_that_lives_is_kept_however_old_it_is() {
     executor.stage_is(1, Stage::Ready).await;
     let (log, other) =
         (w.path("data/logs/n1/r1.0.j1.log"), |i: usize| w.path(&format!("data/logs/n1/x{i}.0.j9{i}.log")));
-    for i in 0..=LOG_FILES {
+    for i in 0..=kept::LOG_FILES {
         fs::write(other(i), "").unwrap();
     }
     let month = Duration::from_secs(30 * 86_400);
-    File::options().append(true).open(&log).unwrap().set_modified(SystemTime::now() - month).unwrap();
+    fs::File::options().append(true).open(&log).unwrap().set_modified(SystemTime::now() - month).unwrap();
     executor.shutdown_keeping_replicas();
     let file = || fs::metadata(&log).unwrap().ino();
     let before = file();
     let executor = eventually_open(&w).await;
     assert_eq!(file(), before, "the program writes on into the file that it has open");
-    let left = (0..=LOG_FILES).filter(|i| other(*i).exists()).count();
-    assert!(left < LOG_FILES, "others are removed: {left}");
+    let left = (0..=kept::LOG_FILES).filter(|i| other(*i).exists()).count();
+    assert!(left < kept::LOG_FILES, "others are removed: {left}");
     executor.stop(ID, want.generation, Reason::StoppedByUser);
     assert_eq!(executor.gone().await, stopped());
 }

@@ -1,11 +1,16 @@
 //! What a rollout does to the oldest version that may run, and what that does to it.
 
 use super::*;
+use crate::job::Publishers;
 
 fn go(state: &mut State, version: &str, min: Option<&str>, rollback: bool) -> Result<(), Refusal> {
     let id = |text: &str| VersionId::new(text).unwrap();
-    let evidence =
-        Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: min.map(id), signers: Vec::new() });
+    let evidence = Some(Evidence {
+        signature: [8; 32],
+        key_id: "k".into(),
+        min_version: min.map(id),
+        publishers: Publishers::Unsaid,
+    });
     let next = Box::new(Next { version: id(version), evidence, ..Next::of(&job(state).spec) });
     let (request, strategy) = (request(), strategy());
     testing::try_run(state, Intent::StartRollout { request, tenant: None, next, strategy, rollback }).map(drop)
@@ -19,8 +24,12 @@ fn floor(state: &State) -> Option<String> {
 /// Another job of the tenant's model raises it.
 fn raise(state: &mut State, version: &str) {
     let id = VersionId::new(version).unwrap();
-    let evidence =
-        Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: Some(id.clone()), signers: Vec::new() });
+    let evidence = Some(Evidence {
+        signature: [8; 32],
+        key_id: "k".into(),
+        min_version: Some(id.clone()),
+        publishers: Publishers::Unsaid,
+    });
     let spec = JobSpec { version: id, evidence, ..testing::job_spec("t1", Gpus::Whole(1)) };
     testing::run(state, testing::schedule("other", spec));
 }

@@ -189,7 +189,12 @@ fn production() -> State {
         testing::run(&mut state, testing::register(&format!("n{n}"), spec));
     }
     approve(&mut state, "v1");
-    let evidence = Some(Evidence { signature: [8; 32], key_id: "k".into(), min_version: None, signers: Vec::new() });
+    let evidence = Some(Evidence {
+        signature: [8; 32],
+        key_id: "k".into(),
+        min_version: None,
+        publishers: crate::job::Publishers::Unsaid,
+    });
     let scaling = Some(Scaling { min: 0, max: 4, ..Scaling::default() });
     let spec = testing::job_spec("t1", Gpus::Whole(1));
     let spec = JobSpec { manifest: Some([7; 32]), evidence, runtime: Runtime::Process, scaling, ..spec };
