@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 LINGER = 5.0  # seconds that a replica which was told to stop may take to be gone
 
 
-def replicas():
-    """Programs that an agent on this machine started: {pid: command line}."""
+def replicas(below):
+    """Programs that agents of this test run started: {pid: command line}."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            started = b"\0NF_REPLICA_DIR=" in b"\0" + (process / "environ").read_bytes()
+            started = f"\0NF_REPLICA_DIR={below}/".encode() in b"\0" + (process / "environ").read_bytes()
             words = (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
             if started and words:
                 found[int(process.name)] = words[:300]
@@ -28,12 +28,11 @@ def replicas():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_replica_stays():
+def no_replica_stays(tmp_path_factory):
     """Replicas outlive their agent, so whoever ends a group has to end what runs on it first."""
-    others = replicas()
     yield
-    until = time.monotonic() + LINGER
-    while (left := {pid: words for pid, words in replicas().items() if pid not in others}) and time.monotonic() < until:
+    below, until = tmp_path_factory.getbasetemp(), time.monotonic() + LINGER
+    while (left := replicas(below)) and time.monotonic() < until:
         time.sleep(0.1)
     for pid in left:
         os.kill(pid, signal.SIGKILL)

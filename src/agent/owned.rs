@@ -45,16 +45,18 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
         if names.is_empty() {
             return fs::remove_dir(path);
         }
-        for name in names.iter().filter_map(|name| is_left(&root, name).transpose()) {
-            let name = name?;
+        for name in &names {
+            if unlink(&root, name)? {
+                continue;
+            }
             // Its own directories come up to this level, so that it can go.
-            let mut inner = Dir::openat(&root, name, flags, Mode::empty())?;
+            let mut inner = Dir::openat(&root, name.as_c_str(), flags, Mode::empty())?;
             for name in self::names(&mut inner)? {
-                if let Some(name) = is_left(&inner, &name)? {
-                    lift(&inner, name, &root, &mut fresh)?;
+                if !unlink(&inner, &name)? {
+                    lift(&inner, &name, &root, &mut fresh)?;
                 }
             }
-            match unlinkat(&root, name, UnlinkatFlags::RemoveDir) {
+            match unlinkat(&root, name.as_c_str(), UnlinkatFlags::RemoveDir) {
                 // It had more than is looked at at once; the next look goes on.
                 Err(Errno::ENOTEMPTY) => {}
                 gone => gone?,
@@ -64,18 +66,18 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     Err(io::ErrorKind::DirectoryNotEmpty.into())
 }
 
-/// Removes what has that name, but for a directory, whose name it gives back.
-fn is_left<'a>(dir: &Dir, name: &'a CStr) -> io::Result<Option<&'a CStr>> {
+/// Removes what has that name; false: it is a directory, and still there.
+fn unlink(dir: &Dir, name: &CStr) -> io::Result<bool> {
     match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
-        Err(Errno::EISDIR) => Ok(Some(name)),
-        Err(Errno::ENOENT) => Ok(None),
-        gone => Ok(gone.map(|()| None)?),
+        Err(Errno::EISDIR) => Ok(false),
+        Ok(()) | Err(Errno::ENOENT) => Ok(true),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Moves a directory out of the one that it is in, under a name that nobody has.
 fn lift(from: &Dir, name: &CStr, to: &Dir, fresh: &mut u64) -> io::Result<()> {
-    // Never over another one: only an empty directory could be replaced, and that would be as well.
+    // An empty directory of that name would be replaced, and is to go anyway; past any other the next name is tried.
     loop {
         *fresh += 1;
         match renameat(from, name, to, format!(".nf-gone-{fresh}").as_str()) {

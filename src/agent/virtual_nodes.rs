@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use nf_core::command::Mode;
 use nf_core::id::{DeviceType, Generation, Incarnation, NodeName, RequestId};
 use nf_core::job::Stage;
-use nf_core::node::{DeviceKind, MAX_NUMA_NODES, NodeKind};
-use nf_core::played::{devices, on_numa_nodes};
+use nf_core::node::{MAX_NUMA_NODES, NodeKind};
+use nf_core::played::{devices, kind_of, on_numa_nodes};
 use nf_core::reconcile::{Actual, Condition, Leave, ReplicaId, Want};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
 use nf_core::sharing::Sharing;
@@ -111,7 +111,7 @@ pub fn parse(text: &str) -> Result<Vec<VirtualNode>, String> {
 
 impl VirtualNode {
     fn registration(&self, incarnation: Incarnation) -> Registration {
-        let devices = |kind| devices(&self.name, DeviceKind::Gpu, kind, self.gpus, None);
+        let devices = |kind| devices(&self.name, kind_of(kind), kind, self.gpus, None);
         let mut devices = self.device_type.as_ref().map(devices).unwrap_or_default();
         devices.iter_mut().for_each(|device| device.sharing = self.sharing);
         on_numa_nodes(&mut devices, self.numa_nodes);

@@ -55,7 +55,7 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model revoke magika@v1 --tenant demo\n  nf model revoke magika@v1 --tenant demo -o json"
     )]
     Revoke(approve::Revoke),
-    /// Let a version be tried again that a node found to be corrupt: you have looked into it
+    /// Let a version be tried again that a node found to be corrupt in the store: you have looked into it
     #[command(
         after_help = "Examples:\n  nf model release magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n  nf model release magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 -o json"
     )]

@@ -121,7 +121,7 @@ settings! {
     replica_users: Option<(u32, u32)> = "1900000000-1900000999", "NF_REPLICA_USERS", parse::users,
         "user ids that nobody has: each replica runs as one of them where nf may; off: as nf's own user, which production wants said";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
-        "auto (ask the driver), or name[:device_type[:count[:sharing]]], comma separated: nodes played in simulation";
+        "auto (ask the driver), or name[:device_type[:count[:sharing[:numa_nodes]]]], comma separated: nodes played in simulation; types that begin with TPU are TPUs";
     gpu_sharing: Option<Sharing> = "auto", "NF_GPU_SHARING", parse::gpu_sharing,
         "what keeps replicas to their parts of this machine's GPUs: auto (mps where its control daemon is found), none or mps";
     mps_pipe_directory: PathBuf = "/tmp/nvidia-mps", "NF_MPS_PIPE_DIRECTORY", parse::dir,

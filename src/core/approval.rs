@@ -172,13 +172,11 @@ fn on_record<'a>(state: &'a State, spec: &JobSpec) -> Result<Option<&'a Arc<Appr
 /// where the operator says of no key whose it is, whoever asks for it stands for them.
 fn not_their_own(approval: &Approval, asker: &Person, spec: &JobSpec) -> Result<(), Refusal> {
     let (model, version) = (&spec.model, &spec.version);
-    match spec.evidence.as_ref().map(|evidence| &evidence.publishers) {
-        None | Some(Publishers::Unsaid) if *asker == approval.by => {
-            Err(their_own(&approval.by, model, version, "asks for it, too"))
-        }
-        None | Some(Publishers::Unsaid) => Ok(()),
-        Some(publishers) => not_by_its_signer(publishers, &approval.by, model, version),
+    let said = spec.evidence.as_ref().map_or(&Publishers::Unsaid, |evidence| &evidence.publishers);
+    if *said == Publishers::Unsaid && *asker == approval.by {
+        return Err(their_own(&approval.by, model, version, "asks for it, too"));
     }
+    not_by_its_signer(said, &approval.by, model, version)
 }
 
 /// Whether somebody is no signer of the version, by all that is said of its keys.

@@ -4,7 +4,7 @@
 //! the interval is from the first start to the last. Where nothing is known, or no start is
 //! near, there is none. It plays on a copy of the state, and decides nothing. See ADR 88.
 
-use crate::id::{JobNo, ModelId, NodeNo, TenantNo};
+use crate::id::{JobNo, NodeNo};
 use crate::job::{Allocation, Job, JobSpec, Phase};
 use crate::placement::{Limits, devices, filter, place, place_one, queue, siblings};
 use crate::quota;
@@ -12,10 +12,14 @@ use crate::sharing::Ask;
 use crate::sim::Rng;
 use crate::state::State;
 use crate::topology;
-use imbl::OrdMap;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
+
+mod known;
+
+use known::Knowledge;
+pub use known::RunTimes;
 
 /// Futures that are played. Of so many draws of one kind the next lies within their range
 /// fifteen times in seventeen.
@@ -29,42 +33,8 @@ const AHEAD: usize = 128;
 /// Classes of nodes that are looked at for the room that the first waiters keep, in all futures together;
 /// beyond it they keep what they kept before.
 const LOOKS: usize = 1 << 20;
-/// The range of the futures is widened by one in so many, towards both sides: what will yet come is in none of them.
+/// The range of the futures is widened by one in so many, towards both sides: they are few, and know little.
 const MARGIN: u64 = 4;
-/// Run times that are remembered of one tenant's model, the newest.
-const REMEMBERED: usize = 32;
-/// Models of tenants of which run times are remembered.
-const MODELS: usize = 1024;
-
-/// A job that has ended: how long it ran, and when that was over, in milliseconds.
-#[derive(Clone, Copy, Debug)]
-struct Over {
-    ran_ms: u64,
-    at_ms: u64,
-}
-
-/// How long jobs ran, by tenant and model, oldest first. Derived from what ended since this process loaded the state,
-/// and not stored: after a restart little is known for a while.
-#[derive(Clone, Debug, Default)]
-pub struct RunTimes(OrdMap<(TenantNo, ModelId), Arc<Vec<Over>>>);
-
-impl RunTimes {
-    /// A job has ended.
-    pub(crate) fn learn(&mut self, job: &Job) {
-        if !job.ran.ever() {
-            return;
-        }
-        let key = (job.tenant, job.spec.model.clone());
-        if self.0.len() >= MODELS && !self.0.contains_key(&key) {
-            return;
-        }
-        let known = Arc::make_mut(self.0.entry(key).or_default());
-        if known.len() == REMEMBERED {
-            known.remove(0);
-        }
-        known.push(Over { ran_ms: job.ran.until_ms(job.changed_ms), at_ms: job.changed_ms });
-    }
-}
 
 /// From when until when the job, which waits, will start: milliseconds since the epoch.
 pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
@@ -85,10 +55,9 @@ pub fn expected_start(state: &State, job: &Job) -> Option<(u64, u64)> {
     for future in 0..FUTURES {
         // In every other one nobody comes: the interval has room for both.
         let overtaken = if future % 2 == 0 { 0 } else { overtaken };
-        starts.push(Future::new(state, &known, &running, line, (overtaken, future)).play()?);
+        starts.push(Future { overtaken, ..Future::new(state, &known, &running, line, future) }.play()?);
     }
-    starts.sort_unstable();
-    let (first, last) = (starts.first()?, starts.last()?);
+    let (first, last) = (starts.iter().min()?, starts.iter().max()?);
     let first = first - (first - now) / MARGIN;
     Some((if unknown { now } else { first }, last + (last - now) / MARGIN))
 }
@@ -112,85 +81,6 @@ fn running(state: &State) -> Vec<(Arc<Job>, u16)> {
         job.replicas.iter().enumerate().filter_map(holds).collect::<Vec<_>>()
     };
     held.flat_map(each).collect()
-}
-
-/// What is known of run times, by tenant and model.
-struct Knowledge(BTreeMap<(TenantNo, ModelId), Known>);
-
-impl Knowledge {
-    fn new(state: &State, running: &[(Arc<Job>, u16)]) -> Self {
-        let now = state.meta().now_ms;
-        let mut ages: BTreeMap<(TenantNo, ModelId), Vec<u64>> = BTreeMap::new();
-        let mut last = None;
-        for (job, _) in running {
-            // Replicas of one job say the same.
-            if last.replace(job.no) != Some(job.no) {
-                ages.entry((job.tenant, job.spec.model.clone())).or_default().push(job.ran.until_ms(now));
-            }
-        }
-        let known = |(key, over): (&(TenantNo, ModelId), &Arc<Vec<Over>>)| {
-            (key.clone(), Known::new(over, ages.get(key).map_or(&[], Vec::as_slice), now))
-        };
-        Self(state.run_times.0.iter().map(known).collect())
-    }
-
-    /// How much longer a job that has run for `age` runs, by the `draw`; None when nothing says so.
-    fn lasts(&self, job: &Job, age: u64, draw: u64) -> Option<u64> {
-        if job.spec.scaling.is_some() {
-            return None;
-        }
-        let limit = job.spec.constraints.max_run_ms.map(|most| most.saturating_sub(age));
-        match (self.0.get(&(job.tenant, job.spec.model.clone())), limit) {
-            (Some(known), limit) => Some((known.draw(age, draw) - age).min(limit.unwrap_or(u64::MAX))),
-            // Nothing is known but the limit: any time until then is as likely.
-            (None, Some(limit)) => Some(part(limit, draw)),
-            (None, None) => None,
-        }
-    }
-}
-
-/// How long jobs of one tenant's model run, from those that ended since the first end that is remembered, and from those
-/// that run still: to leave the latter out would be to believe that all run as short as those that are over. The
-/// estimator is that of Kaplan and Meier (JASA 53, 1958), in which a job counts from the age that it had when the time
-/// that is looked at began.
-struct Known {
-    /// How long those ran that ended, ascending, and how many were still running after so long.
-    ends: Vec<(u64, u64)>,
-}
-
-impl Known {
-    fn new(over: &[Over], running: &[u64], now: u64) -> Self {
-        let since = over.iter().map(|one| one.at_ms).min().unwrap_or(now);
-        // From which age to which each was seen.
-        let ended = over.iter().map(|one| (one.ran_ms.saturating_sub(one.at_ms - since), one.ran_ms));
-        let running = running.iter().map(|age| (age.saturating_sub(now - since), *age));
-        let seen: Vec<(u64, u64)> = ended.chain(running).collect();
-        let mut ends: Vec<(u64, u64)> = over.iter().map(|one| (one.ran_ms, 0)).collect();
-        ends.sort_unstable();
-        for i in 0..ends.len() {
-            let ran = ends[i].0;
-            let there = seen.iter().filter(|(from, to)| *from <= ran && ran <= *to).count();
-            // Of those that ended at one age each is one less.
-            let before = ends[..i].iter().filter(|(other, _)| *other == ran).count();
-            ends[i].1 = (there - before).max(1) as u64;
-        }
-        Self { ends }
-    }
-
-    /// A run time longer than `age`, in all.
-    fn draw(&self, age: u64, draw: u64) -> u64 {
-        let mut rng = Rng::new(draw);
-        let longer = &self.ends[self.ends.partition_point(|(ran, _)| *ran <= age)..];
-        let end = longer.iter().find(|(_, there)| rng.below(*there) == 0);
-        // It outlives all that are known: about as long again.
-        let last = longer.last().map_or(age, |(ran, _)| *ran);
-        end.map_or_else(|| last.saturating_add(part(last, rng.bits())), |(ran, _)| *ran)
-    }
-}
-
-/// Some part of it, any as likely.
-fn part(of: u64, draw: u64) -> u64 {
-    (u128::from(of) * u128::from(draw % 1024) / 1024) as u64
 }
 
 /// Something that will end: a replica that runs, or one that was let in while playing.
@@ -217,19 +107,13 @@ struct Future<'a> {
 }
 
 impl<'a> Future<'a> {
-    fn new(
-        state: &State,
-        known: &'a Knowledge,
-        running: &[(Arc<Job>, u16)],
-        line: &'a [Arc<Job>],
-        (overtaken, no): (u64, u64),
-    ) -> Self {
+    fn new(state: &State, known: &'a Knowledge, running: &[(Arc<Job>, u16)], line: &'a [Arc<Job>], no: u64) -> Self {
         let now = state.meta().now_ms;
         let missing = line.iter().map(|job| job.placeable(now).count() as u16).collect();
         let mut out = Self {
             state: state.speculative(),
             known,
-            overtaken,
+            overtaken: 0,
             line,
             missing,
             ends: BinaryHeap::new(),

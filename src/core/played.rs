@@ -85,6 +85,14 @@ pub fn usual_type() -> DeviceType {
     fixed(DEVICE_TYPE)
 }
 
+/// What a device of that type is, by the name: types of TPUs begin with `TPU`, as in `TPU-v5e`.
+pub fn kind_of(device_type: &DeviceType) -> DeviceKind {
+    match device_type.as_str().get(..3) {
+        Some(first) if first.eq_ignore_ascii_case("tpu") => DeviceKind::Tpu,
+        _ => DeviceKind::Gpu,
+    }
+}
+
 /// Whether a device of that uuid is only played: no program can be given it.
 pub fn is_played(uuid: &str) -> bool {
     ["GPU-sim-", "TPU-sim-"].iter().any(|prefix| uuid.starts_with(prefix))
@@ -178,6 +186,13 @@ pub fn next_ports(state: &State, node: &NodeName, host: &str, range: PortRange) 
 mod tests {
     use super::*;
     use crate::testing;
+
+    #[test]
+    fn a_device_is_what_its_type_is_called() {
+        let kind = |name| kind_of(&DeviceType::new(name).unwrap());
+        assert_eq!([kind("TPU-v5e"), kind("tpu-v4")], [DeviceKind::Tpu; 2]);
+        assert_eq!([kind("H100-80G"), kind("T4"), kind("tp")], [DeviceKind::Gpu; 3]);
+    }
 
     #[test]
     fn played_nodes_on_one_host_share_no_port() {

@@ -102,8 +102,9 @@ reasons! {
     // Refusals, continued.
     /// One tenant has as much of a gateway as one may: requests, or memory for their bodies.
     TenantLimit,
-    /// A node found other bytes of a version than its manifest says, and nobody has released it since (P7). Of a
-    /// replica: its node's own copy went bad.
+    /// The store gave a node other bytes of a version than its manifest says, and nobody has released it since (P7); or
+    /// so many versions of the tenant's are in that state that no more findings can be kept. Of a replica: its node's
+    /// own copy went bad.
     ModelCopyCorrupt,
     /// A key signed the version of which the operator has not said whose it is, so that nobody can tell its owner from
     /// who approved it (P3).

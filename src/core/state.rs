@@ -161,7 +161,7 @@ pub struct State {
     pub(crate) join_tokens: OrdMap<Digest16, Arc<JoinToken>>,
     /// The oldest versions that may still run, by tenant and model.
     pub(crate) floors: OrdMap<Digest16, Arc<Floor>>,
-    /// Versions of which a node found other bytes than their manifests say.
+    /// Versions of which the store gave a node other bytes than their manifests say.
     pub(crate) quarantines: OrdMap<Digest16, Arc<Quarantine>>,
     /// By which ids of tokens are in the trail; see [`State::trail_key`].
     pub(crate) trail_key: Option<[u8; 32]>,

@@ -55,8 +55,9 @@ fn placed(settings: &Settings, spec: NodeSpec) -> NodeSpec {
 
 fn simulated(own: &PlayedNode, said: Option<Sharing>) -> Vec<Device> {
     let device_type = own.device_type.clone().unwrap_or_else(played::usual_type);
-    let mut devices = played::devices(&own.name, DeviceKind::Gpu, &device_type, own.count, None);
-    devices.iter_mut().for_each(|device| device.sharing = own.sharing.or(said).unwrap_or(device.sharing));
+    let mut devices = played::devices(&own.name, played::kind_of(&device_type), &device_type, own.count, None);
+    let gpus = devices.iter_mut().filter(|device| device.kind == DeviceKind::Gpu);
+    gpus.for_each(|gpu| gpu.sharing = own.sharing.or(said).unwrap_or(gpu.sharing));
     played::on_numa_nodes(&mut devices, own.numa_nodes);
     devices
 }

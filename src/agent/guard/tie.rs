@@ -6,14 +6,13 @@
 use super::granted::Granted;
 use super::{Hold, MAX_HOLDS, MAX_LINE, Order, Room, Word};
 use crate::agent::runtimes::processes::Family;
-use crate::agent::runtimes::session::{Confinement, lead_session};
+use crate::agent::runtimes::session::spawn_apart;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -305,17 +304,12 @@ impl Wire {
     }
 }
 
-/// Starts a guard: a session of its own and nothing of the agent's, so that it outlives us.
+/// Starts a guard.
 fn start(program: &Path, dir: &Path, room: &Room) -> io::Result<Child> {
     // It has another working directory than we.
     let dir = std::path::absolute(dir)?;
     let path = room.log();
     let long = std::fs::metadata(&path).is_ok_and(|log| log.len() > MAX_LOG);
     let log = OpenOptions::new().create(true).append(!long).write(true).truncate(long).open(path)?;
-    let mut command = Command::new(program);
-    command.arg0("nf").args([OsStr::new("guard"), OsStr::new("--dir"), dir.as_os_str()]);
-    command.current_dir("/").env_clear();
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    lead_session(&mut command, Confinement::default());
-    command.spawn()
+    spawn_apart(program, &[OsStr::new("guard"), OsStr::new("--dir"), dir.as_os_str()], log)
 }

@@ -5,13 +5,12 @@
 
 use super::rotate;
 use crate::agent::record;
-use crate::agent::runtimes::session::{Confinement, lead_session};
+use crate::agent::runtimes::session::spawn_apart;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -140,23 +139,13 @@ impl Keeper {
         Ok(())
     }
 
-    /// A session of its own and nothing of the agent's, so that it outlives us.
     fn start(&self) -> io::Result<Child> {
         // It has another working directory than we.
         let (logs, records) = (std::path::absolute(&self.logs)?, std::path::absolute(&self.records)?);
-        let mut command = Command::new(&self.program);
-        command.arg0("nf").args([
-            OsStr::new("keep-logs"),
-            logs.as_os_str(),
-            OsStr::new("--records"),
-            records.as_os_str(),
-        ]);
-        command.current_dir("/").env_clear();
         // What it says is kept as what replicas say is.
         let says = super::open(&self.logs.join("keeper.log"))?;
-        command.stdin(Stdio::null()).stdout(says.try_clone()?).stderr(says);
-        lead_session(&mut command, Confinement::default());
-        command.spawn()
+        let args = [OsStr::new("keep-logs"), logs.as_os_str(), OsStr::new("--records"), records.as_os_str()];
+        spawn_apart(&self.program, &args, says)
     }
 }
 
@@ -189,7 +178,7 @@ mod tests {
 
     /// A replica of which a record tells, played by a program that sleeps.
     fn replica(records: &Path) -> Child {
-        let child = Command::new("sleep").arg("300").spawn().unwrap();
+        let child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
         let launch = serde_json::json!({"key": "k", "process": Identity::of(child.id()).unwrap()});
         fs::write(records.join("1.0.1.bad"), launch.to_string()).unwrap();
         child

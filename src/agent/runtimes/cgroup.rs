@@ -73,11 +73,16 @@ impl Cgroups {
         self.base.join(name)
     }
 
-    /// Makes the group of one launch, with its limits; bound to these CPUs, as far as the kernel will.
+    /// Makes the group of one launch, with its limits; bound to these CPUs if the kernel will, and says whether it is.
     ///
     /// # Errors
     /// When it can't be made, or a limit that was enabled is refused.
-    pub(in crate::agent) fn make(&self, name: &str, resources: &Resources, cpus: Option<&Cpus>) -> io::Result<PathBuf> {
+    pub(in crate::agent) fn make(
+        &self,
+        name: &str,
+        resources: &Resources,
+        cpus: Option<&Cpus>,
+    ) -> io::Result<(PathBuf, bool)> {
         let group = self.path(name);
         fs::create_dir(&group)?;
         let set = |file: &str, value: String| {
@@ -100,17 +105,14 @@ impl Cgroups {
         };
         limited().inspect_err(|_| drop(fs::remove_dir(&group)))?;
         // Nearer memory is no promise: who does not get it runs all the same.
-        if let Some(cpus) = cpus.filter(|_| self.binds())
-            && let Err(error) = set("cpuset.cpus", cpus.to_string())
-        {
-            tracing::warn!(%error, %cpus, "a replica is not bound to the CPUs beside its devices");
-        }
-        Ok(group)
-    }
-
-    /// Whether a group can be bound to CPUs.
-    pub(in crate::agent) fn binds(&self) -> bool {
-        self.limits.contains(&"cpuset")
+        let bound = cpus.filter(|_| self.limits.contains(&"cpuset")).is_some_and(|cpus| {
+            let bound = set("cpuset.cpus", cpus.to_string());
+            if let Err(error) = &bound {
+                tracing::warn!(%error, %cpus, "a replica is not bound to the CPUs beside its devices");
+            }
+            bound.is_ok()
+        });
+        Ok((group, bound))
     }
 }
 
@@ -236,7 +238,7 @@ mod tests {
             return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
         };
         let least = Resources { cpu_milli: 1, ..Resources::default() };
-        let group = groups.make(&format!("nf-test-least-{}", std::process::id()), &least, None).unwrap();
+        let (group, _) = groups.make(&format!("nf-test-least-{}", std::process::id()), &least, None).unwrap();
         remove(&group).unwrap();
     }
 
@@ -255,23 +257,23 @@ mod tests {
         let played = |limits| Cgroups { base: base.path().into(), limits, kill: false };
         let group = played(vec!["cpuset"]).make("bound", &Resources::default(), Some(&cpus)).unwrap();
         assert_eq!(fs::read_to_string(group.join("cpuset.cpus")).unwrap(), cpu);
-        let group = played(vec!["cpu"]).make("free", &Resources::default(), Some(&cpus)).unwrap();
+        let (group, bound) = played(vec!["cpu"]).make("free", &Resources::default(), Some(&cpus)).unwrap();
         assert!(
-            !group.join("cpuset.cpus").exists(),
+            !bound && !group.join("cpuset.cpus").exists(),
             "the kernel does not give it, and the group is there all the same"
         );
-        let Some(groups) = Cgroups::find().ok().filter(Cgroups::binds) else {
+        let Some(groups) = Cgroups::find().ok().filter(|groups| groups.limits.contains(&"cpuset")) else {
             return eprintln!("SKIPPED: this machine gives no cpuset of cgroup v2");
         };
-        let group =
-            groups.make(&format!("nf-test-cpus-{}", std::process::id()), &Resources::default(), Some(&cpus)).unwrap();
+        let name = format!("nf-test-cpus-{}", std::process::id());
+        let (group, said) = groups.make(&name, &Resources::default(), Some(&cpus)).unwrap();
         let mut child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
         fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
         let bound = allowed(child.id());
         child.kill().unwrap();
         child.wait().unwrap();
         remove(&group).unwrap();
-        assert_eq!(bound, cpu);
+        assert_eq!((said, bound), (true, cpu));
     }
 
     #[test]
@@ -281,7 +283,7 @@ mod tests {
             return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
         };
         let resources = Resources { memory: 64 << 20, cpu_milli: 500, ..Resources::default() };
-        let group = groups.make(&format!("nf-test-{}", std::process::id()), &resources, None).unwrap();
+        let (group, _) = groups.make(&format!("nf-test-{}", std::process::id()), &resources, None).unwrap();
         let mut child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
         fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
         assert_eq!(processes(&group), [child.id()]);

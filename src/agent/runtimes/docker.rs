@@ -89,13 +89,12 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record) -> End {
     let (name, first) = (record.container.clone().unwrap_or_default(), record.process.filter(|_| same_boot));
     let docker = tokio::select! {
         docker = engine_of(&post, &name) => docker,
-        // Who was its first process here, and is not any more, has taken all others along.
         () = gone(first) => {
-            post.note("its processes are gone, and its engine does not answer").await;
-            let end = End::failed(Reason::EngineUnavailable);
-            record.ended = Some(end);
+            let lost = container::lost();
+            post.note(&lost.text).await;
+            record.ended = Some(lost.end);
             super::process::save(&post.shared, &record).await;
-            return end;
+            return lost.end;
         }
     };
     let body = Container::tend(docker, name, &post, first, same_boot);
@@ -126,9 +125,9 @@ async fn engine_of(post: &Post, name: &str) -> Docker {
 
 /// Is over when that process is; never, where there is none that one could see.
 async fn gone(first: Option<Identity>) {
-    let Some(first) = first else { return std::future::pending().await };
-    while first.lives() {
-        tokio::time::sleep(STOP_AGAIN).await;
+    match first {
+        Some(first) => first.gone(STOP_AGAIN).await,
+        None => std::future::pending().await,
     }
 }
 

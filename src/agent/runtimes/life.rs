@@ -133,10 +133,7 @@ impl Leader {
         match self {
             Leader::Child(child) => child.wait().await.ok(),
             Leader::Adopted(identity) => {
-                // One read of /proc, which never waits for a disk.
-                while identity.lives() {
-                    tokio::time::sleep(LOOK).await;
-                }
+                identity.gone(LOOK).await;
                 None
             }
         }

@@ -186,13 +186,14 @@ async fn spawn(
     record.kept = exit::counts(want.spec.constraints.restart);
     if let Ok(groups) = &shared.cgroups {
         let limits = want.spec.held_to();
-        let near = shared.config.near.cpus(&want.uuids, limits.cpu_milli).filter(|_| groups.binds());
-        if let Some((node, cpus)) = &near {
-            post.note(&format!("runs on the CPUs of NUMA node {node}, where its devices are: {cpus}")).await;
-        }
+        let near = shared.config.near.cpus(&want.uuids, limits.cpu_milli);
         // Without its limits it would run wild where limits were promised.
         let made = groups.make(&cgroup::name_of(&record.key), &limits, near.as_ref().map(|(_, cpus)| cpus));
-        record.cgroup = Some(made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?);
+        let (group, bound) = made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?;
+        record.cgroup = Some(group);
+        if let Some((node, cpus)) = near.filter(|_| bound) {
+            post.note(&format!("runs on the CPUs of NUMA node {node}, where its devices are: {cpus}")).await;
+        }
     }
     let mut failed = record.clone();
     if let Ok(giver) = &shared.users {

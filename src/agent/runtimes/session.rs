@@ -8,12 +8,13 @@ use super::processes::Owner;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// Files and sockets that a replica may have open, where the machine allows it.
 const MAX_FILES: u64 = 65_536;
@@ -51,6 +52,16 @@ impl Confinement {
         let open = |group: &Path| OpenOptions::new().write(true).open(group.join("cgroup.procs"));
         Ok(Self { group: group.map(open).transpose()?, until_ms, owner, limited: true })
     }
+}
+
+/// Starts another part of `nf` that outlives us: a session of its own and nothing of the agent's, in the root directory;
+/// what it says goes into `log`.
+pub(in crate::agent) fn spawn_apart(program: &Path, args: &[&OsStr], log: File) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg0("nf").args(args).current_dir("/").env_clear();
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    lead_session(&mut command, Confinement::default());
+    command.spawn()
 }
 
 /// Makes the command's process the leader of a new session (and process group), confined so.

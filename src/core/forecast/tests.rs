@@ -1,8 +1,9 @@
 //! Expected starts held against what then happens, on generated arrivals; and what is not said.
 
+use super::known::{Known, Over};
 use super::*;
 use crate::command::{Report, ReportKind};
-use crate::id::{RequestId, TenantId};
+use crate::id::{ModelId, RequestId, TenantId};
 use crate::job::{Restart, Stage};
 use crate::plan::Intent;
 use crate::reason::Reason;

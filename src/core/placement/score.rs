@@ -102,7 +102,7 @@ pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Opti
     };
     let fit_term = if kept.is_some() || is_slice { tight.min(999) } else { 0 };
     let apart = if fit.span.numa_nodes > 1 { APART } else { 0 };
-    let topology = 1000 / i32::from(fit.span.islands.max(1)) - apart;
+    let topology = 1000 / i32::from(fit.span.islands) - apart;
     let cost = cheap(class, ask, rules);
     Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0 }, device))
 }

@@ -180,16 +180,21 @@ async fn watch_end(
                     tracing::warn!(container = name, why = fault.text, "what has become of a container is not known");
                     silent = true;
                 }
-                // Who was its first process here, and is not any more, has taken all others along.
                 if fault.is_silence() && first.is_some_and(|first| !first.lives()) {
-                    let text = "its processes are gone, and the engine does not answer".into();
-                    tell.send_replace(Some(Ended { end: End::failed(Reason::EngineUnavailable), text }));
+                    tell.send_replace(Some(lost()));
                     return;
                 }
             }
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// The end of one whose engine does not answer: who was its first process here, and is not any more, has taken all others
+/// along.
+pub(super) fn lost() -> Ended {
+    let text = "its processes are gone, and its engine does not answer".into();
+    Ended { end: End::failed(Reason::EngineUnavailable), text }
 }
 
 /// None: it lives.
