@@ -1,5 +1,6 @@
 """Makes `nf.py` importable from every folder of tests, and sees to it that no test leaves a replica behind."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -35,5 +36,6 @@ def no_replica_stays(tmp_path_factory):
     while (left := replicas(below)) and time.monotonic() < until:
         time.sleep(0.1)
     for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     assert not left, f"left behind: {left}"

@@ -67,16 +67,28 @@ pub(super) fn rotate(path: &Path) -> io::Result<()> {
     // Somebody else may just have done it.
     let Some(size) = is_long(path)? else { return Ok(()) };
     let copy = path.with_extension("log.new");
-    let (mut from, mut to) = (File::open(path)?, File::create(&copy)?);
+    let copied = copy_end(path, size, &copy);
+    // Also where there is no room for a copy: this is what makes room.
+    OpenOptions::new().write(true).open(path)?.set_len(0)?;
+    match copied {
+        // Another file than the one before: that is how followers see that the log was cut.
+        Ok(()) => fs::rename(copy, rotated(path)),
+        Err(error) => {
+            let _ = fs::remove_file(copy);
+            Err(io::Error::new(error.kind(), format!("cut, and its end is lost: {error}")))
+        }
+    }
+}
+
+/// Every byte stays at its place, behind a hole, so that who follows the log goes on where it was.
+fn copy_end(path: &Path, size: u64, copy: &Path) -> io::Result<()> {
+    let (mut from, mut to) = (File::open(path)?, File::create(copy)?);
     to.set_permissions(Permissions::from_mode(0o600))?;
-    // Every byte stays at its place, behind a hole, so that who follows the log goes on where it was.
     for file in [&mut from, &mut to] {
         file.seek(SeekFrom::Start(size - ROTATE_AT))?;
     }
     io::copy(&mut from.take(2 * ROTATE_AT), &mut to)?;
-    OpenOptions::new().write(true).open(path)?.set_len(0)?;
-    // Another file than the one before: that is how followers see that the log was cut.
-    fs::rename(copy, rotated(path))
+    Ok(())
 }
 
 /// Removes the oldest logs when there are more than `keep`, never one of `live`.
@@ -84,7 +96,8 @@ pub(super) fn prune(dir: &Path, keep: usize, live: &[PathBuf]) -> io::Result<()>
     let mut logs: Vec<(SystemTime, PathBuf)> = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.path().extension().is_some_and(|e| e == "log") {
+        // That of their keeper, which is here all the time, is none of them.
+        if entry.path().extension().is_some_and(|e| e == "log") && entry.file_name() != keeper::LOG {
             logs.push((entry.metadata()?.modified()?, entry.path()));
         }
     }

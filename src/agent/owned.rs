@@ -66,10 +66,15 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     Err(io::ErrorKind::DirectoryNotEmpty.into())
 }
 
-/// Removes what has that name; false: it is a directory, and still there.
+/// Removes what has that name; false: it is a directory with something in it.
 fn unlink(dir: &Dir, name: &CStr) -> io::Result<bool> {
-    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
-        Err(Errno::EISDIR) => Ok(false),
+    let removed = match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        // Before anything is asked of it: what its owner may not write into can be removed, but not moved.
+        Err(Errno::EISDIR) => unlinkat(dir, name, UnlinkatFlags::RemoveDir),
+        removed => removed,
+    };
+    match removed {
+        Err(Errno::ENOTEMPTY) => Ok(false),
         Ok(()) | Err(Errno::ENOENT) => Ok(true),
         Err(error) => Err(error.into()),
     }

@@ -72,7 +72,10 @@ impl People {
                 Some(owner) => known.push(owner.clone()),
             }
         }
-        Ok(Publishers::Known(known))
+        match known.is_empty() {
+            true => Err("a signature by no key says nothing of its publisher".into()),
+            false => Ok(Publishers::Known(known)),
+        }
     }
 
     /// None without a file.

@@ -12,7 +12,7 @@ use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking};
 use nf_core::id::TenantId;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -158,6 +158,9 @@ impl Cache {
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(Error::at(parent))?;
         }
+        // Of several launches one takes the bad copy away, and the next fetch may have put a good one there since.
+        let which = || fs::metadata(&from).ok().map(|meta| (meta.dev(), meta.ino()));
+        let was = which();
         // When it was used last, for eviction.
         let _ = File::open(&from).and_then(|file| file.set_modified(SystemTime::now()));
         if fs::hard_link(&from, &to).is_err() {
@@ -172,6 +175,9 @@ impl Cache {
         if let Err(error @ (Error::Rotted { .. } | Error::Unfit { .. })) = &checked {
             // The next fetch brings it again.
             let _ = fs::remove_file(&to);
+            if which() != was {
+                return checked;
+            }
             let kept = self.aside.keep(&from, artifact.sha256)?;
             (self.tell)(&Corrupt { manifest, artifact, error, kept: &kept });
         }

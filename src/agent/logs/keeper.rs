@@ -22,6 +22,9 @@ const ASKS: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// What the keeper says, among the logs that it keeps.
+pub(super) const LOG: &str = "keeper.log";
+
 /// Held by whoever cuts.
 fn cutting(logs: &Path) -> PathBuf {
     logs.join("cutting.lock")
@@ -143,7 +146,7 @@ impl Keeper {
         // It has another working directory than we.
         let (logs, records) = (std::path::absolute(&self.logs)?, std::path::absolute(&self.records)?);
         // What it says is kept as what replicas say is.
-        let says = super::open(&self.logs.join("keeper.log"))?;
+        let says = super::open(&self.logs.join(LOG))?;
         let args = [OsStr::new("keep-logs"), logs.as_os_str(), OsStr::new("--records"), records.as_os_str()];
         spawn_apart(&self.program, &args, says)
     }
@@ -176,6 +179,12 @@ mod tests {
         }
     }
 
+    /// Whether this process has the file open.
+    fn holds_open(path: &Path) -> bool {
+        let open = fs::read_dir("/proc/self/fd").unwrap();
+        open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).any(|to| to == path)
+    }
+
     /// A replica of which a record tells, played by a program that sleeps.
     fn replica(records: &Path) -> Child {
         let child = std::process::Command::new("sleep").arg("300").spawn().unwrap();
@@ -195,9 +204,9 @@ mod tests {
             let (logs, records) = (logs.clone(), records.clone());
             move || keep(&logs, &records, QUICK)
         });
-        // Whoever looks whether it is there takes its place for a moment.
-        std::thread::sleep(QUICK * 40);
-        assert!(locked(&keeping(&logs)).unwrap().is_none(), "it keeps");
+        // Whoever tries its lock takes its place for a moment, so it is looked for by what it has open.
+        eventually("it keeps", || holds_open(&keeping(&logs)));
+        assert!(locked(&keeping(&logs)).unwrap().is_none());
         assert!(run(&logs, &records).is_ok(), "a second one ends at once");
         std::thread::sleep(QUICK * 20);
         assert!(!rotated(&long).exists() && !keeper.is_finished(), "an agent is there; it cuts");

@@ -7,7 +7,7 @@ mod order;
 mod output;
 
 use super::ending::Stuck;
-use super::life::Running;
+use super::life::{Ended, Running};
 use super::process::{discard, make_own_dir};
 use super::processes::Identity;
 use super::{model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
@@ -34,7 +34,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a registry may say nothing while it is pulled from.
 const PULL_SILENCE: Duration = Duration::from_secs(120);
@@ -42,6 +42,8 @@ const PULL_SILENCE: Duration = Duration::from_secs(120);
 const SWEEP: Duration = Duration::from_secs(60);
 /// The same when the engine did not answer.
 const SWEEP_AGAIN: Duration = Duration::from_secs(5);
+/// How long an engine may be away, as when it starts again together with the agent, before an end is told without it.
+const SILENCE: Duration = Duration::from_secs(20);
 /// Between two looks at what should end while its engine is away.
 const STOP_AGAIN: Duration = Duration::from_secs(1);
 
@@ -87,10 +89,9 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record) -> End {
     post.note("adopted by a new agent").await;
     let same_boot = record.boot == post.shared.boot;
     let (name, first) = (record.container.clone().unwrap_or_default(), record.process.filter(|_| same_boot));
-    let docker = tokio::select! {
-        docker = engine_of(&post, &name) => docker,
-        () = gone(first) => {
-            let lost = container::lost();
+    let docker = match engine_of(&post, &name, first).await {
+        Ok(docker) => docker,
+        Err(lost) => {
             post.note(&lost.text).await;
             record.ended = Some(lost.end);
             super::process::save(&post.shared, &record).await;
@@ -101,14 +102,18 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record) -> End {
     Running { post, record, body }.live().await
 }
 
-/// The engine of an adopted container, once it answers. Told to stop meanwhile, it can't be, which is said.
-async fn engine_of(post: &Post, name: &str) -> Docker {
-    let (mut told, mut stuck) = (false, None);
+/// The engine of an adopted container, once it answers. Told to stop meanwhile, it can't be, which is said. Its end is
+/// found without the engine, which knows more of it, only when that was silent for a while.
+async fn engine_of(post: &Post, name: &str, first: Option<Identity>) -> Result<Docker, Ended> {
+    let (mut told, mut stuck, since) = (false, None, Instant::now());
     loop {
         let fault = match post.shared.engine.reach().await {
-            Ok((docker, _)) => return docker.clone(),
+            Ok((docker, _)) => return Ok(docker.clone()),
             Err(fault) => fault,
         };
+        if since.elapsed() >= SILENCE && first.is_some_and(|first| !first.lives()) {
+            return Err(container::lost());
+        }
         if !told {
             post.note(&format!("waits for its engine: {}", fault.text)).await;
             // Nobody can say that it still runs, so nobody is sent to it.
@@ -120,14 +125,6 @@ async fn engine_of(post: &Post, name: &str) -> Docker {
             stuck.look(|| format!("container {name} can't be stopped: {}", fault.text));
         }
         tokio::time::sleep(if stuck.is_some() { STOP_AGAIN } else { SWEEP_AGAIN }).await;
-    }
-}
-
-/// Is over when that process is; never, where there is none that one could see.
-async fn gone(first: Option<Identity>) {
-    match first {
-        Some(first) => first.gone(STOP_AGAIN).await,
-        None => std::future::pending().await,
     }
 }
 

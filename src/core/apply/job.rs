@@ -398,9 +398,9 @@ fn other_bytes(kind: &ReportKind) -> Option<Reason> {
 }
 
 /// Whether the trail is told of it. A disk that stays bad is found so by each new try: of those every row of tries that
-/// is twice as long, since an entry is kept for ever.
+/// is twice as long, since an entry is kept for ever. (Tries are counted to 65,536 and stay there.)
 fn is_told(why: Reason, tries: u32) -> bool {
-    why != Reason::ModelCopyCorrupt || tries.is_power_of_two()
+    why != Reason::ModelCopyCorrupt || (tries.is_power_of_two() && tries <= 1 << 15)
 }
 
 /// What the present copy is told when its replacement takes over now.

@@ -80,10 +80,14 @@ fn place_of(groups: &[Group], device: &DeviceFlavor) -> Option<usize> {
 
 /// Says of each group how many of its devices are taken.
 fn share_out(groups: &mut [Group], wanted: u16, one_island: bool) -> Option<Span> {
-    for at in 0..groups.len() {
-        let island = groups[at].island;
-        groups[at].of_island = groups.iter().filter(|group| group.island == island).map(|group| group.idle).sum();
-    }
+    each_run(
+        groups,
+        |group| group.island,
+        |run| {
+            let idle = run.iter().map(|group| group.idle).sum();
+            run.iter_mut().for_each(|group| group.of_island = idle);
+        },
+    );
     // The smallest island that holds all of them keeps the large ones whole.
     let tight = groups.iter().map(|group| group.of_island).filter(|idle| *idle >= wanted).min();
     let all: u16 = groups.iter().map(|group| group.idle).sum();
@@ -106,11 +110,14 @@ fn share_out(groups: &mut [Group], wanted: u16, one_island: bool) -> Option<Span
 
 /// Takes so many devices, near that NUMA node as far as islands leave a choice. Leaves the groups in that order.
 fn take(groups: &mut [Group], wanted: u16, tight: Option<u16>, near: Option<u16>) -> Span {
-    for at in 0..groups.len() {
-        let island = groups[at].island;
-        let of_both = groups.iter().filter(|group| group.island == island && group.numa == near);
-        groups[at].near = of_both.map(|group| group.idle).sum();
-    }
+    each_run(
+        groups,
+        |group| group.island,
+        |run| {
+            let idle = run.iter().filter(|group| group.numa == near).map(|group| group.idle).sum();
+            run.iter_mut().for_each(|group| group.near = idle);
+        },
+    );
     let island = |group: &Group| {
         let first = match tight {
             Some(tight) => (group.of_island != tight).into(),
@@ -131,10 +138,14 @@ fn take(groups: &mut [Group], wanted: u16, tight: Option<u16>, near: Option<u16>
     groups.iter_mut().for_each(|group| group.taken = 0);
     let chosen = &mut groups[..some];
     let islands = runs(chosen.iter().map(|group| Some(group.island)));
-    for at in 0..chosen.len() {
-        let numa = chosen[at].numa;
-        chosen[at].of_numa = chosen.iter().filter(|group| group.numa == numa).map(|group| group.idle).sum();
-    }
+    each_run(
+        chosen,
+        |group| group.numa,
+        |run| {
+            let idle = run.iter().map(|group| group.idle).sum();
+            run.iter_mut().for_each(|group| group.of_numa = idle);
+        },
+    );
     chosen.sort_unstable_by_key(|group| (group.numa != near, Reverse(group.of_numa), group.numa, island(group)));
     let mut missing = wanted;
     for group in chosen.iter_mut() {
@@ -142,6 +153,12 @@ fn take(groups: &mut [Group], wanted: u16, tight: Option<u16>, near: Option<u16>
         missing -= group.taken;
     }
     Span { islands, numa_nodes: runs(chosen.iter().filter(|group| group.taken > 0).map(|group| group.numa)) }
+}
+
+/// Has each run of groups of one key summed up: a node may have as many groups as devices.
+fn each_run<K: Ord>(groups: &mut [Group], key: impl Fn(&Group) -> K, sum_up: impl FnMut(&mut [Group])) {
+    groups.sort_unstable_by_key(&key);
+    groups.chunk_by_mut(|one, other| key(one) == key(other)).for_each(sum_up);
 }
 
 /// How many different ones there are, where equal ones follow one another.
