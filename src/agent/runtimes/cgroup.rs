@@ -255,8 +255,8 @@ mod tests {
         let cpu = allowed(std::process::id()).split([',', '-']).next().unwrap().to_owned();
         let cpus = Cpus::of([cpu.parse().unwrap()]);
         let played = |limits| Cgroups { base: base.path().into(), limits, kill: false };
-        let group = played(vec!["cpuset"]).make("bound", &Resources::default(), Some(&cpus)).unwrap();
-        assert_eq!(fs::read_to_string(group.join("cpuset.cpus")).unwrap(), cpu);
+        let (group, bound) = played(vec!["cpuset"]).make("bound", &Resources::default(), Some(&cpus)).unwrap();
+        assert_eq!((bound, fs::read_to_string(group.join("cpuset.cpus")).unwrap()), (true, cpu.clone()));
         let (group, bound) = played(vec!["cpu"]).make("free", &Resources::default(), Some(&cpus)).unwrap();
         assert!(
             !bound && !group.join("cpuset.cpus").exists(),
