@@ -221,7 +221,8 @@ pub(super) fn any_lives(dir: &Path) -> io::Result<bool> {
             continue;
         }
         let Remains { key: Some(key), process, cgroup, owner, .. } = Remains::of(&bytes) else { continue };
-        if !(Family { key, leader: process.filter(Identity::lives), cgroup, owner }).members().is_empty() {
+        let leader = process.filter(Identity::lives);
+        if leader.is_some() || !(Family { key, leader, cgroup, owner }).members().is_empty() {
             return Ok(true);
         }
     }
