@@ -159,9 +159,14 @@ pub(in crate::agent) mod tests {
         command.envs(order.map(|order| ("CUDA_DEVICE_ORDER", order)));
         let child = command.spawn().unwrap();
         fs::write(dir.join(PID_FILE), format!("{}\n", child.id())).unwrap();
-        // It has its name a moment after its pid.
+        // It has its name a moment after its pid, and its environment a moment after its name.
+        let environ = format!("/proc/{}/environ", child.id());
+        let has = |word: Option<&str>| {
+            word.is_none_or(|word| fs::read_to_string(&environ).is_ok_and(|all| all.contains(word)))
+        };
         let begun = Instant::now();
-        while Daemon::find(dir).is_err() && begun.elapsed() < Duration::from_secs(10) {
+        while (Daemon::find(dir).is_err() || !has(visible) || !has(order)) && begun.elapsed() < Duration::from_secs(10)
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         child
