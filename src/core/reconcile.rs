@@ -48,7 +48,7 @@ pub struct Leave {
     pub why: Reason,
     /// How long it may save its state first, in milliseconds.
     pub grace_ms: u32,
-    /// One of its devices is broken, so what it was asked will not be answered: no request is waited for.
+    /// One of its devices is broken, so what it was asked may never be answered: it is not waited for.
     pub broken: bool,
 }
 

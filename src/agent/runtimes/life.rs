@@ -37,6 +37,8 @@ const PROBE_RUNNING: Duration = Duration::from_secs(2);
 const MISSES: u32 = 3;
 /// What tells a program that asked for it to save its state: the one that trainers under Slurm listen for, too.
 const WARNING: Signal = Signal::SIGUSR1;
+/// How long a replica with a broken device may finish what does not hang in it, while clients hear that it goes.
+const BROKEN: Duration = Duration::from_secs(2);
 /// How often a log is looked at while its replica stops.
 const ROTATE: Duration = Duration::from_secs(2);
 /// Between two looks at a process that is not a child of ours.
@@ -373,15 +375,16 @@ impl<B: Body> Running<B> {
             self.told(plan);
             return plan;
         }
-        // One that failed, that lost a device, or whose lease runs out, has nobody to wait for.
-        let serves = end.ok && end.why != Reason::NodeFailure && self.record.was_ready && !self.post.broken();
-        let gently = serves && self.post.launch.port.is_some();
+        // One that failed, or whose lease runs out, has nobody to wait for.
+        let serves = end.ok && end.why != Reason::NodeFailure && self.record.was_ready;
+        let (gently, broken) = (serves && self.post.launch.port.is_some(), self.post.broken());
         let most_s = self.record.drain.as_ref().map_or(Drain::USUAL_S, |drain| drain.timeout_s);
         let drain = if gently { Duration::from_secs(most_s.into()) } else { Duration::ZERO };
+        let drain = if broken { drain.min(BROKEN) } else { drain };
         let grace = self.post.shared.config.stop_grace;
         // One that was never ready has nothing to save.
         let saving = self.post.grace();
-        let saves = serves && !saving.is_zero();
+        let saves = serves && !broken && !saving.is_zero();
         let drain = if saves { drain.max(saving) } else { drain };
         let term_ms = boot_ms() + ms(drain);
         let mut kill_ms = term_ms.saturating_add(ms(grace));
