@@ -69,7 +69,7 @@ async fn one_whose_device_is_broken_is_hardly_waited_for() {
     Execute::stop(&executor, ID, want.generation, broken);
     assert_eq!(executor.gone().await, End { ok: true, why: Reason::DeviceFault });
     let stop = executor.lives(ID)[0].stop.unwrap();
-    assert!(stop.term_ms - stop.since_ms <= 2_000, "TERM soon: {stop:?}");
+    assert!(stop.term_ms - stop.since_ms < 10_000, "TERM soon, not in a minute: {stop:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
