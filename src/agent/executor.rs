@@ -11,7 +11,7 @@ mod past;
 mod purge;
 mod strays;
 
-use self::open::{Hold, open_users, take_hold, tell_limits};
+use self::open::{Sole, open_users, take_hold, tell_limits};
 use super::Execute;
 use super::engine::{Engine, EngineConfig};
 use super::guard::Tie;
@@ -137,7 +137,7 @@ pub(super) struct Shared {
     ended_run_files: Mutex<VecDeque<PathBuf>>,
     past: past::Past,
     /// Keeps a second agent from adopting the same processes.
-    lock: Mutex<Option<Arc<Hold>>>,
+    lock: Mutex<Option<Arc<Sole>>>,
     /// Bounds the logs of replicas that outlive this agent.
     keeper: Keeper,
 }
@@ -206,7 +206,7 @@ impl Shared {
     }
 
     /// None once the executor was shut down: nothing may be started any more.
-    pub(super) fn lock(&self) -> Option<Arc<Hold>> {
+    pub(super) fn lock(&self) -> Option<Arc<Sole>> {
         held(&self.lock).clone()
     }
 

@@ -105,7 +105,8 @@ pub struct Own {
     pub order: Vec<Arc<str>>,
 }
 
-/// Asks for the devices of this process's own node, for no longer than `most`. A GPU that was here at an earlier start
+/// Asks for the devices of this process's own node, for no longer than `most`, or a minute where no GPU is known that could
+/// go on meanwhile; None: for as long as it takes. A GPU that was here at an earlier start
 /// and does not answer now keeps its place, as one that is broken: the others keep their numbers, by which replicas
 /// hold them, and go on.
 ///
@@ -118,9 +119,11 @@ pub async fn own_devices(
     simulation: bool,
     most: Option<Duration>,
 ) -> Result<Own, String> {
-    let (node, data_dir) = (node.clone(), data_dir.to_owned());
-    let found = driver.answer(most.map(|most| patience(most, !known(&data_dir).is_empty()))).await;
-    let own = tokio::task::spawn_blocking(move || devices_of(found, &node, &data_dir, simulation));
+    let (node, dir) = (node.clone(), data_dir.to_owned());
+    let known = tokio::task::spawn_blocking(move || known(&dir)).await.map_err(|e| e.to_string())?;
+    let found = driver.answer(most.map(|most| patience(most, !known.is_empty()))).await;
+    let data_dir = data_dir.to_owned();
+    let own = tokio::task::spawn_blocking(move || devices_of(found, known, &node, &data_dir, simulation));
     own.await.map_err(|e| e.to_string()).flatten()
 }
 
@@ -128,8 +131,13 @@ fn patience(most: Duration, some_are_known: bool) -> Duration {
     if some_are_known { most } else { most.max(UNKNOWN) }
 }
 
-fn devices_of(found: Answer, node: &NodeName, data_dir: &Path, simulation: bool) -> Result<Own, String> {
-    let known = known(data_dir);
+fn devices_of(
+    found: Answer,
+    known: Vec<Device>,
+    node: &NodeName,
+    data_dir: &Path,
+    simulation: bool,
+) -> Result<Own, String> {
     let nvml::Found { gpus, order } = match found {
         Ok(found) => found.unwrap_or_default(),
         Err(error) if known.is_empty() => return Err(error),
@@ -263,7 +271,8 @@ mod tests {
         let answers = Lock::new(answers.into_iter().collect::<std::collections::VecDeque<_>>());
         let look = || {
             let answer = answers.lock().unwrap().pop_front().expect("nobody looks once all answer");
-            let Own { devices, simulated, .. } = devices_of(answer, &node, tmp.path(), false).unwrap();
+            let Own { devices, simulated, .. } =
+                devices_of(answer, known(tmp.path()), &node, tmp.path(), false).unwrap();
             node_spec("h", None, Machine { cpu_milli: 1, memory: 1, disk: 1 }, devices, simulated)
         };
         let first = look();
@@ -328,7 +337,7 @@ mod tests {
         let (tmp, node) = (tempfile::tempdir().unwrap(), NodeName::new("n1").unwrap());
         let (driver, let_go, _) = hangs();
         let answer = driver.answer(Some(Duration::from_millis(20))).await;
-        let failed = devices_of(answer, &node, tmp.path(), true).unwrap_err();
+        let failed = devices_of(answer, Vec::new(), &node, tmp.path(), true).unwrap_err();
         assert!(failed.contains("20ms"), "{failed}");
         drop(let_go);
     }

@@ -17,6 +17,7 @@ pub mod incarnation;
 pub mod inventory;
 pub mod lease;
 pub mod link;
+mod lock;
 mod logs;
 pub mod node;
 pub mod numa;

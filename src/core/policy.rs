@@ -118,9 +118,7 @@ pub fn standing(state: &State, job: &Job) -> [Check; 7] {
     let faults = if job.is_over() { Faults::default() } else { Faults::of(state, &job.spec) };
     let mut matrix = admission(&job.spec, state.meta().mode, faults);
     let other_bytes = |replica: &Replica| match replica.phase {
-        Phase::Failed { why } | Phase::Waiting { last: Some(why), .. } => {
-            Some(why).filter(|why| matches!(why, Reason::ArtifactMismatch | Reason::ModelCopyCorrupt))
-        }
+        Phase::Failed { why } | Phase::Waiting { last: Some(why), .. } => Some(why).filter(|why| why.is_of_bytes()),
         _ => None,
     };
     if let Some(why) = job.replicas.iter().find_map(other_bytes) {

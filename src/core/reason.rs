@@ -111,6 +111,13 @@ reasons! {
     SignerUnknown,
 }
 
+impl Reason {
+    /// A node looked at the bytes of a version and found others than its manifest says: in the store, or in its own copy.
+    pub fn is_of_bytes(self) -> bool {
+        matches!(self, Reason::ArtifactMismatch | Reason::ModelCopyCorrupt)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.token())

@@ -183,12 +183,14 @@ pub(super) fn bring(
     asked: &Asked,
     spoilt: impl FnOnce(&Path),
 ) -> Result<Fetched, Error> {
+    let bringing = Bringing { store, manifest, artifact, partial, to, asked };
     let (came, done) = match manifest.encrypted_to {
-        None => (partial.to_owned(), bring_plain(store, manifest, artifact, [partial, to], asked)),
+        None => (partial.to_owned(), anew(partial, || bringing.plain())),
         Some(id) => {
             let sealed = partial.with_file_name(sealed_name(artifact.sha256));
             let key = store.key_for(manifest, id)?;
-            let done = bring_sealed(store, manifest, artifact, key, [&sealed, partial, to], asked);
+            // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
+            let done = anew(&sealed, || (false, bringing.sealed(key, &sealed)));
             (sealed, done)
         }
     };
@@ -198,36 +200,22 @@ pub(super) fn bring(
     done
 }
 
-fn bring_plain(
-    store: &Store,
-    manifest: &Manifest,
-    artifact: &Artifact,
-    places: [&Path; 2],
-    asked: &Asked,
-) -> Result<Fetched, Error> {
-    match bring_plain_once(store, manifest, artifact, places, asked) {
-        // What it went on from may have rotted here, or be of another copy: that is no word about the store's yet.
-        (true, Err(Error::Mismatch { .. })) => {
-            let _ = fs::remove_file(places[0]);
-            bring_plain_once(store, manifest, artifact, places, asked).1
-        }
-        (_, done) => done,
+/// Tries once more from the beginning where what came is wrong and yet says nothing of the store: it rotted here, or it
+/// went on from something older, which may have rotted, or be of another copy. `once` says whether it went on within
+/// itself; what is at `path` before it is gone on from, too.
+fn anew(path: &Path, once: impl Fn() -> (bool, Result<Fetched, Error>)) -> Result<Fetched, Error> {
+    let left = path.exists();
+    let (went_on, done) = once();
+    let unsaid = match &done {
+        Err(Error::Rotted { .. }) => true,
+        Err(Error::Mismatch { .. }) => left || went_on,
+        _ => false,
+    };
+    if !unsaid {
+        return done;
     }
-}
-
-/// Whether it went on from what was there already, and how that ended.
-fn bring_plain_once(
-    store: &Store,
-    manifest: &Manifest,
-    artifact: &Artifact,
-    [partial, to]: [&Path; 2],
-    asked: &Asked,
-) -> (bool, Result<Fetched, Error>) {
-    let left = partial.exists();
-    match stored(store, manifest, artifact, partial, asked) {
-        Ok((fetched, brought)) => (left || fetched.resumed > 0, brought.finish(to).map(|()| fetched)),
-        Err(error) => (left, Err(error)),
-    }
+    let _ = fs::remove_file(path);
+    once().1
 }
 
 /// The partial file of one that comes encrypted; not the plain one's, which another version may be bringing.
@@ -235,47 +223,41 @@ pub(super) fn sealed_name(digest: Checksum) -> String {
     format!(".sealed-{digest}")
 }
 
-fn bring_sealed(
-    store: &Store,
-    manifest: &Manifest,
-    artifact: &Artifact,
-    key: &PrivateKey,
-    places: [&Path; 3],
-    asked: &Asked,
-) -> Result<Fetched, Error> {
-    // The same file published twice is encrypted twice: what an earlier try left may be of the other one.
-    let left = places[0].exists();
-    let first = bring_sealed_once(store, manifest, artifact, key, places, asked);
-    match &first {
-        Err(Error::Mismatch { .. }) if !left => first,
-        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => {
-            let _ = fs::remove_file(places[0]);
-            bring_sealed_once(store, manifest, artifact, key, places, asked)
-        }
-        _ => first,
-    }
+/// One file of a version on its way to `to`, by way of `partial`.
+struct Bringing<'a> {
+    store: &'a Store,
+    manifest: &'a Manifest,
+    artifact: &'a Artifact,
+    partial: &'a Path,
+    to: &'a Path,
+    asked: &'a Asked,
 }
 
-fn bring_sealed_once(
-    store: &Store,
-    manifest: &Manifest,
-    artifact: &Artifact,
-    key: &PrivateKey,
-    [sealed, partial, to]: [&Path; 3],
-    asked: &Asked,
-) -> Result<Fetched, Error> {
-    let whole = Artifact { size: sealed::sealed_size(artifact.size), ..artifact.clone() };
-    let (fetched, brought) = stored(store, manifest, &whole, sealed, asked)?;
-    let opened = brought.opened(key, &manifest.context(&artifact.path), artifact, partial, asked);
-    let done = opened.and_then(|partial| partial.finish(to));
-    match &done {
-        // It has served, or is of no use.
-        Ok(()) | Err(Error::Unfit { .. }) => _ = fs::remove_file(sealed),
-        // What came is judged as it came.
-        Err(Error::Mismatch { .. } | Error::Rotted { .. }) => _ = fs::remove_file(partial),
-        Err(_) => {}
+impl Bringing<'_> {
+    /// Whether it went on from another answer of the store, and how that ended.
+    fn plain(&self) -> (bool, Result<Fetched, Error>) {
+        match stored(self.store, self.manifest, self.artifact, self.partial, self.asked) {
+            Ok((fetched, brought)) => (fetched.resumed > 0, brought.finish(self.to).map(|()| fetched)),
+            Err(error) => (false, Err(error)),
+        }
     }
-    done.map(|()| fetched)
+
+    /// One that comes encrypted, into the file at `sealed`.
+    fn sealed(&self, key: &PrivateKey, sealed: &Path) -> Result<Fetched, Error> {
+        let Self { artifact, partial, asked, .. } = *self;
+        let whole = Artifact { size: sealed::sealed_size(artifact.size), ..artifact.clone() };
+        let (fetched, brought) = stored(self.store, self.manifest, &whole, sealed, asked)?;
+        let opened = brought.opened(key, &self.manifest.context(&artifact.path), artifact, partial, asked);
+        let done = opened.and_then(|partial| partial.finish(self.to));
+        match &done {
+            // It has served, or is of no use.
+            Ok(()) | Err(Error::Unfit { .. }) => _ = fs::remove_file(sealed),
+            // What came is judged as it came.
+            Err(Error::Mismatch { .. } | Error::Rotted { .. }) => _ = fs::remove_file(partial),
+            Err(_) => {}
+        }
+        done.map(|()| fetched)
+    }
 }
 
 /// Brings one file as it stands in the store, and does not judge it yet.

@@ -2,12 +2,13 @@
 //! the machine does not give.
 
 use super::ExecutorConfig;
+use crate::agent::lock;
 use crate::agent::logs::keeper;
 use crate::agent::post::Places;
 use crate::agent::runtimes::cgroup::Cgroups;
 use crate::agent::runtimes::users::{self, Giver, Users};
 use nf_core::id::NodeName;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 
 /// Users for replicas, with the way to their directories.
@@ -38,7 +39,7 @@ pub(super) fn tell_limits(node: &NodeName, cgroups: &Result<Cgroups, String>, us
 }
 
 /// What one agent of a node has, and no other.
-pub(in crate::agent) struct Hold {
+pub(in crate::agent) struct Sole {
     _records: File,
     /// None where a keeper of logs hangs.
     _logs: Option<File>,
@@ -48,22 +49,13 @@ pub(in crate::agent) struct Hold {
 ///
 /// # Errors
 /// Another one is there.
-pub(super) fn take_hold(places: &Places) -> io::Result<Hold> {
-    let records = lock_file(places)?;
+pub(super) fn take_hold(places: &Places) -> io::Result<Sole> {
+    let path = places.records.join("lock");
+    let other =
+        || io::Error::new(io::ErrorKind::ResourceBusy, format!("{}: another agent of this node runs", path.display()));
+    let records = lock::take(&path)?.ok_or_else(other)?;
     let logs = keeper::take_over(&places.logs);
     let logs = logs.inspect_err(|error| tracing::warn!(%error, "logs are cut by this agent all the same")).ok();
     keeper::cut(&places.logs)?;
-    Ok(Hold { _records: records, _logs: logs })
-}
-
-fn lock_file(places: &Places) -> io::Result<File> {
-    let path = places.records.join("lock");
-    let file = File::create(&path)?;
-    file.try_lock().map_err(|e| match e {
-        fs::TryLockError::WouldBlock => {
-            io::Error::new(io::ErrorKind::ResourceBusy, format!("{}: another agent of this node runs", path.display()))
-        }
-        fs::TryLockError::Error(e) => e,
-    })?;
-    Ok(file)
+    Ok(Sole { _records: records, _logs: logs })
 }

@@ -5,10 +5,11 @@
 
 use super::{Held, Hold, MAX_HOLDS, MAX_LINE, Order, Room, Word};
 use crate::agent::lease::boot_ms;
+use crate::agent::lock;
 use crate::agent::runtimes::processes::{Family, Identity};
 use nix::sys::signal::Signal;
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -65,15 +66,10 @@ struct Guard {
 /// When the directory or the socket can't be made.
 pub fn run(dir: &Path) -> io::Result<()> {
     let room = Room::make(dir)?;
-    let lock = File::create(room.lock())?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            tracing::info!(dir = %dir.display(), "a guard is here already");
-            return Ok(());
-        }
-        Err(TryLockError::Error(e)) => return Err(e),
-    }
+    let Some(_lock) = lock::take(&room.lock())? else {
+        tracing::info!(dir = %dir.display(), "a guard is here already");
+        return Ok(());
+    };
     match fs::remove_file(room.socket()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -16,6 +16,8 @@ struct World {
     keys: Vec<String>,
 }
 
+const FAMILY: &str = "(setsid sleep 300 &); sleep 300 & sleep 300";
+
 impl World {
     /// A guard runs in a directory whose name is too long for a socket's address.
     fn new() -> Self {
@@ -50,18 +52,24 @@ impl World {
 
     /// A replica: a shell and its children, one of them in a session of its own.
     fn replica(&mut self, key: &str) -> Identity {
-        self.run("(setsid sleep 300 &); sleep 300 & sleep 300", key, None)
+        self.run(FAMILY, key, None)
     }
 
     fn run(&mut self, script: &str, key: &str, owner: Option<Owner>) -> Identity {
+        let pid = self.begin(script, key, owner);
+        Identity::of(pid).unwrap()
+    }
+
+    /// The same of one that may be dead before anybody looks.
+    fn begin(&mut self, script: &str, key: &str, owner: Option<Owner>) -> u32 {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]).env(KEY, key);
         lead_session(&mut command, Confinement::of_replica(None, None, owner).unwrap());
         let child = command.spawn().unwrap();
-        let identity = Identity::of(child.id()).unwrap();
+        let pid = child.id();
         self.children.push(child);
         self.keys.push(key.to_owned());
-        identity
+        pid
     }
 
     /// Reaps what has ended, as init would.
@@ -139,7 +147,7 @@ async fn it_kills_at_the_time_and_not_before_though_its_agent_does_nothing() {
 
     // Whoever starts late under that key is found, and no order brings it back.
     tie.extend(Some(boot_ms() + 60_000));
-    world.replica(&short);
+    world.begin(FAMILY, &short, None);
     eventually("the late one is dead, too", || world.ended(3));
     assert!(leader.lives());
     tie.release(&key);

@@ -4,10 +4,11 @@
 //! does not know what replicas are, but whether any process of one is left.
 
 use super::rotate;
+use crate::agent::lock;
 use crate::agent::record;
 use crate::agent::runtimes::session::spawn_apart;
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -35,16 +36,6 @@ fn keeping(logs: &Path) -> PathBuf {
     logs.join("keeper.lock")
 }
 
-/// None: somebody else holds it.
-fn locked(path: &Path) -> io::Result<Option<File>> {
-    let file = File::create(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error),
-    }
-}
-
 /// Makes the caller the one that cuts, for as long as it has the file. Blocks for a moment where a keeper is at it.
 ///
 /// # Errors
@@ -53,7 +44,7 @@ fn locked(path: &Path) -> io::Result<Option<File>> {
 pub(in crate::agent) fn take_over(logs: &Path) -> io::Result<File> {
     let begun = Instant::now();
     loop {
-        match locked(&cutting(logs))? {
+        match lock::take(&cutting(logs))? {
             Some(file) => return Ok(file),
             None if begun.elapsed() >= PATIENCE => {
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the keeper of logs does not let go"));
@@ -90,11 +81,11 @@ pub fn run(logs: &Path, records: &Path) -> io::Result<()> {
 
 #[allow(clippy::disallowed_methods, reason = "a process without a runtime")]
 fn keep(logs: &Path, records: &Path, look: Duration) -> io::Result<()> {
-    let Some(_only) = locked(&keeping(logs))? else { return Ok(()) };
+    let Some(_only) = lock::take(&keeping(logs))? else { return Ok(()) };
     let mut alone = 0;
     loop {
         std::thread::sleep(look);
-        let Some(_cuts) = locked(&cutting(logs))? else {
+        let Some(_cuts) = lock::take(&cutting(logs))? else {
             alone = 0;
             continue;
         };
@@ -136,7 +127,7 @@ impl Keeper {
         }
         *child = None;
         // An earlier agent's goes on.
-        if locked(&keeping(&self.logs))?.is_some() {
+        if lock::take(&keeping(&self.logs))?.is_some() {
             *child = Some(self.start()?);
         }
         Ok(())
@@ -206,7 +197,7 @@ mod tests {
         });
         // Whoever tries its lock takes its place for a moment, so it is looked for by what it has open.
         eventually("it keeps", || holds_open(&keeping(&logs)));
-        assert!(locked(&keeping(&logs)).unwrap().is_none());
+        assert!(lock::take(&keeping(&logs)).unwrap().is_none());
         assert!(run(&logs, &records).is_ok(), "a second one ends at once");
         std::thread::sleep(QUICK * 20);
         assert!(!rotated(&long).exists() && !keeper.is_finished(), "an agent is there; it cuts");

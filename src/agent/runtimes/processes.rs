@@ -11,7 +11,6 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Carried by every process of a replica in its environment.
 pub(in crate::agent) const KEY: &str = "NF_REPLICA_KEY";
@@ -40,13 +39,6 @@ impl Identity {
 
     pub(in crate::agent) fn lives(&self) -> bool {
         Self::of(self.pid) == Some(*self)
-    }
-
-    /// Is over when it is; one look of /proc each time, which never waits for a disk.
-    pub(in crate::agent) async fn gone(self, look: Duration) {
-        while self.lives() {
-            tokio::time::sleep(look).await;
-        }
     }
 
     /// Sends it a signal, if it still lives.

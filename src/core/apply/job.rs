@@ -392,7 +392,7 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
 /// (`ArtifactMismatch`), or its own copy of them went bad (`ModelCopyCorrupt`), which is no word about the version.
 fn other_bytes(kind: &ReportKind) -> Option<Reason> {
     match kind {
-        ReportKind::Ended { why: why @ (Reason::ArtifactMismatch | Reason::ModelCopyCorrupt), ok: false } => Some(*why),
+        ReportKind::Ended { why, ok: false } if why.is_of_bytes() => Some(*why),
         _ => None,
     }
 }
