@@ -39,7 +39,7 @@ soak: prerequisites venv ## the long walks: etcd comparison, many leader failure
 fuzz: build ## each parser of outside bytes for ten minutes, guided by coverage (NF_FUZZ_SECONDS)
 	tests/fuzz/run
 
-bench: prerequisites ## the criterion benchmarks that there are; figures, never pass or fail
+bench: prerequisites ## criterion benchmarks; prints figures, never fails
 	tests/run bench
 
 fmt: ## format the code

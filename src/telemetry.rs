@@ -128,6 +128,11 @@ fn latency_buckets() -> Vec<f64> {
     vec![0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 }
 
+/// The same up to two minutes: so long may a request be held.
+fn wait_buckets() -> Vec<f64> {
+    latency_buckets().into_iter().chain([30.0, 60.0, 120.0]).collect()
+}
+
 fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
     let collector = made.expect("names and labels are constants that the tests read");
     registry.register(Box::new(collector.clone())).expect("each family is registered once");
@@ -143,8 +148,8 @@ impl Metrics {
         let levels = |name, help, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
         let shares = |name, help, labels: &[&str]| add(r, GaugeVec::new(Opts::new(name, help), labels));
         let level = |name, help| add(r, IntGauge::new(name, help));
-        let times =
-            |name, help| add(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(latency_buckets())));
+        let timed = |name, help, buckets| add(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)));
+        let times = |name, help| timed(name, help, latency_buckets());
         levels("nf_build_info", "The build that runs; always 1.", &["version", "commit"])
             .with_label_values(&[version, commit])
             .set(1);
@@ -206,9 +211,10 @@ impl Metrics {
             ),
             gateway_waiting: level("nf_gateway_waiting_requests", "Requests that this gateway holds for a replica."),
             gateway_running: level("nf_gateway_running_requests", "Requests of this gateway that are with a replica."),
-            gateway_wait_seconds: times(
+            gateway_wait_seconds: timed(
                 "nf_gateway_wait_duration_seconds",
-                "Time that a request waited in this gateway until a replica took it.",
+                "Time that a request waited in this gateway until a replica took it, or it was told that none does.",
+                wait_buckets(),
             ),
             fetch_bytes: counts("nf_model_fetch_bytes_total", "Bytes of models brought from a store.", &["scheme"]),
             verify_failures: counts(
@@ -237,7 +243,7 @@ impl Metrics {
             ),
             audit_head_mismatch: level(
                 "nf_audit_head_mismatch",
-                "1 when the audit trail on this member's disk is not the one that the group agreed on, or was written down.",
+                "1 when the audit trail on this member's disk is not the one that the group agreed on, or was written down, or another member has another.",
             ),
             models_quarantined: level(
                 "nf_models_quarantined",

@@ -8,7 +8,7 @@ use crate::load::{Client, Figures, closed_loop, median};
 use crate::{bench, eventually::eventually, process};
 use anyhow::{Result, bail, ensure};
 use nix::unistd::Pid;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// How the comparison is run.
@@ -23,8 +23,36 @@ pub struct Plan {
     pub agents: bool,
     /// Every call shows a token, which is checked.
     pub auth: bool,
-    /// Measure etcd alone.
-    pub only_etcd: bool,
+    /// Measure this alone.
+    pub only: Option<Side>,
+}
+
+impl Plan {
+    fn wants(&self, side: Side) -> bool {
+        self.only.is_none_or(|only| only == side)
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Side {
+    Etcd,
+    /// Calls to our leader alone.
+    Leader,
+    /// Calls to all our members in turn.
+    Any,
+}
+
+impl Side {
+    const ALL: [Self; 3] = [Self::Etcd, Self::Leader, Self::Any];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Etcd => "etcd",
+            Self::Leader => "nf, leader only",
+            Self::Any => "nf, any member",
+        }
+    }
 }
 
 /// One system's figures at one number of clients.
@@ -74,23 +102,22 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
         "", "clients", "calls/s", "commits/s", "p50 ms", "p99 ms", "CPU µs", "errors"
     );
     for clients in &plan.clients {
-        let (mut theirs, mut leader, mut any) = (Column::default(), Column::default(), Column::default());
+        let sides: Vec<Side> = Side::ALL.into_iter().filter(|side| plan.wants(*side)).collect();
+        let mut columns = vec![Column::default(); sides.len()];
         for round in 0..plan.rounds {
-            let at = |name: &str| -> Result<PathBuf> {
-                let at = dir.join(format!("{clients}-{round}-{name}"));
+            for (side, column) in sides.iter().zip(&mut columns) {
+                let at = dir.join(format!("{clients}-{round}-{side:?}"));
                 std::fs::create_dir_all(&at)?;
-                Ok(at)
-            };
-            etcd(&at("etcd")?, *clients, plan, &mut theirs).await?;
-            if !plan.only_etcd {
-                ours(nf, &at("leader")?, *clients, plan, Target::Leader, &mut leader).await?;
-                ours(nf, &at("any")?, *clients, plan, Target::Any, &mut any).await?;
+                match side {
+                    Side::Etcd => etcd(&at, *clients, plan, column).await?,
+                    Side::Leader | Side::Any => ours(nf, &at, *clients, plan, *side, column).await?,
+                }
             }
         }
-        println!("{}", theirs.line("etcd", *clients));
-        if !plan.only_etcd {
-            println!("{}", leader.line("nf, leader only", *clients));
-            println!("{}", any.line("nf, any member", *clients));
+        for (side, column) in sides.iter().zip(&columns) {
+            println!("{}", column.line(side.name(), *clients));
+        }
+        if let [theirs, leader, any] = &columns[..] {
             let ratio = median(leader.per_second.clone()) / median(theirs.per_second.clone()).max(1.0);
             let spread = median(any.per_second.clone()) / median(leader.per_second.clone()).max(1.0);
             let commits = median(leader.commits.clone()) / median(theirs.commits.clone()).max(1.0);
@@ -99,9 +126,9 @@ pub async fn run(nf: &Path, dir: &Path, plan: &Plan) -> Result<()> {
                 "ratio"
             );
         }
-        for (name, column) in [("etcd", &theirs), ("nf leader", &leader), ("nf any", &any)] {
+        for (side, column) in sides.iter().zip(&columns) {
             if let Some(error) = &column.first_error {
-                println!("{name}: {} errors, e.g. {error}", column.errors);
+                println!("{}: {} errors, e.g. {error}", side.name(), column.errors);
             }
         }
     }
@@ -137,23 +164,15 @@ async fn etcd(dir: &Path, clients: usize, plan: &Plan, column: &mut Column) -> R
     etcd.stop().await
 }
 
-/// Who is called.
-#[derive(Clone, Copy, Debug)]
-enum Target {
-    Leader,
-    /// All members in turn.
-    Any,
-}
-
 /// One measurement on a cluster of its own: one that another has filled is another cluster.
-async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, target: Target, column: &mut Column) -> Result<()> {
+async fn ours(nf: &Path, dir: &Path, clients: usize, plan: &Plan, side: Side, column: &mut Column) -> Result<()> {
     let quota = (plan.nodes * GPUS).to_string();
     let mut cluster = Cluster::start_with(nf, dir, &[("max_tenant_gpus", &quota)], plan.auth).await?;
     play(&mut cluster, dir, plan.nodes, plan.agents).await?;
     fill(&cluster, plan.nodes * GPUS / 2).await?;
-    let urls = match target {
-        Target::Leader => vec![cluster.leader().await?.url],
-        Target::Any => cluster.members.iter().map(|m| m.url.clone()).collect(),
+    let urls = match side {
+        Side::Leader => vec![cluster.leader().await?.url],
+        _ => cluster.members.iter().map(|m| m.url.clone()).collect(),
     };
     let load = bench::clients(&urls, clients, connections(clients), HELD, cluster.token.as_deref()).await?;
     let taking: Vec<_> = load.into_iter().map(|client| tokio::spawn(client.take_share())).collect();
@@ -195,7 +214,8 @@ pub async fn play(cluster: &mut Cluster, dir: &Path, nodes: usize, agents: bool)
         let rows: String =
             (first..nodes.min(first + PLAYED)).map(|n| format!("b{n},128000,1048576,{GPUS},A100\n")).collect();
         std::fs::write(&list, format!("sn,cpu_milli,memory_mib,gpu,model\n{rows}"))?;
-        let (list, data) = (list.display().to_string(), dir.join(format!("data-{first}")).display().to_string());
+        // The keys of the group that nf dev has made there.
+        let (list, data) = (list.display().to_string(), dir.join("data").display().to_string());
         let mut args = vec!["sim", "nodes", "--from", &list, "--data-dir", &data];
         if !agents {
             args.push("--beats-only");

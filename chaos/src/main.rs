@@ -80,8 +80,9 @@ enum Drill {
         /// Every call shows a token, which is checked.
         #[arg(long)]
         auth: bool,
-        #[arg(long)]
-        only_etcd: bool,
+        /// One side alone: for a profile, or where the other is known.
+        #[arg(long, value_enum)]
+        only: Option<compare::Side>,
     },
     /// What the way through the gateway costs over a direct call, in turns.
     Gateway {
@@ -131,11 +132,11 @@ async fn drill(arguments: &Arguments, dir: &Path) -> Result<()> {
         Drill::Openb { requests } => openb::run(&nf?, dir, *requests).await,
         Drill::Failover { kills, freezes, strict } => failover::run(&nf?, dir, *kills, *freezes, *strict).await,
         Drill::Fill { jobs, nodes } => fill::run(&nf?, dir, *jobs, *nodes).await,
-        Drill::Compare { clients, rounds, seconds, nodes, agents, auth, only_etcd } => {
+        Drill::Compare { clients, rounds, seconds, nodes, agents, auth, only } => {
             let (rounds, seconds, nodes) = (*rounds, *seconds, *nodes);
-            let nf = if *only_etcd { PathBuf::new() } else { nf? };
-            let (agents, auth, only_etcd) = (*agents, *auth, *only_etcd);
-            let plan = compare::Plan { clients: clients.clone(), rounds, seconds, nodes, agents, auth, only_etcd };
+            let nf = if *only == Some(compare::Side::Etcd) { PathBuf::new() } else { nf? };
+            let (agents, auth, only) = (*agents, *auth, *only);
+            let plan = compare::Plan { clients: clients.clone(), rounds, seconds, nodes, agents, auth, only };
             compare::run(&nf, dir, &plan).await
         }
         Drill::Gateway { clients, rounds, seconds, strict } => {

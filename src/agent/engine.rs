@@ -6,8 +6,10 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use nf_core::reason::{Reason, printable};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
 /// How long the engine may take to begin an answer, in seconds: it may be busy with another's container.
@@ -169,6 +171,26 @@ async fn meet(socket: &Path) -> Result<(Docker, Facts), Fault> {
     Ok((docker, facts))
 }
 
+/// How long an engine that does not answer is waited for. Tests have less patience.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// It may be away for so long, as when it starts again together with the agent, before an end is told without it.
+    pub silence: Duration,
+    /// Between two looks at one that did not answer.
+    pub again: Duration,
+    /// The same while something of its should end.
+    pub stop_again: Duration,
+    /// Between two looks for containers that nothing here tells of.
+    pub sweep: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        let [silence, again, stop_again, sweep] = [20, 5, 1, 60].map(Duration::from_secs);
+        Self { silence, again, stop_again, sweep }
+    }
+}
+
 /// Where containers are run, and in whose name.
 #[derive(Clone, Debug, Default)]
 pub struct EngineConfig {
@@ -176,6 +198,7 @@ pub struct EngineConfig {
     pub socket: Option<PathBuf>,
     /// The group's name, for the people who look at the engine.
     pub group: String,
+    pub patience: Patience,
 }
 
 /// An engine that is spoken to when there is something to say.
@@ -209,6 +232,22 @@ impl Engine {
         };
         self.owner.get_or_try_init(|| read).await.map(String::as_str)
     }
+}
+
+/// Whether the engine at that socket sees this very directory under its path, so that what it mounts from there is ours
+/// to judge: it may live in another view of the machine's files. Asked of its process, which takes root; false where that
+/// can't be known.
+pub(super) async fn sees(socket: &Path, dir: &Path) -> bool {
+    let Ok(peer) = UnixStream::connect(socket).await.and_then(|socket| socket.peer_cred()) else { return false };
+    // One in another view of the processes has no number here.
+    let Some(pid) = peer.pid().filter(|pid| *pid > 0) else { return false };
+    let (root, dir) = (PathBuf::from(format!("/proc/{pid}/root")), dir.to_owned());
+    let same = move || {
+        let theirs = fs::metadata(root.join(dir.strip_prefix("/").unwrap_or(&dir)))?;
+        let ours = fs::metadata(&dir)?;
+        io::Result::Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
+    };
+    matches!(tokio::task::spawn_blocking(same).await, Ok(Ok(true)))
 }
 
 /// See [`Engine::owner`]; made once.
@@ -339,13 +378,44 @@ mod tests {
         assert!(!long.text.contains('\u{1b}') && long.text.len() < 20 * WORDS);
     }
 
+    /// Engines in the same and in another view of the machine's files, played by a program that listens.
+    #[tokio::test]
+    async fn whether_an_engine_means_the_same_directory_is_asked_of_the_kernel() {
+        if !nix::unistd::geteuid().is_root() {
+            return nf_core::testing::skipped("another's view of the files is root's to see, and to make");
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("replicas");
+        fs::create_dir(&dir).unwrap();
+        let listens = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)";
+        let meant = async |before: &str| {
+            let socket = tmp.path().join(if before.is_empty() { "same.sock" } else { "other.sock" });
+            let script = format!("{before} exec python3 -c '{listens}' {}", socket.display());
+            let mut engine = std::process::Command::new("unshare").args(["-m", "sh", "-c", &script]).spawn().unwrap();
+            let begun = std::time::Instant::now();
+            while UnixStream::connect(&socket).await.is_err() {
+                let ended = engine.try_wait().unwrap();
+                assert!(ended.is_none() && begun.elapsed() < Duration::from_secs(20), "it does not listen: {ended:?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let meant = (sees(&socket, &dir).await, sees(&socket, &tmp.path().join("nowhere")).await);
+            engine.kill().unwrap();
+            engine.wait().unwrap();
+            meant
+        };
+        assert_eq!(meant("").await, (true, false));
+        let hidden = format!("mount -t tmpfs none {} &&", dir.display());
+        assert_eq!(meant(&hidden).await, (false, false), "the same path is another directory there");
+        assert!(!sees(&tmp.path().join("no.sock"), &dir).await);
+    }
+
     #[tokio::test]
     async fn no_engine_is_said_with_the_next_step() {
         let none = Engine::default().reach().await.unwrap_err();
         assert!(none.is_silence() && none.text.contains("NF_CONTAINER_ENGINE"));
         let tmp = tempfile::tempdir().unwrap();
         let socket = tmp.path().join("docker.sock");
-        let config = EngineConfig { socket: Some(socket.clone()), group: "g".into() };
+        let config = EngineConfig { socket: Some(socket.clone()), ..EngineConfig::default() };
         let engine = Engine::new(config);
         assert!(engine.reach().await.unwrap_err().is_silence());
         // Somebody listens who is no engine.

@@ -18,9 +18,9 @@ use super::guard::Tie;
 use super::logs::{self, keeper::Keeper};
 use super::numa::Near;
 use super::owned;
-use super::post::{Places, Post};
+use super::post::{Hands, Places, Post};
 use super::probe::Probe;
-use super::record::{self, End, Launch, Record, Unread};
+use super::record::{self, End, Launch, Record};
 use super::runtimes;
 use super::runtimes::cgroup::Cgroups;
 use super::runtimes::marks::Found;
@@ -42,7 +42,6 @@ use nf_core::reason::{Reason, Refusal};
 use nf_core::reconcile::{Actual, Condition, Holding, Leave, Purge, ReplicaId, Want};
 use nf_core::view::stage_name;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -113,6 +112,7 @@ struct Slot {
     stop: watch::Sender<Option<Leave>>,
     task: Option<AbortHandle>,
     trace: traces::Launch,
+    hands: Hands,
 }
 
 /// What the replicas' tasks share with the calls.
@@ -165,10 +165,10 @@ impl Shared {
     }
 
     /// A launch goes back to a call, whose trace is known here perhaps.
-    fn trace(&self, launch: &Launch) {
+    fn trace(&self, launch: &Launch, tenant: &TenantId) {
         let (request, id, generation) = (&launch.request, launch.id, launch.generation);
         let node = self.config.node.as_str();
-        let call = traces::of(request);
+        let call = traces::of(tenant, request);
         let mut trace = traces::Launch::begin(call.as_deref(), request.as_str(), id.replica, generation.0, node);
         trace.stage(stage_name(Stage::Scheduled));
         if let Some(slot) = held(&self.slots).get_mut(&(id, generation)) {
@@ -311,26 +311,8 @@ impl Executor {
         // Only now it is known whose logs are still written.
         executor.shared.prune_logs();
         runtimes::docker::sweep(&executor.shared);
+        kept::watch_keeper(&executor.shared, kept::KEEPER);
         Ok(executor)
-    }
-
-    /// Removes directories of replicas that have no record: their processes never started.
-    /// Those of records that cannot be read stay: their processes may live there.
-    fn sweep(&self, records: &[Record], unread: &[Unread]) -> io::Result<()> {
-        let places = &self.shared.places;
-        let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
-        for entry in fs::read_dir(&places.replicas)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !known.contains(&path)
-                && !unread.iter().any(|unread| name.ends_with(&unread.directory_end()))
-                && let Err(error) = owned::remove(&path)
-            {
-                // It costs room, and nothing else: the next start tries again.
-                tracing::warn!(path = %path.display(), %error, "what is left of a replica can't be removed");
-            }
-        }
-        Ok(())
     }
 
     /// Takes up what a record of the agent's last run tells.
@@ -358,6 +340,8 @@ impl Executor {
                 owned::remove(&self.shared.places.replica(&launch))
             }
             runtimes::process::Recalled::Gone(end) => {
+                // The last agent may have been killed before it had removed it.
+                let _ = record.cgroup.as_deref().map(runtimes::cgroup::remove);
                 tracing::info!(job = %id.job, replica = id.replica, why = %end.why, "replica is gone, its end not yet told");
                 self.insert(&launch, Condition::Gone { ok: end.ok, why: end.why }, Stage::Starting, record.life);
                 Ok(())
@@ -391,11 +375,22 @@ impl Executor {
         let (request, holding) = (launch.request.clone(), launch.holding());
         let mut life = Life { generation: launch.generation.0, ..life };
         life.step(stage_name(stage), now_ms(), None);
-        let trace = traces::Launch::default();
-        let slot =
-            Slot { request, holding, exclusive: None, condition, stage, said: None, life, stop, task: None, trace };
+        let (trace, hands) = (traces::Launch::default(), Hands::default());
+        let slot = Slot {
+            request,
+            holding,
+            exclusive: None,
+            condition,
+            stage,
+            said: None,
+            life,
+            stop,
+            task: None,
+            trace,
+            hands: hands.clone(),
+        };
         held(&self.shared.slots).insert((launch.id, launch.generation), slot);
-        Post::new(self.shared.clone(), launch.clone(), asked)
+        Post::new(self.shared.clone(), launch.clone(), hands, asked)
     }
 
     /// Runs a replica's life and writes down how it ended.
@@ -447,12 +442,13 @@ impl Execute for Executor {
         let (want, launch) = (want.clone(), Launch::of(id, want));
         let post = self.insert(&launch, Condition::Alive, Stage::Scheduled, Life::default());
         self.shared.never_twice((id, want.generation), want.spec.constraints.exclusive);
-        self.shared.trace(&launch);
+        self.shared.trace(&launch, &want.spec.tenant);
         self.launch(launch, async move {
             match want.spec.runtime {
                 Runtime::Simulated => runtimes::simulated::run(post, &want).await,
                 Runtime::Process => runtimes::process::run(post, &want).await,
                 Runtime::Docker => runtimes::docker::run(post, &want).await,
+                Runtime::Prefetch => runtimes::prefetch::run(post, &want).await,
             }
         });
     }
@@ -488,16 +484,16 @@ impl Execute for Executor {
 
     fn forget(&self, id: ReplicaId, generation: Generation) {
         let key = (id, generation);
-        let request = {
+        let (request, hands) = {
             let mut slots = held(&self.shared.slots);
             if !slots.get(&key).is_some_and(|s| matches!(s.condition, Condition::Gone { .. })) {
                 return;
             }
             let Some(slot) = slots.remove(&key) else { return };
             self.shared.past.note(id, slot.life);
-            slot.request
+            (slot.request, slot.hands)
         };
-        purge::leave(&self.shared, request, key);
+        purge::leave(&self.shared, request, key, hands);
         self.shared.changed();
     }
 

@@ -1,7 +1,9 @@
-//! What this machine has: CPU, memory and disk, and its GPUs or, in simulation,
+//! What this machine has: CPU, memory and disk, and its GPUs and TPUs or, in simulation,
 //! some that it has not. It reads; nothing is reserved here.
 
 use super::nvml;
+use super::runtimes::processes::boot_id;
+use super::tpus;
 use crate::storage::replace_file;
 use nf_core::id::NodeName;
 use nf_core::node::{Device, DeviceKind, NodeSpec, PortRange};
@@ -18,6 +20,8 @@ const SIMULATED_GPUS: u16 = 8;
 
 /// In the data directory: the GPUs of earlier starts, in their order.
 const GPUS: &str = "gpus.json";
+/// In the data directory: the driver's own order of them, and in which boot of the machine it said so.
+const ORDER: &str = "gpu-order.json";
 
 /// How long a start waits for the driver, where it knows the GPUs: what runs here is adopted, and said to run, before
 /// the group misses it.
@@ -55,6 +59,14 @@ fn total_memory(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// How long a driver is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    AtMost(Duration),
+    /// Nobody stands still meanwhile.
+    Forever,
+}
+
 type Answer = Result<Option<nvml::Found>, String>;
 
 /// The driver, which may hang: it is asked on one thread at a time, and who asks meanwhile gets that thread's answer.
@@ -64,9 +76,20 @@ pub struct Driver {
     under_way: Arc<Mutex<Option<JoinHandle<Answer>>>>,
 }
 
+/// NVIDIA's GPUs, by their driver, and TPUs, by the kernel's files.
+fn found() -> Answer {
+    let (gpus, tpus) = (nvml::found()?, tpus::Kernel::default().tpus());
+    if tpus.is_empty() {
+        return Ok(gpus);
+    }
+    let mut found = gpus.unwrap_or_default();
+    found.gpus.extend(tpus);
+    Ok(Some(found))
+}
+
 impl Default for Driver {
     fn default() -> Self {
-        Self::by(nvml::found)
+        Self::by(found)
     }
 }
 
@@ -75,8 +98,7 @@ impl Driver {
         Self { ask: Arc::new(ask), under_way: Arc::default() }
     }
 
-    /// What it answers, within `most`; None: however long that takes.
-    async fn answer(&self, most: Option<Duration>) -> Answer {
+    async fn answer(&self, wait: Wait) -> Answer {
         let answer = async {
             let mut under_way = self.under_way.lock().await;
             let ask = self.ask.clone();
@@ -85,9 +107,9 @@ impl Driver {
             *under_way = None;
             answer.map_err(|e| e.to_string()).flatten()
         };
-        match most {
-            None => answer.await,
-            Some(most) => {
+        match wait {
+            Wait::Forever => answer.await,
+            Wait::AtMost(most) => {
                 let late = |_| Err(format!("it does not answer within {most:?}"));
                 tokio::time::timeout(most, answer).await.unwrap_or_else(late)
             }
@@ -101,12 +123,12 @@ pub struct Own {
     pub devices: Vec<Device>,
     /// They are played.
     pub simulated: bool,
-    /// The uuids of the driver's GPUs in its own order; none while it does not answer.
+    /// The uuids of the driver's GPUs in its own order, as it last told in this boot; none where it has not.
     pub order: Vec<Arc<str>>,
 }
 
-/// Asks for the devices of this process's own node, for no longer than `most`, or a minute where no GPU is known that could
-/// go on meanwhile; None: for as long as it takes. A GPU that was here at an earlier start
+/// Asks for the devices of this process's own node. Where no GPU is known that could go on meanwhile, it waits for a minute
+/// at least. A GPU that was here at an earlier start
 /// and does not answer now keeps its place, as one that is broken: the others keep their numbers, by which replicas
 /// hold them, and go on.
 ///
@@ -117,18 +139,21 @@ pub async fn own_devices(
     node: &NodeName,
     data_dir: &Path,
     simulation: bool,
-    most: Option<Duration>,
+    wait: Wait,
 ) -> Result<Own, String> {
     let (node, dir) = (node.clone(), data_dir.to_owned());
     let known = tokio::task::spawn_blocking(move || known(&dir)).await.map_err(|e| e.to_string())?;
-    let found = driver.answer(most.map(|most| patience(most, !known.is_empty()))).await;
+    let found = driver.answer(patience(wait, !known.is_empty())).await;
     let data_dir = data_dir.to_owned();
     let own = tokio::task::spawn_blocking(move || devices_of(found, known, &node, &data_dir, simulation));
     own.await.map_err(|e| e.to_string()).flatten()
 }
 
-fn patience(most: Duration, some_are_known: bool) -> Duration {
-    if some_are_known { most } else { most.max(UNKNOWN) }
+fn patience(wait: Wait, some_are_known: bool) -> Wait {
+    match wait {
+        Wait::AtMost(most) if !some_are_known => Wait::AtMost(most.max(UNKNOWN)),
+        wait => wait,
+    }
 }
 
 fn devices_of(
@@ -139,11 +164,15 @@ fn devices_of(
     simulation: bool,
 ) -> Result<Own, String> {
     let nvml::Found { gpus, order } = match found {
-        Ok(found) => found.unwrap_or_default(),
+        Ok(found) => {
+            let found = found.unwrap_or_default();
+            keep_order(data_dir, &found.order);
+            found
+        }
         Err(error) if known.is_empty() => return Err(error),
         Err(error) => {
             tracing::error!(error, "the GPU driver does not answer: this node's GPUs count as broken until it does");
-            nvml::Found::default()
+            nvml::Found { gpus: Vec::new(), order: kept_order(data_dir) }
         }
     };
     let devices = with_known(known, gpus);
@@ -191,6 +220,24 @@ fn remember(data_dir: &Path, devices: &[Device]) {
     let bytes = serde_json::to_vec_pretty(devices).unwrap_or_default();
     if let Err(error) = replace_file(&path, &bytes) {
         tracing::warn!(path = %path.display(), %error, "the GPUs can't be remembered for the next start");
+    }
+}
+
+/// By what others name GPUs by number while the driver says nothing: it counts anew only when the machine boots.
+fn kept_order(data_dir: &Path) -> Vec<Arc<str>> {
+    let read = || serde_json::from_slice::<(String, Vec<Arc<str>>)>(&std::fs::read(data_dir.join(ORDER)).ok()?).ok();
+    let of_now = |(boot, _): &(String, _)| boot_id().is_ok_and(|now| now == *boot);
+    read().filter(of_now).map(|(_, order)| order).unwrap_or_default()
+}
+
+fn keep_order(data_dir: &Path, order: &[Arc<str>]) {
+    if order.is_empty() || kept_order(data_dir) == order {
+        return;
+    }
+    let bytes = boot_id().map(|boot| serde_json::to_vec(&(boot, order)).unwrap_or_default());
+    let kept = bytes.map(|bytes| replace_file(&data_dir.join(ORDER), &bytes).map_err(|error| error.to_string()));
+    if let Err(error) = kept.map_err(|error| error.to_string()).flatten() {
+        tracing::warn!(error, "the order of the GPUs can't be remembered for the next start");
     }
 }
 
@@ -305,8 +352,8 @@ mod tests {
         let all = vec![gpu("a"), gpu("b")];
         remember(tmp.path(), &all);
         let (driver, let_go, asked) = hangs();
-        let look = async |most| own_devices(&driver, &node, tmp.path(), true, most).await.unwrap();
-        let (begun, soon) = (Instant::now(), Some(Duration::from_millis(50)));
+        let look = async |wait| own_devices(&driver, &node, tmp.path(), true, wait).await.unwrap();
+        let (begun, soon) = (Instant::now(), Wait::AtMost(Duration::from_millis(50)));
         for _ in 0..3 {
             let own = look(soon).await;
             assert!(own.devices.len() == 2 && own.devices.iter().all(|device| !device.healthy), "{own:?}");
@@ -316,7 +363,7 @@ mod tests {
         assert_eq!(*asked.lock().unwrap(), 1, "one thread hangs, however often it is asked");
         let order = vec!["b".into(), "a".into()];
         let_go.send(Ok(Some(nvml::Found { gpus: all.clone(), order: order.clone() }))).unwrap();
-        let own = look(None).await;
+        let own = look(Wait::Forever).await;
         assert_eq!(
             (own.devices, own.order, *asked.lock().unwrap()),
             (all, order, 1),
@@ -333,10 +380,12 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn where_no_gpu_is_known_a_driver_has_more_time_and_then_the_start_fails() {
-        assert_eq!((patience(AT_START, true), patience(AT_START, false)), (AT_START, UNKNOWN));
+        let (soon, late) = (Wait::AtMost(AT_START), Wait::AtMost(UNKNOWN));
+        assert_eq!((patience(soon, true), patience(soon, false)), (soon, late));
+        assert_eq!(patience(Wait::Forever, false), Wait::Forever);
         let (tmp, node) = (tempfile::tempdir().unwrap(), NodeName::new("n1").unwrap());
         let (driver, let_go, _) = hangs();
-        let answer = driver.answer(Some(Duration::from_millis(20))).await;
+        let answer = driver.answer(Wait::AtMost(Duration::from_millis(20))).await;
         let failed = devices_of(answer, Vec::new(), &node, tmp.path(), true).unwrap_err();
         assert!(failed.contains("20ms"), "{failed}");
         drop(let_go);
@@ -361,6 +410,22 @@ mod tests {
         assert!(none.len() == 4 && none.iter().all(|device| !device.healthy), "a driver that does not answer at all");
         std::fs::write(tmp.path().join(GPUS), "[{").unwrap();
         assert_eq!(known(tmp.path()), []);
+    }
+
+    /// Else a node whose GPUs are held in parts could not register while its driver hangs: who enforces them may name
+    /// them by number.
+    #[test]
+    fn the_drivers_order_is_known_while_it_hangs_and_forgotten_with_a_boot() {
+        let (tmp, node) = (tempfile::tempdir().unwrap(), NodeName::new("n1").unwrap());
+        let gpu = |uuid: &str| Device { uuid: uuid.into(), ..testing::node_spec(1).devices.remove(0) };
+        let order: Vec<Arc<str>> = vec!["b".into(), "a".into()];
+        let found = nvml::Found { gpus: vec![gpu("a"), gpu("b")], order: order.clone() };
+        let look = |answer| devices_of(answer, known(tmp.path()), &node, tmp.path(), false).unwrap().order;
+        assert_eq!(look(Ok(Some(found))), order);
+        assert_eq!(look(Err("hangs".into())), order);
+        let kept = std::fs::read_to_string(tmp.path().join(ORDER)).unwrap();
+        std::fs::write(tmp.path().join(ORDER), kept.replace(&boot_id().unwrap(), "another")).unwrap();
+        assert!(look(Err("hangs".into())).is_empty(), "another boot may count otherwise");
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod probe;
 mod record;
 mod runtimes;
 mod scrape;
+mod tpus;
 pub mod troubles;
 pub mod virtual_nodes;
 pub mod vitals;

@@ -59,9 +59,8 @@ impl Default for Sysfs {
 }
 
 impl Sysfs {
-    /// One that lies elsewhere, as tests have it.
-    #[cfg(test)]
-    pub fn at(root: &Path) -> Self {
+    /// One that lies elsewhere.
+    pub(super) fn at(root: &Path) -> Self {
         Self(root.to_path_buf())
     }
 

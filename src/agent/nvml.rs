@@ -151,7 +151,9 @@ fn look(nvml: &Nvml, uuid: &str) -> Result<Look, NvmlError> {
     let gpu = nvml.device_by_uuid(uuid)?;
     // A desktop that draws on it computes nothing, and its memory is part of the base.
     let pids = gpu.running_compute_processes()?.iter().map(|process| process.pid).collect();
-    Ok(Look { used: gpu.memory_info()?.used, pids })
+    // Without what the driver reserved for itself, which it counts apart.
+    let memory = gpu.memory_info()?;
+    Ok(Look { used: memory.used, total: memory.total, pids })
 }
 
 /// How each of the GPUs does; None where its driver does not answer for it.

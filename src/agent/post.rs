@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 
 /// Where things are kept. By node, because one process may play several.
 #[derive(Clone, Debug)]
@@ -73,16 +73,36 @@ impl Places {
     }
 }
 
+/// Who is at work in a replica's directory, off the runtime's threads: what was begun there goes on for a moment when its
+/// replica is told to stop. Nothing is removed before it is over.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hands(Arc<RwLock<()>>);
+
+/// One of them.
+pub(super) type Hand = OwnedRwLockReadGuard<()>;
+
+impl Hands {
+    pub(super) async fn lend(&self) -> Hand {
+        self.0.clone().read_owned().await
+    }
+
+    /// Returns when all are back.
+    pub(super) async fn off(&self) {
+        drop(self.0.write().await);
+    }
+}
+
 /// See the module.
 pub(super) struct Post {
     pub shared: Arc<Shared>,
     pub launch: Launch,
+    pub hands: Hands,
     stop: watch::Receiver<Option<Leave>>,
 }
 
 impl Post {
-    pub(super) fn new(shared: Arc<Shared>, launch: Launch, stop: watch::Receiver<Option<Leave>>) -> Self {
-        Self { shared, launch, stop }
+    pub(super) fn new(shared: Arc<Shared>, launch: Launch, hands: Hands, stop: watch::Receiver<Option<Leave>>) -> Self {
+        Self { shared, launch, hands, stop }
     }
 
     pub(super) fn stage(&self, stage: Stage) {

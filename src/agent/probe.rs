@@ -1,6 +1,7 @@
 //! Asks a replica over HTTP whether it is well. A 2xx within the time limit is
 //! yes; anything else is no. It does not know what follows from the answer.
 
+use nf_core::node::address;
 use std::time::Duration;
 
 /// How long one question may take.
@@ -16,8 +17,7 @@ pub(super) struct Probe {
 
 impl Probe {
     pub(super) fn new(client: reqwest::Client, host: &str, port: Option<u16>, path: &str) -> Self {
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_string() };
-        Self { client, url: port.map(|port| format!("http://{host}:{port}{path}")) }
+        Self { client, url: port.map(|port| format!("http://{}{path}", address(host, port))) }
     }
 
     /// A client for probes: no proxy from the environment may stand between, and

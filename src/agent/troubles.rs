@@ -1,7 +1,9 @@
 //! What is wrong with this process' nodes and needs a person, by kind, as alarms show it. An alarm is on while anybody
 //! has that trouble. It does not know what the kinds mean.
 
-pub use crate::telemetry::alarms::{EXCLUSIVE_WAITS, MODEL_COPY_CORRUPT, PROCESS_STUCK, RECORD_UNREADABLE};
+pub use crate::telemetry::alarms::{
+    CONTAINER_UNKNOWN, EXCLUSIVE_WAITS, MODEL_COPY_CORRUPT, PROCESS_STUCK, RECORD_UNREADABLE,
+};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -34,6 +34,8 @@ pub enum Access {
     Promoter,
     /// To see what belongs to no tenant: admins, and machines such as a scraper.
     Wide,
+    /// To see the nodes: who schedules sees where it can ask to be, admins and machines the whole.
+    Places,
     /// To run nodes, quotas and the cluster.
     Admin,
     /// To bring a node in: admins and machines.
@@ -49,6 +51,7 @@ impl Access {
             Access::Operator => &[Role::Operator],
             Access::Promoter => &[Role::Promoter],
             Access::Wide | Access::Node => &[Role::Admin, Role::Node],
+            Access::Places => &[Role::Operator, Role::Admin, Role::Node],
             Access::Admin => &[Role::Admin],
         }
     }
@@ -88,7 +91,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/node/{node_id}/devices/{device}/fault", Access::Admin),
     ("POST", "/node/{node_id}/devices/{device}/heal", Access::Admin),
     ("GET", "/endpoints", Access::Read),
-    ("GET", "/nodes", Access::Wide),
+    ("GET", "/nodes", Access::Places),
     ("GET", "/tenants", Access::Read),
     ("GET", "/usage", Access::Read),
     ("POST", "/tenants", Access::Admin),
@@ -105,6 +108,7 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/cluster/members/{member}/promote", Access::Admin),
     ("POST", "/cluster/what-if", Access::Admin),
     ("POST", "/cluster/snapshot", Access::Admin),
+    ("POST", "/cluster/upgrade", Access::Admin),
     ("POST", "/failover/promote", Access::Admin),
     ("GET", "/events", Access::Read),
     ("GET", "/approvals", Access::Read),
@@ -216,6 +220,17 @@ impl Who {
             Who::Anyone => true,
             Who::Stranger => false,
             Who::Known(identity) => Access::Wide.roles().iter().any(|role| identity.roles.has(*role)),
+        }
+    }
+
+    /// Lets through who sees what belongs to no tenant.
+    ///
+    /// # Errors
+    /// `Forbidden`, with the roles that do.
+    pub fn needs_wide(&self) -> Result<(), Failure> {
+        match self.wide() {
+            true => Ok(()),
+            false => Err(forbidden(Access::Wide)),
         }
     }
 

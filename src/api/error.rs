@@ -138,6 +138,7 @@ impl From<raft::Error> for Failure {
                 Self::new(Reason::Timeout, detail)
             }
             raft::Error::Stopping => Self::new(Reason::Draining, format!("{text}; ask another member")),
+            raft::Error::Unreadable => Self::new(Reason::Internal, format!("{text}; ask another member")),
             raft::Error::Refused(refusal) => refusal.into(),
         }
     }

@@ -30,7 +30,7 @@ enum AuditCommand {
     /// Read the whole trail from the group, as lines that nf audit verify checks
     #[command(after_help = "Examples:\n  nf audit export --out export.jsonl\n  nf audit export > export.jsonl")]
     Export {
-        /// Where it is written; stdout when absent
+        /// Where to write it; stdout when absent
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
@@ -40,16 +40,16 @@ enum AuditCommand {
 struct Verify {
     /// The export, one JSON line for each entry
     file: PathBuf,
-    /// A receipt that was kept: SEQ:HASH, as X-NF-Audit had it
+    /// A receipt that you kept: SEQ:HASH, as in X-NF-Audit
     #[arg(long, value_name = "SEQ:HASH")]
     receipt: Vec<Receipt>,
-    /// A checkpoint that was kept: the last line of an older export, in a file
+    /// A checkpoint that you kept: a file with the last line of an older export
     #[arg(long, value_name = "FILE")]
     checkpoint: Vec<PathBuf>,
     /// The group's authority (ca.pem): each checkpoint must be signed by one of its members
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Take --checkpoint files that ECDSA alone signs though ca.pem has an ML-DSA key: those from before there was one
+    /// Accept --checkpoint files signed by ECDSA alone, from before ca.pem had an ML-DSA key
     #[arg(long, requires = "ca")]
     classical: bool,
 }

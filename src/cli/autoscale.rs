@@ -23,10 +23,10 @@ pub struct Autoscale {
 
 #[derive(Debug, Subcommand)]
 enum AutoscaleCommand {
-    /// What the leader last said of each service that scales
+    /// Show the leader's latest decision for each service that scales
     #[command(after_help = "Examples:\n  nf autoscale status\n  nf autoscale status --tenant demo -o json")]
     Status(Status),
-    /// Play a leader's journal again: the same code comes to the same decisions
+    /// Replay a leader's journal, and check that the decisions are the same
     #[command(
         after_help = "Examples:\n  nf autoscale replay /var/lib/neural-fabric/autoscale/autoscale.jsonl\n  nf autoscale replay autoscale.1.jsonl autoscale.jsonl -o json\n\nExit: 0 when every decision is the same, 1 when one is another, 2 for a file that is no journal."
     )]
@@ -140,7 +140,7 @@ fn read(path: &Path, replay: &mut Replay) -> Result<(), String> {
         if bytes == 0 {
             break;
         }
-        let wrong = |e: serde_json::Error| format!("line {number} is none of a journal of this version: {e}");
+        let wrong = |e: serde_json::Error| format!("line {number} is not a journal entry of this version: {e}");
         replay.take(serde_json::from_str::<Record>(&line).map_err(wrong)?);
     }
     Ok(())
@@ -150,7 +150,7 @@ fn verdict(played: &Replayed) -> anyhow::Result<()> {
     match (played.looks, played.differences.len()) {
         (0, _) => Err(fail(
             Exit::Usage,
-            "nothing could be played: the journal has no beginning\n  try: the older file before it, autoscale.1.jsonl",
+            "nothing to replay: the journal has no beginning\n  try: the older file before it, autoscale.1.jsonl",
         )),
         (_, 0) => Ok(()),
         (_, some) => {
@@ -173,9 +173,11 @@ fn shown(difference: &Difference) -> Value {
 
 fn people(global: &Global, played: &Replayed, differences: &[Value]) -> String {
     let Replayed { looks, services, without_beginning, .. } = played;
-    let mut text = format!("{looks} looks at {services} services played again");
+    let mut text = format!("{looks} looks at {services} services replayed");
     if *without_beginning > 0 {
-        text += &format!("; {without_beginning} of services whose beginning is not in the journal were left out");
+        text += &format!(
+            "; {without_beginning} more were left out, since the journal lacks the beginning of their services"
+        );
     }
     if differences.is_empty() {
         return text + ": the same decisions";
@@ -246,7 +248,7 @@ mod tests {
         assert_eq!(play("").1, Some(Exit::Usage));
         let (wrong, exit) = play(&format!("{}{{\"look\":7}}\n", text(&good)));
         assert_eq!(exit, Some(Exit::Usage));
-        assert!(wrong.unwrap_err().starts_with("line 202 is none of a journal"));
+        assert!(wrong.unwrap_err().starts_with("line 202 is not a journal entry"));
     }
 
     #[test]

@@ -56,11 +56,38 @@ enum ClusterCommand {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Move leadership, and return when it is so
+    /// Take the member that answers out of the group; if it leads, another one leads first
+    #[command(
+        after_help = "Examples:\n  nf cluster leave --addr http://127.0.0.1:8620 --dry-run\n  nf cluster leave --addr http://127.0.0.1:8620 --yes\n\nMove what runs on it first: nf node drain NODE. Its process goes on outside the group until it is stopped; its data directory is of no further use."
+    )]
+    Leave {
+        /// Don't ask
+        #[arg(short, long)]
+        yes: bool,
+        /// Say what would be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Move leadership, and return once it has moved
     #[command(after_help = "Examples:\n  nf cluster transfer node-2\n  nf cluster transfer node-2 --dry-run")]
     Transfer {
         member: String,
         /// Say whether it could be done, and do nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say which feature level the group is at; with --finalize end a rolling upgrade
+    #[command(
+        after_help = "Examples:\n  nf cluster upgrade\n  nf cluster upgrade --finalize --yes\n\nUntil it is finalized the group writes nothing that the build before can't read, and each member can go back to it."
+    )]
+    Upgrade {
+        /// Go to the highest level that every member runs; there is no way back
+        #[arg(long)]
+        finalize: bool,
+        /// Don't ask
+        #[arg(short, long)]
+        yes: bool,
+        /// Say what it would come to, and do nothing; so it is without --finalize, too
         #[arg(long)]
         dry_run: bool,
     },
@@ -80,7 +107,7 @@ struct Init {
     /// The group's name
     #[arg(long, default_value = "neural-fabric", value_parser = parse::cluster)]
     cluster: String,
-    /// Make no keys for tokens: anybody who reaches the port may do anything (simulation alone)
+    /// Make no keys for tokens: anybody who reaches the port may do anything (simulation only)
     #[arg(long)]
     open: bool,
 }
@@ -94,7 +121,7 @@ struct Join {
     /// and a config file are written
     #[arg(long)]
     dir: PathBuf,
-    /// What nf join-token create printed: a secret, better told by the environment
+    /// The token that nf join-token create printed; a secret, so better set in the environment
     #[arg(long, env = "NF_JOIN_TOKEN", hide_env_values = true, requires = "to", requires = "name")]
     token: Option<String>,
     /// Peer addresses of members (host:port, comma separated), with a token
@@ -141,6 +168,8 @@ impl Cluster {
                 let done = if dry_run { format!("{member} could lead") } else { format!("{member} leads") };
                 change(global, Method::POST, "/failover/promote", body, &done).await
             }
+            ClusterCommand::Leave { yes, dry_run } => leave(global, yes, dry_run).await,
+            ClusterCommand::Upgrade { finalize, yes, dry_run } => upgrade(global, finalize && !dry_run, yes).await,
             ClusterCommand::Snapshot => {
                 change(global, Method::POST, "/cluster/snapshot", json!({}), "snapshot taken").await
             }
@@ -151,6 +180,54 @@ impl Cluster {
 async fn change(global: &Global, method: Method, path: &str, body: Value, done: &str) -> anyhow::Result<()> {
     let (_, answer) = global.client()?.change(method, path, body).await?;
     output::put(&output::object(global.style(), &answer, done, || format!("{done}\n"))?);
+    Ok(())
+}
+
+async fn leave(global: &Global, yes: bool, dry_run: bool) -> anyhow::Result<()> {
+    let client = global.client()?;
+    let name = at(&client.get("/health").await?, "node_id");
+    let members = client.list(Kind::Members.path()).await?;
+    let leads = members.iter().any(|member| at(member, "name") == name && at(member, "role") == "leader");
+    let voters = members.iter().filter(|member| at(member, "role") == "voter");
+    // The one that lacks least: leadership goes nowhere else without a wait.
+    let heir = voters.max_by_key(|member| member["matched"].as_u64()).map(|member| at(member, "name"));
+    let heir = match (leads, heir) {
+        (false, _) => None,
+        (true, Some(heir)) => Some(heir),
+        (true, None) => {
+            let text = format!("{name} is the last voter: without it there is no group");
+            return Err(fail(Exit::Conflict, text));
+        }
+    };
+    let first = heir.as_ref().map(|heir| format!("make {heir} lead, and ")).unwrap_or_default();
+    if dry_run {
+        say(format!("would {first}take {name} out of the group; its data directory stays as it is"));
+        return Ok(());
+    }
+    confirm(&format!("{first}take {name} out of the group"), yes)?;
+    if let Some(heir) = heir {
+        client.change(Method::POST, "/failover/promote", json!({ "member": heir, "dry_run": false })).await?;
+    }
+    let path = format!("/cluster/members/{}", escape(&name));
+    change(global, Method::DELETE, &path, Value::Null, &format!("{name} is out of the group; stop its process")).await
+}
+
+async fn upgrade(global: &Global, finalize: bool, yes: bool) -> anyhow::Result<()> {
+    if finalize {
+        confirm("raise the group's feature level, so that no member can go back to an older build", yes)?;
+    }
+    let body = json!({ "dry_run": !finalize });
+    let (_, answer) = global.client()?.change(Method::POST, "/cluster/upgrade", body).await?;
+    let (level, highest) = (at(&answer, "feature_level"), at(&answer, "highest"));
+    let text = match answer["finalized"] == true {
+        true => {
+            format!("the group is at feature level {level}; every member runs up to {highest}: nothing to finalize\n")
+        }
+        false => format!(
+            "the group is at feature level {level}; every member runs up to {highest}\n  next: nf cluster upgrade --finalize\n"
+        ),
+    };
+    output::put(&output::object(global.style(), &answer, &format!("feature level {level}"), || text)?);
     Ok(())
 }
 
@@ -288,7 +365,7 @@ fn tell(global: &Global, dir: &Path, files: &[PathBuf], first: Option<&token::Ma
     say(format!("keys are in {}; copy each member's directory to its machine, and keep ca/ off them", dir.display()));
     say("start each member with its line above");
     if let Some(made) = first {
-        say(format!("the first admin's token, told this once; it counts 24 hours:\n  NF_TOKEN={}", made.token));
+        say(format!("the first admin's token, shown only now, valid for 24 hours:\n  NF_TOKEN={}", made.token));
         say(format!(
             "nf token create --keys {} makes others; keep tokens/ off the members",
             dir.join("tokens").display()

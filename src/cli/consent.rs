@@ -64,7 +64,7 @@ enum ConsentCommand {
 struct Sign {
     #[arg(long)]
     tenant: TenantId,
-    /// A class of data, as manifests name it; more than once
+    /// A class of data, as manifests name it; may be repeated
     #[arg(long, value_name = "CLASS", required = true)]
     data_class: Vec<Label>,
     /// Only this model; every model of the tenant when absent
@@ -73,13 +73,13 @@ struct Sign {
     /// Only this version of it
     #[arg(long, value_name = "VERSION", requires = "model")]
     model_version: Option<VersionId>,
-    /// How long it counts, at most two years
+    /// How long it is valid, at most two years
     #[arg(long, default_value = "90d", value_parser = crate::api::convert::value::span)]
     ttl: u64,
     /// A private key of the tenant (PKCS#8 PEM); give an ECDSA P-256 and an ML-DSA-65 one
     #[arg(long, value_name = "FILE", required = true)]
     key: Vec<PathBuf>,
-    /// Where the statement goes
+    /// Where to write the statement
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }

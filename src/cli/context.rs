@@ -40,7 +40,7 @@ fn home() -> Result<PathBuf> {
 fn file(name: &str) -> Result<PathBuf> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.len() > 64 || name.starts_with('.') || !name.chars().all(fine) {
-        return Err(fail(Exit::Usage, format!("{name:?} is no context name: 1 to 64 of a-z A-Z 0-9 - _ .")));
+        return Err(fail(Exit::Usage, format!("{name:?} is not a context name: use 1 to 64 of a-z A-Z 0-9 - _ .")));
     }
     Ok(home()?.join("contexts").join(format!("{name}.toml")))
 }

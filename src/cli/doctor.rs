@@ -38,9 +38,10 @@ impl Doctor {
         let count = |verdict| found.iter().filter(|f| f.verdict == verdict).count();
         let (missing, faults) = (count(Verdict::Missing), count(Verdict::Fault));
         if faults > 0 {
-            return Err(fail(Exit::Failed, format!("{faults} fault(s): nf does not work so; see the column NEXT")));
+            let plural = if faults == 1 { "" } else { "s" };
+            return Err(fail(Exit::Failed, format!("nf can't run here: {faults} fault{plural}; see NEXT")));
         }
-        say(format!("nf can work here; {missing} of {} looks found something missing", found.len()));
+        say(format!("nf can run here; {missing} of {} checks found something missing", found.len()));
         Ok(())
     }
 }

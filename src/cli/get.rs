@@ -6,7 +6,9 @@ use super::kinds::{self, Kind};
 use super::output::{self, Format};
 use super::{Global, say};
 use clap::Args;
+use nf_core::id::TenantId;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -17,11 +19,39 @@ const SHOWN: usize = 8;
 /// Jobs of a node whose agents are asked what stops there.
 const ASKED: usize = 64;
 
+/// Which job.
+#[derive(Debug, Args)]
+pub struct JobArg {
+    /// Its id, or a unique prefix
+    pub job: String,
+    /// Its tenant, where several have a job of that id; an admin needs it to change another tenant's job
+    #[arg(long)]
+    pub tenant: Option<TenantId>,
+}
+
+impl JobArg {
+    /// Where the job of that full id is changed.
+    pub fn path(&self, root: &str, id: &str, rest: &str) -> String {
+        path(root, id, rest, self.tenant.as_ref().map(TenantId::as_str))
+    }
+}
+
+/// Below a root such as `/schedule`, a job of that id, whosever or that tenant's.
+pub fn path(root: &str, id: &str, rest: &str, tenant: Option<&str>) -> String {
+    let whose = tenant.map(|tenant| format!("?tenant_id={}", escape(tenant))).unwrap_or_default();
+    format!("{root}/{}{rest}{whose}", escape(id))
+}
+
+/// Where more is read of a job that was found.
+pub fn path_of(job: &Value, root: &str, rest: &str) -> String {
+    path(root, &output::at(job, "request_id"), rest, Some(&output::at(job, "tenant_id")))
+}
+
 #[derive(Debug, Args)]
 pub struct Get {
     /// What to list
     kind: Kind,
-    /// Only this one (a unique prefix of its id suffices)
+    /// Only those whose id begins with this
     id: Option<String>,
     /// Only this tenant's
     #[arg(long)]
@@ -29,10 +59,10 @@ pub struct Get {
     /// Only jobs in this state
     #[arg(long)]
     state: Option<String>,
-    /// Finished jobs, too
+    /// Include finished jobs
     #[arg(short, long)]
     all: bool,
-    /// Keep looking until Ctrl-C
+    /// Show changes as they come, until Ctrl-C
     #[arg(short, long)]
     watch: bool,
 }
@@ -55,7 +85,7 @@ impl Get {
             tokio::select! {
                 stopped = &mut end => {
                     stopped?;
-                    say("watching ended; nothing in the cluster was changed");
+                    say("stopped watching; nothing in the cluster was changed");
                     return Err(fail(Exit::Interrupted, ""));
                 }
                 () = tokio::time::sleep(LOOK) => {}
@@ -81,6 +111,10 @@ impl Get {
         let more = global.style().format != Format::Table;
         let mut list = client.listing(&self.path(more)).await?;
         if self.kind == Kind::Gpus {
+            if list.items.iter().any(|node| node.get("devices").is_none()) {
+                let text = "the GPUs of nodes are shown to admins and machines\n  try: nf get nodes";
+                return Err(fail(Exit::Denied, text.to_owned()));
+            }
             list.items = kinds::gpus(&list.items);
         }
         if let Some(prefix) = &self.id {
@@ -121,17 +155,23 @@ impl Get {
 
 #[derive(Debug, Args)]
 pub struct Describe {
-    /// job, node, gpu, tenant, event or member
+    /// What to show
     kind: Kind,
     /// Its id, or a unique prefix
     id: String,
+    /// Its tenant, where several have a job of that id
+    #[arg(long)]
+    tenant: Option<TenantId>,
 }
 
 impl Describe {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         let value = match self.kind {
-            Kind::Jobs => with_lives(&client, explained(&client, &self.id).await?).await,
+            Kind::Jobs => {
+                let job = JobArg { job: self.id, tenant: self.tenant };
+                with_lives(&client, explained(&client, &job).await?).await
+            }
             Kind::Nodes => with_stops(&client, one(&client, Kind::Nodes, &self.id).await?).await?,
             kind => one(&client, kind, &self.id).await?,
         };
@@ -144,9 +184,8 @@ impl Describe {
 
 /// A job, with what its replicas have been through as far as their agents tell.
 async fn with_lives(client: &Client, mut job: Value) -> Value {
-    let id = (Kind::Jobs.id())(&job);
     // Of a job that is long over no agent tells any more, and an older member has no answer.
-    if let Ok(told) = client.get(&format!("/schedule/{}/life", escape(&id))).await
+    if let Ok(told) = client.get(&path_of(&job, "/schedule", "/life")).await
         && let Some(fields) = job.as_object_mut()
     {
         for (to, from) in [("life", "items"), ("life_not_told", "silent")] {
@@ -165,12 +204,14 @@ async fn with_stops(client: &Client, mut node: Value) -> anyhow::Result<Value> {
     let not_asked = rows.len().saturating_sub(ASKED);
     for row in rows.into_iter().take(ASKED) {
         let id = (Kind::Jobs.id())(&row);
-        let told = client.get(&format!("/schedule/{}/life", escape(&id))).await.unwrap_or_default();
+        let told = client.get(&path_of(&row, "/schedule", "/life")).await.unwrap_or_default();
         let lives = told.get("items").and_then(Value::as_array).cloned().unwrap_or_default();
         let here = lives.into_iter().filter(|life| output::at(life, "node") == name && !life["stop"].is_null());
         let going = here
             .filter(|life| life["steps"].as_array().and_then(|s| s.last()).is_some_and(|s| s["status"] == "Draining"));
-        stops.extend(going.map(|life| json!({"request_id": id, "replica": life["replica"], "stop": life["stop"]})));
+        stops.extend(going.map(|life| {
+            json!({"tenant_id": row["tenant_id"], "request_id": id, "replica": life["replica"], "stop": life["stop"]})
+        }));
     }
     let left = node["drain_deadline"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok()).map(left_s);
     if let Some(fields) = node.as_object_mut() {
@@ -205,8 +246,12 @@ fn pick(kind: Kind, prefix: &str, items: Vec<Value>, id: fn(&Value) -> String) -
         0 => Err(nothing(kind, prefix)),
         1 => Ok(fitting.remove(0)),
         n => {
-            let some: Vec<_> = fitting.iter().take(SHOWN).map(id).collect();
-            let text = format!("{n} {}s begin with {prefix}: {}; give more of it", kind.one(), some.join(", "));
+            let names: BTreeSet<String> = fitting.iter().map(id).collect();
+            let some: Vec<_> = names.iter().take(SHOWN).map(String::as_str).collect();
+            let text = match names.len() {
+                1 => format!("{n} tenants have a {} {}; say whose with --tenant", kind.one(), some.join("")),
+                _ => format!("{n} {}s begin with {prefix}: {}; give more of the id", kind.one(), some.join(", ")),
+            };
             Err(fail(Exit::Usage, text))
         }
     }
@@ -219,31 +264,38 @@ fn nothing(kind: Kind, prefix: &str) -> anyhow::Error {
 }
 
 /// A job in full, by its id or a unique prefix.
-pub async fn job(client: &Client, prefix: &str) -> anyhow::Result<Value> {
-    found(client, prefix, "").await
+pub async fn job(client: &Client, of: &JobArg) -> anyhow::Result<Value> {
+    found(client, of, false).await
 }
 
 /// The same, with what takes the placer a search to find.
-pub async fn explained(client: &Client, prefix: &str) -> anyhow::Result<Value> {
-    found(client, prefix, "?explain=true").await
+pub async fn explained(client: &Client, of: &JobArg) -> anyhow::Result<Value> {
+    found(client, of, true).await
 }
 
-async fn found(client: &Client, prefix: &str, query: &str) -> anyhow::Result<Value> {
-    let exact = client.get(&format!("/schedule/{}{query}", escape(prefix))).await;
-    match exact {
+async fn found(client: &Client, of: &JobArg, explain: bool) -> anyhow::Result<Value> {
+    let asked = |path: String| match (explain, path.contains('?')) {
+        (false, _) => path,
+        (true, false) => format!("{path}?explain=true"),
+        (true, true) => format!("{path}&explain=true"),
+    };
+    match client.get(&asked(of.path("/schedule", &of.job, ""))).await {
         Err(error) if super::exit::of(&error) == Some(Exit::NotFound) => {
-            let rows = client.list("/schedule?finished=true").await?;
-            let row = pick(Kind::Jobs, prefix, rows, Kind::Jobs.id())?;
-            let id = (Kind::Jobs.id())(&row);
-            client.get(&format!("/schedule/{}{query}", escape(&id))).await
+            let whose = of.tenant.as_ref().map(|tenant| format!("&tenant_id={}", escape(tenant.as_str())));
+            let mut rows = client.list(&format!("/schedule?finished=true{}", whose.unwrap_or_default())).await?;
+            // A tenant's finished jobs of one id come after the live one, the newest first: that is the one that is meant.
+            let mut seen = BTreeSet::new();
+            rows.retain(|row| seen.insert((output::at(row, "request_id"), output::at(row, "tenant_id"))));
+            let row = pick(Kind::Jobs, &of.job, rows, Kind::Jobs.id())?;
+            client.get(&asked(path_of(&row, "/schedule", ""))).await
         }
         other => other,
     }
 }
 
 /// The full id of a job.
-pub async fn job_id(client: &Client, prefix: &str) -> anyhow::Result<String> {
-    Ok((Kind::Jobs.id())(&job(client, prefix).await?))
+pub async fn job_id(client: &Client, of: &JobArg) -> anyhow::Result<String> {
+    Ok((Kind::Jobs.id())(&job(client, of).await?))
 }
 
 #[cfg(test)]
@@ -256,6 +308,9 @@ mod tests {
         let id = Kind::Jobs.id();
         assert_eq!(id(&pick(Kind::Jobs, "ab1", items(), id).unwrap()), "ab1");
         assert_eq!(id(&pick(Kind::Jobs, "ab", items(), id).unwrap()), "ab", "an exact id beats longer ones");
+        let two = vec![json!({"request_id":"ab1","tenant_id":"t1"}), json!({"request_id":"ab1","tenant_id":"t2"})];
+        let whose = pick(Kind::Jobs, "a", two, id).unwrap_err().to_string();
+        assert!(whose.contains("--tenant") && !whose.contains("give more"), "{whose}");
         let many = pick(Kind::Jobs, "a", items(), id).unwrap_err();
         assert_eq!(many.downcast_ref::<super::super::exit::Failure>().unwrap().exit, Exit::Usage);
         let none = pick(Kind::Jobs, "x", items(), id).unwrap_err();

@@ -2,8 +2,9 @@
 
 pub(super) mod request;
 
-use super::client::{Client, escape};
+use super::client::Client;
 use super::exit::{Exit, fail};
+use super::get::JobArg;
 use super::output::{self, at, state};
 use super::{Global, confirm, get, say};
 use clap::Args;
@@ -44,6 +45,7 @@ impl Run {
         if let Some(digest) = &self.check_plan {
             body["check_plan"] = json!(digest);
         }
+        let tenant = at(&body, "tenant_id");
         let answer = submit(&client, body).await?;
         let id = at(&answer, "request_id");
         if !self.wait {
@@ -56,14 +58,14 @@ impl Run {
         if global.for_people() {
             say(placed(&answer).trim_end());
         }
-        let job = wait(&client, &id, self.timeout, global.for_people()).await?;
+        let job = wait(&client, (&tenant, &id), self.timeout, global.for_people()).await?;
         output::put(&output::object(global.style(), &job, &id, || running(&job))?);
         Ok(())
     }
 }
 
 /// Commits the request. It carries its own name or a key of ours, so every try is the same job.
-async fn submit(client: &Client, body: Value) -> anyhow::Result<Value> {
+pub(super) async fn submit(client: &Client, body: Value) -> anyhow::Result<Value> {
     let answer = match body.get("request_id") {
         Some(_) => client.call(Method::POST, "/schedule", Some(body), None).await?,
         None => client.change(Method::POST, "/schedule", body).await?,
@@ -134,13 +136,18 @@ fn reasons(value: &Value) -> String {
 }
 
 /// Looks until the job runs or ended; each change of state is said.
-async fn wait(client: &Client, id: &str, timeout: Duration, loud: bool) -> anyhow::Result<Value> {
+pub(super) async fn wait(
+    client: &Client,
+    (tenant, id): (&str, &str),
+    timeout: Duration,
+    loud: bool,
+) -> anyhow::Result<Value> {
     let end = Instant::now() + timeout;
     let stop = super::signals::stop();
     tokio::pin!(stop);
     let mut last = String::new();
     loop {
-        let job = client.get(&format!("/schedule/{}", escape(id))).await?;
+        let job = client.get(&get::path("/schedule", id, "", Some(tenant))).await?;
         let now = at(&job, "state");
         if now != last && loud {
             say(state(&now));
@@ -164,7 +171,7 @@ async fn wait(client: &Client, id: &str, timeout: Duration, loud: bool) -> anyho
         tokio::select! {
             stopped = &mut stop => {
                 stopped?;
-                say(format!("waiting ended; job {id} goes on (nf stop {id} stops it)"));
+                say(format!("stopped waiting; job {id} goes on (nf stop {id} stops it)"));
                 return Err(fail(Exit::Interrupted, ""));
             }
             () = tokio::time::sleep(LOOK) => {}
@@ -224,13 +231,13 @@ impl Plan {
 
 #[derive(Debug, Args)]
 pub struct Explain {
-    /// Its id, or a unique prefix
-    job: String,
+    #[command(flatten)]
+    of: JobArg,
 }
 
 impl Explain {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let job = get::explained(&global.client()?, &self.job).await?;
+        let job = get::explained(&global.client()?, &self.of).await?;
         let id = at(&job, "request_id");
         output::put(&output::object(global.style(), &job, &id, || explain(&job))?);
         Ok(())
@@ -314,8 +321,8 @@ fn terms(place: &Value) -> String {
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// Its id, or a unique prefix
-    job: String,
+    #[command(flatten)]
+    of: JobArg,
     /// Don't ask
     #[arg(short, long)]
     yes: bool,
@@ -327,7 +334,7 @@ pub struct Stop {
 impl Stop {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
-        let job = get::job(&client, &self.job).await?;
+        let job = get::job(&client, &self.of).await?;
         let id = at(&job, "request_id");
         let what = format!(
             "stop job {id} ({}@{} of {})",
@@ -342,7 +349,7 @@ impl Stop {
             return Ok(());
         }
         confirm(&what, self.yes)?;
-        let (_, answer) = client.change(Method::DELETE, &format!("/schedule/{}", escape(&id)), Value::Null).await?;
+        let (_, answer) = client.change(Method::DELETE, &self.of.path("/schedule", &id, ""), Value::Null).await?;
         output::put(&output::object(global.style(), &answer, &id, || format!("job {id} stops\n"))?);
         Ok(())
     }

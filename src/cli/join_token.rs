@@ -23,20 +23,20 @@ enum JoinTokenCommand {
     /// Let one machine join, once
     #[command(after_help = "Examples:\n  nf join-token create\n  nf join-token create --node gpu-7 --ttl 10m -o json")]
     Create {
-        /// What the machine may be
+        /// What the machine joins as
         #[arg(long, value_enum, default_value = "node")]
         role: Joiner,
-        /// The only node that may join with it; without, any that the group does not know yet
+        /// The only node that may join with it; when absent, any that the group does not know yet
         #[arg(long)]
         node: Option<NodeName>,
-        /// How long it counts, at most 24h
+        /// How long it is valid, at most 24h
         #[arg(long, default_value = "1h")]
         ttl: String,
     },
-    /// List those on record: open ones, and used ones until their time is over
+    /// List open tokens, and used ones until they expire
     #[command(after_help = "Examples:\n  nf join-token list\n  nf join-token list -o json")]
     List,
-    /// Take one back that was not used
+    /// Revoke a token that was not used
     #[command(
         after_help = "Examples:\n  nf join-token revoke 0b5e7c3f8f0a6f1f8b7a9c2d01939d4c\n  nf join-token revoke 0b5e7c3f8f0a6f1f8b7a9c2d01939d4c -o json"
     )]
@@ -98,10 +98,7 @@ async fn create(global: &Global, node: Option<NodeName>, ttl: &str) -> Result<()
     output::put(&output::object(global.style(), &answer, &text, || format!("{text}\n"))?);
     let to = answer["members"].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
     let name = node.map_or_else(|| "NAME".to_owned(), |node| node.to_string());
-    say(format!(
-        "it counts once, until {}; it is told this once. On the machine that joins:",
-        at(&answer, "expires_at")
-    ));
+    say(format!("valid once, until {}, and shown only now. On the machine that joins:", at(&answer, "expires_at")));
     say(format!("  NF_JOIN_TOKEN={text} \\\n  nf cluster join --to {to} --name {name} --dir ./{name}"));
     Ok(())
 }

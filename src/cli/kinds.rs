@@ -21,6 +21,9 @@ pub enum Kind {
     Events,
     #[value(alias = "member", alias = "m")]
     Members,
+    /// Versions of which a node found other bytes in the store than was signed
+    #[value(alias = "q")]
+    Quarantine,
 }
 
 impl Kind {
@@ -32,6 +35,7 @@ impl Kind {
             Kind::Services => "/services",
             Kind::Events => "/events",
             Kind::Members => "/cluster/members",
+            Kind::Quarantine => "/quarantine",
         }
     }
 
@@ -44,6 +48,7 @@ impl Kind {
             Kind::Services => "service",
             Kind::Events => "event",
             Kind::Members => "member",
+            Kind::Quarantine => "version in quarantine",
         }
     }
 
@@ -57,6 +62,7 @@ impl Kind {
             Kind::Services => |v| format!("{}/{}", at(v, "tenant_id"), at(v, "model_id")),
             Kind::Events => |v| at(v, "seq"),
             Kind::Members => |v| at(v, "name"),
+            Kind::Quarantine => version,
         }
     }
 
@@ -65,10 +71,11 @@ impl Kind {
         match self {
             Kind::Jobs => "no jobs; nf run MODEL --tenant T --gpus 1 schedules one",
             Kind::Nodes | Kind::Gpus => "no nodes; nf node register n1 --gpus 8 adds one (in simulation)",
-            Kind::Tenants => "no tenants; one exists once it is named",
+            Kind::Tenants => "no tenants; nf tenant create NAME makes one",
             Kind::Services => "no services; nf run MODEL --tenant T --gpus 1 --scale 0..4 makes one",
             Kind::Events => "no events",
             Kind::Members => "no members",
+            Kind::Quarantine => "no version is in quarantine",
         }
     }
 
@@ -81,6 +88,7 @@ impl Kind {
             Kind::Services => SERVICES,
             Kind::Events => EVENTS,
             Kind::Members => MEMBERS,
+            Kind::Quarantine => QUARANTINE,
         }
     }
 }
@@ -88,12 +96,13 @@ impl Kind {
 const JOBS: &[Column] = &[
     col("JOB", |v| at(v, "request_id")),
     col("TENANT", |v| at(v, "tenant_id")),
-    col("MODEL", |v| format!("{}@{}", at(v, "model_id"), at(v, "model_version"))),
+    col("MODEL", version),
     col("STATE", |v| state(&at(v, "state"))),
     col("READY", |v| format!("{}/{}", at(v, "ready"), at(v, "replicas"))),
     col("GPU", |v| at(v, "gpu")),
     col("NODES", |v| at(v, "nodes")),
     col("AGE", |v| age_of(v, "created_at")),
+    wide("RUNTIME", |v| at(v, "runtime")),
     wide("PRIORITY", |v| at(v, "priority")),
     wide("REASONS", reasons),
 ];
@@ -175,6 +184,20 @@ const MEMBERS: &[Column] = &[
     wide("ID", |v| at(v, "id")),
     wide("VERSION", |v| at(v, "version")),
 ];
+const QUARANTINE: &[Column] = &[
+    col("TENANT", |v| at(v, "tenant_id")),
+    col("VERSION", version),
+    col("FOUND BY", |v| at(v, "node")),
+    col("AGE", |v| age_of(v, "found_at")),
+    col("REASON", |v| at(v, "reason")),
+    col("LIFTED BY", |v| at(v, "next")),
+    wide("SHA256", |v| at(v, "sha256")),
+];
+
+/// MODEL@VERSION.
+fn version(v: &Value) -> String {
+    format!("{}@{}", at(v, "model_id"), at(v, "model_version"))
+}
 
 /// The slices of a divided GPU, and how many parts of its memory are in none.
 fn slices(v: &Value) -> String {

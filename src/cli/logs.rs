@@ -4,12 +4,14 @@
 mod seam;
 
 use self::seam::Seam;
-use super::client::{Client, escape};
+use super::client::Client;
 use super::exit::{self, Exit, fail};
+use super::output::at;
 use super::{Global, get, say};
 use clap::Args;
 use futures::StreamExt;
 use http_body_util::BodyExt;
+use serde_json::Value;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -24,15 +26,15 @@ const AGAIN: usize = 100_000;
 
 #[derive(Debug, Args)]
 pub struct Logs {
-    /// Its id, or a unique prefix
-    job: String,
+    #[command(flatten)]
+    of: get::JobArg,
     /// Which replica
     #[arg(long, default_value_t = 0)]
     replica: u16,
-    /// Keep printing what comes
+    /// Keep printing new lines
     #[arg(short, long)]
     follow: bool,
-    /// Begin with this many of the last lines
+    /// How many of the last lines to begin with
     #[arg(long, default_value_t = 200)]
     tail: usize,
 }
@@ -40,22 +42,22 @@ pub struct Logs {
 impl Logs {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
-        let id = get::job_id(&client, &self.job).await?;
+        let job = get::job(&client, &self.of).await?;
         tokio::select! {
             stopped = super::signals::stop() => {
                 stopped?;
-                say("watching ended; the replica runs on");
+                say("stopped following; the replica runs on");
                 Err(fail(Exit::Interrupted, ""))
             }
-            read = self.read(&client, &id) => read,
+            read = self.read(&client, &job) => read,
         }
     }
 
-    async fn read(&self, client: &Client, id: &str) -> anyhow::Result<()> {
+    async fn read(&self, client: &Client, job: &Value) -> anyhow::Result<()> {
         let (mut seam, mut heard) = (Seam::default(), Instant::now());
         loop {
-            match self.pass(client, id, &mut seam, &mut heard).await {
-                Ok(()) if !self.follow || self.is_over(client, id).await? => return Ok(()),
+            match self.pass(client, job, &mut seam, &mut heard).await {
+                Ok(()) if !self.follow || self.is_over(client, job).await? => return Ok(()),
                 Ok(()) => heard = Instant::now(),
                 Err(error) if !self.follow || seam.is_new() || is_final(&error) || heard.elapsed() > PATIENCE => {
                     return Err(error);
@@ -69,10 +71,11 @@ impl Logs {
     }
 
     /// One reading, to its end.
-    async fn pass(&self, client: &Client, id: &str, seam: &mut Seam, heard: &mut Instant) -> anyhow::Result<()> {
+    async fn pass(&self, client: &Client, job: &Value, seam: &mut Seam, heard: &mut Instant) -> anyhow::Result<()> {
         let (replica, follow) = (self.replica, self.follow);
         let tail = if seam.is_new() { self.tail } else { AGAIN };
-        let path = format!("/schedule/{}/logs?replica={replica}&tail={tail}&follow={follow}", escape(id));
+        let path = get::path_of(job, "/schedule", "/logs");
+        let path = format!("{path}&replica={replica}&tail={tail}&follow={follow}");
         let answer = client.stream(&path).await.map_err(|error| match exit::of(&error) {
             // Its node's agent is away: no job waits for that.
             Some(Exit::Queued) => fail(Exit::Unreachable, error.to_string()),
@@ -97,6 +100,7 @@ impl Logs {
                     print(&seam.take(&bytes))?;
                 }
                 Some(Err(error)) => {
+                    let id = at(job, "request_id");
                     let text = format!("the log broke off: {error}\n  try: nf describe job {id}");
                     return Err(fail(Exit::Unreachable, text));
                 }
@@ -105,13 +109,13 @@ impl Logs {
     }
 
     /// Whether nothing of the replica is left, and nothing will come.
-    async fn is_over(&self, client: &Client, id: &str) -> anyhow::Result<bool> {
-        let job = match client.get(&format!("/schedule/{}", escape(id))).await {
+    async fn is_over(&self, client: &Client, job: &Value) -> anyhow::Result<bool> {
+        let job = match client.get(&get::path_of(job, "/schedule", "")).await {
             Ok(job) => job,
             Err(error) if exit::of(&error) == Some(Exit::NotFound) => return Ok(true),
             Err(error) => return Err(error),
         };
-        let own = |r: &&serde_json::Value| r["replica"] == self.replica;
+        let own = |r: &&Value| r["replica"] == self.replica;
         let replica = job["replicas"].as_array().and_then(|replicas| replicas.iter().find(own));
         Ok(replica.is_none_or(|replica| matches!(replica["status"].as_str(), Some("Stopped" | "Failed"))))
     }

@@ -68,10 +68,10 @@ pub struct Global {
     /// Use this context instead of the selected one
     #[arg(long, global = true, value_name = "NAME", env = "NF_CONTEXT")]
     context: Option<String>,
-    /// How data is written to stdout
+    /// Output format of the data on stdout
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
     output: Format,
-    /// Leave the heads of tables out
+    /// Omit the headings of tables
     #[arg(long, global = true)]
     no_headers: bool,
 }
@@ -107,33 +107,33 @@ enum Command {
     /// Show where a model would be placed, and commit nothing
     #[command(after_help = "Examples:\n  nf plan llama-8b --tenant demo --gpus 2\n  nf plan -f job.json -o json")]
     Plan(job::Plan),
-    /// List jobs, nodes, gpus, tenants, events or members
+    /// List jobs, nodes, GPUs, tenants, services, events, members or versions in quarantine
     #[command(after_help = "Examples:\n  nf get jobs --tenant demo\n  nf get nodes -o wide --watch")]
     Get(get::Get),
     /// Show everything about one object
     #[command(after_help = "Examples:\n  nf describe job 01j8\n  nf describe node node-2")]
     Describe(get::Describe),
-    /// Say why a job runs where it runs, or every reason why it waits
+    /// Explain why a job runs where it does, or every reason why it waits
     #[command(after_help = "Examples:\n  nf explain 01j8\n  nf explain 01j8 -o json")]
     Explain(job::Explain),
     /// Stop a job
     #[command(after_help = "Examples:\n  nf stop 01j8\n  nf stop 01j8 --yes")]
     Stop(job::Stop),
-    /// Change the number of replicas of a job that scales
+    /// Set the number of replicas of a job that scales
     #[command(after_help = "Examples:\n  nf scale 01j8 3\n  nf scale 01j8 0")]
     Scale(scale::Scale),
     /// Change the version of a running job: replica by replica, or with a canary first
     #[command(after_help = "Examples:\n  nf rollout start 01j8 v2\n  nf rollout status 01j8")]
     Rollout(rollout::Rollout),
-    /// Go back to the version before; the same as nf model rollback
+    /// Return a model's jobs to their previous version; the same as nf model rollback
     #[command(
         after_help = "Examples:\n  nf rollback llama-8b --tenant demo\n  nf rollback llama-8b --tenant demo -o json"
     )]
     Rollback(rollout::Rollback),
-    /// Show what services promise, and how they keep it
+    /// Show what services promise, and how well they keep it
     #[command(after_help = "Examples:\n  nf slo\n  nf slo demo/llama-8b -o json")]
     Slo(slo::Slo),
-    /// Show what the autoscaler says of each service, and play its journal again
+    /// Show what the autoscaler decided for each service, and replay its journal
     #[command(
         after_help = "Examples:\n  nf autoscale status\n  nf autoscale replay /var/lib/neural-fabric/autoscale/autoscale.jsonl"
     )]
@@ -141,15 +141,15 @@ enum Command {
     /// Show GPU-hours and money that tenants have used, and their budgets
     #[command(after_help = "Examples:\n  nf usage --window month\n  nf usage --tenant demo --csv")]
     Usage(usage::Usage),
-    /// Print what a replica writes
+    /// Print a replica's log
     #[command(after_help = "Examples:\n  nf logs 01j8\n  nf logs 01j8 --replica 1 -f")]
     Logs(logs::Logs),
-    /// Register, cordon and uncordon nodes
+    /// Register, cordon, drain and give up nodes; quarantine and heal their GPUs
     #[command(
         after_help = "Examples:\n  nf node register n1 --gpus 8 --device-type H100-80G\n  nf node cordon n1 --reason 'new fans'"
     )]
     Node(node::Node),
-    /// Move a few running replicas so that more of the idle GPU is usable
+    /// Move a few running replicas to make more of the idle GPUs usable
     #[command(after_help = "Examples:\n  nf defrag --dry-run\n  nf defrag --yes -o json")]
     Defrag(defrag::Defrag),
     /// Create, delete and list tenants
@@ -158,45 +158,45 @@ enum Command {
     /// Show and set a tenant's quota
     #[command(after_help = "Examples:\n  nf quota get demo\n  nf quota set demo --gpus 16")]
     Quota(tenant::Quota),
-    /// Show and set how places are compared
+    /// Show, compare, try and set the placement policy
     #[command(after_help = "Examples:\n  nf policy get\n  nf policy set best-fit")]
     Policy(policy::Policy),
     /// Form and change the group of members
     #[command(after_help = "Examples:\n  nf cluster members\n  nf cluster transfer node-2")]
     Cluster(cluster::Cluster),
-    /// Publish and pull model versions
+    /// Publish, sign, approve, prefetch and roll back model versions
     #[command(
         after_help = "Examples:\n  nf model publish ./magika --model magika --version v1 --store file:///srv/models\n  nf model pull magika@v1 --store file:///srv/models -o json"
     )]
     Model(model::Model),
-    /// Let personal data be kept on nodes: sign statements, put them on record, take them back
+    /// Sign, grant, revoke and list consents to keep personal data on nodes
     #[command(after_help = "Examples:\n  nf consent grant consent.json --tenant demo\n  nf consent list --tenant demo")]
     Consent(consent::Consent),
     /// Export the audit trail, and check an export without the group
     #[command(after_help = "Examples:\n  nf audit export --out export.jsonl\n  nf audit verify export.jsonl -o json")]
     Audit(audit::Audit),
-    /// Make tokens for callers, and revoke them
+    /// Create tokens for callers, and revoke them
     #[command(
         after_help = "Examples:\n  nf token create --keys ./lab/tokens --subject ada --tenant demo --role operator\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d"
     )]
     Token(token::Token),
-    /// Let machines join as workers
+    /// Create, list and revoke tokens with which machines join as workers
     #[command(after_help = "Examples:\n  nf join-token create --node gpu-7 --ttl 10m\n  nf join-token list")]
     JoinToken(join_token::JoinToken),
-    /// Make the group's authority, and certificates of members and workers
+    /// Create the group's authority, and certificates for members and workers
     #[command(
         after_help = "Examples:\n  nf tls ca create --dir ./lab/ca\n  nf tls cert create --ca ./lab/ca --role node --name gpu-7 --dir ./gpu-7/tls"
     )]
     Tls(tls::Tls),
-    /// Check that everything is there that this phase needs
+    /// Check that everything phase H.2 needs is in place
     #[command(
         after_help = "Examples:\n  nf precheck\n  nf precheck --strict --out reports -o json\n\nExit: 0 for PROCEED and PROCEED_SIMULATION, 1 for BLOCK."
     )]
     Precheck(precheck::Precheck),
-    /// Write what this phase can show, with the policy matrix, as pages
+    /// Write the phase's reports: a page for each area, and the policy matrix
     #[command(after_help = "Examples:\n  nf report\n  nf report --out reports -o json")]
     Report(report::Report),
-    /// Choose which group the commands speak to
+    /// Choose which group commands talk to
     #[command(after_help = "Examples:\n  nf context list\n  nf context use dev")]
     Context(contexts::Contexts),
     /// Show and check settings
@@ -205,7 +205,7 @@ enum Command {
     /// Measure schedule calls per second, or the gap around a failover
     #[command(after_help = "Examples:\n  nf bench --clients 64 --seconds 10\n  nf bench gap --seconds 20 -o json")]
     Bench(bench::Bench),
-    /// Play many worker nodes in one process
+    /// Play worker nodes, replay the autoscaler, try placement, or ask what more nodes would bring
     #[command(
         after_help = "Examples:\n  nf sim nodes --from nodes.csv\n  nf sim nodes --from nodes.csv --addr http://127.0.0.1:8600"
     )]
@@ -215,7 +215,7 @@ enum Command {
         after_help = "Examples:\n  nf completion bash > /etc/bash_completion.d/nf\n  nf completion zsh > ~/.zfunc/_nf"
     )]
     Completion(completion::Completion),
-    /// Look at what this machine gives, and say what is missing
+    /// Check this machine, and say what is missing
     #[command(after_help = "Examples:\n  nf doctor\n  nf doctor --data-dir /var/lib/neural-fabric -o json")]
     Doctor(doctor::Doctor),
     /// End exclusive replicas when their lease does; started by agents

@@ -3,6 +3,7 @@
 //! where members read the same store, and asks the group about approvals alone.
 
 mod approve;
+mod prefetch;
 mod sign;
 mod verify;
 
@@ -45,22 +46,27 @@ enum ModelCommand {
         after_help = "Examples:\n  nf model verify model.safetensors --signature model.safetensors.sig --key cosign.pub\n  nf model verify ./magika --signature magika.sig --key signing.pub.pem --tenant demo --model magika --model-version v1 -o json\n\nExit: 0 verified, 6 refused (the text begins with the reason), 2 for a key or root that cannot be used."
     )]
     Verify(verify::Verify),
-    /// Let a version run in production, for a while; somebody else than you schedules it
+    /// Approve a version for production, for a limited time
     #[command(
         after_help = "Examples:\n  nf model approve magika@v1 --tenant demo --store file:///srv/models\n  nf model approve magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 --ttl 4h"
     )]
     Approve(approve::Approve),
-    /// Take an approval back: what runs on it is drained and stopped, nothing new starts
+    /// Revoke an approval: what runs by it is drained and stopped, and nothing new starts
     #[command(
         after_help = "Examples:\n  nf model revoke magika@v1 --tenant demo\n  nf model revoke magika@v1 --tenant demo -o json"
     )]
     Revoke(approve::Revoke),
-    /// Let a version be tried again that a node found to be corrupt in the store: you have looked into it
+    /// Release a version from quarantine, once you have checked what the store holds
     #[command(
         after_help = "Examples:\n  nf model release magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\n  nf model release magika@v1 --tenant demo --sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 -o json"
     )]
     Release(approve::Release),
-    /// Bring a model's jobs back to the version that they ran before; its copy is verified again
+    /// Bring a version's files to nodes and keep them there, verified; nothing runs
+    #[command(
+        after_help = "Examples:\n  nf model prefetch magika@v1 --tenant demo --wait\n  nf model prefetch magika@v1 --tenant demo --node gpu-1 --node gpu-2 -o json\n\nEach node is a job of its own: RUNTIME prefetch in the list of jobs, Running once the files are there. Stopping it lets the\ncache evict them."
+    )]
+    Prefetch(prefetch::Prefetch),
+    /// Return a model's jobs to the version that they ran before; its files are verified again
     #[command(
         after_help = "Examples:\n  nf model rollback magika --tenant demo\n  nf model rollback magika --tenant demo --window 1m -o json"
     )]
@@ -108,7 +114,7 @@ struct Publish {
     /// The version's memory budget, e.g. 2GiB
     #[arg(long, value_parser = nf_core::resources::parse_bytes)]
     memory: Option<u64>,
-    /// What kind of data the files hold, e.g. personal or personal-health, which need the tenant's consent; more than once
+    /// What kind of data the files hold, e.g. personal or personal-health, which need the tenant's consent; may be repeated
     #[arg(long, value_name = "CLASS")]
     data_class: Vec<Label>,
     /// Encrypt the files to this public key (artefact.pub of nf cluster init): nodes that have the private one open them
@@ -143,6 +149,7 @@ impl Model {
             ModelCommand::Approve(approve) => approve.run(global).await,
             ModelCommand::Revoke(revoke) => revoke.run(global).await,
             ModelCommand::Release(release) => release.run(global).await,
+            ModelCommand::Prefetch(prefetch) => prefetch.run(global).await,
             ModelCommand::Rollback(rollback) => rollback.run(global).await,
             ModelCommand::Sign(sign) => sign.run(global).await,
             ModelCommand::Keygen(keygen) => keygen.run(global),

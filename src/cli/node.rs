@@ -15,7 +15,7 @@ pub struct Node {
 
 #[derive(Debug, Subcommand)]
 enum NodeCommand {
-    /// Register a node that a member plays (simulation only)
+    /// Register a simulated node, played by the member that takes the call (simulation only)
     #[command(
         after_help = "Examples:\n  nf node register n1 --gpus 8\n  nf node register n2 --gpus 4 --device-type A100-80G --zone z1"
     )]
@@ -36,7 +36,7 @@ enum NodeCommand {
         after_help = "Examples:\n  nf node drain n1 --reason 'new fans' --dry-run\n  nf node drain n1 --deadline 10m --yes"
     )]
     Drain(Drain),
-    /// Leave one device alone; in simulation, for a fault that is made up
+    /// Quarantine one device; with --xid or --lost, make up a fault (simulated nodes only)
     #[command(after_help = "Examples:\n  nf node fault n1 3\n  nf node fault n1 3 --xid 79")]
     Fault {
         node: String,
@@ -45,18 +45,18 @@ enum NodeCommand {
         /// Number of an NVIDIA driver error (simulated nodes only)
         #[arg(long, conflicts_with = "lost")]
         xid: Option<u16>,
-        /// The driver does not find it (simulated nodes only)
+        /// As if the driver no longer found it (simulated nodes only)
         #[arg(long)]
         lost: bool,
     },
-    /// Take a device back that was in quarantine
+    /// Return a quarantined device to service
     #[command(after_help = "Examples:\n  nf node heal n1 3\n  nf node heal n1 3 -o json")]
     Heal {
         node: String,
         /// Its number on the node, or its uuid
         device: String,
     },
-    /// Give up a silent node at once: you know that it is dead
+    /// Give up a silent node at once, because you know that it is dead
     #[command(after_help = "Examples:\n  nf node down n1\n  nf node down n1 --yes")]
     Down {
         node: String,
@@ -72,13 +72,13 @@ struct Drain {
     /// Why; shown by nf describe node
     #[arg(long)]
     reason: Option<String>,
-    /// After so long, what is left stops, replaced or not (10m, 1h); never unless said
+    /// Stop what is left after this time, replaced or not, e.g. 10m; no deadline when absent
     #[arg(long)]
     deadline: Option<String>,
     /// Stop at once what cannot be replaced elsewhere now
     #[arg(long)]
     force: bool,
-    /// Say what would become of each replica, and do nothing
+    /// Show what would happen to each replica, and do nothing
     #[arg(long)]
     dry_run: bool,
     /// Don't ask
@@ -88,29 +88,36 @@ struct Drain {
 
 #[derive(Debug, Args)]
 struct Register {
-    /// Its name; made up when absent
+    /// Its name; generated when absent
     node: Option<String>,
+    /// How many GPUs it has
     #[arg(long)]
     gpus: Option<u32>,
+    /// The type of its GPUs, e.g. H100-80G
     #[arg(long)]
     device_type: Option<String>,
     /// Memory of each GPU, e.g. 80GB
     #[arg(long)]
     gpu_memory: Option<String>,
+    /// CPUs of the node
     #[arg(long, value_parser = super::job::request::amount)]
     cpu: Option<f64>,
+    /// Host memory, e.g. 512GB
     #[arg(long)]
     mem: Option<String>,
+    /// The region it is in
     #[arg(long)]
     region: Option<String>,
+    /// The zone it is in
     #[arg(long)]
     zone: Option<String>,
+    /// The rack it is in
     #[arg(long)]
     rack: Option<String>,
-    /// What is said to keep replicas that share a GPU to their parts: none, mps, mig or simulated
+    /// What enforces GPU shares: none, mps, mig or simulated
     #[arg(long)]
     sharing: Option<String>,
-    /// NUMA nodes that share its GPUs evenly; nothing is said of any when absent
+    /// NUMA nodes that share its GPUs evenly; not reported when absent
     #[arg(long)]
     numa_nodes: Option<u16>,
 }

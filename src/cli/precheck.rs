@@ -34,7 +34,7 @@ pub struct Precheck {
     /// Where H.2_precheck.json and logs/H.2_precheck.log are written
     #[arg(long, value_name = "DIR", default_value = "reports")]
     out: PathBuf,
-    /// Want Postgres and Vault, too
+    /// Require Postgres and Vault, too
     #[arg(long)]
     strict: bool,
 }

@@ -1,9 +1,10 @@
 //! `nf rollout` and `nf model rollback`: a job goes from one version of its model to another.
 
+use super::Global;
 use super::client::{Client, escape};
 use super::exit::{Exit, fail};
+use super::get::{self, JobArg};
 use super::output::{self, Column, at, col, wide};
-use super::{Global, get};
 use clap::{Args, Subcommand};
 use nf_core::id::{ModelId, TenantId};
 use reqwest::Method;
@@ -22,34 +23,28 @@ enum RolloutCommand {
         after_help = "Examples:\n  nf rollout start 01j8 v2\n  nf rollout start 01j8 v2 --canary=10 --auto-promote --window 10m"
     )]
     Start(Start),
-    /// How far a job's rollout has come, or how the last one ended
+    /// Show how far a job's rollout is, or how the last one ended
     #[command(after_help = "Examples:\n  nf rollout status 01j8\n  nf rollout status 01j8 -o json")]
-    Status(Of),
-    /// Hold it where it is
+    Status(JobArg),
+    /// Pause a rollout where it is
     #[command(after_help = "Examples:\n  nf rollout pause 01j8\n  nf rollout pause 01j8 -o json")]
-    Pause(Of),
-    /// Let a paused one go on
+    Pause(JobArg),
+    /// Resume a paused rollout
     #[command(after_help = "Examples:\n  nf rollout resume 01j8\n  nf rollout resume 01j8 -o json")]
-    Resume(Of),
-    /// The rest follows the canary; or, once the new version is everywhere, it is good
+    Resume(JobArg),
+    /// Let the rest follow the canary; or, once the new version is everywhere, accept it without waiting
     #[command(after_help = "Examples:\n  nf rollout promote 01j8\n  nf rollout promote 01j8 -o json")]
-    Promote(Of),
+    Promote(JobArg),
     /// Bring the former version back
     #[command(after_help = "Examples:\n  nf rollout revert 01j8\n  nf rollout revert 01j8 -o json")]
-    Revert(Of),
-}
-
-#[derive(Debug, Args)]
-struct Of {
-    /// The job's id, or a unique prefix
-    job: String,
+    Revert(JobArg),
 }
 
 #[derive(Debug, Args)]
 struct Start {
-    /// The job's id, or a unique prefix
-    job: String,
-    /// The version that it shall run
+    #[command(flatten)]
+    of: JobArg,
+    /// The version to change to
     version: String,
     #[command(flatten)]
     how: How,
@@ -58,16 +53,16 @@ struct Start {
 /// How one version takes the place of the other.
 #[derive(Debug, Args)]
 struct How {
-    /// Copies beyond the wanted number, at a time (1)
+    /// Copies beyond the wanted number at any time (1)
     #[arg(long)]
     surge: Option<u16>,
-    /// Replicas that may be missing at a time, where there is no room for a surge (1)
+    /// Replicas that may be missing at any time, where there is no room for a surge (1)
     #[arg(long)]
     unavailable: Option<u16>,
-    /// A first part, which waits for nf rollout promote: one replica, or that percentage of replicas and requests
+    /// Begin with a canary, which waits for nf rollout promote: one replica, or this percentage of replicas and requests
     #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     canary: Option<u8>,
-    /// The rest follows the canary by itself after the window
+    /// Promote the canary by itself after the window
     #[arg(long, requires = "canary")]
     auto_promote: bool,
     /// How long the new version is watched, as canary and once it is everywhere (5m)
@@ -97,7 +92,7 @@ impl How {
 pub struct Rollback {
     /// The model
     model: ModelId,
-    /// Whose it is
+    /// Its tenant
     #[arg(long)]
     tenant: TenantId,
     #[command(flatten)]
@@ -135,26 +130,26 @@ impl Rollout {
         let (of, turn) = match self.command {
             RolloutCommand::Start(start) => return start.run(global, &client).await,
             RolloutCommand::Status(of) => {
-                let id = get::job_id(&client, &of.job).await?;
-                return show(global, &client.get(&format!("/rollout/{}", escape(&id))).await?);
+                let job = get::job(&client, &of).await?;
+                return show(global, &client.get(&get::path_of(&job, "/rollout", "")).await?);
             }
             RolloutCommand::Pause(of) => (of, "pause"),
             RolloutCommand::Resume(of) => (of, "resume"),
             RolloutCommand::Promote(of) => (of, "promote"),
             RolloutCommand::Revert(of) => (of, "revert"),
         };
-        let id = get::job_id(&client, &of.job).await?;
-        let path = format!("/rollout/{}/turn/{turn}", escape(&id));
+        let id = get::job_id(&client, &of).await?;
+        let path = of.path("/rollout", &id, &format!("/turn/{turn}"));
         show(global, &client.change(Method::POST, &path, json!({})).await?.1)
     }
 }
 
 impl Start {
     async fn run(self, global: &Global, client: &Client) -> anyhow::Result<()> {
-        let id = get::job_id(client, &self.job).await?;
+        let id = get::job_id(client, &self.of).await?;
         let mut body = self.how.body();
         body.insert("model_version".to_owned(), self.version.into());
-        let path = format!("/rollout/{}", escape(&id));
+        let path = self.of.path("/rollout", &id, "");
         show(global, &client.change(Method::POST, &path, Value::Object(body)).await?.1)
     }
 }
@@ -163,7 +158,9 @@ impl Rollback {
     pub async fn run(self, global: &Global) -> anyhow::Result<()> {
         let client = global.client()?;
         let (tenant, model) = (escape(self.tenant.as_str()), escape(self.model.as_str()));
-        let jobs = client.list(&format!("/schedule?tenant_id={tenant}&model_id={model}")).await?;
+        let mut jobs = client.list(&format!("/schedule?tenant_id={tenant}&model_id={model}")).await?;
+        // What only holds files has no version to go back to.
+        jobs.retain(|job| at(job, "runtime") != "prefetch");
         if jobs.is_empty() {
             let text =
                 format!("tenant {} has no live job of model {}\n  try: nf get services", self.tenant, self.model);
@@ -171,7 +168,7 @@ impl Rollback {
         }
         let mut begun = Vec::new();
         for job in &jobs {
-            let path = format!("/rollout/{}/rollback", escape(&at(job, "request_id")));
+            let path = get::path_of(job, "/rollout", "/rollback");
             begun.push(client.change(Method::POST, &path, Value::Object(self.how.body())).await?.1);
         }
         output::put(&table(global, &begun)?);

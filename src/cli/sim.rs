@@ -45,7 +45,7 @@ enum SimCommand {
         after_help = "Examples:\n  nf sim autoscale --load diurnal,bursts --seed 1-3\n  nf sim autoscale --arrivals f.csv --policy nf,hpa,kpa-tuned,oracle --plot out.svg\n  nf sim autoscale --online"
     )]
     Autoscale(autoscale::Autoscale),
-    /// Say which of the jobs that wait, in the group or on lists, would start if there were more nodes
+    /// Show which waiting jobs, of the group or of lists, would start if there were more nodes
     #[command(
         after_help = "Examples:\n  nf sim cluster --add-nodes 4xH100-80G:8\n  nf sim cluster --add-nodes 2xA100-80G:8,1xL4:1 --cpu 96 -o json\n  nf sim cluster --nodes nodes.csv --requests requests.csv --add-nodes 4xH100-80G:8"
     )]

@@ -103,7 +103,7 @@ enum QuotaCommand {
 #[derive(Debug, Args)]
 struct SetQuota {
     tenant: String,
-    /// GPUs, also a fraction, "none" for the group's default; or of single device types: H100-80G=8,A100-40G=4
+    /// GPUs, fractions allowed, "none" for the group's default; or by device type: H100-80G=8,A100-40G=4
     #[arg(long)]
     gpus: Option<String>,
     /// CPUs; "none" for no limit
@@ -118,22 +118,22 @@ struct SetQuota {
     /// Most waiting jobs; "none" for the built-in bound
     #[arg(long)]
     waiting: Option<String>,
-    /// The tenant above it, from whose other children it may borrow GPUs; "none" for none
+    /// Its parent, from whose other children it may borrow GPUs; "none" for no parent
     #[arg(long, value_name = "TENANT")]
     parent: Option<String>,
-    /// Most GPUs that it may borrow, or TYPE=GPUS; "none" for whatever is not used
+    /// Most GPUs that it may borrow, or TYPE=GPUS; "none" for no limit
     #[arg(long, value_name = "GPUS")]
     borrow: Option<String>,
-    /// Most of its unused GPUs that it lends, or TYPE=GPUS; "none" for all
+    /// Most of its unused GPUs that it lends, or TYPE=GPUS; "none" for no limit
     #[arg(long, value_name = "GPUS")]
     lend: Option<String>,
-    /// GPU-hours that it and those below it may use: 100/day, 500/week or 2000/month, several times; none/day for no such limit
+    /// GPU-hours for it and the tenants below it: 100/day, 500/week or 2000/month, may be repeated; none/day removes a limit
     #[arg(long, value_name = "HOURS/WINDOW", value_parser = budget)]
     gpu_hours: Vec<Budget>,
-    /// Money that they may use, in the unit of the nodes' prices: 500/day; none/day for no such limit
+    /// Money for them, in the unit of the nodes' prices: 500/day, may be repeated; none/day removes a limit
     #[arg(long, value_name = "MONEY/WINDOW", value_parser = budget)]
     money: Vec<Budget>,
-    /// Let its jobs have parts of GPUs that nothing keeps anybody to; "false" takes it back for what comes
+    /// Allow GPU fractions that nothing enforces; false ends it for new jobs
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     soft_sharing: Option<bool>,
 }

@@ -19,12 +19,12 @@ pub struct Token {
 
 #[derive(Debug, Subcommand)]
 enum TokenCommand {
-    /// Make a token with the issuer's key, without the group
+    /// Create a token with the issuer's key, without the group
     #[command(
         after_help = "Examples:\n  nf token create --keys ./lab/tokens --subject ada --tenant demo --role operator\n  nf token create --keys ./lab/tokens --subject root --tenant ops --role admin --ttl 1h -o json"
     )]
     Create(Create),
-    /// Make a token count no more, on every member
+    /// Revoke a token on every member
     #[command(
         after_help = "Examples:\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d\n  nf token revoke 01939d4c7b5e7c3f8f0a6f1f8b7a9c2d -o json"
     )]
@@ -48,7 +48,7 @@ struct Create {
     /// viewer, operator, promoter, admin or node; may be repeated. No role contains another
     #[arg(long = "role", required = true, value_parser = role)]
     roles: Vec<Role>,
-    /// How long it counts, at most 24h
+    /// How long it is valid, at most 24h
     #[arg(long, default_value = "8h", value_parser = lifetime)]
     ttl: u64,
 }
@@ -118,7 +118,7 @@ impl Create {
             "expires_in_s": self.ttl,
         });
         output::put(&output::object(global.style(), &value, &made.token, || format!("{}\n", made.token))?);
-        say(format!("id {}; it counts {} s. Give it to commands as NF_TOKEN", made.id, self.ttl));
+        say(format!("id {}, valid for {} s; pass it to commands as NF_TOKEN", made.id, self.ttl));
         Ok(())
     }
 }

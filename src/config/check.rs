@@ -54,7 +54,7 @@ impl Settings {
         match (self.mode(), self.missing()) {
             (Mode::Simulation, _) => Ok(()),
             (Mode::Production, _) if self.pqc_mode.value == pqc::Mode::Off => Err(Error::Clash(
-                "PQC_MODE=off is for simulation: without TLS nobody proves who they are; set hybrid or classical"
+                "PQC_MODE=off is for simulation: without TLS nobody can prove who they are; set hybrid or classical"
                     .into(),
             )),
             (Mode::Production, missing) if missing.is_empty() => Ok(()),
@@ -156,9 +156,9 @@ impl Settings {
     fn check_public(&self) -> Result<(), Error> {
         let clash = |text: &str| Err(Error::Clash(text.into()));
         match (&self.public_cert.value, &self.public_key.value, self.pqc_mode.value) {
-            (Some(_), Some(_), pqc::Mode::Off) => clash(
-                "NF_PUBLIC_CERT makes the public port speak TLS, and PQC_MODE=off says it shall not: unset one of them",
-            ),
+            (Some(_), Some(_), pqc::Mode::Off) => {
+                clash("NF_PUBLIC_CERT makes the public port speak TLS, and PQC_MODE=off forbids it: unset one of them")
+            }
             (Some(_), Some(_), _) | (None, None, _) => Ok(()),
             (Some(_), None, _) => clash("NF_PUBLIC_CERT needs its key: set NF_PUBLIC_KEY"),
             (None, Some(_), _) => clash("NF_PUBLIC_KEY needs its certificate: set NF_PUBLIC_CERT"),

@@ -210,7 +210,7 @@ fn known_keys(merged: &HashMap<String, config::Value>, path: &str) -> Result<(),
     match unknown.first() {
         None => Ok(()),
         Some(key) => {
-            let why = format!("{key} is no setting; nf config view lists them all");
+            let why = format!("{key} is not a setting; nf config view lists them all");
             Err(Error::File { path: path.to_owned(), why })
         }
     }

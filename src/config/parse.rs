@@ -103,10 +103,13 @@ pub fn address(text: &str) -> Result<Option<SocketAddr>, String> {
 }
 
 pub fn host(text: &str) -> Result<Option<String>, String> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
-    match text {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    // Programs want the bare address, URLs get the brackets (`nf_core::node::address`).
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    match bare {
         "" => Ok(None),
-        text if text.len() <= 255 && text.chars().all(fine) => Ok(Some(text.to_owned())),
+        bare if bare.parse::<std::net::Ipv6Addr>().is_ok() => Ok(Some(bare.to_owned())),
+        _ if text.len() <= 255 && text.chars().all(fine) => Ok(Some(text.to_owned())),
         _ => Err("a host name or address without port".into()),
     }
 }
@@ -362,7 +365,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(bad()),
     };
     match ms.map(Duration::from_millis) {
-        Some(time) if time.is_zero() => Err("more than nothing: a time such as 250ms".into()),
+        Some(time) if time.is_zero() => Err("longer than nothing, such as 250ms".into()),
         Some(time) if time <= LONGEST => Ok(time),
         _ => Err("at most 24h".into()),
     }

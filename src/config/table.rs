@@ -83,7 +83,7 @@ macro_rules! settings {
 
 settings! {
     scheduler_port: u16 = "8600", "SCHEDULER_PORT", parse::port,
-        "public port: REST, gRPC and dashboard on one port";
+        "public port: REST and gRPC";
     listen: Option<SocketAddr> = "", "NF_LISTEN", parse::address,
         "public address and port; wins over scheduler_port, which is on 127.0.0.1";
     peer_listen: Option<SocketAddr> = "", "NF_PEER_LISTEN", parse::address,
@@ -119,7 +119,7 @@ settings! {
     port_range: (u16, u16) = "31000-31999", "NF_PORT_RANGE", parse::ports,
         "ports that replicas on this node may be given";
     replica_users: Option<(u32, u32)> = "1900000000-1900000999", "NF_REPLICA_USERS", parse::users,
-        "user ids that nobody has: each replica runs as one of them where nf may; off: as nf's own user, which production wants said";
+        "unused user ids, one for each replica where nf may switch users; off: all run as nf's own user, which production has to ask for";
     gpu_nodes: parse::GpuNodes = "auto", "GPU_NODES", parse::gpu_nodes,
         "auto (ask the driver), or name[:device_type[:count[:sharing[:numa_nodes]]]], comma separated: nodes played in simulation; types that begin with TPU are TPUs";
     gpu_sharing: Option<Sharing> = "auto", "NF_GPU_SHARING", parse::gpu_sharing,
@@ -181,11 +181,11 @@ settings! {
     tls_dir: Option<PathBuf> = "", "NF_TLS_DIR", parse::path,
         "ca.pem, member.pem and member.key of this process; made in the data directory when it is alone";
     node_cert_life: Duration = "24h", "NF_NODE_CERT_LIFE", parse::duration,
-        "how long a certificate counts that a member gives a worker; it is renewed at two thirds";
+        "how long a worker's certificate is valid; it is renewed after two thirds of that";
     pqc_mode: pqc::Mode = "hybrid", "PQC_MODE", pqc::Mode::parse,
         "key exchange, the same on all members and workers: hybrid, classical, or off (plain text on one machine, in simulation)";
     pqc_strict: Option<bool> = "", "PQC_STRICT", parse::switch,
-        "hybrid key exchange is wanted of callers, stores, Vault and issuers, too, and both halves of every signature";
+        "require hybrid key exchange of callers, stores, Vault and issuers, too, and both halves of every signature";
     prom_url: Option<String> = "", "PROM_URL", parse::url,
         "Prometheus to read services' queue depth and latency from; what agents read from the replicas when not set";
     otlp_endpoint: Option<String> = "", "OTEL_EXPORTER_OTLP_ENDPOINT", parse::url,
@@ -215,7 +215,7 @@ settings! {
     lease: Duration = "45s", "NF_LEASE", parse::duration,
         "agent lease, from the sending of a beat";
     kill_budget: Duration = "5s", "NF_KILL_BUDGET", parse::duration,
-        "kept before the lease ends: the guard kills exclusive replicas then; they are told to stop so long before that";
+        "how long before a lease ends the guard kills exclusive replicas; they are told to stop as long before that";
     down_after: Duration = "60s", "NF_DOWN_AFTER", parse::duration,
         "silence after which a node is given up and its replicas start elsewhere";
     scale_every: Duration = "5s", "NF_SCALE_EVERY", parse::duration,
@@ -225,7 +225,7 @@ settings! {
     defrag_every: Option<Duration> = "", "NF_DEFRAG_EVERY", parse::span,
         "how often the leader moves the few replicas that win most idle GPU, such as 10m; never when not set";
     network_fault_percent: u32 = "50", "NF_NETWORK_FAULT_PERCENT", parse::percent,
-        "of a hundred nodes so many silent at once, and at least two, are a network fault: they are not given up yet";
+        "percentage of the nodes, and at least two, whose silence at once is taken for a network fault: they are not given up yet";
     network_fault_down_after: Duration = "10m", "NF_NETWORK_FAULT_DOWN_AFTER", parse::duration,
         "silence after which nodes are given up in a network fault, too; nf node down does it at once";
     stop_grace: Duration = "10s", "NF_STOP_GRACE", parse::duration,

@@ -49,7 +49,7 @@ fn a_value_that_cannot_be_parsed_names_its_variable_and_origin() {
     let error = load(&[], &[], Some("scheduler_port = 99999")).unwrap_err().to_string();
     assert!(error.contains("SCHEDULER_PORT (file ") && error.contains("nf.toml"), "{error}");
     let error = load(&[], &[], Some("sheduler_port = 1")).unwrap_err().to_string();
-    assert!(error.contains("sheduler_port is no setting"), "{error}");
+    assert!(error.contains("sheduler_port is not a setting"), "{error}");
     let error = load(&[], &[], Some("log = [1")).unwrap_err().to_string();
     assert!(error.contains("nf.toml"), "{error}");
 }

@@ -94,7 +94,8 @@ impl Look {
         let inputs = Some(Box::new(self.decision.inputs));
         let learned = Some(Box::new(scaler.learned(job.learned.as_deref())));
         let target = Target { replicas, why, inputs, seen: Some(self.current), learned };
-        self.acts().then(|| Intent::Scale { request: job.request.clone(), tenant: None, target })
+        let (request, tenant) = (job.request.clone(), Some(job.spec.tenant.clone()));
+        self.acts().then_some(Intent::Scale { request, tenant, target })
     }
 }
 

@@ -204,7 +204,7 @@ pub struct Record {
     pub at_ms: u64,
     pub actor: Actor,
     pub action: Action,
-    /// Kind and id, such as `job/01j8`.
+    /// Kind and id, such as `job/t1/01j8`.
     pub object: Arc<str>,
     /// P1 to P7, in this order.
     pub checks: [Check; 7],
@@ -417,6 +417,11 @@ impl Chain {
 
     pub fn head(&self) -> Hash {
         self.head
+    }
+
+    /// For tests of who finds it.
+    pub(crate) fn flip(&mut self) {
+        self.head.0[0] ^= 1;
     }
 
     pub fn root(&self) -> Hash {

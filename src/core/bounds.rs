@@ -10,6 +10,7 @@ use crate::node::{Cordon, Device, DeviceKind, MAX_NUMA_NODES, NodeSpec};
 use crate::placement::Chosen;
 use crate::placement::policy::MOST_WEIGHT;
 use crate::plan::Intent;
+use crate::prefetch;
 use crate::reason::Refusal;
 use crate::resources::{Gpus, MAX_BYTES, MAX_DEVICES};
 use crate::sharing::Sharing;
@@ -93,11 +94,11 @@ pub fn check(intent: &Intent) -> Result<(), Refusal> {
                 _ => check(intent),
             }
         }
+        Intent::RaiseLevel { members, .. } => list("members", members.len(), MAX_LIST),
         Intent::Reports { reports, .. } => list("reports", reports.len(), MAX_LIST),
         Intent::Cordon { cordon: None, .. }
         | Intent::CordonIf { cordon: None, .. }
         | Intent::SetQuotaIf { .. }
-        | Intent::RaiseLevel { .. }
         | Intent::CreateTenant { .. }
         | Intent::DeleteTenant { .. }
         | Intent::SetQuota { .. }
@@ -177,6 +178,7 @@ fn job(spec: &JobSpec) -> Result<(), Refusal> {
         }
     }
     guarded(spec)?;
+    prefetch::judge(spec)?;
     disruption(spec)?;
     topology(spec.constraints.topology)?;
     if spec.replicas == 0 || spec.replicas > MAX_REPLICAS {
@@ -313,6 +315,7 @@ fn reachable(host: &str) -> Result<(), Refusal> {
 mod tests {
     use super::*;
     use crate::id::{DeviceType, Label};
+    use crate::node::PortRange;
     use crate::testing;
 
     fn field(intent: &Intent) -> Option<String> {
@@ -338,17 +341,31 @@ mod tests {
         for somewhere in ["10.0.0.7", "node-1.example", "127.0.0.1", "[2001:db8::7]"] {
             assert_eq!(refused(&|s| s.host = somewhere.into()), None, "{somewhere}");
         }
-        assert_eq!(
-            refused(&|s| s.ports = Some(crate::node::PortRange { first: 80, last: 80 })).as_deref(),
-            Some("ports")
-        );
+        let ports = |first, last| refused(&|s| s.ports = Some(PortRange { first, last }));
+        for (first, last) in [(80, 80), (1023, 40_000), (31_001, 31_000), (u16::MAX, 0)] {
+            assert_eq!(ports(first, last).as_deref(), Some("ports"), "{first}-{last}");
+        }
+        assert_eq!((ports(1024, 1024), ports(31_000, u16::MAX)), (None, None));
         assert_eq!(refused(&|s| s.devices[3].uuid = "u".repeat(200).into()).as_deref(), Some("devices.uuid"));
         let labels = |s: &mut NodeSpec| s.labels = (0..300).map(|i| (label(i), label(i))).collect();
         assert_eq!(refused(&labels).as_deref(), Some("labels"));
-        refused(&|s| s.devices[0].numa = Some(MAX_NUMA_NODES));
+        assert_eq!(refused(&|s| s.devices[0].numa = Some(MAX_NUMA_NODES)).as_deref(), Some("devices.numa"));
+        assert_eq!(refused(&|s| s.devices[0].numa = Some(MAX_NUMA_NODES - 1)), None);
         let prices = |s: &mut NodeSpec| s.cost_per_hour = (0..300).map(|i| (kind(i), 1)).collect();
         assert_eq!(refused(&prices).as_deref(), Some("cost_per_hour"));
-        assert_eq!(refused(&|s| s.disk = MAX_BYTES + 1).as_deref(), Some("capacity"));
+        // Up to 2^63 MiB, which no number of bytes has room for.
+        for much in [MAX_BYTES + 1, 1 << 63, u64::MAX] {
+            let fields: [fn(&mut NodeSpec, u64); 4] = [
+                |s, much| s.cpu_milli = much,
+                |s, much| s.memory = much,
+                |s, much| s.disk = much,
+                |s, much| s.devices[7].memory = much,
+            ];
+            for (no, set) in fields.into_iter().enumerate() {
+                assert_eq!(refused(&|s| set(s, much)).as_deref(), Some("capacity"), "{no}: {much}");
+                assert_eq!(refused(&|s| set(s, MAX_BYTES)), None, "{no}");
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@
 use crate::command::Placement;
 use crate::disruption::Notice;
 use crate::id::{Generation, JobNo, NodeNo, RequestId, TenantId};
-use crate::job::{Job, JobSpec, Phase, Replica, Restart};
+use crate::job::{Allocation, Job, JobSpec, Phase, Replica, Restart};
 use crate::quota::tree::Standing;
 use crate::reason::Reason;
 use crate::state::State;
@@ -104,6 +104,15 @@ pub fn cost(now_ms: u64, job: &Job, alloc_at_ms: u64) -> u64 {
     1000 + urgency + minutes + for_good
 }
 
+/// The victim's job and the place that it still holds. Also on a scratch copy on which places were given back.
+pub(crate) fn held<'a>(state: &'a State, victim: &Victim) -> Option<(&'a Job, &'a Allocation)> {
+    let job = state.job(victim.job)?;
+    let replica = job.replicas.get(usize::from(victim.replica)).filter(|r| r.generation == victim.generation)?;
+    let alloc = replica.allocation()?;
+    let booked = state.ledger().node(alloc.node)?.replicas.contains(&(victim.job, victim.replica));
+    booked.then_some((&**job, alloc))
+}
+
 /// Whether the victim still holds its place.
 pub fn holds(state: &State, victim: &Victim) -> bool {
     let replica = state.job(victim.job).and_then(|job| job.replicas.get(usize::from(victim.replica)));
@@ -143,3 +152,6 @@ pub(crate) fn without(state: &State, gone: &[Victim]) -> State {
     }
     scratch
 }
+
+#[cfg(test)]
+mod tests;

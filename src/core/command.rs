@@ -151,8 +151,11 @@ pub enum Command {
         default_gpu_milli: u64,
     },
     Member(Member),
+    /// Commands and meanings of that feature level may be used from now on.
     RaiseLevel {
         to: u32,
+        /// Who is in the group: those that left and can't run it don't hold it back.
+        members: Vec<MemberId>,
     },
     Register {
         name: NodeName,

@@ -102,7 +102,7 @@ pub fn step(state: &State, seen: &mut Observations, timeouts: &Timeouts, now: No
         seen.moved_wall_ms = now.wall_ms;
         out.push(Intent::Moves);
     }
-    if rollouts_are_due(state, seen, now) {
+    if rollouts_are_due(state, seen, timeouts, now) {
         (seen.rolled_room, seen.rolled_at_ms) = (Some(state.room()), now_ms);
         out.push(Intent::Rollouts);
     }
@@ -123,7 +123,7 @@ fn overdue(state: &State, now: u64) -> Vec<Intent> {
     let limited = state.limited.iter().filter_map(|no| state.job(*no));
     let stop = |job: &std::sync::Arc<crate::job::Job>| Intent::Stop {
         request: job.request.clone(),
-        tenant: None,
+        tenant: Some(job.spec.tenant.clone()),
         why: Reason::MaxRunTime,
     };
     limited.filter(over).map(stop).collect()
@@ -144,7 +144,11 @@ fn moves_are_due(state: &State, seen: &Observations, now: Now) -> bool {
     over || late || seen.moved_room != Some(state.room())
 }
 
-fn rollouts_are_due(state: &State, seen: &Observations, now: Now) -> bool {
+/// Copies may have come up while nobody listened: agents say so before it is judged which are late.
+fn rollouts_are_due(state: &State, seen: &Observations, timeouts: &Timeouts, now: Now) -> bool {
+    if seen.beats.listened_ms(now.mono_ms) < timeouts.suspect_ms {
+        return false;
+    }
     let late = now.mono_ms.saturating_sub(seen.rolled_at_ms) >= MOVES_MS;
     state.rollouts().next().is_some() && (late || seen.rolled_room != Some(state.room()))
 }

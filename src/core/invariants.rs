@@ -13,7 +13,7 @@ use crate::mig::{self, Shape, Slice};
 use crate::quota::tree;
 use crate::resources::{Gpus, WHOLE};
 use crate::sharing::{Kept, Sharing};
-use crate::state::{State, request_key};
+use crate::state::{RequestKey, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ fn overlap(slices: &[Slice]) -> bool {
 /// Each job is known by its request, holds what it asks for, and lives.
 fn jobs(state: &State, bad: &mut impl FnMut(String)) {
     for job in state.jobs().values() {
-        if state.requests.get(&request_key(&job.request)).is_none_or(|r| r.job != job.no) {
+        if state.requests.get(&RequestKey::new(job.tenant, &job.request)).is_none_or(|r| r.job != job.no) {
             bad(format!("{} is not the job of its request {}", job.no, job.request));
         }
         // While a rollout is open there are two revisions, otherwise one.
@@ -248,7 +248,7 @@ fn quotas(state: &State, bad: &mut impl FnMut(String)) {
 fn meters(state: &State, bad: &mut impl FnMut(String)) {
     let mut rates: BTreeMap<TenantNo, Rates> = BTreeMap::new();
     for job in state.jobs().values() {
-        let of = Rates::of(state, &job.spec, &job.replicas);
+        let of = Rates::of(state, &job.spec, &job.replicas, job.ran);
         for tenant in state.tenant(job.tenant).into_iter().flat_map(|tenant| tree::path(state, tenant)) {
             let sum = rates.entry(tenant.no).or_default();
             *sum = sum.changed(&Rates::default(), &of);
@@ -287,7 +287,9 @@ fn derived(state: &State, bad: &mut impl FnMut(String)) {
         ("children", fresh.children == state.children),
         ("limits by type", fresh.typed == state.typed),
         ("holding", fresh.holding == state.holding),
+        ("torn gangs", fresh.torn == state.torn),
         ("claims", fresh.claims == state.claims),
+        ("what is claimed", fresh.claimed == state.claimed),
         ("yielding", fresh.yielding == state.yielding),
         ("limited", fresh.limited == state.limited),
         ("services", fresh.services == state.services),
@@ -312,6 +314,7 @@ fn rebuild(state: &State) -> State {
     }
     state.requests.iter().for_each(|(key, request)| fresh.put_request(*key, request.clone()));
     state.jobs().values().for_each(|job| fresh.load_job((**job).clone()));
+    fresh.sum_claims();
     fresh.reclass_all();
     fresh
 }

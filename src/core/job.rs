@@ -95,6 +95,8 @@ pub enum Runtime {
     Process,
     /// A container of the node's engine.
     Docker,
+    /// None: the model's files are brought to the node, verified, and kept in its cache as long as the job lasts.
+    Prefetch,
 }
 
 impl Runtime {
@@ -103,6 +105,7 @@ impl Runtime {
             Runtime::Simulated => "simulated",
             Runtime::Process => "process",
             Runtime::Docker => "docker",
+            Runtime::Prefetch => "prefetch",
         }
     }
 }
@@ -184,6 +187,7 @@ pub struct Allocation {
     /// Sorted by device.
     pub shares: Vec<Share>,
     pub port: Option<u16>,
+    /// Log time at which it was given; where it was first held until the copy before was gone, at which that was.
     pub at_ms: u64,
 }
 

@@ -97,6 +97,11 @@ impl Beats {
         self.grace_from_ms = now_ms;
     }
 
+    /// How long the leader has listened without standing still.
+    pub fn listened_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.grace_from_ms)
+    }
+
     pub fn heard(&mut self, node: NodeNo, now_ms: u64) {
         let before = self.last.insert(node, now_ms);
         let gap = before.is_some_and(|at| now_ms.saturating_sub(at) > self.gap_ms && at >= self.grace_from_ms);

@@ -8,12 +8,14 @@ use crate::claim;
 use crate::command::Command;
 use crate::disruption::{self, Notice};
 use crate::fault::Quarantine;
-use crate::id::{JobNo, NodeName, NodeNo, RequestId, Revision};
-use crate::job::{Copy, Job, Movable, Move, Phase, Replica};
+use crate::id::{JobNo, NodeName, NodeNo, RequestId, Revision, TenantId};
+use crate::job::{Copy, Job, JobSpec, Movable, Move, Phase, Replica};
 use crate::node::{Cordon, DrainState, Node};
-use crate::placement::{self, Limits, Pick, explain, place, place_one};
+use crate::placement::{self, Limits, Pick, explain, filter, place, place_one};
 use crate::quota;
 use crate::reason::{Blocker, Reason};
+use crate::resources::Resources;
+use crate::sharing::Ask;
 use crate::state::State;
 use crate::trust;
 use std::collections::BTreeMap;
@@ -192,7 +194,9 @@ fn step(state: &State, node: &Node, (job, no): (&Job, u16), cause: Cause, taken:
 fn next(state: &State, node: &Node, job: &Job, no: u16, cause: Cause) -> Step {
     let Some(replica) = job.replicas.get(usize::from(no)) else { return Step::UnderWay };
     let Some((_, _, Copy::Own(Phase::Held { .. }))) = replica.copy_on(node.no) else { return Step::UnderWay };
-    if matches!(cause, Cause::Drain { now: true, .. } | Cause::Fault { serves: false }) {
+    // Files that wait on a node are nothing to wait for.
+    let kept_for_nobody = job.spec.is_prefetch();
+    if kept_for_nobody || matches!(cause, Cause::Drain { now: true, .. } | Cause::Fault { serves: false }) {
         return Step::Evict;
     }
     match &replica.moving {
@@ -210,18 +214,35 @@ fn next(state: &State, node: &Node, job: &Job, no: u16, cause: Cause) -> Step {
 }
 
 /// Another place for the replica on the node itself. Only while nobody else could take it: no
-/// other waits, or is about to.
+/// other waits for such a place, or is about to.
 fn room_beside(state: &State, node: NodeNo, job: &Job, no: u16) -> Option<Pick> {
     let stops =
         |(_, _, r): (_, _, &Replica)| matches!(r.copy_on(node), Some((_, _, Copy::Own(Phase::Stopping { .. }))));
     if job.spec.movable() == Movable::Never
         || trust::withheld(state, job).is_some()
-        || state.has_waiters()
+        || is_awaited(state, node)
         || state.replicas_on(node).any(stops)
     {
         return None;
     }
     place_one(state, job.spec_for(no), &Limits::default()).filter(|pick| pick.alloc.node == node)
+}
+
+/// Whether somebody waits who could take what becomes free on that node. Who is bound to another node can't, nor who needs
+/// other hardware, and who asks for nothing but files takes nothing away.
+fn is_awaited(state: &State, node: NodeNo) -> bool {
+    let (Some(class), Some(row)) = (state.capacity().class(node), state.node(node)) else { return false };
+    let could = |spec: &JobSpec| {
+        let bound = spec.constraints.node.as_ref();
+        spec.resources != Resources::default()
+            && bound.is_none_or(|name| *name == row.name)
+            && filter::may_ever_run(&class.flavor, &Ask::of(state, spec))
+    };
+    let waits = |job: &Job| {
+        let replicas = job.replicas.iter().enumerate().filter(|(_, replica)| replica.is_waiting());
+        job.by_version(replicas.map(|(no, _)| no as u16)).into_iter().any(|(spec, _)| could(spec))
+    };
+    state.waiting.iter().any(|(.., no)| state.job(*no).is_some_and(|job| waits(job)))
 }
 
 /// A place for a second copy, which runs `to`, on none of the nodes `held`, inside the tenant's quota.
@@ -251,6 +272,7 @@ pub(crate) fn place_for(state: &State, mut held: Vec<NodeNo>, job: &Job, no: u16
 /// What a drain would do, or is doing, about one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outlook {
+    pub tenant: TenantId,
     pub request: RequestId,
     pub replica: u16,
     /// Where its replacement is, or would be.
@@ -278,6 +300,7 @@ pub fn outlook(state: &State, node: NodeNo) -> Vec<Outlook> {
         let swap = job.spec.movable() == Movable::Swap;
         let told = replica.copy_on(node).and_then(|(generation, ..)| replica.notice_of(generation));
         let blank = Outlook {
+            tenant: job.spec.tenant.clone(),
             request: job.request.clone(),
             replica: no,
             to: None,
@@ -339,7 +362,11 @@ fn blockers(state: &State, job: &Job) -> Vec<Blocker> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RequestId;
+    use crate::command::DeviceFault;
+    use crate::fault::Fault;
+    use crate::id::DeviceType;
+    use crate::job::Runtime;
+    use crate::plan::Intent;
     use crate::resources::Gpus;
     use crate::testing::{job_spec, node_spec, register, run, schedule};
 
@@ -353,5 +380,63 @@ mod tests {
         // Found by seed 20169: it overflowed where the node was all of its class.
         assert!(place_for(&state, vec![NodeNo(1), NodeNo(1)], &job, 0, revision).is_none());
         assert!(place_for(&state, Vec::new(), &job, 0, revision).is_some());
+    }
+
+    /// Two GPUs of which one wears out under a job, beside a cordoned node.
+    fn worn() -> State {
+        let mut state = State::new();
+        run(&mut state, register("n1", node_spec(2)));
+        let mut spec = job_spec("t1", Gpus::Whole(1));
+        spec.resources.cpu_milli = 1_000;
+        run(&mut state, schedule("r1", spec));
+        run(&mut state, register("n2", node_spec(1)));
+        let cordon = Cordon { by: "ops".into(), reason: "fans".into(), at_ms: 0, drain: None };
+        run(&mut state, Intent::Cordon { node: name("n2"), cordon: Some(cordon) });
+        let node = state.node(NodeNo(1)).unwrap();
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        let held = job.replicas[0].allocation().unwrap().shares[0].device;
+        let uuid = node.spec.devices[usize::from(held)].uuid.clone();
+        let faults = vec![DeviceFault { uuid, fault: Fault::Xid(94), simulated: true }];
+        run(&mut state, Intent::Faults { node: name("n1"), incarnation: None, faults });
+        state
+    }
+
+    fn name(node: &str) -> NodeName {
+        NodeName::new(node).unwrap()
+    }
+
+    fn starts_on_the_sound_one(mut state: State) -> bool {
+        assert!(state.job_of(&RequestId::new("waits").unwrap()).is_none_or(|job| job.replicas[0].is_waiting()));
+        run(&mut state, Intent::Moves);
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        matches!(job.replicas[0].phase, Phase::Stopping { .. })
+    }
+
+    #[test]
+    fn only_who_could_take_the_room_beside_keeps_a_replica_on_its_worn_device() {
+        assert!(starts_on_the_sound_one(worn()), "nobody waits");
+        let beside = |change: &dyn Fn(&mut JobSpec)| {
+            let (mut state, mut spec) = (worn(), job_spec("t2", Gpus::Whole(2)));
+            change(&mut spec);
+            run(&mut state, schedule("waits", spec));
+            starts_on_the_sound_one(state)
+        };
+        assert!(!beside(&|_| {}), "it waits for both");
+        assert!(!beside(&|spec| spec.constraints.node = Some(name("n1"))));
+        assert!(
+            !beside(&|spec| {
+                (spec.resources.gpu, spec.resources.cpu_milli) = (Gpus::None, node_spec(2).cpu_milli);
+            }),
+            "what it has is more than a device"
+        );
+        assert!(beside(&|spec| spec.constraints.node = Some(name("n2"))), "it waits for another node");
+        assert!(beside(&|spec| spec.resources.device_types = vec![DeviceType::new("H200").unwrap()]));
+        assert!(
+            beside(&|spec| {
+                (spec.runtime, spec.resources, spec.manifest) = (Runtime::Prefetch, Default::default(), Some([7; 32]));
+                spec.constraints.node = Some(name("n2"));
+            }),
+            "files for a node that takes no work"
+        );
     }
 }

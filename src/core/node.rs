@@ -94,6 +94,14 @@ impl NodeSpec {
     }
 }
 
+/// `host:port`, as in a URL: an IPv6 address gets the brackets that it lacks.
+pub fn address(host: &str, port: u16) -> String {
+    match host.contains(':') && !host.starts_with('[') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
 /// Who runs the node's agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum NodeKind {
@@ -201,6 +209,11 @@ impl Node {
     /// New replicas may be placed here.
     pub fn takes_work(&self) -> bool {
         self.state == NodeState::Ready && self.cordon.is_none()
+    }
+
+    /// The same, or its beats are only late: most such nodes are heard of again in a moment.
+    pub fn may_take_work(&self) -> bool {
+        matches!(self.state, NodeState::Ready | NodeState::Suspect) && self.cordon.is_none()
     }
 
     /// Whether new work may use the device.

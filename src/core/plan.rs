@@ -10,12 +10,12 @@ use crate::command::{Answer, Command, DeviceFault, Member, Mode, Note, Report, S
 use crate::consent::{self, Consent};
 use crate::defrag;
 use crate::fault::{Rule, rule};
-use crate::id::{Digest16, Incarnation, NodeName, NodeNo, RequestId, Revision, TenantId};
+use crate::id::{Digest16, Incarnation, MemberId, NodeName, NodeNo, RequestId, Revision, TenantId};
 use crate::job::{Job, JobSpec};
 use crate::join::{self, Shown};
 use crate::moves;
 use crate::node::{Cordon, NodeKind, NodeSpec, NodeState, PortRange};
-use crate::placement::{Chosen, Why, queue};
+use crate::placement::{Chosen, Why, pass};
 use crate::quarantine::Release;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::{self, Next, Strategy, Turn};
@@ -52,8 +52,11 @@ pub enum Intent {
         default_gpu_milli: u64,
     },
     Member(Member),
+    /// Commands and meanings of that feature level may be used from now on.
     RaiseLevel {
         to: u32,
+        /// Who is in the group: those that left and can't run it don't hold it back.
+        members: Vec<MemberId>,
     },
     Register {
         name: NodeName,
@@ -81,7 +84,7 @@ pub enum Intent {
         queueing: Queueing,
         check_plan: Option<Digest16>,
     },
-    /// `tenant` limits whose job it may be.
+    /// `tenant`: whose job it is. None: the only one of that name; refused where several tenants have one.
     Stop {
         request: RequestId,
         tenant: Option<TenantId>,
@@ -94,7 +97,7 @@ pub enum Intent {
     },
     /// One pass over the queue.
     PlaceWaiting,
-    /// Another number of replicas for a service; `tenant` limits whose it may be.
+    /// Another number of replicas for a service; `tenant` as of a stop.
     Scale {
         request: RequestId,
         tenant: Option<TenantId>,
@@ -102,6 +105,7 @@ pub enum Intent {
     },
     /// A request has come for a service that may be asleep.
     Wake {
+        tenant: TenantId,
         request: RequestId,
     },
     /// Only if the quota is still the one that the caller has seen ([`crate::etag::quota`]).
@@ -174,7 +178,7 @@ pub enum Intent {
     },
     /// Nothing but the time: what ends by itself ends when an entry says how late it is.
     Tick,
-    /// A job goes to another version of its model, or back to the one before (`rollback`).
+    /// A job goes to another version of its model, or back to the one before (`rollback`); `tenant` as of a stop.
     StartRollout {
         request: RequestId,
         tenant: Option<TenantId>,
@@ -326,7 +330,7 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             }
             Planned::one(Command::Member(member.clone()))
         }
-        Intent::RaiseLevel { to } => Planned::one(Command::RaiseLevel { to: *to }),
+        Intent::RaiseLevel { to, members } => Planned::one(Command::RaiseLevel { to: *to, members: members.clone() }),
         Intent::Register { name, kind, incarnation, spec } => {
             ports_of_its_own(state, name, *kind, spec)?;
             let (name, kind, incarnation, spec) = (name.clone(), *kind, *incarnation, spec.clone());
@@ -358,8 +362,8 @@ pub fn plan(state: &State, intent: &Intent) -> Result<Planned, Refusal> {
             Planned::one(Command::Reports { node, incarnation: *incarnation, reports: reports.clone() })
         }
         Intent::Scale { request, tenant, target } => scale(state, request, tenant.as_ref(), target),
-        Intent::Wake { request } => Ok(wake(state, request)),
-        Intent::PlaceWaiting => Ok(Planned { commands: queue::pass(state, PASS), why: Vec::new() }),
+        Intent::Wake { tenant, request } => Ok(wake(state, tenant, request)),
+        Intent::PlaceWaiting => Ok(Planned { commands: pass::pass(state, PASS), why: Vec::new() }),
         Intent::GiveUp { node } => give_up(state, node),
         Intent::Faults { node, incarnation, faults } => seen_faults(state, node, *incarnation, faults),
         Intent::Heal { node, uuid, by } => {
@@ -525,17 +529,25 @@ fn ports_of_its_own(state: &State, name: &NodeName, kind: NodeKind, spec: &NodeS
 }
 
 fn stop(state: &State, request: &RequestId, tenant: Option<&TenantId>, why: Reason) -> Result<Planned, Refusal> {
-    let job = state.job_of(request).filter(|job| tenant.is_none_or(|t| *t == job.spec.tenant));
-    let missing =
-        || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
-    Planned::one(Command::Stop { job: job.ok_or_else(missing)?.no, why })
+    Planned::one(Command::Stop { job: found(state, request, tenant)?.no, why })
+}
+
+/// The job that is meant, stopped or not.
+fn found<'a>(state: &'a State, request: &RequestId, tenant: Option<&TenantId>) -> Result<&'a Arc<Job>, Refusal> {
+    state.find_job(tenant, request)?.ok_or_else(|| no_live(request))
+}
+
+/// The job that is meant, if nobody has stopped it.
+fn live<'a>(state: &'a State, request: &RequestId, tenant: Option<&TenantId>) -> Result<&'a Arc<Job>, Refusal> {
+    Some(found(state, request, tenant)?).filter(|job| !job.stopped).ok_or_else(|| no_live(request))
+}
+
+fn no_live(request: &RequestId) -> Refusal {
+    Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"))
 }
 
 fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: &Target) -> Result<Planned, Refusal> {
-    let job = state.job_of(request).filter(|job| !job.stopped && tenant.is_none_or(|t| *t == job.spec.tenant));
-    let missing =
-        || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
-    let job = job.ok_or_else(missing)?;
+    let job = live(state, request, tenant)?;
     let fixed = || {
         let detail = format!("job {request} has a fixed number of replicas; schedule it with scaling to change it");
         Refusal::field(Reason::Conflict, "request_id", detail)
@@ -553,10 +565,10 @@ fn scale(state: &State, request: &RequestId, tenant: Option<&TenantId>, target: 
 }
 
 /// One replica for a service that has none; nothing for everybody else.
-fn wake(state: &State, request: &RequestId) -> Planned {
+fn wake(state: &State, tenant: &TenantId, request: &RequestId) -> Planned {
     let asleep = |job: &&Arc<Job>| !job.stopped && job.spec.scaling.is_some() && job.desired() == 0;
     let target = Target { replicas: 1, why: autoscaler::Why::WakeFromZero, inputs: None, seen: Some(0), learned: None };
-    let commands = state.job_of(request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
+    let commands = state.job_named(tenant, request).filter(asleep).map(|job| Command::Scale { job: job.no, target });
     Planned { commands: commands.into_iter().collect(), why: Vec::new() }
 }
 

@@ -292,7 +292,7 @@ fn replies(entry: Entry, answers: &[Result<Answer, Refusal>], after: &State, ind
         let result = fold(own);
         let job = match (&result, call.intent.bare()) {
             (Ok(Answer::Job { no, .. }), _) => after.job(*no),
-            (Ok(_), Intent::Stop { request, .. }) => after.job_of(request),
+            (Ok(_), Intent::Stop { request, tenant, .. }) => after.find_job(tenant.as_ref(), request).ok().flatten(),
             _ => None,
         };
         let job = job.map(|job| Box::new(view::job(after, job)));

@@ -1,10 +1,10 @@
 //! Quotas: what a tenant may hold, and what stands in the way of a request. The
 //! same arithmetic serves apply (which refuses) and explanations (which tell).
 
+pub(crate) mod claimed;
 pub mod tree;
 pub mod types;
 
-use crate::claim;
 use crate::id::{DeviceType, TenantNo};
 use crate::job::JobSpec;
 use crate::ledger::TenantUse;
@@ -68,8 +68,8 @@ fn plain(n: u64) -> String {
 }
 
 /// The tenant's quota, if it exists.
-pub fn quota(state: &State, tenant: TenantNo) -> Quota {
-    state.tenant(tenant).map(|t| t.quota.clone()).unwrap_or_default()
+pub fn quota(state: &State, tenant: TenantNo) -> Option<&Quota> {
+    state.tenant(tenant).map(|t| &t.quota)
 }
 
 /// The tenant's nominal GPUs in thousandths; the group's default when it has none of its own.
@@ -84,7 +84,9 @@ pub fn dominant_share(state: &State, tenant: TenantNo) -> u64 {
         limit.map_or(0, |limit| (u128::from(used) * 1_000_000 / u128::from(limit.max(1))).min(u64::MAX.into()) as u64)
     };
     let gpu = of(used.gpu_milli, Some(gpu_limit(state, tenant)));
-    let rest = [of(used.cpu_milli, quota.cpu_milli), of(used.memory, quota.memory), of(used.tpu, quota.tpu)];
+    let rest = quota.map_or([0; 3], |quota| {
+        [of(used.cpu_milli, quota.cpu_milli), of(used.memory, quota.memory), of(used.tpu, quota.tpu)]
+    });
     rest.into_iter().fold(gpu, u64::max).max(types::dominant(state, tenant))
 }
 
@@ -108,41 +110,35 @@ pub fn waiting_limit(quota: &Quota) -> u32 {
     quota.waiting.unwrap_or(DEFAULT_WAITING)
 }
 
-/// What the tenant holds, and what its open claims will.
+/// The most that the tenant holds until its open claims are met: the places of those come when their victims are gone.
 pub fn used(state: &State, tenant: TenantNo) -> TenantUse {
-    let mut used = state.ledger().tenant(tenant);
-    for (job, claim) in claim::open(state).filter(|(job, _)| job.tenant == tenant) {
-        let (ask, times) = (&job.spec.resources, claim.placements.len() as u64);
-        used.gpu_milli += ask.gpu.milli() * times;
-        used.tpu += u64::from(ask.tpu) * times;
-        used.cpu_milli += ask.cpu_milli * times;
-        used.memory += ask.memory * times;
-    }
-    used
+    let held = state.ledger().tenant(tenant);
+    state.claimed.get(&tenant).map_or(held, |claimed| claimed.at_most(held))
 }
 
-fn lines(quota: &Quota, gpu: Option<u64>, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
+/// Of a tenant that has no quota, nothing but its GPUs is limited.
+fn lines(quota: Option<&Quota>, gpu: Option<u64>, used: TenantUse, ask: &Resources, times: u64) -> [Line; 4] {
     [
         Line { what: "GPUs", used: used.gpu_milli, ask: ask.gpu.milli().checked_mul(times), limit: gpu, unit: milli },
         Line {
             what: "TPUs",
             used: used.tpu,
             ask: u64::from(ask.tpu).checked_mul(times),
-            limit: quota.tpu,
+            limit: quota.and_then(|quota| quota.tpu),
             unit: plain,
         },
         Line {
             what: "CPUs",
             used: used.cpu_milli,
             ask: ask.cpu_milli.checked_mul(times),
-            limit: quota.cpu_milli,
+            limit: quota.and_then(|quota| quota.cpu_milli),
             unit: milli,
         },
         Line {
             what: "bytes of memory",
             used: used.memory,
             ask: ask.memory.checked_mul(times),
-            limit: quota.memory,
+            limit: quota.and_then(|quota| quota.memory),
             unit: plain,
         },
     ]
@@ -165,9 +161,9 @@ pub fn allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u
 
 /// Whether they stay inside the tenant's own limits, whatever those above it say.
 fn own_allows(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> bool {
-    let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
+    let quota = tenant.and_then(|no| quota(state, no));
     let used = tenant.map(|no| used(state, no)).unwrap_or_default();
-    !lines(&quota, flat_gpu(state, tenant), used, ask, times).iter().any(Line::is_over)
+    !lines(quota, flat_gpu(state, tenant), used, ask, times).iter().any(Line::is_over)
 }
 
 /// What trees of tenants have room for, each summed up once, for those who ask about many jobs: what is taken meanwhile
@@ -205,7 +201,7 @@ impl Rooms {
 /// them. None where that is not a matter of giving back.
 pub fn lacks(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u64) -> Option<(Lack, u64)> {
     let (quota, used) = (quota(state, tenant?), used(state, tenant?));
-    let lines = lines(&quota, flat_gpu(state, tenant), used, ask, times);
+    let lines = lines(quota, flat_gpu(state, tenant), used, ask, times);
     let over = Lack::ALL.into_iter().zip(lines).filter(|(_, line)| line.is_over());
     let short = |(of, line): (Lack, Line)| Some((of, line.used.checked_add(line.ask?)?.checked_sub(line.limit?)?));
     over.filter_map(short).find(|(_, short)| *short > 0)
@@ -215,7 +211,7 @@ pub fn lacks(state: &State, tenant: Option<TenantNo>, ask: &Resources, times: u6
 /// they can never be within.
 pub(crate) fn waits_for(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) -> Option<TenantNo> {
     let (own, ask) = (tenant?, &spec.resources);
-    let lines = lines(&quota(state, own), flat_gpu(state, tenant), used(state, own), ask, times);
+    let lines = lines(quota(state, own), flat_gpu(state, tenant), used(state, own), ask, times);
     let is_never = |line: &Line| {
         let uncounted = line.ask.is_none_or(|ask| line.used.checked_add(ask).is_none());
         uncounted || line.ask.zip(line.limit).is_some_and(|(ask, limit)| ask > limit)
@@ -235,11 +231,11 @@ pub(crate) fn waits_for(state: &State, tenant: Option<TenantNo>, spec: &JobSpec,
 
 /// What the quota has against `waiting` replicas of the job: nothing, or one blocker for each limit.
 pub fn blockers(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiting: u64) -> Vec<Blocker> {
-    let quota = tenant.map(|no| quota(state, no)).unwrap_or_default();
+    let quota = tenant.and_then(|no| quota(state, no));
     let used = tenant.map(|no| used(state, no)).unwrap_or_default();
     let times = if spec.gang { waiting } else { 1 };
     let mut out = Vec::new();
-    for line in lines(&quota, flat_gpu(state, tenant), used, &spec.resources, times) {
+    for line in lines(quota, flat_gpu(state, tenant), used, &spec.resources, times) {
         if !line.is_over() {
             continue;
         }
@@ -298,10 +294,10 @@ pub fn shut_types(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, waiti
 /// still let through: not whose it is, how large, or what others hold of it.
 fn of_tree(spec: &JobSpec, times: u64, what: &str, over: &tree::Over) -> Blocker {
     let (ask, tenant) = (milli(spec.resources.gpu.milli().saturating_mul(times)), &spec.tenant);
-    let limit = milli(over.limit);
+    let (limit, most) = (milli(over.limit), milli(over.most));
     let detail = match (over.tenant == *tenant, over.never) {
         (true, true) => format!(
-            "asks for {ask} {what}, tenant {tenant} may hold {limit} in all, so it can never run; ask for less or raise the quota (nf quota set)"
+            "asks for {ask} {what}, tenant {tenant} may hold {most} in all, so it can never run; ask for less or raise the quota (nf quota set)"
         ),
         (true, false) => format!(
             "asks for {ask} {what}, tenant {tenant} holds or keeps {} of {limit}, with what it may borrow; runs when some of that is released, or is its own and given back",

@@ -10,12 +10,12 @@ use crate::command::Member;
 use crate::consent::{self, Consent};
 use crate::event::Event;
 use crate::floor::Floor;
-use crate::id::{Digest16, RequestId, TenantNo};
+use crate::id::{Digest16, RequestId, TenantId, TenantNo};
 use crate::job::{Job, Phase, Replica};
 use crate::join::JoinToken;
 use crate::node::Node;
 use crate::quarantine::Quarantine;
-use crate::state::{Before, Changes, Meta, Request, RowKey, State};
+use crate::state::{Before, Changes, Meta, Request, RequestKey, RowKey, State, name_key};
 use crate::tenant::Tenant;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,7 +33,7 @@ pub enum Table {
     Member = 6,
     /// Finished jobs, by the order in which they finished. Not in memory, not hashed.
     History = 7,
-    /// Request → position in the history.
+    /// A request's name and its tenant's → position in the history. See [`history_key`].
     HistoryOf = 8,
     /// Events by sequence number. Not in memory, not hashed.
     Event = 9,
@@ -117,6 +117,12 @@ pub struct RowChange {
 pub enum Error {
     #[error("table {table:?}: {source}")]
     Row { table: Table, source: codec::Error },
+    #[error(
+        "table {table:?} has rows of format {version}, from a build before the first release; this one reads format \
+         {VERSION} alone: remove this member and let it join anew with an empty data directory (a group all of whose \
+         members have old rows is made anew)"
+    )]
+    Older { table: Table, version: u8 },
     #[error("table {table:?}: key of {length} bytes")]
     Key { table: Table, length: usize },
     #[error("job {job} holds node {node}, which is not stored")]
@@ -125,8 +131,8 @@ pub enum Error {
     Hash,
 }
 
-/// Row format version, the first byte of each value.
-const VERSION: u8 = 1;
+/// Row format version, the first byte of each value. 2: requests are their tenant's (ADR 93).
+const VERSION: u8 = 2;
 /// Finished jobs that are kept; older ones are deleted, and answered 404, on every member alike.
 pub const HISTORY_KEPT: u64 = 1_000_000;
 /// Events that are kept.
@@ -141,6 +147,7 @@ fn read<T: DeserializeOwned>(table: Table, bytes: &[u8]) -> Result<T, Error> {
     let wrap = |source| Error::Row { table, source };
     match bytes.split_first() {
         Some((&VERSION, rest)) => exact(kind, rest).map_err(wrap),
+        Some((&version, _)) if version < VERSION => Err(Error::Older { table, version }),
         Some((&other, _)) => Err(wrap(codec::Error::Version { kind, version: other.into(), max: VERSION.into() })),
         None => Err(wrap(codec::Error::Short { have: 0, need: 1 })),
     }
@@ -170,9 +177,21 @@ pub fn read_audit(bytes: &[u8]) -> Result<Entry, Error> {
     read(Table::AuditEntry, bytes)
 }
 
-/// Key of a row in [`Table::HistoryOf`]; its value is the big-endian position.
-pub fn history_key(request: &RequestId) -> [u8; 16] {
-    crate::state::request_key(request).0
+/// Key of a row in [`Table::HistoryOf`]; its value is the big-endian position. The tenant is there by its name: when it
+/// was deleted and made anew, its finished jobs are still found by it.
+pub fn history_key(tenant: &TenantId, request: &RequestId) -> Vec<u8> {
+    [&history_prefix(request)[..], tenant.as_str().as_bytes()].concat()
+}
+
+/// How the keys of all tenants' finished jobs of that name begin.
+pub fn history_prefix(request: &RequestId) -> [u8; 16] {
+    name_key(request).0
+}
+
+/// Whose the finished job is to which such a key leads; None when it is no such key.
+pub fn history_owner(key: &[u8]) -> Option<TenantId> {
+    let (_, tenant) = key.split_first_chunk::<16>()?;
+    TenantId::new(std::str::from_utf8(tenant).ok()?).ok()
 }
 
 fn row_hash(table: Table, key: &[u8], value: &[u8]) -> u128 {
@@ -205,7 +224,8 @@ impl RowKey {
             RowKey::Job(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Node(no) => no.0.to_be_bytes().to_vec(),
             RowKey::Tenant(no) | RowKey::Meter(no) => no.0.to_be_bytes().to_vec(),
-            RowKey::Request(key) | RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
+            RowKey::Request(key) => key.bytes(),
+            RowKey::Revoked(key) | RowKey::Approval(key) => key.0.to_vec(),
             RowKey::Consent(key) | RowKey::JoinToken(key) | RowKey::Floor(key) => key.0.to_vec(),
             RowKey::Quarantine(key) => key.0.to_vec(),
             RowKey::Copy(node, key) => [&node.0.to_be_bytes()[..], &key.0].concat(),
@@ -345,9 +365,9 @@ impl State {
                     jobs.push(job);
                 }
                 Table::Request => {
-                    let length = key.len();
-                    let key = key.try_into().map_err(|_| Error::Key { table, length })?;
-                    state.put_request(Digest16(key), read::<Request>(table, &bytes)?);
+                    let request = read::<Request>(table, &bytes)?;
+                    let known = RequestKey::read(&key).ok_or(Error::Key { table, length: key.len() })?;
+                    state.put_request(known, request);
                 }
                 Table::Revoked => {
                     let length = key.len();
@@ -419,6 +439,7 @@ impl State {
             check_allocations(&state, &job)?;
             state.load_job(job);
         }
+        state.sum_claims();
         state.reclass_all();
         if hash != stored {
             return Err(Error::Hash);
@@ -450,7 +471,8 @@ fn append_finished(changes: &Changes, out: &mut Vec<RowChange>) {
         debug_assert!(job.replicas.iter().all(|r| !matches!(r.phase, Phase::Held { .. })));
         let key = position.to_be_bytes().to_vec();
         out.push(RowChange { table: Table::History, key: key.clone(), value: Some(value::<Job>(job)) });
-        out.push(RowChange { table: Table::HistoryOf, key: history_key(&job.request).to_vec(), value: Some(key) });
+        let of = history_key(&job.spec.tenant, &job.request);
+        out.push(RowChange { table: Table::HistoryOf, key: of, value: Some(key) });
         if let Some(old) = position.checked_sub(HISTORY_KEPT) {
             out.push(RowChange { table: Table::History, key: old.to_be_bytes().to_vec(), value: None });
         }

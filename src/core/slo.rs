@@ -182,10 +182,15 @@ impl History {
 
     /// Each window up to `now`: its last slot is the one under way, so that news counts at once.
     pub fn windows(&self, now: u64) -> Windows {
-        Window::ALL.map(|window| match window {
+        Window::ALL.map(|window| self.window(now, window))
+    }
+
+    /// One of them.
+    pub fn window(&self, now: u64, window: Window) -> Count {
+        match window {
             Window::ThreeDays => self.hours.upto(now / HOUR, window.seconds() / HOUR),
             _ => self.minutes.upto(now / MINUTE, window.seconds() / MINUTE),
-        })
+        }
     }
 }
 

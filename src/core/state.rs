@@ -17,11 +17,13 @@ use crate::job::{Job, JobSpec, Phase, Replica};
 use crate::join::JoinToken;
 use crate::ledger::{Ledger, TenantUse};
 use crate::node::Node;
+use crate::placement::locality::FilesAt;
 use crate::placement::mix::Mix;
 use crate::placement::standing::Standings;
 use crate::placement::worth::Worth;
 use crate::placement::{Chosen, Policy, Rules};
 use crate::quarantine::Quarantine;
+use crate::quota::claimed::Claimed;
 use crate::quota::tree;
 use crate::tenant::Tenant;
 use imbl::{OrdMap, OrdSet};
@@ -31,7 +33,10 @@ use std::sync::Arc;
 
 mod nodes;
 mod queues;
+mod requests;
 mod tenants;
+
+pub use requests::{Request, RequestKey, name_key, only};
 
 /// Counters and settings of the group; one row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,17 +83,6 @@ impl Default for Meta {
     }
 }
 
-/// Remembers which request made which job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
-    pub job: JobNo,
-    pub tenant: TenantNo,
-    pub body: Digest16,
-    pub keyed: bool,
-    /// Log time after which it is forgotten; `u64::MAX` while the job lives.
-    pub expires_ms: u64,
-}
-
 /// A row as it was before the first change since the last [`State::take_changes`].
 #[derive(Clone, Debug)]
 pub(crate) enum Before {
@@ -115,7 +109,7 @@ pub(crate) enum RowKey {
     Job(JobNo),
     Node(NodeNo),
     Tenant(TenantNo),
-    Request(Digest16),
+    Request(RequestKey),
     Member(MemberId),
     Revoked(Digest16),
     Audit,
@@ -146,7 +140,7 @@ pub struct State {
     pub(crate) jobs: OrdMap<JobNo, Arc<Job>>,
     pub(crate) nodes: OrdMap<NodeNo, Arc<Node>>,
     pub(crate) tenants: OrdMap<TenantNo, Arc<Tenant>>,
-    pub(crate) requests: OrdMap<Digest16, Request>,
+    pub(crate) requests: OrdMap<RequestKey, Request>,
     pub(crate) members: OrdMap<MemberId, Arc<Member>>,
     /// Digests of the ids of tokens that count no more, and until when that is kept.
     pub(crate) revoked: OrdMap<Digest16, u64>,
@@ -180,14 +174,22 @@ pub struct State {
     pub(crate) faulty: OrdSet<NodeNo>,
     /// What replicas that stay hold of each node: how many they are, and thousandths of its GPUs.
     pub(crate) staying: OrdMap<NodeNo, (u32, u64)>,
+    /// Nodes that have a version's files, by its manifest, and for how many replicas; see `placement::locality`.
+    pub(crate) files_at: FilesAt,
     /// (tenant, priority inverted, age): each tenant's waiters, first first.
     pub(crate) waiting: OrdSet<(TenantNo, i32, JobNo)>,
     /// When a waiter's back-off ends.
     pub(crate) wakes: OrdSet<(u64, JobNo)>,
     /// Since when each waiter has waited: from then on, the policy's delay later, it may make others give way.
     pub(crate) waits: OrdSet<(u64, JobNo)>,
+    /// Gangs of which some hold a place and others wait for one.
+    pub(crate) torn: OrdSet<JobNo>,
     /// Jobs with an open claim.
     pub(crate) claims: OrdSet<JobNo>,
+    /// What those change of what tenants hold.
+    pub(crate) claimed: OrdMap<TenantNo, Arc<Claimed>>,
+    /// Since that was summed up, what it is made of may have changed.
+    pub(crate) claims_changed: bool,
     /// (priority, age) of jobs that hold something and said that they give way.
     pub(crate) yielding: OrdSet<(i32, JobNo)>,
     /// Live jobs with a maximum run time.
@@ -197,7 +199,7 @@ pub struct State {
     /// Live jobs with an open rollout.
     pub(crate) rolling: OrdSet<JobNo>,
     /// When a request is forgotten.
-    pub(crate) expiries: OrdSet<(u64, Digest16)>,
+    pub(crate) expiries: OrdSet<(u64, RequestKey)>,
     /// When a revocation is.
     pub(crate) revoked_until: OrdSet<(u64, Digest16)>,
     pub(crate) approved_until: OrdSet<(u64, Digest16)>,
@@ -239,11 +241,6 @@ pub(crate) const WORKLOAD: u64 = 32;
 /// New jobs after which the rules are made again, at the latest; of a large workload when a part of it is new.
 const RULES_EVERY: u64 = 512;
 const RULES_PART: u64 = 16;
-
-/// The key under which a request is remembered.
-pub fn request_key(request: &RequestId) -> Digest16 {
-    Digest16::of(&[b"request", request.as_str().as_bytes()])
-}
 
 /// The key under which a token's id is revoked.
 pub fn token_key(id: &str) -> Digest16 {
@@ -302,13 +299,6 @@ impl State {
     pub fn tenant_named(&self, id: &TenantId) -> Option<&Arc<Tenant>> {
         self.tenant_names.get(id).and_then(|no| self.tenants.get(no))
     }
-    pub fn request(&self, request: &RequestId) -> Option<&Request> {
-        self.requests.get(&request_key(request)).filter(|r| r.expires_ms > self.meta.now_ms)
-    }
-    /// The live job that the request made.
-    pub fn job_of(&self, request: &RequestId) -> Option<&Arc<Job>> {
-        self.request(request).and_then(|r| self.jobs.get(&r.job)).filter(|job| job.request == *request)
-    }
     /// Replicas that hold something on the node, by job and replica number.
     pub fn replicas_on(&self, node: NodeNo) -> impl Iterator<Item = (&Arc<Job>, u16, &Replica)> {
         let held = self.ledger.node(node).into_iter().flat_map(|used| used.replicas.iter());
@@ -335,7 +325,9 @@ impl State {
     pub(crate) fn put_job(&mut self, mut job: Job) {
         let old = self.jobs.get(&job.no).cloned();
         self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
+        self.note_claims(&job);
         if let Some(old) = &old {
+            self.note_claims(old);
             self.unindex_job(old);
             // One waiter less may let the next one look, or give up a node kept for it.
             self.room += u64::from(old.wants_place() && !job.wants_place());
@@ -344,8 +336,8 @@ impl State {
             self.share_spec(&mut job);
             self.learn(&job);
         }
-        let gone = old.as_deref().map(|old| Rates::of(self, &old.spec, &old.replicas)).unwrap_or_default();
-        let come = Rates::of(self, &job.spec, &job.replicas);
+        let gone = old.as_deref().map(|old| Rates::of(self, &old.spec, &old.replicas, old.ran)).unwrap_or_default();
+        let come = Rates::of(self, &job.spec, &job.replicas, job.ran);
         self.meter_job(job.tenant, &gone, &come);
         self.note_copies(&job, old.as_deref());
         let job = Arc::new(job);
@@ -364,7 +356,7 @@ impl State {
     /// Counts a new job's asks. The rules follow from time to time: who plans on an older
     /// target plans well enough, and apply judges facts alone.
     fn learn(&mut self, job: &Job) {
-        self.mix.add(&job.spec.resources, job.spec.replicas.into());
+        self.mix.add(&job.spec.resources, job.spec.asks());
         self.until_rules = self.until_rules.saturating_sub(1);
         if self.until_rules == 0 {
             self.make_rules(WORKLOAD);
@@ -398,8 +390,9 @@ impl State {
             }
         }
         self.enqueue_job(&job);
+        self.note_claims(&job);
         self.load_rates(&job);
-        self.mix.add(&job.spec.resources, job.spec.replicas.into());
+        self.mix.add(&job.spec.resources, job.spec.asks());
         self.jobs.insert(job.no, Arc::new(job));
     }
 
@@ -408,11 +401,12 @@ impl State {
         let old = self.jobs.remove(&job.no);
         self.remember(RowKey::Job(job.no), |_| Before::Job(old.clone()));
         if let Some(old) = &old {
-            let gone = Rates::of(self, &old.spec, &old.replicas);
+            let gone = Rates::of(self, &old.spec, &old.replicas, old.ran);
             self.meter_job(old.tenant, &gone, &Rates::default());
+            self.note_claims(old);
             self.unindex_job(old);
             self.rebook(old, &[], &old.replicas);
-            self.mix.remove(&old.spec.resources, old.spec.replicas.into());
+            self.mix.remove(&old.spec.resources, old.spec.asks());
             self.room += u64::from(old.wants_place());
         }
         self.run_times.learn(&job);
@@ -429,8 +423,12 @@ impl State {
     }
 
     fn enqueue_job(&mut self, job: &Job) {
+        self.files_at.note(job);
         if job.replicas.iter().any(|r| r.allocations().next().is_some()) {
             self.holding.insert((job.tenant, job.no));
+            if job.spec.gang && job.wants_place() {
+                self.torn.insert(job.no);
+            }
         }
         if job.claim.is_some() {
             self.claims.insert(job.no);
@@ -460,7 +458,9 @@ impl State {
     }
 
     fn unindex_job(&mut self, job: &Job) {
+        self.files_at.forget(job);
         self.holding.remove(&(job.tenant, job.no));
+        self.torn.remove(&job.no);
         self.claims.remove(&job.no);
         self.yielding.remove(&(job.spec.priority.into(), job.no));
         self.limited.remove(&job.no);
@@ -539,6 +539,11 @@ impl State {
         let Some(node) = self.nodes.get(&alloc.node).cloned() else { return };
         self.ledger.release(job.tenant, (job.no, replica), &job.spec.resources, alloc, &node.spec);
         self.reclass(node.no);
+        // Who is to go already may be going to an open claim.
+        if matches!(job.replicas[usize::from(replica)].phase, Phase::Stopping { .. }) {
+            self.claims_changed = true;
+            self.sum_claims();
+        }
     }
 
     /// The tenants above, the nearest first.

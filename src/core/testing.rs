@@ -13,6 +13,16 @@ use crate::sharing::Sharing;
 use crate::state::State;
 use std::sync::Arc;
 
+/// Says that a test can't be tried here, on the process' own stderr: what a test prints libtest keeps to itself, unless it
+/// fails. The caller then returns.
+pub fn skipped(why: impl std::fmt::Display) {
+    let thread = std::thread::current();
+    // libtest gives a test's thread its name.
+    let line = format!("SKIPPED: {}: {why}\n", thread.name().unwrap_or("a test"));
+    // Where nobody listens there is nobody to tell.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+}
+
 /// A node of `gpus` H100s in islands of four, 64 CPUs, 512 GiB.
 pub fn node_spec(gpus: u16) -> NodeSpec {
     let device = |i: u16| Device {
@@ -128,4 +138,29 @@ pub fn set_level(state: &mut State, level: u32) {
 /// tenant gets another number.
 pub fn lead_astray(state: &mut State) {
     state.change_meta(|meta| meta.next_tenant += 100);
+}
+
+/// Flips a bit in the end of the audit trail, as if this member had been told another history.
+pub fn fork_trail(state: &mut State) {
+    // With the sum of the rows, which is stored beside the counters: else its own start would refuse it.
+    state.change_meta(|_| {});
+    state.fork_audit();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[ignore = "the other one runs it"]
+    fn passes_without_having_been_tried() {
+        super::skipped("there is no unicorn here");
+    }
+
+    #[test]
+    fn a_skip_is_seen_though_its_test_passes() {
+        let (own, name) = (std::env::current_exe().unwrap(), "testing::tests::passes_without_having_been_tried");
+        let run = std::process::Command::new(own).args(["--exact", "--ignored", name]).output().unwrap();
+        let told = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success(), "{told}");
+        assert!(told.starts_with("SKIPPED: ") && told.ends_with(": there is no unicorn here\n"), "{told}");
+    }
 }

@@ -43,6 +43,12 @@ impl State {
         Some(receipt)
     }
 
+    /// For tests of who finds it: another end of the trail than the group agreed on.
+    pub(crate) fn fork_audit(&mut self) {
+        self.remember(RowKey::Audit, |state| Before::Audit((state.audit.seq() > 0).then(|| state.audit.clone())));
+        Arc::make_mut(&mut self.audit).flip();
+    }
+
     pub(crate) fn put_revoked(&mut self, token: Digest16, until_ms: u64) {
         self.remember(RowKey::Revoked(token), |state| Before::Revoked(state.revoked.get(&token).copied()));
         if let Some(old) = self.revoked.insert(token, until_ms) {

@@ -37,6 +37,15 @@ pub fn judge_change(state: &State, job: &Job, from: Revision, to: Revision) -> R
     }
 }
 
+/// Whether the version from which the job's open rollout came may take its place again.
+///
+/// # Errors
+/// What counts no more.
+pub fn judge_way_back(state: &State, job: &Job) -> Result<(), Refusal> {
+    let from = job.open_rollout().map_or(job.revision, |rollout| rollout.revision);
+    judge_change(state, job, from, job.revision)
+}
+
 /// Why no replica of the job gets a place now; None when what let it in still counts. In a rollout
 /// that is asked of the versions whose replicas wait.
 pub fn withheld(state: &State, job: &Job) -> Option<Refusal> {

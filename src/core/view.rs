@@ -8,7 +8,7 @@ use crate::forecast;
 use crate::id::{JobNo, ModelId, NodeName, NodeNo, RequestId, TenantId, VersionId};
 use crate::job::{Allocation, Job, JobSpec, JobState, Move, Phase, Replica, Share, Stage, Transition};
 use crate::mig::Slice;
-use crate::node::NodeState;
+use crate::node::{NodeState, address};
 use crate::placement::{Policy, Terms, Why, explain};
 use crate::policy;
 use crate::reason::{Blocker, Reason};
@@ -244,7 +244,7 @@ pub fn place(state: &State, alloc: &Allocation) -> Option<PlaceView> {
         node: node.name.clone(),
         node_no: node.no,
         devices: alloc.shares.iter().filter_map(device).collect(),
-        address: alloc.port.map(|port| format!("{}:{port}", node.spec.host)),
+        address: alloc.port.map(|port| address(&node.spec.host, port)),
         simulated: node.spec.simulated,
     })
 }

@@ -7,7 +7,7 @@ use crate::command::Command;
 use crate::id::{Incarnation, JobNo, NodeName, RequestId, TenantId};
 use crate::job::Job;
 use crate::node::{NodeKind, NodeSpec};
-use crate::placement::queue;
+use crate::placement::pass;
 use crate::reason::Refusal;
 use crate::state::State;
 use std::collections::BTreeSet;
@@ -61,9 +61,8 @@ pub fn with_nodes(state: &State, nodes: Vec<(NodeName, NodeSpec)>) -> Result<Wha
         apply(&mut scratch, &Command::Register { name, kind, incarnation, spec })?;
     }
     for _ in 0..PASSES {
-        let mut places = queue::pass(&scratch, PASS);
         // Who would give way is another question.
-        places.retain(|command| matches!(command, Command::Place { .. }));
+        let places = pass::places(&scratch, PASS);
         if places.is_empty() {
             break;
         }
@@ -125,5 +124,27 @@ mod tests {
         assert!(seen.let_in.iter().all(|one| one.replicas == 1 && one.waiting == 0 && one.nodes.len() == 1));
         assert_eq!(before, (state.hash(), state.meta().clone()), "nothing is committed");
         assert_eq!(with_nodes(&state, vec![]).unwrap().would_start, 0);
+    }
+
+    #[test]
+    fn who_would_make_others_give_way_keeps_nobody_else_from_the_new_nodes() {
+        let mut state = State::new();
+        let quota = Quota { gpu_milli: Some(64_000), ..Quota::default() };
+        testing::run(&mut state, Intent::SetQuota { tenant: TenantId::new("t1").unwrap(), quota });
+        testing::run(&mut state, testing::register("n1", testing::node_spec(2)));
+        let mut low = testing::job_spec("t1", Gpus::Whole(2));
+        low.constraints.preemptible = true;
+        testing::run(&mut state, testing::schedule("low", low));
+        let mut high = testing::job_spec("t1", Gpus::Whole(2));
+        (high.priority, high.constraints.node) = (5, NodeName::new("n1").ok());
+        testing::run(&mut state, testing::schedule("high", high));
+        testing::run(&mut state, testing::schedule("small", testing::job_spec("t1", Gpus::Whole(1))));
+        // By then it may have others give way.
+        testing::try_run_at(&mut state, Intent::Tick, 3_600_000).unwrap();
+        let evicts = |command: &Command| matches!(command, Command::Preempt { .. });
+        assert!(pass::pass(&state, PASS).iter().any(evicts), "the first in the line would");
+        let node = (NodeName::new("new-1").unwrap(), testing::node_spec(1));
+        let seen = with_nodes(&state, vec![node]).unwrap();
+        assert_eq!((seen.waiting, seen.would_start, seen.would_wait), (2, 1, 1), "{seen:?}");
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use nf_core::apply::LEVELS;
+use nf_core::apply::{LEVELS, level_of_all};
 use nf_core::command::{self, Answer};
 use nf_core::id::MemberId;
 use nf_core::plan::Intent;
@@ -91,13 +91,33 @@ pub async fn introduce(replica: &Replica, me: &Me, settings: &Settings) -> Resul
             Err(raft::Error::NoLeader { .. } | raft::Error::Timeout) => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error.into()),
             Ok(reply) => match reply.result {
-                Ok(Answer::Done | Answer::Count(_)) if !done => return key_trail(replica).await,
+                Ok(Answer::Done | Answer::Count(_)) if !done => {
+                    if mode == command::Mode::Simulation {
+                        finalize(replica).await;
+                    }
+                    return key_trail(replica).await;
+                }
                 // Ours, or another founder's that was a moment earlier.
                 Ok(_) => caught_up(replica, reply.index).await,
                 // Another founder said it at the same moment.
                 Err(refusal) if done && refusal.reason == Reason::Conflict => tokio::time::sleep(PAUSE).await,
                 Err(refusal) => bail!("the group refused this member: {refusal}"),
             },
+        }
+    }
+}
+
+/// A development group writes what all of its members can read at once; in production a person says when
+/// (`nf cluster upgrade`), since there is no way back.
+async fn finalize(replica: &Replica) {
+    let members: Vec<_> = replica.status().members.iter().map(|member| member.id).collect();
+    let state = replica.applied().state;
+    // Whoever has not said yet what it runs comes here itself.
+    let Ok((to, _)) = level_of_all(&state, &members) else { return };
+    if to > state.meta().level {
+        let raised = replica.submit(Intent::RaiseLevel { to, members }, Instant::now() + SUBMIT).await;
+        if let Err(error) = raised {
+            tracing::warn!(%error, to, "the feature level was not raised; the next member that starts asks again");
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::security::tls::{self, Authority, Credentials, PeerTls};
 use crate::storage;
 use anyhow::{Context as _, Result, bail};
 use nf_core::id::{MemberId, NodeName};
+use nf_core::node::address;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ impl Me {
         let host = settings.advertise.value.clone().unwrap_or_else(|| public.ip().to_string());
         let listed = founders.iter().find(|member| member.name == name).map(|member| member.peer.clone());
         let reached = match &settings.advertise.value {
-            Some(host) => format!("{host}:{}", peer.port()),
+            Some(host) => address(host, peer.port()),
             None => peer.to_string(),
         };
         Ok(Self {
@@ -63,7 +64,7 @@ impl Me {
             name: NodeName::new(&name)?,
             cluster,
             peer: listed.unwrap_or(reached),
-            api: format!("{scheme}://{}", SocketAddrText(&host, public.port())),
+            api: format!("{scheme}://{}", address(&host, public.port())),
             host,
             data,
         })
@@ -103,18 +104,6 @@ fn same_group(data: &Path, cluster: &str) -> Result<()> {
         ))
         .into()),
         _ => Ok(()),
-    }
-}
-
-/// `host:port`, with brackets where the host is a bare IPv6 address.
-struct SocketAddrText<'a>(&'a str, u16);
-
-impl std::fmt::Display for SocketAddrText<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0.contains(':') && !self.0.starts_with('[') {
-            true => write!(f, "[{}]:{}", self.0, self.1),
-            false => write!(f, "{}:{}", self.0, self.1),
-        }
     }
 }
 

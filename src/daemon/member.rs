@@ -7,7 +7,7 @@ use super::scaled::Scaled;
 use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, consents, follow, join, nodes, public, trail, wiped, write_ready};
 use crate::agent::executor::Executor;
-use crate::agent::inventory::{AT_START, Driver};
+use crate::agent::inventory::{AT_START, Driver, Wait};
 use crate::agent::played::{self, PlayedConfig};
 use crate::agent::{self, AgentConfig, LocalLink, incarnation};
 use crate::api::convert::schedule::ModelFacts;
@@ -66,7 +66,8 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     metrics.publish(Box::new(Families::new(me.links())?))?;
     let late = Late::default();
     let doors = join::Doors::closed();
-    let options = options(settings, &me, peer, &late, &metrics);
+    let astray = trail::Astray::new(metrics.clone());
+    let options = options(settings, &me, peer, &late, &metrics, astray.clone());
     let replica = raft::start(raft::Options { aside: Some(doors.aside()), ..options }).await?;
     doors.open(desk(settings, &me, &replica, &metrics));
     let hub = Hub::new(replica.clone(), exchange_options(settings, &me)?);
@@ -83,7 +84,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     let sign = checkpoint::signer(me.tls.clone(), &me.keys);
     // Before the next one is written.
     let kept = trail::last_kept(&follow::kept(&me));
-    tokio::spawn(trail::follow(replica.clone(), metrics.clone(), kept, ended.clone()));
+    tokio::spawn(trail::follow(replica.clone(), astray, kept, ended.clone()));
     follow::checkpoints(&me, &replica, sign.clone(), ended.clone());
     let (own, counting) = (metrics.clone(), metrics.clone());
     let consents = consents::open(settings)?;
@@ -140,7 +141,14 @@ async fn answered(gateway: &Gateway, most: Duration) -> bool {
     tokio::time::timeout(most, quiet).await.is_ok()
 }
 
-fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, metrics: &Metrics) -> raft::Options {
+fn options(
+    settings: &Settings,
+    me: &Me,
+    listener: TcpListener,
+    late: &Late,
+    metrics: &Metrics,
+    astray: trail::Astray,
+) -> raft::Options {
     let timing = raft::Timing {
         heartbeat: settings.heartbeat.value,
         election_min: settings.election_min.value,
@@ -156,7 +164,7 @@ fn options(settings: &Settings, me: &Me, listener: TcpListener, late: &Late, met
         tls: me.tls.clone(),
         timing,
         tuning: raft::Tuning::default(),
-        hooks: hooks(metrics, wiped),
+        hooks: hooks(metrics, astray, wiped),
         wall: Arc::new(raft::wall_clock_ms),
         fatal: Fatal::abort(),
         services: Some(late.routes()),
@@ -178,7 +186,7 @@ fn desk(settings: &Settings, me: &Me, replica: &Replica, metrics: &Metrics) -> j
 
 /// What Raft measures, into the families that it has there.
 /// `wiped`: what to say when the group turns out to know this member, which has nothing.
-fn hooks(metrics: &Metrics, wiped: String) -> raft::Hooks {
+fn hooks(metrics: &Metrics, astray: trail::Astray, wiped: String) -> raft::Hooks {
     let to = |observe: fn(&Metrics, Duration)| {
         let metrics = metrics.clone();
         Arc::new(move |took: Duration| observe(&metrics, took)) as Arc<dyn Fn(Duration) + Send + Sync>
@@ -191,6 +199,7 @@ fn hooks(metrics: &Metrics, wiped: String) -> raft::Hooks {
         plan: to(|m, took| m.placement_seconds.observe(took.as_secs_f64())),
         established: to(|m, took| m.leader_establish_seconds.set(took.as_secs_f64())),
         diverged: Arc::new(move |entries| diverged.divergences.inc_by(entries)),
+        differs: Arc::new(move |member, index| astray.found(member, index)),
         wiped: Arc::new(move || Fatal::abort().raise(&wiped)),
         accepted: Arc::new(move |group: &str| {
             accepted.tls_connections.with_label_values(&["peer", group]).inc();
@@ -332,7 +341,7 @@ impl Part<'_> {
         // What runs here is adopted whether or not the group answers: that may take as long as a quorum is away.
         let here = nodes::Here::of(me, &self.metrics);
         let driver = Driver::default();
-        let spec = nodes::own_spec(settings, me, &driver, Some(AT_START)).await?;
+        let spec = nodes::own_spec(settings, me, &driver, Wait::AtMost(AT_START)).await?;
         let faults = agent::faults::channel();
         let vacancy = nodes::vacancy(settings, me, &spec, &faults.0, &self.metrics);
         let (store, trust) = (self.store.clone(), self.trust.as_ref());

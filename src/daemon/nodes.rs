@@ -6,7 +6,7 @@ use super::trust::Trust;
 use crate::agent::engine::{self, EngineConfig};
 use crate::agent::executor::{Executor, ExecutorConfig};
 use crate::agent::faults::Sees;
-use crate::agent::inventory::{self, Driver, Own, machine, own_devices};
+use crate::agent::inventory::{self, Driver, Own, Wait, machine, own_devices};
 use crate::agent::numa::Near;
 use crate::agent::played::OpenExecutor;
 use crate::agent::{Daemon, Execute, Found, NodeRegistration, Sensor, Troubles, Users, Vacancy, incarnation};
@@ -71,10 +71,12 @@ fn shared(settings: &Settings, data: &Path, Own { devices, simulated, order }: &
     if *simulated || devices.is_empty() {
         return;
     }
-    match serving(settings, data).and_then(|daemon| daemon.mark(devices, order)) {
-        Ok(()) => {
-            let parts = devices.iter().filter(|device| device.sharing == Sharing::Mps).count();
-            tracing::info!(parts, "MPS keeps replicas to their parts of so many GPUs");
+    let marked = serving(settings, data).map(|daemon| daemon.mark(devices, order));
+    let parts = devices.iter().filter(|device| device.sharing == Sharing::Mps).count();
+    match marked {
+        Ok(Ok(())) => tracing::info!(parts, "MPS keeps replicas to their parts of so many GPUs"),
+        Ok(Err(why)) => {
+            tracing::warn!(why, parts, "MPS is here, and keeps replicas to their parts of so many GPUs alone")
         }
         Err(why) => tracing::info!(why, "nothing keeps replicas to parts of this node's GPUs; see NF_GPU_SHARING"),
     }
@@ -125,16 +127,15 @@ async fn labelled(settings: &Settings, mut spec: NodeSpec) -> Result<NodeSpec> {
     Ok(spec)
 }
 
-/// What this process' own node has. `GPU_NODES` may say it under the node's name. A driver that knows it is waited for
-/// no longer than `most`.
+/// What this process' own node has. `GPU_NODES` may say it under the node's name.
 ///
 /// # Errors
 /// When the driver does not answer, and no earlier start has seen its GPUs.
-pub async fn own_spec(settings: &Settings, me: &Me, driver: &Driver, most: Option<Duration>) -> Result<NodeSpec> {
+pub async fn own_spec(settings: &Settings, me: &Me, driver: &Driver, wait: Wait) -> Result<NodeSpec> {
     let simulation = settings.mode() == Mode::Simulation;
     let (devices, simulated) = match &settings.gpu_nodes.value {
         GpuNodes::Auto => {
-            let own = own_devices(driver, &me.name, &me.data, simulation, most).await;
+            let own = own_devices(driver, &me.name, &me.data, simulation, wait).await;
             let mut own = own.map_err(|e| anyhow!("asking the GPU driver: {e}"))?;
             shared(settings, &me.data, &mut own);
             (own.devices, own.simulated)
@@ -162,7 +163,7 @@ pub fn described(
     near.learn(&spec);
     tokio::spawn(async move {
         let look = async || {
-            let spec = own_spec(&settings, &me, &driver, None).await.map_err(|error| error.to_string())?;
+            let spec = own_spec(&settings, &me, &driver, Wait::Forever).await.map_err(|error| error.to_string())?;
             near.learn(&spec);
             Ok(spec)
         };
@@ -251,7 +252,11 @@ pub fn executor_config(
         users: users(settings, data),
         // Good also after an upgrade has replaced the file on disk.
         guard: "/proc/self/exe".into(),
-        engine: EngineConfig { socket: engine_later(settings), group: settings.cluster.value.clone() },
+        engine: EngineConfig {
+            socket: engine_later(settings),
+            group: settings.cluster.value.clone(),
+            patience: Default::default(),
+        },
     }
 }
 
@@ -275,7 +280,12 @@ pub fn vacancy(settings: &Settings, me: &Me, spec: &NodeSpec, sees: &Sees, metri
         Some(text) => metrics.alarms.raise(DEVICE_OCCUPIED, text),
         None => metrics.alarms.clear(DEVICE_OCCUPIED),
     };
-    Vacancy::new(sensor, settings.device_wait.value, Some(sees.clone()), Some(Arc::new(alarm)))
+    let vacancy = Vacancy::new(sensor, settings.device_wait.value, Some(sees.clone()), Some(Arc::new(alarm)))
+        .beside_mps(settings.mps_pipe_directory.value.clone());
+    match spec.simulated {
+        true => vacancy,
+        false => vacancy.remembering(me.data.join("nodes").join(me.name.as_str()).join("idle.json")),
+    }
 }
 
 /// This process' own node, ready for the agent.

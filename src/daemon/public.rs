@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use nix::sys::resource::{Resource, getrlimit};
+use socket2::SockRef;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -34,10 +35,14 @@ struct Patience {
     greeting: Duration,
     /// For the head of a call, and between two calls.
     head: Duration,
+    /// For taking what was sent to it: the kernel ends it when nothing was taken for so long, which also is how one is
+    /// found whose machine is gone.
+    unread: Duration,
 }
 
 /// Clients keep an idle connection for 90 s as a rule: it is theirs to close it.
-const PATIENCE: Patience = Patience { greeting: Duration::from_secs(10), head: Duration::from_secs(100) };
+const PATIENCE: Patience =
+    Patience { greeting: Duration::from_secs(10), head: Duration::from_secs(100), unread: Duration::from_secs(60) };
 /// Silence after which an HTTP/2 connection is probed, and how long the answer may take.
 const PROBE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// What one connection may ask for.
@@ -151,6 +156,7 @@ async fn connection(
 ) -> Result<(), String> {
     // Small answers must not wait for the acknowledgement of the one before (Nagle).
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(port.patience.unread)).map_err(|e| e.to_string())?;
     let patience = port.patience.greeting;
     let Some(tls) = &port.tls else {
         tokio::select! {
@@ -270,7 +276,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
         let (end, ended) = watch::channel(false);
-        let patience = Patience { greeting: Duration::from_millis(200), head: Duration::from_millis(200) };
+        let patience = Patience { greeting: Duration::from_millis(200), head: Duration::from_millis(200), ..PATIENCE };
         let port = Port { patience, ..plain() };
         let served = tokio::spawn(serve(port, listener, router, ended));
         for beginning in ["", "P", "GET / HTT"] {
@@ -287,6 +293,34 @@ mod tests {
         assert!(answer.ends_with("here"), "{answer}");
         end.send_replace(true);
         served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_much_and_takes_nothing_is_let_go() {
+        let (told, gone) = tokio::sync::oneshot::channel::<()>();
+        let told = Arc::new(std::sync::Mutex::new(Some(told)));
+        let endless = move || async move {
+            // Goes with the answer, which goes with its connection.
+            let held = told.lock().unwrap().take();
+            let pieces = futures::stream::repeat_with(move || {
+                let _ = &held;
+                Ok::<_, io::Error>(bytes::Bytes::from_static(&[0; 64 << 10]))
+            });
+            axum::body::Body::from_stream(pieces)
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (end, ended) = watch::channel(false);
+        let port = Port { patience: Patience { unread: Duration::from_millis(500), ..PATIENCE }, ..plain() };
+        let router = Router::new().route("/", axum::routing::get(endless));
+        let served = tokio::spawn(serve(port, listener, router, ended));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let gone = tokio::time::timeout(Duration::from_secs(30), gone).await;
+        assert!(gone.is_ok(), "it takes nothing and is waited for");
+        end.send_replace(true);
+        served.await.unwrap();
+        drop(stream);
     }
 
     #[tokio::test]
@@ -332,7 +366,7 @@ mod tests {
     #[tokio::test]
     async fn who_says_nothing_behind_or_before_a_handshake_is_let_go() {
         let (tls, client) = secure();
-        let patience = Patience { greeting: Duration::from_millis(300), head: Duration::from_millis(300) };
+        let patience = Patience { greeting: Duration::from_millis(300), head: Duration::from_millis(300), ..PATIENCE };
         let links = Links::default();
         let port = Port { patience, ..Port::new(Some(tls), links.clone(), Arc::new(|_| {})) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

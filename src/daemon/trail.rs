@@ -1,30 +1,38 @@
 //! Reads this member's own audit trail as it grows: counts what the policies said, and
 //! holds what is on disk against what the group has agreed on, and against the last end
 //! of the trail that this member wrote down. What does not fit raises an alarm and is
-//! never well again by itself. It changes nothing.
+//! never well again by itself; members that contradict one another are, once one of them
+//! has left. It changes nothing.
 
-use crate::raft::Replica;
+use crate::raft::{MemberId, Replica};
 use crate::security::audit::read_checkpoint;
 use crate::telemetry::Metrics;
 use nf_core::audit::{Chain, Checkpoint, Entry, Hash, Verdict};
 use nf_core::policy::POLICIES;
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// Kind of the alarm.
 const TRAIL: &str = "audit_trail";
+/// Kind of the alarm where members contradict one another.
+const STATE: &str = "state_differs";
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(5);
 /// Entries of one look; when there are more the next one follows at once.
 const ENTRIES: usize = 1000;
 
-/// Follows the trail until `ended`. `kept`: where ends of it are written down.
-pub async fn follow(replica: Replica, metrics: Metrics, kept: Option<Checkpoint>, mut ended: watch::Receiver<bool>) {
+/// Follows the trail until `ended`. `kept`: the last end of it that was written down.
+pub async fn follow(replica: Replica, astray: Astray, kept: Option<Checkpoint>, mut ended: watch::Receiver<bool>) {
+    let metrics = astray.metrics.clone();
     let mut reader = Reader::new(metrics, replica.applied().state.audit());
     if let Some(kept) = kept {
-        let then = replica.audit(kept.size, 1).await;
-        reader.compare(&kept, then.first());
+        // What can't be read is said in the log, here and at each look below, and contradicts nobody.
+        if let Ok(then) = replica.audit(kept.size, 1).await {
+            reader.compare(&kept, then.first());
+        }
     }
     let mut tick = tokio::time::interval(LOOK);
     loop {
@@ -32,14 +40,56 @@ pub async fn follow(replica: Replica, metrics: Metrics, kept: Option<Checkpoint>
             _ = tick.tick() => {}
             _ = ended.wait_for(|end| *end) => return,
         }
+        astray.keep(&replica.status().members.iter().map(|member| member.id).collect());
         loop {
             let chain = replica.applied().state.audit().clone();
-            let entries = replica.audit(reader.seq + 1, ENTRIES).await;
+            let Ok(entries) = replica.audit(reader.seq + 1, ENTRIES).await else { break };
             let full = entries.len() == ENTRIES;
             reader.take(&entries, &chain);
             if !full {
                 break;
             }
+        }
+    }
+}
+
+/// Members whose state is not ours at the same log index: its hash covers the end of the trail, and every other row. One of
+/// the two is wrong; the one that most others contradict ends by itself.
+#[derive(Clone)]
+pub struct Astray {
+    metrics: Metrics,
+    members: Arc<Mutex<BTreeSet<MemberId>>>,
+}
+
+impl Astray {
+    pub fn new(metrics: Metrics) -> Self {
+        Self { metrics, members: Arc::default() }
+    }
+
+    /// Once for each member, however often it says so.
+    pub fn found(&self, member: MemberId, index: u64) {
+        // Held until all is said, so that no alarm is raised that has just been cleared.
+        let mut astray = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        if !astray.insert(member) {
+            return;
+        }
+        self.metrics.audit_head_mismatch.set(1);
+        let text = format!(
+            "at log index {index} the state of member {member} is not ours, so one of the two trails is wrong; compare \
+             nf audit export of each member, then remove the wrong one, empty its directory, and let it join anew"
+        );
+        self.metrics.alarms.raise(STATE, &text);
+    }
+
+    /// Whoever has left contradicts nobody.
+    fn keep(&self, members: &BTreeSet<MemberId>) {
+        let mut astray = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = astray.len();
+        astray.retain(|member| members.contains(member));
+        if before > 0 && astray.is_empty() {
+            self.metrics.alarms.clear(STATE);
+            let trail_is_wrong = self.metrics.alarms.on().contains(&TRAIL);
+            self.metrics.audit_head_mismatch.set(trail_is_wrong.into());
         }
     }
 }
@@ -156,6 +206,24 @@ mod tests {
             assert_eq!(told(&metrics, "nf_audit_head_mismatch").as_deref(), Some("1"));
             assert_eq!(metrics.alarms.on(), [TRAIL]);
         }
+    }
+
+    #[test]
+    fn members_with_another_state_are_an_alarm_each_until_they_have_left() {
+        let metrics = Metrics::new("test", "test");
+        let astray = Astray::new(metrics.clone());
+        let raised = || told(&metrics, "nf_alarms_raised_total{kind=\"state_differs\"}");
+        let mismatch = || told(&metrics, "nf_audit_head_mismatch");
+        astray.keep(&[1, 2, 3].map(MemberId).into());
+        assert_eq!((raised(), mismatch().as_deref()), (None, Some("0")));
+        for (member, index) in [(2, 7), (2, 8), (3, 8)] {
+            astray.found(MemberId(member), index);
+        }
+        assert_eq!((raised().as_deref(), mismatch().as_deref()), (Some("2"), Some("1")), "not each time");
+        astray.keep(&[1, 2].map(MemberId).into());
+        assert_eq!((metrics.alarms.on(), mismatch().as_deref()), (vec![STATE], Some("1")), "one is still there");
+        astray.keep(&[1, 4].map(MemberId).into());
+        assert_eq!((metrics.alarms.on(), mismatch().as_deref()), (vec![], Some("0")), "the wrong ones have left");
     }
 
     #[test]

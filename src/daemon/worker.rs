@@ -5,7 +5,7 @@ use super::links::TlsDial;
 use super::trust::{self, Trust};
 use super::{Extras, Stop, bind, follow, form, identity::Me, join, nodes, public, write_ready};
 use crate::agent::executor::Executor;
-use crate::agent::inventory::{AT_START, Driver};
+use crate::agent::inventory::{AT_START, Driver, Wait};
 use crate::agent::{self, AgentConfig, RemoteLink, incarnation};
 use crate::api::auth;
 use crate::api::service::cluster::{self, Component, HealthBody, keys};
@@ -44,7 +44,7 @@ pub async fn run(settings: &Settings, extras: &Extras) -> Result<()> {
     }
     let store = nodes::store(settings, &me.data)?;
     let driver = Driver::default();
-    let spec = nodes::own_spec(settings, &me, &driver, Some(AT_START)).await?;
+    let spec = nodes::own_spec(settings, &me, &driver, Wait::AtMost(AT_START)).await?;
     let about = About::new(settings, &me, spec.simulated, begun)?;
     let trust = Trust::open(settings, store.as_ref(), trust::alarm(&about.metrics))?;
     let faults = agent::faults::channel();

@@ -258,6 +258,7 @@ mod tests {
     use crate::exchange::testing::Memory;
     use crate::exchange::{Beat, Hub};
     use nf_core::id::{Incarnation, NodeName, NodeNo};
+    use nf_core::plan::Intent;
     use nf_core::testing;
 
     #[tokio::test]
@@ -268,6 +269,27 @@ mod tests {
         let hub = Hub::new(group, Default::default());
         let beat = Beat::bare(NodeName::new("n1").unwrap(), Incarnation(1));
         assert_eq!(hub.beat(vec![beat]).await.unwrap().commit_index, index + 3);
+    }
+
+    #[tokio::test]
+    async fn an_earlier_starts_beat_keeps_nobody_alive() {
+        let group = Memory::new();
+        group.run(testing::register("n1", testing::node_spec(1)));
+        let later = |incarnation| match testing::register("n1", testing::node_spec(1)) {
+            Intent::Register { name, kind, spec, .. } => Intent::Register { name, kind, spec, incarnation },
+            other => other,
+        };
+        group.run(later(Incarnation(2)));
+        let hub = Hub::new(group, Default::default());
+        let beat = |incarnation| Beat::bare(NodeName::new("n1").unwrap(), Incarnation(incarnation));
+        // As recorded before it started anew, or made up for a start to come.
+        let answer = hub.beat(vec![beat(1)]).await.unwrap();
+        assert_eq!(answer.superseded, [NodeName::new("n1").unwrap()]);
+        let answer = hub.beat(vec![beat(3)]).await.unwrap();
+        assert_eq!(answer.unknown, [NodeName::new("n1").unwrap()]);
+        assert!(hub.beats().drain().is_empty(), "nobody was heard");
+        hub.beat(vec![beat(2)]).await.unwrap();
+        assert_eq!(hub.beats().drain().len(), 1);
     }
 
     #[tokio::test]

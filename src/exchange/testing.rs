@@ -148,6 +148,10 @@ impl Group for Memory {
         })
     }
 
+    fn caught_up(&self, _deadline: Instant) -> BoxFuture<'_, bool> {
+        Box::pin(async { self.0.confirms.load(Ordering::SeqCst) })
+    }
+
     fn log_ms(&self) -> u64 {
         raft::wall_clock_ms().max(self.state().meta().now_ms)
     }

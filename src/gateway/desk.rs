@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 /// A replica that could not be reached gets nothing for so long; each time after that twice as long, up to the second.
 const SHUNNED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(16));
 /// Between two words to the group that a service is wanted.
-const WAKES: Duration = Duration::from_secs(1);
+pub const WAKES: Duration = Duration::from_secs(1);
 
 /// A replica that could not be reached, and not since.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +141,7 @@ impl Desk {
 
     /// How the promise was kept in the last hour, and ever.
     pub fn kept(&self) -> (Count, Count) {
-        self.record(|record| (record.windows()[Window::Hour as usize], record.ever()))
+        self.record(|record| (record.window(Window::Hour), record.ever()))
     }
 
     pub fn failed(&self) {
@@ -289,6 +289,11 @@ impl Waiting {
         Some(Seat { trip: self.trip.clone(), who, address, since: Instant::now(), metrics: metrics.clone() })
     }
 
+    /// The replica that it was given to could not be reached: what becomes of it now is no fault of that one.
+    pub fn unreached(&self) {
+        self.trip.goes_to(None);
+    }
+
     /// It was told that it gets no answer.
     pub fn refused(&self) {
         self.trip.failed();
@@ -299,7 +304,8 @@ impl Waiting {
     pub fn hold(&self, most: u32, tried: &[Who], metrics: &Metrics) -> Option<Held> {
         let desk = self.desk();
         let mut counts = desk.counts();
-        if counts.line.len() >= most {
+        // Who was let in once, and found its replica gone, is not sent away for those who came since.
+        if counts.line.len() >= most && !self.counted.load(Ordering::Relaxed) {
             return None;
         }
         let turn = counts.line.join(self.ticket, tried);
@@ -365,14 +371,14 @@ impl Seat {
 
     /// The first piece of an answer that comes in many has come: the caller sees it begin.
     pub fn begun(&self) {
-        self.trip.answered();
+        self.trip.answered(Duration::ZERO);
     }
 
-    /// The answer is complete.
-    pub fn answered(&self) {
-        let took = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    /// The answer is complete. `unread`: how long it lay here, and its caller took nothing of it.
+    pub fn answered(&self, unread: Duration) {
+        let took = u64::try_from(self.since.elapsed().saturating_sub(unread).as_millis()).unwrap_or(u64::MAX);
         self.trip.desk.counts().answered[bucket_of(took)] += 1;
-        self.trip.answered();
+        self.trip.answered(unread);
     }
 
     pub fn failed(&self) {
@@ -504,6 +510,35 @@ mod tests {
         let (tenant, model) = (TenantId::new("t1").unwrap(), ModelId::new("m1").unwrap());
         let sight = desk.sight(tenant, model);
         assert_eq!((held.len(), sight.arrived, sight.waiting), (3, 3, 3));
+    }
+
+    #[test]
+    fn who_was_let_in_once_is_not_sent_away_when_its_replica_is_gone() {
+        let metrics = Metrics::new("test", "test");
+        let desk = Arc::new(Desk::default());
+        let come = || desk.arrive(Duration::from_secs(1), None);
+        let first = come();
+        let seat = first.take(&[endpoint(0, 1, None)], 0, &[], &metrics).unwrap();
+        let others = [come(), come()];
+        let held = others.each_ref().map(|waiting| waiting.hold(2, &[], &metrics).unwrap());
+        seat.shun();
+        drop(seat);
+        assert!(first.hold(2, &[], &metrics).is_some() && come().hold(2, &[], &metrics).is_none());
+        drop(held);
+    }
+
+    #[test]
+    fn a_replica_that_can_t_be_reached_is_no_fault_of_its_version() {
+        let (metrics, desk) = (Metrics::new("test", "test"), Arc::new(Desk::default()));
+        let waiting = desk.arrive(Duration::from_secs(1), None);
+        let seat = waiting.take(&[endpoint(0, 1, None)], 0, &[], &metrics).unwrap();
+        seat.shun();
+        drop(seat);
+        waiting.unreached();
+        waiting.refused();
+        drop(waiting);
+        assert!(desk.counts().trials.is_empty());
+        assert_eq!(desk.kept().0, Count { failed: 1, ..Count::default() });
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! One request to one replica, and its answer back, piece by piece as it comes. What
-//! belongs to one connection stays with it, and the caller's token stays here.
+//! One request to one replica, up to the beginning of its answer. What belongs to one
+//! connection stays with it, and the caller's token stays here.
 
+use super::answer::{Answer, PATIENCE, Unread};
 use super::desk::Seat;
 use super::refusal::Refused;
 use crate::telemetry::traces::{self, Side};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Method, Request, Uri, header};
 use axum::response::Response;
-use futures::StreamExt;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::time::Duration;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 /// Replicas that are tried when one can't be reached.
 pub const TRIES: usize = 3;
@@ -19,23 +19,38 @@ pub const TRIES: usize = 3;
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long a replica may take until its answer begins.
 const BEGIN: Duration = Duration::from_secs(600);
-/// How long a replica may be silent in the middle of its answer.
-const STALL: Duration = Duration::from_secs(300);
 /// How long an idle connection to a replica is kept. Model servers close theirs after five seconds (uvicorn,
 /// llama.cpp): who lets go first never sends a request into a connection that is just being closed; and a
 /// replica that drains waits for its connections.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Connections to replicas.
-pub type Client = hyper_util::client::legacy::Client<HttpConnector, Body>;
+/// A machine that lost its power says nothing any more, while a model may think for minutes: after so much silence its
+/// kernel is asked, so often, and so many times in vain; nor may what we send wait for longer than that.
+const PROBE: (Duration, Duration, u32) = (Duration::from_secs(5), Duration::from_secs(5), 3);
+const GONE: Duration = Duration::from_secs(20);
 
-pub fn client() -> Client {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(CONNECT));
-    connector.set_nodelay(true);
-    let mut client = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
-    // Without a timer an idle connection is closed only when the next request to the same replica looks for one.
-    client.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector)
+/// Connections to replicas, and answers on their way.
+pub struct Replicas {
+    client: hyper_util::client::legacy::Client<HttpConnector, Body>,
+    unread: Unread,
+}
+
+impl Replicas {
+    /// Must be called on a runtime.
+    pub fn new() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT));
+        connector.set_nodelay(true);
+        let (after, every, times) = PROBE;
+        connector.set_keepalive(Some(after));
+        connector.set_keepalive_interval(Some(every));
+        connector.set_keepalive_retries(Some(times));
+        connector.set_tcp_user_timeout(Some(GONE));
+        let mut client = hyper_util::client::legacy::Client::builder(TokioExecutor::new());
+        // Without a timer an idle connection is closed only when the next request to the same replica looks for one.
+        let client = client.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(connector);
+        Self { client, unread: Unread::new(PATIENCE) }
+    }
 }
 
 /// A request without its body.
@@ -80,7 +95,12 @@ fn passed(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Sends the request. The seat is kept until the answer's last byte.
-pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> Result<Response, Refused> {
+pub async fn pass_on(
+    Replicas { client, unread }: &Replicas,
+    head: &Head,
+    body: Bytes,
+    seat: Seat,
+) -> Result<Response, Refused> {
     let uri: Uri = format!("http://{}{}", seat.address, head.path)
         .parse()
         .map_err(|e: axum::http::uri::InvalidUri| Refused::Bad { field: "path", detail: e.to_string() })?;
@@ -121,78 +141,12 @@ pub async fn pass_on(client: &Client, head: &Head, body: Bytes, seat: Seat) -> R
     // A stream of events is there for its caller from its first piece on, anything else when it is whole.
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let streams = kind.starts_with("text/event-stream");
-    let answer =
-        Answer { pieces: Body::new(incoming).into_data_stream(), seat: Some(seat), left, streams, _span: span };
-    let mut response = Response::new(Body::from_stream(counted(answer.begin())));
+    let answer = Answer::new(Body::new(incoming).into_data_stream(), seat, left, streams, span);
+    let mut response = Response::new(Body::from_stream(unread.follow(answer)));
     *response.status_mut() = parts.status;
     *response.headers_mut() = headers;
     if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }
     Ok(response)
-}
-
-/// An answer on its way.
-struct Answer {
-    pieces: axum::body::BodyDataStream,
-    /// None once the answer is complete, or broken.
-    seat: Option<Seat>,
-    /// Bytes still to come, where the replica says how many there are.
-    left: Option<u64>,
-    streams: bool,
-    /// Lasts as long as the answer does.
-    _span: Span,
-}
-
-impl Answer {
-    fn begin(mut self) -> Self {
-        self.end_if_whole();
-        self
-    }
-
-    fn passes(&mut self, piece: &Bytes) {
-        if let Some(seat) = self.seat.as_ref().filter(|_| self.streams) {
-            seat.begun();
-        }
-        self.left = self.left.map(|left| left.saturating_sub(piece.len() as u64));
-        self.end_if_whole();
-    }
-
-    /// Who sends the answer on stops asking after its last byte: the end of a known length shows there, or never.
-    fn end_if_whole(&mut self) {
-        if self.left == Some(0) {
-            self.end();
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(seat) = self.seat.take() {
-            seat.answered();
-        }
-    }
-}
-
-/// The pieces as they come; the seat counts the answer when the last one has come, or is
-/// given up with the stream by a caller who went away.
-fn counted(answer: Answer) -> impl futures::Stream<Item = Result<Bytes, axum::Error>> + Send {
-    futures::stream::unfold(answer, |mut answer| async move {
-        let next = tokio::time::timeout(STALL, answer.pieces.next()).await;
-        let stalled = |_| Some(Err(axum::Error::new(std::io::Error::from(std::io::ErrorKind::TimedOut))));
-        match next.unwrap_or_else(stalled) {
-            Some(Ok(piece)) => {
-                answer.passes(&piece);
-                Some((Ok(piece), answer))
-            }
-            Some(Err(error)) => {
-                if let Some(seat) = answer.seat.take() {
-                    seat.failed();
-                }
-                Some((Err(error), answer))
-            }
-            None => {
-                answer.end();
-                None
-            }
-        }
-    })
 }

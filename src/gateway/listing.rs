@@ -13,7 +13,9 @@ pub async fn models(State(gateway): State<Gateway>, headers: HeaderMap) -> Respo
         Some(Ok(tenant)) => Some(tenant),
         Some(Err(e)) => return gateway.refuse(Refused::Bad { field: TENANT, detail: e.to_string() }),
     };
-    let table = gateway.0.tables.borrow().clone();
+    let Some(table) = gateway.heard(|table| table.known.then(|| table.clone())).await else {
+        return gateway.refuse(Refused::Behind);
+    };
     let listed = table.names().filter(|(tenant, _)| only.as_ref().is_none_or(|only| only == *tenant));
     let listed: Vec<_> = listed.map(|(tenant, model)| described(tenant, model)).collect();
     let body = serde_json::json!({ "object": "list", "data": listed });

@@ -4,6 +4,7 @@
 //! replica wakes, and counts what the autoscaler wants to know. It keeps nothing
 //! beyond the process, and it does not decide how many replicas there are.
 
+mod answer;
 mod body;
 mod desk;
 mod forward;
@@ -95,7 +96,7 @@ struct Inner {
     group: Arc<dyn Group>,
     tables: watch::Receiver<Arc<Table>>,
     desks: Arc<Desks>,
-    replicas: forward::Client,
+    replicas: forward::Replicas,
     metrics: Metrics,
     options: Options,
     shares: Arc<Shares>,
@@ -111,12 +112,12 @@ struct Named {
 impl Gateway {
     /// Must be called on a runtime; its task ends with the group's handle.
     pub fn new(group: Arc<dyn Group>, metrics: Metrics, options: Options) -> Self {
-        let tables = table::follow(group.watch());
+        let tables = table::follow(group.clone());
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        let replicas = forward::client();
+        let replicas = forward::Replicas::new();
         let shares = Shares::new(options.bodies_kib, options.of_tenant);
         let desks = Arc::<Desks>::default();
-        promises::publish(&metrics, &desks);
+        promises::publish(&metrics, &desks, tables.clone());
         tenants::publish(&metrics, &shares);
         Self(Arc::new(Inner { group, tables, desks, replicas, metrics, options, shares, epoch }))
     }
@@ -177,7 +178,7 @@ impl Gateway {
         traces::about(tenant.as_str(), model.as_str());
         let promised = |table: &Table| table.entry(tenant, model).map(|entry| entry.latency_ms.unwrap_or(LATENCY_MS));
         let Some(promised) = self.heard(promised).await else {
-            return self.refuse(Refused::NoModel(model.clone()));
+            return self.refuse(self.unheard_of(model));
         };
         let place = match self.0.shares.request(tenant) {
             Ok(place) => place,
@@ -203,14 +204,26 @@ impl Gateway {
                     return response;
                 }
                 // Nothing was sent: another replica may take it.
-                Err(Refused::Unreachable(_)) if tried.len() < forward::TRIES => tried.push(who),
-                Err(refused) => {
-                    desk.failed();
-                    waiting.refused();
-                    return self.refuse(refused);
+                Err(Refused::Unreachable(error)) => {
+                    waiting.unreached();
+                    if tried.len() < forward::TRIES {
+                        tried.push(who);
+                        continue;
+                    }
+                    return self.failed(&waiting, Refused::Unreachable(error));
                 }
+                // Its caller's fault, and nobody's here.
+                Err(refused @ Refused::Bad { .. }) => return self.refuse(refused),
+                Err(refused) => return self.failed(&waiting, refused),
             }
         }
+    }
+
+    /// It got no answer, which is our fault.
+    fn failed(&self, waiting: &Waiting, refused: Refused) -> Response {
+        waiting.desk().failed();
+        waiting.refused();
+        self.refuse(refused)
     }
 
     /// A place with the replica that has least to do; waits for one, up to the bounds.
@@ -225,28 +238,35 @@ impl Gateway {
         by: Option<&Actor>,
     ) -> Result<desk::Seat, Refused> {
         let began = Instant::now();
+        let waited = || self.0.metrics.gateway_wait_seconds.observe(began.elapsed().as_secs_f64());
         let mut tables = self.0.tables.clone();
         let mut held = None;
         loop {
             let table = tables.borrow_and_update().clone();
             let Some(entry) = table.entry(tenant, model) else { return Err(Refused::NoModel(model.clone())) };
             if let Some(seat) = waiting.take(&entry.endpoints, hint, tried, &self.0.metrics) {
-                self.0.metrics.gateway_wait_seconds.observe(began.elapsed().as_secs_f64());
+                // One that goes to another replica after all has waited once.
+                if tried.is_empty() {
+                    waited();
+                }
                 return Ok(seat);
             }
-            self.wake(entry, waiting.desk(), by);
+            self.wake(tenant, entry, waiting.desk(), by);
             let Some(held) = &held else {
                 let place = waiting.hold(self.0.options.held, tried, &self.0.metrics);
                 held = Some(place.ok_or(Refused::Full { held: self.0.options.held })?);
                 continue;
             };
             let chance = waiting.desk().next_chance().map_or(until, |at| at.min(until));
+            // Who wakes it may have found no leader.
+            let chance = if entry.asleep.is_some() { chance.min(Instant::now() + desk::WAKES) } else { chance };
             tokio::select! {
                 () = held.turn() => {}
                 changed = tables.changed() => changed.map_err(|_| Refused::Stopping)?,
                 // Nobody tells when a replica that was passed over may be asked again.
                 () = tokio::time::sleep_until(chance.into()) => {
                     if Instant::now() >= until {
+                        waited();
                         return Err(Refused::Late(self.0.options.hold));
                     }
                 }
@@ -255,10 +275,10 @@ impl Gateway {
     }
 
     /// Tells the group that a sleeping service is wanted, at most once a second, and by whom.
-    fn wake(&self, entry: &Entry, desk: &Desk, by: Option<&Actor>) {
+    fn wake(&self, tenant: &TenantId, entry: &Entry, desk: &Desk, by: Option<&Actor>) {
         let Some(request) = entry.asleep.clone().filter(|_| desk.may_wake()) else { return };
-        let (group, by) = (self.0.group.clone(), by.cloned());
-        tokio::spawn(async move { wake(&*group, request, by).await });
+        let (group, tenant, by) = (self.0.group.clone(), tenant.clone(), by.cloned());
+        tokio::spawn(async move { wake(&*group, tenant, request, by).await });
     }
 
     fn count(&self, status: StatusCode) {
@@ -270,6 +290,14 @@ impl Gateway {
         let response = refused.into_response();
         self.count(response.status());
         response
+    }
+
+    /// Why a model is not in the table.
+    fn unheard_of(&self, model: &ModelId) -> Refused {
+        match self.0.tables.borrow().known {
+            true => Refused::NoModel(model.clone()),
+            false => Refused::Behind,
+        }
     }
 
     /// What `look` finds in the table, or in one of the next ones.
@@ -297,7 +325,7 @@ impl Gateway {
         };
         match self.heard(owners).await.as_deref() {
             Some([only]) => Ok(only.clone()),
-            None => Err(Refused::NoModel(model.clone())),
+            None => Err(self.unheard_of(model)),
             Some(_) => {
                 let detail = format!("several tenants have a model {model}; say whose with the header {TENANT}");
                 Err(Refused::Bad { field: TENANT, detail })
@@ -313,8 +341,8 @@ fn named(headers: &HeaderMap) -> Result<Payer, Refused> {
     tenant.map(Some).map_err(|e| Refused::Bad { field: TENANT, detail: e.to_string() })
 }
 
-async fn wake(group: &dyn Group, request: RequestId, by: Option<Actor>) {
-    let intent = Intent::Wake { request: request.clone() };
+async fn wake(group: &dyn Group, tenant: TenantId, request: RequestId, by: Option<Actor>) {
+    let intent = Intent::Wake { tenant, request: request.clone() };
     let intent = match by {
         Some(actor) => Intent::By { actor, intent: Box::new(intent) },
         None => intent,

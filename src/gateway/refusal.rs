@@ -42,6 +42,8 @@ pub enum Refused {
     /// Something was sent, and no answer came.
     Broken(String),
     Stopping,
+    /// This member has not heard from its group since it started.
+    Behind,
 }
 
 impl Refused {
@@ -96,6 +98,11 @@ impl Refused {
             Refused::Broken(error) => {
                 let detail = format!("the replica gave no answer ({error}); it may have worked on the request");
                 (StatusCode::BAD_GATEWAY, Reason::RuntimeFailed, detail)
+            }
+            Refused::Behind => {
+                let detail =
+                    "this member has not caught up with its group since it started; ask another, or come again";
+                (StatusCode::SERVICE_UNAVAILABLE, Reason::NoLeader, detail.to_owned())
             }
             Refused::Stopping => {
                 (StatusCode::SERVICE_UNAVAILABLE, Reason::Draining, "this member is stopping; ask another".to_owned())

@@ -2,10 +2,10 @@
 //! whenever it changes. Reading costs a walk over all jobs, so it is done at most
 //! for a fiftieth of the time. It knows no requests.
 
-use crate::raft::Applied;
+use crate::exchange::Group;
 use nf_core::id::{Generation, JobNo, ModelId, RequestId, Revision, TenantId};
 use nf_core::job::{Phase, Stage};
-use nf_core::node::NodeState;
+use nf_core::node::{NodeState, address};
 use nf_core::rollout::share_milli;
 use nf_core::state::State;
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 const SHARE: u32 = 50;
 /// No pause is longer: a thread that had to wait for its turn must not keep news back.
 const LONGEST: Duration = Duration::from_millis(200);
+/// How long the group is waited for at a time, until it says how far it is.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// One replica, as one start of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +51,9 @@ pub struct Entry {
     pub endpoints: Vec<Endpoint>,
     /// The strictest latency that one of its jobs promises, in milliseconds; None when none does.
     pub latency_ms: Option<u32>,
+    /// The strictest promise of errors that one of its jobs makes: at most so many requests of a million; None when none
+    /// does.
+    pub error_ppm: Option<u32>,
     /// A service of it that a request wakes.
     pub asleep: Option<RequestId>,
 }
@@ -56,13 +61,15 @@ pub struct Entry {
 /// All models of the group.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
+    /// This member has caught up with its group once: before, what it has is from before it was away.
+    pub known: bool,
     entries: BTreeMap<ModelId, BTreeMap<TenantId, Entry>>,
 }
 
 impl Table {
     pub fn of(state: &State) -> Self {
         let mut entries: BTreeMap<ModelId, BTreeMap<TenantId, Entry>> = BTreeMap::new();
-        for job in state.jobs().values().filter(|job| !job.stopped) {
+        for job in state.jobs().values().filter(|job| !job.stopped && !job.spec.is_prefetch()) {
             let spec = &job.spec;
             if !entries.contains_key(&spec.model) {
                 entries.insert(spec.model.clone(), BTreeMap::new());
@@ -73,6 +80,7 @@ impl Table {
             }
             let Some(entry) = tenants.get_mut(&spec.tenant) else { continue };
             entry.latency_ms = entry.latency_ms.into_iter().chain(spec.latency_ms()).min();
+            entry.error_ppm = entry.error_ppm.into_iter().chain(spec.constraints.error_ppm).min();
             let slots = spec.scaling.map_or(u32::MAX, |scaling| scaling.concurrency.into());
             let (open, share) = (job.open_rollout(), share_milli(job));
             for (no, replica) in job.replicas.iter().enumerate() {
@@ -83,7 +91,7 @@ impl Table {
                     continue;
                 }
                 let who = Who { job: job.no, replica: no as u16, generation: replica.generation };
-                let address = format!("{}:{port}", node.spec.host).into();
+                let address = address(&node.spec.host, port).into();
                 let trial = open.map(|_| replica.revision);
                 let share_milli = share.filter(|_| replica.revision != job.revision);
                 entry.endpoints.push(Endpoint { who, address, slots, trial, share_milli });
@@ -92,7 +100,7 @@ impl Table {
                 entry.asleep = Some(job.request.clone());
             }
         }
-        Self { entries }
+        Self { known: true, entries }
     }
 
     pub fn entry(&self, tenant: &TenantId, model: &ModelId) -> Option<&Entry> {
@@ -109,23 +117,35 @@ impl Table {
     }
 }
 
-/// Tables as the state changes; ends with the group's handle.
-pub fn follow(mut applied: watch::Receiver<Applied>) -> watch::Receiver<Arc<Table>> {
-    let first = applied.borrow_and_update().state.clone();
-    let (tables, followed) = watch::channel(Arc::new(Table::of(&first)));
+/// Tables as the state changes; ends with the group's handle. The first one says that nothing is known, until this
+/// member has caught up: what it has on its disk may name a port that is another tenant's by now.
+pub fn follow(group: Arc<dyn Group>) -> watch::Receiver<Arc<Table>> {
+    let (tables, followed) = watch::channel(Arc::default());
     tokio::spawn(async move {
-        while applied.changed().await.is_ok() {
+        let mut applied = group.watch();
+        while !group.caught_up(Instant::now() + CATCH_UP).await {
+            if tables.is_closed() || applied.has_changed().is_err() {
+                return;
+            }
+            tokio::time::sleep(LONGEST).await;
+        }
+        drop(group);
+        loop {
             let state = applied.borrow_and_update().state.clone();
             let read = move || {
                 let began = Instant::now();
                 (Table::of(&state), began.elapsed())
             };
             // Off the runtime's threads: with a hundred thousand jobs it takes milliseconds.
-            let Ok((table, took)) = tokio::task::spawn_blocking(read).await else { continue };
-            if tables.send(Arc::new(table)).is_err() {
+            if let Ok((table, took)) = tokio::task::spawn_blocking(read).await {
+                if tables.send(Arc::new(table)).is_err() {
+                    return;
+                }
+                tokio::time::sleep((took * SHARE).clamp(PAUSE, LONGEST)).await;
+            }
+            if applied.changed().await.is_err() {
                 return;
             }
-            tokio::time::sleep((took * SHARE).clamp(PAUSE, LONGEST)).await;
         }
     });
     followed

@@ -135,6 +135,30 @@ async fn an_answer_of_known_length_is_counted_where_a_server_sends_it_on() {
     assert_eq!(gateway.seen().sights[0].windows[0].good, 3);
 }
 
+/// What it has on its disk may name a port that is another tenant's by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_has_not_caught_up_sends_nobody_anywhere() {
+    let group = Memory::new();
+    let (model, port) = replica().await;
+    node(&group, "n1", port);
+    group.run(testing::schedule("s1", spec("t1", 1, None)));
+    ready(&group);
+    group.confirm(false);
+    let gateway = gateway(&group, Options::default());
+    let (status, headers, body) = complete(&gateway, Some("t1"), "m1").await;
+    assert_eq!((status, body.contains("NoLeader")), (StatusCode::SERVICE_UNAVAILABLE, true), "{body}");
+    assert!(headers.contains_key(header::RETRY_AFTER));
+    let listed = axum::http::Request::get("/v1/models").body(Body::empty()).unwrap();
+    assert_eq!(gateway.router().oneshot(listed).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(model.served.load(Ordering::SeqCst), 0);
+    group.confirm(true);
+    let (status, _, body) = complete(&gateway, Some("t1"), "m1").await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    // From then on it serves, whoever leads: that the group is away stops no model.
+    group.confirm(false);
+    assert_eq!(complete(&gateway, Some("t1"), "m1").await.0, StatusCode::OK);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_wakes_a_sleeping_service_and_what_is_too_much_is_told_to_come_again() {
     let group = Memory::new();
@@ -338,7 +362,7 @@ async fn who_came_first_keeps_its_series_and_the_others_never_fall() {
     eventually("all are known", || known("c")).await;
     let serve = |model: &str| {
         let desk = gateway.desk(&tenant, &ModelId::new(model).unwrap());
-        trip::Trip::new(desk, Duration::from_secs(3600), None).answered();
+        trip::Trip::new(desk, Duration::from_secs(3600), None).answered(Duration::ZERO);
     };
     let told = |model: &str, tenant: &str| {
         let name = format!("nf_slo_requests_total{{model=\"{model}\",result=\"good\",tenant=\"{tenant}\"}} ");

@@ -6,7 +6,7 @@ use super::desk::Desk;
 use super::shares::Place;
 use crate::exchange::sights::{BUCKETS, bucket_of};
 use nf_core::id::{JobNo, Revision};
-use nf_core::slo::{Count, History, Verdict, Windows};
+use nf_core::slo::{Count, History, Verdict, Window, Windows};
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -45,6 +45,10 @@ impl Record {
 
     pub fn windows(&self) -> Windows {
         self.history.windows(now_seconds())
+    }
+
+    pub fn window(&self, which: Window) -> Count {
+        self.history.window(now_seconds(), which)
     }
 
     pub fn ever(&self) -> Count {
@@ -100,10 +104,11 @@ impl Trip {
         self.course.lock().unwrap_or_else(PoisonError::into_inner).trial = trial;
     }
 
-    /// The caller has the answer, or sees it begin; only the first time counts.
-    pub fn answered(&self) {
+    /// The caller has the answer, or sees it begin; only the first time counts. `unread`: how long it was there for the
+    /// taking.
+    pub fn answered(&self, unread: Duration) {
         let mut course = self.course.lock().unwrap_or_else(PoisonError::into_inner);
-        course.latency.get_or_insert_with(|| self.arrived.elapsed());
+        course.latency.get_or_insert_with(|| self.arrived.elapsed().saturating_sub(unread));
     }
 
     /// A server's error, a break in the middle, or no answer.
@@ -152,14 +157,18 @@ mod tests {
         desk.kept().0
     }
 
+    fn prompt(trip: &Trip) {
+        trip.answered(Duration::ZERO);
+    }
+
     #[test]
     fn a_trip_is_judged_once_by_the_worst_that_happened() {
         let (good, slow, failed) = (1, 1, 1);
-        assert_eq!(after(LONG, Trip::answered), Count { good, ..Count::default() });
-        assert_eq!(after(Duration::ZERO, Trip::answered), Count { slow, ..Count::default() });
+        assert_eq!(after(LONG, prompt), Count { good, ..Count::default() });
+        assert_eq!(after(Duration::ZERO, prompt), Count { slow, ..Count::default() });
         assert_eq!(after(LONG, Trip::failed), Count { failed, ..Count::default() });
         let broken_in_the_middle = |trip: &Trip| {
-            trip.answered();
+            trip.answered(Duration::ZERO);
             trip.failed();
         };
         assert_eq!(after(LONG, broken_in_the_middle), Count { failed, ..Count::default() });
@@ -183,9 +192,9 @@ mod tests {
     async fn a_stream_is_as_fast_as_its_beginning() {
         let desk = Arc::new(Desk::default());
         let trip = Trip::new(desk.clone(), Duration::from_millis(200), None);
-        trip.answered();
+        trip.answered(Duration::ZERO);
         tokio::time::sleep(Duration::from_millis(250)).await;
-        trip.answered();
+        trip.answered(Duration::ZERO);
         drop(trip);
         assert_eq!(desk.kept().0, Count { good: 1, ..Count::default() });
         assert_eq!(desk.record(|record| record.recent()).iter().sum::<u64>(), 1);

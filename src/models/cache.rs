@@ -10,6 +10,7 @@ use super::fetch::{Fetched, bring, verify};
 use super::room::{self, Pins};
 use super::{Artifact, Asked, Checksum, Error, Manifest, Store, blocking};
 use nf_core::id::TenantId;
+use std::any::Any;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -44,6 +45,8 @@ pub struct Cache {
     pins: Pins,
     aside: Aside,
     tell: Tell,
+    /// See [`Cache::holding`].
+    _held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Where bad copies are kept, and which part of the cache's limit they may have beside it.
@@ -64,13 +67,20 @@ impl Cache {
         }
         let (turn, pins) = (Arc::new(Semaphore::new(FETCHES)), Pins::default());
         let aside = Aside::new(&dir.join(ASIDE), limit / ASIDE_PART);
-        Ok(Self { dir: dir.into(), limit, turn, pins, aside, tell: Arc::new(|_| {}) })
+        Ok(Self { dir: dir.into(), limit, turn, pins, aside, tell: Arc::new(|_| {}), _held: None })
     }
 
     /// Says whom to tell of each copy that is not what its manifest says.
     #[must_use]
     pub fn telling(self, tell: impl Fn(&Corrupt<'_>) + Send + Sync + 'static) -> Self {
         Self { tell: Arc::new(tell), ..self }
+    }
+
+    /// The same cache, whose work holds on to something until it is over. Work that nobody waits for any more ends at
+    /// its next look, and may make a file before that.
+    #[must_use]
+    pub fn holding(&self, held: impl Send + Sync + 'static) -> Self {
+        Self { _held: Some(Arc::new(held)), ..self.clone() }
     }
 
     /// Keeps the version's files in the cache until the pin is dropped.

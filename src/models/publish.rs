@@ -230,13 +230,18 @@ fn listing(dir: &Path) -> Result<Vec<FileName>, Error> {
 /// Fetches a version into `into`, each file verified, its manifest beside them.
 ///
 /// # Errors
-/// [`Error::Missing`], or [`Error::Mismatch`] with the file.
+/// [`Error::Missing`]; [`Error::Refused`] without the key of an encrypted version, and then nothing
+/// is written; or [`Error::Mismatch`] with the file.
 pub async fn pull(store: &Store, model: &ModelId, version: &VersionId, into: &Path) -> Result<Pulled, Error> {
     let (store, model, version, into) = (store.clone(), model.clone(), version.clone(), into.to_path_buf());
     blocking(move |asked| {
         let manifest = store
             .resolve_blocking(&model, &version)?
             .ok_or_else(|| Error::Missing { model: model.to_string(), version: version.to_string() })?;
+        if let Some(id) = manifest.encrypted_to {
+            // Before anything is made: a pull that is refused leaves nothing behind.
+            store.key_for(&manifest, id)?;
+        }
         fs::create_dir_all(&into).map_err(Error::at(&into))?;
         let mut fetched = Vec::new();
         for artifact in &manifest.files {

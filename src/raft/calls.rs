@@ -10,7 +10,7 @@ use nf_core::reason::{Reason, Refusal};
 use nf_proto::internal as pb;
 
 use super::membership::{Change, Failure};
-use super::replica::{Lost, RETRY, Shared, Try, left};
+use super::shared::{Lost, RETRY, Shared, Try, left};
 use super::{Error, NO_LEADER, wire};
 
 pub async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Result<Reply, Error> {
@@ -37,6 +37,7 @@ pub async fn submit(shared: &Shared, intent: Intent, deadline: Instant) -> Resul
             Ok(Try::Refused(reason)) => {
                 return Err(Error::Refused(Refusal::new(Reason::FeatureLevel, reason)));
             }
+            Ok(Try::Unreadable) => return Err(Error::Timeout),
             Err(elsewhere) => {
                 taken |= elsewhere.taken;
                 hint = elsewhere.leader.filter(|id| Some(*id) != leader);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::mpsc;
 
-use super::replica::Shared;
+use super::shared::Shared;
 use super::types::Vote;
 
 /// Members try one after the other, so that the first one wins alone.

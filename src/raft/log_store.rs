@@ -45,10 +45,20 @@ impl<D> Clone for LogStore<D> {
 struct Inner {
     vote: Option<Vote>,
     committed: Option<LogId>,
+    /// `committed` is news to the disk.
+    unwritten: bool,
     purged: Option<LogId>,
     last: Option<LogId>,
     cache: Cache,
     appended_bytes: u64,
+}
+
+impl Inner {
+    /// To go with the next write.
+    fn committed_op(&mut self) -> Option<Op> {
+        let news = std::mem::take(&mut self.unwritten);
+        news.then(|| Op::Committed(seal(COMMITTED, &encoding::encode_log_id(self.committed.as_ref()))))
+    }
 }
 
 /// The newest entries, without holes.
@@ -216,7 +226,8 @@ impl<D: Disk> LogStore<D> {
         Ok(out)
     }
 
-    async fn submit_durably(&self, ops: Vec<Op>) -> io::Result<()> {
+    async fn submit_durably(&self, mut ops: Vec<Op>) -> io::Result<()> {
+        ops.extend(self.lock().committed_op());
         let (tx, rx) = tokio::sync::oneshot::channel();
         let done = Box::new(move |result| {
             // The waiter is gone only when the member stops.
@@ -312,10 +323,9 @@ impl<RT: AsyncRuntime, D: Disk> RaftLogStorage<Types<RT>> for LogStore<D> {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        self.lock().committed = committed;
-        // Rides with the next sync: losing it costs a later start of reads, nothing else.
-        let row = seal(COMMITTED, &encoding::encode_log_id(committed.as_ref()));
-        self.disk.submit(vec![Op::Committed(row)], None);
+        // Rides with the next write: losing it costs a later start of reads, nothing else.
+        let mut inner = self.lock();
+        (inner.committed, inner.unwritten) = (committed, true);
         Ok(())
     }
 
@@ -341,6 +351,7 @@ impl<RT: AsyncRuntime, D: Disk> RaftLogStorage<Types<RT>> for LogStore<D> {
                 inner.cache.push(entry, row.len());
                 ops.push(Op::Append { index, row });
             }
+            ops.extend(inner.committed_op());
             inner.cache.evict();
             (ops, inner.cache.appends)
         };

@@ -1,5 +1,7 @@
-//! Whether the members' states are still the same: each notes its state's hash at the same log
-//! indexes, tells the others with its answers to pings, and compares.
+//! Whether the members' states are still the same: each notes its state's hash after every entry, tells the others the
+//! newest ones, and some of older entries, with its answers to pings, and compares. The hash covers every row but the
+//! counters, the end of the audit trail among them. Members that are at rest hold the same last entry, so a difference is found within a ping
+//! or two whether or not anything is committed; busy ones, far apart for a moment, meet at the older entries.
 //!
 //! Apply is meant to be deterministic; this is the checker apart from the doer. It does not know
 //! what a state is.
@@ -9,11 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nf_core::id::MemberId;
 
-/// One in so many entries is noted.
+/// One in so many entries is noted for longer.
 const EVERY: u64 = 64;
-/// Notes that are kept, and that are told: members are milliseconds apart, and pings two seconds.
+/// Such notes that are kept, and that are told: members are milliseconds apart, and pings two seconds.
 const KEPT: usize = 64;
 const TOLD: usize = 16;
+/// The newest entries' notes that are kept, and that are told: a group at rest writes a few entries between two pings.
+const LATEST: usize = 256;
+const TOLD_LATEST: usize = 8;
 
 /// A state's hash after the entry of that index.
 pub type Mark = (u64, u128);
@@ -36,6 +41,8 @@ pub struct Marks(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     ours: VecDeque<Mark>,
+    /// Of the newest entries, without a gap.
+    latest: VecDeque<Mark>,
     /// Who said otherwise, and what, by index.
     others: BTreeMap<u64, BTreeMap<MemberId, u128>>,
 }
@@ -46,20 +53,21 @@ impl Marks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entry of that index was applied.
-    pub fn note(&self, index: u64, hash: impl FnOnce() -> u128) {
+    /// The entry of that index was applied, or the state that it left was loaded.
+    pub fn note(&self, index: u64, hash: u128) {
+        let mut inner = self.lock();
+        push(&mut inner.latest, (index, hash), LATEST);
         if index.is_multiple_of(EVERY) {
-            let mut inner = self.lock();
-            inner.ours.push_back((index, hash()));
-            if inner.ours.len() > KEPT {
-                inner.ours.pop_front();
-            }
+            push(&mut inner.ours, (index, hash), KEPT);
         }
     }
 
-    /// What is told to others: the newest notes.
+    /// What is told to others: the newest notes of both kinds.
     pub fn told(&self) -> Vec<Mark> {
-        self.lock().ours.iter().rev().take(TOLD).copied().collect()
+        let inner = self.lock();
+        let latest = inner.latest.iter().rev().take(TOLD_LATEST);
+        let older = inner.ours.iter().rev().take(TOLD).filter(|mark| !latest.clone().any(|told| told == *mark));
+        latest.clone().chain(older).copied().collect()
     }
 
     /// Compares a peer's notes with ours; `voters` are those of the group.
@@ -67,7 +75,7 @@ impl Marks {
         let mut inner = self.lock();
         let mut verdict = Verdict::Same;
         for (index, hash) in theirs {
-            let ours = inner.ours.iter().find(|(at, _)| at == index).map(|(_, hash)| *hash);
+            let ours = inner.latest.iter().rev().chain(&inner.ours).find(|(at, _)| at == index).map(|(_, hash)| *hash);
             if ours.is_none_or(|ours| ours == *hash) {
                 continue;
             }
@@ -86,6 +94,13 @@ impl Marks {
     }
 }
 
+fn push(notes: &mut VecDeque<Mark>, mark: Mark, most: usize) {
+    notes.push_back(mark);
+    if notes.len() > most {
+        notes.pop_front();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,9 +110,10 @@ mod tests {
         let voters: Vec<_> = (1..=3).map(MemberId).collect();
         let marks = Marks::default();
         for index in 1..=200 {
-            marks.note(index, || u128::from(index));
+            marks.note(index, index.into());
         }
-        assert_eq!(marks.told(), [(192, 192), (128, 128), (64, 64)]);
+        let told: Vec<u64> = marks.told().into_iter().map(|(index, _)| index).collect();
+        assert_eq!(told, [200, 199, 198, 197, 196, 195, 194, 193, 192, 128, 64]);
         let compare = |peer: u64, theirs: &[Mark]| marks.compare(MemberId(peer), theirs, &voters);
         assert_eq!(compare(2, &[(64, 64), (128, 128)]), Verdict::Same);
         assert_eq!(compare(2, &[(256, 7)]), Verdict::Same, "we are not there yet");
@@ -106,5 +122,22 @@ mod tests {
         assert_eq!(compare(9, &[(192, 7)]), Verdict::Differs { index: 192 }, "who does not vote decides nothing");
         assert_eq!(compare(3, &[(192, 8)]), Verdict::Differs { index: 192 }, "three different ones");
         assert_eq!(compare(3, &[(192, 7)]), Verdict::Outvoted { index: 192 });
+    }
+
+    #[test]
+    fn a_group_at_rest_compares_its_last_entry_and_a_busy_one_what_all_have() {
+        let voters: Vec<_> = (1..=3).map(MemberId).collect();
+        let (ours, theirs) = (Marks::default(), Marks::default());
+        for index in 1..=3 {
+            ours.note(index, 1);
+            theirs.note(index, 2);
+        }
+        assert_eq!(ours.compare(MemberId(2), &theirs.told(), &voters), Verdict::Differs { index: 1 });
+        // They are thousands of entries ahead by the time that they answer.
+        let (ours, theirs) = (Marks::default(), Marks::default());
+        (1..=1000).for_each(|index| ours.note(index, 1));
+        (1..=1500).for_each(|index| theirs.note(index, 2));
+        let verdict = ours.compare(MemberId(2), &theirs.told(), &voters);
+        assert!(matches!(verdict, Verdict::Differs { .. }), "{verdict:?}");
     }
 }

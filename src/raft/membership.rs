@@ -10,8 +10,9 @@ use nf_core::reason::{Reason, Refusal};
 use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::watch;
 
-use super::replica::Shared;
+use super::shared::Shared;
 use super::status::{MemberStatus, Role, Status};
 use super::types::Peer;
 use super::{Core, Error, Member, MemberId, Raft};
@@ -266,7 +267,12 @@ impl Shared {
         if !find(status, to)?.voter {
             return Err(refused(Reason::NotVoter, format!("member {} does not vote; promote it first", to.0)));
         }
-        let _resume = Pause::begin(self);
+        let Some(_resume) = Pause::begin(&self.paused) else {
+            return Err(refused(
+                Reason::Conflict,
+                "leadership is being handed over already; look who leads, and try again",
+            ));
+        };
         let caught_up = || {
             let now = self.status();
             let matched = now.members.iter().find(|m| m.id == to).and_then(|m| m.matched);
@@ -311,19 +317,20 @@ impl Shared {
     }
 }
 
-/// Holds writes back until dropped.
-struct Pause<'a>(&'a Shared);
+/// Holds writes back until dropped. There is one at a time: another's end would let writes through in the middle of it.
+struct Pause<'a>(&'a watch::Sender<bool>);
 
 impl<'a> Pause<'a> {
-    fn begin(shared: &'a Shared) -> Self {
-        shared.paused.send_replace(true);
-        Self(shared)
+    fn begin(paused: &'a watch::Sender<bool>) -> Option<Self> {
+        let begun = paused.send_if_modified(|paused| !std::mem::replace(paused, true));
+        // Made when it has begun and not before: the end of one that is thrown away would be the end of another's.
+        begun.then(|| Self(paused))
     }
 }
 
 impl Drop for Pause<'_> {
     fn drop(&mut self) {
-        self.0.paused.send_replace(false);
+        self.0.send_replace(false);
     }
 }
 
@@ -341,6 +348,17 @@ async fn eventually(limit: Duration, holds: impl Fn() -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_pause_neither_begins_nor_ends_the_first() {
+        let paused = watch::Sender::new(false);
+        let first = Pause::begin(&paused);
+        assert!(first.is_some() && Pause::begin(&paused).is_none());
+        assert!(*paused.borrow(), "the one that was refused has ended nothing");
+        drop(first);
+        assert!(!*paused.borrow());
+        assert!(Pause::begin(&paused).is_some());
+    }
 
     #[test]
     fn only_a_member_that_answers_and_is_near_gets_a_vote() {

@@ -10,6 +10,7 @@ mod calls;
 mod campaign;
 pub mod clock;
 pub mod encoding;
+mod history;
 mod leadership;
 mod listener;
 pub mod log_store;
@@ -20,8 +21,10 @@ mod options;
 mod peers;
 pub mod proposer;
 mod reads;
+mod relief;
 mod replica;
 mod service;
+mod shared;
 mod soundness;
 mod start;
 pub mod state_machine;
@@ -34,7 +37,8 @@ pub use leadership::follow as follow_leadership;
 pub use listener::{Aside, PeerInfo};
 pub use nf_core::id::MemberId;
 pub use options::{Hooks, Options, Timing, Tuning};
-pub use replica::{Lost, Replica};
+pub use replica::Replica;
+pub use shared::Lost;
 pub use start::{config as openraft_config, start, wall_clock_ms};
 pub use state_machine::Applied;
 pub use status::{Electorate, MemberStatus, Role, Status};
@@ -99,6 +103,9 @@ pub enum Error {
     Timeout,
     #[error("this member is shutting down")]
     Stopping,
+    /// What is on this member's disk; others may have it whole.
+    #[error("this member can't read what it keeps on its disk; its log says why")]
+    Unreadable,
     #[error("{0}")]
     Refused(Refusal),
 }

@@ -91,9 +91,13 @@ impl Link {
         RPCError::Timeout(Timeout { action, id: self.peers.route(target).from, target, timeout })
     }
 
+    /// Whether the group has heard of the other end: then it had data.
+    fn introduced(&self) -> bool {
+        self.applied.borrow().state.members().contains_key(&MemberId(self.target))
+    }
+
     fn vote_request(&self, rpc: &VoteRequest) -> pb::VoteRequest {
-        let introduced = self.applied.borrow().state.members().contains_key(&MemberId(self.target));
-        wire::put_vote_request(rpc, self.peers.route(self.target), introduced)
+        wire::put_vote_request(rpc, self.peers.route(self.target), self.introduced())
     }
 
     /// The answer to a vote or pre-vote that was asked for at `asked_us`.
@@ -200,10 +204,12 @@ impl RaftNetworkV2<Core> for Link {
         Box::pin(async move {
             let unanswered = Arc::new(Unanswered::default());
             let sent = unanswered.clone();
-            let mut route = Some(self.peers.route(self.target));
+            let (mut route, introduced) = (Some(self.peers.route(self.target)), self.introduced());
             let requests = input.map(move |request| {
                 sent.sent(Instant::now());
-                wire::put_append(&request, route.take())
+                let first = route.take();
+                let introduced = introduced && first.is_some();
+                wire::put_append(&request, first, introduced)
             });
             let mut client = self.client(self.lane);
             let expired = self.timeout(RPCTypes::AppendEntries, APPEND_REPLY);
@@ -240,6 +246,7 @@ impl RaftNetworkV2<Core> for Link {
             route: Some(self.peers.route(self.target)),
             vote: Some(wire::put_vote(&vote)),
             manifest: snapshot.snapshot.manifest().encode().into(),
+            introduced: self.introduced(),
         };
         // Two chunks ahead of the wire.
         let (tx, rx) = mpsc::channel(2);

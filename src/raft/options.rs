@@ -61,6 +61,8 @@ pub struct Tuning {
     pub flush_every: Duration,
     /// Entries applied since the last checkpoint.
     pub snapshot_entries: u64,
+    /// Log written since the last checkpoint: few entries may be large.
+    pub snapshot_bytes: u64,
     /// Entries kept behind a checkpoint, so that a short absence needs no snapshot.
     pub keep_entries: u64,
     /// Entries are purged in steps of at least this many.
@@ -74,6 +76,7 @@ impl Default for Tuning {
             flush_commands: 25_000,
             flush_every: Duration::from_secs(30),
             snapshot_entries: 50_000,
+            snapshot_bytes: 1 << 30,
             keep_entries: 10_000,
             purge_entries: 4_096,
         }
@@ -95,6 +98,8 @@ pub struct Hooks {
     pub established: Arc<dyn Fn(Duration) + Send + Sync>,
     /// Entries that did something else than was planned; anything but silence is a bug.
     pub diverged: Arc<dyn Fn(u64) + Send + Sync>,
+    /// That member's state is not ours at the same log index. Told again with each answer of it.
+    pub differs: Arc<dyn Fn(MemberId, u64) + Send + Sync>,
     /// This member was in the group before, and its data is gone: it must stop.
     pub wiped: Arc<dyn Fn() + Send + Sync>,
     /// Key-exchange group of each connection that was accepted from a peer.
@@ -110,6 +115,7 @@ impl Default for Hooks {
             plan: Arc::new(|_| {}),
             established: Arc::new(|_| {}),
             diverged: Arc::new(|_| {}),
+            differs: Arc::new(|_, _| {}),
             wiped: Arc::new(|| {}),
             accepted: Arc::new(|_| {}),
         }

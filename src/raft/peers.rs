@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use super::clock::{GroupClock, boot_us};
-use super::replica::Shared;
+use super::shared::Shared;
 use super::types::Peer;
 use crate::security::tls::PeerTls;
 

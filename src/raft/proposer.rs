@@ -20,7 +20,7 @@ use openraft::{AsyncRuntime, Raft};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::options::Hooks;
-use super::replica::Lost;
+use super::shared::Lost;
 use super::state_machine::{Applied, StateMachine};
 use super::types::{Payload, Types};
 use crate::storage::tables::Tables;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::replica::{Lost, Shared};
+use super::shared::{Lost, Shared};
 
 /// Reads that may wait; more wait in their callers.
 pub const QUEUE: usize = 4_096;

@@ -22,7 +22,7 @@ use tracing::Instrument;
 use super::encoding::Position;
 use super::listener::PeerInfo;
 use super::membership::{Change, Failure};
-use super::replica::{Lost, Shared};
+use super::shared::{Lost, Shared};
 use super::state_machine::meta_of;
 use super::types::Snapshot;
 use super::wire;
@@ -163,7 +163,9 @@ impl PeerService for Service {
                 // Said once for the whole stream, and judged at each message: a member may be removed meanwhile.
                 route = route.or_else(|| message.route.take());
                 let from = service.check(info.as_ref(), route.as_ref(), Newcomer::Heard);
-                if let Err(status) = from.and_then(|from| Self::own(from, message.vote.as_ref())) {
+                let own = from.and_then(|from| Self::own(from, message.vote.as_ref()));
+                // Else what it lost would come back to it, and with that a say that it must not have.
+                if let Err(status) = own.and_then(|()| shared.refuse_if_wiped(message.introduced)) {
                     break status;
                 }
                 match wire::append(message) {
@@ -212,6 +214,7 @@ impl PeerService for Service {
         };
         let from = self.check(info.as_ref(), head.route.as_ref(), Newcomer::Heard)?;
         Self::own(from, head.vote.as_ref())?;
+        self.0.refuse_if_wiped(head.introduced)?;
         let vote = wire::vote(head.vote.as_ref())?;
         self.0.contact.heard(&vote);
         let dir = self.0.tables.incoming_dir();

@@ -5,7 +5,7 @@ use nf_core::id::MemberId;
 use nf_proto::internal as pb;
 
 use super::marks::{Mark, Verdict};
-use super::replica::Shared;
+use super::shared::Shared;
 
 impl Shared {
     /// A member of which the group has heard had data. If nothing of it is here, its vote and what it acknowledged
@@ -32,9 +32,7 @@ impl Shared {
         let voters: Vec<_> = self.status().members.iter().filter(|m| m.voter).map(|m| m.id).collect();
         match self.marks.compare(peer, &theirs, &voters) {
             Verdict::Same => {}
-            Verdict::Differs { index } => {
-                tracing::error!(member = peer.0, index, "that member's state differs from ours at the same log index");
-            }
+            Verdict::Differs { index } => (self.hooks.differs)(peer, index),
             Verdict::Outvoted { index } => self.fatal.raise(&format!(
                 "at log index {index} this member's state is not the one that most others have: remove it, empty its \
                  directory, and let it join under a new id"

@@ -24,11 +24,12 @@ use super::options::{Options, Timing, Tuning};
 use super::peers::{self, MESSAGE_BYTES, Peers};
 use super::proposer::{self, Shell};
 use super::reads;
-use super::replica::{Me, Replica, Shared};
+use super::replica::Replica;
 use super::service::Service;
+use super::shared::{Me, Shared};
 use super::state_machine::StateMachine;
 use super::types::StoredMembership;
-use super::{MemberId, Raft, StartError, leadership, upkeep};
+use super::{MemberId, Raft, StartError, leadership, relief, upkeep};
 use crate::security::tls::PeerTls;
 use crate::storage::fatal::Fatal;
 use crate::storage::floor::Floor;
@@ -276,6 +277,7 @@ async fn bring_up(options: Options) -> Result<(Up, watch::Receiver<bool>), Start
     tasks.spawn("reads", reads::run(shared.clone(), asks_out));
     tasks.spawn("campaign", campaign::run(shared.clone(), ended));
     tasks.spawn("upkeep", upkeep::run(shared.clone()));
+    tasks.spawn("watching the disk", relief::watch_disk(shared.clone()));
     tasks.spawn("pings", peers::keep_warm(shared.clone()));
     Ok((Up { shared, tasks, _lock: lock }, stop_out))
 }

@@ -97,7 +97,17 @@ impl<T: Tables> StateMachine<T> {
     pub fn open(tables: Arc<T>, fatal: Fatal) -> io::Result<Self> {
         let (state, position) = load(&*tables)?;
         let (published, _) = watch::channel(applied(&state, &position));
-        Ok(Self { tables, state, position, published, commands: Arc::default(), marks: Arc::default(), fatal })
+        let machine =
+            Self { tables, state, position, published, commands: Arc::default(), marks: Arc::default(), fatal };
+        machine.note_loaded();
+        Ok(machine)
+    }
+
+    /// What was loaded is compared, too, also when nothing follows it.
+    fn note_loaded(&self) {
+        if let Some(applied) = self.position.applied {
+            self.marks.note(applied.index, self.state.hash());
+        }
     }
 
     /// The state after each applied batch.
@@ -160,7 +170,7 @@ fn forget_requests<T: Tables>(tables: &T, changes: &mut Vec<Change>) -> io::Resu
     for position in positions {
         let Some(row) = tables.get(history, &position)? else { continue };
         let job = rows::read_history(&row).map_err(|e| invalid(format!("history: {e}")))?;
-        let request = rows::history_key(&job.request).to_vec();
+        let request = rows::history_key(&job.spec.tenant, &job.request);
         let newest = changes.iter().rev().find(|change| change.table == index && change.key == request);
         let points_to = match newest {
             Some(change) => change.value.clone(),
@@ -201,7 +211,7 @@ impl<RT: AsyncRuntime, T: Tables> RaftStateMachine<Types<RT>> for StateMachine<T
             let (entry, responder) = next?;
             let batch = self.apply_one(&entry)?;
             let changes = self.state.take_changes();
-            self.marks.note(entry.log_id.index, || self.state.hash());
+            self.marks.note(entry.log_id.index, self.state.hash());
             pending.commands += changes.len().max(1);
             pending.changes.extend(changes.into_iter().map(change));
             if let Some(responder) = responder {
@@ -239,6 +249,7 @@ impl<RT: AsyncRuntime, T: Tables> RaftStateMachine<Types<RT>> for StateMachine<T
             )));
         }
         (self.state, self.position) = (state, position);
+        self.note_loaded();
         self.published.send_replace(applied(&self.state, &self.position));
         Ok(())
     }
@@ -281,7 +292,7 @@ impl<RT: AsyncRuntime, T: Tables> RaftSnapshotBuilder<Types<RT>> for Builder<T> 
 mod tests {
     use super::*;
     use crate::storage::model::ModelTables;
-    use nf_core::id::RequestId;
+    use nf_core::id::{RequestId, TenantId};
     use nf_core::plan::Intent;
     use nf_core::reason::Reason;
     use nf_core::resources::Gpus;
@@ -314,7 +325,7 @@ mod tests {
         let table = Table::History as u8;
         let delete = |position: u64| Change { table, key: position.to_be_bytes().to_vec(), value: None };
         let mut batch: Vec<_> = (1..=7).map(delete).collect();
-        let again = rows::history_key(&RequestId::new("r0").unwrap()).to_vec();
+        let again = rows::history_key(&TenantId::new("t1").unwrap(), &RequestId::new("r0").unwrap());
         let newer = 10u64.to_be_bytes().to_vec();
         batch.push(Change { table: Table::HistoryOf as u8, key: again.clone(), value: Some(newer.clone()) });
         forget_requests(&tables, &mut batch).unwrap();

@@ -3,27 +3,25 @@
 //! The flush runs on a blocking thread and comes first, so that the checkpoint, which is taken
 //! between two applies, finds little left to write. It does not know what is in the rows.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::membership::Change;
-use super::replica::Shared;
+use super::relief;
+use super::shared::Shared;
 use super::status::{Role, Status};
 use crate::storage::tables::Tables;
 use nf_core::clock::MAX_OFF_MS;
 
 const TICK: Duration = Duration::from_secs(1);
-/// How long handing leadership over may take, and when it is tried again.
-const HAND_OVER: Duration = Duration::from_secs(5);
+/// When leadership is handed over again, if nobody took it.
 const HAND_OVER_AGAIN: Duration = Duration::from_secs(30);
 
 /// Runs until Raft stops.
 pub async fn run(shared: Arc<Shared>) {
     let tuning = shared.tuning;
     let mut flushed = (0, 0, 0, Instant::now());
-    let mut asked = 0;
+    let (mut asked, mut asked_bytes) = (0, 0);
     let mut told = 0;
     let mut handed_over = None;
     loop {
@@ -44,13 +42,13 @@ pub async fn run(shared: Arc<Shared>) {
             || commands - flushed.1 >= tuning.flush_commands
             || (applied > flushed.2 && flushed.3.elapsed() >= tuning.flush_every);
         let behind = applied.saturating_sub(status.snapshot_index.max(asked));
-        let snapshot = behind >= tuning.snapshot_entries;
+        let snapshot = behind >= tuning.snapshot_entries || bytes - asked_bytes >= tuning.snapshot_bytes;
         if due || snapshot {
             flush(&shared).await;
             flushed = (bytes, commands, applied, Instant::now());
         }
         if snapshot {
-            asked = applied;
+            (asked, asked_bytes) = (applied, bytes);
             if shared.raft.trigger().snapshot().await.is_err() {
                 return;
             }
@@ -68,18 +66,10 @@ async fn hand_over(shared: &Shared, status: &Status) -> bool {
     let Some((off_ms, right)) = shared.clock.judge(&voters, MAX_OFF_MS).filter(|(off, _)| *off > MAX_OFF_MS) else {
         return false;
     };
-    let best = status.members.iter().filter(|m| right.contains(&m.id)).max_by_key(|m| (m.matched, Reverse(m.id)));
-    let Some(best) = best else { return false };
-    tracing::warn!(
-        off_ms,
-        to = best.name,
-        "this member's clock is not that of the others: handing leadership over; see that the machine's time is kept (NTP)"
+    let why = format!(
+        "this member's clock is {off_ms} ms from that of the others; see that the machine's time is kept (NTP)"
     );
-    let made = shared.change_here(&Change::Transfer(best.id), Instant::now() + HAND_OVER).await;
-    if let Err(failure) = made {
-        tracing::warn!(?failure, "leadership was not handed over");
-    }
-    true
+    relief::hand_over(shared, status, |id| right.contains(&id), &why).await
 }
 
 /// Makes the rows durable, and remembers how far the log is. A failure of the rows or of the log

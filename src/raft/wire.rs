@@ -54,9 +54,11 @@ fn entry(entry: pb::Entry) -> Result<Entry, Status> {
     Ok(Entry { log_id: LogId::new_term_index(entry.term, entry.index), payload })
 }
 
-pub fn put_append(request: &AppendRequest, route: Option<pb::Route>) -> pb::AppendRequest {
+/// `introduced`: the group has heard of who is asked.
+pub fn put_append(request: &AppendRequest, route: Option<pb::Route>, introduced: bool) -> pb::AppendRequest {
     pb::AppendRequest {
         route,
+        introduced,
         vote: Some(put_vote(&request.vote)),
         prev: request.prev_log_id.as_ref().map(put_log_id),
         commit: request.leader_commit.as_ref().map(put_log_id),

@@ -12,7 +12,7 @@ use rustls::SignatureScheme;
 use rustls::crypto::aws_lc_rs;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use webpki::{EndEntityCert, KeyUsage};
 
 /// The longest note, and the most certificates that a reader trusts.
@@ -45,8 +45,11 @@ fn spki(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
 
 /// A signer with this process' keys, whichever they are at that moment; `keys` is where its notary's lies. It signs ends
 /// of its own group's trail alone: whatever its state says of itself, its certificate says of which group it is.
+///
+/// A notary's two files are replaced one after the other. Whatever does not fit, or is another's, changes nothing while
+/// the pair that signed before still may: else a checkpoint of that moment would have one half, and an auditor refuse it.
 pub fn signer(tls: PeerTls, keys: &Path) -> Sign {
-    let keys = keys.to_owned();
+    let (keys, last) = (keys.to_owned(), Mutex::<Option<Notary>>::default());
     Arc::new(move |checkpoint: &Checkpoint| {
         let (text, origin) = (text(checkpoint), &*checkpoint.origin);
         let (cert, signature) = tls.sign(text.as_bytes())?;
@@ -56,14 +59,27 @@ pub fn signer(tls: PeerTls, keys: &Path) -> Sign {
             return None;
         }
         let note = note::write(&text, &tls.name, &spki(&cert)?, &signature);
-        let second =
-            Notary::read(&keys).and_then(|notary| notary.map(|one| one.sign(origin, &tls.name, &text)).transpose());
-        let ml_dsa = second.unwrap_or_else(|error| {
-            tracing::warn!(%error, dir = %keys.display(), "a checkpoint of the audit trail is signed by ECDSA alone");
-            None
-        });
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let ml_dsa = second(&keys, &mut last, |notary| notary.sign(origin, &tls.name, &text));
         Some(Signed { note, certificate: encoding::to_pem("CERTIFICATE", &cert), ml_dsa })
     })
+}
+
+/// The half by ML-DSA: by the notary whose files lie there, else by the last one that could. None where there is none.
+fn second(keys: &Path, last: &mut Option<Notary>, sign: impl Fn(&Notary) -> Result<Half, tls::Error>) -> Option<Half> {
+    let now = Notary::read(keys).and_then(|now| now.map(|now| sign(&now).map(|half| (now, half))).transpose());
+    let error = match now {
+        Ok(now) => {
+            let (now, half) = now.unzip();
+            *last = now;
+            return half;
+        }
+        Err(error) => error,
+    };
+    let half = last.as_ref().and_then(|before| sign(before).ok());
+    let how = if half.is_some() { "the notary's key before it" } else { "ECDSA alone" };
+    tracing::warn!(%error, dir = %keys.display(), "a checkpoint of the audit trail is signed by {how}");
+    half
 }
 
 /// Authorities whose members' word counts.

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Error, frame, replace_file};
 
@@ -13,11 +14,15 @@ const FILE: &str = "log.floor";
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Floor(PathBuf);
+pub struct Floor {
+    path: PathBuf,
+    /// Two that raise it would write one another's temporary file.
+    turn: Arc<Mutex<()>>,
+}
 
 impl Floor {
     pub fn of(data_dir: &Path) -> Self {
-        Self(data_dir.join(FILE))
+        Self { path: data_dir.join(FILE), turn: Arc::default() }
     }
 
     /// The last log index that is there for certain; none before the first flush.
@@ -25,10 +30,10 @@ impl Floor {
     /// # Errors
     /// When the file can't be read, or is damaged itself.
     pub fn read(&self) -> Result<Option<u64>, Error> {
-        let bytes = match std::fs::read(&self.0) {
+        let bytes = match std::fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(&self.0, e)),
+            Err(e) => return Err(Error::io(&self.path, e)),
         };
         let parse = || -> io::Result<u64> {
             let mut reader = frame::Reader::new(frame::open(FILE.as_bytes(), &bytes)?);
@@ -36,13 +41,14 @@ impl Floor {
             reader.done()?;
             Ok(index)
         };
-        parse().map(Some).map_err(|e| Error::damaged(&self.0, e.to_string()))
+        parse().map(Some).map_err(|e| Error::damaged(&self.path, e.to_string()))
     }
 
     /// From now on the log reaches at least to `index`, which must be durable in it and applied. Blocks.
     pub fn raise(&self, index: u64) -> Result<(), Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let body = frame::Writer::new().u64(index).done();
-        replace_file(&self.0, &frame::seal(FILE.as_bytes(), &body))
+        replace_file(&self.path, &frame::seal(FILE.as_bytes(), &body))
     }
 
     /// Refuses a log in `dir` that ends before the floor.

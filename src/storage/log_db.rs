@@ -43,10 +43,19 @@ struct Job {
 pub struct LogDb {
     db: Arc<DB>,
     path: PathBuf,
-    // The queue is bounded by its users: a leader has at most 8 entries in flight, a follower at
-    // most the 64 requests its append stream accepts.
+    // The queue is bounded by its users: a follower has at most the 64 requests that its append stream accepts, a leader
+    // at most 8 entries in flight and those that its followers had synced before it: of a disk that hangs it is relieved
+    // (raft/relief.rs).
     queue: Mutex<Option<Sender<Job>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    busy: Busy,
+}
+
+/// Since when the thread has been writing and syncing one batch; None while it waits for the next.
+type Busy = Arc<Mutex<Option<Instant>>>;
+
+fn set_busy(busy: &Busy, since: Option<Instant>) {
+    *busy.lock().expect("no panic while held") = since;
 }
 
 impl LogDb {
@@ -59,12 +68,19 @@ impl LogDb {
         let db = DB::open_cf_descriptors(&database_options(create), dir, cfs).map_err(|e| Error::db(dir, e))?;
         let db = Arc::new(db);
         let (queue, jobs) = channel();
-        let worker = Worker { db: db.clone(), fatal, on_sync, failed: false };
+        let busy = Busy::default();
+        let worker = Worker { db: db.clone(), fatal, on_sync, failed: false, busy: busy.clone() };
         let thread = std::thread::Builder::new()
             .name("wal-sync".into())
             .spawn(move || worker.run(&jobs))
             .map_err(|e| Error::io(dir, e))?;
-        Ok(Self { db, path: dir.to_path_buf(), queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
+        let (queue, thread) = (Mutex::new(Some(queue)), Mutex::new(Some(thread)));
+        Ok(Self { db, path: dir.to_path_buf(), queue, thread, busy })
+    }
+
+    /// When the present write or sync began, if there is one.
+    pub fn busy_since(&self) -> Option<Instant> {
+        *self.busy.lock().expect("no panic while held")
     }
 
     /// Finishes what is queued, syncs it and closes the queue. Later submits fail.
@@ -116,6 +132,7 @@ struct Worker {
     fatal: Fatal,
     on_sync: OnSync,
     failed: bool,
+    busy: Busy,
 }
 
 impl Worker {
@@ -129,7 +146,9 @@ impl Worker {
             {
                 self.stage(&mut batch, job, &mut done);
             }
+            set_busy(&self.busy, Some(Instant::now()));
             let result = self.commit(batch, !done.is_empty());
+            set_busy(&self.busy, None);
             for one in done {
                 one(match &result {
                     Ok(()) => Ok(()),

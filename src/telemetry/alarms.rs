@@ -15,9 +15,11 @@ pub const RECORD_UNREADABLE: &str = "record_unreadable";
 pub const EXCLUSIVE_WAITS: &str = "exclusive_waits";
 /// A copy of a model's file is not what its manifest says, in the store or on this node's disk.
 pub const MODEL_COPY_CORRUPT: &str = "model_copy_corrupt";
+/// A container carries this node's name, and nobody here knows the agent that started it.
+pub const CONTAINER_UNKNOWN: &str = "container_unknown";
 /// Kinds that are about what runs on this process' nodes.
-pub const OF_AGENTS: [&str; 5] =
-    [DEVICE_OCCUPIED, PROCESS_STUCK, RECORD_UNREADABLE, EXCLUSIVE_WAITS, MODEL_COPY_CORRUPT];
+pub const OF_AGENTS: [&str; 6] =
+    [DEVICE_OCCUPIED, PROCESS_STUCK, RECORD_UNREADABLE, EXCLUSIVE_WAITS, MODEL_COPY_CORRUPT, CONTAINER_UNKNOWN];
 
 /// Those that are on. Kinds are few and our own, so they bound the series, too.
 pub struct Alarms {

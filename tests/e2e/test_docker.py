@@ -3,8 +3,10 @@ stopped with nothing left; found again by the next agent, whether the last one w
 or killed, while a client asks without pause; and strangers' containers untouched.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from nf import NF, Serve, eventually
 
 MIB = 1 << 20
 LABEL = "io.neural-fabric."
+FIRST_PORT, LAST_PORT = 17700, 17999
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ class Lab:
     def __init__(self, folder, engine):
         self.folder, self.engine, self.member = folder, engine, None
         self.settings = {"NF_CONTAINER_ENGINE": engine.socket, "MAX_TENANT_GPUS": "16", "NF_STOP_GRACE": "2s",
-                         "NF_PORT_RANGE": "17700-17999"}
+                         "NF_PORT_RANGE": f"{FIRST_PORT}-{LAST_PORT}"}
         self.start()
 
     def start(self):
@@ -343,6 +346,21 @@ def test_what_has_no_record_goes_and_strangers_stay(lab):
     lab.stop("lost")
 
 
+def test_containers_of_lost_records_go(lab):
+    lab.schedule("orphan")
+    lab.ready("orphan")
+    (orphan,) = lab.containers("orphan")
+    lab.member.child.kill()
+    lab.member.child.wait()
+    # The number that is on it is lost with them.
+    shutil.rmtree(lab.folder / "data/nodes/node-1/records")
+    lab.start()
+    eventually("it is gone", lambda: orphan["Id"] not in {c["Id"] for c in lab.engine.containers()}, 30)
+    assert "whose records are lost, is removed" in lab.member.output
+    lab.ready("orphan")
+    lab.stop("orphan")
+
+
 @pytest.mark.parametrize(("version", "image", "why", "says"), [
     ("no-image", "nf-nowhere:v1", "ImageMissing", "load it there"),
     ("no-pull", f"127.0.0.1:9/nf@sha256:{'0' * 64}", "ImagePullFailed", "127.0.0.1:9"),
@@ -367,11 +385,13 @@ def test_an_image_by_its_id_is_pinned_and_never_pulled(lab):
 
 
 def test_a_taken_port_is_said(lab):
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # The lowest port that is free is given first.
-        held.bind(("127.0.0.1", 17700))
-        held.listen()
+    # Whichever port of the node's range is given (that changes with time, ADR 96), a stranger has it.
+    with contextlib.ExitStack() as strangers:
+        for port in range(FIRST_PORT, LAST_PORT + 1):
+            held = strangers.enter_context(socket.socket())
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(("127.0.0.1", port))
+            held.listen()
         lab.schedule("port", constraints={"restart": "never"})
         job = lab.member.wait_state("port", "Failed", limit=60)
     assert job["replicas"][0]["why"] == "PortTaken", job["replicas"]

@@ -68,7 +68,8 @@ def test_every_family_that_is_asked_for_is_told(tmp_path):
     rare = {"nf_model_verify_failures_total", "nf_alarms"}  # appear with the first refused file of models or keys
     with Serve(tmp_path, {"NF_SCALE_EVERY": "200ms"}) as group:
         scaling = {"min": 1, "max": 2, "concurrency": 2}
-        group.call("POST", "/schedule", {**BODY, "resources": {"gpu": 0.1}, "scaling": scaling})
+        promise = {"error_rate": 0.01}
+        group.call("POST", "/schedule", {**BODY, "resources": {"gpu": 0.1}, "scaling": scaling, "constraints": promise})
         group.call("POST", "/schedule", {**BODY, "model_id": "m2", "resources": {"gpu": 500}})
         call = {"json": {"model": "m1", "prompt": "x"}, "timeout": 60}
         assert requests.post(f"{group.url()}/v1/completions", **call).status_code == 200

@@ -191,6 +191,7 @@ fn stored(bytes: &[u8]) {
     let Some((which, value)) = bytes.split_first() else { return };
     let table = Table::ALL[usize::from(*which) % Table::ALL.len()];
     let _ = State::from_rows([(table, vec![0; 16], value.to_vec())]);
+    let _ = State::from_rows([(table, vec![0; 20], value.to_vec())]);
     let _ = State::from_rows([(table, vec![0; 8], value.to_vec())]);
     let _ = (rows::read_history(value), rows::read_event(value).is_ok(), rows::read_audit(value).is_ok());
 }
@@ -252,7 +253,8 @@ fn peers_samples() -> Vec<Vec<u8>> {
     let entry = pb::Entry { term: 3, index: 10, kind: 1, body: frames_samples().remove(0).into() };
     let route = Some(pb::Route { cluster: "c".into(), from: 1, to: 2, name: "n".into() });
     let (entries, traces) = (vec![entry], Vec::new());
-    let append = pb::AppendRequest { route: route.clone(), vote, prev: id, commit: id, entries, traces };
+    let append =
+        pb::AppendRequest { route: route.clone(), vote, prev: id, commit: id, entries, traces, introduced: true };
     let ask = pb::VoteRequest { route, vote, last: id, leadership_transfer: false, introduced: true };
     vec![append.encode_to_vec(), ask.encode_to_vec()]
 }
@@ -432,7 +434,7 @@ fn trail_samples() -> Vec<Vec<u8>> {
 }
 
 fn online_place(bytes: &[u8]) {
-    let _ = cli::sim::speak_place(bytes, std::io::sink(), Default::default());
+    let _ = cli::sim::speak_place(bytes, std::io::sink(), |_| {}, Default::default());
 }
 
 fn online_place_samples() -> Vec<Vec<u8>> {

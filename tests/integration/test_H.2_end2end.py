@@ -77,7 +77,7 @@ def test_schedule_and_see_the_run_file_and_the_status(group):
     assert answer.status_code == 201, answer.text
     body = answer.json()
     request_id = body["request_id"]
-    assert answer.headers["Location"].endswith(f"/schedule/{request_id}")
+    assert answer.headers["Location"].endswith(f"/schedule/{request_id}?tenant_id={BODY['tenant_id']}")
     assert body["job_id"] == request_id and body["status"] == "scheduled" and body["simulation"] is True
     assert body["state"] in ("Admitted", "Starting", "Running")
     assert set(body["policies"]) == POLICIES

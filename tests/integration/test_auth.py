@@ -59,7 +59,7 @@ def test_a_group_asks_who_calls_from_its_first_start(tmp_path):
         lines = export.read_text().splitlines(keepends=True)
         entries = [json.loads(line)["entry"] for line in lines[:-1]]
         of_ada = [e for e in entries if e["actor"]["sub"] == "ada" and e["action"] == "JobSchedule"]
-        assert len(of_ada) == 1 and of_ada[0]["object"] == f"job/{job['request_id']}", entries
+        assert len(of_ada) == 1 and of_ada[0]["object"] == f"job/demo/{job['request_id']}", entries
         export.write_text("".join(lines[:1] + lines[2:]))
         _, err = run(env, "audit", "verify", str(export), code=1)
         assert "seq 2" in err, err

@@ -1,5 +1,5 @@
-"""The README's commands, as they stand there, in order, in one shell, against a
-development cluster. Only the ports and the run folder are replaced.
+"""The commands of the README and of the pages for operators, as they stand there, in order, each page against a
+development cluster of its own. Only the ports and the run folder are replaced.
 """
 
 import re
@@ -12,6 +12,7 @@ from nf import NF, ROOT, Dev, eventually
 
 # Starting the cluster, building and testing are done by others (tests/it/documents.rs names them).
 ELSEWHERE = ("make ", "export PATH=")
+PAGES = ["README.md", "docs/operations.md", "docs/scheduling.md", "docs/services.md"]
 
 
 def commands(document):
@@ -25,7 +26,7 @@ def commands(document):
     return out
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
+@pytest.mark.parametrize("document", PAGES)
 def test_every_command_does_what_the_document_says(tmp_path, document):
     found = commands((ROOT / document).read_text())
     assert found

@@ -184,7 +184,7 @@ def test_a_version_that_answers_badly_goes_back_by_itself_and_leaves_the_record(
     assert set(load.codes) == {200, 500} and not load.errors, (load.codes, load.saw, load.errors)
     told = [e for e in group.get("/events?per_page=1000")["items"] if e["kind"] == "rollout" and e["request_id"] == job]
     assert [e["why"] for e in told] == ["running, canary", "failed, reverting: PromiseBroken", "failed: PromiseBroken"]
-    entry = next(e for e in trail(group) if e.get("action") == "RolloutRevert" and e["object"] == f"job/{job}")
+    entry = next(e for e in trail(group) if e.get("action") == "RolloutRevert" and e["object"] == f"job/t2/{job}")
     assert "PromiseBroken" in json.dumps(entry), entry
     group.call("DELETE", f"/schedule/{job}")
 

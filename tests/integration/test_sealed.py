@@ -45,7 +45,8 @@ class Lab:
     def nf(self, *args, code=0, **settings):
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "MODEL_STORE_URL": self.store,
                **{name: str(value) for name, value in settings.items()}}
-        done = subprocess.run([str(nf.NF), "model", *args], env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([str(nf.NF), "model", *args], env=env, cwd=self.folder, capture_output=True, text=True,
+                              timeout=60, check=False)
         assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
@@ -98,6 +99,7 @@ def test_each_wrong_thing_has_its_own_words(lab, tmp_path):
     assert open_sealed.private(other.key.read_text())[1].hex() in said, said
     said = lab.nf("pull", "m@v1", code=2, NF_ARTEFACT_KEY=lab.pub)
     assert "NF_ARTEFACT_KEY" in said and "is no private key" in said and "BEGIN" not in said, said
+    assert not (lab.folder / "m-v1").exists(), "a refused pull leaves nothing behind"
     path = lab.stored("model.onnx")
     path.chmod(0o644)
     whole = path.read_bytes()
@@ -121,7 +123,8 @@ def test_a_node_opens_it_before_the_start_and_says_so_when_it_cannot(lab, tmp_pa
         nf.eventually("it serves", lambda: requests.get(f"http://127.0.0.1:{port}/health/ready", timeout=5).ok, 30)
         def placed():
             answer = requests.post(f"http://127.0.0.1:{port}/schedule", json={**body, "request_id": "j"}, timeout=10)
-            return answer.status_code in (200, 201)
+            assert answer.status_code in (200, 201), answer.text
+            return True
         nf.eventually("it is placed", placed, 30)
         return lambda: requests.get(f"http://127.0.0.1:{port}/schedule/j", timeout=5).json()
 

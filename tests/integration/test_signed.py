@@ -106,7 +106,7 @@ def test_what_was_stopped_is_in_the_answer_the_trail_and_the_report(lab, tmp_pat
     row = next(line for line in summary.splitlines() if line.startswith("| P2 |"))
     counts = dict(pair.split(" ") for pair in row.split("|")[-2].strip().split(", "))
     assert int(counts["block"]) > 0 and int(counts["pass"]) > 0, row
-    deploys = [entry for entry in entries(f"job/{body['request_id']}") if entry["action"] == "ModelDeploy"]
+    deploys = [entry for entry in entries(f"job/demo/{body['request_id']}") if entry["action"] == "ModelDeploy"]
     assert [e["checks"]["P7"]["verdict"] for e in deploys] == ["pass"], deploys
 
 

@@ -14,10 +14,7 @@ BIG = 17 << 20  # more than one part of an upload
 
 
 def alone(*args, env=None, code=0):
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME")}
-    done = subprocess.run(
-        [str(nf.NF), *map(str, args)], env={**kept, **(env or {})}, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run(*args, env=env)
     assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "canary-s3-secret" not in done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -71,6 +68,9 @@ def test_a_corrupt_version_is_in_quarantine_until_it_is_released(tmp_path):
         assert "nf_models_quarantined 1" in group.call("GET", "/metrics").text
         assert group.call("GET", "/health").json()["components"]["model_store"]["status"] == "degraded"
         digest, other = listed[0]["sha256"], "0" * 64
+        table = group.nf("get", "quarantine", "--tenant", "demo")
+        for said in ("m@v1", listed[0]["node"], "ModelCopyCorrupt", " ".join(["nf", *lifts, digest])):
+            assert said in table, table
         asked = {"tenant_id": "demo", "model_id": "m", "model_version": "v1", "sha256": other}
         answer = group.call("POST", "/quarantine/release", asked)
         assert (answer.status_code, answer.json()["reason"]) == (409, "Conflict"), answer.text
@@ -89,6 +89,100 @@ def test_a_corrupt_version_is_in_quarantine_until_it_is_released(tmp_path):
         for job in (body, theirs):
             group.nf("stop", job["request_id"], "--yes")
             group.wait_state(job["request_id"], "Cancelled", limit=60)
+
+
+def test_an_operator_prefetches_to_every_node_and_asks_again_for_nothing_more(tmp_path):
+    store, lab, port = tmp_path / "store", tmp_path / "lab", nf.free_port()
+    alone("model", "publish", model(tmp_path / "m"), "--model", "m", "--version", "v1", "--store", f"file://{store}",
+          "--runtime", program(tmp_path))
+    alone("cluster", "init", "--dir", lab, "--members", f"node-1=127.0.0.1:{port + 1}")
+
+    def token(*roles):
+        named = [word for role in roles for word in ("--role", role)]
+        return alone("token", "create", "--keys", lab / "tokens", "--subject", "ada", "--tenant", "demo", *named).strip()
+
+    settings = {
+        "SCHEDULER_PORT": port, "MODEL_STORE_URL": f"file://{store}", "NEURAL_FABRIC_MODE": "simulation",
+        "GPU_NODES": "a:H100-80G:4,b:H100-80G:4,c:H100-80G:4",
+    }
+    with nf.Process(tmp_path / "serve", ["serve", "--config", str(lab / "node-1/nf.toml")], settings):
+        base = {"NF_ADDR": f"http://127.0.0.1:{port}"}
+        admin, operator = ({**base, "NF_TOKEN": token(role)} for role in ("admin", "operator"))
+        listed = lambda: json.loads(alone("get", "nodes", "-o", "json", env=operator))["items"]
+        named = lambda: {node["node_id"] for node in listed() if node["state"] == "Ready"}
+        nf.eventually("the nodes are there", lambda: answers(named) and named() >= {"a", "b", "c"}, 40)
+        assert all("host" not in node and "replicas" not in node for node in listed())
+        alone("node", "cordon", "c", "--reason", "fans", env=admin)
+
+        def fetch(*more, env=operator, code=0):
+            done = run("model", "prefetch", "m@v1", "--tenant", "demo", *more, "-o", "json", env=env)
+            assert done.returncode == code, done.stdout + done.stderr
+            return done.stderr if not done.stdout else {r["node"]: r["request_id"] for r in json.loads(done.stdout)["items"]}
+
+        first = fetch("--wait")
+        assert set(first) >= {"a", "b"} and "c" not in first, first
+        jobs = lambda: len(json.loads(alone("get", "jobs", "-o", "json", env=operator))["items"])
+        assert fetch("--wait") == first and jobs() == len(first)
+        # One that was stopped is brought anew.
+        alone("stop", first["a"], "--yes", env=operator)
+        again = fetch("--wait")
+        assert again["b"] == first["b"] and again["a"] != first["a"] and jobs() == len(first)
+        # What is begun is told of though the next one fails: only one may wait, and nothing comes to c.
+        alone("quota", "set", "demo", "--waiting", "1", env=admin)
+        rows = fetch("--node", "b", "--node", "c", "--node", "never", code=6)
+        assert list(rows) == ["b", "c"] and rows["b"] == first["b"], rows
+        assert "Forbidden" in fetch(env=admin, code=6)
+
+
+def answers(ask):
+    try:
+        ask()
+        return True
+    except AssertionError:
+        return False
+
+
+def run(*args, env=None):
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME")}
+    words = [str(nf.NF), *map(str, args)]
+    return subprocess.run(words, env={**kept, **(env or {})}, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_what_was_prefetched_is_there_before_anybody_starts_it(tmp_path):
+    store = tmp_path / "store"
+    alone("model", "publish", model(tmp_path / "m"), "--model", "m", "--version", "v1", "--store", f"file://{store}",
+          "--runtime", program(tmp_path))
+    weights = store / "m/v1/weights.onnx"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    settings = {"MODEL_STORE_URL": f"file://{store}", "GPU_NODES": "a:H100-80G:4,b:H100-80G:4"}
+    with nf.Serve(tmp_path / "serve", settings) as group:
+        told = json.loads(group.nf("model", "prefetch", "m@v1", "--tenant", "demo", "--node", "b", "--wait", "-o", "json"))
+        (row,) = told["items"]
+        assert (row["node"], row["state"]) == ("b", "Running"), row
+        assert [path.name for path in tmp_path.rglob("cache/sha256/*") if path.name == digest] == [digest]
+        table = group.nf("get", "jobs", "-o", "wide")
+        assert "prefetch" in table and row["request_id"] in table, table
+        # It serves nobody, and is no service.
+        assert not group.get("/services")["items"] and not group.get("/endpoints")["items"]
+        # The store has them no more; who starts now goes where they are.
+        weights.unlink()
+        body = {"tenant_id": "demo", "model_id": "m", "model_version": "v1", "resources": {"gpu": 1}}
+        job = group.call("POST", "/schedule", body).json()
+        assert job["placement"]["node"] == "b" and job["placement"]["why"]["terms"]["locality"] == 1000, job
+        group.wait_state(job["request_id"], "Running", limit=60)
+        # Nothing else goes with it, and nothing is brought that no store knows.
+        for more, field in (({}, "constraints.node"), ({"constraints": {"node": "b"}}, "resources")):
+            answer = group.call("POST", "/schedule", {**body, "prefetch": True, **more})
+            assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
+        group.nf("model", "prefetch", "m@v9", "--tenant", "demo", "--node", "b", code=4)
+        # A node that is drained waits for no files.
+        group.nf("stop", job["request_id"], "--yes")
+        group.wait_state(job["request_id"], "Cancelled", limit=60)
+        group.nf("node", "drain", "b", "--yes")
+        drain = lambda: next(node for node in group.get("/nodes")["items"] if node["node_id"] == "b")["drain"]
+        nf.eventually("the node is empty", lambda: drain() == "Drained", 30)
+        group.nf("stop", row["request_id"], "--yes")
+        group.wait_state(row["request_id"], "Cancelled", limit=60)
 
 
 @servers.needs("moto")

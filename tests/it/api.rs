@@ -96,6 +96,38 @@ async fn of_two_hundred_at_once_one_gets_the_last_gpu_of_the_quota() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_see_all_says_whose_job_is_meant_where_two_have_one_of_that_id() {
+    let group = Surface::start(1, || None).await;
+    group.post(0, "/node/register", json!({"node_id": "n1", "gpus": 4})).await;
+    for tenant in ["t1", "t2"] {
+        let mut body = job(tenant, 1.0);
+        (body["request_id"], body["scaling"]) = (json!("one"), json!({"min": 0, "max": 2}));
+        let response = group.send(0, Method::POST, "/schedule", Some(body)).await;
+        assert_eq!(response.status(), StatusCode::CREATED);
+        let location = response.headers()["location"].to_str().unwrap().to_owned();
+        assert_eq!(group.get(0, &location).await.1["tenant_id"], tenant, "{location}");
+    }
+    let acts = [
+        (Method::DELETE, "/schedule/one", None),
+        (Method::POST, "/schedule/one/scale", Some(json!({"replicas": 2}))),
+        (Method::POST, "/rollout/one", Some(json!({"model_version": "v2"}))),
+        (Method::POST, "/rollout/one/turn/pause", None),
+        (Method::GET, "/schedule/one/life", None),
+    ];
+    for (method, path, body) in acts {
+        let (code, problem) = group.call(0, method.clone(), path, body).await;
+        assert_eq!((code, &problem["field"]), (409, &json!("tenant_id")), "{method} {path}: {problem}");
+    }
+    let (_, two) = group.post(0, "/schedule/one/scale?tenant_id=t2", json!({"replicas": 2})).await;
+    assert_eq!((&two["tenant_id"], two["replicas"].as_array().map(Vec::len)), (&json!("t2"), Some(2)), "{two}");
+    let (code, stopped) = group.call(0, Method::DELETE, "/schedule/one?tenant_id=t2", None).await;
+    assert_eq!((code, &stopped["tenant_id"], &stopped["state"]), (200, &json!("t2"), &json!("Draining")), "{stopped}");
+    let (_, other) = group.get(0, "/schedule/one?tenant_id=t1").await;
+    assert_eq!((&other["state"], other["replicas"].as_array().map(Vec::len)), (&json!("Admitted"), Some(1)), "{other}");
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn any_member_takes_each_call() {
     let group = Surface::start(3, || None).await;
     let node = json!({"node_id": "gpu-1", "gpus": 4});

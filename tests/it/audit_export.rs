@@ -127,8 +127,8 @@ fn both_checkers_know_a_members_signature_from_anybody_elses() {
         assert!(python == 0 && script.contains("by member n1, ECDSA and ML-DSA-65"), "{script}");
     } else {
         assert_ne!(python, 0, "half a check is none: {script}");
-        println!(
-            "SKIPPED: THE INDEPENDENT CHECK OF THE ML-DSA HALF; this Python has no library for it: make venv-servers"
+        nf_core::testing::skipped(
+            "THE INDEPENDENT CHECK OF THE ML-DSA HALF; this Python has no library for it: make venv-servers",
         );
     }
     let (theirs, mut halved, mut mixed) = (other.notary("blue", "n1").unwrap().unwrap(), lines.clone(), lines.clone());

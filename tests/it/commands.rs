@@ -1,5 +1,5 @@
 //! Every `nf …` in a document or a help text is one that the real parser takes. It
-//! does not run them; tests/integration/test_readme.py runs those of the README.
+//! does not run them; tests/integration/test_readme.py runs those of the README and the pages for operators.
 
 use crate::tree;
 use clap::CommandFactory;

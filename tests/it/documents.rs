@@ -1,6 +1,7 @@
 //! Holds the documents to what is there: each command in them is run by a test
-//! that is named here, each link leads somewhere, and no path or address of
-//! anybody's own machine has slipped in. It does not run the commands.
+//! that is named here, each link leads to a page and a section that are there, no
+//! line is too wide to read, and no path or address of anybody's own machine has
+//! slipped in. It does not run the commands.
 
 use crate::tree::{self, Source};
 use std::collections::BTreeSet;
@@ -18,9 +19,9 @@ const RUN_BY: &[(&str, &str, &str)] = &[
     ("make bench", "tests/budgets.toml", "[\"bench\"]"),
     ("make release", "Makefile", "release:"),
     ("export PATH", "Makefile", "path:"),
-    // Everything else in README and operations is run as it stands there.
+    // Everything else in the README and the pages for operators is run as it stands there.
     ("nf ", "tests/integration/test_readme.py", "README.md"),
-    ("curl ", "tests/integration/test_readme.py", "docs/operations.md"),
+    ("curl ", "tests/integration/test_readme.py", "docs/services.md"),
     ("cat ", "tests/integration/test_readme.py", "README.md"),
     ("tests/run ", "Makefile", "tests/run test"),
     ("nf-chaos ", "tests/budgets.toml", "nf-chaos failover"),
@@ -81,16 +82,67 @@ fn every_documented_command_is_run_by_a_test() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Lines outside of fences, each with its number.
+fn unfenced(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut inside = false;
+    (1..).zip(text.lines()).filter(move |(_, line)| {
+        let fence = line.trim_start().starts_with("```");
+        inside ^= fence;
+        !inside && !fence
+    })
+}
+
+/// A heading's anchor, as forges make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+fn has_section(text: &str, wanted: &str) -> bool {
+    let headings = unfenced(text).filter(|(_, line)| line.starts_with('#'));
+    headings.map(|(_, line)| anchor(line.trim_start_matches('#').trim())).any(|found| found == wanted)
+}
+
 #[test]
 fn every_link_leads_somewhere() {
     let mut wrong = Vec::new();
     for document in documents() {
-        let folder = tree::root().join(&document.path);
+        let here = tree::root().join(&document.path);
         for (at, _) in document.text.match_indices("](") {
-            let target = document.text[at + 2..].split([')', '#', ' ']).next().unwrap();
-            let elsewhere = target.is_empty() || target.contains("://");
-            if !elsewhere && !folder.parent().unwrap().join(target).exists() {
+            let target = document.text[at + 2..].split([')', ' ']).next().unwrap();
+            if target.contains("://") {
+                continue;
+            }
+            let (file, section) = target.split_once('#').unwrap_or((target, ""));
+            let page = if file.is_empty() { here.clone() } else { here.parent().unwrap().join(file) };
+            let there = std::fs::read_to_string(&page).is_ok_and(|text| has_section(&text, section));
+            if !page.exists() || !section.is_empty() && !there {
                 wrong.push(format!("{}: {target} is not there", document.path));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A line as it is read: of a link, its text alone.
+fn as_read(line: &str) -> String {
+    let mut parts = line.split("](");
+    let first = parts.next().unwrap_or("").to_owned();
+    parts.fold(first, |read, part| read + part.split_once(')').map_or(part, |(_target, rest)| rest))
+}
+
+#[test]
+fn prose_is_no_wider_than_code() {
+    let widest = 120; // rustfmt.toml: max_width
+    let mut pages = tree::sources(&["docs"], &["md"]);
+    pages.push(tree::read("README.md"));
+    let mut wrong = Vec::new();
+    for page in &pages {
+        // A row of a table is one line, however long.
+        for (number, line) in unfenced(&page.text).filter(|(_, line)| !line.starts_with('|')) {
+            let width = as_read(line).chars().count();
+            if width > widest {
+                wrong.push(format!("{}:{number}: {width} columns, {widest} at most: wrap it", page.path));
             }
         }
     }
@@ -146,4 +198,13 @@ fn nothing_names_a_machine_of_ours() {
 fn commands_are_found_in_fences_only() {
     let text = "`make x`\n```sh\n# a comment\nmake test   # why\ncurl -X POST \\\n  http://h\n```\n```\noutput\n```\n";
     assert_eq!(commands(text), ["make test", "curl -X POST http://h"]);
+}
+
+#[test]
+fn headings_and_links_are_read_as_people_see_them() {
+    assert_eq!(anchor("What a replica's program gets"), "what-a-replicas-program-gets");
+    assert_eq!(anchor("Exit codes of `nf`"), "exit-codes-of-nf");
+    assert!(has_section("# One\n```\n# two\n```\n## Three\n", "three"));
+    assert!(!has_section("# One\n```\n# two\n```\n", "two"), "a comment in a fence is no heading");
+    assert_eq!(as_read("a [b c](d/e.md#f), and [g](h)."), "a [b c, and [g.");
 }

@@ -4,7 +4,7 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,8 @@ pub struct Seat {
     pub tls: PeerTls,
     /// How wrong its clock is, in milliseconds.
     pub skew_ms: Arc<AtomicI64>,
+    /// Its syncs don't end.
+    pub disk_hangs: Arc<AtomicBool>,
     pub replica: Option<Replica>,
 }
 
@@ -77,6 +79,8 @@ pub struct Cluster {
     pub authority: Authority,
     /// What the members' disks complained about.
     pub fatal: Arc<Mutex<Vec<String>>>,
+    /// Which member found that another has another state, and which.
+    pub differs: Arc<Mutex<Vec<(MemberId, MemberId)>>>,
 }
 
 /// The port of a member that starts again. An outgoing connection of another test may have it for a moment.
@@ -117,6 +121,7 @@ impl Cluster {
             seats: Vec::new(),
             tuning: Tuning { keep_entries: 0, purge_entries: 1, ..Tuning::default() },
             fatal: Arc::default(),
+            differs: Arc::default(),
         };
         for _ in 0..n {
             cluster.add_seat();
@@ -144,7 +149,17 @@ impl Cluster {
         let (listener, port) = free_port();
         let held = Mutex::new(Some(listener));
         let dir = tempfile::tempdir().expect("a directory");
-        self.seats.push(Seat { id, name, dir, port, held, tls, skew_ms: Arc::default(), replica: None });
+        self.seats.push(Seat {
+            id,
+            name,
+            dir,
+            port,
+            held,
+            tls,
+            skew_ms: Arc::default(),
+            disk_hangs: Arc::default(),
+            replica: None,
+        });
         self.seats.len() - 1
     }
 
@@ -171,7 +186,8 @@ impl Cluster {
             None => bind_again(seat.port).await,
         };
         let (fatal, skew_ms) = (self.fatal.clone(), seat.skew_ms.clone());
-        let wiped = fatal.clone();
+        let (wiped, hangs) = (fatal.clone(), seat.disk_hangs.clone());
+        let (differs, seat_id) = (self.differs.clone(), seat.id);
         Options {
             data_dir: seat.dir.path().to_path_buf(),
             cluster: self.name.clone(),
@@ -182,6 +198,14 @@ impl Cluster {
             timing: Timing::default(),
             tuning: self.tuning,
             hooks: Hooks {
+                // On the disk's own thread.
+                #[allow(clippy::disallowed_methods)]
+                fsync: Arc::new(move |_| {
+                    while hangs.load(Ordering::Relaxed) {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }),
+                differs: Arc::new(move |member, _| differs.lock().expect("unpoisoned").push((seat_id, member))),
                 wiped: Arc::new(move || wiped.lock().expect("unpoisoned").push(WIPED.to_owned())),
                 ..Hooks::default()
             },
@@ -227,6 +251,17 @@ impl Cluster {
 
     pub async fn submit(&self, seat: usize, intent: Intent) -> Reply {
         self.replica(seat).submit(intent, deadline()).await.expect("an answer")
+    }
+
+    /// Tells the group of each seat, as a member does for itself; says which one led then.
+    pub async fn introduced(&self) -> usize {
+        let leader = self.leader().await;
+        for seat in 0..self.seats.len() {
+            let (id, name, _) = self.member(seat);
+            self.submit(leader, introduction(id, &name)).await;
+        }
+        self.agree().await;
+        leader
     }
 
     /// Waits until all running members have the same state, and returns its hash.

@@ -2,17 +2,33 @@
 //! or without asking who calls. What is asked of it is its users' business.
 
 use crate::harness::Cluster;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use neural_fabric::api::{self, ApiState, Info, Resolve};
 use neural_fabric::daemon::public::{self, Port};
+use neural_fabric::exchange::LogQuery;
 use neural_fabric::pqc::Links;
 use neural_fabric::security::checkpoint;
 use neural_fabric::security::jwt::Verifier;
 use neural_fabric::telemetry::Metrics;
 use reqwest::Client;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// The log of a program that says a line in each moment.
+fn played_log(query: LogQuery) -> BoxStream<'static, Result<Bytes, String>> {
+    let line = |n: usize| Ok(Bytes::from(format!("line {n}\n")));
+    let lines = futures::stream::unfold(0, move |n| async move {
+        if n > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Some((line(n), n + 1))
+    });
+    lines.take(if query.follow { usize::MAX } else { 1 }).boxed()
+}
 
 pub struct Surface {
     pub cluster: Cluster,
@@ -55,7 +71,7 @@ impl Surface {
             let tls = seat.tls.clone();
             let state = ApiState {
                 replica,
-                logs: None,
+                logs: Some(Arc::new(played_log)),
                 sights: None,
                 vitals: None,
                 models: models.clone(),

@@ -4,8 +4,8 @@ use super::Finding;
 use crate::agent::runtimes::cgroup::Cgroups;
 use crate::agent::runtimes::mps::Daemon;
 use crate::agent::runtimes::users::{Giver, Users};
-use crate::agent::{engine, lease, nvml};
-use nf_core::node::PortRange;
+use crate::agent::{engine, lease, nvml, tpus};
+use nf_core::node::{Device, PortRange};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::{Statvfs, statvfs};
 use std::fs;
@@ -167,12 +167,18 @@ pub(super) fn replica_ports(ports: PortRange) -> Finding {
     }
 }
 
+fn types(devices: &[Device]) -> String {
+    devices.iter().map(|device| device.device_type.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 pub(super) fn gpus() -> Finding {
+    let tpus = tpus::Kernel::default().tpus();
     match nvml::gpus() {
-        Ok(Some(gpus)) if !gpus.is_empty() => {
-            let names: Vec<&str> = gpus.iter().map(|gpu| gpu.device_type.as_str()).collect();
-            Finding::ok("gpus", format!("{} by NVML: {}", names.len(), names.join(", ")))
-        }
+        Ok(Some(gpus)) if !gpus.is_empty() => Finding::ok("gpus", format!("{} by NVML: {}", gpus.len(), types(&gpus))),
+        Ok(_) if !tpus.is_empty() => Finding::ok(
+            "gpus",
+            format!("no NVIDIA driver, {} TPUs by their files in /dev: {}", tpus.len(), types(&tpus)),
+        ),
         Ok(_) => Finding::missing(
             "gpus",
             "no NVIDIA driver: devices are simulated, or none",

@@ -9,6 +9,8 @@ use nf_core::node::PortRange;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
 
 /// What a look came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,20 +61,43 @@ pub struct Wishes<'a> {
     pub mps_pipes: &'a Path,
 }
 
+/// How long one look may take, where what is looked at may hang: a driver, a disk that is elsewhere.
+const MOST: Duration = Duration::from_secs(10);
+
+/// What a look comes to, or that it does not come to an end. Its thread is left to itself then: what it waits for may
+/// be nothing that can be called off.
+fn within(check: &'static str, most: Duration, look: impl FnOnce() -> Finding + Send + 'static) -> Finding {
+    let (to, found) = mpsc::sync_channel(1);
+    // Whoever does not listen any more has said so.
+    let begun = std::thread::Builder::new().spawn(move || drop(to.send(look())));
+    let found = begun.map_err(|error| error.to_string()).and_then(|_| {
+        let late = |error| match error {
+            mpsc::RecvTimeoutError::Timeout => format!("it does not answer within {most:?}: it hangs"),
+            mpsc::RecvTimeoutError::Disconnected => "the look failed".to_owned(),
+        };
+        found.recv_timeout(most).map_err(late)
+    });
+    found.unwrap_or_else(|why| {
+        let next = "see the kernel's log (dmesg), which names what it waits for; nf serve hangs there, too, and so may this process when it ends";
+        Finding::fault(check, why, next)
+    })
+}
+
 /// Looks at everything, in the order of a start.
 pub fn look(wishes: &Wishes<'_>) -> Vec<Finding> {
+    let (data, mps_pipes) = (wishes.data.to_owned(), wishes.mps_pipes.to_owned());
     vec![
         checks::kernel(),
         checks::cgroups(),
         checks::users(wishes.users),
         checks::limits(),
-        checks::disk(wishes.data),
+        within("disk", MOST, move || checks::disk(&data)),
         checks::clock(),
         checks::listen("public port", wishes.public),
         checks::listen("peer port", wishes.peer),
         checks::replica_ports(wishes.ports),
-        checks::gpus(),
-        checks::parts(wishes.mps_pipes),
+        within("gpus", MOST, checks::gpus),
+        within("gpu parts", MOST, move || checks::parts(&mps_pipes)),
         checks::containers(wishes.engine),
         checks::python(),
         checks::shared_memory(),
@@ -83,6 +108,21 @@ pub fn look(wishes: &Wishes<'_>) -> Vec<Finding> {
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[test]
+    fn what_hangs_is_said_and_holds_up_nothing_else() {
+        let (let_go, hangs) = mpsc::channel::<()>();
+        let most = Duration::from_millis(50);
+        let hung = within("gpus", most, move || {
+            let _ = hangs.recv();
+            Finding::ok("gpus", "it answered after all")
+        });
+        assert_eq!((hung.check, hung.verdict), ("gpus", Verdict::Fault));
+        assert!(hung.detail.contains("within 50ms") && hung.next.is_some(), "{hung:?}");
+        drop(let_go);
+        assert_eq!(within("gpus", MOST, || Finding::ok("gpus", "8")).detail, "8");
+        assert_eq!(within("gpus", MOST, || panic!("a bug of ours")).detail, "the look failed");
+    }
 
     #[test]
     fn every_look_says_what_it_found_and_what_to_do() {

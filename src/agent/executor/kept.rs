@@ -4,9 +4,29 @@
 use super::{Shared, held};
 use crate::agent::logs;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Log files that are kept; those of live replicas always are.
 pub(super) const LOG_FILES: usize = 512;
+
+/// Between two looks whether the keeper is there: one that was killed matters once its agent is gone, too.
+pub(super) const KEEPER: Duration = Duration::from_secs(30);
+
+/// Replaces a keeper that ended, at the latest after `every`, for as long as the executor is.
+pub(super) fn watch_keeper(shared: &Arc<Shared>, every: Duration) {
+    let (runtime, shared) = (shared.runtime.clone(), Arc::downgrade(shared));
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            let Some(shared) = shared.upgrade().filter(|shared| shared.lock().is_some()) else { return };
+            if shared.keeper.is_wanted() {
+                // An error: the runtime goes down.
+                let _ = tokio::task::spawn_blocking(move || shared.keep_logs()).await;
+            }
+        }
+    });
+}
 
 impl Shared {
     /// Has the logs kept for when this agent is not here. May block briefly.

@@ -3,6 +3,7 @@
 //! work. It does not know why they have to go.
 
 use super::{Key, Shared, held};
+use crate::agent::post::Hands;
 use nf_core::id::{Digest16, RequestId};
 use nf_core::reconcile::Purge;
 use std::collections::BTreeMap;
@@ -21,11 +22,12 @@ pub(super) struct Purges {
     leaving: AtomicUsize,
 }
 
-/// Removes what is left of a replica. No copy counts as gone before that is done.
-pub(super) fn leave(shared: &Arc<Shared>, request: RequestId, key: Key) {
+/// Removes what is left of a replica, once nobody is at work in it any more. No copy counts as gone before that is done.
+pub(super) fn leave(shared: &Arc<Shared>, request: RequestId, key: Key, hands: Hands) {
     shared.purges.leaving.fetch_add(1, Ordering::SeqCst);
     let (runtime, mut shared) = (shared.runtime.clone(), shared.clone());
     runtime.spawn(async move {
+        hands.off().await;
         loop {
             let (here, of) = (shared.clone(), request.clone());
             // An error: the runtime goes down, and the next agent finds the directory.

@@ -3,8 +3,9 @@
 //! record at all, since the data directory was lost, is ended. Who is whose is told by what processes carry.
 
 use super::{Condition, End, Executor, Shared, held, runtimes};
+use crate::agent::owned;
 use crate::agent::post::Post;
-use crate::agent::record::{Launch, Unread};
+use crate::agent::record::{Launch, Record, Unread};
 use crate::agent::runtimes::marks::Marked;
 use crate::agent::runtimes::processes::{Family, Identity};
 use crate::agent::runtimes::users;
@@ -17,7 +18,7 @@ use nf_core::reconcile::ReplicaId;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Among the records: the machine's boot in which they were last looked at.
@@ -36,6 +37,25 @@ pub(super) fn booted_since(records: &Path, boot: &str) -> io::Result<bool> {
 }
 
 impl Executor {
+    /// Removes directories of replicas that have no record: their processes never started.
+    /// Those of records that cannot be read stay: their processes may live there.
+    pub(super) fn sweep(&self, records: &[Record], unread: &[Unread]) -> io::Result<()> {
+        let places = &self.shared.places;
+        let known: Vec<PathBuf> = records.iter().map(|r| places.replica(&r.launch)).collect();
+        for entry in fs::read_dir(&places.replicas)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !known.contains(&path)
+                && !unread.iter().any(|unread| name.ends_with(&unread.directory_end()))
+                && let Err(error) = owned::remove(&path)
+            {
+                // It costs room, and nothing else: the next start tries again.
+                tracing::warn!(path = %path.display(), %error, "what is left of a replica can't be removed");
+            }
+        }
+        Ok(())
+    }
+
     /// Takes up what no readable record tells of.
     pub(super) fn take_up_strays(&self, recorded: &BTreeSet<String>, unread: Vec<Unread>) -> io::Result<()> {
         let marked = self.shared.config.found.below(&self.shared.places.replicas);

@@ -1,16 +1,21 @@
 //! The executor with real small processes. Every test ends what it started:
 //! `World::drop` kills by key whatever is left, and `clear` asserts that nothing is.
 
+mod containers;
 mod corrupt;
+mod dockerd;
 mod draining;
 mod ended;
 mod escapes;
 mod granted;
+mod keeper;
 mod owned;
 mod parts;
 mod personal;
+mod prefetch;
 mod saving;
 mod simulated;
+mod stages;
 mod strays;
 mod vacant;
 
@@ -23,6 +28,7 @@ use nf_core::id::{JobNo, ModelId, VersionId};
 use nf_core::resources::Gpus;
 use nf_core::testing;
 use nix::sys::signal::Signal;
+use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -199,9 +205,17 @@ impl World {
 }
 
 impl Drop for World {
+    #[allow(clippy::disallowed_methods, reason = "the end of a test waits")]
     fn drop(&mut self) {
-        for family in self.families() {
-            family.signal(Signal::SIGKILL);
+        // Again until nobody is left: who was being started or was forking at the first signal is found by the next.
+        for _ in 0..100 {
+            self.families().iter().for_each(|family| {
+                family.signal(Signal::SIGKILL);
+            });
+            if self.living() == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
         if let Some(range) = self.users {
             users::unclaim(range);

@@ -112,7 +112,7 @@ mod tests {
     /// Only where there is a GPU: its driver takes the registration and says nothing while all is well.
     #[test]
     fn sound_gpus_of_this_machine_are_listened_to_in_silence() {
-        let Ok(Some(gpus)) = crate::agent::nvml::gpus() else { return eprintln!("SKIPPED: no GPU here") };
+        let Ok(Some(gpus)) = crate::agent::nvml::gpus() else { return nf_core::testing::skipped("no GPU here") };
         let Ok(driver) = Nvidia::open() else { panic!("its driver answers") };
         let own: BTreeSet<Arc<str>> = gpus.iter().filter_map(|gpu| driver.gpu_of(&gpu.uuid)).collect();
         assert!(gpus.iter().all(|gpu| !driver.is_lost(&gpu.uuid)));

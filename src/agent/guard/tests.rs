@@ -223,7 +223,7 @@ async fn it_kills_at_the_time_though_no_agent_is_there_any_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_kills_all_of_a_user_and_nobody_else() {
     if !nix::unistd::geteuid().is_root() {
-        return eprintln!("SKIPPED: only root may make a process another user's");
+        return nf_core::testing::skipped("only root may make a process another user's");
     }
     let mut world = World::new();
     let hand = 1_850_000_000 + std::process::id();

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -106,12 +107,19 @@ pub(in crate::agent) struct Keeper {
     records: PathBuf,
     /// So that one which ended is waited for.
     child: Mutex<Option<Child>>,
+    /// Somebody's log was to be kept once: from then on there is to be one for as long as the agent is there.
+    wanted: AtomicBool,
 }
 
 impl Keeper {
     pub(in crate::agent) fn new(program: &Path, logs: &Path, records: &Path) -> Self {
         let (program, logs, records) = (program.to_owned(), logs.to_owned(), records.to_owned());
-        Self { program, logs, records, child: Mutex::default() }
+        Self { program, logs, records, child: Mutex::default(), wanted: AtomicBool::new(false) }
+    }
+
+    /// Whether one that ended is to be replaced.
+    pub(in crate::agent) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
     }
 
     /// Starts one where there is none. Blocks briefly.
@@ -119,6 +127,7 @@ impl Keeper {
     /// # Errors
     /// When it can't be started. Replicas run all the same.
     pub(in crate::agent) fn ensure(&self) -> io::Result<()> {
+        self.wanted.store(true, Ordering::Relaxed);
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(started) = &mut *child
             && started.try_wait()?.is_none()

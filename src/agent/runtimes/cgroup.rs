@@ -8,6 +8,7 @@ use nf_core::resources::Resources;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// The most processes and threads of one replica. An inference server on a large machine has hundreds.
 pub(in crate::agent) const MAX_TASKS: u32 = 16_384;
@@ -19,6 +20,10 @@ const LEAST_QUOTA_US: u64 = 1_000;
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
 /// Groups inside a replica's own that are looked into.
 const DEPTH: usize = 8;
+/// Of a group that is made to see whether one can be; the time is in the rest of its name.
+const TRIAL: &str = "nf-trial-";
+/// No agent needs longer for its own.
+const TRIED: Duration = Duration::from_secs(60);
 /// Where this process moves to when the kernel wants its group to hold no process.
 const OWN: &str = "nf-agent";
 
@@ -50,7 +55,8 @@ impl Cgroups {
             .ok_or("no cgroup v2 file system is mounted; boot with systemd.unified_cgroup_hierarchy=1")?;
         let one_down = here.file_name().is_some_and(|name| name == OWN);
         let base = if one_down { here.parent().map(Path::to_path_buf).unwrap_or_default() } else { here };
-        let trial = base.join(format!("nf-trial-{}", uuid::Uuid::now_v7().simple()));
+        sweep_trials(&base);
+        let trial = base.join(format!("{TRIAL}{}", uuid::Uuid::now_v7().simple()));
         fs::create_dir(&trial).map_err(|error| {
             let text = "run nf as root, or as a systemd service with Delegate=yes";
             format!("{} can't be written ({error}); {text}", base.display())
@@ -61,6 +67,12 @@ impl Cgroups {
         let kill = trial.join("cgroup.kill").exists();
         let _ = fs::remove_dir(&trial);
         Ok(Self { base, limits, kill })
+    }
+
+    /// With groups below a directory that is none of the kernel's.
+    #[cfg(test)]
+    pub(in crate::agent) fn played(base: &Path, limits: &[&'static str]) -> Self {
+        Self { base: base.into(), limits: limits.to_vec(), kill: false }
     }
 
     /// Of the limits that we want, those that the kernel does not give here.
@@ -113,6 +125,22 @@ impl Cgroups {
             bound.is_ok()
         });
         Ok((group, bound))
+    }
+}
+
+/// Removes groups that agents which were killed meanwhile had made to see whether they could. Those of replicas are told of
+/// by records.
+fn sweep_trials(base: &Path) {
+    let begun = |name: &str| {
+        let (seconds, _) = uuid::Uuid::try_parse(name.strip_prefix(TRIAL)?).ok()?.get_timestamp()?.to_unix();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    };
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let begun = entry.file_name().to_str().and_then(begun);
+        if begun.is_some_and(|at| at.elapsed().is_ok_and(|ago| ago > TRIED)) {
+            // Somebody may be quicker.
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 
@@ -235,11 +263,29 @@ mod tests {
     fn a_quota_is_one_that_the_kernel_takes() {
         assert_eq!((cpu_max(1_500).as_str(), cpu_max(1).as_str()), ("150000 100000", "1000 100000"));
         let Ok(groups) = Cgroups::find() else {
-            return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
+            return nf_core::testing::skipped("this machine gives no writable cgroup v2");
         };
         let least = Resources { cpu_milli: 1, ..Resources::default() };
         let (group, _) = groups.make(&format!("nf-test-least-{}", std::process::id()), &least, None).unwrap();
         remove(&group).unwrap();
+    }
+
+    #[test]
+    fn trials_of_agents_that_were_killed_go_and_those_of_others_stay() {
+        let base = tempfile::tempdir().unwrap();
+        let of = |seconds_ago| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            let at = uuid::Timestamp::from_unix(uuid::NoContext, now - seconds_ago, 0);
+            format!("{TRIAL}{}", uuid::Uuid::new_v7(at).simple())
+        };
+        let (old, used, new) = (of(3600), of(3601), of(1));
+        let others = [&*used, &*new, "nf-trial-x", "nf-0197", "system.slice"];
+        others.iter().chain([&&*old]).for_each(|name| fs::create_dir(base.path().join(name)).unwrap());
+        // A real group with processes can't be removed either.
+        fs::create_dir(base.path().join(&used).join("inner")).unwrap();
+        sweep_trials(base.path());
+        assert!(!base.path().join(&old).exists());
+        assert!(others.iter().all(|name| base.path().join(name).exists()));
     }
 
     /// The kernel's own word on where a program may run.
@@ -254,16 +300,16 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let cpu = allowed(std::process::id()).split([',', '-']).next().unwrap().to_owned();
         let cpus = Cpus::of([cpu.parse().unwrap()]);
-        let played = |limits| Cgroups { base: base.path().into(), limits, kill: false };
-        let (group, bound) = played(vec!["cpuset"]).make("bound", &Resources::default(), Some(&cpus)).unwrap();
+        let played = |limits| Cgroups::played(base.path(), limits);
+        let (group, bound) = played(&["cpuset"]).make("bound", &Resources::default(), Some(&cpus)).unwrap();
         assert_eq!((bound, fs::read_to_string(group.join("cpuset.cpus")).unwrap()), (true, cpu.clone()));
-        let (group, bound) = played(vec!["cpu"]).make("free", &Resources::default(), Some(&cpus)).unwrap();
+        let (group, bound) = played(&["cpu"]).make("free", &Resources::default(), Some(&cpus)).unwrap();
         assert!(
             !bound && !group.join("cpuset.cpus").exists(),
             "the kernel does not give it, and the group is there all the same"
         );
         let Some(groups) = Cgroups::find().ok().filter(|groups| groups.limits.contains(&"cpuset")) else {
-            return eprintln!("SKIPPED: this machine gives no cpuset of cgroup v2");
+            return nf_core::testing::skipped("this machine gives no cpuset of cgroup v2");
         };
         let name = format!("nf-test-cpus-{}", std::process::id());
         let (group, said) = groups.make(&name, &Resources::default(), Some(&cpus)).unwrap();
@@ -280,7 +326,7 @@ mod tests {
     #[allow(clippy::disallowed_methods, reason = "no runtime is here")]
     fn a_group_ends_all_that_are_in_it() {
         let Ok(groups) = Cgroups::find() else {
-            return eprintln!("SKIPPED: this machine gives no writable cgroup v2");
+            return nf_core::testing::skipped("this machine gives no writable cgroup v2");
         };
         let resources = Resources { memory: 64 << 20, cpu_milli: 500, ..Resources::default() };
         let (group, _) = groups.make(&format!("nf-test-{}", std::process::id()), &resources, None).unwrap();

@@ -1,10 +1,11 @@
 //! A replica in a container: its record, its image, the order to the engine, and, after
 //! that, the life that every program has. The container outlives the agent; the next one
-//! finds it by the name in its record. What has this agent's label and no record is removed.
+//! finds it by the name in its record. `sweep` looks for those that no record tells of.
 
 mod container;
 mod order;
 mod output;
+mod sweep;
 
 use super::ending::Stuck;
 use super::life::{Ended, Running};
@@ -13,40 +14,30 @@ use super::processes::Identity;
 use super::{model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
 use crate::agent::engine::{Facts, Fault};
 use crate::agent::executor::Shared;
+use crate::agent::numa::Cpus;
 use crate::agent::post::Post;
-use crate::agent::record::{self, End, Record};
+use crate::agent::record::{End, Record};
 use crate::models::{Image, Launch, Manifest};
 use bollard::Docker;
-use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, ListContainersOptions, StartContainerOptions,
-};
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
+use bollard::query_parameters::{CreateContainerOptions, CreateImageOptions, StartContainerOptions};
 use container::{Container, remove};
 use futures::StreamExt;
-use nf_core::id::{Generation, JobNo};
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
-use nf_core::reconcile::{ReplicaId, Want};
+use nf_core::reconcile::Want;
 use order::Order;
-use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+pub(in crate::agent) use sweep::sweep;
 
 /// How long a registry may say nothing while it is pulled from.
 const PULL_SILENCE: Duration = Duration::from_secs(120);
-/// Between two looks for containers of ours that have no record.
-const SWEEP: Duration = Duration::from_secs(60);
-/// The same when the engine did not answer.
-const SWEEP_AGAIN: Duration = Duration::from_secs(5);
-/// How long an engine may be away, as when it starts again together with the agent, before an end is told without it.
-const SILENCE: Duration = Duration::from_secs(20);
-/// Between two looks at what should end while its engine is away.
-const STOP_AGAIN: Duration = Duration::from_secs(1);
-
 /// All that has to be there before a container can be made.
 struct Ready {
     docker: Docker,
@@ -89,7 +80,7 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record) -> End {
     post.note("adopted by a new agent").await;
     let same_boot = record.boot == post.shared.boot;
     let (name, first) = (record.container.clone().unwrap_or_default(), record.process.filter(|_| same_boot));
-    let docker = match engine_of(&post, &name, first).await {
+    let docker = match engine_of(&post, &name, first, same_boot).await {
         Ok(docker) => docker,
         Err(lost) => {
             post.note(&lost.text).await;
@@ -102,29 +93,64 @@ pub(in crate::agent) async fn adopt(post: Post, mut record: Record) -> End {
     Running { post, record, body }.live().await
 }
 
-/// The engine of an adopted container, once it answers. Told to stop meanwhile, it can't be, which is said. Its end is
-/// found without the engine, which knows more of it, only when that was silent for a while.
-async fn engine_of(post: &Post, name: &str, first: Option<Identity>) -> Result<Docker, Ended> {
-    let (mut told, mut stuck, since) = (false, None, Instant::now());
+/// The engine of an adopted container, once it answers. One that takes the question and says nothing is waited for like
+/// one that is not there, and asked no second time.
+async fn engine_of(post: &Post, name: &str, first: Option<Identity>, same_boot: bool) -> Result<Docker, Ended> {
+    let patience = post.shared.engine.config.patience;
+    let mut absence = Absence { post, name, first, same_boot, since: Instant::now(), told: false, stuck: None };
     loop {
-        let fault = match post.shared.engine.reach().await {
-            Ok((docker, _)) => return Ok(docker.clone()),
-            Err(fault) => fault,
+        let mut asking = std::pin::pin!(post.shared.engine.reach());
+        let fault = loop {
+            match tokio::time::timeout(patience.again, &mut asking).await {
+                Ok(Ok((docker, _))) => return Ok(docker.clone()),
+                Ok(Err(fault)) => break fault,
+                Err(_) => absence.lasts("it takes the question and says nothing").await?,
+            }
         };
-        if since.elapsed() >= SILENCE && first.is_some_and(|first| !first.lives()) {
-            return Err(container::lost());
+        absence.lasts(&fault.text).await?;
+        tokio::time::sleep(if absence.stuck.is_some() { patience.stop_again } else { patience.again }).await;
+    }
+}
+
+/// An engine that does not answer for a container that is adopted.
+struct Absence<'a> {
+    post: &'a Post,
+    name: &'a str,
+    /// Its first process, when this machine shows it.
+    first: Option<Identity>,
+    /// The machine has not booted since it began.
+    same_boot: bool,
+    since: Instant,
+    told: bool,
+    /// It was told to stop meanwhile.
+    stuck: Option<Stuck>,
+}
+
+impl Absence<'_> {
+    /// What follows from that it lasts: it is told once, and so is that the container can't be stopped. Its end is found
+    /// without the engine, which knows more of it, only when that was silent for a while.
+    ///
+    /// # Errors
+    /// How it ended.
+    async fn lasts(&mut self, why: &str) -> Result<(), Ended> {
+        let Self { post, name, first, same_boot, .. } = *self;
+        if self.since.elapsed() >= post.shared.engine.config.patience.silence
+            && let Some(lost) = container::lost(first, same_boot)
+        {
+            return Err(lost);
         }
-        if !told {
-            post.note(&format!("waits for its engine: {}", fault.text)).await;
+        if !self.told {
+            post.note(&format!("waits for its engine: {why}")).await;
             // Nobody can say that it still runs, so nobody is sent to it.
             post.stage(Stage::NotReady);
-            told = true;
+            self.told = true;
         }
-        if let Some(why) = post.asked_to_stop() {
-            let stuck = stuck.get_or_insert_with(|| Stuck::of(&post.shared, &post.launch, End { ok: true, why }));
-            stuck.look(|| format!("container {name} can't be stopped: {}", fault.text));
+        if let Some(asked) = post.asked_to_stop() {
+            let end = End { ok: true, why: asked };
+            let stuck = self.stuck.get_or_insert_with(|| Stuck::of(&post.shared, &post.launch, end));
+            stuck.look(|| format!("container {name} can't be stopped: {why}"));
         }
-        tokio::time::sleep(if stuck.is_some() { STOP_AGAIN } else { SWEEP_AGAIN }).await;
+        Ok(())
     }
 }
 
@@ -135,7 +161,7 @@ pub(super) async fn put_down(shared: &Arc<Shared>, record: &Record) {
         if let Ok((docker, _)) = shared.engine.reach().await {
             return remove(docker, name, shared.config.kill_after, None).await;
         }
-        tokio::time::sleep(SWEEP_AGAIN).await;
+        tokio::time::sleep(shared.engine.config.patience.again).await;
     }
 }
 
@@ -235,7 +261,7 @@ async fn image_id(post: &Post, docker: &Docker, image: &Image) -> Result<String,
     here(docker.inspect_image(image.as_str()).await.map_err(|error| failed(Fault::from(error).text))?)
 }
 
-/// Writes the record, makes the container and begins it. What went wrong is taken away again.
+/// Writes the record, makes the container and begins it.
 async fn begin(post: &Post, want: &Want, ready: &Ready) -> Result<(Record, Option<Identity>), Fault> {
     let shared = post.shared.clone();
     // Held until it is begun or taken away, though the executor may be shut down meanwhile.
@@ -272,27 +298,75 @@ async fn begin(post: &Post, want: &Want, ready: &Ready) -> Result<(Record, Optio
         pipes: &shared.config.mps_pipes,
         traceparent: shared.traceparent((record.launch.id, record.launch.generation)),
     };
-    let body = order.body().map_err(|text| Fault { why: Reason::RuntimeFailed, text })?;
+    let near = shared.config.near.cpus(&want.uuids, want.spec.held_to().cpu_milli);
+    let found = order_it(post, &ready.docker, &name, &order, near).await?;
+    post.note(&format!("container {name}, image {}", ready.container.image)).await;
+    let pid = found.state.and_then(|state| u32::try_from(state.pid?).ok()).filter(|pid| *pid > 1);
+    record.process = pid.and_then(|pid| Identity::of_key(pid, &record.key));
+    super::process::save(&shared, &record).await;
+    let first = record.process;
+    Ok((record, first))
+}
+
+/// Makes the container and begins it, on the CPUs beside its devices where the engine can do that: nearer memory is no
+/// promise, so who does not get it runs all the same.
+async fn order_it(
+    post: &Post,
+    docker: &Docker,
+    name: &str,
+    order: &Order<'_>,
+    near: Option<(u16, Cpus)>,
+) -> Result<ContainerInspectResponse, Fault> {
+    let body = |cpus| order.body(cpus).map_err(|text| Fault { why: Reason::RuntimeFailed, text });
+    let Some((node, cpus)) = near else { return make(post, docker, name, body(None)?).await };
+    match make(post, docker, name, body(Some(&cpus))?).await {
+        Ok(found) => {
+            post.note(&format!("runs on the CPUs of NUMA node {node}, where its devices are: {cpus}")).await;
+            Ok(found)
+        }
+        Err(fault) if denies_cpus(&fault, name) => {
+            post.note(&format!("is not bound to the CPUs beside its devices ({cpus}): {}", fault.text)).await;
+            make(post, docker, name, body(None)?).await
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Whether it is the CPUs that an engine does not give. It has no number for that: Docker says "Requested CPUs are not
+/// available", runtimes name the file of the control group, `cpuset.cpus`. What the caller chose may hold such a word, too:
+/// the container's name has the job's in it, and so have paths that are no control group's.
+fn denies_cpus(fault: &Fault, name: &str) -> bool {
+    if fault.is_silence() {
+        return false;
+    }
+    let text = fault.text.replace(name, "");
+    let mut words = text.split(|c: char| c.is_whitespace() || "\"'`(),;:=".contains(c));
+    words.any(|word| match word.rsplit_once('/') {
+        None => ["cpus", "cpuset"].contains(&&*word.to_lowercase()) || word.starts_with("cpuset."),
+        Some((_, file)) => file.starts_with("cpuset."),
+    })
+}
+
+/// What went wrong is taken away again.
+async fn make(
+    post: &Post,
+    docker: &Docker,
+    name: &str,
+    body: ContainerCreateBody,
+) -> Result<ContainerInspectResponse, Fault> {
     let begun = async {
-        let options = CreateContainerOptions { name: Some(name.clone()), ..CreateContainerOptions::default() };
-        let made = ready.docker.create_container(Some(options), body).await?;
+        let options = CreateContainerOptions { name: Some(name.to_owned()), ..CreateContainerOptions::default() };
+        let made = docker.create_container(Some(options), body).await?;
         for warning in made.warnings.iter().take(8) {
             post.note(&format!("the engine warns: {}", nf_core::reason::printable(warning, 200))).await;
         }
-        ready.docker.start_container(&name, None::<StartContainerOptions>).await?;
-        ready.docker.inspect_container(&name, None).await
+        docker.start_container(name, None::<StartContainerOptions>).await?;
+        docker.inspect_container(name, None).await
     };
     match begun.await {
-        Ok(found) => {
-            post.note(&format!("container {name}, image {}", ready.container.image)).await;
-            let pid = found.state.and_then(|state| u32::try_from(state.pid?).ok()).filter(|pid| *pid > 1);
-            record.process = pid.and_then(|pid| Identity::of_key(pid, &record.key));
-            super::process::save(&shared, &record).await;
-            let first = record.process;
-            Ok((record, first))
-        }
+        Ok(found) => Ok(found),
         Err(error) => {
-            remove(&ready.docker, &name, shared.config.kill_after, None).await;
+            remove(docker, name, post.shared.config.kill_after, None).await;
             Err(error.into())
         }
     }
@@ -310,62 +384,6 @@ fn readable(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Looks now and then for containers that a crash left behind without a record, for as long as the executor is.
-pub(in crate::agent) fn sweep(shared: &Arc<Shared>) {
-    if shared.engine.config.socket.is_none() {
-        return;
-    }
-    let shared_again = Arc::downgrade(shared);
-    shared.runtime.spawn(async move {
-        while let Some(pause) = sweep_once(&shared_again).await {
-            tokio::time::sleep(pause).await;
-        }
-    });
-}
-
-/// None: the executor is no more.
-async fn sweep_once(shared: &Weak<Shared>) -> Option<Duration> {
-    let shared = shared.upgrade()?;
-    // Nothing is removed once another agent may be at work here.
-    let _lock = shared.lock()?;
-    let Ok(owner) = shared.engine.owner(&shared.places.records).await else { return Some(SWEEP) };
-    let Ok((docker, _)) = shared.engine.reach().await else { return Some(SWEEP_AGAIN) };
-    let mark = format!("{}={owner}", order::OWNER);
-    let filters = Some(HashMap::from([("label".to_owned(), vec![mark])]));
-    let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
-    let Ok(found) = docker.list_containers(Some(options)).await else { return Some(SWEEP_AGAIN) };
-    for container in found {
-        let (Some(id), Some(labels)) = (container.id, container.labels) else { continue };
-        let places = shared.places.records.clone();
-        let mine = labels.get(order::OWNER).is_some_and(|of| of == owner);
-        let recorded = tokio::task::spawn_blocking(move || is_recorded(&places, &labels)).await.unwrap_or(true);
-        if mine && !recorded {
-            tracing::warn!(container = id, "a container of ours that has no record is removed");
-            remove(docker, &id, shared.config.kill_after, Some(1)).await;
-        }
-    }
-    Some(SWEEP)
-}
-
-/// Whether a record tells of the container with these labels. One that can't be read counts: it needs a person.
-fn is_recorded(records: &Path, labels: &HashMap<String, String>) -> bool {
-    let number = |label: &str| labels.get(label).and_then(|text| text.parse::<u64>().ok());
-    let known = || {
-        let replica = u16::try_from(number(order::REPLICA)?).ok()?;
-        let generation = Generation(u32::try_from(number(order::GENERATION)?).ok()?);
-        let id = ReplicaId { job: JobNo(number(order::JOB)?), replica };
-        let path = record::path(records, id, generation);
-        if path.with_extension("bad").exists() {
-            return Some(true);
-        }
-        match record::load(records, id, generation) {
-            Some(record) => Some(Some(&record.key) == labels.get(order::KEY)),
-            None => Some(path.exists()),
-        }
-    };
-    known().unwrap_or(false)
 }
 
 #[cfg(test)]

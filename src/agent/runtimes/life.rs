@@ -18,6 +18,7 @@ use crate::agent::scrape::{Said, Scrape};
 use crate::models::Drain;
 use futures::FutureExt;
 use nf_core::job::Stage;
+use nf_core::node::address;
 use nf_core::reason::Reason;
 use nf_core::view::stage_name;
 use nix::sys::signal::Signal;
@@ -454,10 +455,7 @@ impl<B: Body> Running<B> {
 
 /// Where its server is.
 fn base(launch: &Launch, port: u16) -> String {
-    match launch.host.contains(':') {
-        true => format!("http://[{}]:{port}", launch.host),
-        false => format!("http://{}:{port}", launch.host),
-    }
+    format!("http://{}", address(&launch.host, port))
 }
 
 fn ms(time: Duration) -> u64 {

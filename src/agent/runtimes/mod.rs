@@ -11,6 +11,7 @@ mod exit;
 mod life;
 pub(super) mod marks;
 pub(super) mod mps;
+pub(super) mod prefetch;
 pub(super) mod process;
 pub(super) mod processes;
 pub(super) mod session;
@@ -71,7 +72,9 @@ fn ended(error: &Error) -> Reason {
 
 async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manifest, Error> {
     let missing = || Error::Missing { model: spec.model.to_string(), version: spec.version.to_string() };
-    let (Some(store), cache) = (&post.shared.config.store, &post.shared.cache) else { return Err(missing()) };
+    let Some(store) = &post.shared.config.store else { return Err(missing()) };
+    // Its work goes on for a moment when the replica is stopped.
+    let cache = post.shared.cache.holding(post.hands.lend().await);
     let manifest = store.resolve(&spec.model, &spec.version).await?.ok_or_else(missing)?;
     if manifest.sha256() != admitted {
         let text = format!(
@@ -103,8 +106,8 @@ async fn bring(post: &Post, spec: &JobSpec, admitted: [u8; 32]) -> Result<Manife
                 post.note(&format!("the cached copy is wrong and is fetched again: {e}")).await;
                 tries += 1;
                 // A half laid out directory would be in the way of the second try.
-                let into = into.clone();
-                let _ = tokio::task::spawn_blocking(move || owned::remove(&into)).await;
+                let (into, hand) = (into.clone(), post.hands.lend().await);
+                let _ = tokio::task::spawn_blocking(move || (owned::remove(&into), hand).0).await;
                 post.stage(Stage::Downloading);
             }
             Err(e) => return Err(e),

@@ -4,9 +4,10 @@
 //! nvidia-cuda-mps-control), so a start looks for it first. Names and units are those of
 //! "Multi-Process Service" by NVIDIA, appendix of environment variables.
 
+use super::processes::parent_of;
 use crate::agent::post::Post;
 use crate::agent::record::End;
-use nf_core::node::Device;
+use nf_core::node::{Device, DeviceKind};
 use nf_core::reason::Reason;
 use nf_core::reconcile::Want;
 use nf_core::sharing::{Kept, Sharing};
@@ -38,8 +39,7 @@ impl Daemon {
         let text = fs::read_to_string(&path).map_err(|e| format!("no MPS control daemon: {}: {e}", path.display()))?;
         let pid = Some(text.trim()).filter(|text| text.len() <= MAX_PID_FILE).and_then(|text| text.parse::<u32>().ok());
         let pid = pid.ok_or_else(|| format!("no MPS control daemon: {} holds no process id", path.display()))?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        if !name.trim_end().starts_with(NAME) {
+        if !is_named(pid) {
             // Its id may be another's by now.
             return Err(format!("no MPS control daemon: process {pid} of {} is not there any more", path.display()));
         }
@@ -51,11 +51,19 @@ impl Daemon {
         }
     }
 
+    /// Whether the process is a server of this daemon. It stays on the GPUs that it serves when its last client has gone;
+    /// clients are processes of their own.
+    pub(super) fn has_server(&self, pid: u32) -> bool {
+        // Who is started by anybody else can take the name, but not the parent.
+        parent_of(pid) == Some(self.pid) && is_named(pid)
+    }
+
     /// Marks those of the machine's GPUs that the daemon serves. `driver` are their uuids in the driver's order, which
     /// the daemon's numbers count by; the node's own order is that in which it first saw them.
     ///
     /// # Errors
-    /// When that can't be known: its environment is its user's own, and root's.
+    /// When that can't be known: its environment is its user's own, and root's; and its numbers say nothing while the
+    /// driver does not answer. Those that it names by uuid are marked all the same.
     pub fn mark(&self, gpus: &mut [Device], driver: &[Arc<str>]) -> Result<(), String> {
         let environment = fs::read(format!("/proc/{}/environ", self.pid)).map_err(|e| {
             format!("which GPUs the MPS control daemon (process {}) serves can't be read: {e}", self.pid)
@@ -64,14 +72,25 @@ impl Daemon {
         // CUDA counts the fastest first, unless it is told to count as the driver does. Where all are alike, it is the same.
         let alike = gpus.windows(2).all(|pair| pair[0].device_type == pair[1].device_type);
         let counts = alike || set(&environment, "CUDA_DEVICE_ORDER").is_some_and(|order| order == b"PCI_BUS_ID");
-        for gpu in gpus.iter_mut() {
+        for gpu in gpus.iter_mut().filter(|device| device.kind == DeviceKind::Gpu) {
             let index = driver.iter().position(|uuid| *uuid == gpu.uuid).filter(|_| counts);
             if visible.as_ref().is_none_or(|names| serves(names, index, &gpu.uuid)) {
                 gpu.sharing = Sharing::Mps;
             }
         }
-        Ok(())
+        match visible.filter(|names| driver.is_empty() && names.iter().any(|name| name.parse::<usize>().is_ok())) {
+            None => Ok(()),
+            Some(names) => Err(format!(
+                "the MPS control daemon (process {}) serves GPUs by number (CUDA_VISIBLE_DEVICES={}), and the driver, which alone says which those are, does not answer: no part of them is given until it does; start the daemon with their uuids to be independent of that",
+                self.pid,
+                names.join(",")
+            )),
+        }
     }
+}
+
+fn is_named(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end().starts_with(NAME))
 }
 
 /// What a variable of the environment is set to.
@@ -128,7 +147,6 @@ pub(in crate::agent) async fn served(post: &Post, want: &Want) -> Result<(), End
 pub(in crate::agent) mod tests {
     use super::*;
     use nf_core::id::NodeName;
-    use nf_core::node::DeviceKind;
     use nf_core::played;
     use std::os::unix::fs::symlink;
     use std::os::unix::process::CommandExt;
@@ -204,6 +222,70 @@ pub(in crate::agent) mod tests {
         assert_eq!(marked(&mixed, Some("1"), None).await, [false, false, false], "the fastest first, whichever it is");
         assert_eq!(marked(&mixed, Some("1,GPU-00"), None).await, [true, false, false]);
         assert_eq!(marked(&mixed, Some("1"), Some("PCI_BUS_ID")).await, [false, false, true]);
+    }
+
+    #[tokio::test]
+    async fn its_numbers_say_nothing_while_the_driver_does_not_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = daemon(dir.path(), Some("1,GPU-0000")).await;
+        let (found, mut alike) = (Daemon::find(dir.path()).unwrap(), gpus(3));
+        let why = found.mark(&mut alike, &[]).unwrap_err();
+        assert!(why.contains("CUDA_VISIBLE_DEVICES=1,GPU-0000") && why.contains("does not answer"), "{why}");
+        let served: Vec<bool> = alike.iter().map(|gpu| gpu.sharing == Sharing::Mps).collect();
+        assert_eq!(served, [true, false, false], "whom it names by uuid is known all the same");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// A daemon with a server, neither of which is one.
+    pub(in crate::agent) struct Serving {
+        daemon: Child,
+        pub server: u32,
+    }
+
+    impl Serving {
+        pub(in crate::agent) async fn begin(dir: &Path) -> Self {
+            fs::create_dir_all(dir).unwrap();
+            let (program, server) = (dir.join("nvidia-cuda-mps-control"), dir.join("nvidia-cuda-mps-server"));
+            symlink("/bin/sh", &program).unwrap();
+            symlink("/bin/sleep", &server).unwrap();
+            let script = r#""$0" 60 & wait"#;
+            let daemon = Command::new(&program).arg("-c").arg(script).arg(&server).spawn().unwrap();
+            fs::write(dir.join(PID_FILE), daemon.id().to_string()).unwrap();
+            let children = format!("/proc/{0}/task/{0}/children", daemon.id());
+            let begun = Instant::now();
+            let server = loop {
+                let children = fs::read_to_string(&children).unwrap_or_default();
+                match children.trim().parse::<u32>().ok().filter(|child| is_named(*child)) {
+                    Some(server) => break server,
+                    None if begun.elapsed() > Duration::from_secs(10) => panic!("no server of {daemon:?}: {children}"),
+                    None => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            };
+            Self { daemon, server }
+        }
+    }
+
+    impl Drop for Serving {
+        fn drop(&mut self) {
+            let _ = self.daemon.kill();
+            // Its parent, and nobody else, could have waited for it: the number is still its own.
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.server as i32),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+            let _ = self.daemon.wait();
+        }
+    }
+
+    #[tokio::test]
+    async fn its_server_is_its_own_and_a_strangers_is_not() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (own, strange) = (Serving::begin(dir.path()).await, Serving::begin(other.path()).await);
+        let found = Daemon::find(dir.path()).unwrap();
+        assert!(found.has_server(own.server));
+        assert!(!found.has_server(strange.server), "by its name alone nobody is one");
+        assert!(!found.has_server(own.daemon.id()) && !found.has_server(std::process::id()));
     }
 
     #[tokio::test]

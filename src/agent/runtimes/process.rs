@@ -2,6 +2,7 @@
 //! of its own, a cleared environment, its own directory, output into a file. It outlives
 //! the agent; the next agent finds it by its record. `life` has what follows.
 
+use super::cgroup::Cgroups;
 use super::ending::{Stuck, clear};
 use super::life::{Leader, Processes, Running};
 use super::processes::{Identity, KEY, Owner};
@@ -10,14 +11,17 @@ use super::users::{self, Giver};
 use super::{cgroup, docker, exit, marks, model_dir, mps, port_is_taken, port_taken, prepare, slices, vacancy};
 use crate::agent::executor::Shared;
 use crate::agent::logs;
+use crate::agent::numa::Cpus;
 use crate::agent::owned;
 use crate::agent::post::Post;
 use crate::agent::record::{self, End, Launch as Launched, Record};
+use crate::agent::tpus;
 use crate::models::{Launch, Manifest, Process, Slots};
 use crate::telemetry::traces;
 use nf_core::job::Stage;
 use nf_core::reason::Reason;
 use nf_core::reconcile::Want;
+use nf_core::resources::Resources;
 use nix::sys::signal::Signal;
 use std::fs::DirBuilder;
 use std::io;
@@ -156,8 +160,9 @@ async fn start(post: &Post, want: &Want) -> Result<(Manifest, Process), End> {
 }
 
 pub(super) async fn make_own_dir(post: &Post) -> io::Result<()> {
-    let dir = post.dir();
+    let (dir, hand) = (post.dir(), post.hands.lend().await);
     let made = tokio::task::spawn_blocking(move || {
+        let _hand = hand;
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(&dir)?;
         builder.create(dir.join("tmp"))
@@ -184,16 +189,8 @@ async fn spawn(
         (process.live.clone(), process.drain.clone(), process.metrics.clone());
     record.exclusive = want.spec.constraints.exclusive;
     record.kept = exit::counts(want.spec.constraints.restart);
-    if let Ok(groups) = &shared.cgroups {
-        let limits = want.spec.held_to();
-        let near = shared.config.near.cpus(&want.uuids, limits.cpu_milli);
-        // Without its limits it would run wild where limits were promised.
-        let made = groups.make(&cgroup::name_of(&record.key), &limits, near.as_ref().map(|(_, cpus)| cpus));
-        let (group, bound) = made.map_err(|e| (Reason::RuntimeFailed, format!("its control group: {e}")))?;
-        record.cgroup = Some(group);
-        if let Some((node, cpus)) = near.filter(|_| bound) {
-            post.note(&format!("runs on the CPUs of NUMA node {node}, where its devices are: {cpus}")).await;
-        }
+    if shared.cgroups.is_ok() {
+        record = in_group(post, want, record).await.map_err(|e| (Reason::RuntimeFailed, e.to_string()))?;
     }
     let mut failed = record.clone();
     if let Ok(giver) = &shared.users {
@@ -230,6 +227,40 @@ async fn spawn(
     }
 }
 
+/// Makes its control group, bound to the CPUs beside its devices where it can be.
+async fn in_group(post: &Post, want: &Want, mut record: Record) -> io::Result<Record> {
+    let (shared, limits) = (post.shared.clone(), want.spec.held_to());
+    let near = shared.config.near.cpus(&want.uuids, limits.cpu_milli);
+    let made = tokio::task::spawn_blocking(move || {
+        let groups = shared.cgroups.as_ref().map_err(|why| io::Error::other(why.clone()))?;
+        let bound =
+            make_group(groups, &mut record, &shared.places.records, &limits, near.as_ref().map(|(_, cpus)| cpus))?;
+        io::Result::Ok((record, near.filter(|_| bound)))
+    });
+    let (record, bound) = made.await.map_err(io::Error::other)??;
+    if let Some((node, cpus)) = bound {
+        post.note(&format!("runs on the CPUs of NUMA node {node}, where its devices are: {cpus}")).await;
+    }
+    Ok(record)
+}
+
+/// Says whether it is bound to the CPUs. The record is written before there is a group, so that the next agent finds one
+/// that a kill at any line leaves behind.
+fn make_group(
+    groups: &Cgroups,
+    record: &mut Record,
+    records: &Path,
+    limits: &Resources,
+    cpus: Option<&Cpus>,
+) -> io::Result<bool> {
+    let name = cgroup::name_of(&record.key);
+    record.cgroup = Some(groups.path(&name));
+    record.save(records)?;
+    // Without its limits it would run wild where limits were promised.
+    let made = groups.make(&name, limits, cpus);
+    made.map(|(_, bound)| bound).map_err(|error| io::Error::new(error.kind(), format!("its control group: {error}")))
+}
+
 /// Finds it a user, and writes its record with that.
 async fn give(giver: &Giver, shared: &Arc<Shared>, mut record: Record) -> io::Result<Record> {
     let (giver, records) = (giver.clone(), shared.places.records.clone());
@@ -260,6 +291,8 @@ async fn spawn_held(
         let out = logs::open(&log)?;
         if let Some(owner) = record.owner {
             users::hand_over(&dir, &model, &out, owner)?;
+            let ours = |uid| shared.users.as_ref().is_ok_and(|giver| giver.owner(uid).is_some());
+            tpus::Kernel::default().lend(&want.uuids, owner.uid, ours)?;
         }
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
         session::lead_session(&mut command, Confinement::of_replica(record.cgroup.as_deref(), until_ms, record.owner)?);
@@ -292,10 +325,17 @@ fn explained(error: io::Error, owner: Option<Owner>) -> io::Error {
     }
 }
 
-/// Nothing of it is left: its guard and its control group are not needed any more.
+/// Nothing of it is left: its guard, its control group and its files of devices are not needed any more.
 pub(super) async fn let_go(shared: &Arc<Shared>, record: &Record) {
     if record.exclusive {
         shared.guard.release(&record.key);
+    }
+    if let Some(owner) = record.owner {
+        let uuids = record.launch.uuids.clone();
+        let taken = move || tpus::Kernel::default().take_back(&uuids, owner.uid);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(taken).await {
+            tracing::warn!(%error, "a device's file stays a replica's user's until the device is held again");
+        }
     }
     let Some(group) = &record.cgroup else { return };
     let mut last = None;
@@ -346,6 +386,7 @@ fn command(
     // Empty hides all devices from a replica that holds none.
     command.env("CUDA_VISIBLE_DEVICES", want.uuids.join(","));
     command.envs(mps::limits(want, pipes));
+    command.envs(tpus::Kernel::default().visible(&want.uuids).map(|chips| ("TPU_VISIBLE_CHIPS", chips)));
     Ok(command)
 }
 
@@ -369,5 +410,26 @@ pub(super) async fn discard(post: &Post) {
     });
     if let Ok(Err(error)) = removed.await {
         tracing::warn!(request = %post.launch.request, %error, "what is left of a start that failed can't be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nf_core::id::{Generation, JobNo, NodeName, RequestId};
+    use nf_core::reconcile::ReplicaId;
+
+    #[test]
+    fn a_record_tells_of_a_control_group_before_there_is_one() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (id, generation) = (ReplicaId { job: JobNo(1), replica: 0 }, Generation(1));
+        let request = RequestId::new("r1").unwrap();
+        let launch = Launched { request, id, generation, host: "h".into(), port: None, devices: None, uuids: vec![] };
+        let mut record = Record::new(NodeName::new("n1").unwrap(), launch, "boot".into(), "/".into(), 1);
+        // As a kill before the group is made: here it can't be.
+        let groups = Cgroups::played(&tmp.path().join("nowhere"), &[]);
+        assert!(make_group(&groups, &mut record, tmp.path(), &Resources::default(), None).is_err());
+        let told = record::load(tmp.path(), id, generation).and_then(|record| record.cgroup);
+        assert_eq!(told, Some(tmp.path().join("nowhere").join(cgroup::name_of(&record.key))));
     }
 }

@@ -75,6 +75,11 @@ fn stat(pid: u32) -> Option<Stat> {
     }
 }
 
+/// Who started it, or whom it was left to; None when it is gone.
+pub(super) fn parent_of(pid: u32) -> Option<u32> {
+    stat(pid).map(|stat| stat.parent)
+}
+
 /// A user that is one replica's alone while it has a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::agent) struct Owner {

@@ -15,6 +15,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -27,6 +28,9 @@ const LEAD: Duration = Duration::from_millis(500);
 const SAY_EVERY: Duration = Duration::from_secs(1);
 /// How long a stopped replica may take over the answers that it has begun.
 const FINISH: Duration = Duration::from_secs(2);
+
+/// Two replicas of this process that want one name look, and write, one after the other.
+static WRITING: Mutex<()> = Mutex::new(());
 
 /// The file in the run directory: these names are part of the contract.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,42 +66,61 @@ impl RunFile {
         }
     }
 
-    fn path(post: &Post) -> PathBuf {
-        let request = &post.launch.request;
-        post.shared.places.run.join(match post.launch.id.replica {
-            0 => format!("{request}.json"),
-            n => format!("{request}.{n}.json"),
-        })
-    }
-
     fn read(path: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(path).ok()?).ok()
     }
 
-    /// Where it is written. `{id}.json` belongs to the job of that id: replica 1 of job
-    /// `a` leaves `a.1.json` to a job `a.1`, and goes beside it with a character that
-    /// no id has.
-    fn place(&self, path: PathBuf, replica: u16) -> PathBuf {
-        match Self::read(&path) {
-            Some(other) if replica > 0 && other.job != self.job => {
-                path.with_file_name(format!("{}~{replica}.json", self.job))
-            }
-            _ => path,
+    fn is_of(&self, other: &Self) -> bool {
+        self.job == other.job && self.tenant == other.tenant
+    }
+
+    /// Its names, the first one that is to be had. `{id}.json` belongs to the job of that id: replica 1 of job `a`
+    /// leaves `a.1.json` to a job `a.1`. Of two tenants' jobs `a` it belongs to the one that was there first. What
+    /// gives way goes beside it, with a character that no id has.
+    fn names(&self, replica: u16) -> Vec<String> {
+        let (job, tenant) = (&self.job, &self.tenant);
+        let beside = format!("{job}~{replica}~{tenant}.json");
+        match replica {
+            0 => vec![format!("{job}.json"), beside],
+            n => vec![format!("{job}.{n}.json"), format!("{job}~{n}.json"), beside],
         }
     }
 
-    /// Whole at any time: readers see the old file or the new one.
-    fn write(&self, path: &Path) -> io::Result<()> {
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
-        }
+    /// Whether it may have a name under which that is written.
+    fn may_replace(&self, there: &Self, replica: u16) -> bool {
+        self.is_of(there) || (replica == 0 && there.job != self.job)
+    }
+
+    /// Of a launch that says no more.
+    fn is_over(&self) -> bool {
+        matches!(self.status.as_str(), "stopped" | "failed")
+    }
+
+    /// Where it is written: where this launch has written before, else under the first name that is to be had.
+    fn place(&self, dir: &Path, replica: u16) -> PathBuf {
+        let mut paths: Vec<PathBuf> = self.names(replica).into_iter().map(|name| dir.join(name)).collect();
+        let there: Vec<Option<Self>> = paths.iter().map(|path| Self::read(path)).collect();
+        let goes_on = |there: &Self| self.is_of(there) && there.generation == self.generation && !there.is_over();
+        let own = |there: &Option<Self>| there.as_ref().is_some_and(goes_on);
+        let free = |there: &Option<Self>| there.as_ref().is_none_or(|there| self.may_replace(there, replica));
+        let which = there.iter().position(own).or_else(|| there.iter().position(free));
+        // The last name has the tenant in it: nobody else writes there.
+        paths.swap_remove(which.unwrap_or(paths.len() - 1))
+    }
+
+    /// Whole at any time: readers see the old file or the new one. Says under which name.
+    fn write(&self, dir: &Path, replica: u16) -> io::Result<PathBuf> {
+        fs::create_dir_all(dir)?;
+        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.place(dir, replica);
+        let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
         // A launch that began later, perhaps by another agent of this machine, has the last word.
-        if Self::read(path).is_some_and(|f| f.job == self.job && f.generation > self.generation) {
-            return Ok(());
+        if !Self::read(&path).is_some_and(|there| self.is_of(&there) && there.generation > self.generation) {
+            let partial = path.with_extension(format!("json.{}.g{}.tmp", self.node, self.generation));
+            fs::write(&partial, serde_json::to_vec_pretty(self)?).map_err(told)?;
+            fs::rename(&partial, &path).map_err(told)?;
         }
-        let partial = path.with_extension(format!("json.{}.g{}.tmp", self.node, self.generation));
-        fs::write(&partial, serde_json::to_vec_pretty(self)?)?;
-        fs::rename(&partial, path)
+        Ok(path)
     }
 }
 
@@ -105,15 +128,16 @@ impl RunFile {
 async fn tell(post: &Post, want: &Want, status: &str) {
     let mut file = RunFile::of(post, want);
     (file.status, file.ts) = (status.into(), jiff::Timestamp::now().strftime("%FT%TZ").to_string());
-    let (path, replica, shared) = (RunFile::path(post), post.launch.id.replica, post.shared.clone());
-    let over = status == "stopped" || status == "failed";
+    let (replica, shared) = (post.launch.id.replica, post.shared.clone());
     let written = tokio::task::spawn_blocking(move || {
-        let path = file.place(path, replica);
-        if over && let Some(surplus) = shared.ended_run_file(path.clone()) {
+        let path = file.write(&shared.places.run, replica)?;
+        if file.is_over()
+            && let Some(surplus) = shared.ended_run_file(path)
+        {
             // Someone may have removed it already.
             let _ = fs::remove_file(surplus);
         }
-        file.write(&path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        Ok::<_, io::Error>(())
     });
     if let Ok(Err(e)) = written.await {
         tracing::warn!(request = %post.launch.request, error = %e, "run file not written");

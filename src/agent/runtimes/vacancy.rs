@@ -1,5 +1,5 @@
 //! Waits until the devices of a start are seen free: nobody's process on them, and their
-//! memory back to what the driver keeps. Asks the driver, or, for devices that are not
+//! memory back to what the driver keeps, as it was seen when nobody was there. Asks the driver, or, for devices that are not
 //! real, a file that tests and people write. When it waits in vain it says so to the
 //! group and to the alarms, and the replica starts elsewhere. What free is, and how long
 //! that is waited for, is decided in the core.
@@ -8,11 +8,16 @@ use crate::agent::faults::Sees;
 use crate::agent::nvml;
 use crate::agent::post::Post;
 use crate::agent::record::End;
+use crate::agent::runtimes::mps::Daemon;
+use crate::agent::runtimes::processes::boot_id;
+use crate::agent::tpus;
+use crate::storage::replace_file;
 use nf_core::command::DeviceFault;
 use nf_core::fault::Fault;
 use nf_core::reason::Reason;
 use nf_core::reconcile::Want;
 use nf_core::vacancy::{Base, Look, Step, step};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -33,7 +38,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Who knows what is on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sensor {
-    /// NVIDIA's driver.
+    /// NVIDIA's driver, and the kernel for TPUs.
     Driver,
     /// A JSON object in this file: by uuid, `used` (bytes) and `pids`. Who is not in it is
     /// free, and so are all while there is no file.
@@ -46,7 +51,8 @@ pub enum Sensor {
 /// What keeps a device from being free.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Taken {
-    By(Look),
+    /// Of its memory no more than `most` may be in use.
+    By { look: Look, most: u64 },
     /// It can't be seen, and why: nobody starts on a device that may be in use.
     Unseen(String),
 }
@@ -55,7 +61,13 @@ impl Sensor {
     /// What is on each of the devices; None where its driver does not offer that. Blocks.
     fn look(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Result<Option<Look>, String>)> {
         match self {
-            Sensor::Driver => nvml::looks(uuids),
+            Sensor::Driver => {
+                let (tpus, gpus): (Vec<_>, Vec<_>) = uuids.iter().cloned().partition(|uuid| tpus::is_one(uuid));
+                let kernel = tpus::Kernel::default();
+                let tpus = tpus.into_iter().map(|uuid| (uuid.clone(), kernel.look(&uuid)));
+                let gpus = if gpus.is_empty() { Vec::new() } else { nvml::looks(&gpus) };
+                gpus.into_iter().chain(tpus).collect()
+            }
             #[cfg(test)]
             Sensor::Each(dir) => {
                 let one = |uuid: &Arc<str>| Sensor::Played(dir.join(&**uuid)).look(std::slice::from_ref(uuid));
@@ -84,6 +96,28 @@ fn played(path: &Path) -> io::Result<BTreeMap<String, Look>> {
 /// Raises the alarm that devices did not become free, or, with None, ends it.
 pub type Alarm = Arc<dyn Fn(Option<&str>) + Send + Sync>;
 
+/// What each device has in use when nobody is on it, in one boot of the machine: the next may bring another driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Bases {
+    boot: String,
+    by_uuid: BTreeMap<Arc<str>, Base>,
+}
+
+impl Bases {
+    /// Those that an earlier agent saw in this boot.
+    fn read(path: &Path, boot: String) -> Self {
+        let none = |boot| Self { boot, by_uuid: BTreeMap::new() };
+        match fs::read(path).map(|bytes| serde_json::from_slice::<Self>(&bytes)) {
+            Ok(Ok(known)) if known.boot == boot => known,
+            Ok(Err(error)) => {
+                tracing::warn!(path = %path.display(), %error, "what devices have in use when free can't be read, and is learned anew");
+                none(boot)
+            }
+            Ok(Ok(_)) | Err(_) => none(boot),
+        }
+    }
+}
+
 /// What this agent has learned of its devices, and whom it tells.
 pub struct Vacancy {
     sensor: Sensor,
@@ -92,7 +126,13 @@ pub struct Vacancy {
     /// Who tells the group; None: nobody does.
     sees: Option<Sees>,
     alarm: Option<Alarm>,
-    bases: Mutex<BTreeMap<Arc<str>, Base>>,
+    bases: Mutex<Bases>,
+    /// Where the bases are kept for the next agent; None: it learns them anew.
+    kept: Option<PathBuf>,
+    /// Held while they are written there.
+    writing: Mutex<()>,
+    /// Where the control daemon of the Multi-Process Service has its pipes.
+    mps_pipes: Option<PathBuf>,
     /// Those that somebody waited for in vain and that were not seen free since.
     in_vain: Mutex<BTreeSet<Arc<str>>>,
     /// By device, held by the one look at it that is under way: those behind a driver that hangs must not pile up, and
@@ -113,9 +153,24 @@ impl Vacancy {
             sees,
             alarm,
             bases: Mutex::default(),
+            kept: None,
+            writing: Mutex::default(),
+            mps_pipes: None,
             in_vain: Mutex::default(),
             looking: Mutex::default(),
         }
+    }
+
+    /// Goes on with what an earlier agent of this boot saw, and keeps in this file what the next one needs: it would
+    /// otherwise take for the driver's own what a replica left meanwhile. Reads it.
+    pub fn remembering(self, path: PathBuf) -> Self {
+        let bases = Mutex::new(Bases::read(&path, boot_id().unwrap_or_default()));
+        Self { bases, kept: Some(path), ..self }
+    }
+
+    /// Servers of the Multi-Process Service's daemon that has its pipes there are nobody.
+    pub fn beside_mps(self, pipes: PathBuf) -> Self {
+        Self { mps_pipes: Some(pipes), ..self }
     }
 
     /// Tells the group that somebody is on these devices.
@@ -130,27 +185,59 @@ impl Vacancy {
 
     /// The devices that are not free, and what is on each. One look.
     fn occupied(&self, uuids: &[Arc<str>]) -> Vec<(Arc<str>, Taken)> {
-        let looks = self.sensor.look(uuids);
-        let mut bases = held(&self.bases);
-        let mut out = Vec::new();
-        for (uuid, look) in looks {
-            let look = match look {
-                Ok(Some(look)) => look,
-                // Its driver never tells, so waiting for it would be for ever.
-                Ok(None) => continue,
-                Err(why) => {
-                    out.push((uuid, Taken::Unseen(why)));
-                    continue;
+        let (mut out, mut learned) = (Vec::new(), false);
+        for (uuid, look) in self.sensor.look(uuids) {
+            match look {
+                Ok(Some(look)) => {
+                    let (taken, more) = self.judge(&uuid, self.without_mps(look));
+                    out.extend(taken.map(|taken| (uuid, taken)));
+                    learned |= more;
                 }
-            };
-            let base = bases.entry(uuid.clone()).or_insert_with(Base::unknown);
-            if !base.is_free(&look) {
-                out.push((uuid, Taken::By(look)));
-            } else {
-                *base = base.and(&look);
+                // Its driver never tells, so waiting for it would be for ever.
+                Ok(None) => {}
+                Err(why) => out.push((uuid, Taken::Unseen(why))),
             }
         }
+        if learned {
+            self.keep();
+        }
         out
+    }
+
+    /// What keeps a device that looks so from being free, and whether something was learned of it. Nobody waits for a
+    /// driver, a disk or another process meanwhile.
+    fn judge(&self, uuid: &Arc<str>, look: Look) -> (Option<Taken>, bool) {
+        let mut bases = held(&self.bases);
+        let base = bases.by_uuid.entry(uuid.clone()).or_default();
+        if !base.is_free(&look) {
+            let most = base.most(look.total);
+            return (Some(Taken::By { look, most }), false);
+        }
+        let more = base.and(&look);
+        let learned = more != *base;
+        *base = more;
+        (None, learned)
+    }
+
+    /// Of who is on a device, all but the service's own servers: they stay when the last client has gone. What they keep
+    /// of its memory is a part of what it has in use when it is free.
+    fn without_mps(&self, mut look: Look) -> Look {
+        let pipes = self.mps_pipes.as_deref().filter(|_| !look.pids.is_empty());
+        if let Some(daemon) = pipes.and_then(|pipes| Daemon::find(pipes).ok()) {
+            look.pids.retain(|pid| !daemon.has_server(*pid));
+        }
+        look
+    }
+
+    fn keep(&self) {
+        let Some(path) = &self.kept else { return };
+        // Each writes what is known when it is its turn, so that none puts older knowledge over newer.
+        let _turn = held(&self.writing);
+        let bases = held(&self.bases).clone();
+        let bytes = serde_json::to_vec_pretty(&bases).unwrap_or_default();
+        if let Err(error) = replace_file(path, &bytes) {
+            tracing::warn!(path = %path.display(), %error, "the next agent learns anew what devices have in use when free");
+        }
     }
 }
 
@@ -219,7 +306,7 @@ async fn look_at(vacancy: Arc<Vacancy>, uuid: Arc<str>) -> Vec<(Arc<str>, Taken)
 /// Tells the group and the alarms, and looks until the devices are free after all.
 fn give_up(vacancy: &Arc<Vacancy>, occupied: &[(Arc<str>, Taken)], text: &str) {
     // Of one that can't be seen nothing is known: its driver's own faults are told by whoever watches it.
-    let taken = occupied.iter().filter(|(_, taken)| matches!(taken, Taken::By(_)));
+    let taken = occupied.iter().filter(|(_, taken)| matches!(taken, Taken::By { .. }));
     vacancy.tell(&taken.map(|(uuid, _)| uuid.clone()).collect::<Vec<_>>());
     let Some(alarm) = vacancy.alarm.clone() else { return };
     alarm(Some(text));
@@ -253,10 +340,11 @@ fn millis(time: Duration) -> u64 {
 fn words(occupied: &[(Arc<str>, Taken)]) -> String {
     let one = |(uuid, taken): &(Arc<str>, Taken)| match taken {
         Taken::Unseen(why) => format!("{uuid} can't be seen free: {why}"),
-        Taken::By(look) => {
+        Taken::By { look, most } => {
             let pids: Vec<String> = look.pids.iter().take(8).map(u32::to_string).collect();
             let who = if pids.is_empty() { "no process".to_owned() } else { format!("pid {}", pids.join(", ")) };
-            format!("{uuid} is not free: {} MiB in use, {who}", look.used >> 20)
+            let (used, most) = (look.used >> 20, most >> 20);
+            format!("{uuid} is not free: {used} MiB in use, {who} (free is no process and at most {most} MiB)")
         }
     };
     occupied.iter().map(one).collect::<Vec<_>>().join("; ")
@@ -265,6 +353,7 @@ fn words(occupied: &[(Arc<str>, Taken)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::runtimes::mps::tests::Serving;
     use proptest::prelude::*;
 
     #[test]
@@ -276,15 +365,59 @@ mod tests {
         assert_eq!(vacancy.occupied(&uuids), []);
         fs::write(&path, r#"{"SIM-1": {"used": 75161927680, "pids": [7, 8]}, "SIM-0": {"used": 1048576}}"#).unwrap();
         let occupied = vacancy.occupied(&uuids);
-        assert_eq!(words(&occupied), "SIM-1 is not free: 71680 MiB in use, pid 7, 8");
+        assert_eq!(
+            words(&occupied),
+            "SIM-1 is not free: 71680 MiB in use, pid 7, 8 (free is no process and at most 512 MiB)"
+        );
         fs::write(&path, r#"{"SIM-1": {"used": 75161927680}}"#).unwrap();
-        assert_eq!(words(&vacancy.occupied(&uuids)), "SIM-1 is not free: 71680 MiB in use, no process");
+        let said = words(&vacancy.occupied(&uuids));
+        assert!(said.starts_with("SIM-1 is not free: 71680 MiB in use, no process ("), "{said}");
         for bad in ["", "[]", r#"{"SIM-1": {"used": -1}}"#, r#"{"SIM-1": {"usde": 1}}"#] {
             fs::write(&path, bad).unwrap();
             assert!(played(&path).is_err(), "{bad}");
             // Whoever can't be seen is not free.
             assert!(words(&vacancy.occupied(&uuids)).starts_with("SIM-0 can't be seen free: "), "{bad}");
         }
+    }
+
+    /// The file of what is on SIM-0, with so many MiB and whose.
+    fn say(path: &Path, mib: u64, pids: &[u32]) {
+        fs::write(path, serde_json::json!({ "SIM-0": { "used": mib << 20, "pids": pids } }).to_string()).unwrap();
+    }
+
+    #[test]
+    fn what_a_replica_left_while_agents_changed_is_not_taken_for_the_drivers_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (path, kept, uuids) = (tmp.path().join("devices.json"), tmp.path().join("idle.json"), ["SIM-0".into()]);
+        let agent = || Vacancy::new(Sensor::Played(path.clone()), Duration::ZERO, None, None).remembering(kept.clone());
+        say(&path, 3, &[]);
+        assert_eq!(agent().occupied(&uuids), []);
+        say(&path, 900, &[]);
+        let said = words(&agent().occupied(&uuids));
+        assert!(said.contains("900 MiB in use, no process (free is no process and at most 515 MiB)"), "{said}");
+        // Another boot may have brought another driver, and a bad file is none.
+        let of_before = fs::read_to_string(&kept).unwrap().replace(&boot_id().unwrap(), "another");
+        for text in [&*of_before, "{"] {
+            fs::write(&kept, text).unwrap();
+            assert_eq!(agent().occupied(&uuids), [], "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_of_mps_is_nobody_and_its_clients_are_somebody() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (path, uuids) = (tmp.path().join("devices.json"), ["SIM-0".into()]);
+        let pipes = tmp.path().join("mps");
+        let mps = Serving::begin(&pipes).await;
+        let vacancy = Vacancy::new(Sensor::Played(path.clone()), Duration::ZERO, None, None).beside_mps(pipes);
+        say(&path, 60, &[mps.server]);
+        assert_eq!(vacancy.occupied(&uuids), []);
+        say(&path, 60, &[mps.server, std::process::id()]);
+        let said = words(&vacancy.occupied(&uuids));
+        assert!(said.contains(&format!("pid {} (", std::process::id())), "{said}");
+        let alone = Vacancy::new(Sensor::Played(path.clone()), Duration::ZERO, None, None);
+        say(&path, 60, &[mps.server]);
+        assert_ne!(alone.occupied(&uuids), [], "of another daemon's nothing is known");
     }
 
     /// A driver that hangs, played by a pipe that nobody writes to.
@@ -320,10 +453,27 @@ mod tests {
         fs::write(&hangs, "{}").unwrap();
     }
 
+    /// The service's directory hangs, played as the driver above.
+    #[tokio::test]
+    async fn who_is_asked_for_one_device_holds_up_no_other() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (path, pipes) = (tmp.path().join("devices.json"), tmp.path().join("mps"));
+        fs::create_dir(&pipes).unwrap();
+        let hangs = pipes.join("nvidia-cuda-mps-control.pid");
+        nix::unistd::mkfifo(&hangs, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        say(&path, 60, &[std::process::id()]);
+        let vacancy = Vacancy::new(Sensor::Played(path.clone()), Duration::ZERO, None, None).beside_mps(pipes);
+        let (vacancy, uuids): (_, [Arc<str>; 2]) = (Arc::new(vacancy), ["SIM-0".into(), "SIM-1".into()]);
+        let looks = look(&vacancy, &uuids).await;
+        // The look that is under way ends, whatever it found.
+        fs::write(&hangs, "0").unwrap();
+        assert_eq!(looks.iter().map(|(uuid, _)| &**uuid).collect::<Vec<_>>(), ["SIM-0"], "the other is seen free");
+    }
+
     /// Only where there is a GPU: with nobody on it, it is free.
     #[test]
     fn a_gpu_of_this_machine_is_seen() {
-        let Ok(Some(gpus)) = nvml::gpus() else { return eprintln!("SKIPPED: no GPU here") };
+        let Ok(Some(gpus)) = nvml::gpus() else { return nf_core::testing::skipped("no GPU here") };
         let uuids: Vec<Arc<str>> = gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
         assert!(Sensor::Driver.look(&uuids).iter().all(|(_, look)| look.as_ref().is_ok_and(Option::is_some)));
         assert!(Sensor::Driver.look(&["GPU-0".into()])[0].1.is_err());

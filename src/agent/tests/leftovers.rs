@@ -14,7 +14,7 @@ fn leftovers_of_a_job_that_was_deleted_an_hour_ago_end() {
     let request = RequestId::new("r1").unwrap();
     world.commit(Intent::Stop { request: request.clone(), tenant: None, why: Reason::StoppedByUser }).unwrap();
     world.run(Op::Time(3_600_000));
-    assert!(world.state.jobs().is_empty() && world.state.request(&request).is_none());
+    assert!(world.state.jobs().is_empty() && world.state.owners(&request).next().is_none());
     world.run(Op::Restart { adopts: true });
     world.tell(0);
     world.run(Op::Step);

@@ -419,6 +419,9 @@ pub struct JobRow {
     pub model_version: String,
     pub status: String,
     pub state: String,
+    /// `simulated`, `process`, `docker`, or `prefetch`: its files are kept on its node, and nothing runs.
+    #[serde(default)]
+    pub runtime: String,
     pub priority: i16,
     pub replicas: u16,
     /// Replicas that serve.
@@ -451,6 +454,7 @@ impl JobRow {
             model_version: job.spec.version.to_string(),
             status: status_of(job_state).into(),
             state: job_state.name().into(),
+            runtime: job.spec.runtime.name().into(),
             priority: job.spec.priority,
             replicas: job.desired(),
             ready: job.replicas.iter().filter(ready).count() as u16,

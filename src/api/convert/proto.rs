@@ -4,11 +4,11 @@
 
 use super::answer::{Freshness, JobRow, WhyBody, whole};
 use super::node::{MAX_DEVICES, Registration};
-use super::schedule::{PRIORITY, Schedule, approver};
+use super::schedule::{PRIORITY, Schedule, approver, runtime};
 use super::value;
 use nf_core::autoscaler::Steps;
 use nf_core::id::{DeviceType, Label, ModelId, NameError, NodeName, RequestId, TenantId, VersionId};
-use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
+use nf_core::job::{Arrangement, Constraints, JobSpec, MAX_REPLICAS, Restart, device_types};
 use nf_core::model_budget::ModelBudget;
 use nf_core::node::MAX_NUMA_NODES;
 use nf_core::plan::Queueing;
@@ -74,7 +74,7 @@ pub fn schedule(m: v1::ScheduleRequest) -> Result<(Schedule, Option<String>), Re
         gang: m.gang,
         constraints: m.constraints.map(constraints).transpose()?.unwrap_or_default(),
         priority: m.priority as i16,
-        runtime: Runtime::Simulated,
+        runtime: runtime(m.prefetch),
         manifest: None,
         evidence: None,
         asked_by: None,

@@ -113,7 +113,7 @@ pub struct RolloutBody {
     pub status: String,
     /// canary, rolling, watching or reverting while it is under way; else null.
     pub phase: Option<String>,
-    /// Why the former version came back; null unless it did.
+    /// Why the former version came back, or would if it might; null unless it did, or would.
     pub why: Option<String>,
     /// Why nothing moves, while it is blocked.
     pub reasons: Vec<ReasonBody>,

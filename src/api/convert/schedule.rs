@@ -4,7 +4,6 @@
 use super::json::{Field, Object};
 use super::value;
 use nf_core::autoscaler::Steps;
-use nf_core::codec;
 use nf_core::command::Submission;
 use nf_core::id::{DeviceType, Digest16, Label, ModelId, NodeName, RequestId, TenantId, VersionId};
 use nf_core::job::{Arrangement, Constraints, Evidence, JobSpec, MAX_REPLICAS, Restart, Runtime, device_types};
@@ -71,7 +70,7 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
     let approved_by = top.get("approved_by").map(|f| approver(f.text()?).map_err(|e| f.refuse(e))).transpose()?;
     let dry_run = top.boolean("dry_run")?.unwrap_or(false);
     let scaling = top.get("scaling").map(|f| scaling(&f, replicas)).transpose()?;
-    let runtime = Runtime::Simulated;
+    let runtime = runtime(top.boolean("prefetch")?.unwrap_or(false));
     let spec = JobSpec {
         tenant,
         model,
@@ -93,6 +92,11 @@ pub fn from_object(top: &mut Object<'_>) -> Result<Schedule, Refusal> {
         scaling,
     };
     Ok(Schedule { spec, queueing, check_plan, request, dry_run })
+}
+
+/// What runs the job as far as its caller says; the rest is its manifest's.
+pub fn runtime(prefetch: bool) -> Runtime {
+    if prefetch { Runtime::Prefetch } else { Runtime::Simulated }
 }
 
 /// A person's name: anything printable, since identity providers differ.
@@ -300,7 +304,7 @@ pub fn naming(tenant: &TenantId, request: Option<&RequestId>, key: Option<&str>)
         (None, Some(key)) if key.is_empty() || key.len() > MAX_KEY => {
             Err(Refusal::invalid("Idempotency-Key", format!("1 to {MAX_KEY} bytes, not {}", key.len())))
         }
-        // One map remembers all requests, so the key becomes an id that no other tenant can hit.
+        // A job has one id. That it is of the key, and whose, is in it, so no id that a client chose comes out alike.
         (None, Some(key)) => {
             let digest = Digest16::of(&[b"idempotency-key", tenant.as_str().as_bytes(), key.as_bytes()]);
             let request = RequestId::new(&format!("k{digest}")).expect("hexadecimal digits are a valid id");
@@ -333,12 +337,35 @@ pub struct ModelFacts {
 impl ModelFacts {
     /// Says in the spec what the version is.
     pub fn put(self, spec: &mut JobSpec) {
-        spec.runtime = self.runtime;
+        // What is only brought to its node runs as nothing.
+        if !spec.is_prefetch() {
+            spec.runtime = self.runtime;
+        }
         spec.manifest = Some(self.manifest);
         spec.evidence = self.evidence;
         spec.data_classes = self.data_classes;
         spec.self_limiting = self.self_limiting;
         spec.budget = self.budget;
+    }
+}
+
+/// Of what was asked, by names and without what was left out: a later build, whose requests know more fields, makes the
+/// same of the same request, so that a retry across an upgrade is no conflict.
+fn digest(intent: &Intent) -> Digest16 {
+    let mut said = serde_json::to_value(intent).expect("fields with names");
+    leave_out(&mut said);
+    Digest16::of(&[b"schedule", said.to_string().as_bytes()])
+}
+
+/// Takes out fields that say nothing. Not those that are empty objects: such a one may be all that a variant has.
+fn leave_out(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(leave_out);
+            map.retain(|_, value| !matches!(value, Value::Null | Value::Bool(false)) && *value != Value::Array(vec![]));
+        }
+        Value::Array(items) => items.iter_mut().for_each(leave_out),
+        _ => {}
     }
 }
 
@@ -349,7 +376,7 @@ impl Schedule {
         let Naming { request, keyed } = naming;
         let submission = Submission { request, body: Digest16([0; 16]), keyed, spec: Arc::new(self.spec) };
         let mut intent = Intent::Schedule { submission, queueing: self.queueing, check_plan: self.check_plan };
-        let digest = Digest16::of(&[b"schedule", &codec::encode(&intent)]);
+        let digest = digest(&intent);
         if let Intent::Schedule { submission, .. } = &mut intent {
             submission.body = digest;
             if let (Some(facts), Some(spec)) = (facts, Arc::get_mut(&mut submission.spec)) {

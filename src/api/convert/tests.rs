@@ -142,6 +142,21 @@ fn the_same_meaning_has_the_same_digest_and_another_has_not() {
     assert!(naming(&t2, None, Some(&"k".repeat(256))).is_err());
 }
 
+/// A request that is tried again while the group is upgraded meets what an earlier build made of it: these stay as they are,
+/// whatever fields are added.
+#[test]
+fn a_digest_is_the_same_in_every_build() {
+    let rich = r#","resources":{"gpu":"0.5","gpu_memory":"16GiB","device_type":"H100-80G|A100","cpu":1.5},
+        "constraints":{"spread":true,"labels":{"a":"b"},"restart":"never","max_run_time":"10m","node":"n1"},
+        "replicas":6,"gang":true,"priority":-5,"queue":"never""#;
+    let service = r#","scaling":{"min":0,"max":4},"constraints":{"latency_ms":200,"error_rate":0.01}"#;
+    let told = ["", rich, service].map(|extra| body_of(with(extra).unwrap(), Some("k")).1.to_string());
+    assert_eq!(
+        told,
+        ["5252ed73689030b796f7fa1bb4a24db3", "010f15d2d3355c95f0e2817398f318b9", "c8c0aeab25bcf448941a0210461865dd"]
+    );
+}
+
 #[test]
 fn a_node_needs_next_to_nothing() {
     let got = registration(&parse(br#"{"node_id":"n1","gpus":1}"#).unwrap()).unwrap();

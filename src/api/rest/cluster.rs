@@ -6,6 +6,7 @@ use crate::api::convert::event::EventBody;
 use crate::api::convert::node as convert;
 use crate::api::service::cluster::{HealthBody, MembersBody, PromoteBody};
 use crate::api::service::targets::TargetBody;
+use crate::api::service::upgrade::UpgradeBody;
 use crate::api::service::whatif::WhatIfBody;
 use crate::api::service::{Service, gauges, off_thread};
 use axum::body::Body;
@@ -75,6 +76,16 @@ pub async fn snapshot(State(service): State<Service>, ask: Ask) -> Answer {
     ask.finish()?;
     let index = service.snapshot().await?;
     Ok(json(StatusCode::OK, &SnapshotBody { index, simulation: service.simulation() }))
+}
+
+/// Ends a rolling upgrade: raises the feature level to the highest one that every member runs.
+#[utoipa::path(post, path = "/cluster/upgrade", tag = "cluster", request_body = schema::UpgradeRequest,
+    responses((status = 200, description = "Done, or what would be done", body = UpgradeBody)))]
+pub async fn upgrade(State(service): State<Service>, mut ask: Ask) -> Answer {
+    let call = ask.call()?;
+    ask.finish()?;
+    let dry_run = convert::dry_run(&ask.json(true).await?)?;
+    Ok(json(StatusCode::OK, &service.upgrade(&call, dry_run).await?))
 }
 
 /// Moves leadership to a member or region, and returns when it is there.

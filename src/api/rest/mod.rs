@@ -103,6 +103,7 @@ fn routes() -> OpenApiRouter<Service> {
         .routes(routes!(cluster::what_if))
         .routes(routes!(cluster::vote))
         .routes(routes!(cluster::snapshot))
+        .routes(routes!(cluster::upgrade))
         .routes(routes!(cluster::promote))
         .routes(routes!(cluster::events))
         .routes(routes!(cluster::health))

@@ -8,6 +8,7 @@ use crate::api::convert::node as convert;
 use crate::api::service::Service;
 use crate::api::service::list::node_state;
 use crate::api::service::nodes::{NodeBody, NodeList, ResourcesAnswer};
+use crate::api::service::outlines::OutlineList;
 use axum::extract::State;
 use axum::http::StatusCode;
 use nf_core::id::NodeName;
@@ -75,7 +76,8 @@ pub async fn register(State(service): State<Service>, ask: Ask) -> Answer {
 pub struct LaunchBody {
     /// It has its place; false while it waits.
     pub launched: bool,
-    /// Where a simulated replica writes its run file.
+    /// Where a simulated replica writes its run file; `{request_id}~0~{tenant_id}.json` beside it while another
+    /// tenant's job of that id has this one.
     pub file: String,
     pub request_id: String,
     pub simulation: bool,
@@ -111,7 +113,18 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
     Ok(json(if launched { StatusCode::CREATED } else { StatusCode::ACCEPTED }, &body))
 }
 
-/// All nodes with their devices.
+/// Nodes, as far as the caller sees them.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum NodesAnswer {
+    /// For admins and machines.
+    Whole(NodeList),
+    /// For operators.
+    Outlines(OutlineList),
+}
+
+/// All nodes with their devices. Operators, who may ask for a node by its name, get of each its name, state, place,
+/// labels and what it has.
 #[utoipa::path(get, path = "/nodes", tag = "nodes",
     params(("state" = Option<String>, Query, description = "Only in this state"),
            ("vitals" = Option<bool>, Query, description = "Say how GPUs do now, where their drivers answer"),
@@ -120,14 +133,23 @@ pub async fn launch(State(service): State<Service>, mut ask: Ask) -> Answer {
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale"),
            ("index" = Option<u64>, Query, description = "Answer once the log is past this index"),
            ("wait" = Option<String>, Query, description = "How long to wait for that, such as 10s")),
-    responses((status = 200, description = "The nodes", body = NodeList)))]
+    responses((status = 200, description = "The nodes, for operators in outline", body = NodesAnswer)))]
 pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
     let call = ask.call()?;
     let only = ask.text("state")?.map(|text| node_state(&text)).transpose()?;
     let (page, vitals) = (ask.page()?, ask.flag("vitals")?);
     ask.finish()?;
+    if vitals {
+        call.who.needs_wide()?;
+    }
+    if !call.who.wide() {
+        let body = service.outlines(&call, only, page).await?;
+        let read = body.read.clone();
+        return Ok(fresh(&NodesAnswer::Outlines(body), &read));
+    }
     let body = service.nodes(&call, only, page, vitals).await?;
-    Ok(fresh(&body, &body.read))
+    let read = body.read.clone();
+    Ok(fresh(&NodesAnswer::Whole(body), &read))
 }
 
 /// Keeps new work off a node.

@@ -16,7 +16,7 @@ fn told(told: &Told) -> Answer {
 /// Says how far a job's rollout has come, or how its last one ended.
 #[utoipa::path(get, path = "/rollout/{request_id}", tag = "services",
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's"),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale")),
     responses((status = 200, description = "The rollout", body = RolloutAnswer)))]
 pub async fn get(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
@@ -29,7 +29,7 @@ pub async fn get(State(service): State<Service>, Part(id): Part, mut ask: Ask) -
 /// Begins a rollout of a job to another version of its model: replica by replica, or a canary first.
 #[utoipa::path(post, path = "/rollout/{request_id}", tag = "services", request_body = schema::RolloutRequest,
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id")),
     responses((status = 200, description = "The rollout, which is under way", body = RolloutAnswer)))]
 pub async fn start(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.act()?;
@@ -43,7 +43,7 @@ pub async fn start(State(service): State<Service>, Part(id): Part, mut ask: Ask)
 #[utoipa::path(post, path = "/rollout/{request_id}/rollback", tag = "services",
     request_body = schema::RollbackRequest,
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id")),
     responses((status = 200, description = "The rollout, which is under way", body = RolloutAnswer)))]
 pub async fn rollback(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.act()?;
@@ -58,7 +58,7 @@ pub async fn rollback(State(service): State<Service>, Part(id): Part, mut ask: A
 #[utoipa::path(post, path = "/rollout/{request_id}/turn/{turn}", tag = "services",
     params(("request_id" = String, Path, description = "The job's id"),
            ("turn" = String, Path, description = "pause, resume, promote or revert"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id")),
     responses((status = 200, description = "The rollout", body = RolloutAnswer)))]
 pub async fn say(State(service): State<Service>, Part((id, word)): Part<(String, String)>, mut ask: Ask) -> Answer {
     let call = ask.act()?;

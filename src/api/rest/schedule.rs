@@ -67,7 +67,9 @@ fn scheduled(done: &Scheduled) -> Response {
     let code = if done.job.state == JobState::Pending { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     let mut response = json(code, &body);
     let headers = response.headers_mut();
-    if let Ok(location) = HeaderValue::from_str(&format!("/schedule/{}", body.request_id)) {
+    // With its tenant: who may see all could mean another tenant's job of that name. Neither has anything to escape.
+    if let Ok(location) = HeaderValue::from_str(&format!("/schedule/{}?tenant_id={}", body.request_id, done.job.tenant))
+    {
         headers.insert(header::LOCATION, location);
     }
     headers.insert("x-nf-index", HeaderValue::from(done.index));
@@ -171,7 +173,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
 /// A job: its state, place, history and all current reasons.
 #[utoipa::path(get, path = "/schedule/{request_id}", tag = "schedule",
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's"),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id"),
            ("consistency" = Option<String>, Query, description = "linearizable (unless said) or stale"),
            ("index" = Option<u64>, Query, description = "Answer once the log is past this index"),
            ("wait" = Option<String>, Query, description = "How long to wait for that, such as 10s"),
@@ -198,7 +200,7 @@ fn job(found: Found) -> Response {
 /// Stops a job. One that is over already is no error.
 #[utoipa::path(delete, path = "/schedule/{request_id}", tag = "schedule",
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's"),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id"),
            ("dry_run" = Option<bool>, Query, description = "Only show the job that would be stopped")),
     responses((status = 200, description = "The job, Draining or over", body = JobBody)))]
 pub async fn stop(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
@@ -216,7 +218,7 @@ pub async fn stop(State(service): State<Service>, Part(id): Part, mut ask: Ask) 
 /// What a job's replicas have been through: each step with its time, and the deadlines of a stop.
 #[utoipa::path(get, path = "/schedule/{request_id}/life", tag = "schedule",
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id")),
     responses((status = 200, description = "One item for each launch", body = LifeList)))]
 pub async fn life(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;
@@ -234,7 +236,7 @@ const MAX_TAIL: u64 = 100_000;
            ("replica" = Option<u16>, Query, description = "Which copy, counted from 0"),
            ("tail" = Option<u64>, Query, description = "Lines from the end; 1000 unless said"),
            ("follow" = Option<bool>, Query, description = "Go on as the log grows"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id")),
     responses((status = 200, description = "The log", body = String, content_type = "text/plain")))]
 pub async fn logs(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.call()?;

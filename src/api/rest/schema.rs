@@ -44,11 +44,14 @@ pub struct ScheduleRequest {
     pub queue: Option<String>,
     /// Digest of a plan; refused when planning again gives another.
     pub check_plan: Option<String>,
-    /// Chosen by the client; a retry returns the same job.
+    /// Chosen by the client, and its tenant's own; a retry returns the same job.
     pub request_id: Option<String>,
     pub approved_by: Option<String>,
     /// Makes it a service: its number of replicas follows its load.
     pub scaling: Option<ScalingRequest>,
+    /// Runs nothing: brings the version's files to the node that `constraints.node` names, verified, and keeps them in its
+    /// cache until the job is stopped. Neither resources nor replicas with it.
+    pub prefetch: Option<bool>,
     pub dry_run: Option<bool>,
 }
 
@@ -492,6 +495,14 @@ pub struct MemberRequest {
     pub name: String,
     /// Member-to-member address, `host:port`.
     pub peer: String,
+}
+
+/// The end of a rolling upgrade.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// Only say what it would come to.
+    pub dry_run: Option<bool>,
 }
 
 /// Where leadership should go: `member` or `region`, one of them.

@@ -27,7 +27,7 @@ pub async fn list(State(service): State<Service>, mut ask: Ask) -> Answer {
 /// Sets the number of replicas of a job that scales, until the autoscaler sees reason for another.
 #[utoipa::path(post, path = "/schedule/{request_id}/scale", tag = "services", request_body = schema::ScaleRequest,
     params(("request_id" = String, Path, description = "The job's id"),
-           ("tenant_id" = Option<String>, Query, description = "The job must be this tenant's")),
+           ("tenant_id" = Option<String>, Query, description = "Whose job it is; to be named where several tenants have one of that id")),
     responses((status = 200, description = "The job, with the new number", body = JobBody)))]
 pub async fn resize(State(service): State<Service>, Part(id): Part, mut ask: Ask) -> Answer {
     let call = ask.act()?;

@@ -14,7 +14,7 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use nf_core::event::EventKind;
-use nf_core::id::TenantId;
+use nf_core::id::{RequestId, TenantId};
 use nf_core::reason::Refusal;
 use std::convert::Infallible;
 
@@ -54,10 +54,9 @@ fn about_a_job(service: &Service, body: &mut EventBody, filter: &Filter) -> bool
         return false;
     }
     let state = service.replica.applied().state;
-    let id = body.request_id.as_deref().and_then(|id| nf_core::id::RequestId::new(id).ok());
-    let job = id.and_then(|id| state.job_of(&id).cloned());
-    // Another tenant may have taken the id since.
-    let job = job.filter(|job| filter.tenant.as_ref().is_none_or(|tenant| *tenant == job.spec.tenant));
+    let id = body.request_id.as_deref().and_then(|id| RequestId::new(id).ok());
+    let tenant = body.tenant_id.as_deref().and_then(|tenant| TenantId::new(tenant).ok());
+    let job = tenant.zip(id).and_then(|(tenant, id)| state.job_named(&tenant, &id).cloned());
     if let Some(job) = &job {
         let fits = filter.model.as_ref().is_none_or(|model| *model == job.spec.model);
         body.job = Some(JobRow::new(&state, job));

@@ -26,7 +26,7 @@ impl Service {
         let view = self.read(call).await?;
         let chain = view.state.audit();
         let (from, limit) = (from.max(1), limit.clamp(1, MAX_PER_PAGE));
-        let entries = self.replica.audit(from, limit as usize).await;
+        let entries = self.replica.audit(from, limit as usize).await?;
         let lines: String = entries.iter().filter(|entry| entry.seq <= chain.seq()).map(audit::line).collect();
         let last = entries.last().map_or(from.saturating_sub(1), |entry| entry.seq);
         if last < chain.seq() && !entries.is_empty() {

@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 /// What becomes of one replica of a node that is drained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LeavingBody {
+    pub tenant_id: String,
     pub request_id: String,
     pub replica: u16,
     /// Where its replacement is, or would be placed now.
@@ -39,6 +40,7 @@ pub struct LeavingBody {
 impl From<&Outlook> for LeavingBody {
     fn from(look: &Outlook) -> Self {
         Self {
+            tenant_id: look.tenant.to_string(),
             request_id: look.request.to_string(),
             replica: look.replica,
             to: look.to.as_ref().map(ToString::to_string),

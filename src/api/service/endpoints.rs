@@ -10,7 +10,7 @@ use crate::raft::{Applied, Replica as Group};
 use nf_core::command::Mode;
 use nf_core::id::{Generation, ModelId, RequestId, TenantId};
 use nf_core::job::{Allocation, Job, Move, Phase, Replica, Stage};
-use nf_core::node::NodeState;
+use nf_core::node::{NodeState, address};
 use nf_core::state::State;
 use nf_core::view;
 use serde::{Deserialize, Serialize};
@@ -71,7 +71,7 @@ impl Wanted {
         let mut out = Vec::new();
         let mut add = |job: &Job| out.extend(of_job(state, job));
         match &self.request {
-            Some(request) => state.job_of(request).filter(|job| self.matches(job)).iter().for_each(|job| add(job)),
+            Some(request) => state.jobs_named(request).filter(|job| self.matches(job)).for_each(|job| add(job)),
             None => state.jobs().values().filter(|job| self.matches(job)).for_each(|job| add(job)),
         }
         out
@@ -81,7 +81,9 @@ impl Wanted {
 /// All of a job.
 pub(super) fn of_job(state: &State, job: &Job) -> Vec<EndpointBody> {
     let mut out = Vec::new();
-    for (no, replica) in job.replicas.iter().enumerate() {
+    // Files that wait on a node answer nobody.
+    let serving = job.replicas.iter().enumerate().filter(|_| !job.spec.is_prefetch());
+    for (no, replica) in serving {
         of_replica(state, job, no as u16, replica, &mut out);
     }
     out
@@ -105,7 +107,7 @@ fn of_replica(state: &State, job: &Job, no: u16, replica: &Replica, out: &mut Ve
             replica: no,
             generation,
             node: node.name.to_string(),
-            address: format!("{}:{port}", node.spec.host),
+            address: address(&node.spec.host, port),
             state: name.to_owned(),
             traffic: may_serve && stage == Some(Stage::Ready) && node.state != NodeState::Down,
         });

@@ -7,27 +7,30 @@ use crate::api::convert::answer::{Freshness, WhyBody, whole};
 use crate::api::convert::schedule::{ModelFacts, Schedule, naming};
 use crate::api::error::Failure;
 use crate::exchange::LogQuery;
-use crate::raft::View;
+use crate::raft::{Consistency, View};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use nf_core::audit::{Action, Check};
 use nf_core::command::{Answer, Mode};
-use nf_core::id::{Digest16, RequestId};
-use nf_core::job::{Job, JobSpec, JobState};
+use nf_core::id::{Digest16, RequestId, TenantId};
+use nf_core::job::{JobSpec, JobState};
 use nf_core::placement::Why;
 use nf_core::plan::{Intent, rehearse};
 use nf_core::policy;
 use nf_core::reason::{Blocker, Reason, Refusal};
 use nf_core::reconcile::ReplicaId;
-use nf_core::state::State;
+use nf_core::state::{State, only};
 use nf_core::view::{self, JobView, PlaceView};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// More replicas than this are planned off the runtime's threads.
 const PLANNED_INLINE: u16 = 16;
 /// How long the first line of a log, or the word that there is none, is waited for.
 const FIRST_LINE: std::time::Duration = std::time::Duration::from_secs(1);
+/// Of the tenants with finished jobs of one name so many are looked at: two are too many already.
+const NAMESAKES: usize = 16;
 
 /// A scheduled job.
 #[derive(Clone, Debug)]
@@ -96,14 +99,16 @@ impl Service {
         call.who.acts(Some(wanted.spec.tenant.clone()))?;
         let naming = naming(&wanted.spec.tenant, wanted.request.as_ref(), key)?;
         let mode = self.mode(call).await?;
-        let retry = naming.keyed && is_remembered(&self.replica.applied().state, &naming.request);
+        let tenant = wanted.spec.tenant.clone();
+        let retry = naming.keyed && is_remembered(&self.replica.applied().state, &tenant, &naming.request);
         let facts = match retry {
             // Its job is there, whatever has become of the version: the group answers with it, or with a conflict.
             true => None,
             false => self.facts_of(call, &wanted.spec, Some(Action::JobSchedule)).await?,
         };
         // The leader judges it once more; here it costs no round.
-        if facts.is_none() && !retry && mode == Mode::Production {
+        let must_be_there = mode == Mode::Production || wanted.spec.is_prefetch();
+        if facts.is_none() && !retry && must_be_there {
             let detail = format!(
                 "no store knows version {} of model {}; publish it (nf model publish)",
                 wanted.spec.version, wanted.spec.model
@@ -126,7 +131,7 @@ impl Service {
         let job = match reply.job {
             Some(job) => job,
             // The first try's job is over already: the history has it.
-            None => self.finished_after(call, &request, reply.index).await?.ok_or_else(|| gone(&request))?,
+            None => self.finished_after(call, &tenant, &request, reply.index).await?.ok_or_else(|| gone(&request))?,
         };
         Ok(Scheduled { job, replayed, why, index: reply.index, simulation })
     }
@@ -187,10 +192,9 @@ impl Service {
         let view = self.read(call).await?;
         let simulation = view.state.meta().mode == Mode::Simulation;
         let read = freshness(&view);
-        let mine = |job: &Job| call.tenant.as_ref().is_none_or(|tenant| *tenant == job.spec.tenant);
-        if let Some(job) = view.state.job_of(request) {
-            // Another tenant's job is as absent as one that never was.
-            let job = Some(job).filter(|job| mine(job)).ok_or_else(|| absent(request))?;
+        // Another tenant's job is as absent as one that never was.
+        let tenant = self.whose(call, &view.state, request).await?.ok_or_else(|| absent(request))?;
+        if let Some(job) = view.state.job_named(&tenant, request) {
             if !job.wants_place() {
                 return Ok(Found { job: Box::new(view::job(&view.state, job)), simulation, read });
             }
@@ -201,13 +205,45 @@ impl Service {
             };
             return Ok(Found { job, simulation, read });
         }
-        let job = self.replica.finished(request).await.filter(mine).ok_or_else(|| absent(request))?;
+        let job = self.replica.finished(&tenant, request).await?.ok_or_else(|| absent(request))?;
         Ok(Found { job: Box::new(view::job(&view.state, &job)), simulation, read })
+    }
+
+    /// Whose job of that name a call means: its tenant's; where it may see all and names none, the only one's. None:
+    /// nobody has one.
+    async fn whose(&self, call: &Call, state: &State, request: &RequestId) -> Result<Option<TenantId>, Failure> {
+        if call.tenant.is_some() {
+            return Ok(call.tenant.clone());
+        }
+        let mut owners: BTreeSet<TenantId> = state.owners(request).take(NAMESAKES).cloned().collect();
+        owners.extend(self.replica.finished_owners(request, NAMESAKES).await?);
+        Ok(only(request, owners.iter())?.cloned())
+    }
+
+    /// The call, bound to the tenant whose job of that name it means: what it changes then is that one, whatever
+    /// others do meanwhile.
+    ///
+    /// # Errors
+    /// `Conflict` when it names no tenant, and several have a job of that name.
+    pub(super) async fn bound(&self, call: &Call, request: &RequestId) -> Result<(TenantId, Call), Failure> {
+        let tenant = match &call.tenant {
+            Some(tenant) => tenant.clone(),
+            None => {
+                // However stale a look may be that the caller would take: this is no look.
+                let view = self.replica.read(Consistency::Linearizable, call.deadline).await;
+                let view = view.map_err(|error| self.fail(error))?;
+                self.whose(call, &view.state, request).await?.ok_or_else(|| absent(request))?
+            }
+        };
+        let call = Call { tenant: Some(tenant.clone()), ..call.clone() };
+        Ok((tenant, call))
     }
 
     /// Asks a job to end. A job that is over already is no error.
     pub async fn stop(&self, call: &Call, request: &RequestId) -> Result<Found, Failure> {
-        let intent = Intent::Stop { request: request.clone(), tenant: call.tenant.clone(), why: Reason::StoppedByUser };
+        let (tenant, call) = &self.bound(call, request).await?;
+        let why = Reason::StoppedByUser;
+        let intent = Intent::Stop { request: request.clone(), tenant: Some(tenant.clone()), why };
         let reply = self.submit(call, intent).await?;
         let refusal = match reply.result {
             Ok(_) => None,
@@ -217,9 +253,8 @@ impl Service {
         let job = match (reply.job, refusal) {
             (Some(job), _) => job,
             (None, refusal) => {
-                let found = self.finished_after(call, request, reply.index).await?;
-                let mine = |job: &JobView| call.tenant.as_ref().is_none_or(|tenant| *tenant == job.tenant);
-                found.filter(|job| mine(job)).ok_or_else(|| refusal.map_or_else(|| gone(request), Failure::from))?
+                let found = self.finished_after(call, tenant, request, reply.index).await?;
+                found.ok_or_else(|| refusal.map_or_else(|| gone(request), Failure::from))?
             }
         };
         let status = self.replica.status();
@@ -233,15 +268,16 @@ impl Service {
         Ok(Found { job, simulation: meta.mode == Mode::Simulation, read })
     }
 
-    /// The finished job of that request, as of `index` or later.
+    /// The tenant's finished job of that request, as of `index` or later.
     async fn finished_after(
         &self,
         call: &Call,
+        tenant: &TenantId,
         request: &RequestId,
         index: u64,
     ) -> Result<Option<Box<JobView>>, Failure> {
         self.applied_past(index.saturating_sub(1), call.deadline).await;
-        let Some(job) = self.replica.finished(request).await else { return Ok(None) };
+        let Some(job) = self.replica.finished(tenant, request).await? else { return Ok(None) };
         Ok(Some(Box::new(view::job(&self.replica.applied().state, &job))))
     }
 
@@ -289,9 +325,9 @@ fn submitted(intent: &Intent) -> Option<Arc<JobSpec>> {
 }
 
 /// Whether that request has made a job, and will not be forgotten while a call about it is under way.
-fn is_remembered(state: &State, request: &RequestId) -> bool {
+fn is_remembered(state: &State, tenant: &TenantId, request: &RequestId) -> bool {
     let margin = u64::try_from(2 * MAX_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-    state.request(request).is_some_and(|known| known.expires_ms.saturating_sub(state.meta().now_ms) > margin)
+    state.request(tenant, request).is_some_and(|known| known.expires_ms.saturating_sub(state.meta().now_ms) > margin)
 }
 
 fn absent(request: &RequestId) -> Failure {

@@ -179,7 +179,7 @@ impl Service {
         if let Some(Cursor::Finished(before)) = next {
             next = None;
             if filter.wants_finished() {
-                next = self.finished_rows(&state, &filter, before, &mut rows).await;
+                next = self.finished_rows(&state, &filter, before, &mut rows).await?;
             }
         }
         Ok(Page { rows, next, simulation, read })
@@ -192,13 +192,13 @@ impl Service {
         filter: &Filter,
         mut before: Option<u64>,
         rows: &mut Vec<Row>,
-    ) -> Option<Cursor> {
+    ) -> Result<Option<Cursor>, Failure> {
         let mut scanned = 0;
         while rows.len() < filter.per_page && scanned < MAX_SCAN {
-            let chunk = self.replica.finished_list(before, CHUNK).await;
+            let chunk = self.replica.finished_list(before, CHUNK).await?;
             scanned += chunk.len();
             if chunk.is_empty() {
-                return None;
+                return Ok(None);
             }
             for (position, job) in chunk {
                 before = Some(position);
@@ -210,7 +210,7 @@ impl Service {
                 }
             }
         }
-        Some(Cursor::Finished(before))
+        Ok(Some(Cursor::Finished(before)))
     }
 }
 

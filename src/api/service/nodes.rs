@@ -337,6 +337,22 @@ pub fn summary(state: &State, tenant: Option<&nf_core::id::TenantId>, read: Fres
     }
 }
 
+/// The nodes of a page, and the token of the next one.
+pub(super) fn page_of(
+    state: &State,
+    only: Option<NodeState>,
+    page: super::list::NumberPage,
+) -> (Vec<&Node>, Option<String>) {
+    let after = page.after.map_or(NodeNo(0), |no| NodeNo(no as u32));
+    let rest = state.nodes().range((Bound::Excluded(after), Bound::Unbounded));
+    let wanted = rest.filter(|(_, node)| only.is_none_or(|wanted| wanted == node.state));
+    let mut nodes: Vec<&Node> = wanted.map(|(_, node)| &**node).take(page.per_page + 1).collect();
+    let more = nodes.len() > page.per_page;
+    nodes.truncate(page.per_page);
+    let next = nodes.last().filter(|_| more).map(|node| page.token(u64::from(node.no.0)));
+    (nodes, next)
+}
+
 impl Service {
     /// What the cluster has and who holds it.
     pub async fn resources(&self, call: &Call) -> Result<ResourcesAnswer, Failure> {
@@ -355,7 +371,7 @@ impl Service {
     pub async fn nodes(
         &self,
         call: &Call,
-        only: Option<nf_core::node::NodeState>,
+        only: Option<NodeState>,
         page: super::list::NumberPage,
         vitals: bool,
     ) -> Result<NodeList, Failure> {
@@ -368,14 +384,9 @@ impl Service {
         let fault = self.network_fault(&view.state);
         let make = move || {
             let state = &view.state;
-            let after = page.after.map_or(NodeNo(0), |no| NodeNo(no as u32));
-            let rest = state.nodes().range((Bound::Excluded(after), Bound::Unbounded));
-            let wanted = rest.filter(|(_, n)| only.is_none_or(|s| s == n.state));
-            let mut nodes: Vec<_> = wanted.map(|(_, n)| n).take(page.per_page + 1).collect();
-            let more = nodes.len() > page.per_page;
-            nodes.truncate(page.per_page);
+            let (nodes, next_token) = page_of(state, only, page);
             NodeList {
-                next_token: nodes.last().filter(|_| more).map(|n| page.token(u64::from(n.no.0))),
+                next_token,
                 items: nodes
                     .into_iter()
                     .map(|n| {

@@ -10,6 +10,7 @@ use nf_core::audit::Hash;
 use nf_core::command::{Answer, Mode};
 use nf_core::plan::Intent;
 use nf_core::quarantine::{Quarantine, Release};
+use nf_core::reason::Reason;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -24,16 +25,25 @@ pub struct QuarantineBody {
     /// Which node found it.
     pub node: String,
     pub found_at: String,
+    /// With which new jobs, rollouts and rollbacks of it are refused.
+    #[serde(default)]
+    pub reason: String,
+    /// What lifts it, once somebody has looked at the node and at the store.
+    #[serde(default)]
+    pub next: String,
 }
 
 impl From<&Quarantine> for QuarantineBody {
     fn from(found: &Quarantine) -> Self {
         let Version { tenant, model, version } = &found.of;
+        let sha256 = Hash(found.manifest);
         Self {
+            reason: Reason::ModelCopyCorrupt.to_string(),
+            next: format!("nf model release {model}@{version} --tenant {tenant} --sha256 {sha256}"),
             tenant_id: tenant.to_string(),
             model_id: model.to_string(),
             model_version: version.to_string(),
-            sha256: Hash(found.manifest).to_string(),
+            sha256: sha256.to_string(),
             node: found.node.to_string(),
             found_at: time(found.at_ms),
         }

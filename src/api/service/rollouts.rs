@@ -38,8 +38,9 @@ impl Service {
     /// # Errors
     /// As for a schedule call of that version, or because the job can't change now.
     pub async fn start_rollout(&self, call: &Call, request: &RequestId, wanted: Wanted) -> Result<Told, Failure> {
+        let (tenant, call) = &self.bound(call, request).await?;
         let found = self.get(call, request).await?;
-        let (tenant, model) = (found.job.tenant.clone(), found.job.model.clone());
+        let model = found.job.model.clone();
         call.who.acts(Some(tenant.clone()))?;
         let rollback = wanted.version.is_none();
         let version = match (wanted.version, &found.job.rollout) {
@@ -83,7 +84,7 @@ impl Service {
             },
         };
         let (wish, strategy) = (next.spec(&wish), wanted.strategy);
-        let (tenant, next) = (call.tenant.clone(), Box::new(next));
+        let (tenant, next) = (Some(tenant.clone()), Box::new(next));
         let begun = Intent::StartRollout { request: request.clone(), tenant, next, strategy, rollback };
         self.say(call, begun).await.map_err(|failure| self.stopped(call, action, &wish, failure))?;
         self.deploys.count(&found.job.tenant, &found.job.model);
@@ -95,7 +96,8 @@ impl Service {
     /// # Errors
     /// When there is none, or it does not take that turn now.
     pub async fn turn_rollout(&self, call: &Call, request: &RequestId, turn: Turn) -> Result<Told, Failure> {
-        let tenant = call.tenant.clone();
+        let (tenant, call) = &self.bound(call, request).await?;
+        let tenant = Some(tenant.clone());
         self.say(call, Intent::TurnRollout { request: request.clone(), tenant, revision: None, turn }).await?;
         self.rollout(call, request).await
     }

@@ -16,6 +16,7 @@ use nf_core::scaling::Target;
 use nf_core::state::State;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// A tenant's model and what runs of it.
@@ -64,8 +65,9 @@ impl Service {
 
     /// Another number of replicas for a job that scales.
     pub async fn scale(&self, call: &Call, request: &RequestId, replicas: u16) -> Result<Found, Failure> {
+        let (tenant, call) = &self.bound(call, request).await?;
         let target = Target { replicas, why: Why::Asked, inputs: None, seen: None, learned: None };
-        let intent = Intent::Scale { request: request.clone(), tenant: call.tenant.clone(), target };
+        let intent = Intent::Scale { request: request.clone(), tenant: Some(tenant.clone()), target };
         let reply = self.submit(call, intent).await?;
         reply.result?;
         self.get(call, request).await
@@ -74,7 +76,8 @@ impl Service {
 
 pub(super) fn services(state: &State, only: Option<&TenantId>) -> Vec<ServiceBody> {
     let mut grouped: BTreeMap<(&TenantId, &ModelId), Vec<&Job>> = BTreeMap::new();
-    for job in state.jobs().values().filter(|job| only.is_none_or(|only| *only == job.spec.tenant)) {
+    let theirs = |job: &&Arc<Job>| only.is_none_or(|only| *only == job.spec.tenant) && !job.spec.is_prefetch();
+    for job in state.jobs().values().filter(theirs) {
         grouped.entry((&job.spec.tenant, &job.spec.model)).or_default().push(job);
     }
     grouped.into_iter().map(|((tenant, model), jobs)| service(tenant, model, &jobs)).collect()

@@ -80,7 +80,7 @@ impl Service {
 
     /// Refuses a watch from an event that is kept no longer: it would skip some in silence.
     async fn still_kept(&self, next: u64) -> Result<(), Failure> {
-        match self.replica.events(next, 1).await.first() {
+        match self.replica.events(next, 1).await?.first() {
             Some(event) if event.seq > next => Err(compacted(next, event.seq)),
             _ => Ok(()),
         }
@@ -107,7 +107,7 @@ impl Service {
         limit: usize,
         tenant: Option<&TenantId>,
     ) -> Result<(Vec<Event>, u64), Failure> {
-        let events = self.replica.events(from.max(1), limit).await;
+        let events = self.replica.events(from.max(1), limit).await?;
         if let Some(first) = events.first()
             && from > 1
             && first.seq > from
@@ -169,7 +169,10 @@ impl Feed {
 
     /// Reads the next chunk. A gap means that the watcher was slower than the retention.
     async fn fill(&mut self) -> Option<Failure> {
-        let events = self.replica.events(self.next, CHUNK).await;
+        let events = match self.replica.events(self.next, CHUNK).await {
+            Ok(events) => events,
+            Err(error) => return Some(error.into()),
+        };
         let first = events.first()?.seq;
         if first > self.next {
             return Some(compacted(self.next, first));

@@ -45,7 +45,7 @@ pub fn open(client: &Client, protocol: Protocol, addr: &str) -> Result<Line> {
     Ok(match protocol {
         Protocol::Grpc => {
             let shown = client.bearer().map(|bearer| bearer.parse()).transpose();
-            let shown = shown.map_err(|_| fail(Exit::Usage, "NF_TOKEN is no token"))?;
+            let shown = shown.map_err(|_| fail(Exit::Usage, "NF_TOKEN is not a token"))?;
             Line::Grpc { client: SchedulerServiceClient::new(client.channel(addr)?), shown }
         }
         Protocol::Rest => Line::Rest { client: client.clone(), addr: addr.to_owned() },
@@ -68,7 +68,7 @@ impl Line {
                 client.stop(with(stop, shown.as_ref(), limit)).await.is_ok()
             }
             Line::Rest { client, addr } => {
-                let path = format!("/schedule/{}", escape(&ask.request));
+                let path = format!("/schedule/{}?tenant_id={}", escape(&ask.request), escape(&ask.tenant));
                 let answer = client.at(Method::DELETE, addr, &path, None, limit).await;
                 answer.is_ok_and(|(status, _)| status.is_success())
             }

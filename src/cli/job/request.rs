@@ -18,13 +18,13 @@ pub struct Request {
     /// A request as JSON, - for stdin; flags replace what it says
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Whose work it is
+    /// The tenant that it runs for
     #[arg(long, env = "NF_TENANT")]
     tenant: Option<String>,
-    /// The model's version, v1 when nothing says otherwise
+    /// The model's version; v1 when absent
     #[arg(long = "model-version", value_name = "VERSION")]
     version: Option<String>,
-    /// A name of your own for the job; a second run with it is the same job
+    /// A name for the job; a second run with the same name is the same job
     #[arg(long)]
     name: Option<String>,
     /// GPUs of each replica: a whole number, or part of one such as 0.5
@@ -39,6 +39,7 @@ pub struct Request {
     /// Only MIG slices of this profile
     #[arg(long)]
     mig_profile: Option<String>,
+    /// TPUs of each replica
     #[arg(long)]
     tpu: Option<u32>,
     /// CPUs of each replica
@@ -47,36 +48,37 @@ pub struct Request {
     /// Host memory of each replica, e.g. 4GB
     #[arg(long)]
     mem: Option<String>,
+    /// Disk space of each replica, e.g. 100GB
     #[arg(long)]
     disk: Option<String>,
-    /// Running copies
+    /// Number of replicas
     #[arg(long)]
     replicas: Option<u16>,
-    /// Let the number of replicas follow the load, MIN..MAX; with 0 it sleeps when nobody asks
+    /// Let the number of replicas follow the load, from MIN to MAX; with MIN 0 the service sleeps when idle
     #[arg(long, value_name = "MIN..MAX")]
     scale: Option<String>,
-    /// Requests that one replica serves at once, for --scale
+    /// With --scale, requests that one replica serves at once
     #[arg(long, requires = "scale")]
     concurrency: Option<u16>,
-    /// With --scale, bound on the time until a request starts to be served, e.g. 2s
+    /// With --scale, the longest a request should wait before it is served, e.g. 2s
     #[arg(long, requires = "scale")]
     max_wait: Option<String>,
     /// With --scale 0..N, how long a replica is kept after the last request, e.g. 10m
     #[arg(long, requires = "scale")]
     idle: Option<String>,
-    /// With --scale, only tell what would be done
+    /// With --scale, only recommend; never change the number
     #[arg(long, requires = "scale")]
     advisory: bool,
-    /// With --scale, so many replicas more at most within --step-within
+    /// With --scale, at most N replicas added within --step-within
     #[arg(long, requires = "scale", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     step_up: Option<u16>,
-    /// With --scale, so many fewer at most
+    /// With --scale, at most N replicas removed within --step-within
     #[arg(long, requires = "scale", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     step_down: Option<u16>,
-    /// With --step-up or --step-down, the time in which it may be taken; 1m unless said
+    /// With --step-up or --step-down, the span of time that they bound; 1m when absent
     #[arg(long, requires = "scale", value_name = "TIME")]
     step_within: Option<String>,
-    /// All replicas at once, or none
+    /// Start all replicas at once, or none
     #[arg(long)]
     gang: bool,
     /// -1000 to 1000, higher goes first
@@ -85,13 +87,16 @@ pub struct Request {
     /// Bound on the p95 latency in milliseconds
     #[arg(long)]
     latency_ms: Option<u32>,
-    /// Part of the requests that may end with a server's error, e.g. 0.01
-    #[arg(long, value_name = "PART")]
+    /// Share of requests that may fail with a server error, e.g. 0.01
+    #[arg(long, value_name = "SHARE")]
     error_rate: Option<f64>,
+    /// Only nodes in this region
     #[arg(long)]
     region: Option<String>,
+    /// Only nodes in this zone
     #[arg(long)]
     zone: Option<String>,
+    /// Only nodes in this rack
     #[arg(long)]
     rack: Option<String>,
     /// Only nodes with this label, KEY=VALUE; may be repeated
@@ -100,37 +105,37 @@ pub struct Request {
     /// Spread replicas over nodes
     #[arg(long)]
     spread: bool,
-    /// All GPUs of a replica in one NVLink island
+    /// Keep all GPUs of a replica in one NVLink island
     #[arg(long)]
     same_island: bool,
-    /// All replicas in one rack, zone or region, whichever it is, or they wait
+    /// Keep all replicas in one rack, zone or region, whichever has room, or wait
     #[arg(long, value_name = "LEVEL")]
     topology_required: Option<String>,
-    /// The same where one has room for all of them; else in as few as can be
+    /// The same as a preference: in one if it has room for all, else in as few as possible
     #[arg(long, value_name = "LEVEL")]
     topology_preferred: Option<String>,
-    /// Exactly this node
+    /// Only this node
     #[arg(long)]
     node: Option<String>,
-    /// Never two copies at once, also when a node is cut off
+    /// Never run two copies of a replica at once, even when a node is cut off
     #[arg(long)]
     exclusive: bool,
-    /// Never moved only so that others have room (nf defrag)
+    /// Never move it just to make room for others (nf defrag)
     #[arg(long)]
     stay: bool,
-    /// It gives way to work of higher priority
+    /// Let work of higher priority take its place
     #[arg(long)]
     preemptible: bool,
-    /// How long its program may save its state (from SIGUSR1 on) before it is stopped for the sake of others, e.g. 30s
+    /// How long its program may save its state, from SIGUSR1 on, before it is stopped for others, e.g. 30s
     #[arg(long, value_name = "SPAN")]
     checkpoint_grace: Option<String>,
-    /// So many of its replicas may be missing at once by others' will; absent: any number
+    /// Most replicas that preemption, drains or moves may take at once; no bound when absent
     #[arg(long, value_name = "N")]
     max_unavailable: Option<u16>,
-    /// always, on_failure or never
+    /// When to start it again: always, on_failure or never
     #[arg(long)]
     restart: Option<String>,
-    /// Stop it once it has run for so long in all, e.g. 2h; what it waits between two places does not count
+    /// Stop it once it has run this long in total, e.g. 2h; time spent waiting for a place does not count
     #[arg(long)]
     max_run_time: Option<String>,
     /// Who approved the version
@@ -204,7 +209,7 @@ impl Request {
         };
         let read = read.map_err(|e| fail(Exit::Usage, format!("{name}: {e}")))?;
         if read as u64 > MOST {
-            return Err(fail(Exit::Usage, format!("{name}: larger than {MOST} bytes, so no request")));
+            return Err(fail(Exit::Usage, format!("{name}: larger than {MOST} bytes, the most a request may have")));
         }
         match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Ok(map),

@@ -23,7 +23,7 @@ pub struct Approve {
     /// The store: file:// and a directory, or s3://bucket/path and its like
     #[arg(long, env = "MODEL_STORE_URL")]
     store: Option<String>,
-    /// How long it counts, at most 24h
+    /// How long it is valid, at most 24h
     #[arg(long, default_value = "24h")]
     ttl: String,
 }
@@ -32,7 +32,7 @@ pub struct Approve {
 pub struct Revoke {
     /// MODEL@VERSION
     version: String,
-    /// The tenant that may run it no more
+    /// The tenant that may no longer run it
     #[arg(long)]
     tenant: TenantId,
 }
@@ -77,7 +77,7 @@ impl Approve {
             format!("{} approved for {} by {by} until {until}, sha256 {sha256}\n", self.version, self.tenant)
         };
         output::put(&output::object(global.style(), &answer, &self.version, people)?);
-        say("somebody else schedules it; nf model revoke takes it back");
+        say("nf model revoke takes it back; where NF_SIGNERS is not set, somebody else must schedule it");
         Ok(())
     }
 }

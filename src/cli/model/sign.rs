@@ -27,7 +27,7 @@ pub struct Sign {
     model: ModelId,
     #[arg(long, value_name = "VERSION")]
     model_version: VersionId,
-    /// From now on nothing older may run
+    /// From then on nothing older than this version may run
     #[arg(long, value_name = "VERSION")]
     min_version: Option<VersionId>,
     /// What the files are; as the store's manifest says when absent, or onnx

@@ -29,7 +29,7 @@ pub struct Autoscale {
     /// milliseconds it takes
     #[arg(long, value_name = "FILE", conflicts_with = "load")]
     arrivals: Option<PathBuf>,
-    /// Made loads: steady, diurnal, ramp, bursts, random-bursts, on-off, random-on-off, conversation
+    /// Generated loads: steady, diurnal, ramp, bursts, random-bursts, on-off, random-on-off, conversation
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     load: Vec<String>,
     /// Who decides: nf, hpa[:0.7], kpa[:0.7], hpa-tuned, kpa-tuned, peak, mean, fixed:N, oracle; all when absent
@@ -38,7 +38,7 @@ pub struct Autoscale {
     /// A seed, or the first and the last: 1-5
     #[arg(long, alias = "seeds", default_value = "1")]
     seed: String,
-    /// Requests per second at the peak of a made load
+    /// Requests per second at the peak of a generated load
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     peak: u64,
     /// Time between decisions

@@ -98,7 +98,7 @@ impl Place {
             return Err(fail(Exit::Usage, "--online plays one policy at a time"));
         };
         let out = BufWriter::new(io::stdout().lock());
-        match online::run(io::stdin().lock(), out, policy) {
+        match online::run(io::stdin().lock(), out, |note| say(format_args!("note: {note}")), policy) {
             Ok(()) => Ok(()),
             Err(online::Error::Line(error)) => Err(fail(Exit::Usage, error.to_string())),
             // The other side is gone; nobody is left to be told.

@@ -34,7 +34,7 @@ pub(super) fn preempt(state: &mut State, no: JobNo, claim: &Claim) -> Result<Ans
     judge(state, Some(job.tenant), &job.spec, claim)?;
     job::fit_each(state, Some(job.tenant), |no| job.spec_for(no), &claim.placements, &claim.victims)?;
     job::together(state, &job.spec, &job.replicas, &claim.placements)?;
-    let paid = budget::judge::check(state, Some(job.tenant), &job.spec, &job.replicas, &claim.placements);
+    let paid = budget::judge::check(state, Some(job.tenant), &job.spec, (&job.replicas, job.ran), &claim.placements);
     paid.map_err(|over| over.refusal())?;
     let before = job.state();
     let claiming = Job { claim: Some(Box::new(claim.clone())), ..(*job).clone() };
@@ -163,26 +163,55 @@ pub(super) fn evict(state: &mut State, claim: &Claim, (to, of): (&RequestId, &Te
     }
 }
 
-/// Gives the places to those whose victims are gone. A claim that can't be met any more
-/// is dropped, and its job waits like any other.
+/// Gives the places to those whose victims are gone. What can't be met any more of a claim is dropped, and waits like
+/// any other.
 pub(super) fn settle(state: &mut State) {
-    let now = state.meta().now_ms;
     let open: Vec<JobNo> = state.claims.iter().copied().collect();
     for no in open {
         let Some(job) = state.job(no).cloned() else { continue };
-        let Some(claim) = job.claim.as_deref() else { continue };
-        let waits = claim.victims.iter().any(|victim| claim::holds(state, victim));
-        let usable = claim.nodes().all(|node| state.node(node).is_some_and(|node| node.takes_work()));
-        if waits && usable && now.saturating_sub(claim::due_ms(state, claim)) < LASTS_MS {
-            continue;
-        }
-        state.put_job(Job { claim: None, ..(*job).clone() });
-        let mut placements = claim.placements.clone();
-        placements.iter_mut().for_each(|placement| placement.alloc.at_ms = now);
-        let placed = !waits && usable && job::place(state, no, &placements).is_ok();
-        if !placed {
-            // The nodes are anybody's again.
-            state.room += 1;
+        if let Some(claim) = job.claim.as_deref() {
+            settle_one(state, &job, claim);
         }
     }
+}
+
+fn settle_one(state: &mut State, job: &Job, claim: &Claim) {
+    let places = still_there(state, job, claim);
+    // A node whose beats are late takes nothing, and is mostly heard of in a moment: its victims go meanwhile.
+    let late = |place: &Placement| state.node(place.alloc.node).is_some_and(|node| !node.takes_work());
+    let waits = claim.victims.iter().any(|victim| claim::holds(state, victim)) || places.iter().any(late);
+    let in_time = state.meta().now_ms.saturating_sub(claim::due_ms(state, claim)) < LASTS_MS;
+    let stays_open = waits && in_time && !places.is_empty();
+    if stays_open && places.len() == claim.placements.len() {
+        return;
+    }
+    let rest = stays_open.then(|| Box::new(Claim { placements: places.clone(), ..claim.clone() }));
+    state.put_job(Job { claim: rest, ..job.clone() });
+    state.sum_claims();
+    if stays_open || take(state, job, places) < claim.placements.len() {
+        // The other nodes are anybody's again.
+        state.room += 1;
+    }
+}
+
+/// The places that its job still waits for, on nodes that take work or will in a moment; of a gang all or none.
+fn still_there(state: &State, job: &Job, claim: &Claim) -> Vec<Placement> {
+    let waits = |p: &Placement| job.replicas.get(usize::from(p.replica)).is_some_and(Replica::is_waiting);
+    let there = |p: &Placement| state.node(p.alloc.node).is_some_and(|node| node.may_take_work());
+    let some: Vec<Placement> = claim.placements.iter().filter(|p| waits(p) && there(p)).cloned().collect();
+    if job.spec.gang && some.len() < claim.placements.len() { Vec::new() } else { some }
+}
+
+/// The job takes these places: all of them, or else each that is still to be had. Returns how many.
+fn take(state: &mut State, job: &Job, mut places: Vec<Placement>) -> usize {
+    if places.is_empty() {
+        return 0;
+    }
+    let now = state.meta().now_ms;
+    places.iter_mut().for_each(|place| place.alloc.at_ms = now);
+    if job::place(state, job.no, &places).is_ok() {
+        return places.len();
+    }
+    let alone = if job.spec.gang { &[] } else { &places[..] };
+    alone.iter().map(|place| usize::from(job::place(state, job.no, std::slice::from_ref(place)).is_ok())).sum()
 }

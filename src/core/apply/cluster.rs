@@ -2,6 +2,7 @@
 
 use crate::command::{Answer, Member, Mode};
 use crate::event::EventKind;
+use crate::id::{MemberId, NodeName};
 use crate::placement::Chosen;
 use crate::reason::{Reason, Refusal};
 use crate::state::State;
@@ -41,20 +42,39 @@ pub(super) fn member(state: &mut State, member: &Member) -> Result<Answer, Refus
     Ok(Answer::Done)
 }
 
-pub(super) fn raise_level(state: &mut State, to: u32) -> Result<Answer, Refusal> {
+pub(super) fn raise_level(state: &mut State, to: u32, members: &[MemberId]) -> Result<Answer, Refusal> {
     let level = state.meta().level;
     if to == level {
         return Ok(Answer::Done);
     }
-    let behind = state.members().values().find(|m| m.max_level < to);
-    if to < level || behind.is_some() {
-        let who = behind
-            .map_or("the level only rises".to_owned(), |m| format!("member {} runs up to {}", m.name, m.max_level));
-        return Err(Refusal::new(Reason::FeatureLevel, format!("cannot go from feature level {level} to {to}: {who}")));
+    let refuse = |why: String| {
+        Err(Refusal::new(Reason::FeatureLevel, format!("cannot go from feature level {level} to {to}: {why}")))
+    };
+    if to < level {
+        return refuse("the level only rises".into());
+    }
+    match level_of_all(state, members) {
+        Ok((highest, _)) if highest >= to => {}
+        Ok((highest, who)) => return refuse(format!("member {who} runs up to {highest}; upgrade it first")),
+        Err(unknown) => return refuse(unknown),
     }
     state.change_meta(|meta| meta.level = to);
     state.emit(EventKind::Level { to });
     Ok(Answer::Done)
+}
+
+/// The highest feature level that all of these members run, and one that runs no higher.
+///
+/// # Errors
+/// Text: one of them has not said yet what it runs, or there is none.
+pub fn level_of_all(state: &State, members: &[MemberId]) -> Result<(u32, NodeName), String> {
+    let known = members.iter().map(|id| {
+        let member = state.members().get(id);
+        member.ok_or_else(|| format!("member {} has not said yet what it runs; wait until it has started", id.0))
+    });
+    let known = known.collect::<Result<Vec<_>, _>>()?;
+    let least = known.into_iter().min_by_key(|member| member.max_level);
+    least.map(|member| (member.max_level, member.name.clone())).ok_or_else(|| "no member is named".into())
 }
 
 pub(super) fn set_placement(state: &mut State, chosen: Chosen) -> Result<Answer, Refusal> {
@@ -64,4 +84,40 @@ pub(super) fn set_placement(state: &mut State, chosen: Chosen) -> Result<Answer,
     state.set_placement(chosen);
     state.emit(EventKind::Placement { policy: chosen.policy, version: state.meta().placement_version });
     Ok(Answer::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::LEVELS;
+    use crate::plan::Intent;
+    use crate::testing::{run, try_run};
+
+    fn introduced(state: &mut State, id: u64, max_level: u32) {
+        let name = NodeName::new(&format!("node-{id}")).unwrap();
+        let (api, peer) = (format!("a{id}").into(), format!("p{id}").into());
+        let member = Member { id: MemberId(id), name, api, peer, min_level: 1, max_level, version: "1".into() };
+        run(state, Intent::Member(member));
+    }
+
+    #[test]
+    fn the_level_rises_when_all_that_are_there_can_run_it() {
+        let mut state = State::new();
+        let raise = |state: &mut State, to: u32, members: &[u64]| {
+            let members = members.iter().copied().map(MemberId).collect();
+            try_run(state, Intent::RaiseLevel { to, members }).map_err(|refusal| refusal.detail.to_string())
+        };
+        let next = *LEVELS.end() + 1;
+        introduced(&mut state, 11, next);
+        introduced(&mut state, 12, 1);
+        introduced(&mut state, 13, next);
+        let behind = raise(&mut state, next, &[11, 12, 13]).unwrap_err();
+        assert!(behind.contains("member node-12 runs up to 1"), "{behind}");
+        assert!(raise(&mut state, next, &[11, 14]).unwrap_err().contains("member 14 has not said"));
+        assert!(raise(&mut state, next, &[]).is_err(), "nobody could run it");
+        // The one that can't has left the group.
+        raise(&mut state, next, &[11, 13]).unwrap();
+        assert_eq!(state.meta().level, next);
+        assert!(raise(&mut state, 1, &[11, 13]).unwrap_err().contains("only rises"));
+    }
 }

@@ -19,7 +19,7 @@ use crate::quarantine;
 use crate::quota;
 use crate::reason::{Reason, Refusal};
 use crate::sharing::Ask;
-use crate::state::{Request, State, request_key};
+use crate::state::{Request, RequestKey, State};
 use crate::topology::{self, Level};
 use crate::trust;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,14 +45,14 @@ pub(super) fn submit(
     placements: &[Placement],
     claim: Option<&Claim>,
 ) -> Result<Answer, Refusal> {
-    if let Some(known) = state.request(&submission.request) {
+    let spec = &submission.spec;
+    if let Some(known) = state.request(&spec.tenant, &submission.request) {
         if known.body == submission.body {
             return Ok(Answer::Job { no: known.job, replayed: true });
         }
         let detail = format!("{} was used before with another request; choose a new id", submission.request);
         return Err(Refusal::field(Reason::IdempotencyConflict, "request_id", detail));
     }
-    let spec = &submission.spec;
     consent::judge(state, spec)?;
     approval::judge_new(state, spec)?;
     floor::judge(state, spec)?;
@@ -93,8 +93,8 @@ pub(super) fn submit(
     occupy(&mut job, placements);
     job.history.push(crate::job::Transition { at_ms: now, state: job.state(), why: None });
     emit(state, &job, None, None);
-    let request = Request { job: no, tenant, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
-    state.put_request(request_key(&submission.request), request);
+    let request = Request { job: no, body: submission.body, keyed: submission.keyed, expires_ms: u64::MAX };
+    state.put_request(RequestKey::new(tenant, &submission.request), request);
     floor::raise(state, spec);
     state.put_job(job);
     if let Some(claim) = claim {
@@ -144,8 +144,7 @@ fn may_wait(
     placements: &[Placement],
 ) -> Result<(), Refusal> {
     let used = tenant.map(|no| state.ledger().tenant(no)).unwrap_or_default();
-    let quota = tenant.map(|no| quota::quota(state, no)).unwrap_or_default();
-    let limit = quota::waiting_limit(&quota);
+    let limit = tenant.and_then(|no| quota::quota(state, no)).map_or(quota::DEFAULT_WAITING, quota::waiting_limit);
     if placements.len() < usize::from(submission.spec.replicas) && used.waiting >= limit {
         let detail =
             format!("tenant {} has {limit} waiting jobs, its limit; retry when some run", submission.spec.tenant);
@@ -275,7 +274,8 @@ pub(super) fn place(state: &mut State, no: JobNo, placements: &[Placement]) -> R
     trust::withheld(state, job).map_or(Ok(()), Err)?;
     fit_each(state, Some(job.tenant), |replica| job.spec_for(replica), placements, &[])?;
     together(state, &job.spec, &job.replicas, placements)?;
-    judge::check(state, Some(job.tenant), &job.spec, &job.replicas, placements).map_err(|over| over.refusal())?;
+    judge::check(state, Some(job.tenant), &job.spec, (&job.replicas, job.ran), placements)
+        .map_err(|over| over.refusal())?;
     let mut job = (**job).clone();
     let before = job.state();
     occupy(&mut job, placements);
@@ -366,7 +366,9 @@ fn report(state: &mut State, node: NodeNo, report: &Report) -> bool {
     job.replicas[usize::from(report.replica)] = next;
     rollout::heard(&mut job, heard.0, heard.1, now);
     let refused = other_bytes(&report.kind);
-    let deployed = report.kind == ReportKind::Stage(Stage::Ready) && heard.0 > job.deployed;
+    // Files that are there are no deploy.
+    let runs = !job.spec.is_prefetch();
+    let deployed = runs && report.kind == ReportKind::Stage(Stage::Ready) && heard.0 > job.deployed;
     if deployed {
         job.deployed = heard.0;
     }
@@ -470,7 +472,7 @@ fn port_row(newest: Generation) -> u16 {
 }
 
 /// The pause after the failure that comes after `failures` others.
-pub(super) fn backoff_ms(failures: u16) -> u64 {
+pub(crate) fn backoff_ms(failures: u16) -> u64 {
     BACKOFF_MAX_MS.min(BACKOFF_MS << u32::from(failures.min(16)))
 }
 
@@ -523,7 +525,7 @@ pub(super) fn save(state: &mut State, mut job: Job, before: JobState, why: Optio
         state.put_job(job);
         return;
     }
-    let key = request_key(&job.request);
+    let key = RequestKey::new(job.tenant, &job.request);
     if let Some(request) = state.requests.get(&key).cloned() {
         let expires_ms = now + if request.keyed { KEYED_MS } else { MINTED_MS };
         state.put_request(key, Request { expires_ms, ..request });

@@ -14,7 +14,9 @@ mod tenant;
 mod token;
 mod trust;
 
+pub use cluster::level_of_all;
 pub use job::MINTED_MS;
+pub(crate) use job::backoff_ms;
 pub use record::NOBODY;
 
 use crate::command::{Answer, Batch, Command};
@@ -51,6 +53,7 @@ pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
     });
     state.ledger.version = state.meta.base;
     forget(state);
+    state.sum_claims();
     let mut receipts = Vec::with_capacity(batch.commands.len());
     let one = |(place, command): (usize, &Command)| {
         let about = record::about(state, command);
@@ -66,6 +69,7 @@ pub fn apply_batch(state: &mut State, batch: &Batch) -> BatchOutcome {
 /// Applies one command.
 pub(crate) fn apply(state: &mut State, command: &Command) -> Result<Answer, Refusal> {
     let answer = apply_alone(state, command)?;
+    state.sum_claims();
     if !state.claims.is_empty() {
         claim::settle(state);
     }
@@ -76,7 +80,7 @@ fn apply_alone(state: &mut State, command: &Command) -> Result<Answer, Refusal> 
     match command {
         Command::Init { cluster, mode, default_gpu_milli } => cluster::init(state, cluster, *mode, *default_gpu_milli),
         Command::Member(member) => cluster::member(state, member),
-        Command::RaiseLevel { to } => cluster::raise_level(state, *to),
+        Command::RaiseLevel { to, members } => cluster::raise_level(state, *to, members),
         Command::Register { name, kind, incarnation, spec } => node::register(state, name, *kind, *incarnation, spec),
         Command::SetNodeState { node, incarnation, to } => node::set_state(state, *node, *incarnation, *to),
         Command::SetCordon { node, cordon } => node::set_cordon(state, *node, cordon.as_ref()),

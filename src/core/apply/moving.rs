@@ -119,8 +119,10 @@ pub(super) fn evict(
 /// is one, takes its part.
 pub(super) fn settle(spec: &JobSpec, replica: &Replica, next: Replica) -> Replica {
     match (&replica.moving, &next.phase) {
-        (Some(Move::Coming { generation, alloc, stage, revision, .. }), Phase::Waiting { .. }) => {
-            let phase = Phase::Held { alloc: alloc.clone(), stage: *stage };
+        (Some(Move::Coming { generation, alloc, stage, revision, .. }), Phase::Waiting { since_ms, .. }) => {
+            // In a swap the place was held for it until now, and it starts now.
+            let at_ms = if spec.movable() == Movable::Swap { *since_ms } else { alloc.at_ms };
+            let phase = Phase::Held { alloc: Allocation { at_ms, ..alloc.clone() }, stage: *stage };
             Replica { generation: *generation, phase, moving: None, revision: *revision, ..next }
         }
         // It runs already, and is not wanted any more.

@@ -8,13 +8,14 @@ use crate::audit::{Action, Actor, Check, Hash, Receipt, Record, Refs, Verdict};
 use crate::command::{Answer, Command, Note};
 use crate::consent::Consent;
 use crate::floor;
-use crate::id::{NodeName, NodeNo, Revision};
+use crate::id::{NodeName, NodeNo, RequestId, Revision, TenantId};
 use crate::job::{Job, JobSpec};
 use crate::node::Node;
 use crate::policy;
 use crate::reason::{Reason, Refusal};
 use crate::rollout::Turn;
 use crate::state::State;
+use crate::trust;
 use std::sync::Arc;
 
 /// The subject where nobody was asked: simulation without keys, and what the group does by itself.
@@ -47,13 +48,13 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
     let tenant = |action, id: &crate::id::TenantId| About::new(action, format!("tenant/{id}"));
     Some(match command {
         Command::Submit { submission, .. } => {
-            of_spec(state, Action::JobSchedule, format!("job/{}", submission.request), &submission.spec)
+            of_spec(state, Action::JobSchedule, named(&submission.spec.tenant, &submission.request), &submission.spec)
         }
-        Command::Stop { job, .. } => About::new(Action::JobStop, format!("job/{}", state.job(*job)?.request)),
+        Command::Stop { job, .. } => About::new(Action::JobStop, of_job(state.job(*job)?)),
         Command::Scale { job, .. } => {
             let job = state.job(*job)?;
             // More replicas are more of what was let in: it is told what lets it run now.
-            of_spec(state, Action::ServiceScale, format!("job/{}", job.request), &job.spec)
+            of_spec(state, Action::ServiceScale, of_job(job), &job.spec)
         }
         Command::Register { name, .. } => {
             let node = state.node_named(name).cloned();
@@ -73,8 +74,8 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         Command::SetQuota { tenant: id, .. } => tenant(Action::QuotaSet, id),
         Command::Member(member) if state.members().get(&member.id).is_some_and(|m| **m == *member) => return None,
         Command::Member(member) => About::new(Action::MemberJoin, format!("member/{}", member.name)),
-        Command::RaiseLevel { to } if *to == state.meta().level => return None,
-        Command::RaiseLevel { to } => About::new(Action::LevelFinalize, format!("level/{to}")),
+        Command::RaiseLevel { to, .. } if *to == state.meta().level => return None,
+        Command::RaiseLevel { to, .. } => About::new(Action::LevelFinalize, format!("level/{to}")),
         Command::Init { cluster, .. } => About::new(Action::ClusterInit, format!("cluster/{cluster}")),
         Command::RevokeToken { token } => About::new(Action::TokenRevoke, format!("token/{token}")),
         Command::AddJoinToken(token) => About::new(Action::JoinTokenCreate, format!("join-token/{}", token.id)),
@@ -108,18 +109,20 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
             if *rollback {
                 floor::go_below(state, &mut spec);
             }
-            of_spec(state, action, format!("job/{}", job.request), &spec)
+            of_spec(state, action, of_job(job), &spec)
         }
         Command::TurnRollout { job, turn, .. } => {
             let job = state.job(*job)?;
             let action = match turn {
+                // It goes on, and its event says what is held against it.
+                Turn::Back { failed: true, .. } if trust::judge_way_back(state, job).is_err() => return None,
                 Turn::Pause => Action::RolloutPause,
                 Turn::Resume => Action::RolloutResume,
                 Turn::Promote => Action::RolloutPromote,
                 Turn::Back { .. } => Action::RolloutRevert,
                 Turn::Watch | Turn::Done | Turn::Undone => return None,
             };
-            let mut about = of_spec(state, action, format!("job/{}", job.request), job.spec_of(job.target_revision()));
+            let mut about = of_spec(state, action, of_job(job), job.spec_of(job.target_revision()));
             if let Turn::Back { failed: true, why, .. } = turn {
                 let (policy, verdict) = match why {
                     Reason::PromiseBroken => (5, Verdict::Block),
@@ -138,9 +141,9 @@ pub(super) fn about(state: &State, command: &Command) -> Option<About> {
         }
         Command::SetPlacement(_) => About::new(Action::PolicySet, "policy/placement".to_owned()),
         // The group's own doing; the job's event names who gave way to whom.
-        Command::Preempt { job, .. } => About::new(Action::JobPreempt, format!("job/{}", state.job(*job)?.request)),
+        Command::Preempt { job, .. } => About::new(Action::JobPreempt, of_job(state.job(*job)?)),
         Command::Move { job, .. } => {
-            let about = About::new(Action::JobMove, format!("job/{}", state.job(*job)?.request));
+            let about = About::new(Action::JobMove, of_job(state.job(*job)?));
             About { of_people: true, ..about }
         }
         Command::Faults { node, .. } => device(state, Action::DeviceQuarantine, *node)?,
@@ -168,6 +171,15 @@ fn device(state: &State, action: Action, node: NodeNo) -> Option<About> {
     Some(About { of_people: true, ..about })
 }
 
+/// A job, as the trail names it: two tenants' jobs may have one id.
+fn of_job(job: &Job) -> String {
+    named(&job.spec.tenant, &job.request)
+}
+
+fn named(tenant: &TenantId, request: &RequestId) -> String {
+    format!("job/{tenant}/{request}")
+}
+
 /// What lets a version run, with the evidence.
 fn of_spec(state: &State, action: Action, object: String, spec: &JobSpec) -> About {
     let checks = policy::admission(spec, state.meta().mode, policy::Faults::of(state, spec));
@@ -188,8 +200,7 @@ pub(super) fn deployed(state: &mut State, job: &Job, revision: Revision, node: &
     if spec.manifest.is_none() {
         return;
     }
-    let About { mut checks, refs, object, action, .. } =
-        of_spec(state, Action::ModelDeploy, format!("job/{}", job.request), spec);
+    let About { mut checks, refs, object, action, .. } = of_spec(state, Action::ModelDeploy, of_job(job), spec);
     checks[6] = policy::hashed(refused);
     let actor = Actor { node: Some(node.clone()), ..nobody() };
     let at_ms = state.meta().now_ms;
@@ -345,7 +356,7 @@ mod tests {
         let ready = || ReportKind::Stage(Stage::Ready);
         let (entry, now) = report(&mut state, "r1", ready());
         let record = entry.unwrap().record;
-        assert_eq!((record.action, &*record.object, record.refused), (Action::ModelDeploy, "job/r1", None));
+        assert_eq!((record.action, &*record.object, record.refused), (Action::ModelDeploy, "job/t1/r1", None));
         assert_eq!((record.checks[6].verdict, now), (Verdict::Pass, Verdict::Pass));
         assert_eq!(record.refs.manifest, Some(crate::audit::Hash([7; 32])));
         assert_eq!(record.actor.node.as_ref().map(NodeName::as_str), Some("n1"));

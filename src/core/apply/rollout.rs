@@ -17,7 +17,7 @@ use crate::job::{Allocation, Copy, Job, JobSpec, Movable, Move, Next, Phase, Rep
 use crate::model_budget;
 use crate::quarantine;
 use crate::reason::{Reason, Refusal};
-use crate::rollout::{self, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn};
+use crate::rollout::{self, Count2, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn};
 use crate::state::State;
 use crate::trust;
 use std::sync::Arc;
@@ -77,6 +77,7 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
     let open = |job: &&Arc<Job>| job.open_rollout().is_some_and(|rollout| rollout.revision == revision);
     let Some(job) = state.job(no).filter(open) else { return Ok(Answer::Count(0)) };
     let now = state.meta().now_ms;
+    let (kept, way_back) = (rollout::may_be_kept(state, job), trust::judge_way_back(state, job));
     let mut job = (**job).clone();
     let before = job.state();
     let Some(mut rollout) = job.rollout.take() else { return Ok(Answer::Count(0)) };
@@ -84,7 +85,14 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
         Course::Forward { part, paused } => Some((part, paused)),
         _ => None,
     };
+    if let (Turn::Back { failed, why, counts }, Some(_), Err(refusal)) = (turn, forward, way_back) {
+        return match failed {
+            true => Ok(blamed(state, job, *rollout, *why, counts.clone())),
+            false => Err(refusal),
+        };
+    }
     let course = match (turn, forward) {
+        (Turn::Promote, _) if kept => Course::Done,
         (Turn::Pause, Some((part, false))) => Course::Forward { part, paused: true },
         (Turn::Resume, Some((part, true))) => Course::Forward { part, paused: false },
         (Turn::Promote, Some((Part::Canary, _))) => Course::Forward { part: Part::Rest, paused: false },
@@ -108,6 +116,7 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
     if course == Course::Done {
         job.spec = rollout.to.clone();
         job.revision = rollout.revision;
+        job.replicas.iter_mut().for_each(|replica| adopt(replica, rollout.revision));
         if let Some(learned) = &mut job.learned {
             Arc::make_mut(learned).of_another_version();
         }
@@ -122,6 +131,25 @@ pub(super) fn turn(state: &mut State, no: JobNo, revision: Revision, turn: &Turn
 
 fn watched(since_ms: u64) -> Course {
     Course::Forward { part: Part::Watch { since_ms }, paused: false }
+}
+
+/// The version is at fault, and the one before it may not come back: it stays, and what is held against it is known.
+fn blamed(state: &mut State, mut job: Job, rollout: Rollout, why: Reason, counts: Option<Box<Count2>>) -> Answer {
+    let before = job.state();
+    let failures = rollout.failures.max(MOST_FAILURES);
+    job.rollout = Some(Box::new(Rollout { failures, last_failure: Some(why), counts, ..rollout }));
+    emit(state, &job);
+    save(state, job, before, None);
+    Answer::Count(1)
+}
+
+/// What waits, or stops and starts again in its place, does so as the version that is the job's own now.
+fn adopt(replica: &mut Replica, revision: Revision) {
+    match &mut replica.phase {
+        Phase::Waiting { .. } => replica.revision = revision,
+        Phase::Stopping { then: then @ Next::Here(_), .. } => *then = Next::Here(revision),
+        _ => {}
+    }
 }
 
 /// What has not begun to serve as the new version is called back at once; the rest follows

@@ -111,6 +111,24 @@ fn who_signed_a_version_does_not_approve_it_whoever_asks_for_it() {
 }
 
 #[test]
+fn what_was_let_in_before_there_was_a_list_goes_by_the_rule_of_then_until_it_is_asked_for_anew() {
+    let mut state = production();
+    run(&mut state, approve("bob", HOUR));
+    // Bob signed it, and nobody had said so yet.
+    assert_eq!(asked(&mut state, "before", published_by(Publishers::Unsaid), "ada"), Ok(()));
+    let job = state.jobs().values().next().unwrap().clone();
+    // The list is there now: what was verified then is part of the job, so its next place is judged alike on every member.
+    assert_eq!(judge_again(&state, &job.spec), Ok(()));
+    assert_eq!(asked(&mut state, "anew", signed_by(&[(None, "bob")]), "ada"), Err(Reason::ApprovalSelf));
+    let of_then = JobSpec { evidence: signed_by(&[(None, "bob")]).evidence, ..(*job.spec).clone() };
+    assert_eq!(
+        judge_again(&state, &of_then).unwrap_err().reason,
+        Reason::ApprovalSelf,
+        "it is the evidence that says it"
+    );
+}
+
+#[test]
 fn a_key_that_is_nobodys_in_the_list_blocks_its_version_whoever_approves_and_asks() {
     let mut state = production();
     run(&mut state, approve("bob", HOUR));

@@ -60,6 +60,8 @@ pub struct Spent {
     pub reference: u32,
     /// What came, in slots times milliseconds.
     pub work: u64,
+    /// How long one request takes.
+    pub service_ms: u64,
 }
 
 impl Bill {
@@ -69,7 +71,7 @@ impl Bill {
     }
 
     pub fn pay(&mut self, service: &Service, spent: &Spent) {
-        let Spent { now_ms, dt_ms, replicas, reference, work } = *spent;
+        let Spent { now_ms, dt_ms, replicas, reference, work, service_ms } = *spent;
         let lost = (dt_ms.saturating_mul(693_147) / HALF_LIFE_MS).min(500_000);
         let keep = |n: u64| n - u64::try_from(u128::from(n) * u128::from(lost) / 1_000_000).unwrap_or(0);
         self.seen_ms = keep(self.seen_ms).saturating_add(dt_ms);
@@ -77,13 +79,15 @@ impl Bill {
         self.reference = keep(self.reference).saturating_add(u64::from(reference) * dt_ms);
         self.floor = keep(self.floor).saturating_add(u64::from(service.min.min(replicas).min(reference)) * dt_ms);
         self.recent.push_back(Came { at_ms: now_ms, dt_ms, work });
-        while self.recent.front().is_some_and(|came| came.at_ms + STRETCH_MS <= now_ms) {
+        // Requests that take longer are spread over as long as they take: what comes in a minute is not served in one.
+        let stretch_ms = STRETCH_MS.max(service_ms);
+        while self.recent.front().is_some_and(|came| came.at_ms.saturating_add(stretch_ms) <= now_ms) {
             self.recent.pop_front();
         }
         let work = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.work));
         // Looks that are far apart, or late, tell of more than the stretch.
         let lasted = self.recent.iter().fold(0, |sum: u64, came| sum.saturating_add(came.dt_ms));
-        let replica = u64::from(service.slots).saturating_mul(lasted.max(STRETCH_MS));
+        let replica = u64::from(service.slots).saturating_mul(lasted.max(stretch_ms));
         let needs = u32::try_from(work.div_ceil(replica.max(1))).unwrap_or(MOST_REPLICAS);
         // How long requests take is still a guess: what it makes of them would never be forgotten.
         if !(service.service_guessed && self.seen_ms < EARLY_MS) {
@@ -150,7 +154,10 @@ mod tests {
         let service = Service::default();
         for at_s in (from_s + 5..=to_s).step_by(5) {
             let work = busy * u64::from(service.slots) * TICK_MS;
-            bill.pay(&service, &Spent { now_ms: at_s * 1000, dt_ms: TICK_MS, replicas, reference, work });
+            bill.pay(
+                &service,
+                &Spent { now_ms: at_s * 1000, dt_ms: TICK_MS, replicas, reference, work, service_ms: 2_000 },
+            );
         }
     }
 
@@ -201,7 +208,7 @@ mod tests {
         let look = |bill: &mut Bill, service: &Service, now_ms: u64| {
             let busy = if now_ms <= 120_000 { 90 } else { 10 };
             let work = busy * u64::from(service.slots) * TICK_MS;
-            bill.pay(service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 10, reference: 10, work });
+            bill.pay(service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 10, reference: 10, work, service_ms: 2_000 });
         };
         for (service_guessed, busiest) in [(true, 10), (false, 90)] {
             let (service, mut bill) = (Service { service_guessed, ..Service::default() }, Bill::default());
@@ -218,7 +225,19 @@ mod tests {
         for dt_ms in [40_000_u64; 20].into_iter().chain([600_000_u64]).chain([5_000_u64; 20]) {
             now_ms += dt_ms;
             let work = 10 * u64::from(service.slots) * dt_ms;
-            bill.pay(&service, &Spent { now_ms, dt_ms, replicas: 10, reference: 10, work });
+            bill.pay(&service, &Spent { now_ms, dt_ms, replicas: 10, reference: 10, work, service_ms: 2_000 });
+        }
+        assert_eq!(bill.busiest(), 10);
+    }
+
+    #[test]
+    fn requests_that_take_longer_than_a_minute_are_not_served_in_one() {
+        let (service, mut bill) = (Service::default(), Bill::default());
+        // Those of four minutes come in one of them: ten replicas are busy with them all the time.
+        for now_ms in (TICK_MS..=7_200_000).step_by(TICK_MS as usize) {
+            let work = if now_ms % 240_000 < 60_000 { 4 * 10 * u64::from(service.slots) * TICK_MS } else { 0 };
+            let spent = Spent { now_ms, dt_ms: TICK_MS, replicas: 10, reference: 10, work, service_ms: 240_000 };
+            bill.pay(&service, &spent);
         }
         assert_eq!(bill.busiest(), 10);
     }
@@ -227,7 +246,10 @@ mod tests {
     fn who_stays_at_the_least_that_the_service_has_owes_nothing() {
         let (service, mut bill) = (Service { min: 2, ..Service::default() }, Bill::default());
         for now_ms in (TICK_MS..=12 * 3_600_000).step_by(TICK_MS as usize) {
-            bill.pay(&service, &Spent { now_ms, dt_ms: TICK_MS, replicas: 2, reference: 2, work: 0 });
+            bill.pay(
+                &service,
+                &Spent { now_ms, dt_ms: TICK_MS, replicas: 2, reference: 2, work: 0, service_ms: 2_000 },
+            );
             assert!(!bill.rests(), "{now_ms}");
         }
     }
@@ -241,7 +263,10 @@ mod tests {
             let busy = if at_s % 1_800 < 900 { 10 } else { 0 };
             let replicas = bill.keeps(busy == 0).min(11);
             let work = busy * u64::from(service.slots) * TICK_MS;
-            bill.pay(&service, &Spent { now_ms: at_s * 1000, dt_ms: TICK_MS, replicas, reference: 14, work });
+            bill.pay(
+                &service,
+                &Spent { now_ms: at_s * 1000, dt_ms: TICK_MS, replicas, reference: 14, work, service_ms: 2_000 },
+            );
             (paid, always) = (paid + u64::from(replicas) * 5, always + 10 * 5);
             assert!(at_s < 3_600 || paid < always, "{paid} of {always} at {at_s}");
         }

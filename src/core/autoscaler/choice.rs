@@ -16,9 +16,10 @@ const OBJECTIVE_PPM: u64 = 997_000;
 const JUMPS_PPM: u64 = 990_000;
 
 /// What a way may cost, in percent of what the reactive rule would have: a little more than is there to be spent,
-/// since it is given up while that is owed; and what it may cost meanwhile.
+/// since it is given up while that is owed; and what it may cost meanwhile: so little that a debt is paid back soon, though
+/// scores remember cheaper times.
 const MOST_PERCENT: u64 = 115;
-const REST_PERCENT: u64 = 90;
+const REST_PERCENT: u64 = 80;
 /// All that the rule would have paid is worth so much: one request in a hundred, a tenth of it.
 const WORTH_PPM: u64 = 100_000;
 /// Less than this makes no difference, and less than this is not worth a change.
@@ -27,6 +28,8 @@ const CLEAR_PPM: i128 = 10_000;
 
 /// Before so much was seen, nothing is chosen.
 const WARM_UP_MS: u64 = 300_000;
+/// Until then no more than half of the replicas goes within so long.
+const HALF_MS: u64 = 30_000;
 /// Nobody waits longer than this for a forecast to come true.
 const FROZEN_MS: u64 = 1_800_000;
 
@@ -89,6 +92,12 @@ pub struct Choice {
     keeps: u32,
     /// When the load fell off a cliff last.
     fell_ms: Option<u64>,
+    /// Replicas that there were a moment ago, as long as little was seen.
+    #[serde(default)]
+    had: Hold,
+    /// Half of the most of them.
+    #[serde(default)]
+    half: u32,
 }
 
 impl Choice {
@@ -106,6 +115,8 @@ impl Choice {
             lately: 0,
             keeps: u32::MAX,
             fell_ms: None,
+            had: Hold::default(),
+            half: 0,
         }
     }
 
@@ -117,10 +128,11 @@ impl Choice {
         u16::try_from(self.chosen).unwrap_or(u16::MAX)
     }
 
-    /// What the chosen way holds, as far as that can be paid. What is needed is not in question.
+    /// What the chosen way holds, as far as that can be paid. What is needed is not in question, nor what must not go
+    /// yet.
     pub fn held(&self) -> u32 {
         let chosen = self.chosen();
-        chosen.held.min(self.keeps.max(self.lately)).max(chosen.need)
+        chosen.held.min(self.keeps.max(self.lately)).max(chosen.need).max(self.half)
     }
 
     /// Plays `feed` in all ways, with `replicas` really there, then chooses.
@@ -140,6 +152,7 @@ impl Choice {
             replicas,
             reference: self.reference.stage.fleet.total(),
             work: feed.arrivals_m.saturating_mul(feed.service_ms) / 1000,
+            service_ms: feed.service_ms,
         };
         self.bill.pay(feed.service, &spent);
         let most = self.bill.busiest().max(self.lately);
@@ -147,6 +160,7 @@ impl Choice {
             shadow.step(feed, staffing, outlook, floor, most);
         }
         self.reference.step(feed, outlook);
+        self.half = self.half_of(feed.now_ms, replicas, floor);
         let need = plan::need(feed.service, staffing, &Care { season: None, ..self.chosen().care }, outlook).0;
         self.look(feed.now_ms, outlook.lead_ms, need);
         if self.seen_ms >= WARM_UP_MS && !self.is_between(feed.dt_ms, outlook, need, moment) {
@@ -155,6 +169,15 @@ impl Choice {
                 self.give_a_chance();
             }
         }
+    }
+
+    /// A minute tells little of where a load is going, and one that begins mostly grows: at first, half goes at a time.
+    /// Where nobody is there, all of it may.
+    fn half_of(&mut self, now_ms: u64, replicas: u32, floor: u32) -> u32 {
+        if self.seen_ms >= WARM_UP_MS || floor == 0 {
+            return 0;
+        }
+        self.had.push(now_ms, replicas, HALF_MS).div_ceil(2)
     }
 
     /// What the load needs beside what it needed a moment ago.

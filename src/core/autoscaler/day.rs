@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 /// One roll-up.
 pub const ROLL_UP_MS: u64 = 300_000;
 
+/// Who begins so early in a roll-up sees all of it.
+const EARLY_MS: u64 = ROLL_UP_MS / 20;
+
 const DAY_MS: u64 = 86_400_000;
 
 /// Roll-ups of a day, and a few more to look ahead of yesterday.
@@ -16,11 +19,17 @@ pub(super) const REMEMBERED: usize = (DAY_MS / ROLL_UP_MS) as usize + 4;
 pub struct Day {
     /// Number of a roll-up since the beginning of time, and what came in it, thousandths.
     past: VecDeque<(u64, u64)>,
+    /// The first roll-up that is counted from its beginning: a part would pass for a quiet time.
+    #[serde(default)]
+    first: Option<u64>,
 }
 
 impl Day {
     pub fn push(&mut self, now_ms: u64, count_m: u64) {
         let slot = now_ms.saturating_sub(1) / ROLL_UP_MS;
+        if slot < *self.first.get_or_insert(slot + u64::from(now_ms > slot * ROLL_UP_MS + EARLY_MS)) {
+            return;
+        }
         match self.past.back_mut() {
             Some((last, sum)) if *last == slot => *sum = sum.saturating_add(count_m),
             // The clock was ahead, and is not any more: what is looked up by its time stays in order.
@@ -89,11 +98,22 @@ mod tests {
     }
 
     #[test]
+    fn a_roll_up_that_was_seen_in_part_is_not_told() {
+        let full = |from_s: u64| {
+            let mut day = Day::default();
+            (from_s..=1_000).step_by(5).for_each(|at_s| day.push(at_s * 1000, 35_000));
+            day.full().collect::<Vec<_>>()
+        };
+        assert_eq!(full(5), [(0, 7_000), (1, 7_000), (2, 7_000)]);
+        assert_eq!(full(200), [(1, 7_000), (2, 7_000)], "a third of the first would look like a quiet time");
+    }
+
+    #[test]
     fn a_clock_that_was_ahead_leaves_what_is_remembered_in_order() {
         let mut day = Day::default();
-        for at_ms in [ROLL_UP_MS, 4 * ROLL_UP_MS, 2 * ROLL_UP_MS, 5 * ROLL_UP_MS] {
+        for at_ms in [1, ROLL_UP_MS, 4 * ROLL_UP_MS, 2 * ROLL_UP_MS, 5 * ROLL_UP_MS] {
             day.push(at_ms, 1_000);
         }
-        assert_eq!(day.past, [(0, 1_000), (3, 1_000), (4, 1_000)]);
+        assert_eq!(day.past, [(0, 2_000), (3, 1_000), (4, 1_000)]);
     }
 }

@@ -9,6 +9,7 @@ pub mod bill;
 pub mod choice;
 pub mod day;
 pub mod decision;
+mod effort;
 pub mod fleet;
 pub mod joint;
 pub mod journal;
@@ -24,6 +25,7 @@ pub mod service;
 pub mod settle;
 pub mod shadow;
 pub mod signal;
+mod slowness;
 pub mod source;
 pub mod staffing;
 pub mod steps;
@@ -43,12 +45,13 @@ use choice::{Choice, Moment};
 use day::Day;
 use fleet::{ColdStart, Fleet};
 use learn::{Leaving, ServiceTime};
-use plan::{Driver, Outlook};
+use plan::{Care, Driver, Outlook};
 use promise::Promise;
 use recur::{Recurrence, WAYS};
 use serde::{Deserialize, Serialize};
 use shadow::Feed;
 use signal::{Intake, Sight};
+use slowness::Slowness;
 use staffing::Staffing;
 use steps::Strides;
 use trend::Trend;
@@ -56,8 +59,10 @@ use trend::Trend;
 /// Of a million requests, so many may wait too long by chance alone.
 const LATE_PPM: u64 = 4_000;
 
-/// Latency beyond the bound for so many sights in a row asks for more replicas.
-const SLOW_SIGHTS: u32 = 3;
+/// What nobody has counted for so long is not known.
+const UNCOUNTED_MS: u64 = 60_000;
+/// There a backlog is to be gone so soon after a cold start.
+const UNHURRIED_MS: u64 = 120_000;
 
 /// Scales one service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -79,9 +84,8 @@ pub struct Autoscaler {
     desired: Option<u32>,
     began_ms: Option<u64>,
     busy_ms: u64,
-    slow: u32,
-    quickest_p95: u64,
-    slow_until_ms: u64,
+    #[serde(default)]
+    slowness: Slowness,
     #[serde(default)]
     strain: strain::Strain,
     promise: Promise,
@@ -89,6 +93,12 @@ pub struct Autoscaler {
     arrivals_m: u64,
     /// What came, thousandths a second, when the signals were whole last; None while they are.
     whole_m: Option<u64>,
+    /// What waited at the last sight; None: nobody said.
+    #[serde(default)]
+    waited_m: Option<u64>,
+    /// When somebody said last how many came.
+    #[serde(default)]
+    counted_ms: Option<u64>,
 }
 
 impl Autoscaler {
@@ -111,14 +121,14 @@ impl Autoscaler {
             desired: None,
             began_ms: None,
             busy_ms: 0,
-            slow: 0,
-            quickest_p95: u64::MAX,
-            slow_until_ms: 0,
+            slowness: Slowness::default(),
             strain: strain::Strain::default(),
             promise: Promise::default(),
             clock_ms: 0,
             arrivals_m: 0,
             whole_m: None,
+            waited_m: None,
+            counted_ms: None,
         })
     }
 
@@ -145,7 +155,7 @@ impl Autoscaler {
 
     /// One look, and what it would come to without limits. To be followed by [`Self::decide`].
     pub fn wish(&mut self, signals: &Signals) -> Wish {
-        let Some(sight) = self.intake.look(&self.service, signals) else {
+        let Some(sight) = self.intake.look(&self.service, signals, self.time.ms()) else {
             return self.hold_on(Why::StaleSignal, signals);
         };
         let now = signals.at_ms;
@@ -157,14 +167,24 @@ impl Autoscaler {
         let Some(choice) = &self.choice else { return self.hold_on(Why::MissingSignal, signals) };
         let (care, need, held) = (choice.chosen().care, choice.chosen().need, choice.held());
         let driver = plan::need(&self.service, &self.staffing, &care, &outlook).1;
-        // Where nobody waits for long, there is no backlog to work off.
+        // Where nobody waits for long, there is no backlog to work off. Where nobody counts what comes, nothing goes down
+        // again: no more than must be goes up in a hurry.
         let waiting = sight.queue_m.filter(|_| !self.leaving.told());
+        let counted = self.counted_ms.is_some_and(|at| now < at.saturating_add(UNCOUNTED_MS));
+        let care = Care { clear_ms: if counted { care.clear_ms } else { UNHURRIED_MS }, ..care };
         let backlog =
             waiting.map_or(0, |queue| plan::backlog_need(&self.service, &care, &outlook, &self.fleet, queue, now));
         // Help for a backlog is paid from what was saved; what is on its way already is not called back.
         let backlog = backlog.min(choice.bill.reaches().max(self.fleet.total()));
         let care = choice.index();
-        let slow = self.slowness(now, &sight, outlook.service_ms);
+        let slow = slowness::Now {
+            at_ms: now,
+            usual_ms: 3 * outlook.service_ms,
+            wait_ms: self.service.wait_ms,
+            replicas: self.fleet.total(),
+            cold_ms: self.cold.ms(),
+        };
+        let slow = self.slowness.wants(&slow, &sight);
         let slow =
             slow.max(self.promise.wants(&self.service, &self.fleet, now, &sight, outlook.level.now_m, self.cold.ms()));
         let strain = self.strained(now, &sight);
@@ -195,6 +215,7 @@ impl Autoscaler {
 
     fn learn(&mut self, now: u64, sight: &Sight) {
         let arrivals = self.came(sight);
+        self.counted_ms = sight.arrivals_m.map(|_| now).or(self.counted_ms);
         self.trend.push(now, sight.dt_ms, arrivals);
         self.recur.push(now, sight.dt_ms, arrivals, &self.trend.level());
         self.day.push(now, arrivals);
@@ -214,28 +235,47 @@ impl Autoscaler {
         } else {
             self.fleet.arrive(now);
         }
-        let busy = [sight.queue_m, sight.running_m, sight.arrivals_m].iter().any(|n| *n != Some(0));
-        if busy || sight.partial {
+        self.idles(now, sight);
+    }
+
+    /// The idle time of whoever may sleep begins anew with each request. What was not seen was neither one nor none: the
+    /// clock stands still meanwhile.
+    fn idles(&mut self, now: u64, sight: &Sight) {
+        let counts = [sight.queue_m, sight.running_m, sight.arrivals_m];
+        let unseen = sight.partial || counts.contains(&None);
+        if counts.iter().flatten().any(|n| *n > 0) || (unseen && self.busy_ms == 0) {
             self.busy_ms = now;
+        } else if unseen {
+            self.busy_ms = self.busy_ms.saturating_add(sight.dt_ms);
         }
     }
 
     /// Thousandths of a request that came. Where nothing was heard, as many as before; where a part was heard,
     /// no fewer than when it was all. Where a part was not counted, as many as keep busy what runs: the load is
-    /// right then, however long one request takes.
+    /// right then, however long one request takes. Where none was, those and the ones that wait beside who waited before.
     fn came(&mut self, sight: &Sight) -> u64 {
         let usual = |rate_m: u64| rate_m.saturating_mul(sight.dt_ms) / 1000;
         let by_load = |running_m: u64| running_m.saturating_mul(sight.dt_ms) / self.time.ms().max(1);
-        let counted = |arrivals_m: u64| if sight.uncounted { sight.running_m.map(by_load) } else { Some(arrivals_m) };
-        match sight.arrivals_m.and_then(counted) {
+        let waited = std::mem::replace(&mut self.waited_m, sight.queue_m);
+        // Who waits beside a ready replica does so because it is busy, whether or not it says so.
+        let full = || sight.ready.filter(|_| sight.queue_m > Some(1000)).map(|ready| self.service.slots_m(ready));
+        let busy = || sight.running_m.filter(|running_m| *running_m > 0).or_else(full).or(sight.running_m);
+        let longer = || Some(sight.queue_m?.saturating_sub(waited?));
+        let seen = match sight.arrivals_m {
+            Some(arrivals_m) if !sight.uncounted => Some(arrivals_m),
+            Some(_) => sight.running_m.map(by_load),
+            None => busy().zip(longer()).map(|(busy_m, longer_m)| by_load(busy_m) + longer_m),
+        };
+        let whole = sight.arrivals_m.is_some() && !sight.partial;
+        match seen {
             None => usual(self.trend.level().now_m),
-            Some(seen) if sight.partial => {
-                let whole = *self.whole_m.get_or_insert(self.trend.level().now_m);
-                seen.max(usual(whole))
-            }
-            Some(seen) => {
+            Some(seen) if whole => {
                 self.whole_m = None;
                 seen
+            }
+            Some(seen) => {
+                let whole = *self.whole_m.get_or_insert(self.trend.level().now_m);
+                seen.max(usual(whole))
             }
         }
     }
@@ -281,27 +321,6 @@ impl Autoscaler {
         let waiting = sight.queue_m.is_some_and(|q| q > 0) || sight.running_m.is_some_and(|r| r > 0);
         let recent = self.busy_ms > 0 && now < self.busy_ms.saturating_add(self.service.idle_ms);
         u32::from(waiting || recent)
-    }
-
-    /// The guard: requests take too long though replicas look idle enough.
-    fn slowness(&mut self, now: u64, sight: &Sight, service_ms: u64) -> u32 {
-        let Some(p95) = sight.p95_ms.filter(|p| *p > 0) else { return 0 };
-        self.quickest_p95 = self.quickest_p95.min(p95);
-        let usual = self.quickest_p95.max(3 * service_ms);
-        // While a backlog is worked off, requests are late and more replicas are on their way.
-        let backlog = sight.queue_m.is_some_and(|queue| queue > 1000);
-        let slow = p95 > usual.saturating_add(self.service.wait_ms) && !backlog;
-        self.slow = if slow { self.slow.saturating_add(1) } else { 0 };
-        if self.slow < SLOW_SIGHTS {
-            return 0;
-        }
-        // A tenth more, and then a cold start of patience before the next tenth.
-        let total = self.fleet.total();
-        if now < self.slow_until_ms {
-            return total;
-        }
-        self.slow_until_ms = now + self.cold.ms();
-        total.saturating_add((total / 10).max(1))
     }
 
     fn inputs(&self, signals: &Signals, sight: &Sight, outlook: &Outlook) -> Inputs {

@@ -3,6 +3,7 @@
 //! thought: so much a second, and so many replicas more. What takes too long however
 //! many there are, more of them don't mend. It does not know why requests are slow.
 
+use super::effort::Effort;
 use super::fleet::Fleet;
 use super::service::{MOST_REPLICAS, Service};
 use super::signal::Sight;
@@ -10,8 +11,6 @@ use serde::{Deserialize, Serialize};
 
 /// Latencies beyond the promise in so many sights in a row are no accident.
 const LATE_SIGHTS: u32 = 3;
-/// So many steps that make no request quicker are enough.
-const VAIN_STEPS: u32 = 4;
 /// What a replica bears is thought to be a tenth more after an hour: requests change.
 const RELAXES_MS: u64 = 36_000_000;
 
@@ -25,9 +24,8 @@ pub struct Promise {
     until_ms: u64,
     /// The quickest 95th percentile so far.
     quickest_ms: Option<u64>,
-    /// The same at the last step.
-    at_step_ms: Option<u64>,
-    vain: u32,
+    #[serde(default)]
+    effort: Effort,
 }
 
 impl Promise {
@@ -69,17 +67,18 @@ impl Promise {
         self.late = if late { self.late.saturating_add(1) } else { 0 };
         // Nobody shares, and never was one quick enough: no number of replicas keeps that.
         if sharing == Some(false) && is_above(service, quickest) && self.bears_u.take().is_some() {
-            (self.vain, self.at_step_ms) = (VAIN_STEPS, Some(quickest));
+            self.effort.give_up(quickest);
         }
     }
 
     /// A tenth less for each replica, unless that has been in vain.
     fn step(&mut self, service: &Service, ready: u32, rate_m: u64) {
-        let (before, quickest) = (self.at_step_ms, self.quickest_ms.unwrap_or(0));
-        let helped = before.is_none_or(|before| quickest <= before.saturating_mul(9) / 10);
-        self.vain = if helped || !is_above(service, quickest) { 0 } else { self.vain.saturating_add(1) };
-        self.at_step_ms = if helped { Some(quickest) } else { before };
-        self.bears_u = (self.vain < VAIN_STEPS).then(|| {
+        let quickest = self.quickest_ms.unwrap_or(0);
+        self.effort.step(quickest);
+        if !is_above(service, quickest) {
+            self.effort.forgive();
+        }
+        self.bears_u = (!self.effort.is_vain()).then(|| {
             let each = rate_m.saturating_mul(900) / u64::from(ready.max(1));
             self.bears_u.map_or(each, |bears| bears.min(each)).max(1)
         });

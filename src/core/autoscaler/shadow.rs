@@ -159,6 +159,9 @@ impl Reference {
 
     pub fn step(&mut self, feed: &Feed, outlook: &Outlook) {
         self.stage.play(feed);
+        if feed.dt_ms == 0 {
+            return;
+        }
         let rate = feed.arrivals_m.saturating_mul(1000) / feed.dt_ms.max(1);
         let room = feed.service.slots_m(self.stage.fleet.ready);
         let running = if self.stage.queue_m > 0 { room } else { load_m(rate, feed.service_ms).min(room) };

@@ -134,7 +134,7 @@ pub struct Signals {
 /// Signals that were looked at: what is left is believed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
-    /// Since the last sight.
+    /// Since the last sight; 0 where there was none, and nobody counted what came before.
     pub dt_ms: u64,
     pub ready: Option<u32>,
     pub starting: Option<u32>,
@@ -180,15 +180,25 @@ pub struct Intake {
     partial: bool,
     /// The source has given a latency before, so its absence is a gap.
     tells_p95: bool,
+    /// What came a second when it was believed last, in thousandths of a request.
+    #[serde(default)]
+    rate_m: Option<u64>,
+    /// Counts on end that were struck.
+    #[serde(default)]
+    miscounted: u32,
 }
 
 impl Intake {
-    /// None when the signals are older than, or as old as, what was seen before.
-    pub fn look(&mut self, service: &Service, signals: &Signals) -> Option<Sight> {
+    /// None when the signals are older than, or as old as, what was seen before. A request takes `service_ms`, as far as
+    /// that is known.
+    pub fn look(&mut self, service: &Service, signals: &Signals, service_ms: u64) -> Option<Sight> {
         if self.last_ms.is_some_and(|last| signals.at_ms <= last) {
             return None;
         }
-        let passed = self.last_ms.map_or(service.tick_ms, |last| signals.at_ms - last);
+        // A source that begins with us has counted nothing yet, which is not the same as a tick in which nothing came;
+        // one that did count has done so for about a tick.
+        let begins = if signals.arrivals.known().unwrap_or(0) == 0 { 0 } else { service.tick_ms };
+        let passed = self.last_ms.map_or(begins, |last| signals.at_ms - last);
         let dt_ms = passed.min(LONGEST_MS);
         self.last_ms = Some(signals.at_ms);
         let old = signals.age_ms.is_some_and(|age| age > OLD_MS);
@@ -203,17 +213,22 @@ impl Intake {
             queue_m: signals.queue.known(),
             running_m: signals.running.known(),
             // More than a million a second is nobody's load, and what came over hours says nothing about now.
-            arrivals_m: signals.arrivals.known().filter(|m| *m / dt_ms <= 1_000_000 && passed == dt_ms),
-            p95_ms: signals.p95_ms.known().map(|m| m / 1000),
+            arrivals_m: signals.arrivals.known().filter(|m| *m / dt_ms.max(1) <= 1_000_000 && passed == dt_ms),
             // What was so a minute ago asks for nothing.
+            p95_ms: signals.p95_ms.known().map(|m| m / 1000).filter(|_| !old),
             kv_m: signals.kv_cache.known().filter(|m| *m <= 1000 && !old),
             first_late: first.is_some_and(|(ms_m, most)| ms_m / 1000 > most && !old),
             doubt: None,
         };
-        self.disbelieve(service, &mut sight);
+        if [sight.ready, sight.starting].iter().flatten().any(|n| *n > super::service::MOST_REPLICAS) {
+            (sight.ready, sight.starting) = (None, None);
+        }
+        let able_m = able_m(service, &sight, service_ms);
+        self.disbelieve_count(service, &mut sight, able_m);
+        self.disbelieve(service, &mut sight, able_m);
         let idle = sight.running_m == Some(0) && sight.queue_m == Some(0);
-        let silent = self.tells_p95 && sight.p95_ms.is_none() && !idle;
-        self.tells_p95 |= sight.p95_ms.is_some();
+        let silent = self.tells_p95 && signals.p95_ms.known().is_none() && !idle;
+        self.tells_p95 |= signals.p95_ms.known().is_some();
         let missing = [sight.queue_m, sight.running_m, sight.arrivals_m].contains(&None)
             || sight.ready.is_none()
             || sight.starting.is_none();
@@ -225,12 +240,30 @@ impl Intake {
         Some(sight)
     }
 
-    /// Strikes out what can't be: more work inside than was there and has come since.
-    fn disbelieve(&mut self, service: &Service, sight: &mut Sight) {
-        let fleet = sight.ready.unwrap_or(0).saturating_add(sight.starting.unwrap_or(0));
-        if [sight.ready, sight.starting].iter().flatten().any(|n| *n > super::service::MOST_REPLICAS) {
-            (sight.ready, sight.starting) = (None, None);
+    /// Strikes out a count that can't be: nobody waits, and more came than could be served and is still inside. Where that
+    /// is no more than a few times what came before, it is how long requests take that is not known. What waits is no
+    /// part of this, so that no burst is ever struck that somebody has to be helped for.
+    fn disbelieve_count(&mut self, service: &Service, sight: &mut Sight, able_m: Option<u64>) {
+        let Some(rate_m) = sight.arrivals_m.and_then(|came| came.saturating_mul(1000).checked_div(sight.dt_ms)) else {
+            return;
+        };
+        let inside =
+            sight.running_m.zip(sight.queue_m.filter(|queue| *queue <= 1000)).map(|(runs, waits)| runs + waits);
+        let most = inside
+            .zip(able_m)
+            .map(|(inside, able)| inside.saturating_add(3 * able).saturating_add(slack_m(service, sight)));
+        let jumps = self.rate_m.is_some_and(|before| rate_m > before.saturating_mul(3));
+        if jumps && most.is_some_and(|most| sight.arrivals_m > Some(most)) && self.miscounted < DISBELIEFS {
+            self.miscounted += 1;
+            sight.arrivals_m = None;
+        } else {
+            (self.miscounted, self.rate_m) = (0, Some(rate_m));
         }
+    }
+
+    /// Strikes out what can't be: more work inside than was there and has come since. Where nobody counts what comes,
+    /// as much as is served.
+    fn disbelieve(&mut self, service: &Service, sight: &mut Sight, able_m: Option<u64>) {
         // What was a part is no measure of the whole.
         if std::mem::replace(&mut self.partial, sight.partial) && !sight.partial {
             self.inside_m = None;
@@ -240,9 +273,8 @@ impl Intake {
             return;
         };
         let inside = queue.saturating_add(running);
-        // Scrapes of two sources are never of the same moment, so the bound is generous.
-        let slack = service.slots_m(fleet.max(4)) + 100_000;
-        let came = sight.arrivals_m.map(|a| a.saturating_mul(3));
+        let slack = slack_m(service, sight);
+        let came = sight.arrivals_m.or(able_m).map(|a| a.saturating_mul(3));
         let possible = self.inside_m.zip(came).map(|(before, came)| before.saturating_add(came).saturating_add(slack));
         match possible {
             Some(most) if inside > most && self.disbelieved < DISBELIEFS => {
@@ -255,4 +287,18 @@ impl Intake {
             }
         }
     }
+}
+
+/// Scrapes of two sources are never of the same moment, so bounds are generous.
+fn slack_m(service: &Service, sight: &Sight) -> u64 {
+    let fleet = sight.ready.unwrap_or(0).saturating_add(sight.starting.unwrap_or(0));
+    service.slots_m(fleet.max(4)) + 100_000
+}
+
+/// What ready replicas can serve since the last sight, in thousandths of a request; None where it is not known how many
+/// there are.
+fn able_m(service: &Service, sight: &Sight, service_ms: u64) -> Option<u64> {
+    let slots_m = u128::from(service.slots_m(sight.ready?));
+    let able = slots_m * u128::from(sight.dt_ms) / u128::from(service_ms.max(1));
+    Some(u64::try_from(able).unwrap_or(BEYOND_M).min(BEYOND_M))
 }

@@ -80,6 +80,39 @@ fn where_nobody_asks_any_more_it_sleeps_when_its_owner_said_so_though_more_could
 }
 
 #[test]
+fn what_nobody_counted_before_the_first_look_is_not_taken_for_nothing() {
+    let mut scaler = Autoscaler::new(Service::default()).unwrap();
+    scaler.step(&signals(0, 5, 0, 76, 0));
+    for k in 1..=12 {
+        let rate_m = scaler.step(&signals(k * 5, 5, 0, 76, 190)).inputs.rate_m;
+        assert!(rate_m.abs_diff(38_000) <= 380, "{rate_m} after {} seconds", k * 5);
+    }
+    // A source that has counted before us is believed at once.
+    let mut scaler = Autoscaler::new(Service::default()).unwrap();
+    assert_eq!(scaler.step(&signals(0, 5, 0, 76, 190)).inputs.rate_m, 38_000);
+}
+
+#[test]
+fn who_has_seen_little_gives_up_half_at_a_time() {
+    let mut scaler = Autoscaler::new(Service::default()).unwrap();
+    let mut ready = 12;
+    // Twelve requests a second, two seconds each, would do with two replicas.
+    let wanted: Vec<u32> = (0..120)
+        .map(|k| {
+            let desired = scaler.step(&signals(k * 5, ready, 0, 24, 60)).desired;
+            ready = desired.into();
+            desired
+        })
+        .collect();
+    let at = |seconds: usize| wanted[seconds / 5];
+    assert_eq!([0, 55, 60, 90, 95, 125, 130, 255].map(at), [12, 12, 6, 6, 3, 3, 2, 2]);
+    // Nobody is there: a service that may sleep as soon as that is not kept up.
+    let mut scaler = Autoscaler::new(Service { idle_ms: 90_000, ..Service::default() }).unwrap();
+    let last = (0..25).map(|k| scaler.step(&signals(k * 5, 12, 0, 0, 0)).desired).last();
+    assert_eq!(last, Some(0));
+}
+
+#[test]
 fn step_limits_hold_it_back_and_say_so() {
     use std::num::NonZeroU16;
     let steps = Steps { up: NonZeroU16::new(2), ..Steps::default() };
@@ -184,6 +217,50 @@ fn work_from_nowhere_is_not_believed_at_once() {
     assert_eq!((decision.desired, decision.why), (6, Why::MissingSignal));
 }
 
+/// Five replicas can't have served so many, and nobody waits: a counter that began anew, or another unit.
+#[test]
+fn a_count_from_nowhere_is_not_believed_at_once() {
+    let mut scaler = settled();
+    let absurd = scaler.step(&signals(600, 6, 0, 76, 20_000));
+    assert_eq!((absurd.desired, absurd.why), (6, Why::MissingSignal));
+    for k in 121..480 {
+        let decision = scaler.step(&signals(k * 5, 6, 0, 76, 190));
+        assert_eq!(decision.desired, 6, "{decision:?}");
+        assert!(decision.inputs.service_ms.abs_diff(2_000) < 100, "it has taught nothing: {decision:?}");
+    }
+    // Three on end were wrong, four are not.
+    let told: Vec<u32> = (480..484).map(|k| scaler.step(&signals(k * 5, 6, 0, 76, 20_000)).desired).collect();
+    assert_eq!(told, [6, 6, 6, 100]);
+    assert_eq!(
+        scaler.step(&signals(2_420, 100, 0, 76, 20_000)).inputs.arrivals_m,
+        Some(20_000_000),
+        "and then no more"
+    );
+}
+
+#[test]
+fn where_somebody_waits_a_burst_is_believed_at_once_however_few_there_are_to_serve_it() {
+    for replicas in [0, 1] {
+        let mut scaler = Autoscaler::new(Service { min: replicas, ..Service::default() }).unwrap();
+        let ready = replicas.into();
+        for k in 0..120 {
+            scaler.step(&signals(k * 5, ready, 0, 0, u64::from(k > 60)));
+        }
+        // Whoever has waited for two seconds has left, unserved.
+        let burst = scaler.step(&signals(600, ready, 1_600, u64::from(replicas) * 16, 4_100));
+        assert_eq!(burst.inputs.arrivals_m, Some(4_100_000), "{replicas}: {burst:?}");
+        assert!(burst.desired >= 50, "{replicas}: {burst:?}");
+    }
+}
+
+/// A label of milliseconds that is thought to take two seconds: the replicas can serve far more than they seem to.
+#[test]
+fn requests_that_are_quicker_than_was_thought_are_counted() {
+    let mut scaler = Autoscaler::new(Service { service_guessed: true, ..Service::default() }).unwrap();
+    let known = (1..200).map(|k| scaler.step(&signals(k * 5, 1, 0, 3, 2_000)).inputs.arrivals_m);
+    assert_eq!(known.filter(Option::is_none).count(), 0);
+}
+
 #[test]
 fn a_sleeping_service_wakes_and_falls_asleep_again() {
     let mut scaler = Autoscaler::new(Service::default()).unwrap();
@@ -195,6 +272,50 @@ fn a_sleeping_service_wakes_and_falls_asleep_again() {
         last = scaler.step(&signals(k * 5, 1, 0, 0, 0));
     }
     assert_eq!(last.desired, 0);
+}
+
+/// Nobody is there, and one look in fifty lacks a number, or is of a part.
+#[test]
+fn a_number_that_is_missing_now_and_then_keeps_nobody_awake() {
+    let asleep = |every: u64, lacks: fn(&mut Signals)| {
+        let mut scaler = Autoscaler::new(Service::default()).unwrap();
+        let mut asleep = None;
+        for k in 1..720 {
+            let mut seen = signals(k * 5, 1, 0, u64::from(k <= 60), u64::from(k <= 60) * 3);
+            if k % every == 0 {
+                lacks(&mut seen);
+            }
+            if scaler.step(&seen).desired == 0 {
+                asleep = asleep.or(Some(k * 5));
+            }
+        }
+        asleep
+    };
+    let all: [fn(&mut Signals); 4] = [
+        |seen| seen.queue = Reading::Missing,
+        |seen| seen.running = Reading::Missing,
+        |seen| seen.arrivals = Reading::Missing,
+        |seen| seen.gap = Some(Gap::Monitor),
+    ];
+    let usual = asleep(u64::MAX, all[0]).unwrap();
+    for lacks in all {
+        // The clock stands still for what was not seen.
+        assert!(asleep(50, lacks).is_some_and(|at| (usual..=usual + 25).contains(&at)), "{:?}", asleep(50, lacks));
+        assert_eq!(asleep(1, lacks), None, "what is never seen is not taken for nobody");
+    }
+}
+
+#[test]
+fn what_nobody_saw_is_no_part_of_the_idle_time() {
+    let mut scaler = Autoscaler::new(Service::default()).unwrap();
+    let asleep = (1..720_u64).find(|k| {
+        let seen = signals(k * 5, 1, 0, u64::from(*k <= 60), u64::from(*k <= 60) * 3);
+        // Eight minutes without a word.
+        let silent = Signals { queue: Reading::Missing, running: Reading::Missing, arrivals: Reading::Missing, ..seen };
+        scaler.step(if (61..=156).contains(k) { &silent } else { &seen }).desired == 0
+    });
+    let idle_s = asleep.map(|k| k * 5 - 300).unwrap();
+    assert!((1_080..=1_150).contains(&idle_s), "ten minutes and eight: {idle_s} s");
 }
 
 #[test]

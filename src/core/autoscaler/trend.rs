@@ -69,6 +69,9 @@ impl Default for Trend {
 
 impl Trend {
     pub fn push(&mut self, at_ms: u64, dt_ms: u64, count_m: u64) {
+        if dt_ms == 0 {
+            return;
+        }
         if let Some(last) = self.came.back().filter(|last| last.dt_ms == dt_ms) {
             let both = last.count_m + count_m;
             let apart = last.count_m.abs_diff(count_m);

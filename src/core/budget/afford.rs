@@ -4,7 +4,7 @@
 use super::judge::payable;
 use crate::claim::Claim;
 use crate::id::{NodeNo, TenantNo};
-use crate::job::{Constraints, JobSpec, Replica};
+use crate::job::{Constraints, JobSpec, Ran, Replica};
 use crate::placement::{Limits, Pick, filter, place};
 use crate::sharing::Ask;
 use crate::state::State;
@@ -28,7 +28,7 @@ pub fn affordable<'a>(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &'a JobSpec,
-    replicas: &[Replica],
+    replicas: (&[Replica], Ran),
     wanted: &[u16],
     limits: &Limits,
 ) -> Offer<'a> {

@@ -6,9 +6,10 @@
 
 use super::meter::{Rates, Two, prices};
 use super::{Kind, Limit, Window, midnight};
+use crate::bisect;
 use crate::command::Placement;
 use crate::id::{Revision, TenantId, TenantNo};
-use crate::job::{Allocation, Job, JobSpec, Replica};
+use crate::job::{Allocation, Job, JobSpec, Ran, Replica};
 use crate::placement::{Pick, filter};
 use crate::quota::tree;
 use crate::reason::{Blocker, Reason, Refusal};
@@ -69,11 +70,11 @@ fn judge(state: &State, path: &[&Tenant], before: &Rates, after: &Rates) -> Resu
                 Over { tenant: tenant.id.clone(), above: place > 0, limit, used, reserved, ask, ends_ms, whole, never }
             };
             let (left, used) = (ends_ms - now, meter.used(kind, window));
-            let (kept, keeps) = (meter.rates.kept(kind, longest), then.kept(kind, longest));
-            if keeps > kept && keeps > most && lasts_beyond(kind, before, after, left) {
+            let (kept, keeps) = (meter.rates.kept(kind, now, longest), then.kept(kind, now, longest));
+            if keeps > kept && keeps > most && lasts_beyond(kind, before, after, (now, left)) {
                 return Err(over(0, kept, keeps, true, keeps - kept > most));
             }
-            let (reserved, needed) = (meter.rates.reserved(kind, left), then.reserved(kind, left));
+            let (reserved, needed) = (meter.rates.reserved(kind, now, left), then.reserved(kind, now, left));
             if needed > reserved && used.saturating_add(needed) > most {
                 return Err(over(used, reserved, needed, false, false));
             }
@@ -83,9 +84,10 @@ fn judge(state: &State, path: &[&Tenant], before: &Rates, after: &Rates) -> Resu
 }
 
 /// Whether what comes may still be there when the next window begins.
-fn lasts_beyond(kind: Kind, before: &Rates, after: &Rates, left_ms: u64) -> bool {
+fn lasts_beyond(kind: Kind, before: &Rates, after: &Rates, (now_ms, left_ms): (u64, u64)) -> bool {
     let more = |of: fn(&Rates) -> &Two| of(after)[kind as usize].saturating_sub(of(before)[kind as usize]);
-    let (limited, tail) = (more(|rates| &rates.limited), more(|rates| &rates.tail));
+    let limited = more(|rates| &rates.limited);
+    let tail = after.tail(kind, now_ms).saturating_sub(before.tail(kind, now_ms));
     more(|rates| &rates.floor) > 0 || tail > limited.saturating_mul(left_ms.into())
 }
 
@@ -97,11 +99,11 @@ pub fn check(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &JobSpec,
-    replicas: &[Replica],
+    (replicas, ran): (&[Replica], Ran),
     placements: &[Placement],
 ) -> Result<(), Over> {
     let Some(path) = watched(state, tenant) else { return Ok(()) };
-    places(state, &path, spec, replicas, &prices(state, placements))
+    places(state, &path, spec, (replicas, ran), &prices(state, placements))
 }
 
 /// The same for a job that is not there yet.
@@ -115,7 +117,7 @@ pub fn check_new(
     placements: &[Placement],
 ) -> Result<(), Over> {
     let Some(path) = watched(state, tenant) else { return Ok(()) };
-    places(state, &path, spec, &waiting(spec), &prices(state, placements))
+    places(state, &path, spec, (&waiting(spec), Ran::default()), &prices(state, placements))
 }
 
 /// Whether a replica may have a second copy there, and stay there when it takes over.
@@ -127,8 +129,8 @@ pub fn check_copy(state: &State, job: &Job, replica: u16, alloc: &Allocation) ->
     let own = job.replicas.get(usize::from(replica)).and_then(Replica::allocation);
     let own = own.map_or(0, |own| super::meter::price(state, own));
     let price = super::meter::price(state, alloc);
-    let before = Rates::of(state, &job.spec, &job.replicas);
-    let taken = Rates::with(state, &job.spec, &job.replicas, &[(replica, own.max(price))]);
+    let before = Rates::of(state, &job.spec, &job.replicas, job.ran);
+    let taken = Rates::with(state, &job.spec, &job.replicas, job.ran, &[(replica, own.max(price))]);
     let after = taken.changed(&Rates::default(), &Rates::copy(&job.spec, price));
     judge(state, &path, &before, &after)
 }
@@ -144,11 +146,11 @@ fn places(
     state: &State,
     path: &[&Tenant],
     spec: &JobSpec,
-    replicas: &[Replica],
+    (replicas, ran): (&[Replica], Ran),
     placed: &[(u16, u128)],
 ) -> Result<(), Over> {
-    let before = Rates::of(state, spec, replicas);
-    judge(state, path, &before, &Rates::with(state, spec, replicas, placed))
+    let before = Rates::of(state, spec, replicas, ran);
+    judge(state, path, &before, &Rates::with(state, spec, replicas, ran, placed))
 }
 
 fn waiting(spec: &JobSpec) -> Vec<Replica> {
@@ -161,7 +163,7 @@ pub fn payable(
     state: &State,
     tenant: Option<TenantNo>,
     spec: &JobSpec,
-    replicas: &[Replica],
+    (replicas, ran): (&[Replica], Ran),
     mut picks: Vec<(u16, Pick)>,
 ) -> Vec<(u16, Pick)> {
     let Some(path) = watched(state, tenant).filter(|_| !picks.is_empty()) else { return picks };
@@ -169,12 +171,10 @@ pub fn payable(
     let replicas = if replicas.is_empty() { &new } else { replicas };
     let price = |(replica, pick): &(u16, Pick)| (*replica, super::meter::price(state, &pick.alloc));
     let placed: Vec<_> = picks.iter().map(price).collect();
-    while !picks.is_empty() && places(state, &path, spec, replicas, &placed[..picks.len()]).is_err() {
-        match spec.gang {
-            true => picks.clear(),
-            false => drop(picks.pop()),
-        }
-    }
+    let paid = |count: u64| places(state, &path, spec, (replicas, ran), &placed[..count as usize]).is_ok();
+    let all = picks.len() as u64;
+    let few = if spec.gang { all * u64::from(paid(all)) } else { bisect::most(all, paid) };
+    picks.truncate(few as usize);
     picks
 }
 
@@ -182,14 +182,17 @@ pub fn payable(
 /// prices in their order or, where they are not known, at the lowest there is.
 pub fn blocks(state: &State, job: &Job, known: &[u128]) -> Option<Over> {
     let path = watched(state, Some(job.tenant))?;
-    places(state, &path, &job.spec, &job.replicas, &first(state, &path, job, known)).err()
+    places(state, &path, &job.spec, (&job.replicas, job.ran), &first(state, &path, job, known)).err()
 }
 
 /// What the job uses now, and what with its next replica, or all of a gang, at the lowest prices there are.
 pub(crate) fn next(state: &State, job: &Job) -> (Rates, Rates) {
     let path = watched(state, Some(job.tenant)).unwrap_or_default();
     let placed = first(state, &path, job, &[]);
-    (Rates::of(state, &job.spec, &job.replicas), Rates::with(state, &job.spec, &job.replicas, &placed))
+    (
+        Rates::of(state, &job.spec, &job.replicas, job.ran),
+        Rates::with(state, &job.spec, &job.replicas, job.ran, &placed),
+    )
 }
 
 /// The replicas that would be placed next, and at what prices.
@@ -215,7 +218,7 @@ pub fn blocks_new(
     let rest = rest.take(if spec.gang { usize::MAX } else { 1 });
     let known = known.iter().copied().chain(std::iter::repeat_with(|| lowest(state, spec)));
     placed.extend(rest.zip(known));
-    places(state, &path, spec, &waiting(spec), &placed).err()
+    places(state, &path, spec, (&waiting(spec), Ran::default()), &placed).err()
 }
 
 /// The lowest price of one replica on any node that could ever hold it.
@@ -300,7 +303,7 @@ pub fn standing(state: &State, tenant: &Tenant, window: Window) -> [Standing; 2]
         window,
         used: kind.told(meter.used(kind, window)),
         before: kind.told(meter.used_before(kind, window)),
-        reserved: kind.told(meter.rates.reserved(kind, window.end_ms(now) - now)),
+        reserved: kind.told(meter.rates.reserved(kind, now, window.end_ms(now) - now)),
         limit: tenant.quota.budgets.as_deref().and_then(|budgets| budgets.get(kind, window)),
     })
 }

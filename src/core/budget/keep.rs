@@ -21,7 +21,7 @@ const PASS: usize = 256;
 /// What is left of a limit for what may be stopped, at the meter's time.
 fn rest(limit: Limit, meter: &Meter) -> u128 {
     let left = limit.window.end_ms(meter.at_ms) - meter.at_ms;
-    let taken = meter.used(limit.kind, limit.window).saturating_add(meter.rates.kept(limit.kind, left));
+    let taken = meter.used(limit.kind, limit.window).saturating_add(meter.rates.kept(limit.kind, meter.at_ms, left));
     limit.most.saturating_sub(taken)
 }
 
@@ -35,7 +35,7 @@ fn is_short(limit: Limit, meter: &Meter) -> bool {
 /// When a limit has to be looked at: before it runs short, and when its window is over.
 fn look_ms(limit: Limit, meter: &Meter) -> u64 {
     let (k, now, end) = (limit.kind as usize, meter.at_ms, limit.window.end_ms(meter.at_ms));
-    let Rates { held, floor, limited, tail, loose, .. } = meter.rates;
+    let Rates { held, floor, limited, runs, loose, .. } = meter.rates;
     if loose[k] == 0 {
         return end;
     }
@@ -44,8 +44,9 @@ fn look_ms(limit: Limit, meter: &Meter) -> u64 {
     }
     let left = u128::from(end - now);
     let stop = u128::from(STOP_MS);
-    // What is kept to the end is paid already; what is kept for so long and no longer falls due as it runs.
-    let kept = floor[k] + if tail[k] >= limited[k] * left { limited[k] } else { 0 };
+    // What is kept to the end is paid already, and what runs is for so long as it may; of what has not begun all is kept.
+    let tail = meter.rates.tail(limit.kind, now);
+    let kept = floor[k] + if tail >= limited[k] * left { limited[k] } else { runs[k].min(tail) };
     let falls = held[k].saturating_sub(kept);
     let gap = rest(limit, meter) - loose[k] * left.min(stop);
     let (falls, until) = match left > stop {
@@ -125,7 +126,7 @@ fn loose<'a>(state: &'a State, tenant: &Tenant) -> Vec<(&'a Job, u32, Rates)> {
         let jobs = state.holding.range((no, JobNo(0))..=(no, JobNo(u64::MAX)));
         let services = jobs.filter_map(|(_, job)| state.jobs.get(job)).filter(|job| job.spec.scaling.is_some());
         for job in services {
-            let rates = Rates::of(state, &job.spec, &job.replicas);
+            let rates = Rates::of(state, &job.spec, &job.replicas, job.ran);
             let least = job.spec.scaling.map_or(0, |scaling| scaling.min);
             let held = job.replicas.iter().filter(|replica| holds_and_is_wanted(replica)).count() as u32;
             let count = held.saturating_sub(least.into());

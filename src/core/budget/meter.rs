@@ -6,7 +6,7 @@
 use super::{Kind, STOP_MS, Window};
 use crate::command::Placement;
 use crate::id::TenantNo;
-use crate::job::{Allocation, Job, JobSpec, Phase, Replica};
+use crate::job::{Allocation, Job, JobSpec, Phase, Ran, Replica};
 use crate::quota::tree;
 use crate::reason::Reason;
 use crate::scaling::is_wanted;
@@ -28,8 +28,11 @@ pub struct Rates {
     pub floor: Two,
     /// The same of jobs that end by themselves.
     pub limited: Two,
-    /// The most that those can still use, in units of the meter.
-    pub tail: Two,
+    /// Of those the ones that run: what they may still use becomes less by it.
+    pub runs: Two,
+    /// The most that those can use until they are over, in units of the meter, from the beginning of log time where they
+    /// run: see [`Rates::tail`].
+    pub(super) until: Two,
     /// Held beyond that: replicas of services above their least, second copies, what is stopping.
     pub extra: Two,
     /// The part of it that can be stopped.
@@ -42,7 +45,8 @@ impl Rates {
             (&mut self.held, &other.held),
             (&mut self.floor, &other.floor),
             (&mut self.limited, &other.limited),
-            (&mut self.tail, &other.tail),
+            (&mut self.runs, &other.runs),
+            (&mut self.until, &other.until),
             (&mut self.extra, &other.extra),
             (&mut self.loose, &other.loose),
         ];
@@ -58,25 +62,33 @@ impl Rates {
         self
     }
 
-    /// What has to be kept for what runs, for so long.
-    pub fn reserved(&self, kind: Kind, left_ms: u64) -> u128 {
+    /// What has to be kept from then on for what runs, for so long.
+    pub fn reserved(&self, kind: Kind, now_ms: u64, left_ms: u64) -> u128 {
         let ahead = self.extra[kind as usize].saturating_mul(left_ms.min(super::START_MS).into());
-        self.kept(kind, left_ms).saturating_add(ahead)
+        self.kept(kind, now_ms, left_ms).saturating_add(ahead)
     }
 
     /// The same without what may be stopped, or stops.
-    pub fn kept(&self, kind: Kind, left_ms: u64) -> u128 {
+    pub fn kept(&self, kind: Kind, now_ms: u64, left_ms: u64) -> u128 {
         let (k, left) = (kind as usize, u128::from(left_ms));
-        self.floor[k].saturating_mul(left).saturating_add(self.tail[k].min(self.limited[k].saturating_mul(left)))
+        let limited = self.tail(kind, now_ms).min(self.limited[k].saturating_mul(left));
+        self.floor[k].saturating_mul(left).saturating_add(limited)
     }
 
-    /// Of a job whose replicas are these.
-    pub fn of(state: &State, spec: &JobSpec, replicas: &[Replica]) -> Self {
-        Self::with(state, spec, replicas, &[])
+    /// The most that jobs which end by themselves can still use, from then on: what they have run is used, and not kept
+    /// as well.
+    pub fn tail(&self, kind: Kind, now_ms: u64) -> u128 {
+        let k = kind as usize;
+        self.until[k].saturating_sub(self.runs[k].saturating_mul(now_ms.into()))
+    }
+
+    /// Of a job whose replicas are these, and that has run for so long.
+    pub fn of(state: &State, spec: &JobSpec, replicas: &[Replica], ran: Ran) -> Self {
+        Self::with(state, spec, replicas, ran, &[])
     }
 
     /// Of a job, were these replicas placed at such prices.
-    pub fn with(state: &State, spec: &JobSpec, replicas: &[Replica], placed: &[(u16, u128)]) -> Self {
+    pub fn with(state: &State, spec: &JobSpec, replicas: &[Replica], ran: Ran, placed: &[(u16, u128)]) -> Self {
         let place = |i: usize| placed.iter().find(|(replica, _)| usize::from(*replica) == i).map(|(_, price)| *price);
         let price = |alloc: &Allocation| price(state, alloc);
         let copies = replicas.iter().enumerate().map(|(i, replica)| match place(i) {
@@ -87,7 +99,7 @@ impl Rates {
                 granted: replica.generation.0 > 0 && is_wanted(&replica.phase) && !is_shut_out(&replica.phase),
             },
         });
-        tally(spec, copies)
+        tally(spec, ran, copies)
     }
 
     /// Of a second copy at that price.
@@ -120,7 +132,7 @@ struct Copies {
     granted: bool,
 }
 
-fn tally(spec: &JobSpec, copies: impl Iterator<Item = Copies>) -> Rates {
+fn tally(spec: &JobSpec, ran: Ran, copies: impl Iterator<Item = Copies>) -> Rates {
     let gpu = u128::from(spec.resources.gpu.milli());
     let add = |sum: &mut Two, price: u128| {
         sum[0] += gpu;
@@ -154,8 +166,9 @@ fn tally(spec: &JobSpec, copies: impl Iterator<Item = Copies>) -> Rates {
         }
     }
     // It starts, runs for so long, and stops.
-    let lasts = u128::from(spec.constraints.max_run_ms.unwrap_or(0).saturating_add(STOP_MS));
-    out.tail = out.limited.map(|rate| rate.saturating_mul(lasts));
+    let (until, runs) = ran.over(spec.constraints.max_run_ms.unwrap_or(0));
+    out.until = out.limited.map(|rate| rate.saturating_mul(until.saturating_add(STOP_MS).into()));
+    out.runs = if runs { out.limited } else { [0, 0] };
     out
 }
 
@@ -277,7 +290,7 @@ impl State {
 
     /// At load: nothing is counted, since the rates are as they were when the row was written.
     pub(crate) fn load_rates(&mut self, job: &Job) {
-        let rates = Rates::of(self, &job.spec, &job.replicas);
+        let rates = Rates::of(self, &job.spec, &job.replicas, job.ran);
         let Some(row) = self.tenant(job.tenant).filter(|_| rates != Rates::default()) else { return };
         let path: Vec<TenantNo> = tree::path(self, row).iter().map(|tenant| tenant.no).collect();
         for no in path {

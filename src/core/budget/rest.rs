@@ -111,7 +111,8 @@ fn lines(state: &State, tenant: &Tenant) -> Vec<Line> {
     let limits = tenant.quota.budgets.iter().flat_map(|budgets| budgets.limits());
     let line = |limit: super::Limit| {
         let window_ms = limit.window.end_ms(now) - now;
-        let taken = meter.used(limit.kind, limit.window).saturating_add(meter.rates.reserved(limit.kind, window_ms));
+        let taken =
+            meter.used(limit.kind, limit.window).saturating_add(meter.rates.reserved(limit.kind, now, window_ms));
         Line { kind: limit.kind, left: limit.most.saturating_sub(taken), window_ms }
     };
     limits.map(line).collect()

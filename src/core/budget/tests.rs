@@ -312,6 +312,27 @@ fn what_was_paid_starts_again_though_all_is_spent() {
 }
 
 #[test]
+fn what_a_job_has_run_of_its_time_is_used_and_not_kept_as_well() {
+    let mut state = world();
+    set(&mut state, "t1", None, hours(Window::Day, 13));
+    let limited = |run_ms: u64| {
+        let mut spec = testing::job_spec("t1", Gpus::Whole(1));
+        spec.constraints.max_run_ms = Some(run_ms);
+        spec
+    };
+    submit(&mut state, "long", limited(10 * HOUR_MS));
+    agent(&mut state);
+    later(&mut state, SUNDAY + 8 * HOUR_MS);
+    // Eight hours are used, two are kept.
+    submit(&mut state, "four", limited(4 * HOUR_MS));
+    assert_eq!(why(&state, "four"), [(Reason::BudgetExhausted, false)]);
+    submit(&mut state, "two", limited(2 * HOUR_MS));
+    assert_eq!((held(&state, "t1"), why(&state, "two")), (2000, vec![]));
+    let _ = state.take_changes();
+    assert_eq!(invariants::check(&State::from_rows(state.live_rows()).unwrap()), []);
+}
+
+#[test]
 fn a_restart_finds_the_meter_where_it_was() {
     let mut state = world();
     set(&mut state, "org", None, hours(Window::Week, 1_000));

@@ -266,6 +266,23 @@ fn a_deadline_is_no_reason_to_take_more_and_a_fault_asks_nobody() {
 }
 
 #[test]
+fn force_is_no_reason_to_take_more_either() {
+    let mut state = world(&[4], 0);
+    submit(&mut state, "all", service(4, Some(1)));
+    all_serve(&mut state);
+    let drain = Some(Drain { within_ms: None, force: true });
+    let cordon = Cordon { by: "me".into(), reason: "fans".into(), at_ms: 0, drain };
+    at(&mut state, 0, Intent::Cordon { node: NodeName::new("n1").unwrap(), cordon: Some(cordon) });
+    at(&mut state, 1, Intent::Moves);
+    assert_eq!(stopping(&state, "all"), 1, "there is no other node, and only one may be missing");
+    all_gone(&mut state);
+    at(&mut state, 2, Intent::Moves);
+    assert_eq!((stopping(&state, "all"), state.node(NodeNo(1)).unwrap().drain), (0, DrainState::Blocked));
+    let looks = outlook(&state, NodeNo(1));
+    assert!(looks.iter().all(|look| look.blockers[0].reason == Reason::DisruptionBudget), "{looks:?}");
+}
+
+#[test]
 fn what_has_to_go_may_save_its_state_and_its_place_is_held_for_whom_it_went() {
     let mut state = world(&[2], 0);
     let mut spec = service(2, None);

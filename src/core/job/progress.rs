@@ -78,6 +78,12 @@ impl Ran {
         self.before_ms.saturating_add(now)
     }
 
+    /// When it will have run for so long: log time where it runs, and else how long it still may. True where it runs.
+    pub fn over(self, most_ms: u64) -> (u64, bool) {
+        let left = most_ms.saturating_sub(self.before_ms);
+        self.since_ms.map_or((left, false), |since| (since.saturating_add(left), true))
+    }
+
     /// Whether it ever ran.
     pub fn ever(self) -> bool {
         self != Self::default()

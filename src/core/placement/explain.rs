@@ -116,7 +116,11 @@ pub fn remedy(state: &State, job: &Job) -> Vec<String> {
 
 /// Whom a claim of the tenant's waits for, as far as they are its own by name.
 pub fn claiming(state: &State, claim: &Claim, tenant: &TenantId) -> Blocker {
-    let (left, names, nodes) = victims(state, claim, tenant);
+    let (left, names, mut nodes) = victims(state, claim, tenant);
+    if left == 0 {
+        // It waits for those of which nobody hears; the others are ready for it.
+        nodes.retain(|no| state.node(*no).is_none_or(|node| !node.takes_work()));
+    }
     let at = nodes.iter().take(NAMED).filter_map(|no| Some(state.node(*no)?.name.to_string()));
     let at = at.collect::<Vec<_>>().join(", ");
     let left_ms = claim::due_ms(state, claim).saturating_sub(state.meta().now_ms);
@@ -124,7 +128,12 @@ pub fn claiming(state: &State, claim: &Claim, tenant: &TenantId) -> Blocker {
         0 => String::new(),
         ms => format!("; they may save their state for {} s more", ms.div_ceil(1000)),
     };
-    let detail = format!("{left} replica(s) give way on {at}: {names}{saving}");
+    let detail = match left {
+        0 => format!(
+            "those that gave way are gone, and {at} is silent at the moment; starts when that is heard of again"
+        ),
+        _ => format!("{left} replica(s) give way on {at}: {names}{saving}"),
+    };
     Blocker { reason: Reason::WaitingForPreemptedJobs, detail, nodes: nodes.len() as u32, permanent: false }
 }
 
@@ -146,8 +155,8 @@ pub fn may_evict_from(state: &State, job: &Job) -> Option<u64> {
     (could && from > state.meta().now_ms).then_some(from)
 }
 
-/// What stands between a waiting job and the places of others: its patience, or the budgets of their services. Takes a
-/// search, so it is for those who ask about one job.
+/// What stands between a waiting job and the places of others: its patience, the budgets of their services, or that for a
+/// gang so many would have to go. Takes a search, so it is for those who ask about one job.
 pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
     if job.claim.is_some() || !preempt::may_help(state, job) {
         return None;
@@ -163,7 +172,10 @@ pub fn rivals(state: &State, job: &Job) -> Option<Blocker> {
         }
         None => {
             let wanted = if job.spec.gang { &wanted[..] } else { wanted.get(..1)? };
-            let claim = preempt::claim_by(state, &ask, wanted, &limits, Budgets::Ignored)?;
+            let Some(claim) = preempt::claim_by(state, &ask, wanted, &limits, Budgets::Ignored) else {
+                let detail = preempt::beyond(state, &ask, wanted, &limits)?.detail(wanted.len());
+                return Some(Blocker { reason: Reason::NotEnoughForGang, detail, nodes: 0, permanent: false });
+            };
             let spared = |job: &&Arc<Job>| {
                 let gone: Vec<u16> = claim.victims.iter().filter(|v| v.job == job.no).map(|v| v.replica).collect();
                 !disruption::allows(job, &gone)

@@ -1,27 +1,22 @@
 //! Gangs of which some members hold a place and others find none: two of them could wait for
-//! one another for ever. One that has not been whole again within a minute ([`LONGEST_TORN_MS`]) gives its
+//! one another for ever. One that has not been whole again within a minute (`job::LONGEST_TORN_MS`) gives its
 //! places back and waits as a whole; one at a time, so that the next may be whole by what it left.
 
 use crate::command::Command;
-use crate::job::{Job, LONGEST_TORN_MS, Next, Phase};
+use crate::job::{Job, Next, Phase};
 use crate::reason::Reason;
 use crate::state::State;
 use crate::trust;
 use std::cmp::Reverse;
 
-/// Waiters that are looked at, those that have waited longest.
-const LOOKED_AT: usize = 16_384;
-
 /// Stops what runs of the least urgent and youngest gang that has been torn for too long.
 pub(super) fn give_back(state: &State) -> Vec<Command> {
     let now = state.meta().now_ms;
-    let long = (now.saturating_sub(LONGEST_TORN_MS), crate::id::JobNo(u64::MAX));
-    let waiting = state.waits.range(..=long).take(LOOKED_AT).filter_map(|(_, no)| state.job(*no));
-    let gangs: Vec<_> = waiting.filter(|job| job.spec.gang).collect();
-    if gangs.iter().any(|job| is_giving_back(job)) {
+    let gangs = || state.torn.iter().filter_map(|no| state.job(*no));
+    if gangs().any(|job| is_giving_back(job)) {
         return Vec::new();
     }
-    let torn = gangs.into_iter().filter(|job| job.is_torn(now) && trust::withheld(state, job).is_none());
+    let torn = gangs().filter(|job| job.is_torn(now) && trust::withheld(state, job).is_none());
     let Some(job) = torn.min_by_key(|job| (job.spec.priority, Reverse(job.no))) else { return Vec::new() };
     let held = job.replicas.iter().enumerate().filter(|(_, r)| matches!(r.phase, Phase::Held { .. }));
     let evict = |(no, replica): (usize, &crate::job::Replica)| Command::Evict {

@@ -1,9 +1,11 @@
 //! Nodes that are kept for the first waiters, so that later and smaller work can't starve them.
 //! Kept is where the room that a waiter needs will really come: the nodes on which it has place
 //! once all that ends by itself has ended. Where services that nobody ends are in its way, a
-//! node is kept for a while only, or GPUs would idle for a waiter that never comes.
+//! node is kept for a while only, and where nobody knows when that ends half of the time, or GPUs would idle for a waiter
+//! that comes in days or never.
 
 use super::order::Order;
+use super::pass::is_own;
 use super::preempt;
 use super::queue::{Asker, Shape, askers, fill, waits_for_room_in};
 use super::reserve::Reserves;
@@ -31,12 +33,17 @@ use std::sync::Arc;
 pub const KEPT: usize = 4;
 /// Among how many waiters they are looked for, where some wait for their quota or get no place at all.
 const LOOKED_AT: usize = 4096;
-/// Of one tenant, so that nobody hides the others behind what can't run.
-const LOOKED_AT_OF_ONE: u32 = 1024;
+/// Of one tenant at most and, however many wait, at least, so that nobody hides the others behind what can't run.
+const MOST_OF_ONE: usize = 1024;
+const LEAST_OF_ONE: usize = 16;
 /// Nodes that are looked at closely for one waiter; for a gang more, if it needs more.
 const LOOKS: usize = 64;
-/// Waiters for whom nodes are looked for; some can be held by none.
-const TRIES: usize = 16;
+/// Waiters of one tenant for whom nodes are looked at: none of these may have room for them, and others' come after them.
+const TRIES: u32 = 16;
+/// Asks of one tenant that no node could hold however empty it is. To see that takes no look at nodes.
+const NEVER: u32 = 64;
+/// Waiters for whom nodes are looked at in all.
+const MOST_TRIES: u32 = 256;
 /// Racks, zones or regions in which nodes are looked for, where all replicas have to be in one.
 const DOMAINS: usize = 16;
 /// For so long a waiter keeps a node that it can only have when a service there is ended, which nobody has to.
@@ -56,13 +63,14 @@ pub(crate) fn kept_ahead(state: &State, priority: i16) -> (Vec<NodeNo>, Reserves
     }
     let mut order = Order::new(state);
     let mut rooms = Rooms::default();
-    let mut looked: BTreeMap<TenantNo, u32> = BTreeMap::new();
+    let mut looked: BTreeMap<TenantNo, usize> = BTreeMap::new();
+    let of_each = (LOOKED_AT / order.tenants().max(1)).clamp(LEAST_OF_ONE, MOST_OF_ONE);
     for _ in 0..LOOKED_AT {
         let next = if keepers.are_enough() { None } else { order.next(state) };
         let Some(job) = next.filter(|job| job.spec.priority >= priority) else { break };
         let of_one = looked.entry(job.tenant).or_default();
         *of_one += 1;
-        if *of_one == LOOKED_AT_OF_ONE {
+        if *of_one == of_each {
             order.leave_out(job.tenant);
         }
         // One that gets no place keeps none from others, however far ahead it is.
@@ -72,7 +80,7 @@ pub(crate) fn kept_ahead(state: &State, priority: i16) -> (Vec<NodeNo>, Reserves
         for asker in askers(state, &job) {
             // What it can't pay is not kept for it.
             let ask = match judge::concerns(state, job.tenant) {
-                true => fill(state, &asker, &keepers.kept),
+                true => fill(&mut rooms, state, &asker, &keepers.kept),
                 false => Offer::NoRoom(Cow::Borrowed(&**asker.spec)),
             };
             if let Offer::NoRoom(ask) = ask
@@ -90,43 +98,101 @@ pub(super) struct Keepers {
     /// With those that are claimed.
     pub kept: Vec<NodeNo>,
     count: usize,
-    tries: usize,
-    /// What no node will hold.
-    in_vain: BTreeSet<Shape>,
+    tries: u32,
+    of: BTreeMap<TenantNo, Tries>,
+    /// What no node will hold, for those whose patience is such. None: whoever asks. Some: for want of a budget, or of a
+    /// device type, that only its tenant lacks.
+    in_vain: BTreeSet<(Option<TenantNo>, Patience, Shape)>,
+}
+
+/// How often nodes were looked for on behalf of a tenant.
+#[derive(Default)]
+struct Tries {
+    looked: u32,
+    never: u32,
 }
 
 impl Keepers {
     pub fn new(state: &State) -> Self {
-        Self { kept: claim::nodes(state), count: 0, tries: 0, in_vain: BTreeSet::new() }
+        let (kept, of, in_vain) = (claim::nodes(state), BTreeMap::new(), BTreeSet::new());
+        Self { kept, count: 0, tries: 0, of, in_vain }
     }
 
     pub fn are_enough(&self) -> bool {
-        self.count == KEPT || self.tries == TRIES
+        self.count == KEPT || self.tries == MOST_TRIES
     }
 
     /// Keeps what the asker needs, which asks for `ask` now, if it is one of the first. True if something is kept.
     pub fn keep(&mut self, state: &State, asker: &Asker<'_>, ask: &JobSpec) -> bool {
-        let shape = Shape::of(state, asker);
-        if self.are_enough() || self.in_vain.contains(&shape) {
+        let (tenant, patience, shape) = (asker.job.tenant, Patience::of(state, asker.job), Shape::of(state, asker));
+        let known = |of| self.in_vain.contains(&(of, patience, shape.clone()));
+        if self.are_enough() || known(None) || known(Some(tenant)) {
             return false;
         }
-        let found = targets(state, asker.job, ask, asker.wanted.len(), &self.kept);
-        self.tries += 1;
-        if found.is_empty() {
-            self.in_vain.insert(shape);
+        let tries = self.of.entry(tenant).or_default();
+        // What a tenant can never have, or not for long, keeps nothing from the first waiters of the others.
+        if tries.looked == TRIES || tries.never == NEVER {
+            return false;
         }
-        let some = !found.is_empty();
+        let found = look(state, asker.job, ask, asker.wanted.len(), &self.kept);
+        match found.could {
+            true => (tries.looked, self.tries) = (tries.looked + 1, self.tries + 1),
+            false => tries.never += 1,
+        }
+        let some = !found.nodes.is_empty();
+        if !some {
+            self.in_vain.insert((is_own(state, asker).then_some(tenant), patience, shape));
+        }
         self.count += usize::from(some);
-        self.kept.extend(found);
+        self.kept.extend(found.nodes);
         some
     }
+}
+
+/// What a waiter's node is kept from, by how long it has waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Patience {
+    /// Its first hour: also where services are in its way, which nobody has to end.
+    First,
+    /// Where all that is in its way ends by itself, whenever that is.
+    Keeps,
+    /// Only where it is known when that ends at the latest.
+    Yields,
+}
+
+impl Patience {
+    /// Of what ends without anybody knowing when, the room is kept in turns: for one hour and not for one, for two and
+    /// not for two, four, eight. In an hour that is not the waiter's, what it had collected goes to whoever comes; so its
+    /// own grow until they are longer than what is in its way runs, and GPUs idle with it for about half of the time.
+    fn of(state: &State, job: &Job) -> Self {
+        let hours = state.meta().now_ms.saturating_sub(job.waits_since().unwrap_or(0)) / LONGEST_MS;
+        // Turns begin at 0, 2, 6, 14 …: two less than a power of two, and the next bit says which half it is.
+        let turn = hours.saturating_add(2);
+        match turn >> (turn.ilog2() - 1) & 1 {
+            _ if hours == 0 => Self::First,
+            0 => Self::Keeps,
+            _ => Self::Yields,
+        }
+    }
+}
+
+/// What a look for nodes to keep has come to.
+#[derive(Default)]
+struct Targets {
+    nodes: Vec<NodeNo>,
+    /// Some node could hold the job if it were empty.
+    could: bool,
 }
 
 /// The nodes to keep for a waiter that asks for `spec`: one, or for a gang as many as hold it.
 /// None for a gang that all nodes together could not hold.
 pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Vec<NodeNo> {
+    look(state, job, spec, wanted, taken).nodes
+}
+
+fn look(state: &State, job: &Job, spec: &JobSpec, wanted: usize, taken: &[NodeNo]) -> Targets {
     // Devices of which its tenant may have no more are no room for it.
-    let Some(spec) = super::narrowed(state, spec) else { return Vec::new() };
+    let Some(spec) = super::narrowed(state, spec) else { return Targets::default() };
     let Some(level) = spec.constraints.topology.required else {
         return targets_in(state, job, &spec, wanted, taken, None);
     };
@@ -134,8 +200,15 @@ pub(crate) fn targets(state: &State, job: &Job, spec: &JobSpec, wanted: usize, t
     let limits = Limits { held: taken.to_vec(), siblings, ..Limits::default() };
     // In one domain: what is kept in two of them is of no use.
     let choices = together::choices(state, &spec, level, wanted, &limits).into_iter().take(DOMAINS);
-    let mut found = choices.map(|room| targets_in(state, job, &spec, wanted, taken, Some(&room.domain)));
-    found.find(|nodes| !nodes.is_empty()).unwrap_or_default()
+    let mut out = Targets::default();
+    for room in choices {
+        let Targets { nodes, could } = targets_in(state, job, &spec, wanted, taken, Some(&room.domain));
+        out = Targets { nodes, could: out.could || could };
+        if !out.nodes.is_empty() {
+            break;
+        }
+    }
+    out
 }
 
 /// The same among the nodes of one domain, or of all.
@@ -146,14 +219,17 @@ fn targets_in(
     wanted: usize,
     taken: &[NodeNo],
     within: Option<&Domain>,
-) -> Vec<NodeNo> {
+) -> Targets {
     let ask = &Ask::of(state, spec);
     let mut missing = if ask.gang { wanted } else { 1 };
     let mut out = Vec::new();
     let mut held = Vec::new();
-    for node in candidates(state, ask, (taken, within), missing.min(MAX_REPLICAS.into())) {
+    let patience = Patience::of(state, job);
+    let all = candidates(state, ask, (taken, within), missing.min(MAX_REPLICAS.into()));
+    let could = !all.is_empty();
+    for node in all {
         let Some(node) = state.node(node) else { continue };
-        match room_later(state, node, ask, missing) {
+        match room_later(state, node, ask, missing, patience) {
             0 => held.push((state.staying.get(&node.no).map_or(0, |(count, _)| *count), held.len(), node)),
             some => {
                 missing = missing.saturating_sub(some);
@@ -161,12 +237,11 @@ fn targets_in(
             }
         }
         if missing == 0 {
-            return out;
+            return Targets { nodes: out, could };
         }
     }
-    let since = job.waits_since().unwrap_or(0);
-    if state.meta().now_ms.saturating_sub(since) >= LONGEST_MS {
-        return Vec::new();
+    if patience != Patience::First {
+        return Targets { nodes: Vec::new(), could };
     }
     // The least of what nobody ends first, then in the order of the candidates.
     held.sort_unstable_by_key(|(stays, place, _)| (*stays, *place));
@@ -175,15 +250,15 @@ fn targets_in(
         missing = missing.saturating_sub(room);
         out.extend((room > 0).then_some(node.no));
         if missing == 0 {
-            return out;
+            return Targets { nodes: out, could };
         }
     }
-    Vec::new()
+    Targets { nodes: Vec::new(), could }
 }
 
 /// How many replicas, up to `most`, the node holds once all that ends by itself has ended. What only a scratch copy has
 /// booked ends like the jobs that it stands for.
-fn room_later(state: &State, node: &Node, ask: &Ask<'_>, most: usize) -> usize {
+fn room_later(state: &State, node: &Node, ask: &Ask<'_>, most: usize, patience: Patience) -> usize {
     let (_, gpu_milli) = state.staying.get(&node.no).copied().unwrap_or_default();
     let is_gpu = |device: &&Device| device.kind == DeviceKind::Gpu;
     let all = node.spec.devices.iter().filter(is_gpu).count() as u64 * u64::from(WHOLE);
@@ -191,7 +266,8 @@ fn room_later(state: &State, node: &Node, ask: &Ask<'_>, most: usize) -> usize {
     if all.saturating_sub(gpu_milli) < ask.resources.gpu.milli() {
         return 0;
     }
-    room_beside(state, node, ask, most, |job| job.spec.stays())
+    let known = |job: &Job| job.spec.constraints.max_run_ms.is_some();
+    room_beside(state, node, ask, most, |job| job.spec.stays() || patience == Patience::Yields && !known(job))
 }
 
 /// The same beside the replicas of those jobs.
@@ -271,3 +347,6 @@ fn thinned(mut all: Vec<Room>, looks: usize) -> Vec<Room> {
     all.extend(others.into_iter().step_by(rest.div_ceil(looks - most)));
     all
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,8 +29,6 @@ impl From<&Resources> for Shape {
     }
 }
 
-/// Most shapes that are counted; further ones are left out, so that memory stays bounded.
-const COUNTED: usize = 1 << 12;
 /// Most shapes that a score looks at.
 const SCORED: usize = 256;
 /// The frequent shapes that together make up this many percent of the requests are scored.
@@ -38,7 +36,8 @@ const COVERED: u64 = 95;
 /// The sum of all weights. A power of two, so that products stay far from overflow.
 pub const UNIT: i64 = 1 << 16;
 
-/// How often each shape is wanted.
+/// How often each shape is wanted. All are counted: they are no more than the requests that there are, and of those that
+/// were left out for a bound nobody could say which ones to take off again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mix {
     counts: OrdMap<Arc<Shape>, u64>,
@@ -51,15 +50,13 @@ impl Mix {
         let shape = Shape::from(ask);
         if let Some(count) = self.counts.get_mut(&shape) {
             *count = count.saturating_add(times);
-        } else if self.counts.len() < COUNTED {
-            self.counts.insert(Arc::new(shape), times);
         } else {
-            return;
+            self.counts.insert(Arc::new(shape), times);
         }
         self.total = self.total.saturating_add(times);
     }
 
-    /// Counts `times` fewer. A shape that was left out for the bound is not there to be taken off.
+    /// Counts `times` fewer.
     pub fn remove(&mut self, ask: &Resources, times: u64) {
         let shape = Shape::from(ask);
         let Some(count) = self.counts.get_mut(&shape) else { return };
@@ -80,11 +77,16 @@ impl Mix {
     /// [`UNIT`]; most frequent first, equal ones in the order of shapes.
     pub fn top(&self) -> Vec<(Arc<Shape>, i64)> {
         let mut all: Vec<(&Arc<Shape>, u64)> = self.counts.iter().map(|(shape, count)| (shape, *count)).collect();
-        all.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+        let order = |a: &(&Arc<Shape>, u64), b: &(&Arc<Shape>, u64)| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0));
+        if all.len() > SCORED {
+            all.select_nth_unstable_by(SCORED, order);
+            all.truncate(SCORED);
+        }
+        all.sort_unstable_by(order);
         let enough = u128::from(self.total) * u128::from(COVERED);
         let mut covered = 0u64;
         let mut taken = 0;
-        while taken < all.len().min(SCORED) && u128::from(covered) * 100 < enough {
+        while taken < all.len() && u128::from(covered) * 100 < enough {
             covered = covered.saturating_add(all[taken].1);
             taken += 1;
         }
@@ -110,5 +112,21 @@ mod tests {
         mix.remove(&ask(1), 90);
         assert_eq!(mix.top().iter().map(|(s, _)| s.cpu_milli).collect::<Vec<_>>(), [2, 3]);
         assert!(Mix::default().top().is_empty());
+    }
+
+    #[test]
+    fn of_however_many_shapes_what_is_taken_off_leaves_what_was_never_there() {
+        let ask = |cpu_milli| Resources { gpu: Gpus::Whole(1), cpu_milli, ..Resources::default() };
+        let (mut all, mut some) = (Mix::default(), Mix::default());
+        (0..10_000).for_each(|no| all.add(&ask(no), 1 + no % 7));
+        (0..9_900).for_each(|no| all.remove(&ask(no), 1 + no % 7));
+        (9_900..10_000).for_each(|no| some.add(&ask(no), 1 + no % 7));
+        assert_eq!(all, some);
+        (10_000..20_000).for_each(|no| all.add(&ask(no), 20));
+        assert_eq!(all.top().len(), SCORED);
+        assert!(
+            all.top().iter().zip(10_000..).all(|((shape, _), no)| shape.cpu_milli == no),
+            "equal ones in their order"
+        );
     }
 }

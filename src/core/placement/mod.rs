@@ -11,8 +11,10 @@ pub mod filter;
 mod gangs;
 pub mod hindsight;
 mod keep;
+pub(crate) mod locality;
 pub mod mix;
 mod order;
+pub mod pass;
 pub mod policy;
 pub mod preempt;
 pub mod queue;
@@ -22,13 +24,15 @@ pub mod score;
 pub mod standing;
 mod together;
 pub mod trial;
+mod turns;
+mod victims;
 mod whole;
 pub mod worth;
 
 use crate::capacity::{Class, Flavor};
 use crate::id::NodeNo;
 use crate::job::{Allocation, Arrangement, Constraints, JobSpec};
-use crate::node::Node;
+use crate::node::{Node, PortRange};
 use crate::quota;
 use crate::resources::Resources;
 use crate::sharing::Ask;
@@ -117,6 +121,7 @@ fn search(state: &State, spec: &JobSpec, limits: &Limits) -> Option<Pick> {
     // Of one domain's nodes there are few.
     let ranked = if limits.within.is_none() { standing::find(state, spec, limits) } else { None };
     let found = ranked.unwrap_or_else(|| scan(state, spec, limits))?;
+    let found = locality::prefer(state, spec, limits, found);
     let Found { score, node, terms, device, class, runner_up, candidates } = found;
     let alloc = allocate(state, &Ask::of(state, spec), state.node(node)?, &class, device, limits.skip_ports)?;
     let policy = state.rules.chosen.policy;
@@ -230,9 +235,8 @@ fn allocate(
         None => None,
         Some(range) => {
             let used = &state.ledger().node(node.no)?.ports;
-            // Above the highest in use first: a port just released may still linger in TIME_WAIT.
-            let next = used.get_max().map_or(range.first, |max| max.saturating_add(1)).max(range.first);
-            let free = (next..=range.last).chain((range.first..=range.last).take_while(|port| *port < next));
+            let next = first_port(range, state.meta().now_ms);
+            let free = (next..=range.last).chain(range.first..next);
             let mut free = free.filter(|port| !used.contains(port));
             // Round and round: of few ports the first may be free again when the last is taken.
             let skip = if skip == 0 { 0 } else { usize::from(skip) % free.clone().count().max(1) };
@@ -240,6 +244,16 @@ fn allocate(
         }
     };
     Some(Allocation { node: node.no, shares, port, at_ms: state.meta().now_ms })
+}
+
+/// The port from which on a free one is looked for: another one each second, so that one that was released rests before
+/// somebody else gets it. It may linger in TIME_WAIT, and a gateway that the group can't reach, or a client with a list
+/// of its own, takes it for the former tenant's for as long as it is not told.
+fn first_port(range: PortRange, now_ms: u64) -> u16 {
+    let all = u64::from(range.last.saturating_sub(range.first)) + 1;
+    // In steps of the golden section, so that those of a second with many placements are not the next seconds' first.
+    let step = (all * 618 / 1000).max(1);
+    range.first + ((now_ms / 1000 % all) * step % all) as u16
 }
 
 /// Places for `wanted` replicas of a job: all of them, or as many as fit (none

@@ -49,6 +49,23 @@ impl Order {
         }
     }
 
+    /// How many tenants have somebody who is still to come.
+    pub fn tenants(&self) -> usize {
+        self.0.len()
+    }
+
+    /// So many of that tenant's are passed over.
+    pub fn skip(&mut self, state: &State, tenant: TenantNo, by: usize) {
+        let Some(((priority, _, Reverse(no)), _)) = self.0.iter().find(|(_, other)| *other == tenant).copied() else {
+            return;
+        };
+        self.leave_out(tenant);
+        let behind = state.waiting.range((tenant, -priority, no)..=(tenant, i32::MAX, JobNo(u64::MAX))).nth(by);
+        if let Some(job) = behind.and_then(|(.., no)| state.job(*no)) {
+            self.0.push((rank(state, job), tenant));
+        }
+    }
+
     /// Nobody else of that tenant.
     pub fn leave_out(&mut self, tenant: TenantNo) {
         self.0.retain(|(_, other)| *other != tenant);

@@ -76,6 +76,9 @@ impl Weights {
             Term::Arrangement => 4_000_000,
             // Below one point of any other term: it decides between equals alone.
             Term::Fit => 1,
+            // Files that are there already are worth twenty points of a term of the usual weight: they decide between
+            // places that are nearly as good, and tear no GPU open. Fixed, since the weights' form is.
+            Term::Locality => 20,
             Term::Fragmentation => self.fragmentation.into(),
             Term::Topology => self.topology.into(),
             Term::Cost => self.cost.into(),

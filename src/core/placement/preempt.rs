@@ -19,6 +19,7 @@ use crate::reason::Reason;
 use crate::sharing::Ask;
 use crate::state::State;
 use crate::topology::{Domain, Level};
+pub(crate) use beyond::beyond;
 use shortfall::{allows, free_quota};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -26,6 +27,7 @@ use std::sync::Arc;
 pub(crate) use units::Budgets;
 use units::{Spares, Unit, units};
 
+mod beyond;
 mod shortfall;
 mod units;
 
@@ -67,6 +69,11 @@ pub(crate) fn claim_by(
     limits: &Limits,
     budgets: Budgets,
 ) -> Option<Claim> {
+    any_claim(state, spec, wanted, limits, budgets).filter(|claim| claim.victims.len() <= MOST_VICTIMS)
+}
+
+/// The same, however many give way.
+fn any_claim(state: &State, spec: &JobSpec, wanted: &[u16], limits: &Limits, budgets: Budgets) -> Option<Claim> {
     let tenant = state.tenant_named(&spec.tenant).map(|tenant| tenant.no);
     if wanted.is_empty() || !state.meta().placement.preemption.enabled || state.claims.len() >= claim::MOST_OPEN {
         return None;
@@ -95,8 +102,7 @@ pub(crate) fn claim_by(
     let of = |unit: &Unit| unit.members.iter().map(|member| victim(unit.why, member)).collect::<Vec<_>>();
     let mut victims: Vec<Victim> = chosen.iter().flat_map(|unit| of(&units[*unit])).collect();
     victims.sort_unstable();
-    let few = !victims.is_empty() && victims.len() <= MOST_VICTIMS;
-    few.then(|| Claim { placements, victims, at_ms: state.meta().now_ms })
+    (!victims.is_empty()).then(|| Claim { placements, victims, at_ms: state.meta().now_ms })
 }
 
 /// What it costs when these go.

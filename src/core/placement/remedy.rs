@@ -2,27 +2,26 @@
 //! make, each tried on a copy of the state with the placer's own search. It changes
 //! nothing, and does not guess when something ends.
 
-use super::queue::{self, Turn};
+use super::pass::{self, Turn};
 use super::{Limits, filter, place};
-use crate::budget::{Kind, Limit, Over, Window, judge};
+use crate::budget::{Limit, Over, judge};
 use crate::claim;
 use crate::command::Placement;
-use crate::id::{Incarnation, JobNo, NodeName, NodeNo, TenantId, TenantNo};
+use crate::id::{JobNo, NodeNo, TenantNo};
 use crate::job::{Job, JobSpec, Runtime};
-use crate::node::{DrainState, Node, NodeKind, NodeSpec, NodeState, has_engine};
-use crate::quota::{self, milli, tree};
+use crate::node::{Node, NodeState, has_engine};
+use crate::quota::{self, tree};
 use crate::reason::Refusal;
 use crate::resources::{Gpus, Resources};
 use crate::sharing::Ask;
 use crate::state::State;
 use crate::tenant::{Quota, Tenant};
-use crate::topology::{Domain, Level};
 use crate::trust;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
-use nodes::with_engine;
+pub use change::Change;
+use change::make;
 
 /// Nodes of each kind that are tried; equal ones are tried once.
 const NODES: usize = 12;
@@ -36,101 +35,6 @@ const BUDGETS: usize = 8;
 const ADDED: u16 = 16;
 /// The same for it and those ahead of it, who have theirs first.
 const ADDED_FOR_ALL: u16 = 1024;
-
-/// Something that an operator can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Raise the tenant's quota to this.
-    Quota {
-        tenant: TenantId,
-        quota: Box<Quota>,
-    },
-    /// Raise a budget to this, in units of such a limit.
-    Budget {
-        tenant: TenantId,
-        kind: Kind,
-        window: Window,
-        most: u64,
-    },
-    /// Somebody has to let it in; in words.
-    LetIn(String),
-    Uncordon(NodeName),
-    /// Take a device back that is left alone for its faults, once it is mended.
-    Heal {
-        node: NodeName,
-        device: u16,
-    },
-    /// It is silent, down or in maintenance.
-    Return(NodeName),
-    /// No container engine is there.
-    Engine(NodeName),
-    /// Let the tenant's jobs have parts of devices that nothing keeps them to. `or_whole`: asking for a whole GPU
-    /// instead would do as well.
-    SoftSharing {
-        tenant: TenantId,
-        or_whole: bool,
-    },
-    /// So many nodes that hold one replica each; of that name where it is asked for, then one.
-    AddNodes {
-        count: u16,
-        name: Option<NodeName>,
-        spec: Box<NodeSpec>,
-    },
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Change::Quota { tenant, quota } => {
-                let gpus = quota.gpu_milli.map(|n| format!(" --gpus {}", milli(n))).unwrap_or_default();
-                let types: Vec<String> =
-                    quota.types.iter().map(|(kind, share)| format!("{kind}={}", milli(share.gpu_milli))).collect();
-                let gpus = if types.is_empty() { gpus } else { format!("{gpus} --gpus {}", types.join(",")) };
-                let cpu = quota.cpu_milli.map(|n| format!(" --cpu {}", milli(n))).unwrap_or_default();
-                let memory = quota.memory.map(|n| format!(" --mem {n}")).unwrap_or_default();
-                let tpu = quota.tpu.map(|n| format!(" --tpu {n}")).unwrap_or_default();
-                write!(f, "raise the quota: nf quota set {tenant}{gpus}{cpu}{memory}{tpu}")
-            }
-            Change::Budget { tenant, kind, window, most } => {
-                let (flag, unit) = match kind {
-                    Kind::GpuHours => ("gpu-hours", 1000),
-                    Kind::Money => ("money", 1_000_000),
-                };
-                let (most, window) = (most.div_ceil(unit), window.name());
-                write!(f, "raise the budget: nf quota set {tenant} --{flag} {most}/{window}")
-            }
-            Change::LetIn(how) => f.write_str(how),
-            Change::Heal { node, device } => {
-                write!(f, "mend device {device} of node {node} and take it back: nf node heal {node} {device}")
-            }
-            Change::Uncordon(node) => write!(f, "uncordon node {node}: nf node uncordon {node}"),
-            Change::Return(node) => write!(f, "bring node {node} back: nf describe node {node} says what is wrong"),
-            Change::SoftSharing { tenant, or_whole } => {
-                let or = if *or_whole { ", or ask for a whole GPU (gpu 1)" } else { "" };
-                write!(
-                    f,
-                    "let the tenant accept parts of GPUs that nothing enforces: nf quota set {tenant} --soft-sharing{or}"
-                )
-            }
-            Change::Engine(node) => {
-                write!(f, "start a container engine (Docker or Podman) on node {node}, and nf serve there anew")
-            }
-            Change::AddNodes { count, name, spec } => {
-                let devices = spec
-                    .devices
-                    .first()
-                    .map_or(String::new(), |device| format!(" with {} × {}", spec.devices.len(), device.device_type));
-                let nodes = if *count == 1 { "node" } else { "nodes" };
-                let narrowest = Level::ALL.into_iter().find_map(|level| Domain::of(level, spec.names()));
-                let place = narrowest.map_or(String::new(), |domain| format!(" in {domain}"));
-                match name {
-                    Some(name) => write!(f, "add node {name}{devices}{place}"),
-                    None => write!(f, "add {count} {nodes}{devices}{place}"),
-                }
-            }
-        }
-    }
-}
 
 /// Who waits.
 struct Waiter<'a> {
@@ -183,11 +87,11 @@ impl Waiter<'_> {
 
     /// So many nodes that those ahead may have theirs, with what else is needed then.
     fn added_for_all(&self, state: &State, soft: &[Change]) -> Option<Vec<Change>> {
-        let most = queue::turn(state, self.spec, self.job).missing + self.wanted.len();
+        let most = pass::turn(state, self.spec, self.job).missing + self.wanted.len();
         let most = u16::try_from(most).unwrap_or(u16::MAX).min(ADDED_FOR_ALL);
         let mut scratch = state.speculative();
         soft.iter().chain([&self.added(state, most)]).for_each(|change| make(&mut scratch, change));
-        let turn = queue::turn(&scratch, self.spec, self.job);
+        let turn = pass::turn(&scratch, self.spec, self.job);
         // Of so many, those count that are in use when it has its place.
         let places = self.places(&turn.state, &turn.kept)?;
         let is_added = |node: NodeNo| node.0 > u32::MAX - u32::from(most);
@@ -257,7 +161,7 @@ impl Waiter<'_> {
 
     /// Whether it would run when those ahead of it have had their turn.
     fn runs_in_turn(&self, state: &State) -> bool {
-        let Turn { state, kept, .. } = queue::turn(state, self.spec, self.job);
+        let Turn { state, kept, .. } = pass::turn(state, self.spec, self.job);
         self.runs(&state, &kept)
     }
 
@@ -284,7 +188,7 @@ impl Waiter<'_> {
     fn paid(&self, state: &State, places: &[Placement]) -> Result<(), Over> {
         let tenant = self.tenant(state);
         match self.job {
-            Some(job) => judge::check(state, tenant, self.spec, &job.replicas, places),
+            Some(job) => judge::check(state, tenant, self.spec, (&job.replicas, job.ran), places),
             None => judge::check_new(state, tenant, self.spec, places),
         }
     }
@@ -408,7 +312,7 @@ fn heals(node: &Arc<Node>) -> impl Iterator<Item = Change> + '_ {
 /// The quota with which so many replicas more are allowed.
 fn wider(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) -> Option<Change> {
     let used = tenant.map(|no| quota::used(state, no)).unwrap_or_default();
-    let now = tenant.map(|no| quota::quota(state, no)).unwrap_or_default();
+    let now = tenant.and_then(|no| quota::quota(state, no)).cloned().unwrap_or_default();
     let ask = &spec.resources;
     let more = ask.gpu.milli().checked_mul(times)?;
     let own = tenant.map_or(state.meta().default_gpu_milli, |no| quota::gpu_limit(state, no));
@@ -448,85 +352,7 @@ fn missing(state: &State, tenant: &Tenant, more: u64) -> u64 {
     tree::path(state, tenant).iter().map(short).max().unwrap_or(0)
 }
 
-/// The tenant, or what it would be once it is named.
-fn row(state: &State, tenant: &TenantId) -> Tenant {
-    let no = TenantNo(state.meta().next_tenant);
-    let new = || Tenant { no, id: tenant.clone(), quota: Quota::default(), created_ms: 0 };
-    state.tenant_named(tenant).map_or_else(new, |row| (**row).clone())
-}
-
-/// Makes the change on a scratch copy.
-fn make(state: &mut State, change: &Change) {
-    let find = |state: &State, name: &NodeName| state.node_named(name).map(|node| (**node).clone());
-    match change {
-        Change::Quota { tenant, quota } => {
-            let row = row(state, tenant);
-            // Budgets and walls are changes of their own.
-            let (budgets, soft_sharing) = (row.quota.budgets.clone(), row.quota.soft_sharing);
-            state.put_tenant(Tenant { quota: Quota { budgets, soft_sharing, ..(**quota).clone() }, ..row });
-        }
-        Change::SoftSharing { tenant, .. } => {
-            let row = row(state, tenant);
-            state.put_tenant(Tenant { quota: Quota { soft_sharing: true, ..row.quota.clone() }, ..row });
-        }
-        Change::Budget { tenant, kind, window, most } => {
-            let row = row(state, tenant);
-            let mut budgets = row.quota.budgets.as_deref().cloned().unwrap_or_default();
-            budgets.set(*kind, *window, *most);
-            state.put_tenant(Tenant { quota: Quota { budgets: budgets.some(), ..row.quota.clone() }, ..row });
-        }
-        // Nothing that the placer looks at.
-        Change::LetIn(_) => {}
-        Change::Heal { node, device } => {
-            if let Some(node) = find(state, node)
-                && let Some(uuid) = node.spec.devices.get(usize::from(*device)).map(|device| device.uuid.clone())
-            {
-                let mut quarantine = node.quarantine.clone();
-                quarantine.remove(&uuid);
-                state.put_node(Node { quarantine, ..node });
-            }
-        }
-        Change::Uncordon(name) => {
-            if let Some(node) = find(state, name) {
-                state.put_node(Node { cordon: None, drain: DrainState::None, ..node });
-            }
-        }
-        Change::Return(name) => {
-            if let Some(node) = find(state, name) {
-                state.put_node(Node { state: NodeState::Ready, ..node });
-            }
-        }
-        Change::Engine(name) => {
-            if let Some(node) = find(state, name)
-                && let Some(labels) = with_engine(&node.spec.labels)
-            {
-                let spec = Arc::new(NodeSpec { labels, ..(*node.spec).clone() });
-                state.put_node(Node { spec, ..node });
-            }
-        }
-        Change::AddNodes { count, name, spec } => {
-            for i in 0..u32::from(*count) {
-                let no = NodeNo(u32::MAX - i);
-                let named = name.clone().filter(|name| i == 0 && state.node_named(name).is_none());
-                let Some(name) = named.or_else(|| NodeName::new(&format!("added-{i}")).ok()) else { continue };
-                let node = Node {
-                    no,
-                    name,
-                    kind: NodeKind::Worker,
-                    incarnation: Incarnation(1),
-                    spec: Arc::new((**spec).clone()),
-                    state: NodeState::Ready,
-                    cordon: None,
-                    drain: DrainState::None,
-                    quarantine: Default::default(),
-                    since_ms: 0,
-                };
-                state.put_node(node);
-            }
-        }
-    }
-}
-
+mod change;
 mod nodes;
 #[cfg(test)]
 mod tests;

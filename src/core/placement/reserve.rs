@@ -6,17 +6,17 @@
 
 use super::filter;
 use super::keep::{LONGEST_MS, targets};
-use super::queue::{Asker, askers, waits_for_room};
+use super::queue::{Asker, Shape, askers, waits_for_room};
 use crate::budget::{Rates, judge};
 use crate::id::{JobNo, RequestId, TenantNo};
 use crate::job::{Job, JobSpec, Next, Phase};
-use crate::quota::{self, tree, types};
+use crate::quota::{self, Rooms, tree, types};
 use crate::reason::{Blocker, Reason};
 use crate::sharing::Ask;
 use crate::state::State;
 use crate::tenant::Tenant;
 use crate::trust;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Waiters of one tenant among which its first one is looked for: some wait for what they can never have.
@@ -68,7 +68,7 @@ impl Reserves {
     /// What those keep who are ahead of a job: of its own tenant the earlier ones, of others the more urgent, and as urgent
     /// ones of those that have no more of their share.
     fn look_before(&mut self, state: &State, own: TenantNo, priority: i16, no: JobNo) {
-        let share = quota::dominant_share(state, own);
+        let (share, mut known) = (quota::dominant_share(state, own), Known::default());
         let urgency = -i32::from(priority);
         for tenant in rivals(state, own) {
             let last = match tenant == own {
@@ -76,16 +76,16 @@ impl Reserves {
                 false if quota::dominant_share(state, tenant) <= share => (urgency, JobNo(u64::MAX)),
                 false => (urgency - 1, JobNo(u64::MAX)),
             };
-            self.look(state, tenant, last);
+            self.look(state, &mut known, tenant, last);
         }
     }
 
     /// The first of the tenant's waiters, up to that one, that waits for what will be free.
-    fn look(&mut self, state: &State, tenant: TenantNo, (priority, no): (i32, JobNo)) {
+    fn look(&mut self, state: &State, known: &mut Known, tenant: TenantNo, (priority, no): (i32, JobNo)) {
         let queue = state.waiting.range((tenant, i32::MIN, JobNo(0))..=(tenant, priority, no));
         let jobs = queue.take(LOOKED_AT).filter_map(|(.., no)| state.job(*no));
         for job in jobs.filter(|job| job.claim.is_none() && trust::withheld(state, job).is_none()) {
-            if askers(state, job).any(|asker| self.add(state, &asker)) {
+            if askers(state, job).any(|asker| known.may_lack(state, &asker) && self.add(state, &asker)) {
                 return;
             }
         }
@@ -108,6 +108,9 @@ impl Reserves {
                 let in_time = state.meta().now_ms < began.saturating_add(LONGEST_MS);
                 let rates = Box::new(judge::next(state, job));
                 (scope.filter(|_| in_time), Kept::Budget { ends_ms: over.ends_ms, rates })
+            }
+            None if waited >= LONGEST_MS && self.tries.get(&job.tenant).is_some_and(|tries| *tries >= TRIES) => {
+                return false;
             }
             None => {
                 let scope = quota::waits_for(state, Some(job.tenant), asker.spec, times);
@@ -193,6 +196,35 @@ impl Reserves {
         let mut scratch = state.speculative();
         self.count(&which, &mut scratch);
         Some((scratch, first))
+    }
+}
+
+/// What is known of the asks of many waiters, on a state that stays as it is: what one lacks, all lack that ask alike.
+#[derive(Default)]
+struct Known {
+    rooms: Rooms,
+    /// Lack nothing, or what they can never have.
+    in_vain: BTreeSet<(TenantNo, Shape)>,
+}
+
+impl Known {
+    /// Whether the waiter may lack quota or budget that it will have. A budget each may lack alone.
+    fn may_lack(&mut self, state: &State, asker: &Asker<'_>) -> bool {
+        let (tenant, times) = (asker.job.tenant, times(asker));
+        if judge::concerns(state, tenant) {
+            return true;
+        }
+        let key = (tenant, Shape::of(state, asker));
+        if self.in_vain.contains(&key) {
+            return false;
+        }
+        let has = self.rooms.allow(state, tenant, &asker.spec.resources, times)
+            && types::some_open(state, Some(tenant), asker.spec, times);
+        let lacks = !has && quota::waits_for(state, Some(tenant), asker.spec, times).is_some();
+        if !lacks {
+            self.in_vain.insert(key);
+        }
+        lacks
     }
 }
 
@@ -310,6 +342,8 @@ fn allows_without(state: &State, tenant: TenantNo, spec: &JobSpec, times: u64, g
         let Some(node) = state.node(alloc.node) else { continue };
         scratch.ledger.release(job.tenant, (job.no, *no), &job.spec.resources, alloc, &node.spec);
     }
+    scratch.claims_changed = true;
+    scratch.sum_claims();
     quota::allows(&scratch, Some(tenant), &spec.resources, times)
         && types::some_open(&scratch, Some(tenant), spec, times)
 }

@@ -27,6 +27,8 @@ pub enum Term {
     Cost,
     /// How few replicas of the same job are there (or how many, when packing).
     Arrangement,
+    /// Whether the model's files are on the node already.
+    Locality,
 }
 
 impl Term {
@@ -37,18 +39,51 @@ impl Term {
             Term::Topology => "topology",
             Term::Cost => "cost",
             Term::Arrangement => "arrangement",
+            Term::Locality => "locality",
         }
     }
 }
 
 /// The terms of a score, before weighting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct Terms {
     pub fragmentation: i32,
     pub fit: i32,
     pub topology: i32,
     pub cost: i32,
     pub arrangement: i32,
+    pub locality: i32,
+}
+
+/// Terms as logs and rows have them. Locality came when there were such bytes already, and their form has no names for a
+/// field to be absent by: it is written above the arrangement, which is at most 1000, so that without it the bytes are
+/// what they always were. ADR 91.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    fragmentation: i32,
+    fit: i32,
+    topology: i32,
+    cost: i32,
+    both: i32,
+}
+
+/// Of the number in which both are: those of the arrangement.
+const ARRANGEMENT_BITS: u32 = 16;
+
+impl From<Terms> for Stored {
+    fn from(terms: Terms) -> Self {
+        let Terms { fragmentation, fit, topology, cost, arrangement, locality } = terms;
+        Self { fragmentation, fit, topology, cost, both: locality << ARRANGEMENT_BITS | arrangement }
+    }
+}
+
+impl From<Stored> for Terms {
+    fn from(stored: Stored) -> Self {
+        let Stored { fragmentation, fit, topology, cost, both } = stored;
+        let (arrangement, locality) = (both & ((1 << ARRANGEMENT_BITS) - 1), both >> ARRANGEMENT_BITS);
+        Self { fragmentation, fit, topology, cost, arrangement, locality }
+    }
 }
 
 impl Terms {
@@ -57,13 +92,14 @@ impl Terms {
         self.each().iter().map(|(term, value)| weights.of(*term) * i64::from(*value)).sum()
     }
 
-    pub fn each(&self) -> [(Term, i32); 5] {
+    pub fn each(&self) -> [(Term, i32); 6] {
         [
             (Term::Fragmentation, self.fragmentation),
             (Term::Fit, self.fit),
             (Term::Topology, self.topology),
             (Term::Cost, self.cost),
             (Term::Arrangement, self.arrangement),
+            (Term::Locality, self.locality),
         ]
     }
 
@@ -104,7 +140,7 @@ pub fn terms(class: &Class, ask: &Ask<'_>, rules: &Rules) -> Option<(Terms, Opti
     let apart = if fit.span.numa_nodes > 1 { APART } else { 0 };
     let topology = 1000 / i32::from(fit.span.islands) - apart;
     let cost = cheap(class, ask, rules);
-    Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0 }, device))
+    Some((Terms { fragmentation, fit: fit_term, topology, cost, arrangement: 0, locality: 0 }, device))
 }
 
 /// Points of topology that devices on several NUMA nodes cost. At the usual weights less than a point of fragmentation:
@@ -126,7 +162,7 @@ fn of_slice(class: &Class, ask: &Ask<'_>, cut: Cut, rules: &Rules) -> Terms {
         Policy::Random => (0, 0),
         Policy::BestFit | Policy::Cost => (tight, 0),
     };
-    Terms { fragmentation, fit, topology: 1000, cost: cheap(class, ask, rules), arrangement: 0 }
+    Terms { fragmentation, fit, topology: 1000, cost: cheap(class, ask, rules), arrangement: 0, locality: 0 }
 }
 
 /// "As dear as it gets" is 100 currency units an hour or more; where the price is what counts, the dearest GPUs that

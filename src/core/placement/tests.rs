@@ -139,3 +139,20 @@ fn every_choice_carries_its_terms_and_a_runner_up() {
         assert_eq!(place_one(&state, &spec, &Limits::default()), Some(pick), "the same state gives the same place");
     }
 }
+
+#[test]
+fn a_port_that_was_released_rests() {
+    let range = crate::node::PortRange { first: 31_000, last: 31_999 };
+    let firsts: Vec<u16> = (0..60).map(|second| first_port(range, 1_795_000_000_000 + second * 1000)).collect();
+    assert!(firsts.iter().all(|port| (range.first..=range.last).contains(port)));
+    // Eight replicas of one second have ports that follow one another: for half a minute none of them is first again.
+    for (second, first) in firsts.iter().enumerate() {
+        let taken = *first..first.saturating_add(8);
+        assert!(firsts[second + 1..].iter().take(30).all(|later| !taken.contains(later)), "{first}");
+    }
+    let range_of = |first, last| crate::node::PortRange { first, last };
+    let (one, all) = (range_of(65_535, 65_535), range_of(0, 65_535));
+    assert_eq!(first_port(one, u64::MAX), 65_535);
+    // Of the widest range, too, nothing overflows.
+    first_port(all, u64::MAX);
+}

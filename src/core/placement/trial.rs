@@ -25,6 +25,17 @@ pub struct TrialNode {
     pub place: Whereabouts,
 }
 
+/// The place in the list of the first node with which all have more CPU or memory than can be counted, and so more could
+/// be placed on than can be booked.
+pub fn beyond_count(nodes: &[TrialNode]) -> Option<usize> {
+    let (mut cpu_milli, mut memory) = (Some(0u64), Some(0u64));
+    nodes.iter().position(|node| {
+        cpu_milli = cpu_milli.and_then(|all| all.checked_add(node.cpu_milli));
+        memory = memory.and_then(|all| all.checked_add(node.memory));
+        cpu_milli.is_none() || memory.is_none()
+    })
+}
+
 /// Where a node is, as far as that is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whereabouts {

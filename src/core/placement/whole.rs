@@ -1,5 +1,5 @@
 //! Which whole devices of a node a replica gets: those of the smallest NVLink island that holds all of them, else of as
-//! few islands as can be. Where islands leave a choice, the devices of one NUMA node, and of the one that holds them with
+//! few islands as can be, the last of them the smallest that holds the rest. Where islands leave a choice, the devices of one NUMA node, and of the one that holds them with
 //! the least left: memory and CPUs of the other are a socket away. Of a node that says nothing of NUMA nodes, the first
 //! ones. It compares no nodes.
 
@@ -121,20 +121,25 @@ fn take(groups: &mut [Group], wanted: u16, tight: Option<u16>, near: Option<u16>
     let island = |group: &Group| {
         let first = match tight {
             Some(tight) => (group.of_island != tight).into(),
-            // From the fullest first, so that as few as possible are crossed.
+            // From the fullest first, so that as few as possible are crossed: all of each but the last.
             None => u16::MAX - group.of_island,
         };
         (first, Reverse(group.near), group.island)
     };
     groups.sort_unstable_by_key(|group| (island(group), group.numa));
-    let mut held = 0;
-    let enough = groups.iter().position(|group| {
-        held += group.idle;
-        held >= wanted
-    });
+    // Whole islands first, and the rest from the smallest that holds it: a pair is not broken where one alone is idle.
+    let mut missing = wanted;
+    let is_whole = |run: &&[Group]| {
+        let all = run[0].of_island < missing;
+        missing -= if all { run[0].of_island } else { 0 };
+        all
+    };
+    let whole: usize = groups.chunk_by(|a, b| a.island == b.island).take_while(is_whole).map(<[Group]>::len).sum();
+    let holds = groups[whole..].iter().filter(|group| group.of_island >= missing);
+    let last = holds.min_by_key(|group| (group.of_island, island(group))).map(|group| group.island);
+    groups[whole..].sort_unstable_by_key(|group| (Some(group.island) != last, group.numa));
     // All of the last island is there to choose from, too.
-    let last = enough.map(|at| groups[at].island);
-    let some = groups.iter().rposition(|group| Some(group.island) == last).map_or(0, |at| at + 1);
+    let some = whole + groups[whole..].iter().take_while(|group| Some(group.island) == last).count();
     groups.iter_mut().for_each(|group| group.taken = 0);
     let chosen = &mut groups[..some];
     let islands = runs(chosen.iter().map(|group| Some(group.island)));

@@ -5,7 +5,7 @@ use crate::budget;
 use crate::budget::afford::{Offer, affordable, affordable_claim};
 use crate::claim::Claim;
 use crate::id::{Digest16, NodeNo, RequestId};
-use crate::job::JobSpec;
+use crate::job::{JobSpec, Ran};
 use crate::placement::{Limits, Pick, explain, queue, reserve};
 use crate::reason::{Blocker, Reason};
 use crate::state::{State, WORKLOAD};
@@ -122,8 +122,8 @@ pub(super) fn drafted(state: &State, spec: &JobSpec, victims: Victims) -> Draft 
     }
     let counted = ahead.counted(state, spec);
     let (on, kept_for) = counted.as_ref().map_or((state, None), |(counted, first)| (counted, Some(first.clone())));
-    let wanted = within(on);
-    let found = affordable(on, tenant, spec, &[], &wanted, &limits);
+    let wanted = if counted.is_some() { within(on) } else { free.clone() };
+    let found = affordable(on, tenant, spec, (&[], Ran::default()), &wanted, &limits);
     let (picks, ask) = match found {
         Offer::Places(picks) => (picks, None),
         // Nobody gives way to who is not next.

@@ -1,7 +1,7 @@
 //! Plans about rollouts that somebody wants: begun, paused, promoted, reverted. A new version
 //! is let in as a new job would be; going back to the one before it needs nobody's word.
 
-use super::Planned;
+use super::{Planned, live};
 use crate::approval;
 use crate::audit::Actor;
 use crate::command::Command;
@@ -12,16 +12,9 @@ use crate::job::Job;
 use crate::model_budget;
 use crate::quarantine;
 use crate::reason::{Reason, Refusal};
-use crate::rollout::{Course, Next, Part, Rollout, Strategy, Turn};
+use crate::rollout::{self, Course, Next, Part, Rollout, Strategy, Turn};
 use crate::state::State;
-use std::sync::Arc;
-
-fn live<'a>(state: &'a State, request: &RequestId, tenant: Option<&TenantId>) -> Result<&'a Arc<Job>, Refusal> {
-    let job = state.job_of(request).filter(|job| !job.stopped && tenant.is_none_or(|t| *t == job.spec.tenant));
-    let missing =
-        || Refusal::field(Reason::NotFound, "request_id", format!("no live job {request}; nf get jobs lists them"));
-    job.ok_or_else(missing)
-}
+use crate::trust;
 
 fn conflict<T>(detail: String) -> Result<T, Refusal> {
     Err(Refusal::field(Reason::Conflict, "request_id", detail))
@@ -93,7 +86,10 @@ pub(super) fn turn(
     if is_so(open, turn) {
         return Ok(Planned::default());
     }
-    allowed(request, job, open, turn)?;
+    closed(state, job, open, turn)?;
+    if !(*turn == Turn::Promote && rollout::may_be_kept(state, job)) {
+        allowed(request, job, open, turn)?;
+    }
     Planned::one(Command::TurnRollout { job: job.no, revision: open.revision, turn: turn.clone() })
 }
 
@@ -104,6 +100,26 @@ fn is_so(open: &Rollout, turn: &Turn) -> bool {
         (Turn::Resume, Course::Forward { paused, .. }) => !paused,
         (Turn::Back { .. }, Course::Back { .. }) => true,
         _ => false,
+    }
+}
+
+/// What can't be said to a rollout because its former version was taken back.
+fn closed(state: &State, job: &Job, open: &Rollout, turn: &Turn) -> Result<(), Refusal> {
+    let (from, to) = (&open.from.version, &open.to.version);
+    let keep = || format!("or keep version {to}: nf rollout promote {}", job.request);
+    match (turn, open.course) {
+        (Turn::Back { failed: false, .. }, Course::Forward { .. }) => trust::judge_way_back(state, job)
+            .map_err(|refusal| Refusal { detail: format!("{}; {}", refusal.detail, keep()), ..refusal }),
+        (Turn::Pause | Turn::Resume, Course::Back { .. }) => match rollout::barred(state, job) {
+            Some(barred) => conflict(format!("job {} goes back; {}; {}", job.request, barred.refusal.detail, keep())),
+            None => Ok(()),
+        },
+        // A canary that is promoted goes on as ever.
+        (Turn::Promote, Course::Forward { part: Part::Canary, .. }) => Ok(()),
+        (Turn::Promote, _) if rollout::barred(state, job).is_some() && !rollout::may_be_kept(state, job) => {
+            conflict(format!("version {from} has copies on nodes still; once they are gone, version {to} can be kept"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -48,7 +48,7 @@ pub(super) fn schedule(
     actor: Option<&Actor>,
 ) -> Result<Planned, Refusal> {
     // A retry: apply answers with the job that the first one made, or with a conflict.
-    if state.request(&submission.request).is_some() {
+    if state.request(&submission.spec.tenant, &submission.request).is_some() {
         return Planned::one(Command::Submit { submission: submission.clone(), placements: Vec::new(), claim: None });
     }
     let spec = admitted(state, &submission.spec, actor)?;

@@ -186,6 +186,27 @@ fn a_copy_that_goes_bad_on_its_node_is_tried_again_and_takes_the_version_from_no
 }
 
 #[test]
+fn who_was_spoilt_by_a_disk_is_tried_elsewhere_first() {
+    let mut state = world();
+    run(&mut state, register("n2", node_spec(8)));
+    run(&mut state, schedule("r1", spec("t1", "v1", 7)));
+    for (why, next) in [
+        (Reason::RuntimeFailed, "n1"), // no word about the disk
+        (Reason::ModelCopyCorrupt, "n2"),
+        (Reason::RuntimeFailed, "n1"),
+        (Reason::ModelCopyCorrupt, "n2"),
+        (Reason::ModelCopyCorrupt, "n1"),
+    ] {
+        ends(&mut state, "r1", why);
+        let later = state.meta().now_ms + 300_000;
+        crate::testing::try_run_at(&mut state, Intent::PlaceWaiting, later).unwrap();
+        let job = state.job_of(&RequestId::new("r1").unwrap()).unwrap();
+        let node = job.replicas[0].allocation().unwrap().node;
+        assert_eq!(state.node(node).unwrap().name.as_str(), next, "after {why}");
+    }
+}
+
+#[test]
 fn neither_a_rollout_nor_a_rollback_goes_to_what_is_in_quarantine() {
     let mut state = world();
     run(&mut state, schedule("bad", spec("t1", "v1", 7)));

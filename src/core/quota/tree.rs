@@ -17,7 +17,7 @@
 pub mod room;
 
 use crate::id::{DeviceType, JobNo, TenantId, TenantNo};
-use crate::job::{Allocation, Job};
+use crate::job::{Allocation, Job, Phase, Replica};
 use crate::resources::Resources;
 use crate::state::State;
 use crate::tenant::Tenant;
@@ -53,6 +53,8 @@ pub struct Over {
     pub tenant: TenantId,
     pub demand: u64,
     pub limit: u64,
+    /// The most that the tenant may ever hold.
+    pub most: u64,
     /// Even alone it would be too much.
     pub never: bool,
 }
@@ -102,12 +104,22 @@ pub fn nominal(state: &State, tenant: &Tenant, of: Of<'_>) -> u64 {
     }
 }
 
-/// What a tenant itself holds, and what its open claims will.
+/// The most that a tenant itself holds until its open claims are met: limits are judged by that.
 fn held(state: &State, tenant: TenantNo, of: Of<'_>) -> u64 {
     match of {
         Of::Gpus => super::used(state, tenant).gpu_milli,
         Of::Type(kind) => super::types::used(state, tenant, kind),
     }
+}
+
+/// What it holds once all open claims are met, its own and those that its work gives way to: what is borrowed is judged
+/// by that, as if each claim were met before the next one is made.
+fn settled(state: &State, tenant: TenantNo, of: Of<'_>) -> u64 {
+    let held = match of {
+        Of::Gpus => state.ledger().tenant(tenant).gpu_milli,
+        Of::Type(kind) => state.ledger().of_type(tenant, kind),
+    };
+    state.claimed.get(&tenant).map_or(held, |claimed| claimed.settled(of, held))
 }
 
 fn lent(tenant: &Tenant, of: Of<'_>) -> Option<u64> {
@@ -117,23 +129,60 @@ fn lent(tenant: &Tenant, of: Of<'_>) -> Option<u64> {
     }
 }
 
-/// The sums of a subtree, with so much more for one tenant in it.
+/// The sums of a subtree, with so much more for one tenant in it, for its limits.
 pub fn sum(state: &State, tenant: &Tenant, of: Of<'_>, more: (TenantNo, u64)) -> Sum {
-    let own = held(state, tenant.no, of) + if more.0 == tenant.no { more.1 } else { 0 };
+    sum_of(state, tenant, of, more, held, None)
+}
+
+/// The same once all open claims are met.
+fn settled_sum(state: &State, tenant: &Tenant, of: Of<'_>, more: (TenantNo, u64)) -> Sum {
+    sum_of(state, tenant, of, more, settled, None)
+}
+
+/// The same for the tenant and those above it, the root last. Each tenant of the tree is looked at once.
+fn sums_above(state: &State, path: &[&Tenant], of: Of<'_>, more: u64, holds: Holds) -> Vec<Sum> {
+    let Some(own) = path.first().map(|own| own.no) else { return Vec::new() };
+    let mut below = None;
+    let sum = |each: &&Tenant| {
+        let sum = sum_of(state, each, of, (own, more), holds, below);
+        below = Some((each.no, sum));
+        sum
+    };
+    path.iter().map(sum).collect()
+}
+
+/// What a tenant itself holds.
+type Holds = fn(&State, TenantNo, Of<'_>) -> u64;
+
+/// The same, where `holds` says what a tenant itself does, and one child's sum may be known.
+fn sum_of(
+    state: &State,
+    tenant: &Tenant,
+    of: Of<'_>,
+    more: (TenantNo, u64),
+    holds: Holds,
+    known: Option<(TenantNo, Sum)>,
+) -> Sum {
+    let own = holds(state, tenant.no, of).saturating_add(if more.0 == tenant.no { more.1 } else { 0 });
     let named = match of {
         Of::Gpus => true,
         Of::Type(kind) => tenant.quota.types.contains_key(kind),
     };
     let start = Sum { nominal: nominal(state, tenant, of), demand: own, named };
     children(state, tenant).fold(start, |all, child| {
-        let sum = sum(state, child, of, more);
-        let lent = lent(child, of).unwrap_or(u64::MAX);
+        let known = known.filter(|(no, _)| *no == child.no).map(|(_, sum)| sum);
+        let sum = known.unwrap_or_else(|| sum_of(state, child, of, more, holds, None));
         Sum {
             nominal: all.nominal.saturating_add(sum.nominal),
-            demand: all.demand.saturating_add(sum.demand.max(sum.nominal.saturating_sub(lent))),
+            demand: all.demand.saturating_add(sum.demand.max(kept(child, of, sum.nominal))),
             named: all.named || sum.named,
         }
     })
+}
+
+/// What others can't have of a subtree's nominal, used or not.
+fn kept(tenant: &Tenant, of: Of<'_>, nominal: u64) -> u64 {
+    nominal.saturating_sub(lent(tenant, of).unwrap_or(u64::MAX))
 }
 
 /// What the demand of a subtree may be.
@@ -148,25 +197,51 @@ pub fn limit(tenant: &Tenant, of: Of<'_>, nominal: u64) -> u64 {
     }
 }
 
-/// Whether the tenant may hold so much more; else the nearest limit in the way. A type that
-/// nobody in the whole tree names is not limited there.
+/// Whether the tenant may hold so much more; else the nearest limit in the way, or the narrowest of all where it may
+/// never hold so much. A type that nobody in the whole tree names is not limited there.
 ///
 /// # Errors
 /// That limit.
 pub fn check(state: &State, tenant: &Tenant, of: Of<'_>, more: u64) -> Result<(), Over> {
     let path = path(state, tenant);
-    let root = path.last().map(|root| sum(state, root, of, (tenant.no, more)));
-    if root.is_none_or(|root| !root.named) {
+    let sums = sums_above(state, &path, of, more, held);
+    if sums.last().is_none_or(|root| !root.named) {
         return Ok(());
     }
-    for each in path {
-        let Sum { nominal, demand, .. } = sum(state, each, of, (tenant.no, more));
-        let limit = limit(each, of, nominal);
-        if demand > limit {
-            return Err(Over { tenant: each.id.clone(), demand: demand - more, limit, never: more > limit });
-        }
+    let limits: Vec<u64> = path.iter().zip(&sums).map(|(each, sum)| limit(each, of, sum.nominal)).collect();
+    let over = |at: &usize| sums[*at].demand > limits[*at];
+    let Some(nearest) = (0..path.len()).find(over) else { return Ok(()) };
+    let (narrowest, most) = alone(state, &path, of);
+    let never = more > most;
+    // What can never be is not a matter of waiting for what is nearer.
+    let at = if never { narrowest } else { nearest };
+    let demand = sums[at].demand.saturating_sub(more);
+    Err(Over { tenant: path[at].id.clone(), demand, limit: limits[at], most, never })
+}
+
+/// The most that the tenant may ever hold, if nobody else holds anything.
+pub fn most(state: &State, tenant: &Tenant, of: Of<'_>) -> u64 {
+    alone(state, &path(state, tenant), of).1
+}
+
+/// The narrowest place of the path, and how much the tenant may hold for that, if nobody else holds anything: what
+/// others do not lend is theirs all the same.
+fn alone(state: &State, path: &[&Tenant], of: Of<'_>) -> (usize, u64) {
+    let sums = sums_above(state, path, of, 0, |_, _, _| 0);
+    if sums.last().is_none_or(|root| !root.named) {
+        return (0, u64::MAX);
     }
-    Ok(())
+    // So much of it the places further up do not notice: it is kept for those below anyway.
+    let mut unnoticed = 0u64;
+    let mut out = (0, u64::MAX);
+    for (at, (each, sum)) in path.iter().zip(sums).enumerate() {
+        let most = limit(each, of, sum.nominal).saturating_sub(sum.demand).saturating_add(unnoticed);
+        if most < out.1 {
+            out = (at, most);
+        }
+        unnoticed = unnoticed.saturating_add(kept(each, of, sum.nominal).saturating_sub(sum.demand));
+    }
+    out
 }
 
 /// What was borrowed from a job's tenant by others, and may be had back: work of these tenants, whichever it is,
@@ -270,7 +345,7 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times:
     for pair in above.windows(2) {
         let (below, above) = (pair[0], pair[1]);
         let within = |of: &Of<'_>| {
-            let wanted = sum(state, below, *of, (tenant.no, more));
+            let wanted = settled_sum(state, below, *of, (tenant.no, more));
             wanted.demand <= wanted.nominal
         };
         if !sums.iter().all(within) {
@@ -282,7 +357,7 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times:
                 latest(state, &subtree(state, other), of, borrowed, &mut out.latest);
                 owed(state, other, of, &mut out.debts);
             }
-            let own = held(state, above.no, of).saturating_sub(nominal(state, above, of));
+            let own = settled(state, above.no, of).saturating_sub(nominal(state, above, of));
             latest(state, &[above.no], of, own, &mut out.latest);
             if own > 0 {
                 out.debts.push(Debt::new(of, BTreeSet::from([above.no]), own));
@@ -294,7 +369,7 @@ pub fn standing(state: &State, tenant: Option<TenantNo>, ask: &Resources, times:
 
 /// How much a subtree takes above what is its own.
 fn excess(state: &State, tenant: &Tenant, of: Of<'_>) -> u64 {
-    let Sum { nominal, demand, .. } = sum(state, tenant, of, (tenant.no, 0));
+    let Sum { nominal, demand, .. } = settled_sum(state, tenant, of, (tenant.no, 0));
     demand.saturating_sub(nominal)
 }
 
@@ -304,7 +379,7 @@ fn owed(state: &State, tenant: &Tenant, of: Of<'_>, out: &mut Vec<Debt>) {
     if all == 0 {
         return;
     }
-    let own = held(state, tenant.no, of).saturating_sub(nominal(state, tenant, of));
+    let own = settled(state, tenant.no, of).saturating_sub(nominal(state, tenant, of));
     let first = out.len();
     if own > 0 {
         out.push(Debt::new(of, BTreeSet::from([tenant.no]), own));
@@ -336,8 +411,8 @@ pub fn borrowed_more<'a>(
     let sums = sums_of(state, row, ask).unwrap_or_else(|| vec![Of::Gpus]);
     path(state, row).into_iter().find_map(|each| {
         sums.iter().find_map(|of| {
-            let now = sum(state, each, *of, (row.no, 0));
-            let then = sum(without, each, *of, (row.no, more));
+            let now = settled_sum(state, each, *of, (row.no, 0));
+            let then = settled_sum(without, each, *of, (row.no, more));
             let beyond = then.demand.checked_sub(then.nominal.max(now.demand)).filter(|beyond| *beyond > 0)?;
             Some((each, *of, beyond))
         })
@@ -371,7 +446,7 @@ pub fn subtree(state: &State, tenant: &Tenant) -> Vec<TenantNo> {
     out
 }
 
-/// The latest jobs of these tenants that make up the excess.
+/// The latest jobs of these tenants that make up the excess, of those that are not leaving anyway.
 fn latest(state: &State, tenants: &[TenantNo], of: Of<'_>, mut excess: u64, out: &mut BTreeSet<JobNo>) {
     if excess == 0 {
         return;
@@ -384,7 +459,8 @@ fn latest(state: &State, tenants: &[TenantNo], of: Of<'_>, mut excess: u64, out:
     jobs.sort_unstable_by_key(|job| std::cmp::Reverse(*job));
     for no in jobs {
         let Some(job) = state.job(no).filter(|_| excess > 0) else { break };
-        let holding = job.replicas.iter().flat_map(|r| r.allocations());
+        let stays = |replica: &&Replica| !matches!(replica.phase, Phase::Stopping { .. });
+        let holding = job.replicas.iter().filter(stays).flat_map(|replica| replica.allocations());
         let held: u64 = match of {
             Of::Gpus => holding.count() as u64 * job.spec.resources.gpu.milli(),
             Of::Type(kind) => holding.map(|alloc| super::types::of_type(state, alloc, kind)).sum(),

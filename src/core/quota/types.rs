@@ -3,8 +3,8 @@
 //! what a plan really takes. The arithmetic is the tree's.
 
 use super::tree::{self, Of, Over};
+use crate::bisect;
 use crate::capacity::CapacityIndex;
-use crate::claim;
 use crate::command::Placement;
 use crate::id::{DeviceType, TenantNo};
 use crate::job::{Allocation, JobSpec};
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Thousandths of GPUs of each type that a place takes.
-fn by_type<'a>(state: &'a State, alloc: &'a Allocation) -> impl Iterator<Item = (&'a DeviceType, u64)> + 'a {
+pub(super) fn by_type<'a>(state: &'a State, alloc: &'a Allocation) -> impl Iterator<Item = (&'a DeviceType, u64)> + 'a {
     let node = state.node(alloc.node);
     alloc.shares.iter().filter_map(move |share| {
         let device = node?.spec.devices.get(usize::from(share.device))?;
@@ -28,11 +28,10 @@ pub(crate) fn of_type(state: &State, alloc: &Allocation, kind: &DeviceType) -> u
     by_type(state, alloc).filter(|(of, _)| *of == kind).map(|(_, milli)| milli).sum()
 }
 
-/// What the tenant itself holds of a type, and what its open claims will.
+/// The most that the tenant itself holds of a type until its open claims are met.
 pub fn used(state: &State, tenant: TenantNo, kind: &DeviceType) -> u64 {
-    let claims = claim::open(state).filter(|(job, _)| job.tenant == tenant).flat_map(|(_, claim)| &claim.placements);
-    let claimed: u64 = claims.map(|placement| of_type(state, &placement.alloc, kind)).sum();
-    state.ledger().of_type(tenant, kind) + claimed
+    let held = state.ledger().of_type(tenant, kind);
+    state.claimed.get(&tenant).map_or(held, |claimed| claimed.most_of(Of::Type(kind), held))
 }
 
 /// Whether anybody in the tenant's tree has a limit of a type.
@@ -102,7 +101,8 @@ pub fn closed(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u6
     if open { Vec::new() } else { shut }
 }
 
-/// The limits in the way of so many replicas, by type, and whether there is a type without one.
+/// The limits in the way of so many replicas, by type, and whether they may have places all the same: all of one type, or
+/// each of another.
 pub fn shut(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64) -> (Vec<(DeviceType, Over)>, bool) {
     let milli = spec.resources.gpu.milli().saturating_mul(times);
     let Some(tenant) = typed(state, tenant).filter(|_| milli > 0) else { return (Vec::new(), true) };
@@ -113,7 +113,20 @@ pub fn shut(state: &State, tenant: Option<TenantNo>, spec: &JobSpec, times: u64)
             Err(over) => out.push((kind, over)),
         }
     }
+    if !open && times > 1 && out.len() > 1 {
+        let each = spec.resources.gpu.milli();
+        let sum =
+            |of: &dyn Fn(&DeviceType) -> u64| out.iter().fold(0, |sum: u64, (kind, _)| sum.saturating_add(of(kind)));
+        open = sum(&|kind| room(state, tenant, kind, each, times)) >= times;
+        let never = sum(&|kind| tree::most(state, tenant, Of::Type(kind)) / each) < times;
+        out.iter_mut().for_each(|(_, over)| over.never = never);
+    }
     (out, open)
+}
+
+/// How many replicas that take so much, up to `most`, may have a place of that type.
+fn room(state: &State, tenant: &Tenant, kind: &DeviceType, each: u64, most: u64) -> u64 {
+    bisect::most(most, |times| tree::check(state, tenant, Of::Type(kind), each.saturating_mul(times)).is_ok())
 }
 
 /// The largest share that the tenant uses of any type that it has, in millionths.

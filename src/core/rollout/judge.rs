@@ -2,12 +2,13 @@
 //! each revision since it was begun. A sequential test says so as soon as it is sure, and
 //! says nothing while it is not. It does not know who counted.
 
-use super::{Course, Rollout, Turn};
+use super::{Course, MOST_FAILURES, Rollout, Turn};
 use crate::id::{JobNo, Revision};
 use crate::plan::Intent;
 use crate::reason::Reason;
 use crate::slo::Count;
 use crate::state::State;
+use crate::trust;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -60,17 +61,22 @@ pub(super) fn is_at_fault(counts: &Count2, allowed_ppm: Option<u32>) -> bool {
     breaks(new) && !(breaks(former) && alike) || allowed_ppm.is_some_and(errs)
 }
 
-/// What follows from the gateways' counts: the rollouts that are taken back.
+/// What follows from the gateways' counts: the rollouts that are taken back. Of one that can't be, that it is at fault,
+/// which is said once.
 pub fn verdicts(state: &State, seen: &BTreeMap<(JobNo, Revision), Count>) -> Vec<Intent> {
     let mut out = Vec::new();
     for job in state.rollouts() {
-        let Some(Rollout { revision, course: Course::Forward { .. }, .. }) = job.rollout.as_deref() else { continue };
+        let Some(rollout) = job.rollout.as_deref() else { continue };
+        let Rollout { revision, course: Course::Forward { .. }, failures, .. } = rollout else { continue };
+        if *failures >= MOST_FAILURES && trust::judge_way_back(state, job).is_err() {
+            continue;
+        }
         let of = |revision: Revision| seen.get(&(job.no, revision)).copied().unwrap_or_default();
         let counts = Count2 { former: of(job.revision), new: of(*revision) };
         if is_at_fault(&counts, job.spec.constraints.error_ppm) {
             let turn = Turn::Back { failed: true, why: Reason::PromiseBroken, counts: Some(Box::new(counts)) };
-            let (request, revision) = (job.request.clone(), Some(*revision));
-            out.push(Intent::TurnRollout { request, tenant: None, revision, turn });
+            let (request, tenant) = (job.request.clone(), Some(job.spec.tenant.clone()));
+            out.push(Intent::TurnRollout { request, tenant, revision: Some(*revision), turn });
         }
     }
     out

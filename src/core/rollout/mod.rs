@@ -4,10 +4,12 @@
 //! come; `pass` says the next moves, `judge` whether the new version keeps the service's
 //! promise. It changes nothing; `apply` does. See ADR 38.
 
+mod fault;
 mod judge;
 mod outlook;
 mod pass;
 
+pub(crate) use fault::{barred, may_be_kept};
 pub use judge::{Count2, verdicts};
 pub use outlook::{Outlook, outlook};
 pub use pass::{blocked, pass, share_milli};
@@ -52,7 +54,7 @@ pub struct Strategy {
     pub canary: Option<Canary>,
     /// How long the new version is watched, as canary and once it is everywhere, in milliseconds.
     pub window_ms: u32,
-    /// How long a copy of the new version may take to become ready, in milliseconds.
+    /// How long each copy of the new version may take from its start until it first serves, in milliseconds.
     pub ready_ms: u32,
 }
 
@@ -215,7 +217,8 @@ pub struct Rollout {
     pub turned_ms: u64,
     /// Log time at which a copy last became ready, or the course changed.
     pub progress_ms: u64,
-    /// Copies of the new version that ended by themselves, and why the last one did.
+    /// Copies of the new version that ended by themselves, and why the last one did. Of one that breaks the promise and
+    /// can't go back: [`MOST_FAILURES`] at least, and that.
     pub failures: u16,
     pub last_failure: Option<Reason>,
     /// What the promise was judged from, where it was broken.
@@ -338,6 +341,11 @@ impl Job {
     /// Why not.
     pub fn can_roll(&self, next: &Next, strategy: &Strategy) -> Result<(), Refusal> {
         let bad = |detail: &str| Err(Refusal::field(Reason::Conflict, "request_id", detail));
+        if self.spec.is_prefetch() {
+            return bad(
+                "it is a prefetch and runs nothing: prefetch the other version (nf model prefetch), then stop this job",
+            );
+        }
         let part = matches!(self.spec.resources.gpu, Gpus::Milli(_));
         if part && self.spec.self_limiting && !next.self_limiting {
             // Its replicas may hold parts that nothing but the present version keeps them to.

@@ -1,6 +1,6 @@
 //! How far a job's rollout has come, for people and clients.
 
-use super::{Count2, Rollout, Strategy, blocked, is_ready};
+use super::{Count2, Rollout, Strategy, barred, blocked, is_ready};
 use crate::id::{RequestId, Revision, VersionId};
 use crate::job::Job;
 use crate::reason::{Blocker, Reason};
@@ -20,6 +20,7 @@ pub struct Outlook {
     pub status: Arc<str>,
     /// canary, rolling, watching or reverting while it is under way.
     pub phase: Option<Arc<str>>,
+    /// Why the former version comes back or came, or would if it might.
     pub why: Option<Reason>,
     /// Why nothing moves, while it is blocked.
     pub blockers: Vec<Blocker>,
@@ -57,7 +58,7 @@ pub fn outlook(state: &State, job: &Job) -> Option<Outlook> {
         to: rollout.to.version.clone(),
         status: status.into(),
         phase: rollout.course.phase().map(Into::into),
-        why: rollout.course.why(),
+        why: rollout.course.why().or_else(|| barred(state, job).map(|barred| barred.why)),
         blockers: blockers.unwrap_or_default(),
         desired: job.desired(),
         updated: updated().count() as u16,

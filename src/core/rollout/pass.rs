@@ -3,15 +3,17 @@
 //! very place where not, so that no rollout needs a GPU to spare. What does not serve costs
 //! nothing to replace, and goes first. It reads the state; apply judges what it proposes.
 
+use super::fault::{at_fault, barred};
 use super::{Canary, Course, MOST_FAILURES, Part, Rollout, Strategy, Turn, is_ready, takes_over};
+use crate::apply::backoff_ms;
 use crate::budget::judge;
 use crate::command::Command;
 use crate::disruption;
 use crate::id::Revision;
-use crate::job::{Job, Movable, Move, Phase, Replica};
+use crate::job::{Job, Movable, Move, Next, Phase, Replica};
 use crate::moves::place_for;
 use crate::placement::{explain, siblings};
-use crate::reason::{Blocker, Reason};
+use crate::reason::{Blocker, Refusal};
 use crate::scaling::is_wanted;
 use crate::state::State;
 use crate::trust;
@@ -49,7 +51,10 @@ pub fn pass(state: &State, limit: usize) -> Vec<Command> {
 
 /// Why the rollout of this job does not go on by itself, if nothing can move; None while it can.
 pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
-    job.open_rollout().filter(|_| !job.stopped)?;
+    let rollout = job.open_rollout().filter(|_| !job.stopped)?;
+    if let Some(closed) = closed(state, job, rollout) {
+        return Some(closed);
+    }
     let mut scratch = state.speculative();
     matches!(look(&mut scratch, job), Look::Blocked).then(|| {
         let budget = |prices: &[u128]| judge::blocks_copy(state, job, prices);
@@ -67,19 +72,48 @@ pub fn blocked(state: &State, job: &Job) -> Option<Vec<Blocker>> {
     })
 }
 
+/// What bars the way back, and why it is wanted.
+fn closed(state: &State, job: &Job, rollout: &Rollout) -> Option<Vec<Blocker>> {
+    let found = barred(state, job)?;
+    let (from, to, mut out) = (&rollout.from.version, &rollout.to.version, Vec::new());
+    match rollout.course {
+        // Somebody's own word holds it.
+        Course::Forward { paused: true, .. } => return None,
+        Course::Forward { .. } => {
+            let detail = format!("version {to} is at fault; it stays, for version {from} may not come back");
+            explain::put_first(&mut out, Refusal::new(found.why, detail));
+        }
+        _ => {}
+    }
+    let detail = format!("{}; or keep version {to}: nf rollout promote {}", found.refusal.detail, job.request);
+    explain::put_first(&mut out, Refusal { detail, ..found.refusal });
+    Some(out)
+}
+
 fn look(scratch: &mut State, job: &Job) -> Look {
     let Some(rollout) = job.open_rollout().filter(|_| !job.stopped) else { return Look::Waits };
     let now = scratch.meta().now_ms;
     match rollout.course {
-        Course::Back { .. } => advance(scratch, job, rollout, job.desired(), Turn::Undone),
+        Course::Back { .. } => match advance(scratch, job, rollout, job.desired(), Turn::Undone) {
+            // Nothing is left to change. One that does not serve had its time to, and what it lacks is its own.
+            Look::Waits | Look::Blocked if job.is_all(job.revision) && now >= back_by_ms(rollout) => {
+                Look::Turns(Turn::Undone)
+            }
+            look => look,
+        },
         Course::Forward { part, paused } => {
-            // What is let in no more while it comes is a failure like any other.
-            let refused = trust::judge(scratch, &rollout.to).err().map(|refusal| refusal.reason);
-            if let Some(why) = refused.or_else(|| fault(job, rollout, now)) {
-                return Look::Turns(Turn::Back { failed: true, why, counts: None });
+            let fault = at_fault(scratch, job);
+            if let Some(why) = fault
+                && trust::judge_way_back(scratch, job).is_ok()
+            {
+                // With what the promise was judged from, where it could not go back at once.
+                return Look::Turns(Turn::Back { failed: true, why, counts: rollout.counts.clone() });
             }
             if paused {
                 return Look::Waits;
+            }
+            if fault.is_some() {
+                return linger(job, rollout, part, now);
             }
             let over = |since: u64| now.saturating_sub(since) >= u64::from(rollout.strategy.window_ms);
             match part {
@@ -94,6 +128,28 @@ fn look(scratch: &mut State, job: &Job) -> Look {
         }
         Course::Done | Course::Undone { .. } => Look::Waits,
     }
+}
+
+fn back_by_ms(rollout: &Rollout) -> u64 {
+    rollout.turned_ms.saturating_add(rollout.strategy.ready_ms.into())
+}
+
+/// At fault, and no other version may run: what serves is left as it is, and what has ended is tried again, ever more
+/// rarely.
+fn linger(job: &Job, rollout: &Rollout, part: Part, now: u64) -> Look {
+    let wanted = match part {
+        Part::Canary => canaries(rollout.strategy.canary, job.desired()),
+        _ => job.desired(),
+    };
+    let pause = backoff_ms(rollout.failures.saturating_sub(MOST_FAILURES));
+    let due = |r: &Replica| matches!(r.phase, Phase::Waiting { since_ms, .. } if now >= since_ms.saturating_add(pause));
+    let ended = job.replicas.iter().zip(0u16..).filter(|(r, _)| r.revision != rollout.revision && due(r));
+    let again = |(r, replica): (&Replica, u16)| {
+        let (job, from, revision) = (job.no, r.generation, rollout.revision);
+        Command::Renew { job, replica, from, revision, to: None }
+    };
+    let moves: Vec<Command> = ended.take(missing(job, rollout.revision, wanted)).map(again).collect();
+    if moves.is_empty() { Look::Blocked } else { Look::Moves(moves) }
 }
 
 fn canary(scratch: &mut State, job: &Job, rollout: &Rollout, over: impl Fn(u64) -> bool) -> Look {
@@ -117,25 +173,11 @@ fn canaries(canary: Option<Canary>, desired: u16) -> u16 {
     (share as u16).max(1).min(desired)
 }
 
-/// Why the new version is no good, whatever its requests say.
-fn fault(job: &Job, rollout: &Rollout, now: u64) -> Option<Reason> {
-    if rollout.failures >= MOST_FAILURES {
-        return Some(rollout.last_failure.unwrap_or(Reason::RuntimeFailed));
-    }
-    let starts = |r: &Replica| {
-        let own = r.revision == rollout.revision && matches!(r.phase, Phase::Held { .. }) && !is_ready(r);
-        own || matches!(&r.moving, Some(Move::Coming { revision, .. }) if *revision == rollout.revision)
-    };
-    let late = now.saturating_sub(rollout.progress_ms) >= u64::from(rollout.strategy.ready_ms);
-    (late && job.replicas.iter().any(starts)).then_some(Reason::ReadyTimeout)
-}
-
 /// Towards `wanted` replicas of the target revision; `then` once there are, and all is quiet.
 fn advance(scratch: &mut State, job: &Job, rollout: &Rollout, wanted: u16, then: Turn) -> Look {
     let target = job.target_revision();
     let everything = wanted >= job.desired();
-    let begun = job.of_revision(target).count() + job.replicas.iter().filter(|r| is_coming(r, target)).count();
-    let missing = usize::from(wanted).saturating_sub(begun);
+    let missing = missing(job, target, wanted);
     let moves = moves(scratch, job, target, &rollout.strategy, missing);
     if !moves.is_empty() {
         return Look::Moves(moves);
@@ -149,8 +191,17 @@ fn advance(scratch: &mut State, job: &Job, rollout: &Rollout, wanted: u16, then:
     }
 }
 
+/// How many of the wanted replicas have yet to begin to change to `target`.
+fn missing(job: &Job, target: Revision, wanted: u16) -> usize {
+    let begun = job.of_revision(target).count() + job.replicas.iter().filter(|r| is_coming(r, target)).count();
+    usize::from(wanted).saturating_sub(begun)
+}
+
+/// Its copy of the target comes up beside it, or will in its place once it has stopped.
 fn is_coming(replica: &Replica, target: Revision) -> bool {
-    matches!(&replica.moving, Some(Move::Coming { revision, .. }) if *revision == target) && replica.revision != target
+    let beside = matches!(&replica.moving, Some(Move::Coming { revision, .. }) if *revision == target);
+    let here = matches!(replica.phase, Phase::Stopping { then: Next::Here(revision), .. } if revision == target);
+    (beside || here) && replica.revision != target
 }
 
 fn is_under_way(replica: &Replica) -> bool {

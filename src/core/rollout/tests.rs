@@ -409,4 +409,5 @@ fn another_kind_of_program_goes_only_where_it_runs() {
 
 mod floors;
 mod kept;
+mod late;
 mod trusted;

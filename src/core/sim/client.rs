@@ -109,7 +109,8 @@ impl Client {
     fn judge(&self, reply: &Reply, oracle: &mut Oracle) {
         let Some(open) = &self.open else { return };
         if let (Intent::Schedule { submission, .. }, Err(refusal)) = (&*open.intent, &reply.result) {
-            let changed = self.asked.iter().any(|s| s.request == submission.request && s.body != submission.body);
+            let same = |s: &Submission| s.request == submission.request && s.spec.tenant == submission.spec.tenant;
+            let changed = self.asked.iter().any(|s| same(s) && s.body != submission.body);
             let fine = match refusal.reason {
                 Reason::IdempotencyConflict => changed,
                 Reason::QuotaExceeded | Reason::NoCapacity | Reason::BudgetExhausted => true,
@@ -127,10 +128,14 @@ impl Client {
     fn wish(&mut self, now: u64, nodes: usize, rng: &mut Rng) -> Intent {
         let known = (!self.asked.is_empty()).then(|| rng.pick(&self.asked).clone());
         match (known, rng.below(100)) {
-            (Some(known), 0..30) => Intent::Stop { request: known.request, tenant: None, why: Reason::StoppedByUser },
-            (Some(known), 30..38) => again(known),
-            (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known.request, rng),
-            (Some(known), 50..63) => rollout(known.request, rng),
+            (Some(known), 0..30) => {
+                let tenant = Some(known.spec.tenant.clone());
+                Intent::Stop { request: known.request, tenant, why: Reason::StoppedByUser }
+            }
+            (Some(known), 30..36) => again(known),
+            (Some(known), 36..38) => self.namesake(&known, rng),
+            (Some(known), 42..50) if known.spec.scaling.is_some() => resize(known, rng),
+            (Some(known), 50..63) => rollout(known, rng),
             (Some(known), 38..42) => {
                 let body = Digest16::of(&[b"another", &known.body.0]);
                 let other = Submission { body, ..known };
@@ -140,6 +145,15 @@ impl Client {
             (_, 63..72) => self.consent(now, rng),
             _ => self.fresh(nodes, rng),
         }
+    }
+
+    /// The same under the same name, of another tenant perhaps.
+    fn namesake(&mut self, known: &Submission, rng: &mut Rng) -> Intent {
+        let spec = JobSpec { tenant: tenant(rng), ..(*known.spec).clone() };
+        let body = Digest16::of(&[format!("{spec:?}").as_bytes()]);
+        let other = Submission { body, spec: Arc::new(spec), ..known.clone() };
+        self.asked.push(other.clone());
+        again(other)
     }
 
     /// A statement of a tenant, or the end of one.
@@ -225,21 +239,23 @@ pub fn greedy(member: usize, term: u64, rng: &mut Rng) -> Intent {
 }
 
 /// Another number for a service, or a request that wakes it.
-fn resize(request: RequestId, rng: &mut Rng) -> Intent {
+fn resize(known: Submission, rng: &mut Rng) -> Intent {
+    let (request, tenant) = (known.request, known.spec.tenant.clone());
     let target =
         Target { replicas: rng.below(5) as u16, why: Why::QueueDepth, inputs: None, seen: None, learned: None };
     match rng.chance(300) {
-        true => Intent::Wake { request },
-        false => Intent::Scale { request, tenant: None, target },
+        true => Intent::Wake { tenant, request },
+        false => Intent::Scale { request, tenant: Some(tenant), target },
     }
 }
 
 /// Another version of a job, or a word to the rollout that is under way.
-fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
+fn rollout(known: Submission, rng: &mut Rng) -> Intent {
+    let (request, tenant) = (known.request, Some(known.spec.tenant.clone()));
     if rng.chance(300) {
         let back = Turn::Back { failed: false, why: Reason::StoppedByUser, counts: None };
         let turn = rng.pick(&[Turn::Promote, Turn::Promote, back]).clone();
-        return Intent::TurnRollout { request, tenant: None, revision: None, turn };
+        return Intent::TurnRollout { request, tenant, revision: None, turn };
     }
     let version = version(rng);
     let (manifest, data_classes) = mixed::contents(&version);
@@ -263,7 +279,7 @@ fn rollout(request: RequestId, rng: &mut Rng) -> Intent {
         window_ms: rng.between(100, 3_000) as u32,
         ready_ms: 120_000,
     };
-    Intent::StartRollout { request, tenant: None, next, strategy, rollback: false }
+    Intent::StartRollout { request, tenant, next, strategy, rollback: false }
 }
 
 fn version(rng: &mut Rng) -> VersionId {

@@ -17,7 +17,7 @@ use crate::command::Batch;
 use crate::consent::Consent;
 use crate::control::{self, NetworkFault, Now, Timeouts};
 use crate::id::{Incarnation, MemberId, NodeName};
-use crate::placement::queue;
+use crate::placement::pass;
 use crate::plan::{Intent, Reply, plan};
 use crate::reconcile;
 use crate::state::State;
@@ -298,7 +298,7 @@ impl Member {
             let consent = mixed::consent(tenant.id.clone(), self.wall(now), rng);
             lifted.put_consent(Consent { until_ms: u64::MAX, ..consent });
         }
-        let mut commands = queue::pass(&lifted, 4);
+        let mut commands = pass::pass(&lifted, 4);
         commands.extend(plan(&lifted, &client::greedy(self.me, term, rng)).unwrap_or_default().commands);
         // Unsound in what it decides, not in its stamp.
         let at_ms = self.state.meta().now_ms;

@@ -7,14 +7,14 @@ use crate::budget::Limit;
 use crate::command::{Answer, Batch, Command};
 use crate::consent::Consent;
 use crate::disruption;
-use crate::id::{Digest16, JobNo, RequestId, TenantNo};
+use crate::id::{JobNo, RequestId, TenantId, TenantNo};
 use crate::invariants;
 use crate::job::{Job, JobSpec, Phase, Replica, Stage};
 use crate::plan::{Intent, Reply};
 use crate::quota;
 use crate::reason::Reason;
 use crate::rows::{RowChange, Table};
-use crate::state::{State, request_key};
+use crate::state::State;
 use std::collections::BTreeMap;
 
 /// What the first member that applied an entry saw; the others must see the same.
@@ -25,18 +25,25 @@ struct Seen {
     hash: u128,
 }
 
+/// A request: ids are their tenant's.
+type Named = (TenantId, RequestId);
+
+fn named(job: &Job) -> Named {
+    (job.spec.tenant.clone(), job.request.clone())
+}
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Oracle {
     log: Vec<Seen>,
     /// Requests that were answered with a job, and with which.
-    acked: BTreeMap<RequestId, JobNo>,
+    acked: BTreeMap<Named, JobNo>,
     /// The job that each request made, for ever.
-    made: BTreeMap<Digest16, JobNo>,
+    made: BTreeMap<Named, JobNo>,
     /// The newest generation of each replica, and the newest entry that changed the job.
     generations: BTreeMap<JobNo, Vec<u32>>,
-    live: BTreeMap<RequestId, JobNo>,
-    ended: BTreeMap<RequestId, JobNo>,
+    live: BTreeMap<Named, JobNo>,
+    ended: BTreeMap<Named, JobNo>,
     pub violations: Vec<String>,
     pub superseded: u64,
     /// Replacements begun, and those that took over.
@@ -132,7 +139,7 @@ impl Oracle {
             sums
         };
         let limits = |state: &State, tenant: TenantNo| {
-            let q = quota::quota(state, tenant);
+            let q = quota::quota(state, tenant).cloned().unwrap_or_default();
             let gpu = q.gpu_milli.unwrap_or(state.meta().default_gpu_milli);
             [Some(gpu), q.tpu, q.cpu_milli, q.memory].map(|limit| limit.unwrap_or(u64::MAX))
         };
@@ -162,8 +169,8 @@ impl Oracle {
             let (then, meter) = (before.meter(tenant.no), after.meter(tenant.no));
             for Limit { kind, window, most } in budgets.limits() {
                 let left = window.end_ms(now) - now;
-                let keeps = meter.rates.kept(kind, left);
-                let more = keeps > then.rates.kept(kind, left);
+                let keeps = meter.rates.kept(kind, now, left);
+                let more = keeps > then.rates.kept(kind, now, left);
                 if more && meter.used(kind, window) + keeps > most {
                     self.bad(format!("entry {index}: {} begins more than its budget pays: {meter:?}", tenant.id));
                 }
@@ -285,9 +292,9 @@ impl Oracle {
                 (Table::History, Some(value)) => match crate::rows::read_history(value) {
                     Ok(job) => {
                         removed.retain(|no| *no != job.no);
-                        self.live.remove(&job.request);
+                        self.live.remove(&named(&job));
                         self.made_by(index, &job);
-                        self.ended.insert(job.request.clone(), job.no);
+                        self.ended.insert(named(&job), job.no);
                     }
                     Err(error) => self.bad(format!("entry {index}: {error}")),
                 },
@@ -300,7 +307,7 @@ impl Oracle {
     }
 
     fn made_by(&mut self, index: usize, job: &Job) {
-        let first = *self.made.entry(request_key(&job.request)).or_insert(job.no);
+        let first = *self.made.entry(named(job)).or_insert(job.no);
         if first != job.no {
             self.bad(format!("entry {index}: request {} made {first} and {}", job.request, job.no));
         }
@@ -308,7 +315,7 @@ impl Oracle {
 
     fn changed(&mut self, index: usize, job: &Job) {
         self.made_by(index, job);
-        self.live.insert(job.request.clone(), job.no);
+        self.live.insert(named(job), job.no);
         let now: Vec<u32> = job.replicas.iter().map(|r| r.generation.0).collect();
         if let Some(old) = self.generations.insert(job.no, now.clone()) {
             let back = old.len() > now.len() || old.iter().zip(&now).any(|(old, now)| now < old);
@@ -322,26 +329,28 @@ impl Oracle {
     pub fn on_reply(&mut self, intent: &Intent, reply: &Reply) {
         match (intent, &reply.result) {
             (Intent::Schedule { submission, .. }, Ok(Answer::Job { no, .. })) => {
-                let first = *self.acked.entry(submission.request.clone()).or_insert(*no);
+                let of = (submission.spec.tenant.clone(), submission.request.clone());
+                let first = *self.acked.entry(of.clone()).or_insert(*no);
                 if first != *no {
                     self.bad(format!("{} was answered with {first} and with {no}", submission.request));
                 }
                 if reply.index as usize > self.log.len() {
                     self.bad(format!("{} was answered at {}, which nobody applied", submission.request, reply.index));
                 }
-                if self.made.get(&request_key(&submission.request)) != Some(no) {
+                if self.made.get(&of) != Some(no) {
                     self.bad(format!("{} was answered with {no}, which it did not make", submission.request));
                 }
             }
             (Intent::Schedule { submission, .. }, Ok(other)) => {
                 self.bad(format!("{} was answered {other:?}", submission.request))
             }
-            (Intent::Stop { request, .. }, Err(refusal))
-                if refusal.reason == Reason::NotFound
+            (Intent::Stop { request, tenant: Some(tenant), .. }, Err(refusal)) => {
+                let of = (tenant.clone(), request.clone());
                 // Jobs don't come back: one that lives now lived at the time of the call.
-                && self.acked.contains_key(request) && self.live.contains_key(request) =>
-            {
-                self.bad(format!("a stop of {request} was answered NotFound, and it lives"));
+                let lives = self.acked.contains_key(&of) && self.live.contains_key(&of);
+                if refusal.reason == Reason::NotFound && lives {
+                    self.bad(format!("a stop of {request} was answered NotFound, and it lives"));
+                }
             }
             _ => {}
         }
@@ -352,12 +361,12 @@ impl Oracle {
         let missing: Vec<String> = self
             .acked
             .iter()
-            .filter(|(request, no)| {
-                let live = state.job(**no).is_some_and(|job| job.request == **request);
-                let ended = self.ended.get(*request) == Some(no);
+            .filter(|(of, no)| {
+                let live = state.job(**no).is_some_and(|job| named(job) == **of);
+                let ended = self.ended.get(*of) == Some(no);
                 live == ended
             })
-            .map(|(request, no)| format!("{request} was acknowledged as {no} and is not there exactly once"))
+            .map(|((_, request), no)| format!("{request} was acknowledged as {no} and is not there exactly once"))
             .collect();
         self.violations.extend(missing);
     }

@@ -31,8 +31,10 @@ impl State {
             self.faulty.remove(&no)
         };
         self.nodes.insert(no, Arc::new(node));
+        // Its devices may be of other types now.
+        self.claims_changed = true;
         for (job, gone) in gone {
-            let come = Rates::of(self, &job.spec, &job.replicas);
+            let come = Rates::of(self, &job.spec, &job.replicas, job.ran);
             self.meter_job(job.tenant, &gone, &come);
         }
         let known = self.capacity.kinds_of_hardware();
@@ -48,6 +50,6 @@ impl State {
     /// What each job on a node uses.
     fn rates_on(&self, no: NodeNo) -> Vec<(Arc<Job>, Rates)> {
         let jobs: BTreeMap<JobNo, Arc<Job>> = self.replicas_on(no).map(|(job, ..)| (job.no, job.clone())).collect();
-        jobs.into_values().map(|job| (job.clone(), Rates::of(self, &job.spec, &job.replicas))).collect()
+        jobs.into_values().map(|job| (job.clone(), Rates::of(self, &job.spec, &job.replicas, job.ran))).collect()
     }
 }

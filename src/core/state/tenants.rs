@@ -1,4 +1,4 @@
-//! The setters of tenants, of the requests that are remembered for them, and of members.
+//! The setters of tenants and of members.
 
 use super::*;
 
@@ -42,30 +42,6 @@ impl State {
         if self.ledger.tenant(no) == TenantUse::default() {
             self.ledger.tenants.remove(&no);
         }
-    }
-
-    pub(crate) fn put_request(&mut self, key: Digest16, request: Request) {
-        self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
-        let expires = request.expires_ms;
-        self.ledger.tenant_mut(request.tenant).keyed += u32::from(request.keyed);
-        if let Some(old) = self.requests.insert(key, request) {
-            self.unindex_request(key, &old);
-        }
-        if expires != u64::MAX {
-            self.expiries.insert((expires, key));
-        }
-    }
-
-    pub(crate) fn remove_request(&mut self, key: Digest16) {
-        self.remember(RowKey::Request(key), |state| Before::Request(state.requests.get(&key).cloned()));
-        if let Some(old) = self.requests.remove(&key) {
-            self.unindex_request(key, &old);
-        }
-    }
-
-    fn unindex_request(&mut self, key: Digest16, old: &Request) {
-        self.ledger.tenant_mut(old.tenant).keyed -= u32::from(old.keyed);
-        self.expiries.remove(&(old.expires_ms, key));
     }
 
     pub(crate) fn put_member(&mut self, member: Member) {

@@ -169,6 +169,30 @@ fn no_rule_is_better_in_both_not_even_in_hindsight() {
     }
 }
 
+/// Long lulls, in which being ready costs most of what the reactive rule would have paid.
+#[test]
+fn who_is_in_debt_pays_it_back_while_bursts_go_on() {
+    let (terms, load) = usual(Shape::RandomBursts, 109);
+    let (nf, kpa) = (terms.play(&load, Rule::Nf).unwrap(), terms.play(&load, Rule::Kpa(700)).unwrap());
+    assert!(nf.replica_ms <= kpa.replica_ms, "{} of {}", nf.replica_ms, kpa.replica_ms);
+    assert!(nf.attainment_m() >= kpa.attainment_m() + 10_000, "{} of {}", nf.attainment_m(), kpa.attainment_m());
+}
+
+/// Loads whose first minutes were told too little of: a tick that nobody counted, a start that was given up at once.
+#[test]
+fn the_first_minutes_make_no_rule_better_in_both() {
+    let (terms, load) = usual(Shape::Steady, 2);
+    let nf = terms.play(&load, Rule::Nf).unwrap();
+    assert!(!table::dominates(&terms.play(&load, Rule::Peak).unwrap(), &nf), "{}", nf.attainment_m());
+    let (mut terms, load) = usual(Shape::Conversation, 6);
+    terms.service.cold_start_ms = 20_000;
+    let nf = terms.play(&load, Rule::Nf).unwrap();
+    for target in [900, 950, 1000] {
+        let kpa = terms.play(&load, Rule::Kpa(target)).unwrap();
+        assert!(!table::dominates(&kpa, &nf), "{target}: {} of {}", kpa.attainment_m(), nf.attainment_m());
+    }
+}
+
 /// Remembers what it was told and what it said.
 struct Recorded(Autoscaler, Vec<(Signals, Decision)>);
 
@@ -229,6 +253,35 @@ fn an_outage_of_the_signals_takes_nothing_down() {
         }
         let healed = scaler.step(&good(480 * 5, desired));
         assert!(healed.desired >= before, "seed {seed}: {healed:?}");
+    }
+}
+
+/// Is not told how many came, and of what runs only this where it is something.
+struct Uncounted(Autoscaler, Option<Reading>);
+
+impl Policy for Uncounted {
+    fn desired(&mut self, signals: &Signals) -> u32 {
+        let running = self.1.unwrap_or(signals.running);
+        self.0.step(&Signals { arrivals: Reading::Missing, running, p95_ms: Reading::Missing, ..*signals }).desired
+    }
+}
+
+/// A server that counts none of its requests, and nobody else does: what runs and what waits in it tells how many come.
+#[test]
+fn where_nobody_counts_what_comes_a_backlog_is_helped_all_the_same() {
+    let service = Service { min: 1, slots: 8, service_ms: 3_000, ..Service::default() };
+    // Four are full, and hardly fewer than it takes.
+    let load = load::make(Shape::Steady, 5, 11_000, service.service_ms);
+    let told_to_run = [None, Some(Reading::of(0)), Some(Reading::Missing)];
+    for (start, running) in [1, 4].into_iter().flat_map(|start| told_to_run.map(|running| (start, running))) {
+        let counted = Terms { service, start: Some(start), impatient: false }.play(&load, Rule::Nf).unwrap();
+        let mut policy = Uncounted(Autoscaler::new(service).unwrap(), running);
+        let played = nf_core::autoscaler::replay::run(&service, &load, &mut policy, start, false);
+        let told = [&played, &counted].map(|outcome| (outcome.attainment_m(), outcome.replica_ms));
+        println!("from {start}, running {running:?}: {told:?} with counts");
+        assert!(told[0].0 + 3_000 >= told[1].0, "{start} {running:?}: {told:?}");
+        // Nothing is taken away in doubt.
+        assert!(told[0].1 <= told[1].1 * 2, "{start} {running:?}: {told:?}");
     }
 }
 

@@ -145,7 +145,7 @@ fn thousandths(milli: i64) -> String {
 #[test]
 fn a_churned_openb_group_wins_gpus_for_each_replica_that_moves() {
     let Some(folder) = traces() else {
-        println!("SKIPPED: the openb trace is not here");
+        testing::skipped("the openb trace is not here");
         return;
     };
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();

@@ -3,7 +3,7 @@
 use crate::apply::apply;
 use crate::approval::Version;
 use crate::command::{Command, Mode, Report, ReportKind};
-use crate::id::{NodeName, NodeNo, RequestId};
+use crate::id::{NodeName, NodeNo, RequestId, TenantId};
 use crate::job::{Evidence, Job, JobSpec, Phase, Publishers, Runtime, Stage};
 use crate::node::{Cordon, Drain, DrainState, NodeSpec, NodeState};
 use crate::placement::{explain, queue};
@@ -104,7 +104,7 @@ fn after_its_approval_expired_a_service_keeps_what_runs_and_gets_nothing_new() {
     later(&mut state, 1);
     assert_eq!(held(&state, "s"), 0, "nor one in place of what was lost");
     scale(&mut state, 0);
-    run(&mut state, Intent::Wake { request: RequestId::new("s").unwrap() });
+    run(&mut state, Intent::Wake { tenant: TenantId::new("t1").unwrap(), request: RequestId::new("s").unwrap() });
     later(&mut state, 1);
     assert_eq!(held(&state, "s"), 0, "nor the first one of a service that woke up");
     assert!(queue::kept_nodes(&state, 0).is_empty(), "and nothing is kept for it");

@@ -73,6 +73,9 @@ async fn without_the_key_or_with_another_nothing_is_brought() {
         assert_eq!(error.reason(), Reason::ConfigInvalid, "a setting, and nothing about the bytes");
         assert!(text.contains("m1/v1") && text.contains(&id) && text.contains(&says), "{text}");
         assert_eq!(sealed.w.cached(), 0);
+        let (to, (model, version)) = (sealed.w.root.join("pulled"), model());
+        assert_eq!(pull(&store, &model, &version, &to).await.unwrap_err().reason(), Reason::ConfigInvalid);
+        assert!(!to.exists(), "a refused pull leaves nothing behind, not even an empty directory");
     }
 }
 

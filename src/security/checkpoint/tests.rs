@@ -162,6 +162,37 @@ fn a_notarys_key_of_no_use_leaves_the_other_half() {
 }
 
 #[test]
+fn a_notary_is_replaced_without_a_checkpoint_that_an_auditor_refuses() {
+    let authority = Authority::create("blue").unwrap();
+    let (dir, sign) = keys(&authority, "n1", Role::Server);
+    let roots = Authorities::read(&authority.cert).unwrap();
+    let both = || {
+        let signed = sign(&checkpoint()).unwrap();
+        assert_eq!(judge(&signed, &roots), Ok(("n1".to_owned(), Halves::Both)));
+        signed
+    };
+    let mut used = vec![both()];
+    // Whichever file comes first: at no moment is there half a signature.
+    for order in [["notary.pem", "notary.key"], ["notary.key", "notary.pem"]] {
+        let new = tempfile::tempdir().unwrap();
+        authority.notary("blue", "n1").unwrap().unwrap().write(new.path()).unwrap();
+        let before = used.last().unwrap().ml_dsa.clone().unwrap().certificate;
+        std::fs::copy(new.path().join(order[0]), dir.path().join(order[0])).unwrap();
+        assert_eq!(both().ml_dsa.unwrap().certificate, before, "the old one goes on");
+        std::fs::copy(new.path().join(order[1]), dir.path().join(order[1])).unwrap();
+        used.push(both());
+        assert_ne!(used.last().unwrap().ml_dsa.clone().unwrap().certificate, before, "the new one signs");
+    }
+    // What any of them signed counts as it did.
+    for signed in &used {
+        assert_eq!(judge(signed, &roots), Ok(("n1".to_owned(), Halves::Both)));
+    }
+    // Another's key takes nobody's place.
+    authority.notary("blue", "n2").unwrap().unwrap().write(dir.path()).unwrap();
+    both();
+}
+
+#[test]
 fn a_checkpoint_of_another_group_is_not_signed() {
     let (_dir, sign) = keys(&Authority::create("blue").unwrap(), "n1", Role::Server);
     assert!(sign(&checkpoint()).is_some());

@@ -5,15 +5,19 @@ use crate::pqc::Policy;
 use crate::security::tls::{self, Authority, Credentials, PeerTls, Role};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::ClientConfig;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::server::Acceptor;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+
+type Groups = Vec<&'static dyn SupportedKxGroup>;
 
 fn now() -> u64 {
     UnixTime::now().as_secs()
@@ -157,8 +161,18 @@ fn names_in_a_request_count_for_nothing_and_its_key_is_proved() {
     assert!(Wish::read("").is_err() && Wish::read(&"x".repeat(10_000)).is_err());
 }
 
-/// A handshake: how it ended for the client, at which door, and what the member then read.
+/// A handshake of somebody who knows no certificate of the group's: how it ended for the client, at which door, and what
+/// the member then read.
 async fn meet(member: &PeerTls, client: Arc<ClientConfig>) -> (Result<(), String>, Option<Door>, Vec<u8>) {
+    meet_as(member, client, "member.nf").await
+}
+
+/// The same with the name that the client looks for.
+async fn meet_as(
+    member: &PeerTls,
+    client: Arc<ClientConfig>,
+    name: &'static str,
+) -> (Result<(), String>, Option<Door>, Vec<u8>) {
     let (near, far) = tokio::io::duplex(1 << 16);
     let member = member.clone();
     let serving = tokio::spawn(async move {
@@ -172,7 +186,7 @@ async fn meet(member: &PeerTls, client: Arc<ClientConfig>) -> (Result<(), String
         (Some(door), told)
     });
     let met = async {
-        let mut stream = TlsConnector::from(client).connect(ServerName::try_from("member.nf").unwrap(), near).await?;
+        let mut stream = TlsConnector::from(client).connect(ServerName::try_from(name).unwrap(), near).await?;
         stream.write_all(b"the secret").await?;
         // A member that wants a certificate says so after the client is done.
         stream.shutdown().await?;
@@ -213,56 +227,64 @@ async fn the_secret_is_told_to_the_right_group_alone() {
     }
 }
 
+/// A client that takes the group's own authority for its root, as a peer does: what it is refused for is not its own
+/// doubt. `own` is its certificate, if it has one.
+fn insider(authority: &Authority, own: Option<&Credentials>, alpn: &[u8], groups: Groups) -> Arc<ClientConfig> {
+    let certificates = |pem: &str| tls::certificates(pem, "x").unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificates(&authority.cert).remove(0)).unwrap();
+    let provider = CryptoProvider { kx_groups: groups, ..aws_lc_rs::default_provider() };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match own {
+        Some(own) => {
+            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
+            builder.with_client_auth_cert(certificates(&own.cert), key).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Arc::new(config)
+}
+
 #[tokio::test]
 async fn without_a_certificate_one_door_opens() {
     let blue = Authority::create("blue").unwrap();
     let member = PeerTls::new(&blue.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
-    let cert = CertificateDer::from_pem_slice(blue.cert.as_bytes()).unwrap();
-    for (alpn, door) in [(b"h2".to_vec(), Door::Peer), (RENEW.to_vec(), Door::Renew)] {
-        let mut config = (*client(tls::key_digest(&cert).unwrap(), Policy::default()).unwrap()).clone();
-        config.alpn_protocols = vec![alpn];
-        let (met, at, told) = meet(&member, Arc::new(config)).await;
-        assert!(met.is_err() && told.is_empty(), "{met:?}");
+    let peer = blue.issue("blue", "n2").unwrap();
+    let red = Authority::create("blue").unwrap().issue("blue", "n2").unwrap();
+    let comes = async |own: Option<&Credentials>, alpn: &[u8]| {
+        meet_as(&member, insider(&blue, own, alpn, vec![kx_group::X25519MLKEM768]), "n1.server.blue.nf").await
+    };
+    for (alpn, door) in [(&b"h2"[..], Door::Peer), (RENEW, Door::Renew)] {
+        let (met, at, told) = comes(None, alpn).await;
+        let refused = met.unwrap_err();
+        assert!(refused.contains("CertificateRequired"), "the member's own word, and not the client's: {refused}");
+        assert_eq!((at, told), (Some(door), Vec::new()));
+        let (met, at, told) = comes(Some(&red), alpn).await;
+        assert!(met.is_err() && told.is_empty(), "by another authority: {met:?}");
         assert_eq!(at, Some(door));
+        let (met, at, told) = comes(Some(&peer), alpn).await;
+        assert_eq!((met, at, told), (Ok(()), Some(door), b"the secret".to_vec()), "the same client with a certificate");
     }
+    let (met, at, told) = comes(None, JOIN).await;
+    assert_eq!((met, at, told), (Ok(()), Some(Door::Join), b"the secret".to_vec()), "the one door");
 }
 
 #[tokio::test]
 async fn no_door_opens_to_a_classical_client() {
-    use rustls::crypto::aws_lc_rs::{self, kx_group};
     let blue = Authority::create("blue").unwrap();
     let member = PeerTls::new(&blue.issue("blue", "n1").unwrap(), "blue", "n1").unwrap();
     let peer = blue.issue("blue", "n2").unwrap();
-    let certificates = |pem: &str| tls::certificates(pem, "x").unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(certificates(&blue.cert).remove(0)).unwrap();
-    let connect = |groups: Vec<&'static dyn rustls::crypto::SupportedKxGroup>, alpn: &[u8]| {
-        let provider = rustls::crypto::CryptoProvider { kx_groups: groups, ..aws_lc_rs::default_provider() };
-        let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(peer.key.as_bytes()).unwrap();
-        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots.clone())
-            .with_client_auth_cert(certificates(&peer.cert), key)
-            .unwrap();
-        config.alpn_protocols = vec![alpn.to_vec()];
-        let (member, near) = (member.clone(), tokio::io::duplex(1 << 16));
-        async move {
-            let serving = tokio::spawn(async move {
-                let start = LazyConfigAcceptor::new(Acceptor::default(), near.1).await.unwrap();
-                let (_, config) = member.greet(&start.client_hello());
-                let _ = start.into_stream(config).await;
-            });
-            let name = ServerName::try_from("n1.server.blue.nf").unwrap();
-            let met = TlsConnector::from(Arc::new(config)).connect(name, near.0).await;
-            serving.await.unwrap();
-            met.map(drop).map_err(|e| e.to_string())
-        }
+    let comes = async |groups: Groups, alpn: &[u8]| {
+        meet_as(&member, insider(&blue, Some(&peer), alpn, groups), "n1.server.blue.nf").await.0
     };
     for alpn in [&b"h2"[..], JOIN, RENEW] {
         let classical = vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
-        let refused = connect(classical, alpn).await.unwrap_err();
+        let refused = comes(classical, alpn).await.unwrap_err();
         assert!(refused.contains("HandshakeFailure"), "{refused}");
-        assert_eq!(connect(vec![kx_group::X25519MLKEM768], alpn).await, Ok(()), "the same client, hybrid");
+        assert_eq!(comes(vec![kx_group::X25519MLKEM768], alpn).await, Ok(()), "the same client, hybrid");
     }
 }

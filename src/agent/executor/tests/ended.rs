@@ -144,3 +144,31 @@ async fn who_survives_kill_raises_an_alarm_and_the_group_need_not_wait() {
     assert_eq!(*held(&told), [(PROCESS_STUCK, true), (PROCESS_STUCK, false)]);
     undead.into_iter().for_each(|one| one.join().unwrap());
 }
+
+/// An agent is killed between a replica's end and the removal of its control group, or before anything was in that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_groups_that_nobody_is_in_any_more_go_with_the_next_start() {
+    let w = World::new();
+    w.open().shutdown_keeping_replicas();
+    let (records, boot) = (w.path("data/records/n1"), runtimes::processes::boot_id().unwrap());
+    let group = |name: &str| {
+        let group = w.path("groups").join(name);
+        fs::create_dir_all(group.join("inner")).unwrap();
+        group
+    };
+    let record = |job, group: &Path| {
+        let launch = Launch::of(ReplicaId { job: JobNo(job), replica: 0 }, &simulated_want());
+        let mut record = Record::new(NodeName::new("n1").unwrap(), launch, boot.clone(), "/health".into(), 30);
+        record.cgroup = Some(group.to_owned());
+        record
+    };
+    let (ended, begun) = (group("ended"), group("begun"));
+    let mut over = record(1, &ended);
+    over.ended = Some(stopped());
+    over.save(&records).unwrap();
+    record(2, &begun).save(&records).unwrap();
+    let executor = eventually_open(&w).await;
+    assert!(!ended.exists() && !begun.exists());
+    assert_eq!(executor.gone().await, stopped(), "how it ended is told still");
+    assert!(!executor.actual().replicas.contains_key(&ReplicaId { job: JobNo(2), replica: 0 }), "it never was");
+}

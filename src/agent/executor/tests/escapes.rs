@@ -59,7 +59,7 @@ async fn who_sheds_environment_and_session_is_found_by_its_control_group() {
     w.grace = Duration::from_millis(300);
     let executor = w.open();
     if let Err(why) = &executor.shared.cgroups {
-        return eprintln!("SKIPPED: {why}");
+        return nf_core::testing::skipped(why);
     }
     let script = "(env -i setsid sh -c 'echo $$ > away; exec sleep 300' &); sleep 300";
     let want = w.shell(script).await;
@@ -86,6 +86,24 @@ async fn a_zombie_and_a_stopped_child_hold_nothing_up() {
     up(&w, "up").await;
     assert!(stop(&executor, &want).await < Duration::from_secs(10));
     assert_eq!(w.living(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn words_that_a_shell_would_read_are_words() {
+    let w = World::new();
+    let odd = ["; id", "$(id)", "`id`", "--privileged", "two\nlines", "a b", "| cat", ""];
+    let argv = ["{python}", "{model}"].into_iter().chain(odd).collect::<Vec<_>>();
+    let program = "import sys, time\nprint('words', sys.argv[1:], flush=True)\ntime.sleep(300)\n";
+    let (executor, mut want) = (w.open(), w.publish(program, &argv, 30).await);
+    want.port = None;
+    executor.start(ID, &want);
+    executor.stage_is(1, Stage::Ready).await;
+    let path = w.path("data/logs/n1/r1.0.j1.log");
+    eventually("it has said them", || fs::read_to_string(&path).is_ok_and(|text| text.contains("words ["))).await;
+    let said = fs::read_to_string(&path).unwrap();
+    let each = odd.map(|word| format!("'{}'", word.replace('\n', "\\n"))).join(", ");
+    assert!(said.contains(&format!("words [{each}]")), "{said}");
+    stop(&executor, &want).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -62,7 +62,7 @@ impl World {
     fn with_users() -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !geteuid().is_root() {
-            eprintln!("SKIPPED: only root can give a replica a user of its own");
+            testing::skipped("only root can give a replica a user of its own");
             return None;
         }
         // Nobody else's: not another test's, nor those of a test run beside this one.

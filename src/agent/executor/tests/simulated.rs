@@ -72,3 +72,32 @@ async fn a_log_is_followed_until_its_replica_ends() {
     let missing: Vec<_> = executor.logs(&RequestId::new("no").unwrap(), ID, 10, false).collect().await;
     assert!(matches!(&missing[..], [Err(e)] if e.kind() == io::ErrorKind::NotFound));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_tenants_jobs_of_one_name_have_a_run_file_each() {
+    let w = World::new();
+    let executor = w.open();
+    let want = |tenant: &str| {
+        let mut want = simulated_want();
+        want.port = None;
+        Arc::make_mut(&mut want.spec).tenant = TenantId::new(tenant).unwrap();
+        want
+    };
+    let other = ReplicaId { job: JobNo(ID.job.0 + 1), replica: 0 };
+    let (first, beside) = (w.path("run/r1.json"), w.path("run/r1~0~t2.json"));
+    let is = |path: &Path, tenant: &str, status: &str| {
+        let file = run_file(path);
+        file["tenant"] == tenant && file["status"] == status
+    };
+    executor.start(ID, &want("t1"));
+    eventually("it has its file", || is(&first, "t1", "running")).await;
+    executor.start(other, &want("t2"));
+    eventually("the other's is beside it", || is(&beside, "t2", "running")).await;
+    assert!(is(&first, "t1", "running"), "{}", run_file(&first));
+    // Its file may be gone by now, for its age: the other goes on where it began.
+    fs::remove_file(&first).unwrap();
+    executor.stop(other, Generation(1), Reason::StoppedByUser);
+    eventually("the other says that it is over", || is(&beside, "t2", "stopped")).await;
+    executor.stop(ID, Generation(1), Reason::StoppedByUser);
+    eventually("and so does this one", || is(&first, "t1", "stopped")).await;
+}

@@ -26,7 +26,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long the end of its output is waited for.
 const OUTPUT: Duration = Duration::from_secs(5);
-/// Tries to remove one that is surely dead, when the engine does not answer.
+/// Tries to remove one that is surely dead, and so holds no device.
 const REMOVALS: u32 = 6;
 
 /// See the module.
@@ -110,11 +110,13 @@ impl Body for Container {
     }
 }
 
-/// Removes a container and waits until the engine has none of that name; one that is not there is fine.
-/// `tries`: as often, when the engine does not answer; what is left is swept up later.
+/// Removes a container and waits until the engine has none of that name; one that is not there is fine. `tries`: as often
+/// and no longer, whether the engine is silent or can't do it; what is left is swept up later. None: it may live, so it
+/// keeps its devices for as long as that takes.
 pub(super) async fn remove(docker: &Docker, name: &str, alarm: Duration, tries: Option<u32>) {
     let alarm = alarm.max(Duration::from_secs(1));
-    let (mut next, mut silences) = (Instant::now() + alarm, 0);
+    let mut next = Instant::now() + alarm;
+    let mut failed = 0;
     loop {
         let options = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
         let removed = match docker.remove_container(name, Some(options)).await {
@@ -122,21 +124,18 @@ pub(super) async fn remove(docker: &Docker, name: &str, alarm: Duration, tries: 
             Ok(()) => docker.inspect_container(name, None).await.map(|_| "it is still there".to_owned()),
             Err(error) => Err(error),
         };
-        let text = match removed {
+        let why = match removed {
             Ok(text) => text,
             Err(error) if Fault::is_absence(&error) => return,
-            Err(error) => {
-                let fault = Fault::from(error);
-                silences += u32::from(fault.is_silence());
-                fault.text
-            }
+            Err(error) => Fault::from(error).text,
         };
-        if tries.is_some_and(|tries| silences >= tries) {
-            tracing::warn!(container = name, why = text, "a dead container can't be removed now, and is later");
+        failed += 1;
+        if tries.is_some_and(|tries| failed >= tries) {
+            tracing::warn!(container = name, why, "a container can't be removed now, and is tried again later");
             return;
         }
         if Instant::now() >= next {
-            tracing::error!(container = name, why = text, "a container can't be removed; its devices stay held");
+            tracing::error!(container = name, why, "a container can't be removed; its devices stay held");
             next += alarm;
         }
         tokio::time::sleep(AGAIN).await;
@@ -180,8 +179,8 @@ async fn watch_end(
                     tracing::warn!(container = name, why = fault.text, "what has become of a container is not known");
                     silent = true;
                 }
-                if fault.is_silence() && first.is_some_and(|first| !first.lives()) {
-                    tell.send_replace(Some(lost()));
+                if let Some(lost) = lost(first, same_boot).filter(|_| fault.is_silence()) {
+                    tell.send_replace(Some(lost));
                     return;
                 }
             }
@@ -191,10 +190,20 @@ async fn watch_end(
 }
 
 /// The end of one whose engine does not answer: who was its first process here, and is not any more, has taken all others
-/// along.
-pub(super) fn lost() -> Ended {
-    let text = "its processes are gone, and its engine does not answer".into();
-    Ended { end: End::failed(Reason::EngineUnavailable), text }
+/// along, and so has the machine that booted since; the engine begins none of ours by itself. None: it may live.
+pub(super) fn lost(first: Option<Identity>, same_boot: bool) -> Option<Ended> {
+    let silent = "and its engine does not answer";
+    match first {
+        _ if !same_boot => {
+            let text = format!("the machine began anew, {silent}");
+            Some(Ended { end: End::failed(Reason::NodeFailure), text })
+        }
+        Some(first) if !first.lives() => {
+            let text = format!("its processes are gone, {silent}");
+            Some(Ended { end: End::failed(Reason::EngineUnavailable), text })
+        }
+        _ => None,
+    }
 }
 
 /// None: it lives.

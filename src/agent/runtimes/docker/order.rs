@@ -2,6 +2,7 @@
 //! A pure function of the launch; it speaks to nobody.
 
 use crate::agent::engine::{Facts, Giving};
+use crate::agent::numa::Cpus;
 use crate::agent::record::Record;
 use crate::agent::runtimes::cgroup::MAX_TASKS;
 use crate::agent::runtimes::mps;
@@ -25,6 +26,8 @@ pub(super) const KEY: &str = "io.neural-fabric.key";
 pub(super) const JOB: &str = "io.neural-fabric.job";
 pub(super) const REPLICA: &str = "io.neural-fabric.replica";
 pub(super) const GENERATION: &str = "io.neural-fabric.generation";
+pub(super) const GROUP: &str = "io.neural-fabric.group";
+pub(super) const NODE: &str = "io.neural-fabric.node";
 
 /// Nobody's on any machine; the model's files are readable to all.
 const USER: &str = "65532:65532";
@@ -73,9 +76,12 @@ pub(super) fn name(record: &Record) -> String {
 }
 
 impl Order<'_> {
+    /// The whole order, bound to these CPUs. Its memory is not bound: by first touch it comes from beside them, and who
+    /// needs more than is there would end for it.
+    ///
     /// # Errors
     /// What this container can't be given, for people.
-    pub(super) fn body(&self) -> Result<ContainerCreateBody, String> {
+    pub(super) fn body(&self, cpus: Option<&Cpus>) -> Result<ContainerCreateBody, String> {
         let slots = Slots {
             host: if self.address.is_ipv6() { "::" } else { "0.0.0.0" },
             port: self.want.port.map(|_| self.container.port),
@@ -95,7 +101,7 @@ impl Order<'_> {
             // Whether it is well is asked by us, of the manifest's paths.
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
             exposed_ports: self.want.port.map(|_| vec![inside.clone()]),
-            host_config: Some(self.confinement(inside)?),
+            host_config: Some(HostConfig { cpuset_cpus: cpus.map(Cpus::to_string), ..self.confinement(inside)? }),
             ..ContainerCreateBody::default()
         })
     }
@@ -200,8 +206,8 @@ impl Order<'_> {
             (JOB, launch.id.job.0.to_string()),
             (REPLICA, launch.id.replica.to_string()),
             (GENERATION, launch.generation.0.to_string()),
-            ("io.neural-fabric.group", self.group.to_owned()),
-            ("io.neural-fabric.node", self.record.node.to_string()),
+            (GROUP, self.group.to_owned()),
+            (NODE, self.record.node.to_string()),
             ("io.neural-fabric.request", launch.request.to_string()),
             ("io.neural-fabric.tenant", self.want.spec.tenant.to_string()),
         ];

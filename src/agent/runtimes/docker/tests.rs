@@ -1,43 +1,6 @@
-//! Which containers are ours, and which of ours have a record; without an engine.
+//! What a container is given, without an engine.
 
 use super::*;
-use crate::agent::record::Launch;
-use nf_core::id::{NodeName, RequestId};
-
-fn record(dir: &Path) -> Record {
-    let id = ReplicaId { job: JobNo(7), replica: 2 };
-    let request = RequestId::new("r1").unwrap();
-    let launch =
-        Launch { request, id, generation: Generation(3), host: "h".into(), port: None, devices: None, uuids: vec![] };
-    let record = Record::new(NodeName::new("n1").unwrap(), launch, "boot".into(), "/health".into(), 30);
-    record.save(dir).unwrap();
-    record
-}
-
-fn labels(of: &[(&str, &str)]) -> HashMap<String, String> {
-    of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-}
-
-#[test]
-fn only_what_no_record_tells_of_is_swept_up() {
-    let tmp = tempfile::tempdir().unwrap();
-    let record = record(tmp.path());
-    let of = |job, replica, generation, key: &str| {
-        let of = [(order::JOB, job), (order::REPLICA, replica), (order::GENERATION, generation), (order::KEY, key)];
-        is_recorded(tmp.path(), &labels(&of))
-    };
-    assert!(of("7", "2", "3", &record.key));
-    assert!(!of("7", "2", "3", "another start of the same generation"));
-    assert!(!of("7", "2", "4", &record.key) && !of("8", "2", "3", &record.key));
-    assert!(!of("x", "2", "3", &record.key) && !of("7", "99999", "3", &record.key), "labels are anybody's words");
-    assert!(!is_recorded(tmp.path(), &labels(&[])));
-    // What can't be read needs a person, and so does its container.
-    let path = record::path(tmp.path(), record.launch.id, Generation(3));
-    fs::write(&path, "{").unwrap();
-    assert!(of("7", "2", "3", &record.key));
-    fs::rename(&path, path.with_extension("bad")).unwrap();
-    assert!(of("7", "2", "3", &record.key));
-}
 
 #[test]
 fn the_containers_user_can_read_the_model_and_nothing_is_written() {
@@ -50,4 +13,30 @@ fn the_containers_user_can_read_the_model_and_nothing_is_written() {
     readable(&model).unwrap();
     let mode = |path: &str| fs::metadata(model.join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("."), mode("sub"), mode("sub/file")), (0o755, 0o755, 0o444));
+}
+
+#[test]
+fn only_what_speaks_of_the_cpus_is_a_refusal_of_them() {
+    let name = "nf-n1-cpuset-cpus-7.0.g1";
+    let of = |why, text: &str| denies_cpus(&Fault { why, text: text.into() }, name);
+    for refused in [
+        "Requested CPUs are not available - requested 0-3, available: 0-1",
+        "OCI runtime create failed: failed to write \"0-3\": write /sys/fs/cgroup/nf/cpuset.cpus: numerical result out of range",
+        "crun: write to `cpuset.cpus`: Permission denied: OCI permission denied",
+        "Your kernel does not support cgroup cpuset",
+        "controller `cpuset` is not available under /sys/fs/cgroup/machine.slice/cgroup.controllers",
+    ] {
+        assert!(of(Reason::RuntimeFailed, refused), "{refused}");
+    }
+    for other in [
+        "Conflict. The container name \"/nf-n1-cpuset-cpus-7.0.g1\" is already in use by container 0f3a",
+        "mount /data/replicas/n1/cpus/model: no such file or directory",
+        "mount /data/replicas/n1/r-cpu.j1.g1/cpuset: no such file or directory",
+        "pull access denied for registry.example/cpu-models",
+        "NanoCPUs can not be set, as your kernel does not support CPU CFS scheduler",
+        "range of CPU is from 0.01 to 2.00, as there are only 2 of them available",
+    ] {
+        assert!(!of(Reason::RuntimeFailed, other), "{other}");
+    }
+    assert!(!of(Reason::EngineUnavailable, "the engine does not answer: cpuset"), "it may have begun");
 }

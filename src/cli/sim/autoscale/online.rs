@@ -13,7 +13,7 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
     let mut service = None;
     let mut scaler: Option<Autoscaler> = None;
     let mut lines = Lines::new(input);
-    let mut clock_ms = 0;
+    let mut clock = Clock::default();
     loop {
         let number = lines.number() + 1;
         let wrong = |what: String| fail(Exit::Usage, format!("line {number}: {what}"));
@@ -29,8 +29,7 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
                 say(&mut output, "READY")?;
             }
             (Some("TICK"), Some(scaler)) => {
-                let signals = parse_tick(words, clock_ms).map_err(wrong)?;
-                clock_ms = clock_ms.max(signals.at_ms);
+                let signals = parse_tick(words, &mut clock, scaler.service().tick_ms).map_err(wrong)?;
                 let decision = scaler.step(&signals);
                 say(&mut output, &format!("DESIRED {} {}", decision.desired, decision.why))?;
             }
@@ -42,6 +41,49 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Nobody is silent for so long, in milliseconds: whose clock goes further in one step has another one now.
+const DAY_MS: u64 = 86_400_000;
+/// So many times on end that rise, all of them earlier than what was told before: that was a slip, and these are the time.
+const RISING: u32 = 3;
+
+/// The time as the autoscaler sees it. The other side's may leap ahead once, by a slip of the pen, and all that comes after
+/// would be old news for ever.
+#[derive(Default)]
+struct Clock {
+    /// The other side's time at the last news, and ours.
+    last: Option<(u64, u64)>,
+    /// The latest of the earlier times that have come since, each after the one before, and how many.
+    earlier: Option<(u64, u32)>,
+}
+
+impl Clock {
+    /// Ours at a tick, which usually comes after `tick_ms`; as late as at the last one where that is no news.
+    fn at(&mut self, told: When, tick_ms: u64) -> u64 {
+        let (When::At(t), Some((last, own))) = (told, self.last) else {
+            if let When::At(t) = told {
+                self.last = Some((t, t));
+            }
+            return self.last.map_or(0, |(_, own)| own);
+        };
+        let passed = match t.checked_sub(last) {
+            None | Some(0) => self.slipped(t, last),
+            Some(ahead) if ahead > DAY_MS => tick_ms,
+            Some(ahead) => ahead,
+        };
+        if passed > 0 {
+            *self = Self { last: Some((t, own + passed)), earlier: None };
+        }
+        own + passed
+    }
+
+    /// What has passed since the tick before, where the times go on from an earlier one; else nothing.
+    fn slipped(&mut self, t: u64, last: u64) -> u64 {
+        let (before, times) = self.earlier.filter(|(before, _)| t > *before).unwrap_or((t, 0));
+        self.earlier = (t < last).then_some((t, times + 1));
+        if times + 1 >= RISING && t < last { t - before } else { 0 }
+    }
 }
 
 fn say(output: &mut impl Write, line: &str) -> anyhow::Result<()> {
@@ -75,17 +117,14 @@ fn parse_service<'a>(words: impl Iterator<Item = &'a str>) -> Result<Service, St
 }
 
 /// `t ready starting draining queue running arrivals p95_ms`. A time that is missing is no news, as an old one is not.
-fn parse_tick<'a>(words: impl Iterator<Item = &'a str>, clock_ms: u64) -> Result<Signals, String> {
+fn parse_tick<'a>(words: impl Iterator<Item = &'a str>, clock: &mut Clock, tick_ms: u64) -> Result<Signals, String> {
     let words: Vec<&str> = words.collect();
     let [t, ready, starting, draining, queue, running, arrivals, p95, ..] = words[..] else {
         return Err(format!("TICK wants t ready starting draining queue running arrivals p95_ms, got {}", words.len()));
     };
-    let at_ms = match When::parse(t).ok_or_else(|| format!("TICK at `{t}`: not a time in seconds"))? {
-        When::At(at_ms) => at_ms,
-        When::Never => clock_ms,
-    };
+    let told = When::parse(t).ok_or_else(|| format!("TICK at `{t}`: not a time in seconds"))?;
     Ok(Signals {
-        at_ms,
+        at_ms: clock.at(told, tick_ms),
         ready: Reading::parse(ready),
         starting: Reading::parse(starting),
         draining: Reading::parse(draining),
@@ -149,6 +188,31 @@ mod tests {
         assert_eq!(said, [news, none, none, news, none, none, none, news]);
         let (out, result) = talk(&format!("{HELLO}TICK - 2 0 0 0 8 20 1900\n"));
         assert!(result.is_ok() && out.lines().count() == 2, "{out} {result:?}");
+    }
+
+    /// What is said of each of these times, the same load at each.
+    fn said(times: &[f64]) -> Vec<String> {
+        let ticks: String = times.iter().map(|t| format!("TICK {t} 1 0 0 0 8 20 1900\n")).collect();
+        let (out, result) = talk(&format!("{HELLO}{ticks}"));
+        assert!(result.is_ok(), "{result:?}");
+        out.lines().skip(1).map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn one_time_from_the_far_future_makes_no_old_news_of_all_that_comes_after_it() {
+        let (news, none) = ("Stabilizing", "StaleSignal");
+        // Two looks show that it was a slip; where nobody is silent for so long it is known at once.
+        for (slip, then) in [(1e9, news), (2_000.0, none)] {
+            let said = said(&[600.0, 605.0, slip, 610.0, 615.0, 620.0, 625.0, 630.0]);
+            assert_eq!(said, [news, news, then, none, none, news, news, news], "{slip}");
+        }
+    }
+
+    #[test]
+    fn times_of_long_ago_between_others_stay_old_news() {
+        let (news, none) = ("Stabilizing", "StaleSignal");
+        let said = said(&[600.0, 300.0, 605.0, 305.0, 610.0, 300.0, 305.0, 305.0, 303.0, 610.0, 304.0, 615.0]);
+        assert_eq!(said, [news, none, news, none, news, none, none, none, none, none, none, news]);
     }
 
     /// Whoever waits for an answer before the next question would wait for ever.

@@ -36,9 +36,19 @@ impl<'a> Fields<'a> {
     }
 
     pub fn number(&mut self, field: &'static str, most: u64) -> Result<u64, BadLine> {
+        let number = self.count(field, most)?;
+        number.map_err(|Beyond(line)| line)
+    }
+
+    /// A number that may be more than there can be.
+    pub fn count(&mut self, field: &'static str, most: u64) -> Result<Result<u64, Beyond>, BadLine> {
         let text = self.text(field)?;
-        let number = text.parse::<u64>().ok().or_else(|| whole(text)).filter(|number| *number <= most);
-        number.ok_or_else(|| self.bad(field, format!("a number from 0 to {most}, not \"{}\"", short(text))))
+        let wrong = || self.bad(field, format!("a number from 0 to {most}, not \"{}\"", short(text)));
+        match text.parse::<u64>().ok().or_else(|| whole(text)) {
+            Some(number) if number <= most => Ok(Ok(number)),
+            Some(_) => Ok(Err(Beyond(wrong()))),
+            None => Err(wrong()),
+        }
     }
 
     /// The value of a field `name=value`, if that is next.
@@ -76,23 +86,31 @@ impl<'a> Fields<'a> {
     }
 
     /// `cpu_milli mem_mib num_gpu milli models`
-    pub fn ask(&mut self) -> Result<Resources, BadLine> {
-        let cpu_milli = self.number("cpu_milli", MAX_BYTES)?;
-        let memory = self.number("mem_mib", MAX_BYTES >> 20)? << 20;
-        let count = self.number("num_gpu", u64::from(MAX_DEVICES))?;
-        let milli = self.number("milli", u64::from(WHOLE))?;
+    pub fn ask(&mut self) -> Result<Result<Resources, Beyond>, BadLine> {
+        let cpu_milli = self.count("cpu_milli", MAX_BYTES)?;
+        let memory = self.count("mem_mib", MAX_BYTES >> 20)?;
+        let count = self.count("num_gpu", u64::from(MAX_DEVICES))?;
+        let milli = self.count("milli", u64::from(WHOLE))?;
         let models = self.text("models")?;
-        let gpu = gpus(count, milli).map_err(|what| self.bad("milli", what))?;
         let named = models.split('|').filter(|name| !matches!(*name, "" | "-"));
         let types: Result<Vec<DeviceType>, _> = named.map(DeviceType::new).collect();
         let types = types.map_err(|e| self.bad("models", e.to_string()))?;
-        Ok(Resources { gpu, cpu_milli, memory, device_types: device_types(types), ..Resources::default() })
+        let ask = || {
+            let gpu = gpus(count?, milli?).map_err(|what| Beyond(self.bad("milli", what)))?;
+            let (cpu_milli, memory) = (cpu_milli?, memory? << 20);
+            Ok(Resources { gpu, cpu_milli, memory, device_types: device_types(types), ..Resources::default() })
+        };
+        Ok(ask())
     }
 }
 
-/// A whole number as programs write it that know only floats: 6.0, 8e3.
+/// What can be read and is more than any node has: nothing is wrong with the line, and nothing fits.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Beyond(pub BadLine);
+
+/// A whole number as programs write it that know only floats: 6.0, 8e3. What is too large to be counted is the largest.
 fn whole(text: &str) -> Option<u64> {
-    let number = text.parse::<f64>().ok().filter(|n| n.fract() == 0.0 && (0.0..=MAX_BYTES as f64).contains(n))?;
+    let number = text.parse::<f64>().ok().filter(|n| n.is_finite() && n.fract() == 0.0 && *n >= 0.0)?;
     Some(number as u64)
 }
 

@@ -1,6 +1,7 @@
 //! Placement for another program, line by line: it lists nodes and the mix of requests,
 //! then asks for one place after the other. A line that can't be read ends the session
-//! with its number and field. It decides nothing.
+//! with its number and field. An ask for more than any node has fits nowhere, and of a node
+//! counts as much as the product counts; both are said beside the session. It decides nothing.
 //!
 //! ```text
 //! → NODES n, then n lines: id cpu_milli mem_mib gpus model [rack=NAME] [zone=NAME] [region=NAME]
@@ -14,18 +15,22 @@
 //! ```
 
 use super::super::lines::{Fault, Line, Lines};
-use super::ask::{BadLine, Fields, short};
+use super::ask::{BadLine, Beyond, Fields, short};
 use nf_core::id::DeviceType;
 use nf_core::job::MAX_REPLICAS;
-use nf_core::placement::trial::{Trial, TrialNode};
+use nf_core::placement::trial::{Trial, TrialNode, beyond_count};
 use nf_core::placement::{Pick, Policy};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES};
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, Write};
 
 /// Most nodes in one session.
 const NODES: u64 = 1 << 17;
 /// Most lines of history.
 const HISTORY: u64 = 1 << 20;
+/// Lines of which something is said beside the session; then it is enough.
+const NOTES: u32 = 20;
 
 /// Why a session ended early.
 #[derive(Debug, thiserror::Error)]
@@ -36,13 +41,14 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Speaks until END or the end of the input.
+/// Speaks until END or the end of the input. `notes` is told what was read and could not be taken as it stands.
 ///
 /// # Errors
 /// A line that can't be read, or a stream that fails.
-pub fn run(input: impl BufRead, output: impl Write, policy: Policy) -> Result<(), Error> {
+pub fn run(input: impl BufRead, output: impl Write, notes: impl FnMut(&str), policy: Policy) -> Result<(), Error> {
     let mut lines = Lines::new(input);
-    let mut session = Session { ids: Vec::new(), trial: None, ready: false, pending: false, output };
+    let notes = Notes { told: 0, notes };
+    let mut session = Session { ids: Vec::new(), trial: None, ready: false, pending: false, output, notes };
     while let Some(line) = next(&mut lines)? {
         let mut fields = Fields::new(line.number, line.text);
         let Ok(word) = fields.text("word") else { continue };
@@ -95,16 +101,42 @@ fn of_list<'a, R: BufRead>(lines: &'a mut Lines<R>, field: &'static str) -> Resu
     next(lines)?.ok_or_else(|| missing.into())
 }
 
-struct Session<W> {
+/// Says what was read and could not be taken as it stands, of the first such lines.
+struct Notes<F> {
+    told: u32,
+    notes: F,
+}
+
+impl<F: FnMut(&str)> Notes<F> {
+    fn tell(&mut self, Beyond(line): &Beyond, then: &str) {
+        self.told = self.told.saturating_add(1);
+        match self.told.cmp(&NOTES) {
+            Ordering::Less => (self.notes)(&format!("{line}; {then}")),
+            Ordering::Equal => (self.notes)(&format!("{line}; {then}; of further such lines nothing is said")),
+            Ordering::Greater => {}
+        }
+    }
+
+    /// The number, or as much of it as there can be.
+    fn most(&mut self, number: Result<u64, Beyond>, most: u64) -> u64 {
+        number.unwrap_or_else(|beyond| {
+            self.tell(&beyond, &format!("{most} of it count"));
+            most
+        })
+    }
+}
+
+struct Session<W, F> {
     ids: Vec<String>,
     trial: Option<Trial>,
     ready: bool,
     /// The last answer named a place, and nobody has said what became of it.
     pending: bool,
     output: W,
+    notes: Notes<F>,
 }
 
-impl<W: Write> Session<W> {
+impl<W: Write, F: FnMut(&str)> Session<W, F> {
     fn before_ready(&self, fields: &mut Fields<'_>, word: &'static str, most: u64) -> Result<u64, BadLine> {
         if self.ready || (word == "NODES") == self.trial.is_some() {
             return Err(
@@ -115,14 +147,19 @@ impl<W: Write> Session<W> {
     }
 
     fn nodes<R: BufRead>(&mut self, lines: &mut Lines<R>, count: u64, policy: Policy) -> Result<(), Error> {
-        let mut nodes = Vec::new();
+        let (mut nodes, mut ids) = (Vec::new(), BTreeSet::new());
         for _ in 0..count {
             let line = of_list(lines, "id")?;
             let mut fields = Fields::new(line.number, line.text);
             let id = fields.text("id")?.to_owned();
-            let cpu_milli = fields.number("cpu_milli", MAX_BYTES)?;
-            let memory = fields.number("mem_mib", MAX_BYTES >> 20)? << 20;
-            let gpus = fields.number("gpus", u64::from(MAX_DEVICES))? as u16;
+            if !ids.insert(id.clone()) {
+                let what = format!("\"{}\" is listed twice, and answers name nodes by it", short(&id));
+                return Err(fields.bad("id", what).into());
+            }
+            let mut most = |field, most| Ok::<u64, BadLine>(self.notes.most(fields.count(field, most)?, most));
+            let cpu_milli = most("cpu_milli", MAX_BYTES)?;
+            let memory = most("mem_mib", MAX_BYTES >> 20)? << 20;
+            let gpus = most("gpus", u64::from(MAX_DEVICES))? as u16;
             let device_type = match fields.text("model")? {
                 "-" => None,
                 name => Some(DeviceType::new(name).map_err(|e| fields.bad("model", e.to_string()))?),
@@ -131,6 +168,11 @@ impl<W: Write> Session<W> {
             fields.end()?;
             self.ids.push(id);
             nodes.push(TrialNode { cpu_milli, memory, gpus, device_type, place });
+        }
+        if let Some(at) = beyond_count(&nodes) {
+            let (line, what) =
+                (lines.number(), format!("with {} the nodes have more than can be counted", self.ids[at]));
+            return Err(BadLine { line, field: "cpu_milli or mem_mib", what }.into());
         }
         self.trial = Some(Trial::new(&nodes, policy));
         Ok(())
@@ -141,11 +183,13 @@ impl<W: Write> Session<W> {
         for _ in 0..count {
             let line = of_list(lines, "count")?;
             let mut fields = Fields::new(line.number, line.text);
-            let times = fields.number("count", u64::from(u32::MAX))?;
+            let times = self.notes.most(fields.count("count", u64::from(u32::MAX))?, u64::from(u32::MAX));
             let ask = fields.ask()?;
             fields.end()?;
-            if times > 0 {
-                trial.expect(&ask, times);
+            match ask {
+                Ok(ask) if times > 0 => trial.expect(&ask, times),
+                Ok(_) => {}
+                Err(beyond) => self.notes.tell(&beyond, "it is left out of the mix"),
             }
         }
         Ok(())
@@ -163,26 +207,42 @@ impl<W: Write> Session<W> {
     }
 
     fn pod(&mut self, mut fields: Fields<'_>) -> Result<(), Error> {
-        let Some(trial) = self.trial.as_mut().filter(|_| self.ready) else {
+        if !self.ready {
             return Err(fields.bad("word", "POD comes after READY").into());
-        };
+        }
         fields.text("seq")?;
         let ask = fields.ask()?;
         fields.end()?;
-        let picks = Vec::from_iter(trial.place(&ask));
-        self.answer(&picks)
+        self.place(ask, |trial, ask| Vec::from_iter(trial.place(ask)))
     }
 
     fn gang(&mut self, mut fields: Fields<'_>) -> Result<(), Error> {
-        let Some(trial) = self.trial.as_mut().filter(|_| self.ready) else {
+        if !self.ready {
             return Err(fields.bad("word", "GANG comes after READY").into());
-        };
+        }
         fields.text("seq")?;
-        let replicas = fields.number("replicas", u64::from(MAX_REPLICAS))? as u16;
+        let replicas = fields.count("replicas", u64::from(MAX_REPLICAS))?;
         let ask = fields.ask()?;
         let topology = fields.topology()?;
         fields.end()?;
-        let picks = trial.place_gang(&ask, replicas, topology);
+        let all = replicas.and_then(|replicas| Ok((replicas as u16, ask?)));
+        self.place(all, |trial, (replicas, ask)| trial.place_gang(ask, *replicas, topology))
+    }
+
+    /// Answers with the places that are found; what is beyond every node has none.
+    fn place<A>(
+        &mut self,
+        ask: Result<A, Beyond>,
+        find: impl FnOnce(&mut Trial, &A) -> Vec<Pick>,
+    ) -> Result<(), Error> {
+        let picks = match (&mut self.trial, &ask) {
+            (Some(trial), Ok(ask)) => find(trial, ask),
+            (_, Err(beyond)) => {
+                self.notes.tell(beyond, "it fits nowhere");
+                Vec::new()
+            }
+            (None, _) => Vec::new(),
+        };
         self.answer(&picks)
     }
 
@@ -215,8 +275,61 @@ mod tests {
 
     fn speak(text: &str) -> Result<String, String> {
         let mut out = Vec::new();
-        run(text.as_bytes(), &mut out, Policy::Fragmentation).map_err(|e| e.to_string())?;
+        run(text.as_bytes(), &mut out, |_| {}, Policy::Fragmentation).map_err(|e| e.to_string())?;
         Ok(String::from_utf8(out).unwrap())
+    }
+
+    /// What is said beside the session, too.
+    fn noted(text: &str) -> (Vec<String>, Vec<String>) {
+        let (mut out, mut notes) = (Vec::new(), Vec::new());
+        run(text.as_bytes(), &mut out, |note| notes.push(note.to_owned()), Policy::Fragmentation).unwrap();
+        (String::from_utf8(out).unwrap().lines().map(str::to_owned).collect(), notes)
+    }
+
+    #[test]
+    fn an_ask_for_more_than_any_node_has_fits_nowhere_and_the_session_goes_on() {
+        let beyond = [
+            "1e300 1 1 1000 -",
+            "1 99999999999999999999999 1 1000 -",
+            "1 1 1025 1000 -",
+            "1 1 1 1001 -",
+            "1 1 2 500 -",
+            "1 1 1 0 -",
+        ];
+        let history = beyond.map(|ask| format!("3 {ask}\n")).concat();
+        let pods = beyond.map(|ask| format!("POD 0 {ask}\nFAILED\n")).concat();
+        let text = format!(
+            "{NODES}HISTORY 7\n{history}99999999999 1 1 1 1000 -\nREADY\n{pods}GANG 0 1025 1 1 1 1000 -\nOK\n\
+             GANG 0 2 1 1 1025 1000 -\nFAILED\nPOD 1 1000 10 2 1000 -\nEND\n"
+        );
+        let (out, notes) = noted(&text);
+        assert_eq!(out[0], "READY");
+        assert_eq!(out[1..9], ["NONE"; 8]);
+        assert_eq!(out[9..], ["a 0,1"]);
+        assert_eq!(notes.len(), 15);
+        assert_eq!(
+            notes[6],
+            "line 11: count: a number from 0 to 4294967295, not \"99999999999\"; 4294967295 of it count"
+        );
+        assert!(
+            notes[0].starts_with("line 5: cpu_milli:") && notes[0].ends_with("it is left out of the mix"),
+            "{notes:?}"
+        );
+        assert!(notes[7].starts_with("line 13: cpu_milli:") && notes[7].ends_with("it fits nowhere"), "{notes:?}");
+        let many = format!("{NODES}READY\n{}END\n", "POD 0 1 1 1025 1000 -\n".repeat(100));
+        assert_eq!(noted(&many).1.len(), NOTES as usize);
+    }
+
+    #[test]
+    fn of_a_node_counts_what_the_product_counts_and_all_together_what_a_number_holds() {
+        let (out, notes) = noted("NODES 1\na 1e300 1e300 1025 T4\nREADY\nPOD 0 1 1 1024 1000 T4\nEND\n");
+        assert!(out[1].starts_with("a 0,1,2,") && out[1].ends_with(",1023"), "{out:?}");
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        let large: String = (0..3000).map(|no| format!("n{no} 1e300 1 1 -\n")).collect();
+        let error = speak(&format!("NODES 3000\n{large}READY\n")).unwrap_err();
+        assert!(error.contains("with n2047 the nodes have more than can be counted"), "{error}");
+        let twice = speak("NODES 2\na 1 1 1 -\na 1 1 1 -\n").unwrap_err();
+        assert_eq!(twice, "line 3: id: \"a\" is listed twice, and answers name nodes by it");
     }
 
     #[test]
@@ -278,13 +391,13 @@ mod tests {
             ("NODES 2\na 1 1 1 T4\n", "line 3: id: the list ends early"),
             ("NODES 1\na 1 1 -1 T4\n", "line 2: gpus: a number"),
             ("NODES 1\n\na 1 1 1.5 T4\n", "line 3: gpus: a number"),
-            ("NODES 1\na 1e300 1 1 T4\n", "line 2: cpu_milli: a number"),
+            ("NODES 1\na inf 1 1 T4\n", "line 2: cpu_milli: a number"),
             ("NODES 1\na nan 1 1 T4\n", "line 2: cpu_milli: a number"),
             ("NODES 1\na 1 1 1 T4 extra\n", "line 2: end of line:"),
             ("READY\n", "line 1: word: READY comes once, after NODES"),
-            ("NODES 0\nREADY\nPOD 1 1 1 2 500 -\n", "line 3: milli: 500 thousandths of each of 2"),
+            ("NODES 0\nREADY\nPOD 1 1 -1 2 1000 -\n", "line 3: mem_mib: a number"),
             ("NODES 0\nREADY\nPOD 1 1 1\n", "line 3: num_gpu: missing"),
-            ("NODES 0\nREADY\nPOD 1 1 1 1 1001 -\n", "line 3: milli: a number from 0 to 1000"),
+            ("NODES 0\nREADY\nPOD 1 1 1 1 x -\n", "line 3: milli: a number from 0 to 1000"),
             ("NODES 0\nREADY\nPOD 1 1 1 1 1000 ../x\n", "line 3: models:"),
             ("NODES 0\nNODES 0\n", "line 2: word: NODES is out of order"),
             ("\nHELLO\n", "line 2: word: NODES, HISTORY"),

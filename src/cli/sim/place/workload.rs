@@ -5,7 +5,7 @@ use super::ask::gpus;
 use crate::agent::virtual_nodes;
 use nf_core::id::DeviceType;
 use nf_core::job::device_types;
-use nf_core::placement::trial::{TrialNode, Whereabouts};
+use nf_core::placement::trial::{TrialNode, Whereabouts, beyond_count};
 use nf_core::resources::{MAX_BYTES, MAX_DEVICES, Resources, WHOLE};
 use nf_core::sim::Rng;
 
@@ -27,6 +27,12 @@ pub fn nodes(text: &str) -> Result<Vec<TrialNode>, String> {
     let nodes: Vec<TrialNode> = virtual_nodes::parse(text)?.into_iter().map(node).collect();
     if nodes.iter().all(|node| node.gpus == 0) {
         return Err("no node has a GPU, so there is nothing to allocate".to_owned());
+    }
+    if let Some(at) = beyond_count(&nodes) {
+        return Err(format!(
+            "cpu_milli or memory_mib: with node {} of the list they have more than can be counted",
+            at + 1
+        ));
     }
     Ok(nodes)
 }

@@ -58,7 +58,7 @@ impl Group {
         let left = Window::Day.end_ms(self.at_ms) - self.at_ms;
         let used = meter.used(Kind::GpuHours, Window::Day);
         let (used, kept) =
-            (Kind::GpuHours.told(used), Kind::GpuHours.told(used + meter.rates.kept(Kind::GpuHours, left)));
+            (Kind::GpuHours.told(used), Kind::GpuHours.told(used + meter.rates.kept(Kind::GpuHours, self.at_ms, left)));
         assert!(held <= GPUS, "{held} at {}", self.at_ms);
         // Tens of floors are each rounded up.
         assert!(used <= GPU_HOURS && kept <= GPU_HOURS + 1, "{used}, with the floors {kept}, at {}", self.at_ms);

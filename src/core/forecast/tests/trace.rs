@@ -73,7 +73,7 @@ fn on_a_real_trace_too_four_of_five_intervals_hold() {
     let folder = std::env::var_os("NF_TRACES").map_or("../../../shared/traces".into(), PathBuf::from);
     let list = folder.join("openb_pod_list_default.csv");
     if !list.exists() {
-        println!("SKIPPED: the openb trace is not beside the clone (../shared/traces) nor at NF_TRACES");
+        crate::testing::skipped("the openb trace is not beside the clone (../shared/traces) nor at NF_TRACES");
         return;
     }
     let all = play(arrivals(&list));

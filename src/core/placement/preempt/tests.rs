@@ -486,3 +486,34 @@ fn planned_and_run(delay_ms: u64) -> [usize; 3] {
     }
     [placed, evicting, refused]
 }
+
+/// Nodes of so many GPUs that are full of work that gives way, in parts of so many thousandths.
+fn full_of_parts(nodes: u16, gpus: u16, milli: u16) -> State {
+    let mut state = State::new();
+    at_once(&mut state);
+    for i in 0..nodes {
+        testing::run(&mut state, testing::register(&format!("n{i}"), testing::node_spec(gpus)));
+    }
+    let mut low = testing::job_spec("t1", if milli == 1000 { Gpus::Whole(1) } else { Gpus::Milli(milli) });
+    low.constraints.preemptible = true;
+    low.replicas = nodes * gpus * (1000 / milli);
+    testing::run(&mut state, testing::schedule("low", low));
+    state
+}
+
+#[test]
+fn a_gang_that_is_too_large_for_others_to_give_way_is_told_which_bound_that_is() {
+    let told = |state: &mut State, members: u16, gpus: u16| {
+        let mut gang = testing::job_spec("t1", Gpus::Whole(gpus));
+        (gang.replicas, gang.gang, gang.priority) = (members, true, 5);
+        testing::run(state, testing::schedule("gang", gang));
+        let job = state.job_of(&crate::id::RequestId::new("gang").unwrap()).unwrap();
+        let blocker = crate::placement::explain::rivals(state, job);
+        (job.claim.is_some(), blocker.map_or_else(String::new, |blocker| blocker.detail))
+    };
+    assert!(told(&mut full_of_parts(66, 1, 1000), 64, 1).0);
+    let (claims, why) = told(&mut full_of_parts(66, 1, 1000), 65, 1);
+    assert!(!claims && why.contains("on 65 nodes others would have to, and at most on 64 nodes do"), "{why}");
+    let (claims, why) = told(&mut full_of_parts(1, 3, 10), 1, 3);
+    assert!(!claims && why.contains("300 replicas others would have to, and at most 256 replicas do"), "{why}");
+}

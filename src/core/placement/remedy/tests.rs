@@ -1,8 +1,11 @@
 //! Faults two at a time: both come back as reasons with their counts, and undoing what
 //! the remedy names, and nothing else, lets the job run.
 
+use super::nodes::with_engine;
 use super::*;
+use crate::budget::{Kind, Window};
 use crate::command::DeviceFault;
+use crate::id::{NodeName, TenantId};
 use crate::job::JobState;
 use crate::node::{Cordon, Device, Drain};
 use crate::plan::{Intent, draft, plan};
@@ -298,6 +301,21 @@ fn who_is_behind_others_is_told_what_helps_all_of_them() {
     let state = behind(1, 64, &[("first", 8), ("second", 8), ("third", 8)]);
     assert_eq!([count(&state, "first"), count(&state, "second"), count(&state, "third")], [1, 2, 3]);
     ["first", "second", "third"].iter().for_each(|request| helps(state.clone(), request));
+}
+
+/// One pass places at most 512 replicas; who is behind more of them waits for all of them.
+#[test]
+fn who_is_behind_more_than_one_pass_places_is_told_what_helps_all_of_them() {
+    let mut state = behind(8, 4096, &[]);
+    for i in 0..132 {
+        let replicas = if i == 131 { 1 } else { 4 };
+        let spec = JobSpec { replicas, ..testing::job_spec("t1", Gpus::Whole(2)) };
+        testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
+    }
+    let spec = testing::job_spec("t1", Gpus::Whole(8));
+    testing::run(&mut state, testing::schedule("last", spec));
+    // 525 replicas of two GPUs each go first.
+    helps(state, "last");
 }
 
 #[test]

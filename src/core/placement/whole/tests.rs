@@ -41,7 +41,7 @@ fn islands(spec: &NodeSpec) -> BTreeMap<u16, usize> {
 }
 
 /// Whether islands alone would let it have these devices: one island of the least size that holds them, else the fewest,
-/// the fullest of them.
+/// the fullest of them and, for the rest, the smallest that holds it.
 fn obeys(spec: &NodeSpec, devices: &BTreeSet<usize>, one_island: bool) -> bool {
     let sizes = islands(spec);
     let mut used: Vec<usize> = devices
@@ -58,13 +58,14 @@ fn obeys(spec: &NodeSpec, devices: &BTreeSet<usize>, one_island: bool) -> bool {
         None => {
             let mut all: Vec<usize> = sizes.into_values().collect();
             all.sort_by_key(|size| Reverse(*size));
-            let mut held = 0;
-            let enough = all.iter().take_while(|size| {
-                let missing = held < devices.len();
-                held += **size;
-                missing
-            });
-            used == enough.copied().collect::<Vec<_>>()
+            let mut missing = devices.len();
+            let mut wanted = Vec::new();
+            while missing > all[0] {
+                missing -= all[0];
+                wanted.push(all.remove(0));
+            }
+            wanted.extend(all.into_iter().filter(|size| *size >= missing).min());
+            used == wanted
         }
     }
 }
@@ -112,7 +113,7 @@ fn devices_are_of_one_numa_node_wherever_islands_leave_that_choice() {
 }
 
 #[test]
-fn a_node_that_says_nothing_of_numa_nodes_gives_the_devices_that_it_always_gave() {
+fn a_node_that_says_nothing_of_numa_nodes_gives_the_first_devices_of_its_islands() {
     for seed in 0..2000 {
         let mut rng = Rng::new(seed);
         let spec = node(&mut rng, false);
@@ -126,6 +127,15 @@ fn a_node_that_says_nothing_of_numa_nodes_gives_the_devices_that_it_always_gave(
         if let Some((island, _)) = tight {
             order = vec![*island];
         }
+        // The largest ones whole, and the rest from the smallest that has it.
+        let (mut left, mut whole) = (usize::from(wanted), Vec::new());
+        while let Some(largest) = order.first().copied().filter(|island| sizes[island] < left) {
+            left -= sizes[&largest];
+            whole.push(order.remove(0));
+        }
+        let last =
+            order.into_iter().filter(|island| sizes[island] >= left).min_by_key(|island| (sizes[island], *island));
+        let order: Vec<u16> = whole.into_iter().chain(last).collect();
         let of = |island: u16| {
             let both = spec.devices.iter().zip(0u16..);
             both.filter(move |(device, _)| device.healthy && device.island == island).map(|(_, i)| i)
@@ -164,4 +174,12 @@ fn a_socket_in_between_costs_less_than_an_island_and_more_than_nothing() {
     assert_eq!((of([0, 0], [None; 2]), of([0, 0], [Some(1); 2])), (1000, 1000));
     assert_eq!(of([0, 0], [Some(0), Some(1)]), 1000 - 2);
     assert_eq!((of([0, 1], [Some(0); 2]), of([0, 1], [Some(0), Some(1)])), (500, 500 - 2));
+}
+
+#[test]
+fn a_pair_is_not_broken_where_a_single_device_is_idle() {
+    let mut spec = testing::node_spec(5);
+    spec.devices.iter_mut().zip([0, 0, 1, 1, 2]).for_each(|(device, island)| device.island = island);
+    let (devices, span) = given(&spec, &testing::job_spec("t1", Gpus::Whole(3))).unwrap();
+    assert_eq!((devices, span.islands), (vec![0, 1, 4], 2));
 }

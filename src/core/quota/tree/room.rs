@@ -1,7 +1,7 @@
 //! What a tree of tenants has room for, when many ask at once: [`super::check`] for one
 //! after the other, each with what the ones before it got. It knows no types of devices.
 
-use super::{Of, Tenant, children, held, lent, limit, nominal, root};
+use super::{Of, Tenant, children, held, kept, limit, nominal, root};
 use crate::id::TenantNo;
 use crate::state::State;
 use std::collections::BTreeMap;
@@ -46,7 +46,7 @@ impl Room {
             row.demand = row.demand.saturating_add(child.demand.max(child.kept));
         }
         row.limit = limit(tenant, Of::Gpus, row.nominal);
-        row.kept = row.nominal.saturating_sub(lent(tenant, Of::Gpus).unwrap_or(u64::MAX));
+        row.kept = kept(tenant, Of::Gpus, row.nominal);
         self.rows[own] = row;
         row
     }

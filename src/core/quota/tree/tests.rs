@@ -17,6 +17,8 @@ use crate::tenant::Quota;
 use crate::testing;
 use std::collections::BTreeSet;
 
+mod claims;
+
 fn id(name: &str) -> TenantId {
     TenantId::new(name).unwrap()
 }
@@ -109,7 +111,12 @@ pub(crate) fn arrivals<W>(
             testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
             arrivals += 1;
             within_limits(&state, seed);
-            evictions += to_rest(&mut state, &mut seen, seed);
+            if rng.chance(300) {
+                // The next one comes while claims are open.
+                testing::run(&mut state, Intent::PlaceWaiting);
+            } else {
+                evictions += to_rest(&mut state, &mut seen, seed);
+            }
             within_limits(&state, seed);
             if rng.chance(400)
                 && let Some(job) = state.job(JobNo(rng.below(state.meta().next_job))).cloned()
@@ -309,4 +316,50 @@ fn a_tenant_is_told_that_a_quota_above_is_in_the_way_and_not_whose() {
         // Neither who is above it, nor what others hold, nor how much that one has.
         assert!(!said.contains("parent-org") && !said.contains("tenant b") && !said.contains(" 5"), "{said}");
     }
+}
+
+#[test]
+fn what_an_empty_tree_refuses_can_never_be_and_what_it_allows_may_wait() {
+    let (mut never, mut waits) = (0, 0);
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let mut state = group(24);
+        let (leaves, _) = random_tree(&mut state, &mut rng);
+        let empty = state.clone();
+        for i in 0..rng.below(12) {
+            let spec = testing::job_spec(rng.pick::<String>(&leaves), Gpus::Whole(rng.between(1, 3) as u16));
+            testing::run(&mut state, testing::schedule(&format!("r{i}"), spec));
+        }
+        for tenant in empty.tenants().values() {
+            let most = most(&empty, tenant, Of::Gpus);
+            assert!(check(&empty, tenant, Of::Gpus, most).is_ok(), "seed {seed}: {most} for {}", tenant.id);
+            for more in (1..16).map(|gpus| gpus * 500).chain([most, most + 1]).filter(|more| *more > 0) {
+                let refused = check(&empty, tenant, Of::Gpus, more);
+                assert_eq!(refused.is_err(), more > most, "seed {seed}: {more} for {}, at most {most}", tenant.id);
+                let Err(over) = check(&state, tenant, Of::Gpus, more) else { continue };
+                assert_eq!((over.never, over.most), (more > most, most), "seed {seed}: {more} for {}", tenant.id);
+                (never, waits) = (never + u32::from(over.never), waits + u32::from(!over.never));
+            }
+        }
+    }
+    assert!(never > 100 && waits > 100, "{never} {waits}");
+}
+
+#[test]
+fn what_a_sibling_does_not_lend_can_never_be_had_and_keeps_nothing_from_others() {
+    let mut state = group(8);
+    set(&mut state, "org", None, 0, None, None);
+    set(&mut state, "a", Some("org"), 2, None, None);
+    set(&mut state, "b", Some("org"), 4, None, Some(0));
+    set(&mut state, "c", Some("org"), 1, None, None);
+    testing::run(&mut state, testing::schedule("first", testing::job_spec("a", Gpus::Whole(2))));
+    // Of the seven in all, four are b's alone.
+    let large = JobSpec { priority: 5, ..testing::job_spec("a", Gpus::Whole(4)) };
+    testing::run(&mut state, testing::schedule("large", large));
+    let job =
+        |state: &State, request: &str| state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap().clone();
+    let told = crate::placement::explain::blockers(&state, &job(&state, "large"));
+    assert_eq!((told[0].reason, told[0].permanent), (Reason::ExceedsMaxQuota, true), "{told:?}");
+    testing::run(&mut state, testing::schedule("small", testing::job_spec("a", Gpus::Whole(1))));
+    assert!(!job(&state, "small").wants_place(), "nothing is kept from it for what can never run");
 }

@@ -202,3 +202,26 @@ fn a_type_that_is_shut_is_a_reason_where_the_others_are_full() {
     assert!(quota.detail.contains("H100-80G") && !quota.permanent, "{quota:?}");
     assert!(blockers.iter().any(|b| b.reason == Reason::Resources && b.nodes == 1), "{blockers:?}");
 }
+
+#[test]
+fn a_gang_whose_members_may_be_of_two_types_is_not_told_that_it_never_fits() {
+    let mut state = group(2);
+    let four = share(4, None, None);
+    set(&mut state, "t1", None, None, &[(TYPES[0], four), (TYPES[1], four)]);
+    testing::run(&mut state, testing::schedule("first", job("t2", Gpus::Whole(1), &TYPES[..1])));
+    let gang = |members: u16| JobSpec { gang: true, replicas: members, ..job("t1", Gpus::Whole(1), &[]) };
+    testing::run(&mut state, testing::schedule("gang", gang(8)));
+    testing::run(&mut state, testing::schedule("larger", gang(9)));
+    let of = |state: &State, request: &str| state.job_of(&crate::id::RequestId::new(request).unwrap()).unwrap().clone();
+    let never =
+        |state: &State, request: &str| explain::blockers(state, &of(state, request)).iter().any(|b| b.permanent);
+    assert!(!never(&state, "gang") && never(&state, "larger"));
+    let first = of(&state, "first");
+    let why = Reason::StoppedByUser;
+    testing::run(&mut state, Intent::Stop { request: first.request.clone(), tenant: None, why });
+    crate::placement::preempt::tests::all_gone(&mut state);
+    testing::run(&mut state, Intent::PlaceWaiting);
+    assert!(!of(&state, "gang").wants_place(), "four of each type are its own");
+    within_limits(&state, 0);
+    assert_eq!(invariants::check(&state), []);
+}

@@ -267,8 +267,8 @@ fn a_version_that_is_let_in_no_more_goes_back_by_a_second_copy_where_none_may_be
 #[test]
 fn the_way_back_is_closed_where_the_former_approval_was_taken_back() {
     let mut state = outlived();
-    testing::run(&mut state, by("bob", Intent::Disapprove(version("v1"))));
     say(&mut state, back()).unwrap();
+    testing::run(&mut state, by("bob", Intent::Disapprove(version("v1"))));
     assert_eq!(crate::rollout::pass(&state, 8), [], "nothing is proposed that apply would refuse");
     let seen = outlook(&state, job(&state)).unwrap();
     assert_eq!(seen.blockers.first().map(|blocker| blocker.reason), Some(Reason::ApprovalRequired));
@@ -325,3 +325,5 @@ fn a_version_about_people_needs_a_consent_to_begin_and_goes_back_when_it_ends() 
     let course = job(&state).rollout.as_ref().unwrap().course;
     assert!(matches!(course, Course::Undone { failed: true, why: Reason::ConsentRequired | Reason::ConsentRevoked }));
 }
+
+mod closed;

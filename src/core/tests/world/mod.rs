@@ -11,7 +11,7 @@ use nf_core::id::{
     DeviceType, Digest16, Generation, Incarnation, JobNo, Label, NodeName, NodeNo, RequestId, Revision, TenantId,
     TenantNo, VersionId,
 };
-use nf_core::job::{Allocation, Arrangement, Constraints, JobSpec, Phase, Replica, Restart, Share, Stage};
+use nf_core::job::{Allocation, Arrangement, Constraints, Job, JobSpec, Phase, Replica, Restart, Share, Stage};
 use nf_core::mig::{Shape, Slice};
 use nf_core::node::{Cordon, DeviceKind, Drain, DrainState, NodeKind, NodeSpec, NodeState, PortRange};
 use nf_core::plan::{Intent, Queueing, plan};
@@ -37,7 +37,7 @@ pub struct World {
     pub now: u64,
     pub batches: Vec<Batch>,
     rows: BTreeMap<(Table, Vec<u8>), Vec<u8>>,
-    made: BTreeMap<RequestId, JobNo>,
+    made: BTreeMap<(TenantId, RequestId), JobNo>,
 }
 
 impl World {
@@ -92,7 +92,7 @@ impl World {
             }
             Ok(Answer::Job { no, .. }) => {
                 if let Command::Submit { submission, .. } = &command {
-                    self.one_job(&submission.request, *no);
+                    self.one_job((submission.spec.tenant.clone(), submission.request.clone()), *no);
                 }
             }
             Ok(_) => {}
@@ -104,12 +104,12 @@ impl World {
     }
 
     /// A remembered request names the job that it made, the first and only one.
-    fn one_job(&mut self, request: &RequestId, no: JobNo) {
-        let forgotten = self.made.get(request).is_none_or(|old| old != &no && self.state.job(*old).is_none());
+    fn one_job(&mut self, of: (TenantId, RequestId), no: JobNo) {
+        let forgotten = self.made.get(&of).is_none_or(|old| old != &no && self.state.job(*old).is_none());
         if forgotten {
-            self.made.insert(request.clone(), no);
+            self.made.insert(of.clone(), no);
         }
-        assert_eq!(self.made[request], no, "{request} made two jobs");
+        assert_eq!(self.made[&of], no, "{of:?} made two jobs");
     }
 
     fn held(&self) -> BTreeMap<TenantId, [u64; 4]> {
@@ -127,7 +127,7 @@ impl World {
     fn quota_held(&self, before: &BTreeMap<TenantId, [u64; 4]>) {
         for (tenant, has) in self.held() {
             let had = before.get(&tenant).copied().unwrap_or_default();
-            let q = self.state.tenant_named(&tenant).map(|t| quota::quota(&self.state, t.no)).unwrap();
+            let q = self.state.tenant_named(&tenant).and_then(|t| quota::quota(&self.state, t.no)).unwrap();
             // Who has limits of types and none of all GPUs may have all of those.
             let types = q.types.values().map(|share| share.gpu_milli);
             let others = if q.types.is_empty() { self.state.meta().default_gpu_milli } else { types.sum() };
@@ -242,18 +242,22 @@ impl World {
                 let queueing = if rng.chance(150) { Queueing::Never } else { Queueing::Wait };
                 Intent::Schedule { submission: submission(rng), queueing, check_plan: None }
             }
-            12..14 => Intent::Stop {
-                request: request(rng),
-                tenant: rng.chance(300).then(|| tenant(rng)),
-                why: Reason::StoppedByUser,
-            },
+            12..14 => {
+                let (tenant, request) = self.named(rng);
+                Intent::Stop { request, tenant: rng.chance(700).then_some(tenant), why: Reason::StoppedByUser }
+            }
             14..17 => self.reports(rng),
-            17 => Intent::Scale { request: request(rng), tenant: None, target: target(rng) },
-            18 => Intent::Wake { request: request(rng) },
+            what @ 17..19 => match (what, self.named(rng)) {
+                (17, (tenant, request)) => Intent::Scale { request, tenant: Some(tenant), target: target(rng) },
+                (_, (tenant, request)) => Intent::Wake { tenant, request },
+            },
             19 => Intent::Moves,
             20 => Intent::Defragment,
-            22 => rollout(rng),
-            23 => Intent::TurnRollout { request: request(rng), tenant: None, revision: None, turn: turn(rng) },
+            22 => rollout(self.named(rng), rng),
+            23 => {
+                let (tenant, request) = self.named(rng);
+                Intent::TurnRollout { request, tenant: Some(tenant), revision: None, turn: turn(rng) }
+            }
             24..26 => Intent::Rollouts,
             21 => Intent::Faults { node: node_name(rng), incarnation: None, faults: vec![fault(rng)] },
             26 => Intent::Budgets,
@@ -265,6 +269,14 @@ impl World {
             30 => Intent::Tick,
             _ => Intent::PlaceWaiting,
         }
+    }
+
+    /// A job that lives, or a name that may mean none.
+    fn named(&self, rng: &mut Rng) -> (TenantId, RequestId) {
+        let live = self.state.jobs();
+        let of = |job: &Arc<Job>| (job.spec.tenant.clone(), job.request.clone());
+        let one = (!live.is_empty() && rng.chance(800)).then(|| rng.below(live.len() as u64) as usize);
+        one.and_then(|n| live.values().nth(n)).map_or_else(|| (tenant(rng), request(rng)), of)
     }
 
     /// What an agent might say: true, stale, or about nothing that is.
@@ -478,9 +490,9 @@ fn strategy(rng: &mut Rng) -> Strategy {
     }
 }
 
-fn rollout(rng: &mut Rng) -> Intent {
+fn rollout((tenant, request): (TenantId, RequestId), rng: &mut Rng) -> Intent {
     let (next, strategy, rollback) = (Box::new(next(rng)), strategy(rng), false);
-    Intent::StartRollout { request: request(rng), tenant: None, next, strategy, rollback }
+    Intent::StartRollout { request, tenant: Some(tenant), next, strategy, rollback }
 }
 
 fn turn(rng: &mut Rng) -> Turn {

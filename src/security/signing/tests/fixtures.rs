@@ -14,7 +14,8 @@ fn fixtures() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    eprintln!("SKIPPED: no signatures of real tools at {}; set NF_SIGNING_FIXTURES", dir.display());
+    let why = format!("no signatures of real tools at {}; set NF_SIGNING_FIXTURES", dir.display());
+    nf_core::testing::skipped(why);
     None
 }
 

@@ -46,6 +46,10 @@ fn facts(giving: Giving) -> Facts {
 }
 
 fn body(want: &Want, giving: Giving) -> Result<Value, String> {
+    body_on(want, giving, None)
+}
+
+fn body_on(want: &Want, giving: Giving, cpus: Option<&Cpus>) -> Result<Value, String> {
     let manifest = manifest();
     let crate::models::Launch::Docker(container) = &manifest.runtime else { panic!() };
     let launch = Launch::of(ReplicaId { job: JobNo(7), replica: 2 }, want);
@@ -58,7 +62,7 @@ fn body(want: &Want, giving: Giving) -> Result<Value, String> {
     let manifest = &manifest;
     let order =
         Order { want, record, manifest, container, facts, image, model, address, owner, group, pipes, traceparent };
-    order.body().map(|body| serde_json::to_value(body).unwrap())
+    order.body(cpus).map(|body| serde_json::to_value(body).unwrap())
 }
 
 #[test]
@@ -67,6 +71,15 @@ fn what_the_engine_would_refuse_as_too_little_is_the_least_it_takes() {
     Arc::make_mut(&mut want.spec).resources.cpu_milli = 1;
     let body = body(&want, Giving::Cdi).unwrap();
     assert_eq!(body["HostConfig"]["NanoCpus"], json!(10_000_000));
+}
+
+#[test]
+fn it_runs_on_the_cpus_beside_its_devices_and_has_all_of_the_machines_memory() {
+    let cpus = Cpus::of([4, 5, 6, 12]);
+    let host = |cpus| body_on(&want(&[GPU]), Giving::Cdi, cpus).unwrap()["HostConfig"].clone();
+    let (bound, free) = (host(Some(&cpus)), host(None));
+    assert_eq!((&bound["CpusetCpus"], &bound["CpusetMems"]), (&json!("4-6,12"), &Value::Null));
+    assert_eq!((&free["CpusetCpus"], &free["NanoCpus"]), (&Value::Null, &bound["NanoCpus"]));
 }
 
 #[test]
