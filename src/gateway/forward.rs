@@ -134,7 +134,9 @@ pub async fn pass_on(
         seat.failed();
     }
     let headers = passed(&parts.headers);
-    let length = parts.headers.get(header::CONTENT_LENGTH).cloned();
+    // Beside chunks a length says nothing (RFC 9112, section 6.3).
+    let chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
+    let length = parts.headers.get(header::CONTENT_LENGTH).filter(|_| !chunked).cloned();
     let said = length.as_ref().and_then(|value| value.to_str().ok()?.parse().ok());
     let nothing = head.method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
     let left = if nothing { Some(0) } else { said };

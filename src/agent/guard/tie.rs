@@ -153,8 +153,17 @@ impl Tie {
         });
     }
 
-    /// Whether its time was over. Asks the clock, too: the guard's word may be on its way.
-    pub(in crate::agent) fn fired(&self, key: &str) -> bool {
+    /// Whether the guard ended it. It speaks only when it is asked, and after a start of the agent its first word may
+    /// be on its way when the replica is dead already: that word has its time, unless there is no guard to say it.
+    pub(in crate::agent) async fn has_fired(&self, key: &str) -> bool {
+        let mut seen = self.seen.clone();
+        let _ = tokio::time::timeout(WORD, seen.wait_for(|seen| seen.held.contains_key(key) || seen.trouble.is_some()))
+            .await;
+        self.fired(key)
+    }
+
+    /// Whether its time was over, by the guard's last word and the clock.
+    pub(super) fn fired(&self, key: &str) -> bool {
         let seen = self.seen.borrow();
         seen.held.get(key).is_some_and(|(until, fired)| *fired || crate::agent::lease::boot_ms() >= *until)
     }

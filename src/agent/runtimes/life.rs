@@ -312,7 +312,7 @@ impl<B: Body> Running<B> {
     /// The first process ended by itself: what it left behind goes, too.
     async fn exited(&mut self, Ended { end, text }: Ended) -> End {
         self.body.clear(&Stuck::of(&self.post.shared, &self.post.launch, end)).await;
-        if self.record.exclusive && self.post.shared.guard.fired(&self.record.key) {
+        if self.record.exclusive && self.post.shared.guard.has_fired(&self.record.key).await {
             self.post.note("killed by the guard: no lease covered it any more").await;
             return End::failed(Reason::NodeFailure);
         }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 pub struct Outlook {
     pub request: RequestId,
     pub revision: Revision,
-    pub former_revision: Revision,
     pub from: VersionId,
     pub to: VersionId,
     /// In the words of CONVENTIONS.md: running, paused, blocked, failed, cancelled, successful.
@@ -34,7 +33,7 @@ pub struct Outlook {
     pub by: Option<Arc<str>>,
     pub began_ms: u64,
     pub turned_ms: u64,
-    /// Log time at which the window under way ends; None where no time ends it.
+    /// Log time at which the window under way ends; None where no time ends it, or something else is waited for.
     pub until_ms: Option<u64>,
     pub failures: u16,
     pub counts: Option<Count2>,
@@ -53,7 +52,6 @@ pub fn outlook(state: &State, job: &Job) -> Option<Outlook> {
     Some(Outlook {
         request: job.request.clone(),
         revision: rollout.revision,
-        former_revision: job.revision.min(rollout.revision),
         from: rollout.from.version.clone(),
         to: rollout.to.version.clone(),
         status: status.into(),
@@ -69,7 +67,7 @@ pub fn outlook(state: &State, job: &Job) -> Option<Outlook> {
         by: rollout.by.clone(),
         began_ms: rollout.began_ms,
         turned_ms: rollout.turned_ms,
-        until_ms: until(rollout),
+        until_ms: until(rollout).filter(|until| *until > state.meta().now_ms),
         failures: rollout.failures,
         counts: rollout.counts.as_deref().copied(),
     })

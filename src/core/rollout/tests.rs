@@ -45,6 +45,11 @@ fn start(state: &mut State, version: &str, strategy: Strategy) -> Result<(), Ref
     testing::try_run(state, intent).map(drop)
 }
 
+fn scale(state: &mut State, replicas: u16) {
+    let target = Target { replicas, why: crate::autoscaler::Why::Asked, inputs: None, seen: None, learned: None };
+    testing::run(state, Intent::Scale { request: request(), tenant: None, target });
+}
+
 fn say(state: &mut State, turn: Turn) -> Result<(), Refusal> {
     testing::try_run(state, Intent::TurnRollout { request: request(), tenant: None, revision: None, turn }).map(drop)
 }
@@ -245,8 +250,7 @@ fn replicas_that_come_or_are_lost_in_the_middle_end_up_on_the_new_version() {
     start(&mut state, "v2", strategy()).unwrap();
     look(&mut state);
     agents(&mut state, |_| true);
-    let target = Target { replicas: 5, why: crate::autoscaler::Why::Asked, inputs: None, seen: None, learned: None };
-    testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target });
+    scale(&mut state, 5);
     assert!(versions(&state).iter().filter(|version| *version == "v1").count() >= 4, "new ones are proven ones");
     let lost = job(&state).replicas[0].allocation().unwrap().node;
     let down = Intent::NodeStates(vec![(lost, Incarnation(1), crate::node::NodeState::Down)]);
@@ -258,13 +262,11 @@ fn replicas_that_come_or_are_lost_in_the_middle_end_up_on_the_new_version() {
 #[test]
 fn one_that_sleeps_changes_its_version_and_wakes_with_the_new_one() {
     let mut state = world(1, 4, 1);
-    let target =
-        |replicas| Target { replicas, why: crate::autoscaler::Why::Idle, inputs: None, seen: None, learned: None };
-    testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target: target(0) });
+    scale(&mut state, 0);
     agents(&mut state, |_| true);
     start(&mut state, "v2", strategy()).unwrap();
     rest(&mut state, 0, |_| true);
-    testing::run(&mut state, Intent::Scale { request: request(), tenant: None, target: target(1) });
+    scale(&mut state, 1);
     assert_eq!(versions(&state), ["v2"]);
 }
 
